@@ -1,0 +1,47 @@
+# The doors of the project. `make demo` and `make test` set up all they need in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SOURCES := $(shell git ls-files '*.py' '*.yaml' '*.json' setup.cfg pyproject.toml 2>/dev/null)
+
+.PHONY: demo test check types install clean
+
+# Runs the library's demo recipe through every stage on this machine's CPU.
+demo: $(STAMP)
+	$(BIN)/sousbatch submit hangul-restoration
+
+# The suite runs against the installed wheel, two processes at once.
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -P -m pytest -n 2 --dist worksteal -q $(TESTS)
+
+check: $(VENV)/.checks types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(MAKE) test
+
+types: $(VENV)/.checks build/as/sousbatch
+	cd build/as && MYPYPATH=. $(abspath $(BIN))/mypy --config-file sousbatch/setup.cfg sousbatch
+
+build/as/sousbatch:
+	mkdir -p $(@D) && ln -sfn "$(CURDIR)" $@
+
+# Rebuilt and installed anew when a source has changed; the packages stay.
+$(STAMP): $(VENV)/.packages $(SOURCES)
+	rm -rf build/lib
+	$(BIN)/pip install -q --no-deps --force-reinstall .
+	touch $@
+
+$(VENV)/.packages: constraints.txt setup.cfg
+	$(PYTHON) -m venv $(VENV)
+	rm -rf build/lib
+	$(BIN)/pip install -q -c constraints.txt torch
+	$(BIN)/pip install -q -c constraints.txt ".[test]"
+	touch $@
+
+$(VENV)/.checks: $(STAMP)
+	$(BIN)/pip install -q -c constraints.txt mypy ruff types-psutil types-PyYAML
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,3 @@
+"""Turn a fine-tuning recipe into jobs, a half-precision model and complete predictions."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,226 @@
+"""Committed checkpoints: written under a temporary name, marked last, then renamed.
+
+A folder `step-00000100` with a marker is a checkpoint; anything else is not, however whole it
+looks. Folders of other trainers are *foreign*: listed, verified and consolidated, never removed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from .. import files
+from ..errors import DamagedError, NotFoundError
+
+MARKER = "checkpoint.json"
+_FORMAT = 1
+_NAME = re.compile(r"step-(\d{8,})")
+_FOREIGN_NAME = re.compile(r"(?:checkpoint-|global_step)(\d+)")
+
+Status = Literal["committed", "foreign", "torn"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """One training state on disk. *metric* is None where none was measured."""
+
+    path: Path
+    step: int
+    attempt: int = 0
+    status: Status = "committed"
+    content: Literal["full", "weights"] = "full"
+    num_bytes: int = 0
+    metric: float | None = None
+    is_pinned: bool = False
+    world_size: int = 0
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """What newer means: attempt and step, never a clock."""
+        return (self.step, self.attempt)
+
+
+def begin(folder: Path, step: int, attempt: int) -> Path:
+    """Return an empty temporary folder for the checkpoint of *step*; one rank calls it.
+
+    Removes what killed saves left: nothing that was committed has such a name.
+    """
+    files.make_private_dir(folder)
+    for path in folder.iterdir():
+        if path.name.startswith(files.TEMPORARY_PREFIX):
+            files.remove_tree(path)
+    return files.make_private_dir(temporary_dir(folder, step, attempt))
+
+
+def temporary_dir(folder: Path, step: int, attempt: int) -> Path:
+    """Return the temporary name that all ranks of an attempt write the checkpoint of *step* to."""
+    return folder / f"{files.TEMPORARY_PREFIX}step-{step:08d}.{attempt:04d}"
+
+
+def commit(
+    temporary: Path, *, step: int, attempt: int, metric: float | None, world_size: int, check_fence: Callable[[], None]
+) -> Checkpoint:
+    """Make the state in *temporary* a checkpoint; one rank calls it, after all have written.
+
+    Raises:
+        FencedError: a newer attempt exists; nothing was committed.
+    """
+    entries = {
+        str(path.relative_to(temporary)): _fingerprint(path) for path in sorted(temporary.rglob("*")) if path.is_file()
+    }
+    values = {
+        "format": _FORMAT,
+        "step": step,
+        "attempt": attempt,
+        "metric": metric,
+        "world_size": world_size,
+        "files": entries,
+    }
+    files.sync_tree(temporary)
+    files.write_json(temporary / MARKER, values)
+    target = temporary.parent / f"step-{step:08d}"
+    check_fence()
+    if target.exists():  # an older attempt committed this step and training went back behind it
+        files.remove_tree(target)
+    os.rename(temporary, target)
+    files.sync_dir(temporary.parent)
+    return read_checkpoint(target)
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    """Return size and digest of a file.
+
+    A torch file is a zip whose directory holds the CRC-32 of every record, so the digest of
+    the directory vouches for all of it without reading it again at save.
+    """
+    size = path.stat().st_size
+    if path.suffix == ".pt" and zipfile.is_zipfile(path):
+        return {"num_bytes": size, "zip_directory": _zip_directory(path)}
+    return {"num_bytes": size, "sha256": files.digest_file(path)}
+
+
+def _zip_directory(path: Path) -> str:
+    with zipfile.ZipFile(path) as archive:
+        rows = [(info.filename, info.file_size, info.CRC, info.header_offset) for info in archive.infolist()]
+    return hashlib.sha256(files.canonical_json(rows).encode()).hexdigest()
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Return the committed checkpoint at *path*.
+
+    Raises:
+        NotFoundError: there is no marker.
+        DamagedError: the marker is not readable.
+    """
+    try:
+        values = files.read_json(path / MARKER)
+        sizes = [entry["num_bytes"] for entry in values["files"].values()]
+        return Checkpoint(
+            path=path,
+            step=values["step"],
+            attempt=values["attempt"],
+            num_bytes=sum(sizes),
+            metric=values["metric"],
+            world_size=values["world_size"],
+            is_pinned=(path / "pinned").exists(),
+        )
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{path} is no committed checkpoint: it has no {MARKER}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"the marker {path / MARKER} cannot be read: {error}") from error
+
+
+def list_checkpoints(folder: Path) -> tuple[Checkpoint, ...]:
+    """Return what is in *folder*, oldest first: committed, torn and foreign ones.
+
+    *folder* may hold the checkpoints or be one.
+    """
+    if not folder.is_dir():
+        raise NotFoundError(f"{folder} is not a folder")
+    found = [
+        one
+        for path in (folder, *sorted(folder.iterdir()))
+        if path.is_dir() and (one := _look(path, is_root=path == folder))
+    ]
+    return tuple(sorted(found, key=lambda checkpoint: checkpoint.order))
+
+
+def committed(folder: Path) -> tuple[Checkpoint, ...]:
+    """Return the committed checkpoints of *folder*, oldest first; none when it does not exist."""
+    if not folder.is_dir():
+        return ()
+    return tuple(one for one in list_checkpoints(folder) if one.status == "committed")
+
+
+def last_committed(folder: Path) -> Checkpoint | None:
+    """Return the newest committed checkpoint of *folder*, if any."""
+    return (committed(folder) or (None,))[-1]
+
+
+def best_committed(folder: Path, goal: Literal["lowest", "highest"]) -> Checkpoint | None:
+    """Return the committed checkpoint with the best metric; the newest one where none has a metric."""
+    measured = [one for one in committed(folder) if one.metric is not None]
+    if not measured:
+        return last_committed(folder)
+    return min(measured, key=lambda one: ((one.metric or 0.0) * (1 if goal == "lowest" else -1), -one.step))
+
+
+def _look(path: Path, *, is_root: bool) -> Checkpoint | None:
+    if (path / MARKER).is_file() and _NAME.fullmatch(path.name):
+        try:
+            return read_checkpoint(path)
+        except DamagedError:
+            return Checkpoint(path=path, step=_step_in(path), status="torn", num_bytes=files.num_bytes_below(path))
+    if path.name.startswith(f"{files.TEMPORARY_PREFIX}step-"):
+        return Checkpoint(path=path, step=_step_in(path), status="torn", num_bytes=files.num_bytes_below(path))
+    if _FOREIGN_NAME.fullmatch(path.name) or any(path.glob("*_states.pt")) or (is_root and (path / "latest").is_file()):
+        return Checkpoint(path=path, step=_step_in(path), status="foreign", num_bytes=files.num_bytes_below(path))
+    return None
+
+
+def _step_in(path: Path) -> int:
+    number = re.search(r"(\d+)", path.name)
+    return int(number[1]) if number else 0
+
+
+def verify(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Return what is wrong with a checkpoint's files; nothing when all is as it was committed.
+
+    A foreign one has no marker: of it the zip records' CRCs are checked.
+    """
+    if checkpoint.status == "torn":
+        return (f"{checkpoint.path} was never committed",)
+    if checkpoint.status == "foreign":
+        problems = [_zip_problem(path, path.name) for path in sorted(checkpoint.path.rglob("*.pt"))]
+        return tuple(problem for problem in problems if problem)
+    entries: dict[str, dict[str, Any]] = files.read_json(checkpoint.path / MARKER)["files"]
+    problems = [_problem(checkpoint.path / name, name, entry) for name, entry in sorted(entries.items())]
+    return tuple(problem for problem in problems if problem)
+
+
+def _problem(path: Path, name: str, entry: dict[str, Any]) -> str:
+    if not path.is_file():
+        return f"{name} is missing"
+    size = path.stat().st_size
+    if size != entry["num_bytes"]:
+        return f"{name} has {size:,} bytes; {entry['num_bytes']:,} were committed"
+    if "sha256" in entry:
+        return "" if files.digest_file(path) == entry["sha256"] else f"{name} has other bytes than were committed"
+    if problem := _zip_problem(path, name):
+        return problem
+    return "" if _zip_directory(path) == entry["zip_directory"] else f"{name} is another file than was committed"
+
+
+def _zip_problem(path: Path, name: str) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except (zipfile.BadZipFile, OSError) as error:
+        return f"{name} is not a whole torch file: {error}"
+    return f"{name}: record {broken} is damaged" if broken else ""

@@ -1,0 +1,1 @@
+"""Read training checkpoints without their frameworks and stream them into half-precision model folders."""

@@ -1,0 +1,87 @@
+"""The small files of a model folder: configuration, tokenizer, adapter's configuration."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Set
+from pathlib import Path
+from typing import Any
+
+from ...errors import DamagedError, NotFoundError
+from ...files import digest_file, read_json, write_json
+from .manifest import FileRecord
+from .source import Source
+
+CONFIG_NAME = "config.json"
+ADAPTER_CONFIG_NAME = "adapter_config.json"
+# What transformers and peft read beside the weights; all else of a training folder stays there.
+_COPIED = (
+    "generation_config.json tokenizer* special_tokens_map.json added_tokens.json vocab.* merges.txt *.model "
+    "*.tiktoken chat_template* preprocessor_config.json processor_config.json "
+    "modeling_*.py configuration_*.py tokenization_*.py"
+).split()
+
+
+def read_config(folder: Path, name: str) -> dict[str, Any] | None:
+    """Return a folder's JSON configuration, None where it has none; `DamagedError` when it is not JSON."""
+    try:
+        config = read_json(folder / name)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise DamagedError(f"{folder / name}: not JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise DamagedError(f"{folder / name}: holds {type(config).__name__}, not a mapping")
+    return config
+
+
+def write_beside(source: Source, copy_from: Path | None, folder: Path, dtype: str) -> None:
+    """Write into *folder* what belongs beside the weights of *source*; config.json names their *dtype*.
+
+    Raises:
+        NotFoundError: an adapter without its configuration, which holds its rank and scaling.
+    """
+    if source.content == "adapter":
+        if source.adapter_config is None:
+            raise NotFoundError(f"{source.path}: has no {ADAPTER_CONFIG_NAME} beside it; put it there")
+        write_json(folder / ADAPTER_CONFIG_NAME, dict(source.adapter_config))
+    if copy_from is None:
+        return
+    config = read_config(copy_from, CONFIG_NAME)
+    if config is not None and source.content == "model":
+        write_json(folder / CONFIG_NAME, with_dtype(config, dtype))
+    for pattern in _COPIED:
+        for path in sorted(copy_from.glob(pattern)):
+            if path.is_file():
+                shutil.copyfile(path, folder / path.name)
+
+
+def with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """Return a transformers configuration whose weights are of *dtype*, its parts (text_config) too.
+
+    transformers 5 reads `dtype`, 4 `torch_dtype`: the old key is kept where it is, never added.
+    """
+    changed = {
+        key: with_dtype(value, dtype)
+        if key.endswith("_config")
+        and key != "quantization_config"
+        and isinstance(value, dict)
+        and _names_dtype(value)
+        else value
+        for key, value in config.items()
+    }
+    old = {"torch_dtype": dtype} if "torch_dtype" in config else {}
+    return {**changed, **old, "dtype": dtype}
+
+
+def _names_dtype(config: Mapping[str, Any]) -> bool:
+    return "dtype" in config or "torch_dtype" in config
+
+
+def records(folder: Path, *, without: Set[str]) -> tuple[FileRecord, ...]:
+    """Return a record of every file in *folder* but those named in *without*, by name."""
+    return tuple(
+        FileRecord(name=path.name, num_bytes=path.stat().st_size, sha256=digest_file(path))
+        for path in sorted(folder.iterdir())
+        if path.name not in without
+    )

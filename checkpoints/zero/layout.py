@@ -1,0 +1,221 @@
+"""Where ZeRO stages 0 to 3 put each parameter: the rank files of one tag, made into a `Source`.
+
+Written for DeepSpeed 0.19.8, whose layouts the tests generate. Each layout checks itself:
+the elements that its parameters take must be the elements that the files hold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ...errors import DamagedError, IncompleteError, UsageError
+from .ranks import SINGLE_MODEL, Rank, read_models, read_ranks
+from .source import DTYPES, Role, Source, SourceTensor, cut
+from .state import State
+from .unpickle import StoredTensor
+
+_Shape = tuple[int, ...]
+
+
+def read_zero(tag_dir: Path) -> Source:
+    """Read where every tensor of the checkpoint in *tag_dir* lies, and check that all of it is there.
+
+    Raises:
+        UsageError: a layout that is not converted here; the message names the way out.
+        IncompleteError: a rank's file is missing.
+        DamagedError: files that do not fit together or are cut off.
+    """
+    ranks = read_ranks(tag_dir)
+    if not ranks:
+        return _read_unpartitioned(tag_dir)
+    zero_stage = ranks[0].zero_stage
+    models = read_models(tag_dir, zero_stage, len(ranks))
+    _check_masters(models[0], ranks)
+    if zero_stage == 3:
+        tensors = [*_frozen_in_pieces(models), *_trained_in_pieces(models[0], ranks)]
+    else:
+        trained = _trained_in_stream(models[0], ranks)
+        tensors = [*_frozen_whole(models[0], trained), *trained]
+    source = _source(models[0], [*_buffers(models[0]), *tensors], zero_stage, len(ranks))
+    _check_complete(models[0], source.tensors)
+    stored = {tensor.name for tensor in source.tensors}
+    shared = models[0].names("shared_params")
+    return replace(source, aliases=tuple((name, kept) for name, kept in shared.items() if kept in stored))
+
+
+def _source(model: State, tensors: Sequence[SourceTensor], zero_stage: int, world_size: int) -> Source:
+    tag_dir = model.path.parent
+    return Source(
+        path=tag_dir,
+        content="model",
+        tensors=tuple(tensors),
+        tag=tag_dir.name,
+        step=model.integer("global_steps") if model.has("global_steps") else None,
+        zero_stage=zero_stage,
+        world_size=world_size,
+        ds_version=str(model.values.get("ds_version", "")),
+    )
+
+
+def _read_unpartitioned(tag_dir: Path) -> Source:
+    """Stage 0: the module is the model, and tied weights are two names of one place in the file."""
+    if not (tag_dir / SINGLE_MODEL).is_file():
+        raise IncompleteError(f"{tag_dir}: holds neither optim_states of any rank nor {SINGLE_MODEL}")
+    model = read_models(tag_dir, 0, 1)[0]
+    if model.values.get("param_shapes") is not None:
+        raise IncompleteError(f"{tag_dir}: its optim_states, which hold the fp32 master weights, are missing")
+    buffers = _buffers(model)
+    tensors, aliases = buffers, []
+    is_buffer = {tensor.name for tensor in buffers}
+    first_names: dict[tuple[int, _Shape], str] = {}
+    for name, stored in model.below("module").tensors().items():
+        if name in is_buffer:
+            continue
+        kept = (
+            first_names.setdefault((stored.offset_bytes, stored.shape), name) if stored.num_elements else name
+        )
+        if kept == name:
+            tensors.append(_whole(name, stored, "unknown"))
+        else:
+            aliases.append((name, kept))
+    world_size = model.integer("dp_world_size") if model.has("dp_world_size") else 1
+    return replace(_source(model, tensors, 0, world_size), aliases=tuple(aliases))
+
+
+def _check_masters(model: State, ranks: Sequence[Rank]) -> None:
+    num_groups = len(model.items_of("param_shapes"))
+    for rank in ranks:
+        if len(rank.masters) != num_groups:
+            raise DamagedError(
+                f"{rank.path}: holds {len(rank.masters)} groups, {model.path.name} names {num_groups}"
+            )
+    if num_groups and not any(master.num_elements for rank in ranks for master in rank.masters):
+        raise UsageError(
+            f"{ranks[0].path}: its master weights are empty, for they were swapped to NVMe; merge them with "
+            "DeepSpeed's ds_to_universal.py, or save with the optimizer offloaded to the CPU"
+        )
+
+
+def _trained_in_pieces(model: State, ranks: Sequence[Rank]) -> list[SourceTensor]:
+    """Stage 3: each rank holds the same slice of every parameter; the tail of the last ones is padding."""
+    tensors = []
+    for group, shapes in enumerate(model.shape_groups("param_shapes")):
+        offset = 0
+        masters = [rank.masters[group] for rank in ranks]
+        for name, shape in shapes.items():
+            tensors.append(_joined(name, shape, masters, offset, "trained"))
+            offset += math.ceil(math.prod(shape) / len(ranks))
+        for rank, master in zip(ranks, masters, strict=True):
+            if master.num_elements != offset:
+                raise DamagedError(
+                    f"{rank.path}: group {group} holds {master.num_elements} elements, "
+                    f"its parameters take {offset}"
+                )
+    return tensors
+
+
+def _frozen_in_pieces(models: Sequence[State]) -> list[SourceTensor]:
+    """Stage 3: frozen parameters are cut like trained ones, into the model files of all ranks."""
+    if not models[0].values.get("frozen_param_fragments"):
+        return []
+    fragments = [model.below("frozen_param_fragments") for model in models]
+    shapes = models[0].below("frozen_param_shapes").shapes()
+    return [
+        _joined(name, shape, [fragment.tensor(name) for fragment in fragments], 0, "frozen")
+        for name, shape in shapes.items()
+    ]
+
+
+def _joined(
+    name: str, shape: _Shape, pieces: Sequence[StoredTensor], offset: int, role: Role
+) -> SourceTensor:
+    num_elements = math.prod(shape)
+    part = math.ceil(num_elements / len(pieces))
+    segments = tuple(
+        piece.segment(offset, min(part, num_elements - rank * part))
+        for rank, piece in enumerate(pieces)
+        if rank * part < num_elements
+    )
+    return SourceTensor(name=name, shape=shape, dtype=_one_dtype(pieces), segments=segments, role=role)
+
+
+def _trained_in_stream(model: State, ranks: Sequence[Rank]) -> list[SourceTensor]:
+    """Stages 1 and 2: the ranks' partitions of a group, end to end, are its parameters end to end."""
+    module = model.below("module").tensors()
+    tensors = []
+    for group, shapes in enumerate(model.shape_groups("param_shapes")):
+        masters = [rank.masters[group] for rank in ranks]
+        stream = [master.segment(0, master.num_elements) for master in masters]
+        gaps = ranks[0].gaps[group] if ranks[0].gaps else (0,) * len(shapes)
+        if len(gaps) != len(shapes):
+            raise DamagedError(
+                f"{ranks[0].path}: group {group} has {len(gaps)} paddings for {len(shapes)} parameters"
+            )
+        dtype = _one_dtype(masters)
+        offset = 0
+        for (name, shape), gap in zip(shapes.items(), gaps, strict=True):
+            segments = tuple(cut(stream, DTYPES[dtype].num_bytes, offset, math.prod(shape)))
+            twin = _whole(name, module[name], "trained") if name in module else None
+            if twin is not None and twin.shape != shape:
+                raise DamagedError(
+                    f"{model.path}: {name!r} has shape {twin.shape}, param_shapes says {shape}"
+                )
+            tensors.append(
+                SourceTensor(
+                    name=name, shape=shape, dtype=dtype, segments=segments, role="trained", twin=twin
+                )
+            )
+            offset += math.prod(shape) + gap
+        _check_consumed(ranks, group, offset, sum(master.num_elements for master in masters))
+    return tensors
+
+
+def _check_consumed(ranks: Sequence[Rank], group: int, taken: int, held: int) -> None:
+    # Groups are aligned to twice the number of ranks, and the padding is sometimes stripped.
+    align = 2 * len(ranks)
+    if math.ceil(taken / align) != math.ceil(held / align):
+        raise DamagedError(
+            f"{ranks[0].path}: group {group} of all ranks holds {held} elements, its parameters take {taken}"
+        )
+
+
+def _frozen_whole(model: State, trained: Sequence[SourceTensor]) -> list[SourceTensor]:
+    """Stages 1 and 2: the module holds frozen parameters whole; at stage 1 DeepSpeed's scripts drop them."""
+    known = {tensor.name for tensor in trained} | _buffer_names(model) | set(model.names("shared_params"))
+    module = model.below("module").tensors()
+    return [_whole(name, stored, "frozen") for name, stored in module.items() if name not in known]
+
+
+def _buffers(model: State) -> list[SourceTensor]:
+    names = _buffer_names(model)
+    module = model.below("module").tensors()
+    return [_whole(name, stored, "buffer") for name, stored in module.items() if name in names]
+
+
+def _buffer_names(model: State) -> set[str]:
+    return set(map(str, model.items_of("buffer_names")))
+
+
+def _check_complete(model: State, tensors: Sequence[SourceTensor]) -> None:
+    """Refuse a checkpoint whose module names a tensor for which no data was found."""
+    found = {tensor.name for tensor in tensors} | set(model.names("shared_params"))
+    lost = [name for name in model.below("module").tensors() if name not in found]
+    if lost:
+        raise DamagedError(
+            f"{model.path}: {len(lost)} of its tensors are stored nowhere: {', '.join(lost[:5])}"
+        )
+
+
+def _whole(name: str, stored: StoredTensor, role: Role) -> SourceTensor:
+    segments = (stored.segment(0, stored.num_elements),) if stored.num_elements else ()
+    return SourceTensor(name=name, shape=stored.shape, dtype=stored.dtype, segments=segments, role=role)
+
+
+def _one_dtype(pieces: Sequence[StoredTensor]) -> str:
+    dtypes = sorted({piece.dtype for piece in pieces})
+    if len(dtypes) != 1 or dtypes[0] not in DTYPES:
+        raise DamagedError(f"{pieces[0].path}: the ranks hold master weights of dtype {', '.join(dtypes)}")
+    return dtypes[0]

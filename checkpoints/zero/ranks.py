@@ -1,0 +1,162 @@
+"""The rank files of one DeepSpeed tag: which there are, whether they belong together, what each holds.
+
+What is refused here is refused by name: a foreign layout would convert into a model that
+loads and is wrong.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...errors import DamagedError, IncompleteError, UsageError
+from .state import State
+from .unpickle import StoredTensor
+
+SINGLE_MODEL = "mp_rank_00_model_states.pt"
+_OPTIMIZER = re.compile(r"(?:bf16_)?zero_pp_rank_(\d+)_mp_rank_00_optim_states\.pt")
+_MODEL = re.compile(r"zero_pp_rank_(\d+)_mp_rank_00_model_states\.pt")
+_FOREIGN = (
+    (
+        re.compile(r".*expert_\d+_mp_rank_.*_states\.pt|expp_rank_.*_states\.pt"),
+        "native mixture-of-experts layers",
+    ),
+    (re.compile(r"layer_\d+-model_.*_states\.pt"), "pipeline parallelism"),
+    (re.compile(r".*mp_rank_(?!00_)\d+_.*_states\.pt"), "tensor or pipeline parallelism"),
+)
+_ADVICE = "merge it with DeepSpeed's ds_to_universal.py, or save 16-bit weights from the training itself"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rank:
+    """One rank's masters: a flat tensor per parameter group (stages 1, 2) or sub-group (stage 3).
+
+    *gaps* are the elements left free behind each parameter of each group (stages 1, 2 with
+    parameter_alignment); empty where there are none.
+    """
+
+    path: Path
+    zero_stage: int
+    world_size: int
+    masters: tuple[StoredTensor, ...]
+    gaps: tuple[tuple[int, ...], ...]
+
+
+def is_tag_dir(path: Path) -> bool:
+    """Say whether *path* holds the rank files of a DeepSpeed checkpoint."""
+    return any(path.glob("*_states.pt"))
+
+
+def read_ranks(tag_dir: Path) -> tuple[Rank, ...]:
+    """Read every rank's optimizer file, in rank order; none at stage 0.
+
+    Raises:
+        UsageError: another kind of parallelism wrote the folder.
+        IncompleteError: a rank's file is missing.
+        DamagedError: files of two savings are mixed, or one is cut off.
+    """
+    names = sorted(path.name for path in tag_dir.iterdir())
+    for pattern, what in _FOREIGN:
+        for name in filter(pattern.fullmatch, names):
+            raise UsageError(
+                f"{tag_dir}: {name} was written with {what}, which is not converted here; {_ADVICE}"
+            )
+    files = _by_rank(tag_dir, _OPTIMIZER)
+    if not files:
+        return ()
+    first = _read_rank(next(iter(files.values())))
+    _check_ranks(tag_dir, files, first.world_size, "optim_states")
+    ranks = tuple(_read_rank(path) for path in files.values())
+    for rank in ranks:
+        if (rank.world_size, rank.zero_stage) != (first.world_size, first.zero_stage):
+            raise DamagedError(
+                f"{rank.path}: written by {rank.world_size} ranks at stage {rank.zero_stage}, but "
+                f"{first.path.name} by {first.world_size} at stage {first.zero_stage}; "
+                "two savings are mixed in this folder"
+            )
+    return ranks
+
+
+def read_models(tag_dir: Path, zero_stage: int, world_size: int) -> list[State]:
+    """Read the model file; at stage 3 with frozen parameters every rank's, for each holds a piece of them."""
+    if zero_stage < 3:
+        return [_refuse_experts(State.load(tag_dir / SINGLE_MODEL))]
+    files = _by_rank(tag_dir, _MODEL)
+    _check_ranks(tag_dir, files, world_size, "model_states")
+    first = _refuse_experts(State.load(files[0]))
+    if not first.values.get("frozen_param_fragments"):
+        return [first]
+    return [first, *(State.load(files[rank]) for rank in range(1, world_size))]
+
+
+def _refuse_experts(model: State) -> State:
+    if model.values.get("ds_autoep_layers") or model.values.get("autoep_layers"):
+        raise UsageError(
+            f"{model.path}: its experts were partitioned by AutoEP, which is not converted here; {_ADVICE}"
+        )
+    return model
+
+
+def _by_rank(tag_dir: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
+    found: dict[int, Path] = {}
+    for path in sorted(tag_dir.iterdir()):
+        match = pattern.fullmatch(path.name)
+        if match is None:
+            continue
+        rank = int(match[1])
+        if rank in found:
+            raise DamagedError(
+                f"{tag_dir}: {found[rank].name} and {path.name} are both of rank {rank}; move one away"
+            )
+        found[rank] = path
+    return dict(sorted(found.items()))
+
+
+def _check_ranks(tag_dir: Path, files: Mapping[int, Path], world_size: int, what: str) -> None:
+    missing = [str(rank) for rank in range(world_size) if rank not in files]
+    if missing:
+        raise IncompleteError(
+            f"{tag_dir}: {what} of rank {', '.join(missing)} of {world_size} missing; copy them from the "
+            "node that wrote them, or use an older checkpoint"
+        )
+    stray = [path.name for rank, path in files.items() if rank >= world_size]
+    if stray:
+        raise DamagedError(
+            f"{tag_dir}: saved by {world_size} ranks, yet {', '.join(stray)} is left from a run of "
+            "another size; move it away"
+        )
+
+
+def _read_rank(path: Path) -> Rank:
+    state = State.load(path).below("optimizer_state_dict")
+    # BF16_Optimizer (bf16 with gradients accumulated in fp32) does not write its stage: it is 1.
+    zero_stage = state.integer("zero_stage") if state.has("zero_stage") else 1
+    if zero_stage not in (1, 2, 3):
+        raise UsageError(f"{path}: ZeRO stage {zero_stage} is unknown; known: 0, 1, 2, 3")
+    key = "fp32_flat_groups" if zero_stage == 3 else "single_partition_of_fp32_groups"
+    has_gaps = bool(state.values.get("param_alignment_paddings"))
+    return Rank(
+        path=path,
+        zero_stage=zero_stage,
+        world_size=_world_size(state),
+        masters=state.tensors_of(key),
+        gaps=tuple(map(_integers, state.items_of("param_alignment_paddings"))) if has_gaps else (),
+    )
+
+
+def _world_size(state: State) -> int:
+    counts = state.values.get("partition_count")
+    sizes = set(_integers(counts if isinstance(counts, list) else [counts]))
+    if len(sizes) != 1:
+        raise UsageError(
+            f"{state.path}: its groups are split over {counts} ranks, which is not converted here; {_ADVICE}"
+        )
+    return sizes.pop()
+
+
+def _integers(values: object) -> tuple[int, ...]:
+    return (
+        tuple(value for value in values if isinstance(value, int)) if isinstance(values, list | tuple) else ()
+    )

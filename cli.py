@@ -1,0 +1,256 @@
+"""The command line: parse, call, print. Results go to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from . import __version__
+from .errors import SousbatchError, nearest
+
+_DESCRIPTION = """\
+Turn a fine-tuning recipe into jobs on this machine, and get back a half-precision
+model and one complete predictions file.
+
+  sousbatch recipes list                                 what is in the library
+  sousbatch plan hangul-restoration                      what would run, and what it takes
+  sousbatch submit hangul-restoration train.steps=200    run it, with a value of your own
+  sousbatch status                                       where all runs stand, from any folder
+  sousbatch resume RUN                                   go on where a run stood
+"""
+_OVERRIDES = "values of the recipe in Hydra's form, such as train.learning_rate=1e-4 adapter=lora"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, with the nearest command, and exits with 2."""
+
+    def error(self, message: str) -> NoReturn:
+        if "invalid choice" in message and self._subparsers is not None:
+            word = message.split("'")[1]
+            known = [name for action in self._subparsers._group_actions for name in action.choices or ()]
+            message = f"{self.prog} has no command {word!r}; known: {', '.join(known)} {nearest(word, known)}".rstrip()
+        print(f"sousbatch: {message}; see {self.prog} --help", file=sys.stderr)
+        sys.exit(2)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = _Parser(prog="sousbatch", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--version", action="version", version=f"sousbatch {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_recipe_commands(commands)
+    _add_run_commands(commands)
+    _add_file_commands(commands)
+    return parser
+
+
+def _add(commands: argparse._SubParsersAction[_Parser], name: str, help: str, *examples: str) -> _Parser:
+    epilog = "examples:\n" + "\n".join(f"  sousbatch {example}" for example in examples) if examples else None
+    description = help[0].upper() + help[1:] + "."
+    return commands.add_parser(
+        name, help=help, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def _add_recipe_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
+    recipes = _add(commands, "recipes", "list and show recipes", "recipes list", "recipes show hangul-restoration")
+    verbs = recipes.add_subparsers(dest="verb", metavar="VERB", required=True)
+    listing = _add(
+        verbs,
+        "list",
+        "list the recipes of the library and of $SOUSBATCH_RECIPES",
+        "recipes list",
+        "recipes list --json",
+    )
+    listing.add_argument("--json", action="store_true", help="as JSON")
+    show = _add(
+        verbs,
+        "show",
+        "show one composed recipe, or every key that recipes have",
+        "recipes show hangul-restoration adapter=full",
+        "recipes show --keys",
+    )
+    show.add_argument("recipe", nargs="?", metavar="RECIPE", help="name, or path of a YAML file")
+    show.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=_OVERRIDES)
+    show.add_argument("--keys", action="store_true", help="list every key with its default and meaning")
+
+    plan = _add(
+        commands,
+        "plan",
+        "show what would run: stages, resources, memory, storage",
+        "plan hangul-restoration",
+        "plan hangul-restoration train.global_batch=64 --json",
+        "plan hangul-restoration --script",
+    )
+    _add_recipe_arguments(plan)
+    shape = plan.add_mutually_exclusive_group()
+    shape.add_argument("--json", action="store_true", help="the whole plan as JSON")
+    shape.add_argument("--script", action="store_true", help="the exact text that would be sent for each stage")
+
+    submit = _add(
+        commands,
+        "submit",
+        "plan, then run",
+        "submit hangul-restoration",
+        "submit hangul-restoration train.learning_rate=1e-3 seed=2",
+        "submit hangul-restoration --smoke",
+        "submit hangul-restoration --detach",
+    )
+    _add_recipe_arguments(submit)
+    submit.add_argument("--detach", action="store_true", help="return when the jobs are sent")
+    submit.add_argument("--smoke", action="store_true", help="try the whole chain: 2 steps, 8 rows")
+    submit.add_argument("--again", action="store_true", help="make another run of what has run already")
+
+
+def _add_recipe_arguments(parser: _Parser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="name, or path of a YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=_OVERRIDES)
+    parser.add_argument(
+        "--runs", metavar="DIR", help="folder that holds all runs (default $SOUSBATCH_RUNS, else ./runs)"
+    )
+
+
+def _add_run_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
+    status = _add(commands, "status", "show where runs stand", "status", "status 3f2a --watch")
+    status.add_argument(
+        "run", nargs="?", metavar="RUN", help="id or its beginning, recipe name, or folder; all runs when left out"
+    )
+    status.add_argument("--watch", action="store_true", help="until nothing runs any more")
+    status.add_argument("--json", action="store_true", help="as JSON")
+    logs = _add(commands, "logs", "print what a stage printed", "logs 3f2a", "logs 3f2a train -f")
+    logs.add_argument("run", metavar="RUN")
+    logs.add_argument("stage", nargs="?", metavar="STAGE", help="the one that failed, else the newest, when left out")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on until the stage ends")
+    cancel = _add(commands, "cancel", "end a run's jobs", "cancel 3f2a", "cancel 3f2a --save")
+    cancel.add_argument("run", metavar="RUN")
+    cancel.add_argument("--save", action="store_true", help="let training save first, at a step boundary")
+    resume = _add(commands, "resume", "go on where a run stood", "resume 3f2a", "resume 3f2a --detach")
+    resume.add_argument("run", metavar="RUN")
+    resume.add_argument("--detach", action="store_true", help="return when the jobs are sent")
+    clean = _add(
+        commands,
+        "clean",
+        "free the space of finished runs: checkpoints and units go, model and predictions stay",
+        "clean 3f2a",
+        "clean --older 30d",
+        "clean 3f2a --all",
+    )
+    clean.add_argument("run", nargs="?", metavar="RUN")
+    clean.add_argument("--older", metavar="AGE", help="every finished run that was submitted longer ago: 30d, 12h")
+    clean.add_argument("--all", action="store_true", help="the whole run folder, results too")
+    doctor = _add(commands, "doctor", "say what this machine offers and lacks", "doctor")
+    doctor.add_argument("--runs", metavar="DIR", help="folder that holds all runs")
+
+
+def _add_file_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
+    checkpoints = _add(
+        commands,
+        "checkpoints",
+        "look at, check and convert checkpoints, also those of other trainers",
+        "checkpoints list runs/hangul-restoration/3f2a",
+    )
+    verbs = checkpoints.add_subparsers(dest="verb", metavar="VERB", required=True)
+    listing = _add(verbs, "list", "list the checkpoints of a run or a folder", "checkpoints list 3f2a")
+    listing.add_argument("path", metavar="PATH", help="folder, or a run")
+    listing.add_argument("--json", action="store_true", help="as JSON")
+    verify = _add(verbs, "verify", "read every checkpoint and say what is damaged", "checkpoints verify 3f2a")
+    verify.add_argument("path", metavar="PATH", help="folder, or a run")
+    convert = _add(
+        verbs,
+        "consolidate",
+        "make a half-precision model of a DeepSpeed ZeRO checkpoint",
+        "checkpoints consolidate checkpoint-500 model",
+        "checkpoints consolidate checkpoint-500 model --dtype bfloat16",
+    )
+    convert.add_argument("path", metavar="CKPT", help="checkpoint folder")
+    convert.add_argument("out", metavar="OUT", help="folder to make")
+    convert.add_argument(
+        "--dtype",
+        choices=["float16", "bfloat16", "float32"],
+        default="float16",
+        help="type of the weights (default float16)",
+    )
+    convert.add_argument(
+        "--max-shard-gb", type=float, default=5.0, help="largest weight file, 1 GB = 10^9 bytes (default 5)"
+    )
+    convert.add_argument(
+        "--overflow",
+        choices=["refuse", "clamp", "bfloat16"],
+        default="refuse",
+        help="what to do with weights beyond float16's range",
+    )
+    convert.add_argument("--base", metavar="DIR", help="merge an adapter into this model")
+    convert.add_argument(
+        "--copy-from", metavar="DIR", help="take config and tokenizer from here (default: the checkpoint)"
+    )
+    convert.add_argument("--workers", type=int, default=0, help="threads (default: one per core)")
+    predictions = _add(
+        commands,
+        "predictions",
+        "merge and score prediction files, also those of other trainers",
+        "predictions merge shards/rank*.jsonl --out predictions.jsonl",
+    )
+    verbs = predictions.add_subparsers(dest="verb", metavar="VERB", required=True)
+    merge = _add(
+        verbs,
+        "merge",
+        "join shards into one file in row order, or name what is missing",
+        "predictions merge shards/rank*.jsonl --out predictions.jsonl --rows 5000",
+    )
+    merge.add_argument(
+        "paths", nargs="+", metavar="PATH", help="shards (.jsonl or .csv), a folder of them, or a folder of units"
+    )
+    merge.add_argument("--out", required=True, metavar="FILE", help="the merged file")
+    merge.add_argument("--rows", type=int, help="how many rows there must be")
+    merge.add_argument(
+        "--index", default="index", metavar="FIELD", help="field that holds a row's position (default index)"
+    )
+    score = _add(
+        verbs,
+        "score",
+        "measure predictions against a data file",
+        "predictions score predictions.jsonl --data test.jsonl --target summary",
+    )
+    score.add_argument("path", metavar="FILE", help="merged predictions (.jsonl)")
+    score.add_argument("--data", required=True, metavar="FILE", help="the rows that were predicted")
+    score.add_argument(
+        "--target", default="target", metavar="COLUMN", help="column of the right answers (default target)"
+    )
+    score.add_argument(
+        "--input",
+        default="input",
+        metavar="COLUMN",
+        help="column of the inputs, for the copying baseline (default input)",
+    )
+    score.add_argument(
+        "--field", default="prediction", metavar="FIELD", help="field of the prediction (default prediction)"
+    )
+    score.add_argument(
+        "--tokenizer", choices=["words", "characters"], default="words", help="units of ROUGE (default words)"
+    )
+    score.add_argument("--json", action="store_true", help="as JSON")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 1 the run failed, 2 it cannot work."""
+    parsed = build_parser().parse_args(arguments)
+    from . import commands
+
+    try:
+        code = commands.run(parsed)
+        sys.stdout.flush()
+        return code
+    except SousbatchError as error:
+        print(f"sousbatch: {error}", file=sys.stderr)
+        return error.exit_code if error.exit_code in (1, 2) else 1
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        sys.stderr.close()
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

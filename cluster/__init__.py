@@ -1,0 +1,1 @@
+"""WHERE it runs: this machine, its devices, ranks and ports."""

@@ -1,0 +1,334 @@
+"""What each command does: call the packages, print what they return."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from . import show
+from .errors import NotFoundError, UsageError
+from .rundir import RunPaths, find_run, known_runs, runs_dir
+
+_SMOKE = (
+    "train.steps=2",
+    "checkpoints.every_steps=1",
+    "train.eval_rows=8",
+    "predict.rows=8",
+    "predict.max_new_tokens=8",
+)
+
+
+def run(arguments: Namespace) -> int:
+    """Do the command that was parsed and return its exit code."""
+    name = arguments.command + (f" {arguments.verb}" if hasattr(arguments, "verb") else "")
+    return _HANDLERS[name](arguments)
+
+
+def _recipes_list(arguments: Namespace) -> int:
+    from .recipes.compose import list_recipes
+
+    rows = [
+        {"name": recipe.name, "description": recipe.description, "path": str(recipe.path)} for recipe in list_recipes()
+    ]
+    print(
+        json.dumps(rows, indent=1, ensure_ascii=False)
+        if arguments.json
+        else show.columns([[row["name"], row["description"]] for row in rows])
+    )
+    return 0
+
+
+def _recipes_show(arguments: Namespace) -> int:
+    import yaml
+
+    from .recipes import check, schema
+    from .recipes.compose import compose
+
+    if arguments.keys:
+        print(show.keys(check.options(schema.Recipe)))
+        return 0
+    if arguments.recipe is None:
+        raise UsageError("name a recipe, or ask for --keys; `sousbatch recipes list` lists the library")
+    recipe = compose(arguments.recipe, arguments.overrides)
+    print(yaml.safe_dump(check.to_plain(recipe), allow_unicode=True, sort_keys=False), end="")
+    return 0
+
+
+def _plan_of(arguments: Namespace, extra: tuple[str, ...] = ()) -> Any:
+    from .cluster.site import this_machine
+    from .recipes.compile import compile
+    from .recipes.compose import compose
+    from .recipes.inputs import inspect
+
+    recipe = compose(arguments.recipe, (*arguments.overrides, *extra))
+    return compile(recipe, this_machine(), inspect(recipe, runs_dir(arguments.runs)))
+
+
+def _plan(arguments: Namespace) -> int:
+    from .launchers.local import LocalLauncher
+
+    plan = _plan_of(arguments)
+    if arguments.json:
+        print(plan.to_json(), end="")
+    elif arguments.script:
+        paths = RunPaths(root=runs_dir(arguments.runs) / plan.recipe.name / plan.run_id)
+        for request in LocalLauncher().prepare(plan, paths):
+            print(request.text)
+    else:
+        print(show.plan(plan))
+    return 0
+
+
+def _submit(arguments: Namespace) -> int:
+    from .launchers.local import LocalLauncher
+    from .launchers.submission import submit
+
+    plan = _plan_of(arguments, _SMOKE if arguments.smoke else ())
+    for warning in plan.warnings:
+        print(f"sousbatch: warning: {warning}", file=sys.stderr)
+    done = submit(plan, LocalLauncher(), runs_dir(arguments.runs), again=arguments.again)
+    return _after_sending(done, arguments.detach)
+
+
+def _resume(arguments: Namespace) -> int:
+    from .launchers.local import LocalLauncher
+    from .launchers.submission import resume
+
+    return _after_sending(resume(find_run(arguments.run), LocalLauncher()), arguments.detach)
+
+
+def _after_sending(done: Any, detach: bool) -> int:
+    from . import follow
+    from .launchers.local import LocalLauncher
+
+    words = {state.word for state in done.found.values()}
+    run_id = done.paths.run_id
+    if not done.sent:
+        if words == {"done"}:
+            print(f"sousbatch: run {run_id} is done already; --again makes another", file=sys.stderr)
+            print(show.results(done.plan, done.paths))
+        else:
+            print(
+                f"sousbatch: run {run_id} is under way already; `sousbatch status {run_id} --watch` follows it",
+                file=sys.stderr,
+            )
+        return 0
+    print(f"sousbatch: run {run_id} on {done.plan.site.name}, in {done.paths.root}", file=sys.stderr)
+    if detach:
+        print(run_id)
+        return 0
+    return follow.follow(done.plan, done.paths, LocalLauncher())
+
+
+def _status(arguments: Namespace) -> int:
+    from .launchers.local import LocalLauncher
+    from .launchers.status import is_final, many_states
+
+    def look() -> tuple[Any, bool]:
+        found = many_states([find_run(arguments.run)] if arguments.run else known_runs(), LocalLauncher())
+        return found, all(is_final(states) for _, _, states in found)
+
+    while True:
+        found, is_over = look()
+        if arguments.json:
+            print(json.dumps(show.status_json(found), indent=1, ensure_ascii=False))
+        else:
+            print(show.run_status(*found[0]) if arguments.run else show.status(found), flush=True)
+        if is_over or not arguments.watch:
+            return 0
+        time.sleep(2)
+
+
+def _logs(arguments: Namespace) -> int:
+    from . import follow
+    from .launchers.local import LocalLauncher
+    from .recipes.plan import read_plan
+
+    paths = find_run(arguments.run)
+    plan = read_plan(paths.plan)
+    stage = plan.stage(arguments.stage) if arguments.stage else follow.telling_stage(plan, paths, LocalLauncher())
+    return follow.print_log(plan, paths, stage, LocalLauncher(), until_end=arguments.follow)
+
+
+def _cancel(arguments: Namespace) -> int:
+    from .launchers.local import LocalLauncher
+    from .launchers.submission import cancel
+
+    paths = find_run(arguments.run)
+    stages = cancel(paths, LocalLauncher(), save=arguments.save)
+    if not stages:
+        print(f"sousbatch: nothing of run {paths.run_id} is waiting or running", file=sys.stderr)
+        return 0
+    print(
+        f"sousbatch: cancelled {', '.join(stages)} of run {paths.run_id}; `sousbatch resume {paths.run_id}` goes on",
+        file=sys.stderr,
+    )
+    return 0
+
+
+def _clean(arguments: Namespace) -> int:
+    from .launchers.local import LocalLauncher
+    from .launchers.submission import clean
+
+    if bool(arguments.run) == bool(arguments.older):
+        raise UsageError("clean takes a run or --older AGE")
+    if arguments.run:
+        chosen = [find_run(arguments.run)]
+    else:
+        limit = time.time() - _age_s(arguments.older)
+        chosen = [paths for paths in known_runs() if paths.plan.stat().st_mtime < limit]
+    freed = 0
+    for paths in chosen:
+        freed += clean(paths, LocalLauncher(), whole=arguments.all, is_named=bool(arguments.run))
+    print(f"{len(chosen)} runs looked at, {show.size(freed)} freed")
+    return 0
+
+
+def _age_s(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([dh])", text)
+    if match is None:
+        raise UsageError(f"--older {text!r} is no age; write 30d or 12h")
+    return float(match[1]) * {"d": 86_400, "h": 3_600}[match[2]]
+
+
+def _doctor(arguments: Namespace) -> int:
+    from .doctor import examine
+
+    print(show.findings(examine(runs_dir(arguments.runs))))
+    return 0
+
+
+def _checkpoint_dirs(text: str) -> list[Path]:
+    """Return the folders of checkpoints that *text* means: a folder, or those of a run's train stages."""
+    folder = Path(text).expanduser()
+    if folder.is_dir() and not (folder / "plan.json").is_file():
+        return [folder]
+    try:
+        base = find_run(text).root / "checkpoints"
+    except NotFoundError as error:
+        raise NotFoundError(f"{text!r} is neither a folder nor a run; `sousbatch status` lists the runs") from error
+    return sorted(path for path in base.iterdir() if path.is_dir()) if base.is_dir() else []
+
+
+def _checkpoints_list(arguments: Namespace) -> int:
+    from .checkpoints.commit import list_checkpoints
+
+    found = [checkpoint for folder in _checkpoint_dirs(arguments.path) for checkpoint in list_checkpoints(folder)]
+    if arguments.json:
+        print(json.dumps([vars(one) | {"path": str(one.path)} for one in found], indent=1))
+    else:
+        print(show.checkpoints(found) if found else f"no checkpoints in {arguments.path}")
+    return 0
+
+
+def _checkpoints_verify(arguments: Namespace) -> int:
+    from .checkpoints.commit import list_checkpoints, verify
+
+    found = [checkpoint for folder in _checkpoint_dirs(arguments.path) for checkpoint in list_checkpoints(folder)]
+    bad = 0
+    for checkpoint in found:
+        problems = verify(checkpoint)
+        bad += bool(problems)
+        print(f"{checkpoint.path}: " + ("; ".join(problems) if problems else "whole"))
+    if not found:
+        raise NotFoundError(f"no checkpoints in {arguments.path}")
+    return 1 if bad else 0
+
+
+def _checkpoints_consolidate(arguments: Namespace) -> int:
+    from .checkpoints.zero.read import open_source
+    from .checkpoints.zero.write import consolidate
+
+    source_dir = Path(arguments.path).expanduser()
+    if not source_dir.is_dir():
+        raise NotFoundError(f"checkpoint {arguments.path!r} is not a folder")
+    started = time.monotonic()
+    with show.byte_progress("consolidating") as progress:
+        manifest = consolidate(
+            open_source(source_dir),
+            Path(arguments.out).expanduser().absolute(),
+            dtype=arguments.dtype,
+            max_shard_bytes=int(arguments.max_shard_gb * 1e9),
+            num_workers=arguments.workers or len(os.sched_getaffinity(0)),
+            overflow=arguments.overflow,
+            base_dir=Path(arguments.base).expanduser() if arguments.base else None,
+            copy_from=Path(arguments.copy_from).expanduser() if arguments.copy_from else source_dir,
+            progress=progress,
+        )
+    print(
+        f"{arguments.out}: {manifest.num_params:,} parameters, {manifest.dtype}, {show.size(manifest.num_bytes)}, "
+        f"{time.monotonic() - started:.1f} s"
+    )
+    return 0
+
+
+def _predictions_merge(arguments: Namespace) -> int:
+    from .jobs.predictions.gather import merge_units
+    from .jobs.predictions.shards import merge_shards
+
+    paths, out = [Path(path).expanduser() for path in arguments.paths], Path(arguments.out).expanduser().absolute()
+    missing = [str(path) for path in paths if not path.exists()]
+    if missing:
+        raise NotFoundError(f"{', '.join(missing)}: no such file or folder")
+    if len(paths) == 1 and (paths[0] / "layout.json").is_file():
+        print(merge_units(paths[0], out))
+        return 0
+    shards = [
+        file
+        for path in paths
+        for file in (sorted(path.glob("*.jsonl")) or sorted(path.glob("*.csv")) if path.is_dir() else [path])
+    ]
+    if not shards:
+        raise NotFoundError(f"{', '.join(arguments.paths)}: no .jsonl or .csv shards there")
+    print(merge_shards(shards, out, num_rows=arguments.rows, index_field=arguments.index))
+    return 0
+
+
+def _predictions_score(arguments: Namespace) -> int:
+    from .jobs.predictions.scores import score_with_baseline
+    from .recipes.rows import read_rows
+
+    for path in (arguments.path, arguments.data):
+        if not Path(path).is_file():
+            raise NotFoundError(f"{path!r} does not exist")
+    predictions, rows = list(read_rows(Path(arguments.path))), list(read_rows(Path(arguments.data)))
+    for row, column, path in ((predictions, arguments.field, arguments.path), (rows, arguments.target, arguments.data)):
+        if row and column not in row[0]:
+            raise UsageError(f"{path} has no column {column!r}; it has: {', '.join(row[0])}")
+    if any("index" in row and row["index"] != number for number, row in enumerate(predictions)):
+        raise UsageError(f"{arguments.path} is not in row order; `sousbatch predictions merge` puts it in order")
+    scores = score_with_baseline(
+        [str(row[arguments.field]) for row in predictions],
+        [str(row[arguments.target]) for row in rows],
+        [str(row.get(arguments.input, "")) for row in rows],
+        metrics=["character_accuracy", "cer", "exact_match", "rouge1", "rouge2", "rougeL"],
+        tokenizer=arguments.tokenizer,
+    )
+    print(json.dumps(scores, indent=1) if arguments.json else show.scores(scores))
+    return 0
+
+
+_HANDLERS: dict[str, Callable[[Namespace], int]] = {
+    "recipes list": _recipes_list,
+    "recipes show": _recipes_show,
+    "plan": _plan,
+    "submit": _submit,
+    "status": _status,
+    "logs": _logs,
+    "cancel": _cancel,
+    "resume": _resume,
+    "clean": _clean,
+    "doctor": _doctor,
+    "checkpoints list": _checkpoints_list,
+    "checkpoints verify": _checkpoints_verify,
+    "checkpoints consolidate": _checkpoints_consolidate,
+    "predictions merge": _predictions_merge,
+    "predictions score": _predictions_score,
+}

@@ -1,0 +1,128 @@
+"""Every error that a user can meet, in one small tree.
+
+    SousbatchError                exit code
+    |-- UsageError                2   asked for something that cannot work
+    |   |-- RecipeError           2   faults of a recipe, all at once
+    |   |-- PlanError             2   a recipe that this site, model or data cannot run
+    |   `-- NotFoundError         2   a run, stage, checkpoint or file that does not exist
+    `-- RunError                  1   the work failed
+        |-- DamagedError          1   a file is not what its marker or format says
+        |-- IncompleteError       1   rows or shards are missing
+        |-- FencedError           1   a newer attempt owns the stage
+        `-- NoRoomError           77  the store is full; what was committed is safe
+
+A job's exit code is all that the stage process learns of it: 0 done, 75 saved and
+stopped, 76 device out of memory, 77 no room, anything else failed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+EXIT_STOPPED = 75
+EXIT_DEVICE_MEMORY = 76
+EXIT_NO_ROOM = 77
+
+
+class SousbatchError(Exception):
+    """Base of all: shown as one line, without a traceback."""
+
+    exit_code = 1
+
+
+class UsageError(SousbatchError):
+    """The request cannot work as it was made."""
+
+    exit_code = 2
+
+
+class PlanError(UsageError):
+    """The recipe is sound, but this site, model or data cannot run it."""
+
+    def __init__(self, reasons: Sequence[str]) -> None:
+        self.reasons = tuple(reasons)
+        super().__init__("\n".join(self.reasons))
+
+
+class NotFoundError(UsageError):
+    """What was named does not exist."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """One thing that is wrong with a recipe."""
+
+    key: str
+    problem: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.problem}" + (f" ({self.hint})" if self.hint else "")
+
+
+class RecipeError(UsageError):
+    """All faults of one recipe, so that one look mends them all."""
+
+    def __init__(self, recipe: str, faults: Sequence[Fault]) -> None:
+        self.faults = tuple(faults)
+        lines = [f"recipe {recipe!r} has {len(self.faults)} fault{'s' * (len(self.faults) != 1)}:"]
+        super().__init__("\n".join(lines + [f"  {fault}" for fault in self.faults]))
+
+
+class RunError(SousbatchError):
+    """The work failed; what was committed before stands."""
+
+
+class DamagedError(RunError):
+    """A file's bytes are not what its marker or its format says."""
+
+
+class IncompleteError(RunError):
+    """Rows or shards are missing; the message names them."""
+
+
+class FencedError(RunError):
+    """A newer attempt of the stage exists, so this one may commit nothing more."""
+
+
+class NoRoomError(RunError):
+    """The store is full or over quota; what was committed before is safe."""
+
+    exit_code = EXIT_NO_ROOM
+
+
+@contextmanager
+def no_room_named(what: str) -> Iterator[None]:
+    """Turn 'disk full' and 'over quota' into a `NoRoomError` that says what was being written."""
+    try:
+        yield
+    except OSError as error:
+        if not is_no_room(error):
+            raise
+        raise NoRoomError(f"no room left while writing {what}: {error.strerror}; free some space and resume") from error
+
+
+def is_no_room(error: BaseException) -> bool:
+    """Say whether *error*, or what it came from, is a full disk or a spent quota.
+
+    torch reports a failed write as a RuntimeError of its zip writer that hides the
+    errno; the OSError, where there is one, is its cause or context.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, NoRoomError):
+            return True
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return a hint such as "did you mean 'tiny'?", or the empty string."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,147 @@
+"""The only writer of whole files: write a temporary name, fsync, rename. And locks.
+
+What appears under its own name is whole. A temporary name starts with `.tmp-`, so that
+every reader and every cleaner knows it at sight.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+TEMPORARY_PREFIX = ".tmp-"
+_BLOCK_BYTES = 1 << 20
+
+
+def canonical_json(value: Any) -> str:
+    """Return the one JSON text of *value*: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest_of(value: Any) -> str:
+    """Return the sha256 hex digest of *value*'s canonical JSON."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """Return the sha256 hex digest of a file's bytes, reading 1 MiB at a time."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as stream:
+        while block := stream.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def make_private_dir(path: Path) -> Path:
+    """Make *path* and its missing parents; what is made here is open to the owner only."""
+    if not path.is_dir():
+        make_private_dir(path.parent)
+        path.mkdir(mode=0o700, exist_ok=True)
+    return path
+
+
+def temporary_path(path: Path) -> Path:
+    """Return an unused temporary name beside *path*."""
+    return path.parent / f"{TEMPORARY_PREFIX}{path.name}.{secrets.token_hex(4)}"
+
+
+def sync_dir(path: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Yield a binary stream whose bytes appear as *path* only when the block ends well.
+
+    The file gets mode 0666 less the umask; its folder decides who can reach it.
+    """
+    temporary = temporary_path(path)
+    try:
+        with temporary.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+        sync_dir(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write *text* as the whole of *path*, atomically."""
+    with replacing(path) as stream:
+        stream.write(text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write *value* as readable JSON with sorted keys, atomically."""
+    write_text(path, json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read one JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def sync_tree(path: Path) -> None:
+    """Make every file and folder below *path* durable."""
+    for folder, _, names in os.walk(path):
+        for name in names:
+            descriptor = os.open(os.path.join(folder, name), os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        sync_dir(Path(folder))
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder: rename it out of every reader's sight first, then delete it."""
+    doomed = temporary_path(path)
+    try:
+        os.rename(path, doomed)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(doomed)
+
+
+def num_bytes_below(path: Path) -> int:
+    """Return the sum of the sizes of the regular files below *path*, links not followed."""
+    total = 0
+    for folder, _, names in os.walk(path):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(folder, name)).st_size
+            except FileNotFoundError:
+                continue
+    return total
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock file *path*; yield False at once when *wait* is off and another holds it.
+
+    The kernel frees the lock when its holder dies, however it dies, so there is no stale
+    lock to break. A child does not inherit it: Python's descriptors are close-on-exec.
+    """
+    with path.open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True

@@ -1,0 +1,1 @@
+"""DOING the work: one runnable door per kind of stage."""

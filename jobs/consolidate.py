@@ -1,0 +1,78 @@
+"""Consolidate: `python -m sousbatch.jobs.consolidate RUN STAGE` makes a model of a checkpoint."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from ..checkpoints.commit import best_committed, last_committed
+from ..checkpoints.zero.manifest import Manifest, read_manifest
+from ..checkpoints.zero.read import open_source
+from ..checkpoints.zero.write import consolidate as write_model
+from ..cluster import processes
+from ..errors import RunError
+from ..files import make_private_dir
+from .context import JobContext, run_job
+from .training.tracking import Tracker
+
+
+def consolidate(job: JobContext) -> int:
+    """Write the model of the train stage's best or last checkpoint; a finished one is left as it is."""
+    target = job.paths.model(job.stage.name)
+    if not (target / "manifest.json").is_file():
+        _report(job, _write(job))
+    else:
+        print(f"sousbatch: {target} is there already: {read_manifest(target).digest[:12]}", flush=True)
+    return 0
+
+
+def _write(job: JobContext) -> Manifest:
+    source = job.plan.upstream(job.stage, "train")
+    if source is None:
+        raise RunError(f"stage {job.stage.name!r} has no train stage to take a checkpoint of")
+    folder, spec = job.paths.checkpoints(source.name), job.recipe.consolidate
+    chosen = best_committed(folder, job.recipe.checkpoints.goal) if spec.choose == "best" else last_committed(folder)
+    if chosen is None:
+        raise RunError(f"{folder} has no committed checkpoint; `sousbatch resume {job.paths.run_id}` trains on")
+    print(f"sousbatch: the {spec.choose} checkpoint is step {chosen.step}, metric {chosen.metric}", flush=True)
+    is_adapter = job.recipe.adapter.method != "full"
+    make_private_dir(job.paths.model(job.stage.name).parent)
+    return write_model(
+        open_source(chosen.path),
+        job.paths.model(job.stage.name),
+        dtype=spec.dtype,
+        max_shard_bytes=int(spec.max_shard_gb * 1e9),
+        num_workers=len(os.sched_getaffinity(0)),
+        overflow=spec.overflow,
+        base_dir=job.base_model_dir(source) if is_adapter else None,
+        copy_from=chosen.path,
+        before_commit=job.check_fence,
+    )
+
+
+def _report(job: JobContext, manifest: Manifest) -> None:
+    facts = {
+        "num_params": manifest.num_params,
+        "num_bytes": manifest.num_bytes,
+        "dtype": manifest.dtype,
+        "step": manifest.step,
+        "digest": manifest.digest,
+        "num_overflowing": sum(manifest.num_overflowing.values()),
+    }
+    ledger = job.open_ledger()
+    ledger.write("model", **facts)
+    ledger.close()
+    tracker = Tracker(job)
+    tracker.summary(facts)
+    tracker.finish(0)
+
+
+def main() -> int:
+    """Run this job and return its exit code."""
+    processes.die_with_parent(signal.SIGKILL)
+    return run_job("consolidate", consolidate, sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

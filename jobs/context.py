@@ -1,0 +1,128 @@
+"""What every job is given: its run folder, its stage, its attempt. And how a job ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import ledger
+from ..errors import EXIT_DEVICE_MEMORY, EXIT_NO_ROOM, SousbatchError, UsageError, is_no_room
+from ..recipes.compose import stage_view
+from ..recipes.plan import Batch, Plan, Stage, read_plan
+from ..recipes.schema import Recipe
+from ..rundir import RunPaths
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobContext:
+    """One job: a task of a stage of a run. *recipe* is the recipe as this stage sees it."""
+
+    paths: RunPaths
+    plan: Plan
+    stage: Stage
+    recipe: Recipe
+    task: int
+    attempt: int
+    batch: Batch | None
+
+    def open_ledger(self, rank: int = 0) -> ledger.Ledger:
+        """Open the ledger file of one rank of this job."""
+        return ledger.open_job(self.paths.ledger_dir, self.stage.name, self.task, self.attempt, rank)
+
+    def check_fence(self) -> None:
+        """Raise FencedError when a newer attempt has replaced this one."""
+        ledger.check_fence(self.paths.ledger_dir, self.stage.name, self.task, self.attempt)
+
+    def is_asked_to_stop(self) -> bool:
+        """Say whether the stage process wants the job to save and leave."""
+        return self.paths.stop_flag(self.stage.name, self.task).exists()
+
+    def base_model_dir(self, stage: Stage | None = None) -> Path:
+        """Return the model that a train stage starts from: an earlier stage's, else the recipe's."""
+        source = (stage or self.stage).of
+        return self.paths.model(source) if source else Path(self.plan.inputs.model.folder)
+
+
+def read_context(arguments: Sequence[str]) -> JobContext:
+    """Return the context of `RUN STAGE`; attempt and batch come from the stage process.
+
+    A job that is run by hand joins the newest attempt.
+    """
+    if len(arguments) != 2:
+        raise UsageError("a job is run as: python -m sousbatch.jobs.KIND RUN STAGE")
+    paths = RunPaths(root=Path(arguments[0]).resolve())
+    plan = read_plan(paths.plan)
+    stage = plan.stage(arguments[1])
+    task = int(os.environ.get("SOUSBATCH_TASK", "0"))
+    attempt = int(os.environ.get("SOUSBATCH_ATTEMPT", "0")) or _newest_attempt(paths, stage.name, task)
+    return JobContext(
+        paths=paths,
+        plan=plan,
+        stage=stage,
+        recipe=stage_view(plan.recipe, stage.name),
+        task=task,
+        attempt=attempt,
+        batch=_batch(stage),
+    )
+
+
+def _newest_attempt(paths: RunPaths, stage: str, task: int) -> int:
+    numbers = [
+        event.number
+        for event in ledger.read(paths.ledger_dir)
+        if (event.role, event.stage, event.task) == ("stage", stage, task)
+    ]
+    return max(numbers, default=0)
+
+
+def _batch(stage: Stage) -> Batch | None:
+    if stage.batch is None or "SOUSBATCH_MICRO_BATCH" not in os.environ:
+        return stage.batch
+    values = vars(stage.batch) | {
+        "micro_batch": int(os.environ["SOUSBATCH_MICRO_BATCH"]),
+        "accumulation": int(os.environ["SOUSBATCH_ACCUMULATION"]),
+    }
+    return Batch(**values)
+
+
+def run_job(kind: str, work: Callable[[JobContext], int], arguments: Sequence[str]) -> int:
+    """Do *work* for `RUN STAGE` and return the exit code that tells the stage process how it went."""
+    job: JobContext | None = None
+    try:
+        job = read_context(arguments)
+        if job.stage.kind != kind:
+            raise UsageError(
+                f"stage {job.stage.name!r} is a {job.stage.kind} stage; run sousbatch.jobs.{job.stage.kind}"
+            )
+        return work(job)
+    except Exception as error:  # the last frame of a process: every end needs its code and its record
+        code = _exit_code(error)
+        if isinstance(error, SousbatchError):
+            print(f"sousbatch: {error}", file=sys.stderr, flush=True)
+        else:
+            traceback.print_exc()
+        if job is not None:
+            _record(job, error)
+        return code
+
+
+def _exit_code(error: BaseException) -> int:
+    if isinstance(error, SousbatchError):
+        return error.exit_code if error.exit_code == EXIT_NO_ROOM else 1
+    if is_no_room(error):
+        return EXIT_NO_ROOM
+    if type(error).__name__ == "OutOfMemoryError" or "out of memory" in str(error).lower():
+        return EXIT_DEVICE_MEMORY
+    return 1
+
+
+def _record(job: JobContext, error: BaseException) -> None:
+    """Leave the error where `status` finds it."""
+    message = str(error) if isinstance(error, SousbatchError) else f"{type(error).__name__}: {error}"
+    writer = job.open_ledger(rank=int(os.environ.get("RANK", "0")))
+    writer.write("error", message=" ".join(message.split())[:500])
+    writer.close()

@@ -1,0 +1,48 @@
+"""Merge: `python -m sousbatch.jobs.merge RUN STAGE` joins the units into one complete file."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+from ..cluster import processes
+from ..errors import IncompleteError, NotFoundError, RunError
+from .context import JobContext, run_job
+from .predictions.gather import merge_units
+from .predictions.key import prediction_key
+from .training.tracking import Tracker
+
+
+def merge(job: JobContext) -> int:
+    """Write predictions.jsonl beside the units, or raise with the missing rows named."""
+    source = job.plan.upstream(job.stage, "predict")
+    if source is None:
+        raise RunError(f"stage {job.stage.name!r} has no predict stage to merge")
+    folder = job.paths.predictions(source.name)
+    try:
+        key = prediction_key(job.plan, job.paths, source)
+        report = merge_units(folder / key, folder / "predictions.jsonl")
+    except NotFoundError as error:
+        split = job.plan.inputs.splits[job.recipe.predict.split]
+        raise IncompleteError(
+            f"all {split.num_rows} rows are missing: stage {source.name!r} committed none ({error})"
+        ) from error
+    print(f"sousbatch: {report}", flush=True)
+    ledger = job.open_ledger()
+    facts = {"num_rows": report.num_rows, "num_bytes": report.num_bytes, "sha256": report.sha256}
+    ledger.write("merged", key=key, **facts)
+    ledger.close()
+    tracker = Tracker(job)
+    tracker.summary(facts)
+    tracker.finish(0)
+    return 0
+
+
+def main() -> int:
+    """Run this job and return its exit code."""
+    processes.die_with_parent(signal.SIGKILL)
+    return run_job("merge", merge, sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""Predict: `python -m sousbatch.jobs.predict RUN STAGE` answers the rows of one task's units."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from ..cluster import processes
+from ..errors import EXIT_STOPPED, RunError
+from ..ledger import Ledger
+from ..recipes.rows import Row, read_rows
+from .context import JobContext, run_job
+from .predictions.key import dtype_of, model_dir_of, prediction_key
+from .predictions.units import Layout, committed_units, open_layout, units_of_task, write_unit
+from .training.tracking import Tracker
+
+
+def predict(job: JobContext) -> int:
+    """Answer and commit every unit of this task that is not committed; return 0, or 75 when asked to stop."""
+    spec, split = job.recipe.predict, job.plan.inputs.splits[job.recipe.predict.split]
+    num_rows = min(spec.rows or split.num_rows, split.num_rows)
+    key = prediction_key(job.plan, job.paths, job.stage)
+    folder = job.paths.predictions(job.stage.name) / key
+    layout = open_layout(folder, key, num_rows, spec.unit_rows)
+    done = committed_units(folder, layout, key)
+    missing = [number for number in units_of_task(layout, job.task, job.stage.num_tasks) if number not in done]
+    ledger = job.open_ledger()
+    ledger.write("layout", key=key, num_rows=num_rows, unit_rows=layout.unit_rows, num_committed=len(done))
+    code = _answer(job, key, folder, layout, missing, ledger) if missing else 0
+    ledger.close()
+    return code
+
+
+def _answer(job: JobContext, key: str, folder: Path, layout: Layout, missing: list[int], ledger: Ledger) -> int:
+    from .predictions.decode import Decoder
+
+    model_dir = model_dir_of(job.plan, job.paths, job.stage)
+    device = "cpu" if job.stage.resources.device == "cpu" else "cuda"
+    decoder = Decoder(job.recipe, model_dir, device=device, dtype=dtype_of(job.recipe, job.stage, model_dir))
+    tracker, code = Tracker(job), 0
+    for count, (number, rows) in enumerate(_units(job, layout, missing), 1):
+        if job.is_asked_to_stop():
+            code = EXIT_STOPPED
+            break
+        answers = decoder.answer(rows)
+        column = job.recipe.data.columns.id
+        lines = [
+            {"index": index, **({"id": row[column]} if column else {}), "prediction": text}
+            for (index, row), text in zip(rows, answers, strict=True)
+        ]
+        job.check_fence()
+        unit = write_unit(folder, layout, number, lines, key, job.attempt, job.task)
+        ledger.write("unit", unit=number, num_rows=unit.num_rows)
+        print(f"sousbatch: unit {number} is committed, {count} of {len(missing)} of this task", flush=True)
+        tracker.log(count, {"rows": unit.num_rows})
+    tracker.finish(code)
+    return code
+
+
+def _units(job: JobContext, layout: Layout, wanted: list[int]) -> Iterator[tuple[int, list[tuple[int, Row]]]]:
+    """Yield (unit number, its rows with their input positions), reading the file once."""
+    rows = enumerate(read_rows(Path(job.plan.inputs.splits[job.recipe.predict.split].path)))
+    for number in sorted(wanted):
+        place = layout.rows_of(number)
+        found = list(islice((item for item in rows if item[0] >= place.start), len(place)))
+        if len(found) != len(place):
+            raise RunError(f"unit {number} needs rows {place.start} to {place.stop - 1}; the file ends before that")
+        yield number, found
+
+
+def main() -> int:
+    """Run this task and return its exit code."""
+    processes.die_with_parent(signal.SIGKILL)
+    return run_job("predict", predict, sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

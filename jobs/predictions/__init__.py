@@ -1,0 +1,1 @@
+"""Predicting in units, merging what was predicted, and scoring it."""

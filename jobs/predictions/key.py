@@ -1,0 +1,74 @@
+"""The prediction key: what decides the predictions, and nothing that does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ...checkpoints.zero.manifest import read_manifest
+from ...errors import NotFoundError
+from ...files import digest_file, digest_of, read_json
+from ...recipes.compose import stage_view
+from ...recipes.look import cached
+from ...recipes.plan import Plan, Stage
+from ...recipes.schema import Recipe
+from ...rundir import RunPaths
+
+_RESOURCES = ("unit_rows", "batch_rows")  # of predict: how, not what
+_ENGINE = "transformers-generate-1"
+
+
+def prediction_key(plan: Plan, paths: RunPaths, stage: Stage) -> str:
+    """Return the key of a predict stage: 16 hex digits over weights, rows, prompt, decoding, dtype, engine.
+
+    Raises:
+        NotFoundError: the model is not there yet.
+    """
+    recipe = stage_view(plan.recipe, stage.name)
+    model_dir = model_dir_of(plan, paths, stage)
+    decoding = {name: value for name, value in vars(recipe.predict).items() if name not in _RESOURCES}
+    prompt = {name: getattr(recipe.data, name) for name in ("prompt", "system", "pad_input_to", "separator")}
+    parts: list[Any] = [
+        _ENGINE,
+        _weights_digest(model_dir),
+        plan.inputs.splits[recipe.predict.split].digest,
+        vars(recipe.data.columns),
+        prompt,
+        decoding,
+        dtype_of(recipe, stage, model_dir),
+        recipe.seed if recipe.predict.sample else None,
+        recipe.model.tokenizer,
+    ]
+    return digest_of(parts)[:16]
+
+
+def model_dir_of(plan: Plan, paths: RunPaths, stage: Stage) -> Path:
+    """Return the model that a predict stage uses: an earlier stage's, else the recipe's."""
+    return paths.model(stage.of) if stage.of else Path(plan.inputs.model.folder)
+
+
+def dtype_of(recipe: Recipe, stage: Stage, model_dir: Path) -> str:
+    """Return the arithmetic of a predict stage; a CPU computes 16-bit weights in float32."""
+    if recipe.predict.dtype is not None:
+        return recipe.predict.dtype
+    if stage.resources.device == "cpu":
+        return "float32"
+    config = read_json(model_dir / "config.json")
+    return str(config.get("dtype") or config.get("torch_dtype") or "float32")
+
+
+def _weights_digest(model_dir: Path) -> str:
+    """Return the identity of a model's files: its manifest's, else that of every file, remembered by file."""
+    try:
+        return read_manifest(model_dir).digest
+    except NotFoundError:
+        weights = sorted(model_dir.glob("*.safetensors"))
+        if not weights:
+            raise NotFoundError(f"there is no model in {model_dir}: the stage that makes it has not finished") from None
+    names = [*weights, *sorted(model_dir.glob("*.json"))]
+    return digest_of([(path.name, _file_digest(path)) for path in names])
+
+
+def _file_digest(path: Path) -> str:
+    stat = path.stat()
+    return str(cached("digests", [str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino], lambda: digest_file(path)))

@@ -1,0 +1,163 @@
+"""Read one shard of another trainer, whatever its damage: which rows it holds, and where.
+
+A row is trusted only if its line parses as a whole; every other line is counted and named.
+`shards` puts what was found in order.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from array import array
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import accumulate
+from multiprocessing import get_context
+from pathlib import Path
+
+import orjson
+
+from ...errors import UsageError
+
+_READ_BYTES = 1 << 20
+_PARALLEL_BYTES = 64 << 20  # below, starting a process (0.1 s) costs more than it saves
+_MAX_PROCESSES = 16
+_MAX_INDEX = 1 << 53
+_NO_ROW = (ValueError, KeyError, TypeError)
+MAX_FAULTS = 20
+# The csv module refuses cells above 131,072 characters, which a prediction can have.
+_MAX_CELL_CHARS = 1 << 30
+
+
+@dataclass(kw_only=True)
+class Shard:
+    """The rows of one file, in the order read; a row's length counts its newline, there or not."""
+
+    path: Path
+    header: bytes = b""
+    index: array[int] = field(default_factory=lambda: array("q"))
+    offset: array[int] = field(default_factory=lambda: array("q"))
+    length: array[int] = field(default_factory=lambda: array("q"))
+    num_torn: int = 0
+    num_corrupt: int = 0
+    faults: list[str] = field(default_factory=list)
+
+    def extend(self, indices: Sequence[int], offsets: Sequence[int], lines: Sequence[bytes]) -> None:
+        """Take in whole rows, all or none.
+
+        Raises:
+            ValueError: an index is no integer, or one that JSON readers need not keep exact.
+        """
+        if set(map(type, indices)) != {int} or max(map(abs, indices)) >= _MAX_INDEX:
+            raise ValueError("the index is not an integer below 2^53")
+        self.index.extend(indices)
+        self.offset.extend(offsets)
+        self.length.extend(map(len, lines))
+        self.length[-1] += not lines[-1].endswith(b"\n")
+
+    def reject(self, offset: int, line: bytes, reason: object) -> None:
+        """Count and name a line that is no row."""
+        word = "corrupt" if line.endswith(b"\n") else "torn"
+        self.num_torn += word == "torn"
+        self.num_corrupt += word == "corrupt"
+        if len(self.faults) < MAX_FAULTS:
+            self.faults.append(f"{self.path}: byte {offset:,}: {word}: {reason}")
+
+
+def scan_shards(paths: Sequence[Path], index_field: str, *, is_csv: bool) -> list[Shard]:
+    """Find the rows of all shards, one process a core where there is much to parse."""
+    scan = partial(scan_csv if is_csv else scan_jsonl, index_field=index_field)
+    num_processes = min(len(paths), len(os.sched_getaffinity(0)), _MAX_PROCESSES)
+    if num_processes < 2 or sum(path.stat().st_size for path in paths) < _PARALLEL_BYTES:
+        return [scan(path) for path in paths]
+    # numpy has started threads, and a process with threads must not fork.
+    with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(scan, paths))
+
+
+def scan_jsonl(path: Path, index_field: str) -> Shard:
+    """Find the rows of a JSONL shard.
+
+    A torn line that a restarted writer went on with is one line of two rows: the second is
+    whole and kept. A last line without its newline is whole if it parses.
+    """
+    shard, offset = Shard(path=path), 0
+    with path.open("rb", buffering=_READ_BYTES) as stream:
+        while lines := stream.readlines(_READ_BYTES):
+            *offsets, offset = accumulate(map(len, lines), initial=offset)
+            try:
+                shard.extend([orjson.loads(line)[index_field] for line in lines], offsets, lines)
+            except _NO_ROW:
+                for start, line in zip(offsets, lines, strict=True):
+                    _scan_line(shard, start, line, index_field)
+    return shard
+
+
+def _scan_line(shard: Shard, offset: int, line: bytes, index_field: str) -> None:
+    try:
+        shard.extend([orjson.loads(line)[index_field]], [offset], [line])
+    except _NO_ROW as error:
+        if line.strip():
+            shard.reject(offset, line, error)
+            _salvage(shard, offset, line, index_field)
+
+
+def _salvage(shard: Shard, offset: int, line: bytes, index_field: str) -> None:
+    # No text of a row can hold the start of one, its quotes would be escaped; an object
+    # within a row can, but then one of these stands before it.
+    start = line.rfind(b"{" + orjson.dumps(index_field))
+    if start < 1 or line[:start].rstrip()[-1:] in (b":", b",", b"["):
+        return
+    with suppress(*_NO_ROW):
+        shard.extend([orjson.loads(line[start:])[index_field]], [offset + start], [line[start:]])
+
+
+def scan_csv(path: Path, index_field: str) -> Shard:
+    """Find the rows of a CSV shard; cells may hold newlines within quotes.
+
+    A record that was cut within quotes swallows what follows it, often all of the shard's
+    rest: it is told as torn or corrupt.
+    """
+    csv.field_size_limit(_MAX_CELL_CHARS)
+    shard = Shard(path=path)
+    columns: list[str] = []
+    for offset, record in _csv_records(path):
+        try:
+            cells = next(csv.reader([record.decode("utf-8-sig")], strict=True), [])
+            if not record.endswith(b"\n"):
+                shard.reject(offset, record, "no newline at its end")
+            elif not columns:
+                columns, shard.header = cells, record
+                column = _csv_column(path, columns, index_field)
+            elif len(cells) != len(columns):
+                shard.reject(offset, record, f"{len(cells)} cells, not {len(columns)}")
+            else:
+                shard.extend([int(cells[column])], [offset], [record])
+        except (ValueError, csv.Error) as error:
+            shard.reject(offset, record, error)
+    return shard
+
+
+def _csv_column(path: Path, columns: list[str], index_field: str) -> int:
+    if index_field not in columns:
+        raise UsageError(f"{path} has no column {index_field!r}; it has {', '.join(columns)}")
+    return columns.index(index_field)
+
+
+def _csv_records(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield each record and its offset: lines are joined while a quote is open."""
+    offset, lines, is_open = 0, list[bytes](), False
+    with path.open("rb", buffering=_READ_BYTES) as stream:
+        for line in stream:
+            lines.append(line)
+            is_open ^= bool(line.count(b'"') % 2)
+            if not is_open:
+                record = b"".join(lines)
+                yield offset, record
+                offset += len(record)
+                lines.clear()
+    if lines:
+        yield offset, b"".join(lines)

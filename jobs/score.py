@@ -1,0 +1,76 @@
+"""Score: `python -m sousbatch.jobs.score RUN STAGE` measures merged predictions against the targets."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from .. import files
+from ..cluster import processes
+from ..errors import DamagedError, NotFoundError, RunError
+from ..recipes.compose import stage_view
+from ..recipes.rows import read_rows
+from .context import JobContext, run_job
+from .predictions.scores import score_with_baseline
+from .training.tracking import Tracker
+
+
+def score(job: JobContext) -> int:
+    """Write the stage's scores, and metrics.json over all score stages."""
+    source = job.plan.upstream(job.stage, "predict")
+    if source is None:
+        raise RunError(f"stage {job.stage.name!r} has no predictions to score")
+    view = stage_view(job.plan.recipe, source.name)
+    predictions = _read_predictions(job.paths.predictions(source.name) / "predictions.jsonl")
+    columns = view.data.columns
+    rows = list(islice(read_rows(Path(job.plan.inputs.splits[view.predict.split].path)), len(predictions)))
+    found = score_with_baseline(
+        predictions,
+        [str(row[columns.target]) for row in rows],
+        [str(row.get(columns.input, "")) for row in rows],
+        metrics=_expanded(job.recipe.score.metrics),
+        tokenizer=job.recipe.score.tokenizer,
+    )
+    result = {"split": view.predict.split, "num_rows": len(rows), "scores": found}
+    files.make_private_dir(job.paths.metrics_of(job.stage.name).parent)
+    job.check_fence()
+    files.write_json(job.paths.metrics_of(job.stage.name), result)
+    all_scores = {path.stem: files.read_json(path) for path in sorted(job.paths.metrics_of("x").parent.glob("*.json"))}
+    files.write_json(job.paths.metrics, all_scores)
+    ledger = job.open_ledger()
+    ledger.write("scored", **result)
+    ledger.close()
+    tracker = Tracker(job)
+    tracker.summary({f"{who}/{name}": value for who, scores in found.items() for name, value in scores.items()})
+    tracker.finish(0)
+    return 0
+
+
+def _expanded(metrics: tuple[str, ...]) -> list[Any]:
+    return [name for metric in metrics for name in (("rouge1", "rouge2", "rougeL") if metric == "rouge" else (metric,))]
+
+
+def _read_predictions(path: Path) -> list[str]:
+    try:
+        with path.open("rb") as stream:
+            rows = [orjson.loads(line) for line in stream]
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{path} does not exist: the merge stage has not completed it") from error
+    if any(row["index"] != number for number, row in enumerate(rows)):
+        raise DamagedError(f"{path} is not in input order; merge again")
+    return [str(row["prediction"]) for row in rows]
+
+
+def main() -> int:
+    """Run this job and return its exit code."""
+    processes.die_with_parent(signal.SIGKILL)
+    return run_job("score", score, sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""Load, extend, freeze and adapt a model, in the one order that works.
+
+Quantisation at load, no device map across ranks, tokens before adapters, gradient
+checkpointing, `prepare_model_for_kbit_training`, input gradients, `get_peft_model`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...errors import RunError
+from ...recipes.freeze import is_frozen
+from ...recipes.schema import Recipe
+
+_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def load_tokenizer(recipe: Recipe, folder: Path) -> Any:
+    """Return the tokenizer of *folder*, or the recipe's own, with the recipe's tokens added."""
+    from transformers import AutoTokenizer
+
+    own = recipe.model.tokenizer
+    tokenizer = AutoTokenizer.from_pretrained(own or folder, trust_remote_code=recipe.model.trust_remote_code)
+    if recipe.model.add_tokens:
+        tokenizer.add_tokens(list(recipe.model.add_tokens))
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def build_model(recipe: Recipe, folder: Path, tokenizer: Any, *, has_weights: bool) -> Any:
+    """Return the model that trains; call it after the training arguments exist.
+
+    Under ZeRO-3 transformers then builds it in pieces on every rank.
+    """
+    model = _load(recipe, folder, has_weights=has_weights)
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer))
+    for name, parameter in model.named_parameters():
+        if is_frozen(name, recipe.model.freeze):
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise RunError(f"model.freeze {list(recipe.model.freeze)} leaves nothing to train")
+    model.config.use_cache = False
+    checkpointing = recipe.train.gradient_checkpointing
+    if recipe.adapter.method == "qlora":
+        from peft import prepare_model_for_kbit_training
+
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
+    elif checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if recipe.adapter.method != "full":
+        model.enable_input_require_grads()
+        model = _with_adapter(recipe, model)
+    return model
+
+
+def _load(recipe: Recipe, folder: Path, *, has_weights: bool) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM, set_seed
+
+    spec, train = recipe.model, recipe.train
+    options: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code}
+    config = AutoConfig.from_pretrained(folder, **options, **spec.config)
+    if spec.attention:
+        options["attn_implementation"] = spec.attention
+    # ZeRO keeps float32 masters itself; without it the weights are the masters
+    dtype = _DTYPES[train.precision] if train.zero.stage and recipe.adapter.method == "full" else torch.float32
+    set_seed(recipe.seed)
+    if not has_weights:
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, **options)
+    if recipe.adapter.method == "qlora":
+        options["quantization_config"] = _four_bits(train.precision)
+    if recipe.adapter.method != "full":
+        dtype = _DTYPES[train.precision]
+    return AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype, **options)
+
+
+def _four_bits(precision: str) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=_DTYPES[precision],
+        bnb_4bit_quant_storage=_DTYPES[precision],
+    )
+
+
+def _with_adapter(recipe: Recipe, model: Any) -> Any:
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    spec = recipe.adapter
+    targets: Any = "all-linear" if "all-linear" in spec.target_modules else list(spec.target_modules)
+    config = LoraConfig(
+        r=spec.rank,
+        lora_alpha=spec.alpha,
+        lora_dropout=spec.dropout,
+        target_modules=targets,
+        modules_to_save=list(spec.modules_to_save) or None,
+        task_type=TaskType.CAUSAL_LM,
+    )
+    return get_peft_model(model, config)

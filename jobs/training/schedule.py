@@ -1,0 +1,50 @@
+"""The learning rate over time as a factor of its highest value, in optimizer steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from ...recipes.schema import Schedule
+
+
+def factor(spec: Schedule, *, steps: int, warmup_steps: int) -> Callable[[int], float]:
+    """Return the function from the number of finished steps to the rate's factor, 0 to 1.
+
+    Cosine: 0.5 (1 + cos(pi t)) between 1 and `min_ratio`; with restarts after Loshchilov and
+    Hutter 2017 (SGDR), periods growing by `period_factor`.
+    """
+    shapes: dict[str, Callable[[int, int], float]] = {
+        "constant": lambda step, length: 1.0,
+        "linear": lambda step, length: 1 - step / length,
+        "cosine": lambda step, length: _cosine(step / length),
+        "cosine_restarts": lambda step, length: _cosine(
+            _place_in_period(step, spec.period_steps or length, spec.period_factor)
+        ),
+        "step": lambda step, length: spec.decay ** (step // (spec.period_steps or length)),
+    }
+    shape, length = shapes[spec.name], max(1, steps - warmup_steps)
+
+    def at(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        falling = shape(
+            min(step - warmup_steps, length) if spec.name in ("linear", "cosine") else step - warmup_steps, length
+        )
+        return spec.min_ratio + (1 - spec.min_ratio) * falling
+
+    return at
+
+
+def _cosine(place: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * place))
+
+
+def _place_in_period(step: int, period: int, growth: float) -> float:
+    """Return how far into its period *step* is, 0 to 1; each period is *growth* times the last."""
+    length = float(period)
+    position = float(step)
+    while position >= length:
+        position -= length
+        length *= growth
+    return position / length

@@ -1,0 +1,60 @@
+"""Ranks that agree: on stopping, and on whether something worked on all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+
+from ...errors import FencedError, NoRoomError, RunError, is_no_room
+
+_OK, _FAILED, _FENCED, _NO_ROOM = range(4)
+
+
+class Ranks:
+    """All ranks of this job, talking over gloo so that no device waits for a word between hosts."""
+
+    def __init__(self) -> None:
+        self.is_many = dist.is_initialized() and dist.get_world_size() > 1
+        self.rank = dist.get_rank() if self.is_many else 0
+        self._group = dist.new_group(backend="gloo") if self.is_many else None
+
+    def from_first(self, numbers: list[int]) -> list[int]:
+        """Return rank 0's *numbers* on every rank; all give as many."""
+        if not self.is_many:
+            return numbers
+        tensor = torch.tensor(numbers, dtype=torch.int64)
+        dist.broadcast(tensor, src=0, group=self._group)
+        return [int(number) for number in tensor]
+
+    def do(self, what: str, work: Callable[[], None]) -> None:
+        """Do *work* on every rank, and fail on every rank when it failed on one.
+
+        A rank that left alone would leave the others waiting in their next collective.
+        """
+        code, cause = _OK, None
+        try:
+            work()
+        except Exception as error:  # whatever it is, the other ranks must learn of it
+            cause = error
+            code = _NO_ROOM if is_no_room(error) else _FENCED if isinstance(error, FencedError) else _FAILED
+        worst = self._worst(code)
+        if worst == _OK:
+            return
+        if worst == _NO_ROOM:
+            raise NoRoomError(
+                f"no room left while {what}; the last committed checkpoint stands, free some space and resume"
+            ) from cause
+        if isinstance(cause, (FencedError, RunError)):
+            raise cause
+        if worst == _FENCED:
+            raise FencedError(f"a newer attempt took over while {what}") from cause
+        raise RunError(f"{what} failed" + (f": {cause}" if cause else " on another rank; its log says why")) from cause
+
+    def _worst(self, code: int) -> int:
+        if not self.is_many:
+            return code
+        tensor = torch.tensor([code])
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._group)
+        return int(tensor)

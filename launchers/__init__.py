@@ -1,0 +1,1 @@
+"""HOW it runs: launchers, submission, the stage process and the states of stages."""

@@ -1,0 +1,89 @@
+"""What a stage's task does next, from what its attempts did: pure, whatever the launcher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ..errors import EXIT_DEVICE_MEMORY, EXIT_NO_ROOM, EXIT_STOPPED
+from ..ledger import Event
+from ..recipes.plan import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One start of a stage's task. *exit_code* is None while it runs or when it was killed.
+
+    *progress* counts what it committed: checkpoints, units.
+    """
+
+    number: int
+    batch: Batch | None = None
+    exit_code: int | None = None
+    progress: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stop:
+    """No further attempt, and the exit code that says why."""
+
+    exit_code: int
+    reason: str
+
+
+def read_attempts(events: Sequence[Event], stage: str, task: int, batch: Batch | None) -> list[Attempt]:
+    """Return the attempts of a stage's task in order, from the run's ledger."""
+    found: dict[int, Attempt] = {}
+    for event in events:
+        if event.stage != stage or event.task != task or event.role == "client":
+            continue
+        known = found.get(event.number, Attempt(number=event.number, batch=batch))
+        if event.kind == "attempt" and batch is not None:
+            sizes = {name: event.data[name] for name in ("micro_batch", "accumulation") if name in event.data}
+            known = replace(known, batch=replace(batch, **sizes))
+        elif event.kind in ("saved", "unit"):
+            known = replace(known, progress=known.progress + 1)
+        elif event.kind == "ended":
+            known = replace(known, exit_code=event.data["exit_code"])
+        found[event.number] = known
+    return [found[number] for number in sorted(found)]
+
+
+def first_batch(attempts: Sequence[Attempt], batch: Batch | None) -> Batch | None:
+    """Return the batch of a newly started job: that of the last attempt, smaller if it ran out of memory."""
+    if not attempts or attempts[-1].batch is None:
+        return batch
+    last = attempts[-1]
+    return _halved(last.batch) or last.batch if last.exit_code == EXIT_DEVICE_MEMORY else last.batch
+
+
+def next_batch(attempt: Attempt) -> Batch | None | Stop:
+    """Return the batch of the attempt that follows *attempt*, or why there is none.
+
+    A crash is tried again only after progress, so that a crash loop ends by itself.
+    """
+    code = attempt.exit_code
+    if code == 0:
+        return Stop(exit_code=0, reason="done")
+    if code == EXIT_STOPPED:
+        return Stop(exit_code=code, reason="saved and stopped")
+    if code == EXIT_NO_ROOM:
+        return Stop(
+            exit_code=code, reason="no room left on the store; what was committed is safe: free some and resume"
+        )
+    if code == EXIT_DEVICE_MEMORY:
+        smaller = _halved(attempt.batch)
+        return smaller or Stop(exit_code=code, reason="out of device memory with a micro batch of 1")
+    if attempt.progress == 0:
+        return Stop(exit_code=code or 1, reason=f"exit code {code} without progress")
+    return attempt.batch
+
+
+def _halved(batch: Batch | None) -> Batch | None:
+    """Return *batch* with half the micro batch and twice the accumulation: the global batch stays."""
+    if batch is None or batch.micro_batch == 1:
+        return None
+    micro = batch.micro_batch // 2
+    while (batch.micro_batch * batch.accumulation) % micro:
+        micro -= 1
+    return replace(batch, micro_batch=micro, accumulation=batch.micro_batch * batch.accumulation // micro)

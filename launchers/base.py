@@ -1,0 +1,87 @@
+"""The contract of a launcher: five verbs over plain values, no ledger and no run state."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from ..recipes.plan import After, Plan, Stage
+from ..recipes.schema import Resources
+from ..rundir import RunPaths
+
+StateWord = Literal["waiting", "running", "stopping", "done", "stopped", "failed", "cancelled", "lost"]
+FINAL_WORDS: frozenset[StateWord] = frozenset({"done", "stopped", "failed", "cancelled", "lost"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """The exact text that is sent for a stage; job ids of earlier stages are added when sending."""
+
+    stage: str
+    text: str
+    num_tasks: int
+    after: tuple[After, ...]
+    resources: Resources
+    uses_devices: bool
+    log_dir: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRef:
+    """A job as its launcher knows it."""
+
+    launcher: str
+    job_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobState:
+    """What a launcher knows of a job, without the run's own ledger."""
+
+    word: StateWord
+    reason: str = ""
+
+
+class Launcher(Protocol):
+    """Sends requests and answers for the jobs. It never touches a run's ledger."""
+
+    name: str
+
+    def prepare(self, plan: Plan, paths: RunPaths) -> tuple[Request, ...]:
+        """Return the requests of all stages in order. Pure."""
+
+    def send(self, request: Request, key: str, after: Mapping[str, JobRef]) -> JobRef:
+        """Start the job of *request* under the unique *key*; *after* has the jobs it waits for."""
+
+    def find(self, keys: Collection[str]) -> dict[str, JobRef]:
+        """Return the jobs that were accepted under *keys*, however `send` ended."""
+
+    def states(self, refs: Collection[JobRef]) -> dict[JobRef, JobState]:
+        """Return the state of each job; one that is unknown is lost."""
+
+    def cancel(self, refs: Collection[JobRef], *, save: bool) -> None:
+        """End the jobs: with *save* the ranks first agree, save and leave."""
+
+
+def script(plan: Plan, paths: RunPaths, stage: Stage, header: Sequence[str] = ()) -> str:
+    """Return the shell text that runs one task of *stage*, after the launcher's *header* lines."""
+    environment = plan.recipe.environment
+    code = [str(paths.code_dir / folder.rstrip("/").rsplit("/", 1)[-1]) for folder in environment.code]
+    variables = {
+        "PYTHONSAFEPATH": "1",
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": str(stage.resources.cpus_per_device),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+    }
+    variables |= environment.variables
+    lines = ["#!/bin/bash", *header, f"# sousbatch {plan.version}: run {paths.run_id}, stage {stage.name}"]
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in sorted(variables.items())]
+    if code:
+        lines.append(f"export PYTHONPATH={shlex.quote(':'.join(code))}${{PYTHONPATH:+:$PYTHONPATH}}")
+    lines += environment.setup
+    command = [environment.python or sys.executable, "-m", "sousbatch.launchers.stage", str(paths.root), stage.name]
+    return "\n".join([*lines, f"exec {shlex.join(command)}", ""])

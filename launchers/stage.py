@@ -1,0 +1,242 @@
+"""The first process of a stage's task: `python -m sousbatch.launchers.stage RUN STAGE`.
+
+It verifies what was frozen, opens an attempt, picks address and port, starts the ranks, turns
+signals into the stop flag, reads the exit code and decides what is next. The job itself is met
+by module path, arguments and exit code only.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from .. import __version__, files, ledger
+from ..cluster import processes
+from ..cluster.ranks import LOOPBACK, free_port
+from ..errors import EXIT_DEVICE_MEMORY, EXIT_NO_ROOM, EXIT_STOPPED, RunError, SousbatchError
+from ..recipes.compose import stage_view
+from ..recipes.inputs import code_digest_of
+from ..recipes.plan import Batch, Plan, Stage, read_plan
+from ..rundir import RunPaths
+from .attempts import Attempt, Stop, first_batch, next_batch, read_attempts
+
+_POLL_S = 0.1
+_STRAGGLER_S = 30.0  # how long the other nodes may take after the first one failed
+
+
+class _Task:
+    """One task of a stage, in this process."""
+
+    def __init__(self, paths: RunPaths, plan: Plan, stage: Stage, task: int) -> None:
+        self._paths, self._plan, self._stage, self._task = paths, plan, stage, task
+        self._flag = paths.stop_flag(stage.name, task)
+        self._is_stopping = False
+        self._running: list[subprocess.Popen[bytes]] = []
+
+    def run(self) -> int:
+        """Run attempts until there is no next one; return the last one's exit code."""
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._on_stop)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self._flag.unlink(missing_ok=True)
+        past = read_attempts(ledger.read(self._paths.ledger_dir), self._stage.name, self._task, self._stage.batch)
+        batch = first_batch(past, self._stage.batch)
+        while True:
+            attempt = self._attempt(batch)
+            following = next_batch(attempt)
+            if self._is_stopping and not isinstance(following, Stop):
+                following = Stop(exit_code=EXIT_STOPPED, reason="stopped")
+            if isinstance(following, Stop):
+                _say(f"attempt {attempt.number} ended: {following.reason}")
+                return following.exit_code
+            _say(
+                f"attempt {attempt.number} ended with exit code {attempt.exit_code}; "
+                "the next one goes on where it stood"
+            )
+            batch = following
+
+    def _on_stop(self, number: int, _: FrameType | None) -> None:
+        self._is_stopping = True
+        files.make_private_dir(self._flag.parent)
+        self._flag.touch()
+        if self._stage.kind not in ("train", "predict"):  # short and safe to begin again
+            for process in self._running:
+                process.terminate()
+
+    def _attempt(self, batch: Batch | None) -> Attempt:
+        writer = ledger.open_attempt(self._paths.ledger_dir, self._stage.name, self._task)
+        sizes = {"micro_batch": batch.micro_batch, "accumulation": batch.accumulation} if batch else {}
+        writer.write(
+            "attempt",
+            job=os.environ.get("SOUSBATCH_JOB", ""),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            version=__version__,
+            python=platform.python_version(),
+            **sizes,
+        )
+        _say(f"attempt {writer.number} of {self._stage.name} on {socket.gethostname()}")
+        try:
+            _verify(self._paths, self._plan, self._stage)
+            code = self._run_job(writer.number, batch)
+        except SousbatchError as error:
+            _say(str(error))
+            code = error.exit_code if error.exit_code == EXIT_NO_ROOM else 1
+        events = ledger.read(self._paths.ledger_dir)
+        mine = [a for a in read_attempts(events, self._stage.name, self._task, batch) if a.number == writer.number]
+        progress = mine[0].progress if mine else 0
+        writer.write("ended", exit_code=code, progress=progress)
+        writer.close()
+        return Attempt(number=writer.number, batch=batch, exit_code=code, progress=progress)
+
+    def _run_job(self, attempt: int, batch: Batch | None) -> int:
+        commands = self._commands()
+        environment = os.environ | self._environment(attempt, batch)
+        self._running = []
+        for node, command in enumerate(commands):
+            own = processes.child_environment(environment | self._devices(node, len(commands)))
+            self._running.append(subprocess.Popen(command, env=own, stdin=subprocess.DEVNULL))
+        if self._is_stopping:
+            self._on_stop(signal.SIGTERM, None)
+        codes = self._wait()
+        processes.end_descendants(grace_s=2)
+        return _worst(codes)
+
+    def _wait(self) -> list[int]:
+        """Wait for all nodes; once one has failed, the others get a while and are then ended."""
+        failed_at: float | None = None
+        while any(process.poll() is None for process in self._running):
+            if failed_at is None and any(process.returncode for process in self._running):
+                failed_at = time.monotonic()
+            if failed_at is not None and time.monotonic() - failed_at > _STRAGGLER_S:
+                processes.end_descendants(grace_s=5)
+            time.sleep(_POLL_S)
+        return [process.returncode for process in self._running]
+
+    def _commands(self) -> list[list[str]]:
+        """Return one command a node: torchrun agents for a train stage, else the job itself."""
+        python, wanted = [sys.executable, "-u"], self._stage.resources
+        job = [f"sousbatch.jobs.{self._stage.kind}", str(self._paths.root), self._stage.name]
+        if self._stage.kind != "train":
+            return [[*python, "-m", *job]]
+        port = free_port()
+        return [
+            [
+                *[*python, "-m", "sousbatch.launchers.agent"],
+                *[f"--nnodes={wanted.nodes}", f"--node-rank={node}", f"--nproc-per-node={wanted.devices_per_node}"],
+                *["--rdzv-backend=static", f"--master-addr={LOOPBACK}", f"--master-port={port}", "--max-restarts=0"],
+                *["-m", *job],
+            ]
+            for node in range(wanted.nodes)
+        ]
+
+    def _environment(self, attempt: int, batch: Batch | None) -> dict[str, str]:
+        tracking, stage = self._plan.recipe.tracking, self._stage
+        variables = {
+            "SOUSBATCH_ATTEMPT": str(attempt),
+            "SOUSBATCH_TASK": str(self._task),
+            "WANDB_MODE": tracking.mode,
+            "WANDB_PROJECT": tracking.project,
+            "WANDB_RUN_ID": f"{self._paths.run_id}-{stage.name}" + (f"-{self._task}" if stage.num_tasks > 1 else ""),
+            "WANDB_NAME": f"{self._paths.recipe_name} {stage.name}",
+            "WANDB_RUN_GROUP": f"{self._paths.recipe_name}-{self._paths.run_id}",
+            "WANDB_JOB_TYPE": stage.kind,
+            "WANDB_RESUME": "allow",
+            "WANDB_DIR": str(self._paths.tracking_dir),
+            "WANDB_DATA_DIR": str(self._paths.tracking_dir / "data"),
+            "WANDB_CACHE_DIR": str(self._paths.tracking_dir / "cache"),
+            "WANDB_CONSOLE": "off",
+            "WANDB_SILENT": "true",
+            "WANDB_ERROR_REPORTING": "false",
+            "WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL": "1",
+        }
+        if tracking.tags:
+            variables["WANDB_TAGS"] = ",".join(tracking.tags)
+        if tracking.entity:
+            variables["WANDB_ENTITY"] = tracking.entity
+        if batch is not None:
+            variables |= {
+                "SOUSBATCH_MICRO_BATCH": str(batch.micro_batch),
+                "SOUSBATCH_ACCUMULATION": str(batch.accumulation),
+            }
+        return variables
+
+    def _devices(self, node: int, num_nodes: int) -> dict[str, str]:
+        """Return what makes the processes of a pretend node see their own devices only."""
+        if self._stage.resources.device == "cpu":
+            return {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+        each = self._stage.resources.devices_per_node
+        first = (int(os.environ.get("SOUSBATCH_SLOT", "0")) * num_nodes + node) * each
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = visible.split(",") if visible else [str(number) for number in range(first + each)]
+        return {"CUDA_VISIBLE_DEVICES": ",".join(names[first : first + each])}
+
+
+def _worst(codes: Sequence[int]) -> int:
+    """Return the one code that explains an attempt: what a rank said wins over how others died of it."""
+    for telling in (EXIT_NO_ROOM, EXIT_DEVICE_MEMORY):
+        if telling in codes:
+            return telling
+    others = [code for code in codes if code not in (0, EXIT_STOPPED)]
+    if others:
+        return others[0] if others[0] > 0 else 128 - others[0]
+    return EXIT_STOPPED if EXIT_STOPPED in codes else 0
+
+
+def _verify(paths: RunPaths, plan: Plan, stage: Stage) -> None:
+    """Raise a RunError when what was frozen at submission is not what is there now."""
+    if not paths.run_id.startswith(plan.run_id):
+        raise RunError(
+            f"{paths.plan} was changed after submission: it describes run {plan.run_id}; submit the recipe again"
+        )
+    folders = [paths.code_dir / Path(folder).name for folder in plan.recipe.environment.code]
+    if code_digest_of(folders) != plan.inputs.code_digest:
+        raise RunError(f"the code in {paths.code_dir} was changed after submission; submit the recipe again")
+    view = stage_view(plan.recipe, stage.name)
+    used = {
+        "train": ("train", view.train.eval_split),
+        "predict": (view.predict.split,),
+        "score": tuple(plan.inputs.splits),
+    }
+    for name in used.get(stage.kind, ()):
+        split = plan.inputs.splits.get(name or "")
+        if split is None:
+            continue
+        if not Path(split.path).is_file():
+            raise RunError(
+                f"data file {split.path} (split {name!r}) is gone since submission; put it back or submit again"
+            )
+        if files.digest_file(Path(split.path)) != split.digest:
+            raise RunError(
+                f"data file {split.path} (split {name!r}) was changed after submission; put it back or submit again"
+            )
+
+
+def _say(text: str) -> None:
+    print(f"sousbatch: {text}", flush=True)
+
+
+def main(run: str, stage: str) -> int:
+    """Run this task of *stage* of the run in folder *run*; return its exit code."""
+    processes.die_with_parent(signal.SIGTERM)
+    processes.adopt_orphans()
+    paths = RunPaths(root=Path(run))
+    try:
+        plan = read_plan(paths.plan)
+        task = _Task(paths, plan, plan.stage(stage), int(os.environ.get("SOUSBATCH_TASK", "0")))
+    except SousbatchError as error:
+        _say(str(error))
+        return error.exit_code
+    return task.run()
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

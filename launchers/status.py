@@ -1,0 +1,123 @@
+"""The states of a run's stages: from its own ledger first, then from the launcher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from .. import ledger
+from ..errors import UsageError
+from ..ledger import Event
+from ..recipes.plan import Plan, Stage, read_plan
+from ..rundir import RunPaths
+from .base import JobRef, JobState, Launcher, StateWord
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageState:
+    """Where a stage stands. *step* of *total*: optimizer steps of a train stage, rows of a predict stage."""
+
+    word: StateWord
+    reason: str = ""
+    source: str = ""
+    step: int = 0
+    total: int = 0
+    was_sent: bool = True
+
+
+def job_refs(events: Sequence[Event]) -> dict[str, JobRef]:
+    """Return the job that was sent last for each stage."""
+    refs: dict[str, tuple[int, JobRef]] = {}
+    for event in events:
+        if event.kind not in ("sent", "adopted"):
+            continue
+        number = event.data.get("of", event.number)
+        if number >= refs.get(event.stage, (0, None))[0]:
+            refs[event.stage] = (number, JobRef(launcher=event.data["launcher"], job_id=event.data["job_id"]))
+    return {stage: ref for stage, (_, ref) in refs.items()}
+
+
+def run_states(plan: Plan, paths: RunPaths, launcher: Launcher) -> dict[str, StageState]:
+    """Return the state of every stage of a run, in the plan's order."""
+    events = ledger.read(paths.ledger_dir)
+    refs = job_refs(events)
+    jobs = launcher.states(list(refs.values()))
+    return stage_states(plan, events, {name: jobs[ref] for name, ref in refs.items()}, stopping=_stopping(plan, paths))
+
+
+def stage_states(
+    plan: Plan, events: Sequence[Event], jobs: Mapping[str, JobState], *, stopping: frozenset[str] = frozenset()
+) -> dict[str, StageState]:
+    """Return the states that *events* and the launcher's words *jobs* (by stage) add up to. Pure."""
+    return {
+        stage.name: _state(plan, stage, events, jobs.get(stage.name), stage.name in stopping) for stage in plan.stages
+    }
+
+
+def _state(plan: Plan, stage: Stage, events: Sequence[Event], job: JobState | None, is_stopping: bool) -> StageState:
+    mine = [event for event in events if event.stage == stage.name]
+    step, total = _progress(plan, stage, mine)
+    done = {event.task for event in mine if event.kind == "ended" and event.data["exit_code"] == 0}
+    if len(done) == stage.num_tasks:
+        return StageState(word="done", source="ledger", step=total, total=total)
+    if job is None:
+        return StageState(
+            word="lost", reason="not sent; `resume` sends it", source="ledger", step=step, total=total, was_sent=False
+        )
+    if job.word == "done":  # the launcher saw an exit code 0 that no attempt recorded
+        return StageState(word="failed", reason="ended without a record", source="ledger", step=step, total=total)
+    word: StateWord = "stopping" if job.word == "running" and is_stopping else job.word
+    reason, errors = job.reason, [event.data["message"] for event in mine if event.kind == "error"]
+    if word == "failed" and errors:
+        reason = errors[-1]
+    return StageState(word=word, reason=reason, source="launcher", step=step, total=total)
+
+
+def _progress(plan: Plan, stage: Stage, mine: Sequence[Event]) -> tuple[int, int]:
+    if stage.batch is not None:
+        steps = [event.data["step"] for event in mine if event.kind in ("step", "saved")]
+        return (steps[-1] if steps else 0), stage.batch.steps
+    if stage.kind == "predict":
+        rows = {event.data["unit"]: event.data["num_rows"] for event in mine if event.kind == "unit"}
+        totals = [event.data["num_rows"] for event in mine if event.kind == "layout"]
+        return sum(rows.values()), totals[-1] if totals else 0
+    return 0, 0
+
+
+def _stopping(plan: Plan, paths: RunPaths) -> frozenset[str]:
+    return frozenset(
+        stage.name
+        for stage in plan.stages
+        for task in range(stage.num_tasks)
+        if paths.stop_flag(stage.name, task).exists()
+    )
+
+
+def is_final(states: Mapping[str, StageState]) -> bool:
+    """Say whether nothing of the run is waiting or running."""
+    return all(state.word not in ("waiting", "running", "stopping") for state in states.values())
+
+
+def many_states(runs: Sequence[RunPaths], launcher: Launcher) -> list[tuple[Plan, RunPaths, dict[str, StageState]]]:
+    """Return the states of many runs with one call to the launcher; unreadable runs are left out."""
+    looks = []
+    for paths in runs:
+        try:
+            plan = read_plan(paths.plan)
+        except UsageError:
+            if len(runs) == 1:
+                raise
+            continue
+        events = ledger.read(paths.ledger_dir)
+        looks.append((plan, paths, events, job_refs(events)))
+    jobs = launcher.states([ref for *_, refs in looks for ref in refs.values()])
+    return [
+        (
+            plan,
+            paths,
+            stage_states(
+                plan, events, {name: jobs[ref] for name, ref in refs.items()}, stopping=_stopping(plan, paths)
+            ),
+        )
+        for plan, paths, events, refs in looks
+    ]

@@ -1,0 +1,169 @@
+"""What happened in a run: append-only files, one per writer, and the attempts they number.
+
+A file's number is allocated by creating it exclusively, so the n-th start of a stage's task
+owns the number n, and whoever sees a higher one knows that it has been replaced. Reading
+merges the files by number and sequence, never by a clock.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import files
+from .errors import FencedError, is_no_room
+
+_FILE_PATTERN = re.compile(
+    r"(?P<role>client|stage|job|rank[0-9]+)(\.(?P<stage>[a-z0-9-]+)-(?P<task>\d{5}))?\.(?P<number>\d{4,})\.jsonl"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One line of a ledger.
+
+    *number* is the attempt for events of a stage or a job, the submission for a client's.
+    *time* is seconds since the epoch, for people only: nothing is decided by it.
+    """
+
+    kind: str
+    role: str
+    number: int
+    sequence: int
+    time: float
+    stage: str = ""
+    task: int = 0
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+class Ledger:
+    """The one writer of one ledger file."""
+
+    def __init__(self, descriptor: int, path: Path, number: int) -> None:
+        self.path = path
+        self.number = number
+        self._descriptor = descriptor
+        self._sequence = path.read_bytes().count(b"\n")
+        self._is_torn = False
+
+    def write(self, kind: str, **data: Any) -> None:
+        """Append one event; all but `step` events are durable when this returns.
+
+        A full disk loses the event but never the work: the line is dropped and the next one
+        starts afresh.
+        """
+        line = json.dumps({"sequence": self._sequence, "time": time.time(), "kind": kind} | data, ensure_ascii=False)
+        text = (("\n" if self._is_torn else "") + line + "\n").encode()
+        self._sequence += 1
+        try:
+            self._is_torn = os.write(self._descriptor, text) < len(text)
+            if kind != "step":
+                os.fsync(self._descriptor)
+        except OSError as error:
+            if not is_no_room(error):
+                raise
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
+
+
+def open_client(folder: Path) -> Ledger:
+    """Open the next client ledger; its number is the number of the submission."""
+    return _open_next(folder, "client")
+
+
+def open_attempt(folder: Path, stage: str, task: int) -> Ledger:
+    """Open the next attempt of a stage's task; its number fences off all earlier ones."""
+    return _open_next(folder, f"stage.{stage}-{task:05d}")
+
+
+def open_job(folder: Path, stage: str, task: int, attempt: int, rank: int = 0) -> Ledger:
+    """Open the ledger of a rank of the job that the attempt started; rank 0 speaks for all."""
+    role = f"rank{rank}" if rank else "job"
+    path = files.make_private_dir(folder) / f"{role}.{stage}-{task:05d}.{attempt:04d}.jsonl"
+    return Ledger(_create(path, exclusive=False), path, attempt)
+
+
+def _create(path: Path, *, exclusive: bool) -> int:
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | (os.O_EXCL if exclusive else 0)
+    return os.open(path, flags, 0o600)
+
+
+def _open_next(folder: Path, stem: str) -> Ledger:
+    files.make_private_dir(folder)
+    taken = [int(path.name.split(".")[-2]) for path in folder.glob(f"{stem}.*.jsonl")]
+    number = max(taken, default=0) + 1
+    while True:
+        path = folder / f"{stem}.{number:04d}.jsonl"
+        try:
+            return Ledger(_create(path, exclusive=True), path, number)
+        except FileExistsError:
+            number += 1
+
+
+def check_fence(folder: Path, stage: str, task: int, attempt: int) -> None:
+    """Raise FencedError when a newer attempt than *attempt* has been opened.
+
+    Attempts have no gaps, so looking for the next number is enough. Call it right before
+    every commit: after a node failure the old processes may live on for a while.
+    """
+    if (folder / f"stage.{stage}-{task:05d}.{attempt + 1:04d}.jsonl").exists():
+        raise FencedError(f"attempt {attempt} of {stage} was replaced by a newer one; it commits nothing more")
+
+
+class LedgerReader:
+    """Reads a ledger folder; each poll returns only what is new."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._offsets: dict[str, int] = {}
+
+    def poll(self) -> list[Event]:
+        """Return the events since the last poll, by number, writer and sequence."""
+        events: list[Event] = []
+        if not self._folder.is_dir():
+            return events
+        for entry in os.scandir(self._folder):
+            match = _FILE_PATTERN.fullmatch(entry.name)
+            if match is None or entry.stat().st_size <= self._offsets.get(entry.name, 0):
+                continue
+            events += self._read(Path(entry.path), match)
+        return sorted(events, key=lambda event: (event.number, event.role, event.stage, event.task, event.sequence))
+
+    def _read(self, path: Path, match: re.Match[str]) -> list[Event]:
+        with path.open("rb") as stream:
+            stream.seek(self._offsets.get(path.name, 0))
+            text = stream.read()
+        whole = text[: text.rfind(b"\n") + 1]
+        self._offsets[path.name] = self._offsets.get(path.name, 0) + len(whole)
+        return [event for line in whole.split(b"\n") if (event := _parse(line, match)) is not None]
+
+
+def read(folder: Path) -> list[Event]:
+    """Return all events of a ledger folder, by number, writer and sequence."""
+    return LedgerReader(folder).poll()
+
+
+def _parse(line: bytes, match: re.Match[str]) -> Event | None:
+    """Return the event of a line; a line torn by a kill or a full disk is none."""
+    try:
+        data = json.loads(line)
+        sequence, moment, kind = data.pop("sequence"), data.pop("time"), data.pop("kind")
+    except (ValueError, KeyError, AttributeError):
+        return None
+    return Event(
+        kind=kind,
+        role=match["role"],
+        number=int(match["number"]),
+        sequence=sequence,
+        time=moment,
+        stage=match["stage"] or data.get("stage", ""),
+        task=int(match["task"] or data.get("task", 0)),
+        data=data,
+    )

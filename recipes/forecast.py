@@ -1,0 +1,162 @@
+"""Forecast what a plan will take: storage of the run, and memory of one device.
+
+Sums and formulas only; the sizes of files are in `checkpoints.sizes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..checkpoints.sizes import DTYPE_BYTES, Size, checkpoint_size, model_size
+from .compose import stage_view
+from .freeze import is_frozen
+from .plan import Batch, Forecast, ForecastLine, Inputs, ModelFacts, Stage, TensorFacts
+from .schema import Adapter, Recipe
+
+_LOG_BYTES_PER_STEP = 200  # one line of log and one ledger event, seldom more
+_FIXED_LOG_BYTES = 2_000_000  # start-up messages of every stage, W&B's own files: measured 1 to 2 MB
+
+
+@dataclass(frozen=True, kw_only=True)
+class Params:
+    """Parameters of a model as a train stage sees them."""
+
+    trainable: int
+    frozen: int
+
+
+def params_of(recipe: Recipe, model: ModelFacts) -> Params:
+    """Return how many parameters train and how many are frozen, adapters included."""
+    if recipe.adapter.method == "full":
+        frozen = sum(_numel(tensor) for tensor in model.tensors if is_frozen(tensor.name, recipe.model.freeze))
+        return Params(trainable=model.num_params - frozen, frozen=frozen)
+    adapters = sum(
+        recipe.adapter.rank * sum(tensor.shape) for tensor in model.tensors if _gets_adapter(tensor, recipe.adapter)
+    )
+    saved = sum(
+        _numel(tensor)
+        for tensor in model.tensors
+        if any(name in tensor.name for name in recipe.adapter.modules_to_save)
+    )
+    return Params(trainable=adapters + saved, frozen=model.num_params)
+
+
+def _numel(tensor: TensorFacts) -> int:
+    product = 1
+    for length in tensor.shape:
+        product *= length
+    return product
+
+
+def _gets_adapter(tensor: TensorFacts, adapter: Adapter) -> bool:
+    """Say whether a linear layer's weight gets an adapter, by peft's rule: `all-linear` spares the head."""
+    module = tensor.name.removesuffix(".weight").rsplit(".", 1)[-1]
+    if len(tensor.shape) != 2 or "embed" in tensor.name or module in ("wte", "wpe", "shared"):
+        return False
+    return module in adapter.target_modules or ("all-linear" in adapter.target_modules and module != "lm_head")
+
+
+def checkpoint_of(recipe: Recipe, model: ModelFacts, world_size: int) -> Size:
+    """Return the size of one checkpoint of a train stage."""
+    params = params_of(recipe, model)
+    return checkpoint_size(
+        trainable=params.trainable,
+        frozen=params.frozen,
+        zero_stage=recipe.train.zero.stage,
+        precision=recipe.train.precision,
+        world_size=world_size,
+        adapter=recipe.adapter.method != "full",
+    )
+
+
+def forecast(recipe: Recipe, inputs: Inputs, stages: Sequence[Stage]) -> Forecast:
+    """Return what the run of *stages* will take."""
+    storage: list[ForecastLine] = []
+    device: dict[str, tuple[ForecastLine, ...]] = {}
+    for stage in stages:
+        view = stage_view(recipe, stage.name)
+        storage += _storage_of(view, inputs, stage)
+        if stage.batch is not None:
+            device[stage.name] = tuple(device_memory(view, inputs.model, stage.batch))
+    steps = sum(stage.batch.steps for stage in stages if stage.batch)
+    log_bytes = _FIXED_LOG_BYTES + _LOG_BYTES_PER_STEP * steps
+    storage.append(ForecastLine(what="logs, ledger, W&B", num_bytes=log_bytes, formula=f"2 MB + 200 B x {steps} steps"))
+    return Forecast(storage=tuple(storage), storage_peak_bytes=sum(line.num_bytes for line in storage), device=device)
+
+
+def _storage_of(view: Recipe, inputs: Inputs, stage: Stage) -> list[ForecastLine]:
+    if stage.batch is not None:
+        size = checkpoint_of(view, inputs.model, stage.batch.world_size)
+        policy, batch = view.checkpoints, stage.batch
+        stay = policy.keep_last + policy.keep_best
+        if policy.keep_every_steps:
+            stay += batch.steps // policy.keep_every_steps
+        written = -(-batch.steps // batch.save_every_steps)
+        count = min(stay + 1, written)
+        formula = f"{count} x {size.num_bytes:,} B [{size.formula}]; {stay} stay and one is being written"
+        return [ForecastLine(what=f"checkpoints of {stage.name}", num_bytes=count * size.num_bytes, formula=formula)]
+    if stage.kind == "consolidate":
+        size = model_size(num_params=inputs.model.num_params, dtype=view.consolidate.dtype)
+        return [ForecastLine(what=f"model of {stage.name}", num_bytes=size.num_bytes, formula=size.formula)]
+    if stage.kind == "predict":
+        split = inputs.splits[view.predict.split]
+        rows = min(view.predict.rows or split.num_rows, split.num_rows)
+        row_bytes = 100 + 4 * view.predict.max_new_tokens
+        formula = f"2 (units, merged) x {rows:,} rows x (100 B + 4 B x {view.predict.max_new_tokens} tokens)"
+        return [ForecastLine(what=f"predictions of {stage.name}", num_bytes=2 * rows * row_bytes, formula=formula)]
+    return []
+
+
+def device_memory(recipe: Recipe, model: ModelFacts, batch: Batch) -> list[ForecastLine]:
+    """Return the memory of one rank while training, line by line.
+
+    Model states after Rajbhandari et al. 2020 (ZeRO, table 1); activations after Korthikanti et
+    al. 2022 (eq. 2: 34 s b h + 5 a s^2 b bytes a layer at 16 bits), with recomputation one
+    layer's activations and the inputs of the others.
+    """
+    params, stage = params_of(recipe, model), recipe.train.zero.stage
+    work = DTYPE_BYTES[recipe.train.precision] if stage else 4
+    shard = f" / {batch.world_size} ranks"
+    ranks = batch.world_size
+    base = 0.5 if recipe.adapter.method == "qlora" else work
+    held = (base * params.frozen + work * params.trainable) / (ranks if stage == 3 else 1)
+    gradients = work * params.trainable / (ranks if stage >= 2 else 1)
+    states_per = 12 if stage else 8
+    states = states_per * params.trainable / (ranks if stage >= 1 else 1)
+    if recipe.train.zero.offload != "none":
+        states = 0
+    if recipe.train.zero.offload == "both":
+        held = 0
+    lines = [
+        (
+            "weights",
+            held,
+            f"{work} B x {params.trainable:,} + {base:g} B x {params.frozen:,} frozen" + shard * (stage == 3),
+        ),
+        ("gradients", gradients, f"{work} B x {params.trainable:,}" + shard * (stage >= 2)),
+        ("optimizer states", states, f"{states_per} B x {params.trainable:,}" + shard * (stage >= 1)),
+        ("activations", *_activations(recipe, model.config, batch)),
+    ]
+    return [ForecastLine(what=what, num_bytes=int(num_bytes), formula=formula) for what, num_bytes, formula in lines]
+
+
+def _activations(recipe: Recipe, config: dict[str, Any], batch: Batch) -> tuple[float, str]:
+    def number(*names: str, default: int = 0) -> int:
+        found = (config.get(name) for name in names)
+        return next((int(value) for value in found if isinstance(value, int)), default)
+
+    hidden, layers = number("hidden_size", "n_embd", "d_model"), number("num_hidden_layers", "n_layer", "num_layers")
+    heads, vocabulary = number("num_attention_heads", "n_head", default=1), number("vocab_size")
+    tokens, rows = recipe.data.max_tokens, batch.micro_batch
+    width = DTYPE_BYTES[recipe.train.precision] / 2
+    layer = (34 * tokens * rows * hidden + 5 * heads * tokens * tokens * rows) * width
+    logits = 3 * 4 * tokens * rows * vocabulary  # float32 logits, their softmax and its gradient
+    if recipe.train.gradient_checkpointing:
+        total = layer + 2 * width * tokens * rows * hidden * layers + logits
+        return (
+            total,
+            f"one layer of {layers} at {rows} x {tokens} tokens + the inputs of all + logits of {vocabulary:,}",
+        )
+    return layer * layers + logits, f"{layers} layers at {rows} x {tokens} tokens x {hidden} + logits of {vocabulary:,}"

@@ -1,0 +1,189 @@
+"""The plan: a recipe, a site and the inputs, compiled into stages. Pure data, JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from .. import __version__, files
+from ..cluster.site import Site
+from ..errors import NotFoundError, UsageError
+from ..rundir import PLAN_FORMAT
+from . import check
+from .schema import Kind, Recipe, Resources
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorFacts:
+    """One parameter of the model."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """What the model really is. *digest* covers config, tokenizer and weight headers, not every weight."""
+
+    folder: str
+    digest: str
+    has_weights: bool
+    num_params: int
+    tensors: tuple[TensorFacts, ...]
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitFacts:
+    """What a data file really holds; *digest* is the sha256 of its bytes."""
+
+    path: str
+    num_rows: int
+    num_bytes: int
+    digest: str
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """What the store of the run can still take."""
+
+    folder: str
+    free_bytes: int
+    free_inodes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What a recipe's model, data and store really are."""
+
+    model: ModelFacts
+    splits: dict[str, SplitFacts]
+    room: Room
+    code_digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """How a train stage reaches its global batch. Counts of rows and of optimizer steps."""
+
+    world_size: int
+    micro_batch: int
+    accumulation: int
+    steps: int
+    warmup_steps: int
+    save_every_steps: int
+
+    @property
+    def global_batch(self) -> int:
+        """Rows of one step over all ranks."""
+        return self.world_size * self.micro_batch * self.accumulation
+
+
+@dataclass(frozen=True, kw_only=True)
+class After:
+    """A dependency: the stage named must have ended, well ("ok") or anyhow ("any")."""
+
+    stage: str
+    condition: Literal["ok", "any"] = "ok"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One step of the plan. *of* is the stage whose output it works on, if any."""
+
+    name: str
+    kind: Kind
+    of: str | None
+    resources: Resources
+    num_tasks: int
+    after: tuple[After, ...]
+    batch: Batch | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForecastLine:
+    """Bytes that something will take, and the formula used."""
+
+    what: str
+    num_bytes: int
+    formula: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What the run will take: storage at its peak, and memory on one device per train stage."""
+
+    storage: tuple[ForecastLine, ...]
+    storage_peak_bytes: int
+    device: dict[str, tuple[ForecastLine, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A compiled run."""
+
+    format: int = PLAN_FORMAT
+    version: str = __version__
+    recipe: Recipe
+    site: Site
+    inputs: Inputs
+    stages: tuple[Stage, ...]
+    forecast: Forecast
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def run_id(self) -> str:
+        """The digest of what decides the results: recipe less resources and tracking, code and data."""
+        recipe = check.to_plain(self.recipe)
+        deciding = {
+            name: value for name, value in recipe.items() if name not in ("resources", "tracking", "description")
+        }
+        data = {name: split.digest for name, split in self.inputs.splits.items()}
+        return files.digest_of([deciding, self.inputs.model.digest, data, self.inputs.code_digest])[:12]
+
+    def stage(self, name: str) -> Stage:
+        """Return the stage called *name*, or raise a NotFoundError that lists all."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        known = ", ".join(stage.name for stage in self.stages)
+        raise NotFoundError(f"stage {name!r} is not in this run; its stages: {known}")
+
+    def upstream(self, stage: Stage, kind: Kind) -> Stage | None:
+        """Return the nearest stage of *kind* among those that *stage* works on, itself included."""
+        current: Stage | None = stage
+        while current is not None and current.kind != kind:
+            current = self.stage(current.of) if current.of else None
+        return current
+
+    def to_json(self) -> str:
+        """Return the plan as text: the same bytes for the same plan."""
+        return json.dumps(check.to_plain(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a frozen plan.
+
+    Raises:
+        UsageError: it was written by a version with another format, or is no plan.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        found = values["format"]
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{path.parent} is no run folder: it has no plan.json") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise UsageError(f"{path} is no plan: {error}") from error
+    if found != PLAN_FORMAT:
+        raise UsageError(
+            f"run folder {path.parent} was made by sousbatch {values.get('version', '?')} with plan format {found}; "
+            f"this is {__version__}, which reads format {PLAN_FORMAT}: use that version, or submit the recipe again"
+        )
+    plan, faults = check.build(Plan, values)
+    if plan is None:
+        raise UsageError(f"{path} is damaged: {'; '.join(map(str, faults[:3]))}")
+    return plan

@@ -1,0 +1,27 @@
+"""Print the parameter shapes of an architecture: `python -m sousbatch.recipes.shapes FOLDER CHANGES TASK`.
+
+Runs in a process of its own, so that planning never imports torch. The model is built on
+the meta device: no memory is taken, whatever its size.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+
+def main(folder: str, changes: str, task: str) -> None:
+    """Write one JSON object to stdout: the config, and a list of (name, shape, dtype)."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    config = AutoConfig.from_pretrained(folder, **json.loads(changes))
+    auto = AutoModelForSeq2SeqLM if task == "seq2seq" else AutoModelForCausalLM
+    with torch.device("meta"):
+        model = auto.from_config(config)
+    tensors = [(name, list(tensor.shape), "float32") for name, tensor in model.named_parameters()]
+    print(json.dumps({"config": json.loads(config.to_json_string(use_diff=False)), "tensors": tensors}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,180 @@
+"""Every name inside a run folder, and finding a run from any folder.
+
+Nobody else joins these strings. A run is found through an index of links that
+submission leaves in the user's state folder.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import files
+from .errors import NotFoundError, UsageError
+
+PLAN_FORMAT = 1
+NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+RUN_ID_PATTERN = re.compile(r"[0-9a-f]{12}(-[0-9]+)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPaths:
+    """The files and folders of the run in *root*."""
+
+    root: Path
+
+    @property
+    def run_id(self) -> str:
+        """The run's id: the name of its folder."""
+        return self.root.name
+
+    @property
+    def recipe_name(self) -> str:
+        """The recipe's name: the folder that holds all its runs."""
+        return self.root.parent.name
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe as text, for people."""
+        return self.root / "recipe.yaml"
+
+    @property
+    def plan(self) -> Path:
+        """The plan, written last: a run folder without it was never submitted."""
+        return self.root / "plan.json"
+
+    @property
+    def code_dir(self) -> Path:
+        """The user's code as it was at submission."""
+        return self.root / "code"
+
+    @property
+    def ledger_dir(self) -> Path:
+        """One append-only file per writer."""
+        return self.root / "ledger"
+
+    @property
+    def lock(self) -> Path:
+        """Held while a client changes what is submitted."""
+        return self.root / ".lock"
+
+    @property
+    def metrics(self) -> Path:
+        """The scores of every score stage."""
+        return self.root / "metrics.json"
+
+    @property
+    def tracking_dir(self) -> Path:
+        """W&B's files."""
+        return self.root / "tracking"
+
+    def request(self, stage: str) -> Path:
+        """The exact text that was sent for *stage*."""
+        return self.root / "requests" / f"{stage}.sh"
+
+    def log(self, stage: str, task: int) -> Path:
+        """What a task of *stage* printed, all attempts one after another."""
+        return self.root / "logs" / f"{stage}-{task:05d}.log"
+
+    def stop_flag(self, stage: str, task: int) -> Path:
+        """Its presence asks the ranks of a task to save and stop at a step boundary."""
+        return self.root / "stop" / f"{stage}-{task:05d}"
+
+    def checkpoints(self, stage: str) -> Path:
+        """The checkpoints of a train stage."""
+        return self.root / "checkpoints" / stage
+
+    def model(self, stage: str) -> Path:
+        """The consolidated model of a consolidate stage."""
+        return self.root / "model" / stage
+
+    def predictions(self, stage: str) -> Path:
+        """The prediction folders of a predict stage, one per prediction key."""
+        return self.root / "predictions" / stage
+
+    def metrics_of(self, stage: str) -> Path:
+        """The scores of one score stage."""
+        return self.root / "metrics" / f"{stage}.json"
+
+
+def runs_dir(given: str | None) -> Path:
+    """Return the folder that holds all runs: *given*, else $SOUSBATCH_RUNS, else ./runs."""
+    return Path(given or os.environ.get("SOUSBATCH_RUNS") or "runs").expanduser().resolve()
+
+
+def state_dir() -> Path:
+    """Return the user's private state folder: $SOUSBATCH_STATE, else XDG's place for it."""
+    given = os.environ.get("SOUSBATCH_STATE")
+    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(given) if given else Path(base) / "sousbatch"
+
+
+def cache_dir() -> Path:
+    """Return the folder for what can be made again: $SOUSBATCH_CACHE, else XDG's place for it."""
+    given = os.environ.get("SOUSBATCH_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(given) if given else Path(base) / "sousbatch"
+
+
+def _index_dir() -> Path:
+    return state_dir() / "runs"
+
+
+def remember_run(paths: RunPaths) -> None:
+    """Put the run into the index, replacing a link of the same id."""
+    folder = files.make_private_dir(_index_dir())
+    link = folder / f"{paths.recipe_name}.{paths.run_id}"
+    temporary = files.temporary_path(link)
+    temporary.symlink_to(paths.root)
+    temporary.replace(link)
+
+
+def forget_run(paths: RunPaths) -> None:
+    """Take the run out of the index."""
+    (_index_dir() / f"{paths.recipe_name}.{paths.run_id}").unlink(missing_ok=True)
+
+
+def known_runs() -> tuple[RunPaths, ...]:
+    """Return the runs of the index that still exist, oldest submission first."""
+    folder = _index_dir()
+    if not folder.is_dir():
+        return ()
+    links = [link for link in folder.iterdir() if not link.name.startswith(files.TEMPORARY_PREFIX)]
+    links = sorted(links, key=lambda link: (link.lstat().st_mtime_ns, link.name))
+    found = (RunPaths(root=Path(os.readlink(link))) for link in links)
+    return tuple(paths for paths in found if paths.plan.is_file())
+
+
+def find_run(name: str) -> RunPaths:
+    """Return the run that *name* means: a folder, an id or its beginning, or a recipe's name.
+
+    Raises:
+        NotFoundError: no run, or more than one, answers to *name*.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir() and (folder / "plan.json").is_file():
+        return RunPaths(root=folder.resolve())
+    runs = known_runs()
+    matches = [paths for paths in runs if paths.run_id.startswith(name) or paths.recipe_name == name]
+    exact = [paths for paths in matches if paths.run_id == name]
+    if len(exact) == 1:
+        return exact[0]
+    if not matches:
+        known = ", ".join(paths.run_id for paths in runs[-5:]) or "none yet"
+        raise NotFoundError(
+            f"run {name!r} does not exist; newest known: {known}; `sousbatch status` lists all, "
+            "and a run moved by hand is named by its folder"
+        )
+    if len(matches) > 1:
+        ids = ", ".join(paths.run_id for paths in matches)
+        raise NotFoundError(f"{name!r} names {len(matches)} runs: {ids}; give one id")
+    return matches[0]
+
+
+def check_name(what: str, name: str) -> str:
+    """Return *name* when it can be a part of a path, else raise a UsageError that says what can."""
+    if not NAME_PATTERN.fullmatch(name):
+        raise UsageError(f"{what} {name!r} is not a name; use lower-case letters, digits and '-', 63 at most")
+    return name

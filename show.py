@@ -1,0 +1,222 @@
+"""Values as text for people: tables, sizes, plans, scores, progress."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from .rundir import RunPaths
+
+if TYPE_CHECKING:
+    from .checkpoints.commit import Checkpoint
+    from .doctor import Finding
+    from .launchers.status import StageState
+    from .recipes.plan import Plan
+
+
+def columns(rows: Sequence[Sequence[object]], *, header: Sequence[str] = ()) -> str:
+    """Return rows as aligned columns; numbers are aligned to the right."""
+    table = [list(map(str, header))] * bool(header) + [[str(cell) for cell in row] for row in rows]
+    if not table:
+        return ""
+    widths = [max(len(row[place]) for row in table) for place in range(len(table[0]))]
+    is_number = [all(isinstance(row[place], (int, float)) for row in rows) for place in range(len(table[0]))]
+
+    def line(row: Sequence[str]) -> str:
+        cells = (
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, is_number, strict=True)
+        )
+        return "  ".join(cells).rstrip()
+
+    return "\n".join(line(row) for row in table)
+
+
+def size(num_bytes: float) -> str:
+    """Return bytes in the unit that leaves one to three digits before the point (1 kB = 1000 B)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:,.2f} TB"
+
+
+def keys(found: Iterable[tuple[str, dataclasses.Field[Any]]]) -> str:
+    """Return every key of the schema with its default and help."""
+    rows = []
+    for key, field in found:
+        is_section = field.default_factory is not dataclasses.MISSING and dataclasses.is_dataclass(
+            field.default_factory
+        )
+        default = "" if field.default is dataclasses.MISSING or is_section else field.default
+        rows.append([key, "" if default is None or default == "" else default, field.metadata["help"]])
+    return columns(rows, header=("key", "default", "meaning"))
+
+
+def plan(value: Plan) -> str:
+    """Return a plan for people: stages, forecast against the room, warnings."""
+    stages = []
+    for stage in value.stages:
+        wanted, batch = stage.resources, stage.batch
+        where = f"{stage.num_tasks} x {wanted.nodes} x {wanted.devices_per_node} {wanted.device}"
+        if stage.kind in ("consolidate", "merge", "score"):
+            where = "1 process"
+        what = (
+            f"{batch.steps} steps of {batch.global_batch} rows = {batch.world_size} "
+            f"ranks x {batch.micro_batch} x {batch.accumulation}"
+            if batch
+            else ""
+        )
+        after = ", ".join(f"{item.stage} ({item.condition})" for item in stage.after)
+        stages.append([stage.name, stage.kind, where, after, what])
+    room = value.inputs.room
+    storage = [[line.what, size(line.num_bytes), line.formula] for line in value.forecast.storage]
+    storage.append(["peak", size(value.forecast.storage_peak_bytes), f"{room.folder} can take {size(room.free_bytes)}"])
+    parts = [
+        f"{value.recipe.name} on {value.site.name}: run {value.run_id}, {value.inputs.model.num_params:,} parameters",
+        columns(stages, header=("stage", "kind", "tasks x nodes x devices", "after", "")),
+        columns(storage, header=("storage", "", "")),
+    ]
+    for name, lines in value.forecast.device.items():
+        rows = [[line.what, size(line.num_bytes), line.formula] for line in lines]
+        rows.append(["sum", size(sum(line.num_bytes for line in lines)), "and what the libraries themselves take"])
+        parts.append(columns(rows, header=(f"memory of a rank of {name}", "", "")))
+    parts += [f"warning: {warning}" for warning in value.warnings]
+    return "\n\n".join(parts)
+
+
+def status(found: Sequence[tuple[Plan, RunPaths, Mapping[str, StageState]]]) -> str:
+    """Return one line a run."""
+    if not found:
+        return "no runs yet; `sousbatch submit hangul-restoration` makes one"
+    rows = [[paths.run_id, plan.recipe.name, *_summary(states), paths.root] for plan, paths, states in found]
+    return columns(rows, header=("run", "recipe", "state", "stage", "folder"))
+
+
+def _summary(states: Mapping[str, StageState]) -> tuple[str, str]:
+    """Return the word and the stage that tell most about a run."""
+    if all(state.word == "done" for state in states.values()):
+        return "done", ""
+    for words in (("running", "stopping"), ("failed",), ("stopped",), ("cancelled",), ("waiting",), ("lost",)):
+        for name, state in states.items():
+            if state.word in words:
+                progress = f" {state.step}/{state.total}" if state.total else ""
+                return state.word, name + progress
+    return "lost", ""
+
+
+def run_status(plan: Plan, paths: RunPaths, states: Mapping[str, StageState]) -> str:
+    """Return one line a stage, and for what failed where its log is."""
+    rows = []
+    for stage in plan.stages:
+        state = states[stage.name]
+        rows.append([stage.name, state.word, f"{state.step}/{state.total}" if state.total else "", state.reason])
+    text = f"run {paths.run_id} of {plan.recipe.name} in {paths.root}\n" + columns(
+        rows, header=("stage", "state", "", "reason")
+    )
+    failed = [name for name, state in states.items() if state.word == "failed"]
+    if failed:
+        text += f"\n\n{log_tail(paths, failed[0])}"
+    return text
+
+
+def log_tail(paths: RunPaths, stage: str, num_lines: int = 12) -> str:
+    """Return the last lines of a stage's newest log, with its path."""
+    logs = sorted(paths.log(stage, 0).parent.glob(f"{stage}-?????.log"), key=lambda path: path.stat().st_mtime)
+    if not logs:
+        return f"{stage} has no log yet"
+    lines = logs[-1].read_text(encoding="utf-8", errors="replace").splitlines()[-num_lines:]
+    return "\n".join([f"{logs[-1]}:", *(f"  {line[:200]}" for line in lines)])
+
+
+def status_json(found: Sequence[tuple[Plan, RunPaths, Mapping[str, StageState]]]) -> list[dict[str, Any]]:
+    """Return runs and stages as plain values."""
+    return [
+        {
+            "run": paths.run_id,
+            "recipe": plan.recipe.name,
+            "folder": str(paths.root),
+            "state": _summary(states)[0],
+            "stages": {name: dataclasses.asdict(state) for name, state in states.items()},
+        }
+        for plan, paths, states in found
+    ]
+
+
+def checkpoints(found: Sequence[Checkpoint]) -> str:
+    """Return one line a checkpoint."""
+    rows = [
+        [
+            one.step,
+            one.attempt,
+            one.status,
+            size(one.num_bytes),
+            "" if one.metric is None else f"{one.metric:.4g}",
+            one.path,
+        ]
+        for one in found
+    ]
+    return columns(rows, header=("step", "attempt", "status", "size", "metric", "path"))
+
+
+def scores(found: Mapping[str, Mapping[str, float]]) -> str:
+    """Return the scores of the model beside those of copying the input."""
+    names = [name for name in found["model"] if not name.endswith(("_precision", "_recall"))]
+    rows = [[name, f"{found['model'][name]:.3f}", f"{found['copy_input'][name]:.3f}"] for name in names]
+    return columns(rows, header=("", "model", "copying the input"))
+
+
+def results(plan: Plan, paths: RunPaths) -> str:
+    """Return where a run's model, predictions and scores lie, and the scores."""
+    from . import files
+
+    rows: list[tuple[str, object]] = []
+    for stage in plan.stages:
+        if stage.kind == "consolidate" and paths.model(stage.name).is_dir():
+            rows.append((f"model ({stage.name})", paths.model(stage.name)))
+        if stage.kind == "predict" and (paths.predictions(stage.name) / "predictions.jsonl").is_file():
+            rows.append((f"predictions ({stage.name})", paths.predictions(stage.name) / "predictions.jsonl"))
+    text = ""
+    if paths.metrics.is_file():
+        rows.append(("scores", paths.metrics))
+        for name, result in files.read_json(paths.metrics).items():
+            text += f"\n\n{name}: {result['num_rows']} rows of {result['split']}\n{scores(result['scores'])}"
+    return columns(rows) + text
+
+
+def findings(found: Sequence[Finding]) -> str:
+    """Return the doctor's findings, each with the command that mends it."""
+    marks = {True: "ok", False: "LACKS", None: "-"}
+    lines = []
+    for one in found:
+        lines.append(
+            f"{marks[one.is_good]:6}{one.what}: {one.finding}" + (f"\n      {one.remedy}" if one.remedy else "")
+        )
+    return "\n".join(lines)
+
+
+@contextmanager
+def byte_progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a callback of (bytes done, bytes in all) that shows progress on stderr."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+        console = Console(stderr=True)
+        with Progress(TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), console=console) as bar:
+            task = bar.add_task(what)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+        return
+    shown_at = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        nonlocal shown_at
+        if time.monotonic() - shown_at > 10:
+            shown_at = time.monotonic()
+            print(f"sousbatch: {what}: {size(done)} of {size(total)}", file=sys.stderr, flush=True)
+
+    yield show
