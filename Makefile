@@ -13,7 +13,7 @@ demo: $(STAMP)
 
 # The suite runs against the installed wheel, two processes at once.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -P -m pytest -n 2 --dist worksteal -q $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -P -m pytest -n 2 --dist loadgroup -q $(TESTS)
 
 check: $(VENV)/.checks types
 	$(BIN)/ruff format --check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -20,6 +21,7 @@ model and one complete predictions file.
   sousbatch status                                       where all runs stand, from any folder
   sousbatch resume RUN                                   go on where a run stood
 """
+_RUN = "id or its beginning, recipe name, or folder"
 _OVERRIDES = "values of the recipe in Hydra's form, such as train.learning_rate=1e-4 adapter=lora"
 
 
@@ -30,9 +32,26 @@ class _Parser(argparse.ArgumentParser):
         if "invalid choice" in message and self._subparsers is not None:
             word = message.split("'")[1]
             known = [name for action in self._subparsers._group_actions for name in action.choices or ()]
-            message = f"{self.prog} has no command {word!r}; known: {', '.join(known)} {nearest(word, known)}".rstrip()
+            hint = f" ({nearest(word, known)})" if nearest(word, known) else ""
+            message = f"{self.prog} has no command {word!r}; known: {', '.join(known)}{hint}"
         print(f"sousbatch: {message}; see {self.prog} --help", file=sys.stderr)
         sys.exit(2)
+
+
+def _size_gb(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return value
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
+    return int(text)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -41,8 +60,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sousbatch {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_recipe_commands(commands)
+    _add_planning_commands(commands)
     _add_run_commands(commands)
-    _add_file_commands(commands)
+    _add_checkpoint_commands(commands)
+    _add_prediction_commands(commands)
     return parser
 
 
@@ -74,8 +95,10 @@ def _add_recipe_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
     )
     show.add_argument("recipe", nargs="?", metavar="RECIPE", help="name, or path of a YAML file")
     show.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=_OVERRIDES)
-    show.add_argument("--keys", action="store_true", help="list every key with its default and meaning")
+    show.add_argument("--keys", action="store_true", help="list every key with its values, default and meaning")
 
+
+def _add_planning_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
     plan = _add(
         commands,
         "plan",
@@ -114,20 +137,18 @@ def _add_recipe_arguments(parser: _Parser) -> None:
 
 def _add_run_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
     status = _add(commands, "status", "show where runs stand", "status", "status 3f2a --watch")
-    status.add_argument(
-        "run", nargs="?", metavar="RUN", help="id or its beginning, recipe name, or folder; all runs when left out"
-    )
+    status.add_argument("run", nargs="?", metavar="RUN", help=f"{_RUN}; all runs when left out")
     status.add_argument("--watch", action="store_true", help="until nothing runs any more")
     status.add_argument("--json", action="store_true", help="as JSON")
     logs = _add(commands, "logs", "print what a stage printed", "logs 3f2a", "logs 3f2a train -f")
-    logs.add_argument("run", metavar="RUN")
+    logs.add_argument("run", metavar="RUN", help=_RUN)
     logs.add_argument("stage", nargs="?", metavar="STAGE", help="the one that failed, else the newest, when left out")
     logs.add_argument("-f", "--follow", action="store_true", help="go on until the stage ends")
     cancel = _add(commands, "cancel", "end a run's jobs", "cancel 3f2a", "cancel 3f2a --save")
-    cancel.add_argument("run", metavar="RUN")
+    cancel.add_argument("run", metavar="RUN", help=_RUN)
     cancel.add_argument("--save", action="store_true", help="let training save first, at a step boundary")
     resume = _add(commands, "resume", "go on where a run stood", "resume 3f2a", "resume 3f2a --detach")
-    resume.add_argument("run", metavar="RUN")
+    resume.add_argument("run", metavar="RUN", help=_RUN)
     resume.add_argument("--detach", action="store_true", help="return when the jobs are sent")
     clean = _add(
         commands,
@@ -137,14 +158,14 @@ def _add_run_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
         "clean --older 30d",
         "clean 3f2a --all",
     )
-    clean.add_argument("run", nargs="?", metavar="RUN")
+    clean.add_argument("run", nargs="?", metavar="RUN", help=_RUN)
     clean.add_argument("--older", metavar="AGE", help="every finished run that was submitted longer ago: 30d, 12h")
     clean.add_argument("--all", action="store_true", help="the whole run folder, results too")
     doctor = _add(commands, "doctor", "say what this machine offers and lacks", "doctor")
     doctor.add_argument("--runs", metavar="DIR", help="folder that holds all runs")
 
 
-def _add_file_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
+def _add_checkpoint_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
     checkpoints = _add(
         commands,
         "checkpoints",
@@ -157,6 +178,10 @@ def _add_file_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
     listing.add_argument("--json", action="store_true", help="as JSON")
     verify = _add(verbs, "verify", "read every checkpoint and say what is damaged", "checkpoints verify 3f2a")
     verify.add_argument("path", metavar="PATH", help="folder, or a run")
+    _add_consolidate(verbs)
+
+
+def _add_consolidate(verbs: argparse._SubParsersAction[_Parser]) -> None:
     convert = _add(
         verbs,
         "consolidate",
@@ -173,7 +198,7 @@ def _add_file_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
         help="type of the weights (default float16)",
     )
     convert.add_argument(
-        "--max-shard-gb", type=float, default=5.0, help="largest weight file, 1 GB = 10^9 bytes (default 5)"
+        "--max-shard-gb", type=_size_gb, default=5.0, help="largest weight file, 1 GB = 10^9 bytes (default 5)"
     )
     convert.add_argument(
         "--overflow",
@@ -185,7 +210,10 @@ def _add_file_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
     convert.add_argument(
         "--copy-from", metavar="DIR", help="take config and tokenizer from here (default: the checkpoint)"
     )
-    convert.add_argument("--workers", type=int, default=0, help="threads (default: one per core)")
+    convert.add_argument("--workers", type=_count, default=0, help="threads (default: one per core)")
+
+
+def _add_prediction_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
     predictions = _add(
         commands,
         "predictions",
@@ -203,10 +231,14 @@ def _add_file_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
         "paths", nargs="+", metavar="PATH", help="shards (.jsonl or .csv), a folder of them, or a folder of units"
     )
     merge.add_argument("--out", required=True, metavar="FILE", help="the merged file")
-    merge.add_argument("--rows", type=int, help="how many rows there must be")
+    merge.add_argument("--rows", type=_count, help="how many rows there must be")
     merge.add_argument(
         "--index", default="index", metavar="FIELD", help="field that holds a row's position (default index)"
     )
+    _add_score(verbs)
+
+
+def _add_score(verbs: argparse._SubParsersAction[_Parser]) -> None:
     score = _add(
         verbs,
         "score",
@@ -233,9 +265,21 @@ def _add_file_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
     score.add_argument("--json", action="store_true", help="as JSON")
 
 
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse; overrides may stand on both sides of options, which argparse alone does not take."""
+    parser = build_parser()
+    parsed, rest = parser.parse_known_args(arguments)
+    unknown = [text for text in rest if text.startswith("-") or not hasattr(parsed, "overrides")]
+    if unknown:
+        parser.error(f"{' '.join(unknown)!r} is no option or argument of {parsed.command}")
+    if rest:
+        parsed.overrides += rest
+    return parsed
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 the run failed, 2 it cannot work."""
-    parsed = build_parser().parse_args(arguments)
+    parsed = _parse(arguments)
     from . import commands
 
     try:
@@ -248,6 +292,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as head, has seen enough
         sys.stderr.close()
         return 0
+    except OSError as error:  # a folder that cannot be written, a disk that is full
+        print(f"sousbatch: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
 

@@ -10,19 +10,15 @@ import time
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from . import show
 from .errors import NotFoundError, UsageError
 from .rundir import RunPaths, find_run, known_runs, runs_dir
 
-_SMOKE = (
-    "train.steps=2",
-    "checkpoints.every_steps=1",
-    "train.eval_rows=8",
-    "predict.rows=8",
-    "predict.max_new_tokens=8",
-)
+if TYPE_CHECKING:
+    from .launchers.submission import Submitted
+    from .recipes.plan import Plan
 
 
 def run(arguments: Namespace) -> int:
@@ -32,7 +28,7 @@ def run(arguments: Namespace) -> int:
 
 
 def _recipes_list(arguments: Namespace) -> int:
-    from .recipes.compose import list_recipes
+    from .recipes.search import list_recipes
 
     rows = [
         {"name": recipe.name, "description": recipe.description, "path": str(recipe.path)} for recipe in list_recipes()
@@ -57,17 +53,19 @@ def _recipes_show(arguments: Namespace) -> int:
     if arguments.recipe is None:
         raise UsageError("name a recipe, or ask for --keys; `sousbatch recipes list` lists the library")
     recipe = compose(arguments.recipe, arguments.overrides)
-    print(yaml.safe_dump(check.to_plain(recipe), allow_unicode=True, sort_keys=False), end="")
+    print(yaml.safe_dump(check.to_plain(recipe), allow_unicode=True, sort_keys=False, width=1000), end="")
     return 0
 
 
-def _plan_of(arguments: Namespace, extra: tuple[str, ...] = ()) -> Any:
+def _plan_of(arguments: Namespace, *, is_smoke: bool = False) -> Plan:
     from .cluster.site import this_machine
     from .recipes.compile import compile
     from .recipes.compose import compose
     from .recipes.inputs import inspect
+    from .recipes.stages import smoke
 
-    recipe = compose(arguments.recipe, (*arguments.overrides, *extra))
+    recipe = compose(arguments.recipe, arguments.overrides)
+    recipe = smoke(recipe) if is_smoke else recipe
     return compile(recipe, this_machine(), inspect(recipe, runs_dir(arguments.runs)))
 
 
@@ -90,7 +88,7 @@ def _submit(arguments: Namespace) -> int:
     from .launchers.local import LocalLauncher
     from .launchers.submission import submit
 
-    plan = _plan_of(arguments, _SMOKE if arguments.smoke else ())
+    plan = _plan_of(arguments, is_smoke=arguments.smoke)
     for warning in plan.warnings:
         print(f"sousbatch: warning: {warning}", file=sys.stderr)
     done = submit(plan, LocalLauncher(), runs_dir(arguments.runs), again=arguments.again)
@@ -101,24 +99,22 @@ def _resume(arguments: Namespace) -> int:
     from .launchers.local import LocalLauncher
     from .launchers.submission import resume
 
-    return _after_sending(resume(find_run(arguments.run), LocalLauncher()), arguments.detach)
+    return _after_sending(resume(find_run(arguments.run), LocalLauncher()), arguments.detach, joins=True)
 
 
-def _after_sending(done: Any, detach: bool) -> int:
+def _after_sending(done: Submitted, detach: bool, *, joins: bool = False) -> int:
+    """Follow what was sent; with *joins* also what was under way already."""
     from . import follow
     from .launchers.local import LocalLauncher
 
     words = {state.word for state in done.found.values()}
     run_id = done.paths.run_id
-    if not done.sent:
-        if words == {"done"}:
-            print(f"sousbatch: run {run_id} is done already; --again makes another", file=sys.stderr)
-            print(show.results(done.plan, done.paths))
-        else:
-            print(
-                f"sousbatch: run {run_id} is under way already; `sousbatch status {run_id} --watch` follows it",
-                file=sys.stderr,
-            )
+    if words == {"done"}:
+        print(f"sousbatch: run {run_id} is done already; --again makes another", file=sys.stderr)
+        print(show.results(done.plan, done.paths))
+        return 0
+    if not done.sent and not joins:
+        print(f"sousbatch: run {run_id} is under way already; `sousbatch resume {run_id}` follows it", file=sys.stderr)
         return 0
     print(f"sousbatch: run {run_id} on {done.plan.site.name}, in {done.paths.root}", file=sys.stderr)
     if detach:
@@ -131,17 +127,13 @@ def _status(arguments: Namespace) -> int:
     from .launchers.local import LocalLauncher
     from .launchers.status import is_final, many_states
 
-    def look() -> tuple[Any, bool]:
-        found = many_states([find_run(arguments.run)] if arguments.run else known_runs(), LocalLauncher())
-        return found, all(is_final(states) for _, _, states in found)
-
     while True:
-        found, is_over = look()
+        found = many_states([find_run(arguments.run)] if arguments.run else known_runs(), LocalLauncher())
         if arguments.json:
-            print(json.dumps(show.status_json(found), indent=1, ensure_ascii=False))
+            print(json.dumps(show.status_json(found), indent=1, ensure_ascii=False), flush=True)
         else:
             print(show.run_status(*found[0]) if arguments.run else show.status(found), flush=True)
-        if is_over or not arguments.watch:
+        if not arguments.watch or all(is_final(states) for _, _, states in found):
             return 0
         time.sleep(2)
 
@@ -187,7 +179,7 @@ def _clean(arguments: Namespace) -> int:
     freed = 0
     for paths in chosen:
         freed += clean(paths, LocalLauncher(), whole=arguments.all, is_named=bool(arguments.run))
-    print(f"{len(chosen)} runs looked at, {show.size(freed)} freed")
+    print(f"{len(chosen)} run{'s' * (len(chosen) != 1)} looked at, {show.size(freed)} freed")
     return 0
 
 
@@ -242,6 +234,12 @@ def _checkpoints_verify(arguments: Namespace) -> int:
     return 1 if bad else 0
 
 
+def _config_dir(checkpoint: Path) -> Path | None:
+    """Return the folder with the config and tokenizer of *checkpoint*: itself or the one above, if any."""
+    places = (place for place in (checkpoint, checkpoint.parent) if (place / "config.json").is_file())
+    return next(places, None)
+
+
 def _checkpoints_consolidate(arguments: Namespace) -> int:
     from .checkpoints.zero.read import open_source
     from .checkpoints.zero.write import consolidate
@@ -259,7 +257,7 @@ def _checkpoints_consolidate(arguments: Namespace) -> int:
             num_workers=arguments.workers or len(os.sched_getaffinity(0)),
             overflow=arguments.overflow,
             base_dir=Path(arguments.base).expanduser() if arguments.base else None,
-            copy_from=Path(arguments.copy_from).expanduser() if arguments.copy_from else source_dir,
+            copy_from=Path(arguments.copy_from).expanduser() if arguments.copy_from else _config_dir(source_dir),
             progress=progress,
         )
     print(

@@ -45,7 +45,7 @@ class PlanError(UsageError):
 
     def __init__(self, reasons: Sequence[str]) -> None:
         self.reasons = tuple(reasons)
-        super().__init__("\n".join(self.reasons))
+        super().__init__(_listed(f"this cannot run, for {len(self.reasons)} reasons", self.reasons))
 
 
 class NotFoundError(UsageError):
@@ -61,7 +61,7 @@ class Fault:
     hint: str = ""
 
     def __str__(self) -> str:
-        return f"{self.key}: {self.problem}" + (f" ({self.hint})" if self.hint else "")
+        return f"{self.key} {self.problem}" + (f" ({self.hint})" if self.hint else "")
 
 
 class RecipeError(UsageError):
@@ -69,8 +69,16 @@ class RecipeError(UsageError):
 
     def __init__(self, recipe: str, faults: Sequence[Fault]) -> None:
         self.faults = tuple(faults)
-        lines = [f"recipe {recipe!r} has {len(self.faults)} fault{'s' * (len(self.faults) != 1)}:"]
-        super().__init__("\n".join(lines + [f"  {fault}" for fault in self.faults]))
+        what = f"recipe {recipe!r}"
+        if len(self.faults) == 1:
+            super().__init__(f"{what}: {self.faults[0]}")
+        else:
+            super().__init__(_listed(f"{what} has {len(self.faults)} faults", [str(fault) for fault in self.faults]))
+
+
+def _listed(head: str, items: Sequence[str]) -> str:
+    """Return one item as it is, and several below a head."""
+    return items[0] if len(items) == 1 else "\n".join([f"{head}:", *(f"  {item}" for item in items)])
 
 
 class RunError(SousbatchError):

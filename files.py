@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,10 +99,12 @@ def read_json(path: Path) -> Any:
 
 
 def sync_tree(path: Path) -> None:
-    """Make every file and folder below *path* durable."""
+    """Make every file and folder below *path* durable; links, pipes and the like are passed over."""
     for folder, _, names in os.walk(path):
-        for name in names:
-            descriptor = os.open(os.path.join(folder, name), os.O_RDONLY)
+        for file in (Path(folder, name) for name in names):
+            if not stat.S_ISREG(file.lstat().st_mode):
+                continue
+            descriptor = os.open(file, os.O_RDONLY)
             try:
                 os.fsync(descriptor)
             finally:
@@ -138,10 +141,21 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
     The kernel frees the lock when its holder dies, however it dies, so there is no stale
     lock to break. A child does not inherit it: Python's descriptors are close-on-exec.
     """
-    with path.open("a") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+    while True:
+        with path.open("a") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            if _is_named(stream, path):
+                yield True
+                return
+
+
+def _is_named(stream: IO[str], path: Path) -> bool:
+    """Say whether *stream* is still what *path* names: its folder may have been removed while it waited."""
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

@@ -7,6 +7,7 @@ merges the files by number and sequence, never by a clock.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from . import files
-from .errors import FencedError, is_no_room
+from .errors import FencedError, NoRoomError, is_no_room
 
 _FILE_PATTERN = re.compile(
     r"(?P<role>client|stage|job|rank[0-9]+)(\.(?P<stage>[a-z0-9-]+)-(?P<task>\d{5}))?\.(?P<number>\d{4,})\.jsonl"
@@ -42,31 +43,43 @@ class Event:
 
 
 class Ledger:
-    """The one writer of one ledger file."""
+    """The one writer of one ledger file.
 
-    def __init__(self, descriptor: int, path: Path, number: int) -> None:
+    A full disk loses an event of a job but never its work: the line is dropped and the next
+    one starts afresh. With *is_strict* it raises instead: a client must not send what it
+    could not write down.
+    """
+
+    def __init__(self, descriptor: int, path: Path, number: int, *, is_strict: bool = False) -> None:
         self.path = path
         self.number = number
         self._descriptor = descriptor
-        self._sequence = path.read_bytes().count(b"\n")
-        self._is_torn = False
+        self._is_strict = is_strict
+        text = path.read_bytes()
+        self._sequence = 1 + max(map(_sequence_in, text.split(b"\n")))
+        self._is_torn = bool(text) and not text.endswith(b"\n")
 
     def write(self, kind: str, **data: Any) -> None:
         """Append one event; all but `step` events are durable when this returns.
 
-        A full disk loses the event but never the work: the line is dropped and the next one
-        starts afresh.
+        Raises:
+            NoRoomError: the disk is full, and the ledger is strict.
         """
         line = json.dumps({"sequence": self._sequence, "time": time.time(), "kind": kind} | data, ensure_ascii=False)
         text = (("\n" if self._is_torn else "") + line + "\n").encode()
         self._sequence += 1
         try:
-            self._is_torn = os.write(self._descriptor, text) < len(text)
+            written = os.write(self._descriptor, text)
+            self._is_torn = (self._is_torn and written == 0) or 0 < written < len(text)
+            if written < len(text):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if kind != "step":
                 os.fsync(self._descriptor)
         except OSError as error:
             if not is_no_room(error):
                 raise
+            if self._is_strict:
+                raise NoRoomError(f"no room left to write {self.path}; free some space and try again") from error
 
     def close(self) -> None:
         """Close the file."""
@@ -75,7 +88,7 @@ class Ledger:
 
 def open_client(folder: Path) -> Ledger:
     """Open the next client ledger; its number is the number of the submission."""
-    return _open_next(folder, "client")
+    return _open_next(folder, "client", is_strict=True)
 
 
 def open_attempt(folder: Path, stage: str, task: int) -> Ledger:
@@ -95,16 +108,19 @@ def _create(path: Path, *, exclusive: bool) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _open_next(folder: Path, stem: str) -> Ledger:
+def _open_next(folder: Path, stem: str, *, is_strict: bool = False) -> Ledger:
     files.make_private_dir(folder)
-    taken = [int(path.name.split(".")[-2]) for path in folder.glob(f"{stem}.*.jsonl")]
-    number = max(taken, default=0) + 1
+    matches = (_FILE_PATTERN.fullmatch(path.name) for path in folder.glob(f"{stem}.*.jsonl"))
+    number = max((int(match["number"]) for match in matches if match), default=0) + 1
     while True:
         path = folder / f"{stem}.{number:04d}.jsonl"
         try:
-            return Ledger(_create(path, exclusive=True), path, number)
+            descriptor = _create(path, exclusive=True)
         except FileExistsError:
             number += 1
+            continue
+        files.sync_dir(folder)
+        return Ledger(descriptor, path, number, is_strict=is_strict)
 
 
 def check_fence(folder: Path, stage: str, task: int, attempt: int) -> None:
@@ -150,12 +166,20 @@ def read(folder: Path) -> list[Event]:
     return LedgerReader(folder).poll()
 
 
+def _sequence_in(line: bytes) -> int:
+    """Return the sequence number of a line, or -1 when it is torn."""
+    try:
+        return int(json.loads(line)["sequence"])
+    except (ValueError, KeyError, TypeError):
+        return -1
+
+
 def _parse(line: bytes, match: re.Match[str]) -> Event | None:
     """Return the event of a line; a line torn by a kill or a full disk is none."""
     try:
         data = json.loads(line)
         sequence, moment, kind = data.pop("sequence"), data.pop("time"), data.pop("kind")
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
     return Event(
         kind=kind,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +50,10 @@ class RunPaths:
     def code_dir(self) -> Path:
         """The user's code as it was at submission."""
         return self.root / "code"
+
+    def code(self, folder: str) -> Path:
+        """The copy of one of the recipe's code folders; no two of them have the same name."""
+        return self.code_dir / Path(folder).name
 
     @property
     def ledger_dir(self) -> Path:
@@ -141,10 +146,15 @@ def known_runs() -> tuple[RunPaths, ...]:
     folder = _index_dir()
     if not folder.is_dir():
         return ()
-    links = [link for link in folder.iterdir() if not link.name.startswith(files.TEMPORARY_PREFIX)]
-    links = sorted(links, key=lambda link: (link.lstat().st_mtime_ns, link.name))
-    found = (RunPaths(root=Path(os.readlink(link))) for link in links)
-    return tuple(paths for paths in found if paths.plan.is_file())
+    found = []
+    for link in folder.iterdir():
+        with suppress(OSError):  # removed since the listing, or no link
+            found.append((link.lstat().st_mtime_ns, link.name, RunPaths(root=Path(os.readlink(link)))))
+    return tuple(paths for _, name, paths in sorted(found, key=lambda entry: entry[:2]) if _is_run(name, paths))
+
+
+def _is_run(name: str, paths: RunPaths) -> bool:
+    return not name.startswith(files.TEMPORARY_PREFIX) and paths.plan.is_file()
 
 
 def find_run(name: str) -> RunPaths:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from .checkpoints.commit import Checkpoint
     from .doctor import Finding
     from .launchers.status import StageState
-    from .recipes.plan import Plan
+    from .recipes.check import Option
+    from .recipes.plan import Plan, Stage
 
 
 def columns(rows: Sequence[Sequence[object]], *, header: Sequence[str] = ()) -> str:
@@ -45,48 +46,53 @@ def size(num_bytes: float) -> str:
     return f"{num_bytes:,.2f} TB"
 
 
-def keys(found: Iterable[tuple[str, dataclasses.Field[Any]]]) -> str:
-    """Return every key of the schema with its default and help."""
-    rows = []
-    for key, field in found:
-        is_section = field.default_factory is not dataclasses.MISSING and dataclasses.is_dataclass(
-            field.default_factory
-        )
-        default = "" if field.default is dataclasses.MISSING or is_section else field.default
-        rows.append([key, "" if default is None or default == "" else default, field.metadata["help"]])
-    return columns(rows, header=("key", "default", "meaning"))
+def keys(found: Iterable[Option]) -> str:
+    """Return every key of the schema with its values, default and help."""
+    rows = [[option.key, option.takes, _as_override(option.default), option.help] for option in found]
+    return columns(rows, header=("key", "takes", "default", "meaning"))
+
+
+def _as_override(value: object) -> str:
+    """Return a default as one would write it."""
+    if value is None or value == "":
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"[{', '.join(map(str, value))}]" if isinstance(value, tuple) else str(value)
 
 
 def plan(value: Plan) -> str:
-    """Return a plan for people: stages, forecast against the room, warnings."""
-    stages = []
-    for stage in value.stages:
-        wanted, batch = stage.resources, stage.batch
-        where = f"{stage.num_tasks} x {wanted.nodes} x {wanted.devices_per_node} {wanted.device}"
-        if stage.kind in ("consolidate", "merge", "score"):
-            where = "1 process"
-        what = (
-            f"{batch.steps} steps of {batch.global_batch} rows = {batch.world_size} "
-            f"ranks x {batch.micro_batch} x {batch.accumulation}"
-            if batch
-            else ""
-        )
-        after = ", ".join(f"{item.stage} ({item.condition})" for item in stage.after)
-        stages.append([stage.name, stage.kind, where, after, what])
-    room = value.inputs.room
+    """Return a plan for people: stages, data, forecast against the room, warnings."""
+    model, room = value.inputs.model, value.inputs.room
+    splits = [[name, split.num_rows, size(split.num_bytes), split.path] for name, split in value.inputs.splits.items()]
     storage = [[line.what, size(line.num_bytes), line.formula] for line in value.forecast.storage]
     storage.append(["peak", size(value.forecast.storage_peak_bytes), f"{room.folder} can take {size(room.free_bytes)}"])
     parts = [
-        f"{value.recipe.name} on {value.site.name}: run {value.run_id}, {value.inputs.model.num_params:,} parameters",
-        columns(stages, header=("stage", "kind", "tasks x nodes x devices", "after", "")),
+        f"{value.recipe.name} on {value.site.name}: run {value.run_id}, {model.num_params:,} parameters",
+        columns([_stage_row(stage) for stage in value.stages], header=("stage", "kind", "where", "after", "")),
+        columns(splits, header=("data", "rows", "size", "file")),
         columns(storage, header=("storage", "", "")),
     ]
     for name, lines in value.forecast.device.items():
         rows = [[line.what, size(line.num_bytes), line.formula] for line in lines]
         rows.append(["sum", size(sum(line.num_bytes for line in lines)), "and what the libraries themselves take"])
         parts.append(columns(rows, header=(f"memory of a rank of {name}", "", "")))
-    parts += [f"warning: {warning}" for warning in value.warnings]
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *(f"warning: {warning}" for warning in value.warnings)])
+
+
+def _stage_row(stage: Stage) -> list[str]:
+    wanted, batch = stage.resources, stage.batch
+    counts = [(stage.num_tasks, "task"), (wanted.nodes, "node"), (wanted.devices_per_node, wanted.device)]
+    where = " x ".join(f"{count} {what}{'s' * (count > 1)}" for count, what in counts if count > 1 or what != "task")
+    if stage.kind in ("consolidate", "merge", "score"):
+        where = "1 process"
+    what = ""
+    if batch is not None:
+        shares = f"{batch.world_size} ranks x {batch.micro_batch} x {batch.accumulation}"
+        saves = f"a checkpoint every {batch.save_every_steps}"
+        what = f"{batch.steps} steps of {batch.global_batch} rows = {shares}, {saves}"
+    after = ", ".join(item.stage + (" (however it ends)" if item.condition == "any" else "") for item in stage.after)
+    return [stage.name, stage.kind, where, after, what]
 
 
 def status(found: Sequence[tuple[Plan, RunPaths, Mapping[str, StageState]]]) -> str:

@@ -96,7 +96,7 @@ def run_polars(folder: Path, out: Path) -> None:
 
 def run_pandas(folder: Path, out: Path) -> None:
     """Do the same with pandas."""
-    import pandas  # type: ignore[import-untyped]
+    import pandas
 
     frame = pandas.concat(pandas.read_json(path, lines=True) for path in shard_paths(folder))
     frame = frame.drop_duplicates("index").sort_values("index")

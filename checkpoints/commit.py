@@ -7,9 +7,13 @@ looks. Folders of other trainers are *foreign*: listed, verified and consolidate
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
+import shutil
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +26,9 @@ MARKER = "checkpoint.json"
 _FORMAT = 1
 _NAME = re.compile(r"step-(\d{8,})")
 _FOREIGN_NAME = re.compile(r"(?:checkpoint-|global_step)(\d+)")
+
+# What a flipped bit makes of a zip file, besides a wrong CRC: another method, an encrypted record, a wild offset.
+_UNREADABLE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError, struct.error)
 
 Status = Literal["committed", "foreign", "torn"]
 
@@ -42,7 +49,7 @@ class Checkpoint:
 
     @property
     def order(self) -> tuple[int, int]:
-        """What newer means: attempt and step, never a clock."""
+        """What newer means: the step, then the attempt, never a clock."""
         return (self.step, self.attempt)
 
 
@@ -54,7 +61,7 @@ def begin(folder: Path, step: int, attempt: int) -> Path:
     files.make_private_dir(folder)
     for path in folder.iterdir():
         if path.name.startswith(files.TEMPORARY_PREFIX):
-            files.remove_tree(path)
+            shutil.rmtree(path)
     return files.make_private_dir(temporary_dir(folder, step, attempt))
 
 
@@ -78,18 +85,20 @@ def commit(
         "format": _FORMAT,
         "step": step,
         "attempt": attempt,
-        "metric": metric,
+        "metric": metric if metric is not None and math.isfinite(metric) else None,
         "world_size": world_size,
         "files": entries,
     }
     files.sync_tree(temporary)
     files.write_json(temporary / MARKER, values)
     target = temporary.parent / f"step-{step:08d}"
+    doomed = files.temporary_path(target)
     check_fence()
-    if target.exists():  # an older attempt committed this step and training went back behind it
-        files.remove_tree(target)
+    if target.exists():  # it was committed and then damaged, so that training went back behind it
+        os.rename(target, doomed)
     os.rename(temporary, target)
     files.sync_dir(temporary.parent)
+    shutil.rmtree(doomed, ignore_errors=True)
     return read_checkpoint(target)
 
 
@@ -132,7 +141,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         )
     except FileNotFoundError as error:
         raise NotFoundError(f"{path} is no committed checkpoint: it has no {MARKER}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"the marker {path / MARKER} cannot be read: {error}") from error
 
 
@@ -143,11 +152,12 @@ def list_checkpoints(folder: Path) -> tuple[Checkpoint, ...]:
     """
     if not folder.is_dir():
         raise NotFoundError(f"{folder} is not a folder")
-    found = [
-        one
-        for path in (folder, *sorted(folder.iterdir()))
-        if path.is_dir() and (one := _look(path, is_root=path == folder))
-    ]
+    itself = _look(folder)
+    return (itself,) if itself else _below(folder)
+
+
+def _below(folder: Path) -> tuple[Checkpoint, ...]:
+    found = [one for path in sorted(folder.iterdir()) if path.is_dir() and (one := _look(path))]
     return tuple(sorted(found, key=lambda checkpoint: checkpoint.order))
 
 
@@ -155,7 +165,7 @@ def committed(folder: Path) -> tuple[Checkpoint, ...]:
     """Return the committed checkpoints of *folder*, oldest first; none when it does not exist."""
     if not folder.is_dir():
         return ()
-    return tuple(one for one in list_checkpoints(folder) if one.status == "committed")
+    return tuple(one for one in _below(folder) if one.status == "committed")
 
 
 def last_committed(folder: Path) -> Checkpoint | None:
@@ -171,15 +181,17 @@ def best_committed(folder: Path, goal: Literal["lowest", "highest"]) -> Checkpoi
     return min(measured, key=lambda one: ((one.metric or 0.0) * (1 if goal == "lowest" else -1), -one.step))
 
 
-def _look(path: Path, *, is_root: bool) -> Checkpoint | None:
+def _look(path: Path) -> Checkpoint | None:
     if (path / MARKER).is_file() and _NAME.fullmatch(path.name):
         try:
             return read_checkpoint(path)
+        except NotFoundError:  # removed since this look at it began
+            return None
         except DamagedError:
             return Checkpoint(path=path, step=_step_in(path), status="torn", num_bytes=files.num_bytes_below(path))
     if path.name.startswith(f"{files.TEMPORARY_PREFIX}step-"):
         return Checkpoint(path=path, step=_step_in(path), status="torn", num_bytes=files.num_bytes_below(path))
-    if _FOREIGN_NAME.fullmatch(path.name) or any(path.glob("*_states.pt")) or (is_root and (path / "latest").is_file()):
+    if _FOREIGN_NAME.fullmatch(path.name) or any(path.glob("*_states.pt")):
         return Checkpoint(path=path, step=_step_in(path), status="foreign", num_bytes=files.num_bytes_below(path))
     return None
 
@@ -221,6 +233,6 @@ def _zip_problem(path: Path, name: str) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
-    except (zipfile.BadZipFile, OSError) as error:
+    except _UNREADABLE as error:
         return f"{name} is not a whole torch file: {error}"
     return f"{name}: record {broken} is damaged" if broken else ""

@@ -11,25 +11,38 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterable
 
 import psutil
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-PARENT_VARIABLE = "SOUSBATCH_PARENT_PID"
+_KILL_S = 5.0  # how long SIGKILL may take; a process in an uninterruptible read outlives any wait
+PARENT_VARIABLE = "SOUSBATCH_PARENT"
 
 
-def die_with_parent(number: signal.Signals) -> None:
-    """Ask the kernel to send *number* to this process when its parent dies.
+def die_with_parent(number: signal.Signals) -> bool:
+    """Ask the kernel to send *number* to this process when its parent dies; say whether it was asked.
 
-    The parent's pid is read from the environment, since it may have died before this call.
-    Does nothing where the kernel is not Linux.
+    Only what was started with `child_environment` is bound: a job run by hand is its own
+    master. The parent may have died before this call, so it is looked for among the
+    ancestors; a wrapper such as `conda run` may stand between. The kernel's signal needs Linux.
     """
     expected = os.environ.get(PARENT_VARIABLE)
-    os.environ[PARENT_VARIABLE] = str(os.getpid())  # what its own children will expect
-    if _prctl(_PR_SET_PDEATHSIG, int(number)) and expected is not None and os.getppid() != int(expected):
+    if expected is None:
+        return False
+    os.environ |= child_environment({})  # what its own children will expect
+    _prctl(_PR_SET_PDEATHSIG, int(number))
+    pid, _, namespace = expected.partition("@")
+    if namespace == _pid_namespace() and int(pid) not in [process.pid for process in psutil.Process().parents()]:
         os.kill(os.getpid(), number)
+    return True
+
+
+def child_environment(environment: dict[str, str]) -> dict[str, str]:
+    """Return *environment* for a child that calls `die_with_parent`."""
+    return environment | {PARENT_VARIABLE: f"{os.getpid()}@{_pid_namespace()}"}
 
 
 def adopt_orphans() -> None:
@@ -37,22 +50,20 @@ def adopt_orphans() -> None:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
-def child_environment(environment: dict[str, str]) -> dict[str, str]:
-    """Return *environment* for a child that calls `die_with_parent`."""
-    return environment | {PARENT_VARIABLE: str(os.getpid())}
-
-
 def end_descendants(*, grace_s: float) -> int:
     """End every descendant of this process and return how many there were.
 
-    They get SIGTERM, and SIGKILL after *grace_s* seconds; with no grace SIGKILL at once.
+    They get SIGTERM, and SIGKILL after *grace_s* seconds; with no grace SIGKILL at once. The
+    caller's own children stay for it to reap, so that it still learns their exit codes.
     """
     found = descendants()
-    if grace_s > 0:
+    if found and grace_s > 0:
         _signal(found, signal.SIGTERM)
-        psutil.wait_procs(found, timeout=grace_s)
-    _signal(descendants(), signal.SIGKILL)
-    psutil.wait_procs(found, timeout=5)
+        _wait_until_none(grace_s)
+    deadline = time.monotonic() + _KILL_S
+    while (alive := descendants()) and time.monotonic() < deadline:  # one may have forked since the last look
+        _signal(alive, signal.SIGKILL)
+        _wait_until_none(0.05)
     return len(found)
 
 
@@ -68,12 +79,27 @@ def descendants() -> list[psutil.Process]:
     return alive
 
 
+def _wait_until_none(timeout_s: float) -> None:
+    # not psutil.wait_procs: it reaps the caller's children, whose Popen then reports 0
+    deadline = time.monotonic() + timeout_s
+    while descendants() and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
 def _signal(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
     for process in processes:
         try:
             process.send_signal(number)
         except psutil.NoSuchProcess:
             continue
+
+
+def _pid_namespace() -> str:
+    """Name the set of processes that this one's number belongs to; a container has its own."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
 
 
 def _prctl(option: int, value: int) -> bool:

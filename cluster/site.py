@@ -54,6 +54,24 @@ def _gpu_memories() -> list[int]:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return []
-    memories = [int(float(line)) << 20 for line in done.stdout.split("\n") if line.strip()]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return memories if visible is None else memories[: len([part for part in visible.split(",") if part.strip()])]
+    return _visible(parse_memories(done.stdout), os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def parse_memories(text: str) -> list[int]:
+    """Return the bytes in nvidia-smi's lines of MiB; 0 where it says [N/A], as for memory shared with the host."""
+    return [int(float(line)) << 20 if line[:1].isdigit() else 0 for line in map(str.strip, text.splitlines()) if line]
+
+
+def _visible(memories: list[int], names: str | None) -> list[int]:
+    """Return the memories of the devices that CUDA_VISIBLE_DEVICES names; like CUDA, stop at the first wrong one."""
+    if names is None:
+        return memories
+    found = []
+    for name in map(str.strip, names.split(",")):
+        if name.isdigit() and int(name) < len(memories):
+            found.append(memories[int(name)])
+        elif name.startswith(("GPU-", "MIG-")):
+            found.append(min(memories, default=0))
+        else:
+            break
+    return found

@@ -46,6 +46,10 @@ class JobContext:
         source = (stage or self.stage).of
         return self.paths.model(source) if source else Path(self.plan.inputs.model.folder)
 
+    def tokenizer_dir(self) -> Path:
+        """Return where the tokenizer of this stage is: with an earlier stage's model, else the recipe's."""
+        return self.paths.model(self.stage.of) if self.stage.of else Path(self.plan.inputs.model.tokenizer_folder)
+
 
 def read_context(arguments: Sequence[str]) -> JobContext:
     """Return the context of `RUN STAGE`; attempt and batch come from the stage process.

@@ -39,7 +39,9 @@ def _answer(job: JobContext, key: str, folder: Path, layout: Layout, missing: li
 
     model_dir = model_dir_of(job.plan, job.paths, job.stage)
     device = "cpu" if job.stage.resources.device == "cpu" else "cuda"
-    decoder = Decoder(job.recipe, model_dir, device=device, dtype=dtype_of(job.recipe, job.stage, model_dir))
+    decoder = Decoder(
+        job.recipe, model_dir, job.tokenizer_dir(), device=device, dtype=dtype_of(job.recipe, job.stage, model_dir)
+    )
     tracker, code = Tracker(job), 0
     for count, (number, rows) in enumerate(_units(job, layout, missing), 1):
         if job.is_asked_to_stop():

@@ -72,8 +72,8 @@ def next_batch(attempt: Attempt) -> Batch | None | Stop:
             exit_code=code, reason="no room left on the store; what was committed is safe: free some and resume"
         )
     if code == EXIT_DEVICE_MEMORY:
-        smaller = _halved(attempt.batch)
-        return smaller or Stop(exit_code=code, reason="out of device memory with a micro batch of 1")
+        smallest = " with a micro batch of 1" if attempt.batch else ""
+        return _halved(attempt.batch) or Stop(exit_code=code, reason=f"out of device memory{smallest}")
     if attempt.progress == 0:
         return Stop(exit_code=code or 1, reason=f"exit code {code} without progress")
     return attempt.batch

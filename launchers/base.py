@@ -69,7 +69,7 @@ class Launcher(Protocol):
 def script(plan: Plan, paths: RunPaths, stage: Stage, header: Sequence[str] = ()) -> str:
     """Return the shell text that runs one task of *stage*, after the launcher's *header* lines."""
     environment = plan.recipe.environment
-    code = [str(paths.code_dir / folder.rstrip("/").rsplit("/", 1)[-1]) for folder in environment.code]
+    code = [str(paths.code(folder)) for folder in environment.code]
     variables = {
         "PYTHONSAFEPATH": "1",
         "PYTHONUNBUFFERED": "1",
@@ -78,7 +78,7 @@ def script(plan: Plan, paths: RunPaths, stage: Stage, header: Sequence[str] = ()
         "HF_HUB_OFFLINE": "1",
     }
     variables |= environment.variables
-    lines = ["#!/bin/bash", *header, f"# sousbatch {plan.version}: run {paths.run_id}, stage {stage.name}"]
+    lines = ["#!/bin/bash", *header, f"# sousbatch {plan.version}: run {paths.run_id!r}, stage {stage.name}"]
     lines += [f"export {name}={shlex.quote(value)}" for name, value in sorted(variables.items())]
     if code:
         lines.append(f"export PYTHONPATH={shlex.quote(':'.join(code))}${{PYTHONPATH:+:$PYTHONPATH}}")

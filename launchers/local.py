@@ -8,22 +8,34 @@ that process does is in `localjob.py`.
 from __future__ import annotations
 
 import fcntl
+import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import IO
 
 from .. import files
+from ..cluster import processes
 from ..cluster.site import this_machine
 from ..recipes.plan import Plan
 from ..recipes.schema import Resources
 from ..rundir import RunPaths, state_dir
-from .base import FINAL_WORDS, JobRef, JobState, Request, script
+from .base import FINAL_WORDS, JobRef, JobState, Request, StateWord, script
 
 POLL_S = 0.1
-_LEAKING = ("SLURM_", "SBATCH_", "PMI_", "PMIX_", "SOUSBATCH_TASK", "SOUSBATCH_ATTEMPT")
+_END_BYTES = 4096
+_END_CHARACTERS = 300  # at most 12 bytes each as JSON
+# What a shell inside a job, or inside another launcher's, would hand on to this one.
+_LEAKING = ("SLURM_", "SBATCH_", "PMI_", "PMIX_", "OMPI_", "TORCHELASTIC_")
+_LEAKING_NAMES = frozenset(
+    {f"SOUSBATCH_{name}" for name in ("TASK", "SLOT", "JOB", "ATTEMPT", "MICRO_BATCH", "ACCUMULATION")}
+    | {"RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+    | {processes.PARENT_VARIABLE}
+)
 
 
 class LocalLauncher:
@@ -52,55 +64,43 @@ class LocalLauncher:
     def send(self, request: Request, key: str, after: Mapping[str, JobRef]) -> JobRef:
         """Start the job's process; its folder is named by *key*, so a key is accepted once."""
         folder = files.make_private_dir(self._jobs_dir) / key
-        conditions = [
-            {"job": after[item.stage].job_id, "condition": item.condition}
-            for item in request.after
-            if item.stage in after
-        ]
+        if not folder.exists():
+            self._write(folder, request, after)
+        _start(folder)
+        return JobRef(launcher=self.name, job_id=key)
+
+    def _write(self, folder: Path, request: Request, after: Mapping[str, JobRef]) -> None:
         job = {
             "stage": request.stage,
-            "text": request.text,
             "num_tasks": request.num_tasks,
-            "after": conditions,
+            "after": [
+                {"job": after[item.stage].job_id, "stage": item.stage, "condition": item.condition}
+                for item in request.after
+                if item.stage in after
+            ],
             "parallel": _parallel(request.resources),
             "uses_devices": request.uses_devices,
             "log_dir": request.log_dir,
         }
-        if not folder.exists():
-            temporary = files.make_private_dir(files.temporary_path(folder))
+        temporary = files.make_private_dir(files.temporary_path(folder))
+        try:
+            files.write_text(temporary / "script.sh", request.text)
             files.write_json(temporary / "job.json", job)
+            (temporary / "end.json").write_bytes(b" " * _END_BYTES)  # so that a full disk has room for the end
             temporary.rename(folder)
-        self._start(folder)
-        return JobRef(launcher=self.name, job_id=key)
-
-    def _start(self, folder: Path) -> None:
-        """Start the process of a job that has none; it inherits the lock that is taken here."""
-        with (folder / "lock").open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return
-            if (folder / "started").exists():
-                return
-            environment = {name: value for name, value in os.environ.items() if not name.startswith(_LEAKING)}
-            subprocess.Popen(
-                [sys.executable, "-m", "sousbatch.launchers.localjob", str(folder), str(lock.fileno())],
-                env=environment | {"PYTHONSAFEPATH": "1"},
-                stdin=subprocess.DEVNULL,
-                stdout=(folder / "output").open("a"),
-                stderr=subprocess.STDOUT,
-                pass_fds=[lock.fileno()],
-                start_new_session=True,
-            )
+        except OSError:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if not (folder / "job.json").is_file():  # else another client sent the same key meanwhile
+                raise
 
     def find(self, keys: Collection[str]) -> dict[str, JobRef]:
-        """Return the jobs accepted under *keys*; one whose process was never started is started."""
-        found = {}
-        for key in keys:
-            if (self._jobs_dir / key / "job.json").is_file():
-                self._start(self._jobs_dir / key)
-                found[key] = JobRef(launcher=self.name, job_id=key)
-        return found
+        """Return the jobs accepted under *keys*: those whose process was started."""
+        folders = {key: self._jobs_dir / key for key in keys}
+        return {
+            key: JobRef(launcher=self.name, job_id=key)
+            for key, folder in folders.items()
+            if (folder / "pid").exists() or _is_locked(folder / "lock")
+        }
 
     def states(self, refs: Collection[JobRef]) -> dict[JobRef, JobState]:
         """Return the state of each job from its folder and its lock."""
@@ -111,7 +111,7 @@ class LocalLauncher:
         for ref in reversed(list(refs)):
             folder = self._jobs_dir / ref.job_id
             if job_state(folder).word not in FINAL_WORDS:
-                files.write_text(folder / "cancel", "save" if save else "now")
+                (folder / ("cancel-save" if save else "cancel-now")).touch()
 
     def wait(self, refs: Collection[JobRef]) -> None:
         """Return when all jobs have ended."""
@@ -119,24 +119,69 @@ class LocalLauncher:
             time.sleep(POLL_S)
 
 
+def _start(folder: Path) -> None:
+    """Start the process of a job that never had one; it inherits the lock that is taken here."""
+    with (folder / "lock").open("a") as lock:
+        while not _try_lock(lock):  # a look at the job's state holds the lock for an instant
+            if (folder / "pid").exists():
+                return
+            time.sleep(0.01)
+        if (folder / "pid").exists():
+            return
+        with (folder / "output").open("a") as output:
+            subprocess.Popen(
+                [sys.executable, "-m", "sousbatch.launchers.localjob", str(folder), str(lock.fileno())],
+                env=_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                pass_fds=[lock.fileno()],
+                start_new_session=True,
+            )
+
+
+def _environment() -> dict[str, str]:
+    """Return the submitting shell's environment less what belongs to a job that it is part of."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name == "SLURM_CONF" or not (name.startswith(_LEAKING) or name in _LEAKING_NAMES)
+    }
+    return kept | {"PYTHONSAFEPATH": "1"}
+
+
+def _try_lock(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def job_state(folder: Path) -> JobState:
     """Return a job's state: its lock first, then what it wrote at its end."""
     if not (folder / "job.json").is_file():
         return JobState(word="lost", reason="this machine does not know the job")
     if _is_locked(folder / "lock"):
-        return JobState(word="running" if (folder / "started").exists() else "waiting", reason=_note(folder))
-    try:
-        end = files.read_json(folder / "end.json")
-    except FileNotFoundError:
+        word: StateWord = "running" if (folder / "started").exists() else "waiting"
+        return JobState(word=word, reason="another run uses this machine" if (folder / "queued").exists() else "")
+    text = (folder / "end.json").read_text()
+    if not text.strip():
         return JobState(word="lost", reason="its process was killed")
+    end = json.loads(text)
     return JobState(word=end["word"], reason=end["reason"])
 
 
-def _note(folder: Path) -> str:
-    try:
-        return (folder / "note").read_text()
-    except FileNotFoundError:
-        return ""
+def write_end(folder: Path, state: JobState) -> None:
+    """Record how a job ended; its process calls this once, and readers look only when it is gone.
+
+    The bytes were reserved when the job was sent and are overwritten in their place, so that
+    a full disk cannot keep a job from saying that the disk is full.
+    """
+    text = json.dumps({"word": state.word, "reason": state.reason[:_END_CHARACTERS]})
+    with (folder / "end.json").open("r+b", buffering=0) as stream:
+        stream.write(text.encode().ljust(_END_BYTES))
+        os.fsync(stream.fileno())
 
 
 def _is_locked(path: Path) -> bool:

@@ -15,18 +15,26 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
 from .. import __version__, files, ledger
 from ..cluster import processes
 from ..cluster.ranks import LOOPBACK, free_port
-from ..errors import EXIT_DEVICE_MEMORY, EXIT_NO_ROOM, EXIT_STOPPED, RunError, SousbatchError
-from ..recipes.compose import stage_view
-from ..recipes.inputs import code_digest_of
+from ..errors import (
+    EXIT_DEVICE_MEMORY,
+    EXIT_NO_ROOM,
+    EXIT_STOPPED,
+    FencedError,
+    SousbatchError,
+    is_no_room,
+    no_room_named,
+)
 from ..recipes.plan import Batch, Plan, Stage, read_plan
 from ..rundir import RunPaths
 from .attempts import Attempt, Stop, first_batch, next_batch, read_attempts
+from .frozen import verify
 
 _POLL_S = 0.1
 _STRAGGLER_S = 30.0  # how long the other nodes may take after the first one failed
@@ -35,39 +43,57 @@ _STRAGGLER_S = 30.0  # how long the other nodes may take after the first one fai
 class _Task:
     """One task of a stage, in this process."""
 
-    def __init__(self, paths: RunPaths, plan: Plan, stage: Stage, task: int) -> None:
-        self._paths, self._plan, self._stage, self._task = paths, plan, stage, task
+    def __init__(self, paths: RunPaths, plan: Plan, stage: Stage, task: int, parent: int | None) -> None:
+        self._paths, self._plan, self._stage, self._task, self._parent = paths, plan, stage, task, parent
         self._flag = paths.stop_flag(stage.name, task)
         self._is_stopping = False
         self._running: list[subprocess.Popen[bytes]] = []
 
     def run(self) -> int:
         """Run attempts until there is no next one; return the last one's exit code."""
+        files.make_private_dir(self._flag.parent)
+        self._flag.unlink(missing_ok=True)  # left by an attempt that was killed
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._on_stop)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        self._flag.unlink(missing_ok=True)
         past = read_attempts(ledger.read(self._paths.ledger_dir), self._stage.name, self._task, self._stage.batch)
         batch = first_batch(past, self._stage.batch)
-        while True:
-            attempt = self._attempt(batch)
-            following = next_batch(attempt)
-            if self._is_stopping and not isinstance(following, Stop):
-                following = Stop(exit_code=EXIT_STOPPED, reason="stopped")
-            if isinstance(following, Stop):
-                _say(f"attempt {attempt.number} ended: {following.reason}")
-                return following.exit_code
-            _say(
-                f"attempt {attempt.number} ended with exit code {attempt.exit_code}; "
-                "the next one goes on where it stood"
-            )
-            batch = following
+        try:
+            while True:
+                attempt = self._attempt(batch)
+                following = self._after(attempt)
+                if isinstance(following, Stop):
+                    _say(f"attempt {attempt.number} ended: {following.reason}")
+                    return following.exit_code
+                _say(
+                    f"attempt {attempt.number} ended with exit code {attempt.exit_code}; "
+                    "the next one goes on where it stood"
+                )
+                batch = following
+        finally:
+            self._flag.unlink(missing_ok=True)  # so that a job run by hand does not stop at once
+
+    def _after(self, attempt: Attempt) -> Batch | None | Stop:
+        """Return the batch of the next attempt, or why there is none."""
+        following = next_batch(attempt)
+        if isinstance(following, Stop):
+            return following
+        if self._is_stopping:
+            return Stop(exit_code=EXIT_STOPPED, reason="stopped")
+        try:  # it must not fence off the attempt that has replaced this one
+            ledger.check_fence(self._paths.ledger_dir, self._stage.name, self._task, attempt.number)
+        except FencedError as error:
+            return Stop(exit_code=1, reason=str(error))
+        return following
 
     def _on_stop(self, number: int, _: FrameType | None) -> None:
         self._is_stopping = True
-        files.make_private_dir(self._flag.parent)
-        self._flag.touch()
-        if self._stage.kind not in ("train", "predict"):  # short and safe to begin again
+        is_flagged = self._stage.kind in ("train", "predict")  # the others are short and safe to begin again
+        try:
+            self._flag.touch()
+        except OSError:  # on a full disk the ranks cannot be asked
+            is_flagged = False
+        if not is_flagged:
             for process in self._running:
                 process.terminate()
 
@@ -85,11 +111,13 @@ class _Task:
         )
         _say(f"attempt {writer.number} of {self._stage.name} on {socket.gethostname()}")
         try:
-            _verify(self._paths, self._plan, self._stage)
+            verify(self._paths, self._plan, self._stage)
             code = self._run_job(writer.number, batch)
-        except SousbatchError as error:
-            _say(str(error))
-            code = error.exit_code if error.exit_code == EXIT_NO_ROOM else 1
+        except Exception as error:  # an attempt always ends with a record
+            code = EXIT_NO_ROOM if is_no_room(error) else 1
+            message = str(error) if isinstance(error, SousbatchError) else f"{type(error).__name__}: {error}"
+            _say(message)
+            writer.write("error", message=" ".join(message.split())[:500])
         events = ledger.read(self._paths.ledger_dir)
         mine = [a for a in read_attempts(events, self._stage.name, self._task, batch) if a.number == writer.number]
         progress = mine[0].progress if mine else 0
@@ -106,15 +134,22 @@ class _Task:
             self._running.append(subprocess.Popen(command, env=own, stdin=subprocess.DEVNULL))
         if self._is_stopping:
             self._on_stop(signal.SIGTERM, None)
-        codes = self._wait()
+        code = _worst(self._wait())
         processes.end_descendants(grace_s=2)
-        return _worst(codes)
+        return EXIT_STOPPED if self._is_stopping and code == 128 + signal.SIGTERM else code
 
     def _wait(self) -> list[int]:
-        """Wait for all nodes; once one has failed, the others get a while and are then ended."""
+        """Wait for all nodes; once one has failed, the others get a while and are then ended.
+
+        When the job's own process is gone nobody holds the devices for these ranks any more:
+        all is ended at once, before another job can start on them.
+        """
         failed_at: float | None = None
-        while any(process.poll() is None for process in self._running):
-            if failed_at is None and any(process.returncode for process in self._running):
+        while None in (codes := [process.poll() for process in self._running]):
+            if self._parent not in (None, os.getppid()):
+                self._is_stopping = True
+                processes.end_descendants(grace_s=0)
+            if failed_at is None and any(codes):
                 failed_at = time.monotonic()
             if failed_at is not None and time.monotonic() - failed_at > _STRAGGLER_S:
                 processes.end_descendants(grace_s=5)
@@ -191,51 +226,24 @@ def _worst(codes: Sequence[int]) -> int:
     return EXIT_STOPPED if EXIT_STOPPED in codes else 0
 
 
-def _verify(paths: RunPaths, plan: Plan, stage: Stage) -> None:
-    """Raise a RunError when what was frozen at submission is not what is there now."""
-    if not paths.run_id.startswith(plan.run_id):
-        raise RunError(
-            f"{paths.plan} was changed after submission: it describes run {plan.run_id}; submit the recipe again"
-        )
-    folders = [paths.code_dir / Path(folder).name for folder in plan.recipe.environment.code]
-    if code_digest_of(folders) != plan.inputs.code_digest:
-        raise RunError(f"the code in {paths.code_dir} was changed after submission; submit the recipe again")
-    view = stage_view(plan.recipe, stage.name)
-    used = {
-        "train": ("train", view.train.eval_split),
-        "predict": (view.predict.split,),
-        "score": tuple(plan.inputs.splits),
-    }
-    for name in used.get(stage.kind, ()):
-        split = plan.inputs.splits.get(name or "")
-        if split is None:
-            continue
-        if not Path(split.path).is_file():
-            raise RunError(
-                f"data file {split.path} (split {name!r}) is gone since submission; put it back or submit again"
-            )
-        if files.digest_file(Path(split.path)) != split.digest:
-            raise RunError(
-                f"data file {split.path} (split {name!r}) was changed after submission; put it back or submit again"
-            )
-
-
 def _say(text: str) -> None:
-    print(f"sousbatch: {text}", flush=True)
+    with suppress(OSError):  # the log may lie on a full disk, and Python would keep what it could not print
+        os.write(1, f"sousbatch: {text}\n".encode(errors="replace"))
 
 
 def main(run: str, stage: str) -> int:
     """Run this task of *stage* of the run in folder *run*; return its exit code."""
-    processes.die_with_parent(signal.SIGTERM)
+    parent = os.getppid() if processes.die_with_parent(signal.SIGTERM) else None
     processes.adopt_orphans()
     paths = RunPaths(root=Path(run))
     try:
-        plan = read_plan(paths.plan)
-        task = _Task(paths, plan, plan.stage(stage), int(os.environ.get("SOUSBATCH_TASK", "0")))
+        with no_room_named(f"the ledger of {paths.root}"):
+            plan = read_plan(paths.plan)
+            task = _Task(paths, plan, plan.stage(stage), int(os.environ.get("SOUSBATCH_TASK", "0")), parent)
+            return task.run()
     except SousbatchError as error:
         _say(str(error))
         return error.exit_code
-    return task.run()
 
 
 if __name__ == "__main__":

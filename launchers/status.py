@@ -25,8 +25,24 @@ class StageState:
     was_sent: bool = True
 
 
-def job_refs(events: Sequence[Event]) -> dict[str, JobRef]:
-    """Return the job that was sent last for each stage."""
+def unsettled(events: Sequence[Event]) -> dict[str, Event]:
+    """Return the intents, by key, of which nobody recorded how they ended: a job may or may not be there."""
+    settled: dict[str, int] = {}
+    for event in events:
+        if event.kind in ("sent", "adopted"):
+            settled[event.stage] = max(settled.get(event.stage, 0), event.data.get("of", event.number))
+    return {
+        event.data["key"]: event
+        for event in events
+        if event.kind == "intent" and event.number > settled.get(event.stage, 0)
+    }
+
+
+def job_refs(events: Sequence[Event], launcher: Launcher | None = None) -> dict[str, JobRef]:
+    """Return the job that was sent last for each stage.
+
+    With *launcher* also those that were accepted while the record of it was lost.
+    """
     refs: dict[str, tuple[int, JobRef]] = {}
     for event in events:
         if event.kind not in ("sent", "adopted"):
@@ -34,13 +50,15 @@ def job_refs(events: Sequence[Event]) -> dict[str, JobRef]:
         number = event.data.get("of", event.number)
         if number >= refs.get(event.stage, (0, None))[0]:
             refs[event.stage] = (number, JobRef(launcher=event.data["launcher"], job_id=event.data["job_id"]))
-    return {stage: ref for stage, (_, ref) in refs.items()}
+    doubtful = unsettled(events) if launcher else {}
+    adopted = launcher.find(list(doubtful)) if launcher and doubtful else {}
+    return {stage: ref for stage, (_, ref) in refs.items()} | {doubtful[key].stage: adopted[key] for key in adopted}
 
 
 def run_states(plan: Plan, paths: RunPaths, launcher: Launcher) -> dict[str, StageState]:
     """Return the state of every stage of a run, in the plan's order."""
     events = ledger.read(paths.ledger_dir)
-    refs = job_refs(events)
+    refs = job_refs(events, launcher)
     jobs = launcher.states(list(refs.values()))
     return stage_states(plan, events, {name: jobs[ref] for name, ref in refs.items()}, stopping=_stopping(plan, paths))
 
@@ -67,9 +85,9 @@ def _state(plan: Plan, stage: Stage, events: Sequence[Event], job: JobState | No
     if job.word == "done":  # the launcher saw an exit code 0 that no attempt recorded
         return StageState(word="failed", reason="ended without a record", source="ledger", step=step, total=total)
     word: StateWord = "stopping" if job.word == "running" and is_stopping else job.word
-    reason, errors = job.reason, [event.data["message"] for event in mine if event.kind == "error"]
-    if word == "failed" and errors:
-        reason = errors[-1]
+    newest = {event.task: event.number for event in mine if event.role != "client"}  # they come by number
+    errors = [event.data["message"] for event in mine if event.kind == "error" and event.number == newest[event.task]]
+    reason = errors[0] if word == "failed" and errors else job.reason
     return StageState(word=word, reason=reason, source="launcher", step=step, total=total)
 
 
@@ -109,7 +127,7 @@ def many_states(runs: Sequence[RunPaths], launcher: Launcher) -> list[tuple[Plan
                 raise
             continue
         events = ledger.read(paths.ledger_dir)
-        looks.append((plan, paths, events, job_refs(events)))
+        looks.append((plan, paths, events, job_refs(events, launcher)))
     jobs = launcher.states([ref for *_, refs in looks for ref in refs.values()])
     return [
         (

@@ -7,20 +7,19 @@ between, the next submission looks the key up and adopts what it finds: no job t
 from __future__ import annotations
 
 import secrets
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .. import files, ledger
-from ..errors import UsageError
-from ..recipes import check
-from ..recipes.inputs import code_files
+from ..errors import NotFoundError, UsageError, no_room_named
 from ..recipes.plan import Plan, read_plan
 from ..rundir import RunPaths, forget_run, remember_run
-from .base import JobRef, Launcher, Request
-from .status import StageState, is_final, job_refs, run_states
+from .base import FINAL_WORDS, JobRef, Launcher, Request
+from .frozen import freeze
+from .status import StageState, is_final, job_refs, run_states, unsettled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,15 +40,15 @@ def submit(plan: Plan, launcher: Launcher, runs: Path, *, again: bool = False) -
 
     Raises:
         UsageError: the run was stopped or has failed; the message names `resume`.
+        NoRoomError: the store is full; nothing was sent that is not on record.
     """
     paths = _run_paths(plan, runs, again)
-    files.make_private_dir(paths.root)
-    with files.locked(paths.lock):
+    with no_room_named(f"the run {paths.root}"), files.locked(files.make_private_dir(paths.root) / paths.lock.name):
         is_new = not paths.plan.is_file()
         if is_new:
-            _freeze(plan, launcher, paths)
+            freeze(plan, launcher, paths)
         frozen = read_plan(paths.plan)
-        _adopt(frozen, launcher, paths)
+        _adopt(launcher, paths)
         found = run_states(frozen, paths, launcher)
         ended = [
             name
@@ -67,23 +66,22 @@ def submit(plan: Plan, launcher: Launcher, runs: Path, *, again: bool = False) -
 
 def resume(paths: RunPaths, launcher: Launcher) -> Submitted:
     """Send every stage of a run that is neither done nor under way."""
-    with files.locked(paths.lock):
+    with no_room_named(f"the run {paths.root}"), _held(paths):
         plan = read_plan(paths.plan)
-        _adopt(plan, launcher, paths)
+        _adopt(launcher, paths)
         remember_run(paths)
         return _send(plan, launcher, paths, run_states(plan, paths, launcher), is_new=False)
 
 
 def cancel(paths: RunPaths, launcher: Launcher, *, save: bool) -> tuple[str, ...]:
     """End the jobs of a run that are under way and return their stages."""
-    plan = read_plan(paths.plan)
-    states = run_states(plan, paths, launcher)
-    refs = job_refs(ledger.read(paths.ledger_dir))
-    live = tuple(
-        name for name, state in states.items() if state.word in ("waiting", "running", "stopping") and name in refs
-    )
-    if live:
-        launcher.cancel([refs[name] for name in live], save=save)
+    with _held(paths):  # a submission that goes on would send what follows
+        plan = read_plan(paths.plan)
+        states = run_states(plan, paths, launcher)
+        refs = job_refs(ledger.read(paths.ledger_dir), launcher)
+        live = tuple(name for name, state in states.items() if state.word not in FINAL_WORDS and name in refs)
+        if live:
+            launcher.cancel([refs[name] for name in live], save=save)
     return live
 
 
@@ -93,7 +91,7 @@ def clean(paths: RunPaths, launcher: Launcher, *, whole: bool, is_named: bool) -
     Raises:
         UsageError: the run is under way, or *is_named* and it could still be resumed.
     """
-    with files.locked(paths.lock):
+    with _held(paths):
         states = run_states(read_plan(paths.plan), paths, launcher)
         is_done = all(state.word == "done" for state in states.values())
         if not is_final(states) or not (is_done or whole):
@@ -118,6 +116,15 @@ def clean(paths: RunPaths, launcher: Launcher, *, whole: bool, is_named: bool) -
     return freed
 
 
+@contextmanager
+def _held(paths: RunPaths) -> Iterator[None]:
+    """Hold a run that exists against every other client."""
+    if not paths.root.is_dir():
+        raise NotFoundError(f"{paths.root} does not exist any more")
+    with files.locked(paths.lock):
+        yield
+
+
 def _run_paths(plan: Plan, runs: Path, again: bool) -> RunPaths:
     folder, number = runs / plan.recipe.name, 1
     paths = RunPaths(root=folder / plan.run_id)
@@ -127,60 +134,27 @@ def _run_paths(plan: Plan, runs: Path, again: bool) -> RunPaths:
     return paths
 
 
-def _freeze(plan: Plan, launcher: Launcher, paths: RunPaths) -> None:
-    """Write all that the jobs will read; plan.json last, since it makes the folder a run."""
-    import yaml
-
-    for folder in plan.recipe.environment.code:
-        source = Path(folder).expanduser().resolve()
-        for path in code_files(source):
-            target = paths.code_dir / source.name / path.relative_to(source)
-            files.make_private_dir(target.parent)
-            shutil.copyfile(path, target)
-    for request in launcher.prepare(plan, paths):
-        files.make_private_dir(paths.request(request.stage).parent)
-        files.write_text(paths.request(request.stage), request.text)
-    text = yaml.safe_dump(check.to_plain(plan.recipe), allow_unicode=True, sort_keys=False)
-    files.write_text(paths.recipe, text)
-    files.sync_tree(paths.root)
-    files.write_text(paths.plan, plan.to_json())
-    remember_run(paths)
-
-
-def _adopt(plan: Plan, launcher: Launcher, paths: RunPaths) -> None:
+def _adopt(launcher: Launcher, paths: RunPaths) -> None:
     """Record the jobs that were accepted while the record of it was lost."""
-    events = ledger.read(paths.ledger_dir)
-    known = {event.data["key"] for event in events if event.kind in ("sent", "adopted")}
-    doubtful = [event for event in events if event.kind == "intent" and event.data["key"] not in known]
-    found = launcher.find([event.data["key"] for event in doubtful])
+    doubtful = unsettled(ledger.read(paths.ledger_dir))
+    found = launcher.find(list(doubtful)) if doubtful else {}
     if not found:
         return
     client = ledger.open_client(paths.ledger_dir)
-    for event in doubtful:
-        ref = found.get(event.data["key"])
-        if ref is not None:
-            client.write(
-                "adopted",
-                stage=event.stage,
-                key=event.data["key"],
-                launcher=ref.launcher,
-                job_id=ref.job_id,
-                of=event.number,
-            )
+    for key, ref in found.items():
+        stage, number = doubtful[key].stage, doubtful[key].number
+        client.write("adopted", stage=stage, key=key, launcher=ref.launcher, job_id=ref.job_id, of=number)
     client.close()
 
 
 def _send(
     plan: Plan, launcher: Launcher, paths: RunPaths, found: Mapping[str, StageState], *, is_new: bool
 ) -> Submitted:
-    pending = [
-        stage.name for stage in plan.stages if found[stage.name].word not in ("done", "waiting", "running", "stopping")
-    ]
-    refs = {
-        name: ref
-        for name, ref in job_refs(ledger.read(paths.ledger_dir)).items()
-        if name not in pending and found[name].word != "done"
-    }
+    pending = _pending(plan, found)
+    refs = {name: ref for name, ref in job_refs(ledger.read(paths.ledger_dir)).items() if found[name].word != "done"}
+    outdated = [refs.pop(name) for name in pending if name in refs and found[name].word not in FINAL_WORDS]
+    if outdated:
+        launcher.cancel(outdated, save=False)
     if pending:
         client = ledger.open_client(paths.ledger_dir)
         requests = {request.stage: request for request in launcher.prepare(plan, paths)}
@@ -188,6 +162,19 @@ def _send(
             refs[name] = _send_one(requests[name], launcher, client, paths, refs)
         client.close()
     return Submitted(paths=paths, plan=plan, sent=tuple(pending), found=found, is_new=is_new)
+
+
+def _pending(plan: Plan, found: Mapping[str, StageState]) -> list[str]:
+    """Return the stages to send: what is neither done nor under way, and what waits for such a stage.
+
+    The job of a dependant knows only the old job, and would end as that one did.
+    """
+    pending: list[str] = []
+    for stage in plan.stages:
+        word = found[stage.name].word
+        if word != "done" and (word in FINAL_WORDS or any(item.stage in pending for item in stage.after)):
+            pending.append(stage.name)
+    return pending
 
 
 def _send_one(

@@ -7,6 +7,7 @@ Hydra composes, but it stops at the first fault and its structured configs know 
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ from typing import Any, Literal, TypeVar, Union
 from ..errors import Fault, nearest
 
 T = TypeVar("T")
+_WORDS = {bool: "true or false", int: "whole number", float: "number", str: "text"}
 
 
 def build(cls: type[T], values: Any, *, key: str = "") -> tuple[T | None, list[Fault]]:
@@ -24,11 +26,28 @@ def build(cls: type[T], values: Any, *, key: str = "") -> tuple[T | None, list[F
     return (None, faults) if faults else (made, faults)
 
 
-def options(cls: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
-    """Yield every key of the schema below *cls* with its dotted path."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Option:
+    """One key of the schema; *takes* says what values it may have, *default* is None for a section."""
+
+    key: str
+    takes: str
+    default: Any
+    help: str
+    also: tuple[str, ...]
+
+
+def options(cls: type, prefix: str = "") -> Iterator[Option]:
+    """Yield every key of the schema below *cls*."""
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
-        yield prefix + field.name, field
+        yield Option(
+            key=prefix + field.name,
+            takes=_takes(hints[field.name], field),
+            default=None if field.default is dataclasses.MISSING else field.default,
+            help=field.metadata["help"],
+            also=field.metadata["also"],
+        )
         inner = _dataclass_in(hints[field.name])
         if inner is not None and inner is not cls:
             star = "*." if typing.get_origin(hints[field.name]) is dict else ""
@@ -47,13 +66,33 @@ def to_plain(value: Any) -> Any:
 def unknown_key(root: type, cls: type, key: str, name: str) -> Fault:
     """Describe a key that does not exist: another library's word, a near one, or the list."""
     path = f"{key}.{name}" if key else name
-    translated = [known for known, field in options(root) if name in field.metadata["also"]]
+    known_keys = list(options(root))
+    translated = [option.key for option in known_keys if name in option.also]
     if translated:
         return Fault(key=path, problem="is another library's word", hint=f"here it is {' or '.join(translated)}")
     names = [field.name for field in dataclasses.fields(cls)]
-    elsewhere = [known for known, _ in options(root) if known.rsplit(".", 1)[-1] == name]
-    hint = nearest(name, names) or (f"it belongs to {elsewhere[0]}" if elsewhere else f"known here: {', '.join(names)}")
+    elsewhere = [option.key for option in known_keys if option.key.rsplit(".", 1)[-1] == name]
+    near = nearest(name, names) or (f"it is {' or '.join(elsewhere[:3])}" if elsewhere else "")
+    hint = near or f"known here: {', '.join(names)}"
     return Fault(key=path, problem="is not a key", hint=hint)
+
+
+def _takes(hint: Any, field: dataclasses.Field[Any]) -> str:
+    """Say in a few words what values a key takes."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        return f"{_takes(inner[0], field)}, or null"
+    if origin is Literal:
+        return " | ".join(map(str, inner))
+    if dataclasses.is_dataclass(hint):
+        return "section"
+    if origin is dict:
+        return f"name: {_takes(inner[1], field)}"
+    if origin is tuple:
+        return f"list of {_takes(inner[0], field)}"
+    limits = (("at_least", ">="), ("above", ">"), ("at_most", "<="))
+    bounds = [f" {sign} {field.metadata[name]}" for name, sign in limits if field.metadata[name] is not None]
+    return _WORDS.get(hint, "value") + ",".join(bounds)
 
 
 def _dataclass_in(hint: Any) -> type | None:
@@ -75,7 +114,7 @@ def _dataclass(cls: type[T], values: Any, key: str, faults: list[Fault]) -> T | 
     if values is None:
         values = {}
     if not isinstance(values, Mapping):
-        faults.append(Fault(key=key or "recipe", problem=f"is {values!r}", hint="a section of keys is expected"))
+        faults.append(Fault(key=key or "recipe", problem=f"is {values!r}", hint=_section_hint(cls, key)))
         return None
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
@@ -89,13 +128,19 @@ def _dataclass(cls: type[T], values: Any, key: str, faults: list[Fault]) -> T | 
         made[name] = _value(hints[name], value, _join(key, name), faults)
         if len(faults) == found:
             _range(fields[name], made[name], _join(key, name), faults)
+    missing = [name for name, field in fields.items() if name not in values and _is_required(field)]
+    faults += [Fault(key=_join(key, name), problem="is missing") for name in missing]
     return cls(**made) if len(faults) == before else None
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _value(hint: Any, value: Any, key: str, faults: list[Fault]) -> Any:
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
-        return value
+        return _plain(value, key, faults)
     if origin in (Union, types.UnionType):
         rest = [option for option in inner if option is not types.NoneType]
         return None if value is None else _value(rest[0], value, key, faults)
@@ -108,6 +153,22 @@ def _value(hint: Any, value: Any, key: str, faults: list[Fault]) -> Any:
     if origin is tuple:
         return _sequence(inner[0], value, key, faults)
     return _scalar(hint, value, key, faults)
+
+
+def _section_hint(cls: Any, key: str) -> str:
+    return f"a section of keys is expected, such as {_join(key, dataclasses.fields(cls)[0].name)}"
+
+
+def _plain(value: Any, key: str, faults: list[Fault]) -> Any:
+    """Return *value* if JSON can say it: free sections end up in the plan and in other libraries' files."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item, _join(key, name), faults) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, _join(key, number), faults) for number, item in enumerate(value)]
+    if value is None or isinstance(value, (bool, str, int)) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    faults.append(Fault(key=key, problem=f"is {value!r}", hint="text or a finite number is expected"))
+    return None
 
 
 def _choice(known: tuple[Any, ...], value: Any, key: str, faults: list[Fault]) -> Any:
@@ -139,16 +200,15 @@ def _sequence(inner: Any, value: Any, key: str, faults: list[Fault]) -> Any:
 
 
 def _scalar(hint: Any, value: Any, key: str, faults: list[Fault]) -> Any:
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as a word
+    if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:
-            return float(value)
-        except ValueError:
+            value = float(value)  # YAML 1.1 reads 1e-4 as a word
+        except (ValueError, OverflowError):
             pass
-    if isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool):
+    is_right = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+    if is_right and not (hint is float and not math.isfinite(value)):
         return value
-    expected = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[hint]
+    expected = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text, in quotes,"}[hint]
     faults.append(Fault(key=key, problem=f"is {value!r}", hint=f"{expected} is expected"))
     return None
 
@@ -158,8 +218,8 @@ def _range(field: dataclasses.Field[Any], value: Any, key: str, faults: list[Fau
         return
     at_least, above, at_most = (field.metadata.get(name) for name in ("at_least", "above", "at_most"))
     if at_least is not None and not value >= at_least:
-        faults.append(Fault(key=key, problem=f"is {value}", hint=f"at least {at_least:g}"))
+        faults.append(Fault(key=key, problem=f"is {value}", hint=f"at least {at_least}"))
     if above is not None and not value > above:
-        faults.append(Fault(key=key, problem=f"is {value}", hint=f"above {above:g}"))
+        faults.append(Fault(key=key, problem=f"is {value}", hint=f"above {above}"))
     if at_most is not None and not value <= at_most:
-        faults.append(Fault(key=key, problem=f"is {value}", hint=f"at most {at_most:g}"))
+        faults.append(Fault(key=key, problem=f"is {value}", hint=f"at most {at_most}"))

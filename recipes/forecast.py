@@ -5,15 +5,16 @@ Sums and formulas only; the sizes of files are in `checkpoints.sizes`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..checkpoints.sizes import DTYPE_BYTES, Size, checkpoint_size, model_size
-from .compose import stage_view
 from .freeze import is_frozen
 from .plan import Batch, Forecast, ForecastLine, Inputs, ModelFacts, Stage, TensorFacts
-from .schema import Adapter, Recipe
+from .schema import Recipe
+from .stages import stage_view
 
 _LOG_BYTES_PER_STEP = 200  # one line of log and one ledger event, seldom more
 _FIXED_LOG_BYTES = 2_000_000  # start-up messages of every stage, W&B's own files: measured 1 to 2 MB
@@ -32,30 +33,34 @@ def params_of(recipe: Recipe, model: ModelFacts) -> Params:
     if recipe.adapter.method == "full":
         frozen = sum(_numel(tensor) for tensor in model.tensors if is_frozen(tensor.name, recipe.model.freeze))
         return Params(trainable=model.num_params - frozen, frozen=frozen)
+    targets = recipe.adapter.target_modules
     adapters = sum(
-        recipe.adapter.rank * sum(tensor.shape) for tensor in model.tensors if _gets_adapter(tensor, recipe.adapter)
+        recipe.adapter.rank * sum(tensor.shape)
+        for tensor in model.tensors
+        if any(takes_adapter(tensor, target) for target in targets)
     )
     saved = sum(
         _numel(tensor)
         for tensor in model.tensors
-        if any(name in tensor.name for name in recipe.adapter.modules_to_save)
+        if any(f".{name}." in f".{tensor.name}" for name in recipe.adapter.modules_to_save)
     )
     return Params(trainable=adapters + saved, frozen=model.num_params)
 
 
 def _numel(tensor: TensorFacts) -> int:
-    product = 1
-    for length in tensor.shape:
-        product *= length
-    return product
+    return math.prod(tensor.shape)
 
 
-def _gets_adapter(tensor: TensorFacts, adapter: Adapter) -> bool:
-    """Say whether a linear layer's weight gets an adapter, by peft's rule: `all-linear` spares the head."""
-    module = tensor.name.removesuffix(".weight").rsplit(".", 1)[-1]
+def takes_adapter(tensor: TensorFacts, target: str) -> bool:
+    """Say whether *target* gives a linear layer's weight an adapter, by peft's rules.
+
+    A target is the end of a module's path; `all-linear` is every linear layer but the head.
+    """
+    path = tensor.name.removesuffix(".weight")
+    module = path.rsplit(".", 1)[-1]
     if len(tensor.shape) != 2 or "embed" in tensor.name or module in ("wte", "wpe", "shared"):
         return False
-    return module in adapter.target_modules or ("all-linear" in adapter.target_modules and module != "lm_head")
+    return f".{path}".endswith(f".{target}") or (target == "all-linear" and module != "lm_head")
 
 
 def checkpoint_of(recipe: Recipe, model: ModelFacts, world_size: int) -> Size:
@@ -92,12 +97,12 @@ def _storage_of(view: Recipe, inputs: Inputs, stage: Stage) -> list[ForecastLine
         policy, batch = view.checkpoints, stage.batch
         stay = policy.keep_last + policy.keep_best
         if policy.keep_every_steps:
-            stay += batch.steps // policy.keep_every_steps
-        written = -(-batch.steps // batch.save_every_steps)
-        count = min(stay + 1, written)
+            stay += batch.steps // math.lcm(policy.keep_every_steps, batch.save_every_steps)
+        count = min(stay + 1, math.ceil(batch.steps / batch.save_every_steps))
         formula = f"{count} x {size.num_bytes:,} B [{size.formula}]; {stay} stay and one is being written"
         return [ForecastLine(what=f"checkpoints of {stage.name}", num_bytes=count * size.num_bytes, formula=formula)]
     if stage.kind == "consolidate":
+        # an adapter is merged into its base, so its model is as large
         size = model_size(num_params=inputs.model.num_params, dtype=view.consolidate.dtype)
         return [ForecastLine(what=f"model of {stage.name}", num_bytes=size.num_bytes, formula=size.formula)]
     if stage.kind == "predict":
@@ -112,37 +117,40 @@ def _storage_of(view: Recipe, inputs: Inputs, stage: Stage) -> list[ForecastLine
 def device_memory(recipe: Recipe, model: ModelFacts, batch: Batch) -> list[ForecastLine]:
     """Return the memory of one rank while training, line by line.
 
-    Model states after Rajbhandari et al. 2020 (ZeRO, table 1); activations after Korthikanti et
-    al. 2022 (eq. 2: 34 s b h + 5 a s^2 b bytes a layer at 16 bits), with recomputation one
-    layer's activations and the inputs of the others.
+    Model states after Rajbhandari et al. 2020 (ZeRO, table 1). Without ZeRO the float32 weights
+    are the masters; with it they are kept beside the working copy, with the two moments.
     """
-    params, stage = params_of(recipe, model), recipe.train.zero.stage
-    work = DTYPE_BYTES[recipe.train.precision] if stage else 4
-    shard = f" / {batch.world_size} ranks"
-    ranks = batch.world_size
+    params, zero = params_of(recipe, model), recipe.train.zero
+    work = DTYPE_BYTES[recipe.train.precision] if zero.stage else 4
     base = 0.5 if recipe.adapter.method == "qlora" else work
-    held = (base * params.frozen + work * params.trainable) / (ranks if stage == 3 else 1)
-    gradients = work * params.trainable / (ranks if stage >= 2 else 1)
-    states_per = 12 if stage else 8
-    states = states_per * params.trainable / (ranks if stage >= 1 else 1)
-    if recipe.train.zero.offload != "none":
-        states = 0
-    if recipe.train.zero.offload == "both":
-        held = 0
-    lines = [
-        (
-            "weights",
-            held,
-            f"{work} B x {params.trainable:,} + {base:g} B x {params.frozen:,} frozen" + shard * (stage == 3),
-        ),
-        ("gradients", gradients, f"{work} B x {params.trainable:,}" + shard * (stage >= 2)),
-        ("optimizer states", states, f"{states_per} B x {params.trainable:,}" + shard * (stage >= 1)),
-        ("activations", *_activations(recipe, model.config, batch)),
+    weights = [(work, params.trainable, "")] + [(base, params.frozen, " frozen")] * bool(params.frozen)
+    states = 12 if zero.stage else 8
+
+    def line(what: str, parts: list[tuple[float, int, str]], sharded_from: int, in_host_memory: bool) -> ForecastLine:
+        ranks = batch.world_size if zero.stage >= sharded_from else 1
+        formula = " + ".join(f"{width:g} B x {count:,}{note}" for width, count, note in parts)
+        if ranks > 1:
+            formula = f"({formula}) / {ranks} ranks"
+        if in_host_memory:
+            return ForecastLine(what=what, num_bytes=0, formula=f"{formula}, in host memory")
+        num_bytes = int(sum(width * count for width, count, _ in parts) / ranks)
+        return ForecastLine(what=what, num_bytes=num_bytes, formula=formula)
+
+    return [
+        line("weights", weights, 3, zero.offload == "both"),
+        line("gradients", [(work, params.trainable, "")], 2, False),
+        line("optimizer states", [(states, params.trainable, "")], 1, zero.offload != "none"),
+        _activations(recipe, model.config, batch),
     ]
-    return [ForecastLine(what=what, num_bytes=int(num_bytes), formula=formula) for what, num_bytes, formula in lines]
 
 
-def _activations(recipe: Recipe, config: dict[str, Any], batch: Batch) -> tuple[float, str]:
+def _activations(recipe: Recipe, config: dict[str, Any], batch: Batch) -> ForecastLine:
+    """Return what forward leaves for backward.
+
+    After Korthikanti et al. 2022 (eq. 2): 34 s b h + 5 a s^2 b bytes a layer at 16 bits, whose second
+    term only eager attention leaves; with recomputation one layer's, and the inputs of all.
+    """
+
     def number(*names: str, default: int = 0) -> int:
         found = (config.get(name) for name in names)
         return next((int(value) for value in found if isinstance(value, int)), default)
@@ -150,13 +158,17 @@ def _activations(recipe: Recipe, config: dict[str, Any], batch: Batch) -> tuple[
     hidden, layers = number("hidden_size", "n_embd", "d_model"), number("num_hidden_layers", "n_layer", "num_layers")
     heads, vocabulary = number("num_attention_heads", "n_head", default=1), number("vocab_size")
     tokens, rows = recipe.data.max_tokens, batch.micro_batch
-    width = DTYPE_BYTES[recipe.train.precision] / 2
-    layer = (34 * tokens * rows * hidden + 5 * heads * tokens * tokens * rows) * width
+    width = DTYPE_BYTES[recipe.train.precision]
+    layer = 17 * width * tokens * rows * hidden
+    formula = f"17 x {width} B x {hidden}"
+    if recipe.model.attention == "eager":
+        layer += 5 * heads * tokens * tokens * rows * width // 2
+        formula += f" + 2.5 x {width} B x {heads} heads x {tokens}"
     logits = 3 * 4 * tokens * rows * vocabulary  # float32 logits, their softmax and its gradient
     if recipe.train.gradient_checkpointing:
-        total = layer + 2 * width * tokens * rows * hidden * layers + logits
-        return (
-            total,
-            f"one layer of {layers} at {rows} x {tokens} tokens + the inputs of all + logits of {vocabulary:,}",
-        )
-    return layer * layers + logits, f"{layers} layers at {rows} x {tokens} tokens x {hidden} + logits of {vocabulary:,}"
+        total = layer + width * tokens * rows * hidden * layers + logits
+        layers_formula = f"{formula} + {layers} layers x {width} B x {hidden}"
+    else:
+        total, layers_formula = layer * layers + logits, f"{layers} layers x ({formula})"
+    formula = f"{rows} x {tokens} tokens x ({layers_formula} + 12 B x {vocabulary:,} words)"
+    return ForecastLine(what="activations", num_bytes=total, formula=formula)

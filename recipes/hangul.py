@@ -14,9 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-MAX_CHARS = 24
+from ..errors import UsageError
 
-T = TypeVar("T")
+MAX_CHARS = 24
+# A million draws hold 650,000 distinct sentences; with more than this many the draws repeat too often.
+MAX_SENTENCES = 200_000
+
+_FIRST_SYLLABLE = ord("가")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +49,14 @@ def generate(seed: int, num_train: int, num_validation: int, num_test: int) -> d
     of train, validation and test. `test_other_mix` holds the sentences of `test`, obfuscated
     by another mix of the rules, so that the two scores differ by the mix alone. The test rows
     depend on nothing but *seed* and *num_test*: another size of train leaves them as they are.
+
+    Raises:
+        UsageError: more than `MAX_SENTENCES` are asked for.
     """
-    drawn = _distinct_sentences(random.Random(8 * seed), num_test + num_validation + num_train)
+    count = num_test + num_validation + num_train
+    if count > MAX_SENTENCES:
+        raise UsageError(f"{count} different sentences are too many for the hangul generator; at most {MAX_SENTENCES}")
+    drawn = _distinct_sentences(random.Random(8 * seed), count)
     test = drawn[:num_test]
     validation = drawn[num_test : num_test + num_validation]
     train = drawn[num_test + num_validation :]
@@ -64,11 +75,10 @@ def _rows(split: str, sentences: Sequence[str], chance: random.Random, mix: Mix)
     ]
 
 
-# --- The grammar: nouns with what can be good and bad about them, past stems that take any ending ---
-
-
 @dataclass(frozen=True)
 class _Topic:
+    """Nouns, and what can be good and bad about them as past stems, which take any ending."""
+
     nouns: tuple[str, ...]
     praise: tuple[str, ...]
     blame: tuple[str, ...]
@@ -161,13 +171,11 @@ def _end(chance: random.Random) -> str:
     return _pick(chance, _ENDINGS) + _pick(chance, _STOPS)
 
 
-def _pick(chance: random.Random, choices: Sequence[T]) -> T:
+def _pick(chance: random.Random, choices: Sequence[_T]) -> _T:
     return choices[int(chance.random() * len(choices))]
 
 
-# --- The obfuscation: a syllable is an onset, a vowel and a final, which may be empty ---
-
-_FIRST_SYLLABLE = ord("가")
+# The letters in the order in which Unicode counts syllables; "-" is the empty final.
 _ONSETS = "ㄱㄲㄴㄷㄸㄹㅁㅂㅃㅅㅆㅇㅈㅉㅊㅋㅌㅍㅎ"
 _VOWELS = "ㅏㅐㅑㅒㅓㅔㅕㅖㅗㅘㅙㅚㅛㅜㅝㅞㅟㅠㅡㅢㅣ"
 _FINALS = "-ㄱㄲㄳㄴㄵㄶㄷㄹㄺㄻㄼㄽㄾㄿㅀㅁㅂㅄㅅㅆㅇㅈㅊㅋㅌㅍㅎ"
@@ -177,6 +185,7 @@ _HARSHER_ONSETS = {
     **{"ㅉ": "ㅊ", "ㅋ": "ㄲ", "ㅌ": "ㄸ", "ㅍ": "ㅃ", "ㅊ": "ㅉ"},
 }
 _Y_VOWELS = {"ㅏ": "ㅑ", "ㅓ": "ㅕ", "ㅗ": "ㅛ", "ㅜ": "ㅠ", "ㅐ": "ㅒ", "ㅔ": "ㅖ"}
+# Vowels that sound alike, or nearly so.
 _LIKE_VOWELS = {
     **{"ㅐ": "ㅔ", "ㅔ": "ㅐ", "ㅒ": "ㅖ", "ㅖ": "ㅒ", "ㅚ": "ㅙㅞ", "ㅙ": "ㅞㅚ", "ㅞ": "ㅙㅚ"},
     **{"ㅡ": "ㅢ", "ㅣ": "ㅟ", "ㅢ": "ㅡ", "ㅟ": "ㅣ", "ㅘ": "ㅏ", "ㅝ": "ㅓ"},
@@ -216,11 +225,10 @@ def obfuscate(sentence: str, chance: random.Random, mix: Mix) -> str:
 
 
 def _change_end(here: _Syllable, after: _Syllable | None, chance: random.Random, mix: Mix) -> None:
-    if after and after.onset == "ㅇ" and here.final in _ONSETS and here.final != "ㅇ":
-        if chance.random() < mix.liaison:
-            here.final, after.onset = "-", here.final
-            return
-    if here.final in _LIKE_FINALS and chance.random() < mix.changed_final:
+    can_move = after is not None and after.onset == "ㅇ" and here.final in _ONSETS and here.final != "ㅇ"
+    if after and can_move and chance.random() < mix.liaison:
+        here.final, after.onset = "-", here.final
+    elif here.final in _LIKE_FINALS and chance.random() < mix.changed_final:
         here.final = _pick(chance, _LIKE_FINALS[here.final])
     elif here.final == "-" and chance.random() < mix.added_final:
         here.final = _pick(chance, _MELTING_FINALS.get(after.onset if after else "", "ㅎ"))

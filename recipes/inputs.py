@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import struct
 import subprocess
@@ -14,10 +15,10 @@ from typing import Any
 
 from .. import files
 from ..errors import PlanError, UsageError, nearest
-from .compose import LIBRARY_DIR
 from .look import cached, collect
 from .plan import Inputs, ModelFacts, Room, TensorFacts
 from .schema import Recipe
+from .search import LIBRARY_DIR
 from .splits import splits_of
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt")
@@ -73,34 +74,30 @@ def code_files(root: Path) -> list[Path]:
     return found
 
 
-def model_folder(recipe: Recipe) -> Path:
-    """Return the local folder of the recipe's model; a hub model is fetched into the hub's cache.
+def local_folder(key: str, name: str, revision: str | None = None) -> Path:
+    """Return the local folder of what *key* names; a hub repository is fetched into the hub's cache.
 
     Raises:
-        UsageError: there is no such model, or no network and no token to fetch it with.
+        UsageError: there is no such folder, or no network and no token to fetch it with.
     """
-    path = recipe.model.path
-    if path.startswith("library:"):
-        folder = LIBRARY_DIR / "models" / path.removeprefix("library:")
+    if name.startswith("library:"):
+        folder = LIBRARY_DIR / "models" / name.removeprefix("library:")
         known = sorted(place.name for place in (LIBRARY_DIR / "models").iterdir() if place.is_dir())
         if folder.name not in known or folder.parent != LIBRARY_DIR / "models":
-            raise UsageError(
-                f"model.path {path!r} is unknown; shipped: {', '.join(known)} {nearest(folder.name, known)}".strip()
-            )
+            hint = f" ({nearest(folder.name, known)})" if nearest(folder.name, known) else ""
+            raise UsageError(f"{key} {name!r} is unknown; shipped: {', '.join(known)}{hint}")
         return folder
-    folder = Path(path).expanduser()
+    folder = Path(name).expanduser()
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise UsageError(f"model.path {path!r} has no config.json; give the folder that save_pretrained wrote")
         return folder.resolve()
-    if path.startswith(("/", ".", "~")) or path.count("/") > 1:
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
         raise UsageError(
-            f"model.path {path!r} does not exist; give a local folder, a hub id such as org/name, or library:NAME"
+            f"{key} {name!r} does not exist; give a local folder, a hub id such as org/name, or library:NAME"
         )
-    return _from_hub(path, recipe.model.revision)
+    return _from_hub(key, name, revision)
 
 
-def _from_hub(name: str, revision: str | None) -> Path:
+def _from_hub(key: str, name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
@@ -108,23 +105,24 @@ def _from_hub(name: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except HFValidationError as error:
-        raise UsageError(f"model.path {name!r} is neither a folder nor a hub id: {error}") from error
+        raise UsageError(f"{key} {name!r} is neither a folder nor a hub id: {error}") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UsageError(
-            f"model.path {name!r} cannot be fetched: {reason}; check the name, the network, "
+            f"{key} {name!r} cannot be fetched: {reason}; check the name, the network, "
             "and for a gated model that HF_TOKEN is set and its licence accepted"
         ) from error
 
 
 def _model(recipe: Recipe) -> ModelFacts:
-    folder = model_folder(recipe)
+    spec = recipe.model
+    folder = local_folder("model.path", spec.path, spec.revision)
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"model.path {spec.path!r} has no config.json; give the folder that save_pretrained wrote")
+    tokenizer_folder = local_folder("model.tokenizer", spec.tokenizer) if spec.tokenizer else folder
     weights = sorted(folder.glob("*.safetensors"))
-    parts: list[Any] = [
-        (path.name, files.digest_file(path))
-        for path in (folder / name for name in ("config.json", *_TOKENIZER_FILES))
-        if path.is_file()
-    ]
+    named = [folder / "config.json", *(tokenizer_folder / name for name in _TOKENIZER_FILES)]
+    parts: list[Any] = [(path.name, files.digest_file(path)) for path in named if path.is_file()]
     headers = {path.name: _safetensors_header(path) for path in weights}
     parts += [(path.name, path.stat().st_size, headers[path.name]) for path in weights]
     if not weights and not recipe.model.from_scratch:
@@ -145,19 +143,13 @@ def _model(recipe: Recipe) -> ModelFacts:
         config = shapes["config"]
     return ModelFacts(
         folder=str(folder),
+        tokenizer_folder=str(tokenizer_folder),
         digest=files.digest_of([parts, recipe.model.config]),
         has_weights=bool(weights) and not recipe.model.from_scratch,
-        num_params=sum(_numel(tensor.shape) for tensor in tensors),
+        num_params=sum(math.prod(tensor.shape) for tensor in tensors),
         tensors=tensors,
         config=config,
     )
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    product = 1
-    for length in shape:
-        product *= length
-    return product
 
 
 def _safetensors_header(path: Path) -> dict[str, Any]:
@@ -187,8 +179,8 @@ def _shapes(folder: Path, recipe: Recipe) -> dict[str, Any]:
 
 
 def _run_shapes(folder: Path, changes: str, task: str) -> Any:
-    command = [sys.executable, "-P", "-m", f"{__package__}.shapes", str(folder), changes, task]
-    environment = os.environ | {"PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", f"{__package__}.shapes", str(folder), changes, task]
+    environment = os.environ | {"PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]

@@ -29,6 +29,7 @@ class ModelFacts:
     """What the model really is. *digest* covers config, tokenizer and weight headers, not every weight."""
 
     folder: str
+    tokenizer_folder: str
     digest: str
     has_weights: bool
     num_params: int

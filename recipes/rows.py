@@ -41,7 +41,10 @@ def _json_lines(path: Path) -> Iterator[Row]:
             except orjson.JSONDecodeError as error:
                 raise UsageError(f"{path}, line {number} is not JSON: {error}; mend or remove the line") from error
             if not isinstance(row, dict):
-                raise UsageError(f"{path}, line {number} is not an object of columns but {line[:40]!r}")
+                shown = line[:40].decode(errors="replace").strip()
+                raise UsageError(
+                    f"{path}, line {number} is no object of columns but {shown!r}; write one object a line"
+                )
             yield row
 
 
@@ -58,13 +61,20 @@ def _csv(path: Path) -> Iterator[Row]:
                     )
                 yield row
         except csv.Error as error:
-            raise UsageError(f"{path}, line {reader.line_num} is not CSV: {error}") from error
+            raise UsageError(f"{path}, line {reader.reader.line_num} is not CSV: {error}; mend the line") from error
+        except UnicodeDecodeError:  # of a whole buffer; reading line by line finds which it is
+            for _ in _text(path):
+                pass
+            raise
 
 
 def _text(path: Path) -> Iterator[Row]:
     with path.open("rb") as stream:
-        for line in stream:
-            yield {"text": line.rstrip(b"\r\n").decode("utf-8", errors="replace")}
+        for number, line in enumerate(stream, 1):
+            try:
+                yield {"text": line.rstrip(b"\r\n").decode("utf-8")}
+            except UnicodeDecodeError as error:
+                raise UsageError(f"{path}, line {number} is not UTF-8: {error}; mend or remove the line") from error
 
 
 def _parquet(path: Path) -> Iterator[Row]:

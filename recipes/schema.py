@@ -61,7 +61,9 @@ class Model:
 class Adapter:
     """What trains: all weights, or low-rank adapters beside frozen ones."""
 
-    method: Literal["full", "lora", "qlora"] = _key("full", "full, lora, or qlora (lora over 4-bit weights)")
+    method: Literal["full", "lora", "qlora"] = _key(
+        "full", "full, lora, or qlora (lora over 4-bit weights)", also=("peft_type", "use_lora", "load_in_4bit")
+    )
     rank: int = _key(16, "rank of the two factors", also=("r", "lora_r"), at_least=1)
     alpha: float = _key(32.0, "scale: the product is multiplied by alpha / rank", also=("lora_alpha",), above=0)
     dropout: float = _key(0.0, "dropout before the factors", also=("lora_dropout",), at_least=0, at_most=0.99)
@@ -76,8 +78,8 @@ class Columns:
     id: str | None = _key(None, "a row's own id, carried into the predictions")
     input: str = _key("input", "what the model reads", also=("input_column", "prompt_column"))
     target: str = _key("target", "what it should answer", also=("target_column", "output", "response_column"))
-    text: str = _key("text", "plain text, for continued pretraining (loss_on: all, no prompt)")
-    context: str = _key("context", "the passage, for question answering")
+    text: str = _key("text", "plain text, for continued pretraining: data.prompt is empty")
+    context: str = _key("context", "the passage, for question answering", also=("context_column",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +107,9 @@ class Data:
     generator: Generator | None = _key(None, "make splits by rule; those of data.splits stand beside them")
     columns: Columns = _key(Columns, "how the columns are called")
     prompt: str = _key(
-        "{input}", "template over the columns; `chat` uses the tokenizer's own template", also=("template",)
+        "{input}",
+        "template over the columns; `chat` uses the tokenizer's own; empty trains on plain text",
+        also=("template", "prompt_template"),
     )
     system: str | None = _key(None, "system message of a chat prompt")
     loss_on: Literal["response", "all"] = _key("response", "which tokens count in the loss", also=("train_on_inputs",))
@@ -131,8 +135,16 @@ class Schedule:
     name: Literal["constant", "linear", "cosine", "cosine_restarts", "step"] = _key(
         "cosine", "shape after the warm-up", also=("lr_scheduler_type", "lr_scheduler")
     )
-    warmup_ratio: float = _key(0.0, "share of all steps that the rate rises linearly", at_least=0, at_most=1)
-    min_ratio: float = _key(0.0, "the lowest rate, as a share of learning_rate", at_least=0, at_most=1)
+    warmup_ratio: float = _key(
+        0.0, "share of all steps that the rate rises linearly", also=("warmup_steps",), at_least=0, at_most=1
+    )
+    min_ratio: float = _key(
+        0.0,
+        "the lowest rate, as a share of learning_rate",
+        also=("eta_min_ratio", "min_lr_ratio"),
+        at_least=0,
+        at_most=1,
+    )
     period_steps: int | None = _key(
         None, "cosine_restarts: steps of the first period; step: steps between decays", at_least=1
     )
@@ -155,12 +167,16 @@ class Zero:
 class Train:
     """How it trains. A step is an optimizer step."""
 
+    split: str = _key("train", "split to train on")
     steps: int | None = _key(None, "steps in all; wins over epochs", also=("max_steps",), at_least=1)
     epochs: float = _key(
         1.0, "passes over the training rows", also=("num_train_epochs", "num_epochs", "max_epochs"), above=0
     )
     global_batch: int = _key(
-        32, "rows of one step, over all ranks", also=("total_batch_size", "global_batch_size"), at_least=1
+        32,
+        "rows of one step, over all ranks",
+        also=("total_batch_size", "global_batch_size", "gradient_accumulation_steps", "accumulate_grad_batches"),
+        at_least=1,
     )
     micro_batch: int = _key(
         1,
@@ -198,7 +214,7 @@ class Checkpoints:
     every_steps: int | None = _key(
         None,
         "steps between checkpoints; a tenth of the training when not given",
-        also=("save_steps", "save_every"),
+        also=("save_steps", "save_every", "eval_steps", "every_n_train_steps"),
         at_least=1,
     )
     keep_last: int = _key(1, "newest ones that stay", also=("save_total_limit", "total_limit"), at_least=1)
@@ -206,7 +222,11 @@ class Checkpoints:
     keep_every_steps: int | None = _key(None, "those at multiples of this stay for good", at_least=1)
     metric: str = _key("eval_loss", "what best means", also=("metric_for_best_model", "monitor"))
     goal: Literal["lowest", "highest"] = _key("lowest", "which end of the metric is best", also=("greater_is_better",))
-    budget_gb: float | None = _key(None, "most that this run's checkpoints may hold (1 GB = 10^9 bytes)", above=0)
+    budget_gb: float | None = _key(
+        None,
+        "most that the checkpoints of one train stage may hold, the one being written too (1 GB = 10^9 B)",
+        above=0,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,6 +259,16 @@ class Predict:
     num_beams: int = _key(1, "beams; 1 is greedy", at_least=1)
     repetition_penalty: float = _key(1.0, "above 1 makes used tokens less likely", above=0)
     no_repeat_ngram: int = _key(0, "n-grams of this length appear once", also=("no_repeat_ngram_size",), at_least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionAnswering:
+    """How long passages are cut into windows, and how the answer's span is chosen among them."""
+
+    stride_tokens: int = _key(128, "tokens that neighbouring windows share", also=("doc_stride",), at_least=0)
+    max_question_tokens: int = _key(64, "longest question", also=("max_query_length",), at_least=1)
+    max_answer_tokens: int = _key(30, "longest answer", also=("max_answer_length",), at_least=1)
+    n_best: int = _key(20, "spans that are compared for an answer", also=("n_best_size",), at_least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,7 +356,7 @@ class Recipe:
     name: str = _key("", "name of the recipe; its file's name when not given")
     description: str = _key("", "one line for `recipes list`")
     task: Task = _key("causal_lm", "what the model learns")
-    seed: int = _key(0, "seed of weights, order of rows and sampling", at_least=0)
+    seed: int = _key(0, "seed of weights, order of rows and sampling", at_least=0, at_most=2**32 - 1)
     model: Model = _key(Model, "the model to start from")
     adapter: Adapter = _key(Adapter, "what trains")
     data: Data = _key(Data, "the rows")
@@ -334,8 +364,11 @@ class Recipe:
     checkpoints: Checkpoints = _key(Checkpoints, "which training states stay")
     consolidate: Consolidate = _key(Consolidate, "how a checkpoint becomes a model")
     predict: Predict = _key(Predict, "what is predicted", also=("generation", "decode"))
+    question_answering: QuestionAnswering | None = _key(None, "windows and spans, for that task alone")
     score: Score = _key(Score, "how it is measured")
-    resources: dict[str, Resources] = _key(dict, "per stage name or kind, or `default`")
+    resources: dict[str, Resources] = _key(
+        dict, "per stage name, kind, or `default`; a stage's entry is laid over its kind's, that over the default"
+    )
     environment: Environment = _key(Environment, "what runs the jobs")
     tracking: Tracking = _key(Tracking, "W&B")
     stages: dict[str, StageSpec] = _key(

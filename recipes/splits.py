@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import string
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -11,11 +11,12 @@ from .. import files
 from ..errors import PlanError, UsageError, nearest
 from ..rundir import cache_dir
 from . import check, hangul
-from .compose import kind_of, stage_view, stages_of
 from .look import cached, collect
 from .plan import SplitFacts
+from .prompt import prompt_columns
 from .rows import read_rows
 from .schema import Generator, Recipe
+from .stages import kind_of, source_of, stage_view, stages_of
 
 
 def splits_of(recipe: Recipe) -> dict[str, SplitFacts]:
@@ -24,85 +25,79 @@ def splits_of(recipe: Recipe) -> dict[str, SplitFacts]:
     Raises:
         PlanError: every missing split or column, empty file and broken line.
     """
-    known = _generated(recipe.data.generator)
-    known |= {name: _local_file(name, text) for name, text in recipe.data.splits.items()}
     reasons: list[str] = []
+    made, given = _generated(recipe.data.generator), recipe.data.splits
+    known = {**given, **made}
+    for name in sorted(made.keys() & given):
+        reasons.append(f"data.splits.{name} is also made by data.generator; rename it, or set data.generator=null")
     splits: dict[str, SplitFacts] = {}
     for name, needs in _needed(recipe).items():
         if name not in known:
-            hint = nearest(name, known)
-            advice = "; set train.eval_split=null to do without" if needs == {("train.eval_split", "")} else ""
-            keys = ", ".join(sorted({key for key, _ in needs}))
-            reasons.append(
-                f"split {name!r} ({keys}) is not in data.splits; known: {', '.join(known) or 'none'} {hint}".rstrip()
-                + advice
-            )
-            continue
-        found = collect(reasons, partial(_split, known[name]))
-        if found is None:
-            continue
-        splits[name] = found
-        if found.num_rows == 0:
-            reasons.append(f"data file {found.path} of split {name!r} is empty; it needs at least one row")
-            continue
-        for key, column in sorted(needs):
-            if column and column not in found.columns:
-                columns = ", ".join(found.columns)
-                hint = nearest(column, found.columns)
-                reasons.append(
-                    f"split {name!r} has no column {column!r} ({key}); {found.path} has: {columns} {hint}".rstrip()
-                )
+            reasons.append(_missing_split(name, needs, list(known)))
+        elif (found := collect(reasons, partial(_split, name, known[name]))) is not None:
+            splits[name] = found
+            reasons += _missing_columns(name, found, needs)
     if reasons:
         raise PlanError(reasons)
     return splits
 
 
-def _needed(recipe: Recipe) -> dict[str, set[tuple[str, str]]]:
-    """Return, per split, the (key that asks for it, column it must have) pairs."""
-    needed: dict[str, set[tuple[str, str]]] = {}
-    split = ""
+# For each split: (key that asks for the split, column that it must have or "", key that names the column).
+_Needs = set[tuple[str, str, str]]
+
+
+def _needed(recipe: Recipe) -> dict[str, _Needs]:
+    needed: dict[str, _Needs] = {}
+
+    def need(key: str, split: str, columns: Iterable[tuple[str, str]]) -> None:
+        found = needed.setdefault(split, set())
+        found.add((key, "", ""))
+        found.update((key, column, named_by) for named_by, column in columns)
+
     for stage in stages_of(recipe):
         view, kind = stage_view(recipe, stage), kind_of(recipe, stage)
         columns = view.data.columns
         if kind == "train":
-            wanted = (
-                [("data.columns.text", columns.text)]
-                if _is_plain_text(view)
-                else [("data.columns.target", columns.target), *prompt_columns(view)]
-            )
-            needed.setdefault("train", set()).update(wanted)
+            answer = [("data.columns.target", columns.target)]
+            read = [*prompt_columns(view.data), *answer] if view.data.prompt else [("data.columns.text", columns.text)]
+            need("train.split", view.train.split, read)
             if view.train.eval_split:
-                needed.setdefault(view.train.eval_split, set()).update(wanted)
-                needed[view.train.eval_split].add(("train.eval_split", ""))
-        if kind == "predict":
-            split = view.predict.split
-            needed.setdefault(split, set()).update([("predict.split", ""), *prompt_columns(view)])
-        if kind == "score" and split:
-            needed[split].add(("data.columns.target", columns.target))
-        if columns.id:
-            for columns_of in needed.values():
-                columns_of.add(("data.columns.id", columns.id))
+                need("train.eval_split", view.train.eval_split, read)
+        elif kind == "predict":
+            identity = [("data.columns.id", columns.id)] if columns.id else []
+            need("predict.split", view.predict.split, [*prompt_columns(view.data), *identity])
+        elif kind == "score" and (predictions := _predictions_of(recipe, stage)):
+            view = stage_view(recipe, predictions)
+            need("score", view.predict.split, [("data.columns.target", view.data.columns.target)])
     return needed
 
 
-def _is_plain_text(recipe: Recipe) -> bool:
-    return recipe.data.loss_on == "all" and recipe.data.prompt == ""
+def _predictions_of(recipe: Recipe, score: str) -> str | None:
+    """Return the predict stage that a score stage measures."""
+    merge = source_of(recipe, score)
+    return source_of(recipe, merge) if merge else None
 
 
-def prompt_columns(recipe: Recipe) -> list[tuple[str, str]]:
-    """Return the columns that the prompt reads."""
-    columns = {
-        field: getattr(recipe.data.columns, field, None) or field for field in ("input", "context", "target", "text")
-    }
-    if recipe.data.prompt == "chat":
-        return [("data.columns.input", recipe.data.columns.input)]
-    try:
-        names = [name for _, name, _, _ in string.Formatter().parse(recipe.data.prompt) if name]
-    except ValueError as error:
-        raise UsageError(
-            f"data.prompt {recipe.data.prompt!r} is no template: {error}; double a brace that stands for itself"
-        ) from error
-    return [(f"data.columns.{name}" if name in columns else "data.prompt", columns.get(name, name)) for name in names]
+def _missing_split(name: str, needs: _Needs, known: Sequence[str]) -> str:
+    keys = sorted({key for key, _, _ in needs if key != "score"})
+    hint = f" ({nearest(name, known)})" if nearest(name, known) else ""
+    advice = "; set train.eval_split=null to do without" if keys == ["train.eval_split"] else ""
+    return (
+        f"split {name!r} ({', '.join(keys)}) is not in data.splits; known: {', '.join(known) or 'none'}{hint}{advice}"
+    )
+
+
+def _missing_columns(name: str, found: SplitFacts, needs: _Needs) -> Iterator[str]:
+    if found.num_rows == 0:
+        yield f"data file {found.path} of split {name!r} is empty; it needs at least one row"
+        return
+    for column, named_by in sorted({(column, named_by) for _, column, named_by in needs if column}):
+        if column in found.columns:
+            continue
+        number, row = next((at, row) for at, row in enumerate(read_rows(Path(found.path)), 1) if column not in row)
+        where = f"split {name!r}" if number == 1 else f"row {number} of split {name!r}"
+        hint = f" ({nearest(column, row)})" if nearest(column, row) else ""
+        yield f"{where} has no column {column!r} ({named_by}); {found.path} has there: {', '.join(row)}{hint}"
 
 
 def _local_file(split: str, text: str) -> Path:
@@ -127,7 +122,8 @@ def _local_file(split: str, text: str) -> Path:
     return path
 
 
-def _split(path: Path) -> SplitFacts:
+def _split(name: str, text: str) -> SplitFacts:
+    path = _local_file(name, text)
     stat = path.stat()
     key = [str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino]
     facts, faults = check.build(SplitFacts, cached("splits", key, lambda: check.to_plain(_look_at(path))))
@@ -151,21 +147,21 @@ def _look_at(path: Path) -> SplitFacts:
     )
 
 
-def _generated(generator: Generator | None) -> dict[str, Path]:
-    """Return the splits of the recipe's generator, made once per setting and version of its code."""
+def _generated(generator: Generator | None) -> dict[str, str]:
+    """Return the files of the recipe's generator, made once per setting and version of its code."""
     if generator is None:
         return {}
     options = {name: value for name, value in check.to_plain(generator).items() if name != "name"}
     code = files.digest_file(Path(hangul.__file__))
     folder = cache_dir() / "generated" / files.digest_of([options, code])[:16]
     if not folder.is_dir():
-        files.make_private_dir(folder.parent)
+        made = hangul.generate(**options)
         temporary = files.make_private_dir(files.temporary_path(folder))
-        for split, rows in hangul.generate(**options).items():
+        for split, rows in made.items():
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             files.write_text(temporary / f"{split}.jsonl", text)
         try:
             temporary.rename(folder)
         except OSError:  # another process was quicker, with the same rows
             files.remove_tree(temporary)
-    return {path.stem: path for path in sorted(folder.glob("*.jsonl"))}
+    return {path.stem: str(path) for path in sorted(folder.glob("*.jsonl"))}

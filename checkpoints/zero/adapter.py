@@ -22,8 +22,8 @@ _TRAINING_NAMES = (
 _UNDERSTOOD = frozenset(
     """peft_type r lora_alpha use_rslora rank_pattern alpha_pattern fan_in_fan_out modules_to_save
     init_lora_weights bias auto_mapping base_model_name_or_path corda_config eva_config exclude_modules
-    inference_mode layers_pattern layers_to_transform loftq_config lora_dropout lora_ga_config megatron_core peft_version
-    qalora_group_size revision runtime_config target_modules task_type""".split()
+    inference_mode layers_pattern layers_to_transform loftq_config lora_dropout lora_ga_config
+    megatron_core peft_version qalora_group_size revision runtime_config target_modules task_type""".split()
 )
 # Ways to start that leave the base as it was; the others move a part of it into the adapter.
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
@@ -51,16 +51,12 @@ def as_adapter(source: Source, config: Mapping[str, object] | None) -> Source:
         if name is None and tensor.role == "trained":
             raise UsageError(f"{source.path}: {tensor.name!r} is trained beside the LoRA adapter; {_ADVICE}")
         if name in tensors:
-            raise UsageError(
-                f"{source.path}: holds several adapters ({tensor.name!r} is a second one); {_ADVICE}"
-            )
+            raise UsageError(f"{source.path}: holds several adapters ({tensor.name!r} is a second one); {_ADVICE}")
         if name is not None:
             tensors[name] = replace(tensor, name=name)
     if not any(_FACTOR.fullmatch(name) for name in tensors):
         raise UsageError(f"{source.path}: a peft model without LoRA weights; {_ADVICE}")
-    return replace(
-        source, content="adapter", tensors=tuple(tensors.values()), aliases=(), adapter_config=config
-    )
+    return replace(source, content="adapter", tensors=tuple(tensors.values()), aliases=(), adapter_config=config)
 
 
 def merge_adapter(adapter: Source, base: Source, config: Mapping[str, object]) -> Source:

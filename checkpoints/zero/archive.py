@@ -16,6 +16,18 @@ from typing import IO
 from ...errors import DamagedError, NotFoundError, UsageError
 from .unpickle import RefusedGlobal, Unpickler
 
+# What zipfile and pickle raise for bytes that are not theirs; a pickle may also ask for any amount of memory.
+_MALFORMED = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RuntimeError,
+    MemoryError,
+    struct.error,
+)
+
 
 class _Archive:
     """The zip container: where each record's bytes begin."""
@@ -72,18 +84,8 @@ def load_state(path: Path) -> Mapping[str, object]:
             "If you trust the file, load it with torch and save it again without that object"
         ) from None
     except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError) as error:
-        raise DamagedError(
-            f"{path}: cut off or damaged ({error}); copy it again or use an older checkpoint"
-        ) from error
-    except (
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        RuntimeError,
-        struct.error,
-    ) as error:
+        raise DamagedError(f"{path}: cut off or damaged ({error}); copy it again or use an older checkpoint") from error
+    except _MALFORMED as error:
         raise DamagedError(f"{path}: not what torch.save writes ({error})") from error
     if not isinstance(state, dict):
         raise DamagedError(f"{path}: holds {type(state).__name__}, not the mapping of a checkpoint")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from ...errors import DamagedError, NotFoundError
+from ...errors import DamagedError
 from ...files import digest_file, read_json, write_json
 from .manifest import FileRecord
 from .source import Source
@@ -22,38 +22,40 @@ _COPIED = (
 ).split()
 
 
-def read_config(folder: Path, name: str) -> dict[str, Any] | None:
-    """Return a folder's JSON configuration, None where it has none; `DamagedError` when it is not JSON."""
-    try:
-        config = read_json(folder / name)
-    except FileNotFoundError:
+def last_config(folders: Sequence[Path], name: str) -> dict[str, Any] | None:
+    """Return the JSON configuration of the last folder that has one, else None.
+
+    Raises:
+        DamagedError: it is not a JSON mapping.
+    """
+    found = [folder / name for folder in folders if (folder / name).is_file()]
+    if not found:
         return None
+    try:
+        config = read_json(found[-1])
     except ValueError as error:
-        raise DamagedError(f"{folder / name}: not JSON ({error})") from error
+        raise DamagedError(f"{found[-1]}: not JSON ({error})") from error
     if not isinstance(config, dict):
-        raise DamagedError(f"{folder / name}: holds {type(config).__name__}, not a mapping")
+        raise DamagedError(f"{found[-1]}: holds {type(config).__name__}, not a mapping")
     return config
 
 
-def write_beside(source: Source, copy_from: Path | None, folder: Path, dtype: str) -> None:
+def write_beside(source: Source, copied_from: Sequence[Path], folder: Path, dtype: str) -> None:
     """Write into *folder* what belongs beside the weights of *source*; config.json names their *dtype*.
 
-    Raises:
-        NotFoundError: an adapter without its configuration, which holds its rank and scaling.
+    A later folder of *copied_from* goes before an earlier one, file by file.
     """
-    if source.content == "adapter":
-        if source.adapter_config is None:
-            raise NotFoundError(f"{source.path}: has no {ADAPTER_CONFIG_NAME} beside it; put it there")
+    if source.content == "adapter" and source.adapter_config is not None:
         write_json(folder / ADAPTER_CONFIG_NAME, dict(source.adapter_config))
-    if copy_from is None:
-        return
-    config = read_config(copy_from, CONFIG_NAME)
+    config = last_config(copied_from, CONFIG_NAME)
     if config is not None and source.content == "model":
+        if not any(tensor.dtype in ("int8", "uint8") for tensor in source.tensors):
+            config.pop("quantization_config", None)  # an adapter was trained on a quantised base; this is plain
         write_json(folder / CONFIG_NAME, with_dtype(config, dtype))
-    for pattern in _COPIED:
-        for path in sorted(copy_from.glob(pattern)):
-            if path.is_file():
-                shutil.copyfile(path, folder / path.name)
+    names = {path.name: path for origin in copied_from for pattern in _COPIED for path in origin.glob(pattern)}
+    for name, path in names.items():
+        if path.is_file():
+            shutil.copyfile(path, folder / name)
 
 
 def with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
@@ -63,10 +65,7 @@ def with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """
     changed = {
         key: with_dtype(value, dtype)
-        if key.endswith("_config")
-        and key != "quantization_config"
-        and isinstance(value, dict)
-        and _names_dtype(value)
+        if key.endswith("_config") and key != "quantization_config" and isinstance(value, dict) and _names_dtype(value)
         else value
         for key, value in config.items()
     }

@@ -37,10 +37,9 @@ def read_zero(tag_dir: Path) -> Source:
     if zero_stage == 3:
         tensors = [*_frozen_in_pieces(models), *_trained_in_pieces(models[0], ranks)]
     else:
-        trained = _trained_in_stream(models[0], ranks)
-        tensors = [*_frozen_whole(models[0], trained), *trained]
-    source = _source(models[0], [*_buffers(models[0]), *tensors], zero_stage, len(ranks))
-    _check_complete(models[0], source.tensors)
+        tensors = _trained_in_stream(models[0], ranks)
+    unlisted = _unlisted(models[0], tensors)
+    source = _source(models[0], [*_buffers(models[0]), *unlisted, *tensors], zero_stage, len(ranks))
     stored = {tensor.name for tensor in source.tensors}
     shared = models[0].names("shared_params")
     return replace(source, aliases=tuple((name, kept) for name, kept in shared.items() if kept in stored))
@@ -74,9 +73,7 @@ def _read_unpartitioned(tag_dir: Path) -> Source:
     for name, stored in model.below("module").tensors().items():
         if name in is_buffer:
             continue
-        kept = (
-            first_names.setdefault((stored.offset_bytes, stored.shape), name) if stored.num_elements else name
-        )
+        kept = first_names.setdefault((stored.offset_bytes, stored.shape), name) if stored.num_elements else name
         if kept == name:
             tensors.append(_whole(name, stored, "unknown"))
         else:
@@ -89,9 +86,7 @@ def _check_masters(model: State, ranks: Sequence[Rank]) -> None:
     num_groups = len(model.items_of("param_shapes"))
     for rank in ranks:
         if len(rank.masters) != num_groups:
-            raise DamagedError(
-                f"{rank.path}: holds {len(rank.masters)} groups, {model.path.name} names {num_groups}"
-            )
+            raise DamagedError(f"{rank.path}: holds {len(rank.masters)} groups, {model.path.name} names {num_groups}")
     if num_groups and not any(master.num_elements for rank in ranks for master in rank.masters):
         raise UsageError(
             f"{ranks[0].path}: its master weights are empty, for they were swapped to NVMe; merge them with "
@@ -111,8 +106,7 @@ def _trained_in_pieces(model: State, ranks: Sequence[Rank]) -> list[SourceTensor
         for rank, master in zip(ranks, masters, strict=True):
             if master.num_elements != offset:
                 raise DamagedError(
-                    f"{rank.path}: group {group} holds {master.num_elements} elements, "
-                    f"its parameters take {offset}"
+                    f"{rank.path}: group {group} holds {master.num_elements} elements, its parameters take {offset}"
                 )
     return tensors
 
@@ -129,9 +123,7 @@ def _frozen_in_pieces(models: Sequence[State]) -> list[SourceTensor]:
     ]
 
 
-def _joined(
-    name: str, shape: _Shape, pieces: Sequence[StoredTensor], offset: int, role: Role
-) -> SourceTensor:
+def _joined(name: str, shape: _Shape, pieces: Sequence[StoredTensor], offset: int, role: Role) -> SourceTensor:
     num_elements = math.prod(shape)
     part = math.ceil(num_elements / len(pieces))
     segments = tuple(
@@ -151,22 +143,16 @@ def _trained_in_stream(model: State, ranks: Sequence[Rank]) -> list[SourceTensor
         stream = [master.segment(0, master.num_elements) for master in masters]
         gaps = ranks[0].gaps[group] if ranks[0].gaps else (0,) * len(shapes)
         if len(gaps) != len(shapes):
-            raise DamagedError(
-                f"{ranks[0].path}: group {group} has {len(gaps)} paddings for {len(shapes)} parameters"
-            )
+            raise DamagedError(f"{ranks[0].path}: group {group} has {len(gaps)} paddings for {len(shapes)} parameters")
         dtype = _one_dtype(masters)
         offset = 0
         for (name, shape), gap in zip(shapes.items(), gaps, strict=True):
             segments = tuple(cut(stream, DTYPES[dtype].num_bytes, offset, math.prod(shape)))
             twin = _whole(name, module[name], "trained") if name in module else None
             if twin is not None and twin.shape != shape:
-                raise DamagedError(
-                    f"{model.path}: {name!r} has shape {twin.shape}, param_shapes says {shape}"
-                )
+                raise DamagedError(f"{model.path}: {name!r} has shape {twin.shape}, param_shapes says {shape}")
             tensors.append(
-                SourceTensor(
-                    name=name, shape=shape, dtype=dtype, segments=segments, role="trained", twin=twin
-                )
+                SourceTensor(name=name, shape=shape, dtype=dtype, segments=segments, role="trained", twin=twin)
             )
             offset += math.prod(shape) + gap
         _check_consumed(ranks, group, offset, sum(master.num_elements for master in masters))
@@ -182,11 +168,18 @@ def _check_consumed(ranks: Sequence[Rank], group: int, taken: int, held: int) ->
         )
 
 
-def _frozen_whole(model: State, trained: Sequence[SourceTensor]) -> list[SourceTensor]:
-    """Stages 1 and 2: the module holds frozen parameters whole; at stage 1 DeepSpeed's scripts drop them."""
-    known = {tensor.name for tensor in trained} | _buffer_names(model) | set(model.names("shared_params"))
-    module = model.below("module").tensors()
-    return [_whole(name, stored, "frozen") for name, stored in module.items() if name not in known]
+def _unlisted(model: State, listed: Sequence[SourceTensor]) -> list[SourceTensor]:
+    """Return what the module alone holds: frozen parameters at stages 1 and 2, extra state at any.
+
+    DeepSpeed's own scripts drop the frozen parameters of stage 1. At stage 3 the module holds
+    an empty placeholder for each parameter, so one that nothing lists is lost.
+    """
+    known = {tensor.name for tensor in listed} | _buffer_names(model) | set(model.names("shared_params"))
+    unlisted = {name: stored for name, stored in model.below("module").tensors().items() if name not in known}
+    lost = [name for name, stored in unlisted.items() if stored.shape == (0,)]
+    if lost:
+        raise DamagedError(f"{model.path}: {len(lost)} of its tensors are stored nowhere: {', '.join(lost[:5])}")
+    return [_whole(name, stored, "frozen") for name, stored in unlisted.items()]
 
 
 def _buffers(model: State) -> list[SourceTensor]:
@@ -197,16 +190,6 @@ def _buffers(model: State) -> list[SourceTensor]:
 
 def _buffer_names(model: State) -> set[str]:
     return set(map(str, model.items_of("buffer_names")))
-
-
-def _check_complete(model: State, tensors: Sequence[SourceTensor]) -> None:
-    """Refuse a checkpoint whose module names a tensor for which no data was found."""
-    found = {tensor.name for tensor in tensors} | set(model.names("shared_params"))
-    lost = [name for name in model.below("module").tensors() if name not in found]
-    if lost:
-        raise DamagedError(
-            f"{model.path}: {len(lost)} of its tensors are stored nowhere: {', '.join(lost[:5])}"
-        )
 
 
 def _whole(name: str, stored: StoredTensor, role: Role) -> SourceTensor:

@@ -29,8 +29,8 @@ class Manifest:
 
     *digest* is its identity: the sha256 of the sorted (name, sha256) pairs of its files.
     *num_params* counts the elements of all tensors written, buffers too. *num_overflowing* names
-    the tensors with values beyond float16: they were clamped, or made the whole model bfloat16
-    (see *dtype*). *num_flushed* values became zero; None when they were not counted.
+    the tensors with values beyond the dtype asked for: they were clamped, or the whole model
+    was written in bfloat16 (see *dtype*). *num_flushed* values became zero; None when they were not counted.
     """
 
     dtype: str
@@ -71,15 +71,11 @@ def read_manifest(model_dir: Path) -> Manifest:
     try:
         values = read_json(path)
         if values["format"] > _FORMAT:
-            raise UsageError(
-                f"{path}: has format {values['format']}, known up to {_FORMAT}; upgrade sousbatch"
-            )
+            raise UsageError(f"{path}: has format {values['format']}, known up to {_FORMAT}; upgrade sousbatch")
         files = tuple(FileRecord(**file) for file in values["files"])
         return Manifest(**{**values, "files": files})
     except FileNotFoundError as error:
-        raise NotFoundError(
-            f"{path}: no such file; consolidate writes it when a model is complete"
-        ) from error
+        raise NotFoundError(f"{path}: no such file; consolidate writes it when a model is complete") from error
     except (ValueError, LookupError, TypeError) as error:
         raise DamagedError(f"{path}: not a manifest ({error}); consolidate again") from error
 
@@ -102,7 +98,5 @@ def verify_manifest(model_dir: Path) -> Manifest:
                 f"{model_dir / file.name}: its bytes are not those of {MANIFEST_NAME}; consolidate again"
             )
     if digest_of_files(manifest.files) != manifest.digest:
-        raise DamagedError(
-            f"{model_dir / MANIFEST_NAME}: its digest is not that of its files; consolidate again"
-        )
+        raise DamagedError(f"{model_dir / MANIFEST_NAME}: its digest is not that of its files; consolidate again")
     return manifest

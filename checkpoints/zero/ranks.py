@@ -60,9 +60,7 @@ def read_ranks(tag_dir: Path) -> tuple[Rank, ...]:
     names = sorted(path.name for path in tag_dir.iterdir())
     for pattern, what in _FOREIGN:
         for name in filter(pattern.fullmatch, names):
-            raise UsageError(
-                f"{tag_dir}: {name} was written with {what}, which is not converted here; {_ADVICE}"
-            )
+            raise UsageError(f"{tag_dir}: {name} was written with {what}, which is not converted here; {_ADVICE}")
     files = _by_rank(tag_dir, _OPTIMIZER)
     if not files:
         return ()
@@ -107,9 +105,7 @@ def _by_rank(tag_dir: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
             continue
         rank = int(match[1])
         if rank in found:
-            raise DamagedError(
-                f"{tag_dir}: {found[rank].name} and {path.name} are both of rank {rank}; move one away"
-            )
+            raise DamagedError(f"{tag_dir}: {found[rank].name} and {path.name} are both of rank {rank}; move one away")
         found[rank] = path
     return dict(sorted(found.items()))
 
@@ -157,6 +153,4 @@ def _world_size(state: State) -> int:
 
 
 def _integers(values: object) -> tuple[int, ...]:
-    return (
-        tuple(value for value in values if isinstance(value, int)) if isinstance(values, list | tuple) else ()
-    )
+    return tuple(value for value in values if isinstance(value, int)) if isinstance(values, list | tuple) else ()

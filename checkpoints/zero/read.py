@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from ...errors import DamagedError, NotFoundError, UsageError
+from ...errors import DamagedError, IncompleteError, NotFoundError, UsageError
 from ...files import read_json
 from .adapter import as_adapter, is_adapter
-from .beside import ADAPTER_CONFIG_NAME, read_config
+from .beside import ADAPTER_CONFIG_NAME, last_config
 from .layout import read_zero
 from .ranks import is_tag_dir
 from .source import Source
@@ -43,7 +43,7 @@ def open_source(path: Path) -> Source:
         source = read_zero(tag_dir)
         if not is_adapter(source):
             return source
-        return as_adapter(source, _adapter_config(path, tag_dir.parent))
+        return as_adapter(source, last_config((tag_dir.parent, path), ADAPTER_CONFIG_NAME))
     adapter_path = path / "adapter_model.safetensors"
     if adapter_path.is_file():
         tensors = tuple(read_tensors(adapter_path))
@@ -52,7 +52,7 @@ def open_source(path: Path) -> Source:
             content="adapter",
             tensors=tensors,
             step=_step(path),
-            adapter_config=_adapter_config(path),
+            adapter_config=last_config([path], ADAPTER_CONFIG_NAME),
         )
     if (path / "model.safetensors").is_file() or (path / INDEX_NAME).is_file():
         return _read_model(path)
@@ -93,17 +93,12 @@ def _read_model(path: Path) -> Source:
             raise DamagedError(f"{path / INDEX_NAME}: not an index of safetensors files ({error})") from error
     for file in files:
         if not file.is_file():
-            raise DamagedError(f"{file}: missing, though {INDEX_NAME} names it")
+            raise IncompleteError(f"{file}: missing, though {INDEX_NAME} names it")
     tensors = tuple(tensor for file in files for tensor in read_tensors(file))
     lost = sorted(set(expected) - {tensor.name for tensor in tensors})
     if lost:
         raise DamagedError(f"{path / INDEX_NAME}: names {lost[0]!r}, which {expected[lost[0]]} does not hold")
     return Source(path=path, content="model", tensors=tensors, step=_step(path))
-
-
-def _adapter_config(*folders: Path) -> Mapping[str, object] | None:
-    configs = (read_config(folder, ADAPTER_CONFIG_NAME) for folder in folders)
-    return next((config for config in configs if config is not None), None)
 
 
 def _step(path: Path) -> int | None:

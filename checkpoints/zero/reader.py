@@ -23,9 +23,7 @@ class Reader:
     def __init__(self, descriptors: Mapping[Path, int]) -> None:
         self._descriptors = descriptors
 
-    def read(
-        self, tensor: SourceTensor, first: int, count: int, *, buffer: bytearray | None = None
-    ) -> torch.Tensor:
+    def read(self, tensor: SourceTensor, first: int, count: int, *, buffer: bytearray | None = None) -> torch.Tensor:
         """Return *count* elements from *first* on, as a view of *buffer* where one is given.
 
         Raises:
@@ -58,11 +56,18 @@ def opened(tensors: Iterable[SourceTensor]) -> Iterator[Reader]:
     descriptors: dict[Path, int] = {}
     try:
         for path in sorted(_paths(tensors)):
-            descriptors[path] = os.open(path, os.O_RDONLY)
+            descriptors[path] = _open(path)
         yield Reader(descriptors)
     finally:
         for descriptor in descriptors.values():
             os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY)
+    except FileNotFoundError as error:
+        raise DamagedError(f"{path}: was removed since the checkpoint was opened") from error
 
 
 def check_twins(tensors: Sequence[SourceTensor]) -> None:

@@ -40,11 +40,7 @@ class State:
 
     def names(self, key: str) -> dict[str, str]:
         """Return the mapping of names to names at *key*, empty where it is absent or None."""
-        return (
-            {str(name): str(kept) for name, kept in self._get(key, dict).items()}
-            if self.values.get(key)
-            else {}
-        )
+        return {str(name): str(kept) for name, kept in self._get(key, dict).items()} if self.values.get(key) else {}
 
     def tensor(self, key: str) -> StoredTensor:
         return self._get(key, StoredTensor)
@@ -55,9 +51,7 @@ class State:
 
     def tensors_of(self, key: str) -> tuple[StoredTensor, ...]:
         found = self.items_of(key)
-        return tuple(
-            self._checked(f"{key}[{index}]", value, StoredTensor) for index, value in enumerate(found)
-        )
+        return tuple(self._checked(f"{key}[{index}]", value, StoredTensor) for index, value in enumerate(found))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return what is here as shapes by name, in the order of the file."""

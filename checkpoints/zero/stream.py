@@ -77,9 +77,7 @@ def write_shards(
         stack.enter_context(_one_thread_each())
         pool = stack.enter_context(ThreadPoolExecutor(num_workers))
         writer = _Writer(pool, reader, num_workers, cast)
-        files = tuple(
-            _write_shard(shard, target, writer, tally) for shard, target in zip(shards, targets, strict=True)
-        )
+        files = tuple(_write_shard(shard, target, writer, tally) for shard, target in zip(shards, targets, strict=True))
     return Written(files=files, losses=tally.losses)
 
 

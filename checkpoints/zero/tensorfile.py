@@ -102,9 +102,7 @@ def plan_shards(
     groups = _grouped(tensors, DTYPES[dtype], max_shard_bytes)
     names = [f"{stem}.safetensors"]
     if len(groups) > 1:
-        names = [
-            f"{stem}-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)
-        ]
+        names = [f"{stem}-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]
     return tuple(_plan_shard(name, group, DTYPES[dtype]) for name, group in zip(names, groups, strict=True))
 
 
@@ -116,9 +114,7 @@ def index_text(shards: Sequence[Shard]) -> str:
     return json.dumps(index, indent=2, sort_keys=True) + "\n"
 
 
-def _grouped(
-    tensors: Sequence[SourceTensor], dtype: Dtype, max_shard_bytes: int | None
-) -> list[list[SourceTensor]]:
+def _grouped(tensors: Sequence[SourceTensor], dtype: Dtype, max_shard_bytes: int | None) -> list[list[SourceTensor]]:
     """Group as huggingface_hub does: a tensor above the limit closes no group, its file just comes first."""
     groups: list[list[SourceTensor]] = []
     current: list[SourceTensor] = []

@@ -71,13 +71,9 @@ class StoredTensor:
                 f"{self.path}: a tensor of shape {self.shape} is saved as a strided view; save it contiguous"
             )
         if first + count > self.num_elements:
-            raise DamagedError(
-                f"{self.path}: a tensor has {self.num_elements} elements, {first + count} are needed"
-            )
+            raise DamagedError(f"{self.path}: a tensor has {self.num_elements} elements, {first + count} are needed")
         element_bytes = DTYPES[self.dtype].num_bytes if self.dtype in DTYPES else 1
-        return Segment(
-            path=self.path, offset_bytes=self.offset_bytes + first * element_bytes, num_elements=count
-        )
+        return Segment(path=self.path, offset_bytes=self.offset_bytes + first * element_bytes, num_elements=count)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,9 +165,7 @@ class Unpickler(pickle.Unpickler):
     ) -> StoredTensor:
         dtype = rest[2] if isinstance(rest[2], str) else getattr(rest[2], "global_name", "unknown")
         element_bytes = DTYPES[dtype].num_bytes if dtype in DTYPES else 1
-        span = (
-            1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) if all(shape) else 0
-        )
+        span = 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) if all(shape) else 0
         if min((first, *shape, *stride), default=0) < 0 or (first + span) * element_bytes > storage.num_bytes:
             raise ValueError(f"a tensor of shape {tuple(shape)} reaches past its storage")
         return StoredTensor(

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -15,7 +15,7 @@ from typing import Literal
 from ...errors import NotFoundError, RunError, UsageError, no_room_named
 from ...files import sync_dir, sync_tree, temporary_path, write_json, write_text
 from .adapter import merge_adapter
-from .beside import ADAPTER_CONFIG_NAME, CONFIG_NAME, read_config, records, write_beside
+from .beside import ADAPTER_CONFIG_NAME, CONFIG_NAME, last_config, records, write_beside
 from .cast import Loss, cast_block
 from .manifest import MANIFEST_NAME, FileRecord, Manifest, digest_of_files, to_json
 from .read import open_source
@@ -37,7 +37,7 @@ class _Work:
     max_shard_bytes: int
     num_workers: int
     overflow: Overflow
-    copy_from: Path | None
+    copied_from: tuple[Path, ...]
     count_flushed: bool
     progress: Callable[[int, int], None]
 
@@ -79,7 +79,8 @@ def consolidate(  # one keyword per choice of the caller; a dataclass would only
         overflow: finite values beyond *dtype*: refuse them, clamp them to its limits, or write
             the whole model in bfloat16.
         base_dir: the model folder that the adapter was trained on.
-        copy_from: the folder whose config.json and tokenizer go along, the dtype set.
+        copy_from: the folder whose config.json and tokenizer go along, the dtype set; what it
+            lacks of a merged model comes from *base_dir*.
         count_flushed: also count the values that become zero; each block takes twice as long.
         progress: gets (bytes written, all bytes) after each block, in the caller's thread.
         before_commit: called when all is on disk; what it raises keeps *out_dir* from appearing.
@@ -91,15 +92,17 @@ def consolidate(  # one keyword per choice of the caller; a dataclass would only
         DamagedError: the checkpoint does not fit together.
     """
     _refuse_target(source, out_dir)
+    source = _configured(source, copy_from)
     if base_dir is not None:
-        source = _merged(source, base_dir, copy_from)
-    source = _untied(source, copy_from)
+        source = _merged(source, base_dir)
+    copied_from = tuple(folder for folder in (base_dir, copy_from) if folder is not None)
+    source = _untied(source, copied_from)
     check_twins(source.tensors)
     work = _Work(
         max_shard_bytes=max_shard_bytes,
         num_workers=num_workers,
         overflow=overflow,
-        copy_from=copy_from,
+        copied_from=copied_from,
         count_flushed=count_flushed,
         progress=progress or (lambda num_bytes, total: None),
     )
@@ -130,28 +133,31 @@ def _refuse_target(source: Source, out_dir: Path) -> None:
         raise UsageError(f"{out_dir}: lies within the checkpoint {checkpoint}; name a folder outside of it")
 
 
-def _merged(source: Source, base_dir: Path, copy_from: Path | None) -> Source:
-    if source.content != "adapter":
-        raise UsageError(f"{source.path}: is a whole model, not an adapter; leave out the base {base_dir}")
-    config: Mapping[str, object] | None = source.adapter_config
-    if config is None and copy_from is not None:
-        config = read_config(copy_from, ADAPTER_CONFIG_NAME)
+def _configured(source: Source, copy_from: Path | None) -> Source:
+    """Give an adapter its configuration: without its scaling the weights mean nothing."""
+    if source.content == "model" or source.adapter_config is not None:
+        return source
+    config = last_config([copy_from] if copy_from is not None else [], ADAPTER_CONFIG_NAME)
     if config is None:
         raise NotFoundError(
             f"{source.path}: has no {ADAPTER_CONFIG_NAME} beside it, which holds the scaling; put it there"
         )
-    return merge_adapter(source, open_source(base_dir), config)
+    return replace(source, adapter_config=config)
 
 
-def _untied(source: Source, copy_from: Path | None) -> Source:
+def _merged(source: Source, base_dir: Path) -> Source:
+    if source.content != "adapter" or source.adapter_config is None:
+        raise UsageError(f"{source.path}: is a whole model, not an adapter; leave out the base {base_dir}")
+    return merge_adapter(source, open_source(base_dir), source.adapter_config)
+
+
+def _untied(source: Source, copied_from: Sequence[Path]) -> Source:
     """Store shared weights under both names where the configuration says that loading will not tie them."""
-    if copy_from is None or source.content == "adapter":
+    if not copied_from or source.content == "adapter":
         return source
-    config = read_config(copy_from, CONFIG_NAME)
+    config = last_config(copied_from, CONFIG_NAME)
     if config is None:
-        raise NotFoundError(
-            f"{copy_from}: has no {CONFIG_NAME}; give the folder of the model's configuration"
-        )
+        raise NotFoundError(f"{copied_from[-1]}: has no {CONFIG_NAME}; give the folder of the model's configuration")
     if config.get("tie_word_embeddings") is not False:
         return source
     stored = {tensor.name: tensor for tensor in source.tensors}
@@ -164,7 +170,7 @@ def _write_folder(source: Source, folder: Path, dtype: OutputDtype, work: _Work)
     weights = _write_weights(source, folder, dtype, work)
     if len(weights.shards) > 1:
         write_text(folder / INDEX_NAME, index_text(weights.shards))
-    write_beside(source, work.copy_from, folder, weights.dtype)
+    write_beside(source, work.copied_from, folder, weights.dtype)
     sync_tree(folder)
     known = {file.name for file in weights.files}
     manifest = _manifest(source, weights, weights.files + records(folder, without=known))
@@ -184,9 +190,7 @@ def _write_weights(source: Source, folder: Path, dtype: OutputDtype, work: _Work
     cast = functools.partial(cast_block, clamp=work.overflow == "clamp", count_flushed=work.count_flushed)
     written = write_shards(shards, folder, num_workers=work.num_workers, cast=cast, progress=work.progress)
     _refuse_nonfinite(source, written.losses)
-    overflowing = {
-        name: loss.num_overflowing for name, loss in written.losses.items() if loss.num_overflowing
-    }
+    overflowing = {name: loss.num_overflowing for name, loss in written.losses.items() if loss.num_overflowing}
     if overflowing and work.overflow == "bfloat16" and dtype == "float16":
         logger.warning("%s: values beyond float16 in %s; writing bfloat16", source.path, _named(overflowing))
         for shard in shards:

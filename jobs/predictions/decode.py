@@ -26,9 +26,9 @@ _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torc
 class Decoder:
     """A loaded model that answers rows."""
 
-    def __init__(self, recipe: Recipe, model_dir: Path, *, device: str, dtype: str) -> None:
+    def __init__(self, recipe: Recipe, model_dir: Path, tokenizer_dir: Path, *, device: str, dtype: str) -> None:
         self._recipe = recipe
-        self._tokenizer = load_tokenizer(recipe, model_dir)
+        self._tokenizer = load_tokenizer(recipe, tokenizer_dir)
         options: dict[str, Any] = {"attn_implementation": recipe.model.attention} if recipe.model.attention else {}
         model = AutoModelForCausalLM.from_pretrained(
             model_dir, dtype=_DTYPES[dtype], trust_remote_code=recipe.model.trust_remote_code, **options

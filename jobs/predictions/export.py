@@ -46,8 +46,8 @@ def write_parquet(jsonl_path: Path, parquet_path: Path) -> None:
         UsageError: pyarrow is not installed, or a column mixes types, such as text and numbers.
     """
     try:
-        import pyarrow as pa  # type: ignore[import-untyped]  # optional, and slow
-        import pyarrow.parquet as pq  # type: ignore[import-untyped]
+        import pyarrow as pa  # optional, and slow
+        import pyarrow.parquet as pq
     except ImportError as error:
         raise UsageError("Parquet needs pyarrow, which is not installed: pip install pyarrow") from error
 
@@ -65,9 +65,7 @@ def write_parquet(jsonl_path: Path, parquet_path: Path) -> None:
             for batch in _batches(jsonl_path, columns):
                 writer.write_batch(pa.RecordBatch.from_pydict(batch, schema=schema))
     except pa.ArrowException as error:
-        raise UsageError(
-            f"{jsonl_path} does not fit into Parquet's columns: {error}; keep it as JSONL"
-        ) from error
+        raise UsageError(f"{jsonl_path} does not fit into Parquet's columns: {error}; keep it as JSONL") from error
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -37,7 +37,7 @@ def prediction_key(plan: Plan, paths: RunPaths, stage: Stage) -> str:
         decoding,
         dtype_of(recipe, stage, model_dir),
         recipe.seed if recipe.predict.sample else None,
-        recipe.model.tokenizer,
+        plan.inputs.model.digest,  # with it the tokenizer, where that is not in the model's folder
     ]
     return digest_of(parts)[:16]
 

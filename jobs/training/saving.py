@@ -48,8 +48,8 @@ class Saver:
         """
         step, started = trainer.state.global_step, time.monotonic()
         temporary = commit.temporary_dir(self._folder, step, self._job.attempt)
-        self._ranks.do(f"making room for the checkpoint of step {step}", lambda: self._begin(step))
         try:
+            self._ranks.do(f"making room for the checkpoint of step {step}", lambda: self._begin(step))
             self._ranks.do(f"saving the checkpoint of step {step}", lambda: self._write(trainer, temporary))
             self._ranks.do(
                 f"committing the checkpoint of step {step}", lambda: self._commit(trainer, temporary, step, started)
@@ -153,7 +153,7 @@ def make_deepspeed_safe(engine: Any) -> None:
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
 
-    class SafeEngine(TorchCheckpointEngine):  # type: ignore[misc]
+    class SafeEngine(TorchCheckpointEngine):
         error: Exception | None = None
 
         def save(self, state_dict: Any, path: str) -> None:

@@ -1,0 +1,77 @@
+"""What a run was when it was submitted: written once by `freeze`, checked by every stage's `verify`."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from .. import files, ledger
+from ..errors import RunError, UsageError
+from ..recipes import check
+from ..recipes.compose import stage_view
+from ..recipes.inputs import code_digest_of, code_files
+from ..recipes.plan import Plan, Stage
+from ..rundir import RunPaths, remember_run
+from .base import Launcher
+
+
+def freeze(plan: Plan, launcher: Launcher, paths: RunPaths) -> None:
+    """Write all that the jobs will read; plan.json last, since it makes the folder a run.
+
+    Raises:
+        UsageError: the code was edited since the plan was made.
+    """
+    import yaml
+
+    for folder in plan.recipe.environment.code:
+        source = Path(folder).expanduser().resolve()
+        for path in code_files(source):
+            target = paths.code(folder) / path.relative_to(source)
+            files.make_private_dir(target.parent)
+            shutil.copyfile(path, target)
+    if _frozen_code(plan, paths) != plan.inputs.code_digest:
+        files.remove_tree(paths.code_dir)
+        raise UsageError("the code in environment.code was edited while it was being submitted; submit again")
+    for request in launcher.prepare(plan, paths):
+        files.make_private_dir(paths.request(request.stage).parent)
+        files.write_text(paths.request(request.stage), request.text)
+    text = yaml.safe_dump(check.to_plain(plan.recipe), allow_unicode=True, sort_keys=False)
+    files.write_text(paths.recipe, text)
+    client = ledger.open_client(paths.ledger_dir)
+    client.write("frozen", plan=files.digest_of(plan.to_json()))
+    client.close()
+    files.sync_tree(paths.root)
+    files.write_text(paths.plan, plan.to_json())
+    remember_run(paths)
+
+
+def verify(paths: RunPaths, plan: Plan, stage: Stage) -> None:
+    """Raise a RunError when what was frozen at submission is not what is there now."""
+    frozen = [event.data["plan"] for event in ledger.read(paths.ledger_dir) if event.kind == "frozen"]
+    text = paths.plan.read_text(encoding="utf-8")
+    if not paths.run_id.startswith(plan.run_id) or (frozen and files.digest_of(text) != frozen[-1]):
+        raise RunError(f"{paths.plan} was changed after submission; submit the recipe again")
+    if _frozen_code(plan, paths) != plan.inputs.code_digest:
+        raise RunError(f"the code in {paths.code_dir} was changed after submission; submit the recipe again")
+    for name in _splits_used(plan, stage):
+        split = plan.inputs.splits.get(name)
+        if split is None:
+            continue
+        where = f"data file {split.path} (split {name!r})"
+        if not Path(split.path).is_file():
+            raise RunError(f"{where} is gone since submission; put it back or submit again")
+        if files.digest_file(Path(split.path)) != split.digest:
+            raise RunError(f"{where} was changed after submission; put it back or submit again")
+
+
+def _frozen_code(plan: Plan, paths: RunPaths) -> str:
+    return code_digest_of([paths.code(folder) for folder in plan.recipe.environment.code])
+
+
+def _splits_used(plan: Plan, stage: Stage) -> tuple[str, ...]:
+    view = stage_view(plan.recipe, stage.name)
+    if stage.kind == "train":
+        return ("train", view.train.eval_split or "")
+    if stage.kind == "predict":
+        return (view.predict.split,)
+    return tuple(plan.inputs.splits) if stage.kind == "score" else ()

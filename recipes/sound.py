@@ -1,0 +1,121 @@
+"""The faults of a recipe that its types cannot show, and that need no look at site, model or data."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from ..errors import Fault, nearest
+from ..rundir import NAME_PATTERN
+from . import check
+from .prompt import prompt_fields
+from .schema import KINDS, Recipe
+from .stages import NEEDS_SOURCE, SOURCES, fitting_sources, kind_of, stage_view, stages_of
+
+_NAME_HINT = "lower-case letters, digits and '-', 63 at most"
+# There is one of each in a run, so a stage cannot have its own.
+_SHARED = (
+    *("name", "description", "resources", "environment", "tracking", "stages", "data.splits", "data.generator"),
+    *("model.path", "model.revision", "model.from_scratch", "model.config", "model.tokenizer"),
+)
+
+
+def faults_of(recipe: Recipe) -> list[Fault]:
+    """Return every fault of a recipe whose types are right."""
+    faults = [*_basics(recipe), *_code(recipe), *_stages(recipe)]
+    if not faults:  # what follows needs stages with kinds
+        common = list(_sections(recipe))
+        faults += [*_resources(recipe), *_sources(recipe), *common]
+        for name in stages_of(recipe):
+            own = (fault for fault in _sections(stage_view(recipe, name)) if fault not in common)
+            faults += [replace(fault, key=f"stages.{name}.set.{fault.key}") for fault in own]
+    return faults
+
+
+def _basics(recipe: Recipe) -> Iterator[Fault]:
+    if not NAME_PATTERN.fullmatch(recipe.name):
+        like = re.sub(r"[^a-z0-9]+", "-", recipe.name.lower()).strip("-")[:63] or "my-recipe"
+        yield Fault(key="name", problem=f"is {recipe.name!r}", hint=f"{_NAME_HINT}, such as name: {like}")
+    if not recipe.model.path:
+        yield Fault(key="model.path", problem="is missing", hint="a hub id, a local folder, or library:NAME")
+    if not recipe.data.splits and recipe.data.generator is None:
+        yield Fault(key="data.splits", problem="is missing", hint="such as {train: train.jsonl, test: test.jsonl}")
+    if recipe.question_answering is not None and recipe.task != "question_answering":
+        yield Fault(
+            key="question_answering", problem=f"has no meaning for task {recipe.task}", hint="leave it out, or set task"
+        )
+
+
+def _code(recipe: Recipe) -> Iterator[Fault]:
+    """Code folders lie side by side in the run folder, so each needs a name of its own."""
+    names = [Path(folder).name for folder in recipe.environment.code]
+    for folder, name in zip(recipe.environment.code, names, strict=True):
+        if name in ("", ".."):
+            yield Fault(key="environment.code", problem=f"has {folder!r}", hint="give the folder by its name")
+    for name, count in Counter(names).items():
+        if name and count > 1:
+            yield Fault(
+                key="environment.code", problem=f"has {count} folders called {name!r}", hint="rename all but one"
+            )
+
+
+def _stages(recipe: Recipe) -> Iterator[Fault]:
+    for name, spec in recipe.stages.items():
+        key = f"stages.{name}"
+        if not NAME_PATTERN.fullmatch(name):
+            yield Fault(key=key, problem="is no name for a stage", hint=_NAME_HINT)
+        if spec.kind is None and name not in KINDS:
+            hint = nearest(name, KINDS)
+            yield Fault(key=f"{key}.kind", problem=f"is missing; known: {', '.join(KINDS)}", hint=hint)
+        for path in _SHARED:
+            section, _, inner = path.partition(".")
+            given = spec.set.get(section, {})
+            if section in spec.set and (not inner or (isinstance(given, dict) and inner in given)):
+                yield Fault(key=f"{key}.set.{path}", problem="is one for the whole run", hint=f"set {path} itself")
+        yield from check.build(Recipe, spec.set, key=f"{key}.set")[1]
+
+
+def _sources(recipe: Recipe) -> Iterator[Fault]:
+    for name, spec in stages_of(recipe).items():
+        kind, fitting = kind_of(recipe, name), fitting_sources(recipe, name)
+        if spec.of is not None and spec.of not in fitting:
+            works_on = f"a {kind} stage works on a {SOURCES[kind]} stage above it: {', '.join(fitting) or 'none'}"
+            yield Fault(key=f"stages.{name}.of", problem=f"is {spec.of!r}; {works_on}", hint=nearest(spec.of, fitting))
+        elif kind in NEEDS_SOURCE and not fitting:
+            yield Fault(key=f"stages.{name}", problem=f"has no {SOURCES[kind]} stage above it to work on")
+
+
+def _resources(recipe: Recipe) -> Iterator[Fault]:
+    known = list(dict.fromkeys((*stages_of(recipe), *KINDS, "default")))
+    for name in recipe.resources:
+        if name not in known:
+            problem = f"is no stage and no kind; known: {', '.join(known)}"
+            yield Fault(key=f"resources.{name}", problem=problem, hint=nearest(name, known))
+
+
+def _sections(view: Recipe) -> Iterator[Fault]:
+    """Return what is wrong between keys of one section, in the recipe as some stage sees it."""
+    schedule, train, predict = view.train.schedule, view.train, view.predict
+    if schedule.name in ("step", "cosine_restarts") and schedule.period_steps is None:
+        key = "train.schedule.period_steps"
+        yield Fault(key=key, problem=f"is missing: schedule {schedule.name} needs it", hint="such as 500")
+    if train.patience is not None and train.eval_split is None:
+        yield Fault(key="train.patience", problem="needs train.eval_split", hint="such as validation")
+    if predict.min_new_tokens > predict.max_new_tokens:
+        problem = f"is {predict.min_new_tokens}, above max_new_tokens {predict.max_new_tokens}"
+        yield Fault(key="predict.min_new_tokens", problem=problem)
+    if predict.sample and predict.num_beams > 1:
+        problem = f"is {predict.num_beams} with predict.sample"
+        yield Fault(key="predict.num_beams", problem=problem, hint="draw tokens or search beams, not both")
+    try:
+        fields = prompt_fields(view.data.prompt)
+    except ValueError as error:
+        key, problem = "data.prompt", f"is {view.data.prompt!r}: {error}"
+        yield Fault(key=key, problem=problem, hint="columns in braces; double a brace that stands for itself")
+        return
+    if view.data.columns.target in fields or "target" in fields:
+        problem = "reads the target column, which is what the model should answer"
+        yield Fault(key="data.prompt", problem=problem, hint="the target follows the prompt by itself")

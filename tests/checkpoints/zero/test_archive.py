@@ -1,0 +1,155 @@
+"""A torch file is read without torch, and nothing that it says is run."""
+
+from __future__ import annotations
+
+import collections
+import datetime
+import enum
+import os
+import pathlib
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sousbatch.checkpoints.zero.archive import load_state
+from sousbatch.checkpoints.zero.unpickle import StoredTensor
+from sousbatch.errors import DamagedError, NotFoundError, UsageError
+
+
+class Hostile:
+    """Pickles into a call of os.system."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.path}",)
+
+
+@dataclass
+class Settings:
+    """A class that the reader cannot and need not import."""
+
+    depth: int
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+def test_a_call_in_a_pickle_is_refused_by_name_and_not_made(tmp_path: Path) -> None:
+    torch.save({"module": Hostile(tmp_path / "called")}, tmp_path / "x.pt")
+    with pytest.raises(DamagedError, match=r"x\.pt: loading it would call posix\.system.*was not called"):
+        load_state(tmp_path / "x.pt")
+    assert not (tmp_path / "called").exists()
+
+
+def test_an_unknown_class_that_is_called_is_refused_too(tmp_path: Path) -> None:
+    torch.save({"colour": Colour.RED}, tmp_path / "x.pt")
+    with pytest.raises(DamagedError, match="would call .*Colour"):
+        load_state(tmp_path / "x.pt")
+
+
+def test_a_hidden_call_through_a_tensor_subclass_is_refused(tmp_path: Path) -> None:
+    class Hidden:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return torch._tensor._rebuild_from_type_v2, (os.system, torch.Tensor, ("true",), {})
+
+    torch.save({"module": Hidden()}, tmp_path / "x.pt")
+    with pytest.raises(DamagedError, match="would call posix.system"):
+        load_state(tmp_path / "x.pt")
+
+
+def test_objects_of_unknown_classes_are_left_empty(tmp_path: Path) -> None:
+    state = {
+        "settings": Settings(depth=3),
+        "made": datetime.datetime(2026, 1, 2),
+        "path": pathlib.PurePosixPath("/a"),
+        "counts": collections.defaultdict(int, {"a": 1}),
+        "names": {"a", "b"},
+        "array": torch.arange(3).numpy(),
+        "device": torch.device("cpu"),
+        "kept": collections.OrderedDict(a=torch.Size((2, 3))),
+    }
+    torch.save(state, tmp_path / "x.pt")
+    loaded = load_state(tmp_path / "x.pt")
+    assert list(loaded) == list(state)
+    assert loaded["kept"] == {"a": (2, 3)}
+    assert not hasattr(loaded["settings"], "depth")
+
+
+@pytest.mark.parametrize("alignment", [None, 4096])
+def test_a_tensor_lies_where_it_is_said_to_lie(tmp_path: Path, alignment: int | None) -> None:
+    whole = torch.arange(24, dtype=torch.int16)
+    tensors = {"whole": whole, "part": whole[5:11], "single": whole[7], "empty": whole[:0], "flag": whole > 3}
+    tensors["parameter"] = torch.nn.Parameter(torch.rand(3, 2).bfloat16())
+    tensors["wide"] = torch.arange(4).to(torch.uint16)
+    torch.save(tensors, tmp_path / "x.pt")
+    if alignment:
+        restored_with_other_extra_field(tmp_path / "x.pt", alignment)
+    data = (tmp_path / "x.pt").read_bytes()
+    for name, stored in load_state(tmp_path / "x.pt").items():
+        assert isinstance(stored, StoredTensor)
+        expected = tensors[name].detach().contiguous()
+        found = data[stored.offset_bytes :][: expected.nbytes]
+        assert found == expected.reshape(-1).view(torch.uint8).numpy().tobytes() if expected.numel() else not found
+        assert (stored.shape, f"torch.{stored.dtype}") == (tuple(expected.shape), str(expected.dtype))
+
+
+def restored_with_other_extra_field(path: Path, alignment: int) -> None:
+    """Write the archive anew, its local headers padded in another way than torch does."""
+    with zipfile.ZipFile(path) as old:
+        records = [(name, old.read(name)) for name in old.namelist()]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as new:
+        for name, data in records:
+            info = zipfile.ZipInfo(name)
+            info.extra = b"\xff\xff" + (alignment - 4).to_bytes(2, "little") + b"\0" * (alignment - 4)
+            new.writestr(info, data)
+
+
+def test_a_strided_view_is_refused_only_when_it_is_needed(tmp_path: Path) -> None:
+    torch.save({"turned": torch.rand(3, 4).T, "row": torch.rand(5).expand(1, 5)}, tmp_path / "x.pt")
+    loaded = load_state(tmp_path / "x.pt")
+    assert isinstance(turned := loaded["turned"], StoredTensor) and isinstance(row := loaded["row"], StoredTensor)
+    assert row.segment(0, 5).num_elements == 5
+    with pytest.raises(UsageError, match="strided view"):
+        turned.segment(0, 12)
+
+
+def test_a_tensor_that_reaches_past_its_storage_is_refused(tmp_path: Path) -> None:
+    torch.save({"x": torch.zeros(2, 50)}, tmp_path / "x.pt")
+    rewrite_pickle(tmp_path / "x.pt", lambda pickled: pickled.replace(b"K\x02K2\x86", b"K\x02K3\x86"))
+    with pytest.raises(DamagedError, match="reaches past its storage"):
+        load_state(tmp_path / "x.pt")
+
+
+def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
+    torch.save({"x": torch.zeros(100)}, tmp_path / "x.pt")
+    rewrite_pickle(tmp_path / "x.pt", lambda pickled: pickled, compression=zipfile.ZIP_DEFLATED)
+    with pytest.raises(DamagedError, match="not stored plainly"):
+        load_state(tmp_path / "x.pt")
+
+
+def rewrite_pickle(path: Path, change: Callable[[bytes], bytes], compression: int = zipfile.ZIP_STORED) -> None:
+    with zipfile.ZipFile(path) as old:
+        records = [(name, old.read(name)) for name in old.namelist()]
+    with zipfile.ZipFile(path, "w", compression) as new:
+        for name, data in records:
+            new.writestr(name, change(data) if name.endswith("data.pkl") else data)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"not a zip at all" * 9])
+def test_what_is_no_archive_is_called_damaged(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.pt").write_bytes(content)
+    with pytest.raises(DamagedError, match="x.pt"):
+        load_state(tmp_path / "x.pt")
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="x.pt: no such file"):
+        load_state(tmp_path / "x.pt")

@@ -1,0 +1,109 @@
+"""What all tests share: no test touches the user's own state, cache or runs.
+
+`project` is a small project of a user: a model whose weights are written by hand, so that planning
+reads headers and needs no torch, three data files, and a recipe for the CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sousbatch.cli import main
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache per worker: a look at a model's shapes costs seconds, so it is taken once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOUSBATCH_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("SOUSBATCH_CACHE", str(cache_dir))
+    monkeypatch.setenv("SOUSBATCH_RUNS", str(tmp_path / "runs"))
+    monkeypatch.delenv("SOUSBATCH_RECIPES", raising=False)
+
+
+_CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 8,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "vocab_size": 32,
+    "max_position_embeddings": 64,
+}
+_RECIPE = """\
+name: small
+description: a recipe of the tests
+model: {path: MODEL}
+data:
+  splits: {train: train.jsonl, validation: validation.jsonl, test: test.jsonl}
+  max_tokens: 32
+train: {epochs: 2, global_batch: 4, precision: float32}
+resources:
+  default: {device: cpu}
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The project's folder, which is also the working directory."""
+    folder = tmp_path / "my 'project'"
+    (folder / "model").mkdir(parents=True)
+    (folder / "model" / "config.json").write_text(json.dumps(_CONFIG))
+    _write_weights(folder / "model" / "model.safetensors")
+    for split, num_rows in (("train", 10), ("validation", 3), ("test", 5)):
+        rows = [{"input": f"{split} {number}", "target": f"답 {number}"} for number in range(num_rows)]
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (folder / f"{split}.jsonl").write_text(text)
+    (folder / "small.yaml").write_text(_RECIPE.replace("MODEL", json.dumps(str(folder / "model"))))
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def _write_weights(path: Path) -> None:
+    hidden, inner, words = (_CONFIG[name] for name in ("hidden_size", "intermediate_size", "vocab_size"))
+    shapes = {
+        "model.embed_tokens.weight": [words, hidden],
+        "model.norm.weight": [hidden],
+        "lm_head.weight": [words, hidden],
+    }
+    for layer in range(2):
+        for name in "qkvo":
+            shapes[f"model.layers.{layer}.self_attn.{name}_proj.weight"] = [hidden, hidden]
+        for name in ("gate", "up"):
+            shapes[f"model.layers.{layer}.mlp.{name}_proj.weight"] = [inner, hidden]
+        shapes[f"model.layers.{layer}.mlp.down_proj.weight"] = [hidden, inner]
+    header, place = {}, 0
+    for name, shape in shapes.items():
+        num_bytes = 4 * shape[0] * (shape[1] if len(shape) > 1 else 1)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [place, place + num_bytes]}
+        place += num_bytes
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(place))
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def sousbatch(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command line in this process and return exit code, stdout and stderr."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        try:
+            code = main(arguments)
+        except SystemExit as end:  # argparse: --help and wrong usage
+            code = int(end.code or 0)
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run

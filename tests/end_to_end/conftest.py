@@ -1,0 +1,159 @@
+"""Real runs through the command line: real torchrun, real DeepSpeed, real kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+# As small as a chain can be that still trains on two nodes, rotates, predicts in shards and scores.
+SMALL = [
+    "data.generator.num_train=256",
+    "data.generator.num_validation=16",
+    "data.generator.num_test=24",
+    "train.steps=6",
+    "train.global_batch=8",
+    "train.micro_batch=4",
+    "checkpoints.every_steps=2",
+    "predict.unit_rows=5",
+    "predict.max_new_tokens=12",
+]
+# The two stages that faults of training are about.
+ONLY_TRAIN = ["stages={train: {}, consolidate: {}}"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A user's folders, and the command line in them."""
+
+    root: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        own = {"STATE": "state", "CACHE": "cache", "RUNS": "runs"}
+        paths = {f"SOUSBATCH_{name}": str(self.root / folder) for name, folder in own.items()}
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("SOUSBATCH_", "WANDB_"))}
+        return kept | paths | {"OMP_NUM_THREADS": "1"}
+
+    def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "sousbatch", *arguments],
+            env=self.environment,
+            cwd=self.root,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            **options,
+        )
+
+    def run(self, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        process = self.start(*arguments)
+        out, err = process.communicate(timeout=400)
+        assert process.returncode == code, f"{arguments} gave {process.returncode}\n{out}\n{err}\n{self.logs()}"
+        return subprocess.CompletedProcess(arguments, code, out, err)
+
+    def run_dir(self) -> Path:
+        (plan,) = (self.root / "runs").glob("*/*/plan.json")
+        return plan.parent
+
+    def logs(self) -> str:
+        paths = sorted((self.root / "runs").glob("*/*/logs/*.log"))
+        return "\n".join(f"==> {path.name}\n{path.read_text(errors='replace')[-3000:]}" for path in paths)
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        found = []
+        for path in sorted((self.root / "runs").glob("*/*/ledger/*.jsonl")):
+            for line in path.read_text().splitlines():
+                event = json.loads(line)
+                if event["kind"] == kind:
+                    found.append({"file": path.name} | event)
+        return found
+
+    def states(self) -> dict[str, dict[str, Any]]:
+        (run,) = json.loads(self.run("status", "--json").stdout)
+        return {name: stage | {"state": stage["word"]} for name, stage in run["stages"].items()}
+
+    def processes(self) -> list[psutil.Process]:
+        """Return the living processes of this place's jobs, whoever their parent is."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                is_ours = str(self.root) in " ".join(process.cmdline())
+                if is_ours and process.status() != psutil.STATUS_ZOMBIE and process.pid != os.getpid():
+                    found.append(process)
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+        return found
+
+    def kill_all(self) -> None:
+        while found := self.processes():
+            for process in found:
+                try:
+                    process.send_signal(signal.SIGKILL)
+                except psutil.NoSuchProcess:
+                    continue
+
+
+def wait_for(
+    condition: Callable[[], Any], what: str, client: subprocess.Popen[str] | None = None, timeout_s: float = 120
+) -> Any:
+    """Return the first true value of *condition*; fail when none comes in time, or *client* has ended."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        assert client is None or client.poll() is None, f"{what} did not happen: {client.communicate()[1]}"
+        time.sleep(0.1)
+    raise AssertionError(f"{what} did not happen within {timeout_s} s")
+
+
+@pytest.fixture
+def place(tmp_path: Path, shared_cache: Path) -> Iterator[Place]:
+    (tmp_path / "cache").symlink_to(shared_cache)
+    found = Place(tmp_path)
+    yield found
+    found.kill_all()
+
+
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Looks at model and data, shared: the first one takes seconds."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def small() -> list[str]:
+    return SMALL
+
+
+@pytest.fixture(scope="session")
+def only_train() -> list[str]:
+    return SMALL + ONLY_TRAIN
+
+
+@pytest.fixture(scope="session")
+def until() -> Callable[..., Any]:
+    return wait_for
+
+
+@pytest.fixture(scope="session")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, shared_cache: Path
+) -> Iterator[tuple[Place, subprocess.CompletedProcess[str]]]:
+    """One run of the whole chain, and what `submit` printed."""
+    root = tmp_path_factory.mktemp("finished")
+    (root / "cache").symlink_to(shared_cache)
+    found = Place(root)
+    yield found, found.run("submit", "hangul-restoration", *SMALL)
+    found.kill_all()

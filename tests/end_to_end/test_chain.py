@@ -1,0 +1,148 @@
+"""The whole chain, once: every stage really ran, and left what it should."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.xdist_group("finished")
+
+
+def test_submit_prints_where_model_predictions_and_scores_lie(finished):
+    place, done = finished
+    run = place.run_dir()
+    assert str(run / "model/consolidate") in done.stdout
+    assert str(run / "predictions/predict/predictions.jsonl") in done.stdout
+    assert str(run / "metrics.json") in done.stdout
+    assert "copying the input" in done.stdout
+
+
+def test_every_row_is_predicted_once_and_in_order(finished):
+    place, _ = finished
+    lines = (place.run_dir() / "predictions/predict/predictions.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["index"] for row in rows] == list(range(24))
+    assert [row["id"] for row in rows] == [f"test-{number:06d}" for number in range(24)]
+
+
+def test_the_other_split_is_predicted_and_scored_too(finished):
+    place, _ = finished
+    metrics = json.loads((place.run_dir() / "metrics.json").read_text())
+    assert {result["split"] for result in metrics.values()} == {"test", "test_other_mix"}
+    assert all({"model", "copy_input"} == set(result["scores"]) for result in metrics.values())
+
+
+def test_the_model_is_half_precision_and_loads_with_its_tokenizer(finished):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    place, _ = finished
+    folder = place.run_dir() / "model/consolidate"
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert str(model.dtype) == "torch.float16"
+    assert sum(parameter.numel() for parameter in model.parameters()) == 349_952
+    assert AutoTokenizer.from_pretrained(folder).eos_token == "<eos>"
+
+
+def test_the_model_is_bit_for_bit_what_deepspeed_makes_of_the_checkpoint(finished):
+    import torch
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+    from safetensors.torch import load_file
+
+    place, _ = finished
+    run = place.run_dir()
+    step = json.loads((run / "model/consolidate/manifest.json").read_text())["step"]
+    expected = get_fp32_state_dict_from_zero_checkpoint(str(run / f"checkpoints/train/step-{step:08d}"))
+    found = load_file(run / "model/consolidate/model.safetensors")
+    assert all(torch.equal(found[name], tensor.half()) for name, tensor in expected.items() if name in found)
+    assert set(found) <= set(expected) and len(found) == 20
+
+
+def test_rotation_keeps_the_last_and_the_best(finished):
+    place, _ = finished
+    kept = {path.name for path in (place.run_dir() / "checkpoints/train").iterdir()}
+    saved = place.events("saved")
+    best = min(saved, key=lambda event: event["metric"])
+    assert kept == {f"step-{step:08d}" for step in (6, best["step"])}
+    assert {event["step"] for event in place.events("removed")} == {2, 4, 6} - {6, best["step"]}
+
+
+def test_the_ledger_has_losses_of_every_log_step_and_the_last(finished):
+    place, _ = finished
+    assert [event["step"] for event in place.events("step") if "loss" in event][-1] == 6
+
+
+def test_wandb_has_one_run_a_stage_in_one_group(finished):
+    place, _ = finished
+    run = place.run_dir()
+    folders = sorted(path.name for path in (run / "tracking/wandb").glob("offline-run-*"))
+    ids = {name.split("-", 3)[3] for name in folders}
+    assert {f"{run.name}-{stage}" for stage in ("train", "consolidate", "merge", "score")} <= ids
+    recorded = next((run / "tracking/wandb").glob(f"offline-run-*-{run.name}-train/run-*.wandb")).read_bytes()
+    assert f"hangul-restoration-{run.name}".encode() in recorded
+
+
+def test_run_folders_are_private(finished):
+    place, _ = finished
+    assert stat.S_IMODE(place.run_dir().stat().st_mode) == 0o700
+
+
+def test_submitting_again_says_that_it_is_done_and_does_nothing(finished, small):
+    place, _ = finished
+    before = len(place.events("attempt"))
+    done = place.run("submit", "hangul-restoration", *small)
+    assert "done already" in done.stderr and "--again" in done.stderr
+    assert len(place.events("attempt")) == before
+
+
+def test_each_job_can_be_run_alone_from_its_run_folder(finished):
+    import subprocess
+    import sys
+
+    place, _ = finished
+    run = place.run_dir()
+    before = (run / "predictions/predict/predictions.jsonl").read_bytes()
+    for kind in ("consolidate", "predict", "merge", "score"):
+        command = [sys.executable, "-P", "-m", f"sousbatch.jobs.{kind}", str(run), kind]
+        environment = place.environment | {"WANDB_MODE": "disabled"}
+        done = subprocess.run(command, env=environment, cwd=place.root, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert (run / "predictions/predict/predictions.jsonl").read_bytes() == before
+
+
+def test_status_and_logs_are_right_from_any_folder(finished):
+    place, _ = finished
+    run_id = place.run_dir().name
+    assert "done" in place.run("status").stdout
+    assert "step 6 of 6" in place.run("logs", run_id[:6], "train").stdout
+
+
+def test_checkpoints_of_a_run_are_listed_and_whole(finished):
+    place, _ = finished
+    run_id = place.run_dir().name
+    assert "committed" in place.run("checkpoints", "list", run_id).stdout
+    assert "whole" in place.run("checkpoints", "verify", run_id).stdout
+
+
+def test_predictions_score_agrees_with_the_score_stage(finished):
+    place, _ = finished
+    run = place.run_dir()
+    plan = json.loads((run / "plan.json").read_text())
+    data = plan["inputs"]["splits"]["test"]["path"]
+    predictions = str(run / "predictions/predict/predictions.jsonl")
+    scores = json.loads(place.run("predictions", "score", predictions, "--data", data, "--json").stdout)
+    assert scores == json.loads((run / "metrics.json").read_text())["score"]["scores"]
+
+
+def test_no_process_is_left(finished):
+    place, _ = finished
+    assert place.processes() == []
+
+
+def test_nothing_was_compiled(finished):
+    """DeepSpeed's just-in-time extensions are never built."""
+    place, _ = finished
+    assert not any("ninja" in text.lower() or "building extension" in text.lower() for text in [place.logs()])
+    assert not list(Path.home().glob(".cache/torch_extensions/*/deepspeed_shm_comm"))

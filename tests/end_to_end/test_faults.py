@@ -1,0 +1,144 @@
+"""What breaks while a run is under way: nothing is lost, and `resume` ends the run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SITECUSTOMIZE = """
+import os, sys
+if os.environ.get("SOUSBATCH_ATTEMPT") == "1" and "RANK" in os.environ:
+    import transformers, torch
+    def fail(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory (played by a test)")
+    transformers.Trainer.training_step = fail
+"""
+
+
+def ranks(place):
+    return [process for process in place.processes() if "sousbatch.jobs.train" in process.cmdline()]
+
+
+def test_a_killed_rank_costs_an_attempt_and_the_next_one_goes_on(place, only_train, until):
+    client = place.start("submit", "hangul-restoration", *only_train, "train.steps=10")
+    until(lambda: place.events("saved"), "a first checkpoint", client)
+    ranks(place)[-1].send_signal(signal.SIGKILL)
+    _, err = client.communicate(timeout=300)
+    assert client.returncode == 0, err + place.logs()
+    assert len(place.events("attempt")) >= 3  # two of train, one of consolidate
+    resumed = place.events("resumed")
+    assert resumed and resumed[0]["step"] >= 2
+
+
+def test_after_kill_9_of_every_process_resume_ends_the_run(place, small, until):
+    client = place.start("submit", "hangul-restoration", *small)
+    until(lambda: place.events("saved"), "a first checkpoint", client)
+    client.kill()
+    client.communicate()
+    place.kill_all()
+    assert place.states()["train"]["state"] == "lost"
+    place.run("resume", "hangul-restoration")
+    lines = (place.run_dir() / "predictions/predict/predictions.jsonl").read_text().splitlines()
+    assert [json.loads(line)["index"] for line in lines] == list(range(24))
+
+
+def test_kill_9_of_the_client_leaves_the_jobs_running(place, only_train, until):
+    client = place.start("submit", "hangul-restoration", *only_train)
+    until(lambda: place.events("attempt"), "the first attempt", client)
+    client.kill()
+    client.communicate()
+    second = place.run("submit", "hangul-restoration", *only_train)
+    assert "under way already" in second.stderr
+    until(lambda: all(stage["state"] == "done" for stage in place.states().values()), "the end of the run")
+    assert len(place.events("attempt")) == 2
+
+
+def test_ctrl_c_saves_stops_and_leaves_no_process(place, only_train, until):
+    client = place.start("submit", "hangul-restoration", *only_train, "train.steps=400", "checkpoints.every_steps=400")
+    until(
+        lambda: any("step 10 of" in path.read_text() for path in place.root.glob("runs/*/*/logs/train*")),
+        "ten steps",
+        client,
+    )
+    client.send_signal(signal.SIGINT)
+    _, err = client.communicate(timeout=120)
+    assert client.returncode == 1, err
+    assert "stopping after saving" in err and "sousbatch resume" in err
+    (saved,) = place.events("saved")
+    assert 10 <= saved["step"] < 400
+    assert place.states()["train"]["state"] == "stopped"
+    assert place.processes() == []
+
+
+def test_cancel_ends_all_at_once(place, only_train, until):
+    place.run("submit", "hangul-restoration", *only_train, "train.steps=400", "--detach")
+    until(lambda: ranks(place), "the ranks")
+    place.run("cancel", "hangul-restoration")
+    until(lambda: not place.processes(), "the end of all processes", timeout_s=30)
+    assert {stage["state"] for stage in place.states().values()} == {"cancelled"}
+
+
+def test_out_of_device_memory_halves_the_micro_batch_and_keeps_the_global_one(place, only_train, tmp_path):
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "sitecustomize.py").write_text(SITECUSTOMIZE)
+    place.run("submit", "hangul-restoration", *only_train, f"environment.code=[{code}]", "train.steps=2")
+    sizes = [
+        (event["micro_batch"], event["accumulation"]) for event in place.events("attempt") if "micro_batch" in event
+    ]
+    assert sizes == [(4, 1), (2, 2)]
+
+
+LYING_STATVFS = """
+import os
+true_statvfs = os.statvfs
+class Plenty:
+    f_bavail, f_frsize, f_favail = 10**9, 4096, 10**9
+if "RANK" in os.environ:
+    os.statvfs = lambda path: Plenty
+"""
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """A file system of 24 MB where the runs go."""
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(runs)]).returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    yield runs
+    subprocess.run(["umount", "-l", str(runs)], check=True)
+
+
+@pytest.mark.parametrize("statvfs", ["is right", "lies, as where a quota counts"])
+def test_a_full_disk_during_save_leaves_the_last_checkpoint_and_resume_goes_on(
+    small_disk, place, only_train, until, tmp_path, statvfs
+):
+    overrides = [*only_train, "train.steps=12"]
+    if statvfs != "is right":
+        (tmp_path / "code").mkdir()
+        (tmp_path / "code/sitecustomize.py").write_text(LYING_STATVFS)
+        overrides.append(f"environment.code=[{tmp_path / 'code'}]")
+    ballast = small_disk / "ballast"
+    client = place.start("submit", "hangul-restoration", *overrides)
+    until(lambda: place.events("saved"), "a first checkpoint", client)
+    fill(ballast, but_bytes=2_000_000)
+    _, err = client.communicate(timeout=120)
+    assert client.returncode == 1 and "no room" in err, err + place.logs()
+    assert "whole" in place.run("checkpoints", "verify", "hangul-restoration").stdout
+    assert not [path for path in place.run_dir().glob("checkpoints/train/.tmp-*")]
+    ballast.unlink()
+    place.run("resume", "hangul-restoration")
+    assert place.events("saved")[-1]["step"] == 12
+
+
+def fill(ballast: Path, but_bytes: int) -> None:
+    """Take all of a file system's free space but *but_bytes*."""
+    room = os.statvfs(ballast.parent)
+    with ballast.open("wb") as stream:
+        os.posix_fallocate(stream.fileno(), 0, room.f_bavail * room.f_frsize - but_bytes)

@@ -1,0 +1,101 @@
+"""What a task does next, as a table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sousbatch.errors import EXIT_DEVICE_MEMORY, EXIT_NO_ROOM, EXIT_STOPPED
+from sousbatch.launchers.attempts import Attempt, Stop, first_batch, next_batch, read_attempts
+from sousbatch.ledger import Event
+from sousbatch.recipes.plan import Batch
+
+
+def batch(micro: int, accumulation: int = 1, world_size: int = 2) -> Batch:
+    return Batch(
+        world_size=world_size,
+        micro_batch=micro,
+        accumulation=accumulation,
+        steps=10,
+        warmup_steps=0,
+        save_every_steps=5,
+    )
+
+
+def attempt(code: int | None, progress: int = 0, of: Batch | None = None) -> Attempt:
+    return Attempt(number=1, batch=of, exit_code=code, progress=progress)
+
+
+def event(kind: str, number: int = 1, role: str = "stage", stage: str = "train", task: int = 0, **data: Any) -> Event:
+    return Event(kind=kind, role=role, number=number, sequence=0, time=0.0, stage=stage, task=task, data=data)
+
+
+@pytest.mark.parametrize(
+    "code, progress, expected",
+    [
+        (0, 0, Stop(exit_code=0, reason="done")),
+        (EXIT_STOPPED, 3, Stop(exit_code=75, reason="saved and stopped")),
+        (EXIT_DEVICE_MEMORY, 3, Stop(exit_code=76, reason="out of device memory")),
+        (1, 0, Stop(exit_code=1, reason="exit code 1 without progress")),
+        (137, 0, Stop(exit_code=137, reason="exit code 137 without progress")),
+        (None, 0, Stop(exit_code=1, reason="exit code None without progress")),
+        (1, 1, None),
+        (137, 2, None),
+        (None, 1, None),
+    ],
+)
+def test_an_end_leads_to_a_stop_or_to_another_try(code: int | None, progress: int, expected: Stop | None) -> None:
+    assert next_batch(attempt(code, progress)) == expected
+
+
+def test_no_room_stops_however_much_was_done() -> None:
+    stop = next_batch(attempt(EXIT_NO_ROOM, 5, batch(4)))
+    assert isinstance(stop, Stop) and stop.exit_code == EXIT_NO_ROOM and "free some and resume" in stop.reason
+
+
+def test_a_crash_after_progress_keeps_the_batch() -> None:
+    assert next_batch(attempt(1, 1, batch(6, 2))) == batch(6, 2)
+
+
+@pytest.mark.parametrize("micro", [2, 3, 4, 5, 6, 7, 9, 12, 16, 25])
+@pytest.mark.parametrize("accumulation", [1, 2, 3, 5])
+def test_out_of_device_memory_shrinks_the_micro_batch_down_to_1_and_keeps_the_global_batch(
+    micro: int, accumulation: int
+) -> None:
+    first = current = batch(micro, accumulation)
+    sizes = [micro]
+    while not isinstance(following := next_batch(attempt(EXIT_DEVICE_MEMORY, 0, current)), Stop):
+        assert following is not None and following.global_batch == first.global_batch
+        assert following.micro_batch <= current.micro_batch / 2
+        current = following
+        sizes.append(current.micro_batch)
+    assert sizes[-1] == 1 and following.reason == "out of device memory with a micro batch of 1"
+
+
+def test_a_new_job_goes_on_with_the_last_batch_and_halves_it_if_that_ran_out_of_memory() -> None:
+    assert first_batch([], batch(8)) == batch(8)
+    assert first_batch([attempt(1, 0, batch(4, 2))], batch(8)) == batch(4, 2)
+    assert first_batch([attempt(EXIT_DEVICE_MEMORY, 0, batch(4, 2))], batch(8)) == batch(2, 4)
+    assert first_batch([attempt(EXIT_DEVICE_MEMORY, 0, batch(1, 8))], batch(8)) == batch(1, 8)
+    assert first_batch([attempt(EXIT_DEVICE_MEMORY)], None) is None
+
+
+def test_attempts_are_read_from_the_events_of_their_own_task() -> None:
+    events = [
+        event("sent", role="client", number=9),
+        event("attempt", micro_batch=4, accumulation=2),
+        event("saved", role="job"),
+        event("saved", role="job"),
+        event("ended", exit_code=76),
+        event("attempt", number=2, micro_batch=2, accumulation=4),
+        event("unit", number=2, role="job"),
+        event("ended", task=1, exit_code=0),
+        event("saved", stage="train-more", role="job"),
+    ]
+    assert read_attempts(events, "train", 0, batch(8)) == [
+        Attempt(number=1, batch=batch(4, 2), exit_code=76, progress=2),
+        Attempt(number=2, batch=batch(2, 4), exit_code=None, progress=1),
+    ]
+    assert read_attempts(events, "train", 1, None) == [Attempt(number=1, exit_code=0)]
+    assert read_attempts(events, "merge", 0, None) == []

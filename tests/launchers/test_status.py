@@ -1,0 +1,130 @@
+"""The states of stages, from events and what a launcher says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from sousbatch.launchers.base import JobRef, JobState
+from sousbatch.launchers.status import is_final, job_refs, stage_states, unsettled
+from sousbatch.ledger import Event
+from sousbatch.recipes.plan import Batch, Plan, Stage
+from sousbatch.recipes.schema import Resources
+
+CPU = Resources(device="cpu")
+BATCH = Batch(world_size=2, micro_batch=1, accumulation=1, steps=100, warmup_steps=0, save_every_steps=10)
+TRAIN = Stage(name="train", kind="train", of=None, resources=CPU, num_tasks=1, after=(), batch=BATCH)
+PREDICT = Stage(name="predict", kind="predict", of=None, resources=CPU, num_tasks=2, after=())
+_WORDS = ("waiting", "running", "stopping", "done", "stopped", "failed", "cancelled", "lost")
+
+
+def event(kind: str, number: int = 1, role: str = "stage", stage: str = "train", task: int = 0, **data: Any) -> Event:
+    return Event(kind=kind, role=role, number=number, sequence=0, time=0.0, stage=stage, task=task, data=data)
+
+
+ENDED = event("ended", exit_code=0)
+
+
+@pytest.mark.parametrize(
+    "events, job, expected",
+    [
+        ([], None, ("lost", "not sent; `resume` sends it")),
+        ([], JobState(word="waiting", reason="another run"), ("waiting", "another run")),
+        ([], JobState(word="running"), ("running", "")),
+        ([], JobState(word="lost", reason="its process was killed"), ("lost", "its process was killed")),
+        ([], JobState(word="cancelled", reason="cancelled"), ("cancelled", "cancelled")),
+        ([], JobState(word="done"), ("failed", "ended without a record")),
+        ([ENDED], None, ("done", "")),
+        ([ENDED], JobState(word="running"), ("done", "")),
+        ([ENDED], JobState(word="lost", reason="?"), ("done", "")),
+        ([event("ended", exit_code=75)], JobState(word="stopped", reason="saved"), ("stopped", "saved")),
+        ([event("error", role="job", message="boom")], JobState(word="failed", reason="code 1"), ("failed", "boom")),
+        ([event("error", role="job", message="boom")], JobState(word="running"), ("running", "")),
+        (
+            [event("error", role="job", message="old"), event("attempt", number=2)],
+            JobState(word="failed", reason="task 0 was killed by signal 9"),
+            ("failed", "task 0 was killed by signal 9"),
+        ),
+        (
+            [event("error", role="job", message="rank 0"), event("error", role="rank1", message="rank 1")],
+            JobState(word="failed", reason="task 0 ended with exit code 1"),
+            ("failed", "rank 0"),
+        ),
+    ],
+)  # fmt: skip
+def test_the_ledger_comes_first_and_the_launcher_fills_in(
+    make_plan: Callable[..., Plan], events: list[Event], job: JobState | None, expected: tuple[str, str]
+) -> None:
+    state = stage_states(make_plan([TRAIN]), events, {"train": job} if job else {})["train"]
+    assert (state.word, state.reason) == expected
+    assert state.was_sent is (job is not None or bool(events))
+    assert state.word in _WORDS and state.source in ("ledger", "launcher")
+
+
+def test_an_error_of_a_task_that_was_tried_less_often_is_told(make_plan: Callable[..., Plan]) -> None:
+    events = [
+        event("error", stage="predict", task=1, message="broken"),
+        event("attempt", stage="predict", number=2),
+    ]
+    state = stage_states(make_plan([PREDICT]), events, {"predict": JobState(word="failed")})["predict"]
+    assert state.reason == "broken"
+
+
+def test_an_array_is_done_when_every_task_is(make_plan: Callable[..., Plan]) -> None:
+    running = {"predict": JobState(word="running")}
+    plan, first = make_plan([PREDICT]), event("ended", stage="predict", exit_code=0)
+    assert stage_states(plan, [first], running)["predict"].word == "running"
+    second = event("ended", stage="predict", task=1, number=3, exit_code=0)
+    assert stage_states(plan, [first, second], running)["predict"].word == "done"
+
+
+def test_a_running_stage_that_was_asked_to_stop_is_stopping(make_plan: Callable[..., Plan]) -> None:
+    for word, expected in (("running", "stopping"), ("failed", "failed"), ("waiting", "waiting")):
+        jobs = {"train": JobState(word=word)}  # type: ignore[arg-type]
+        assert stage_states(make_plan([TRAIN]), [], jobs, stopping=frozenset({"train"}))["train"].word == expected
+
+
+def test_progress_is_the_newest_step_and_the_rows_of_units_once(make_plan: Callable[..., Plan]) -> None:
+    events = [
+        event("step", role="job", step=50),
+        event("saved", role="job", step=40, number=2),
+        event("step", role="job", step=43, number=2),
+        event("layout", role="job", stage="predict", num_rows=10),
+        event("unit", role="job", stage="predict", unit=0, num_rows=4),
+        event("unit", role="job", stage="predict", unit=0, num_rows=4, number=2),
+        event("unit", role="job", stage="predict", unit=1, num_rows=4, task=1),
+    ]
+    running = {name: JobState(word="running") for name in ("train", "predict")}
+    states = stage_states(make_plan([TRAIN, PREDICT]), events, running)  # type: ignore[arg-type]
+    assert (states["train"].step, states["train"].total) == (43, 100)
+    assert (states["predict"].step, states["predict"].total) == (8, 10)
+
+
+def sent(kind: str, number: int, key: str, **data: Any) -> Event:
+    return event(kind, number=number, role="client", key=key, launcher="local", job_id=f"job-{key}", **data)
+
+
+def test_the_last_job_of_a_stage_counts_by_number_not_by_when_it_was_adopted() -> None:
+    events = [sent("sent", 1, "a"), sent("adopted", 4, "b", of=2), sent("sent", 3, "c")]
+    assert job_refs(events)["train"] == JobRef(launcher="local", job_id="job-c")
+    assert job_refs(events[:2])["train"] == JobRef(launcher="local", job_id="job-b")
+
+
+def test_an_intent_is_unsettled_until_it_or_a_later_one_was_sent() -> None:
+    first = event("intent", role="client", number=1, key="a")
+    assert unsettled([first]) == {"a": first}
+    assert unsettled([first, sent("sent", 1, "a")]) == {}
+    second = event("intent", role="client", number=2, key="b")
+    assert unsettled([first, sent("sent", 1, "a"), second]) == {"b": second}
+    assert unsettled([first, second, sent("adopted", 3, "b", of=2)]) == {}
+    other = event("intent", role="client", number=1, key="c", stage="merge")
+    assert unsettled([first, sent("sent", 1, "a"), other]) == {"c": other}
+
+
+def test_final_means_that_nothing_waits_or_runs(make_plan: Callable[..., Plan]) -> None:
+    plan = make_plan([TRAIN])
+    for word in _WORDS:
+        states = stage_states(plan, [], {"train": JobState(word=word)})  # type: ignore[arg-type]
+        assert is_final(states) is (word not in ("waiting", "running", "stopping"))

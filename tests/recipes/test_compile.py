@@ -1,0 +1,259 @@
+"""Compiling is pure: golden plans and scripts as text, the same bytes anywhere, and what it refuses."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import sousbatch
+from sousbatch.errors import PlanError
+from sousbatch.recipes.compile import compile
+from sousbatch.recipes.plan import Inputs, Plan, read_plan
+from sousbatch.recipes.schema import Recipe, StageSpec
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def _changed(value: Any, changes: dict[str, Any]) -> Any:
+    """Return a dataclass with dotted keys replaced."""
+    for key, change in changes.items():
+        first, _, rest = key.partition(".")
+        inner = _changed(getattr(value, first), {rest: change}) if rest else change
+        value = replace(value, **{first: inner})
+    return value
+
+
+def _on_gpus(recipe: Recipe, **train: int) -> Recipe:
+    default = replace(recipe.resources["default"], device="gpu")
+    return replace(recipe, resources={"default": default, "train": replace(default, **train)})
+
+
+def _assert_golden(name: str, text: str) -> None:
+    """Compare with the stored text; `UPDATE_GOLDEN=1 pytest` writes it anew, to be read in the diff."""
+    if os.environ.get("UPDATE_GOLDEN"):
+        (GOLDEN / name).write_text(text.replace(sousbatch.__version__, "@VERSION@"))
+    assert text == (GOLDEN / name).read_text().replace("@VERSION@", sousbatch.__version__)
+
+
+def test_the_plan_is_the_golden_one(small: ModuleType) -> None:
+    _assert_golden("small.plan.json", small.plan().to_json())
+
+
+def test_the_scripts_are_the_golden_ones(small: ModuleType) -> None:
+    _assert_golden("small.scripts.sh", small.scripts())
+
+
+def test_another_process_makes_the_same_bytes(small: ModuleType) -> None:
+    script = Path(__file__).with_name("small_plan.py")
+    environment = os.environ | {"PYTHONHASHSEED": "4711"}
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout == small.plan().to_json() + small.scripts()
+
+
+def test_a_plan_that_was_written_reads_back_as_it_was(small: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text(small.plan().to_json())
+    assert read_plan(tmp_path / "plan.json") == small.plan()
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_same"),
+    [
+        ({"resources": {}}, True),
+        ({"tracking.project": "other"}, True),
+        ({"description": "in other words"}, True),
+        ({"seed": 1}, False),
+        ({"train.learning_rate": 1.0}, False),
+        ({"predict.max_new_tokens": 17}, False),
+    ],
+    ids=str,
+)
+def test_the_run_id_changes_only_with_what_decides_results(
+    small: ModuleType, changes: dict[str, Any], is_same: bool
+) -> None:
+    plan = small.plan()
+    assert (replace(plan, recipe=_changed(plan.recipe, changes)).run_id == plan.run_id) is is_same
+
+
+def test_the_run_id_changes_with_the_data(small: ModuleType) -> None:
+    plan = small.plan()
+    splits = plan.inputs.splits | {"train": replace(plan.inputs.splits["train"], digest="other")}
+    assert replace(plan, inputs=replace(plan.inputs, splits=splits)).run_id != plan.run_id
+
+
+@pytest.mark.parametrize(
+    ("changes", "batch"),
+    [
+        ({}, {"steps": 26, "accumulation": 2, "warmup_steps": 3, "save_every_steps": 10}),
+        ({"train.epochs": 0.5}, {"steps": 7, "warmup_steps": 1, "save_every_steps": 7}),
+        ({"train.steps": 5}, {"steps": 5, "save_every_steps": 5}),
+        ({"train.global_batch": 100, "train.micro_batch": 50}, {"steps": 2, "accumulation": 1}),
+        ({"train.steps": 1000, "checkpoints.every_steps": None}, {"save_every_steps": 100}),
+        ({"train.steps": 3, "checkpoints.every_steps": None}, {"save_every_steps": 1}),
+    ],
+    ids=str,
+)
+def test_steps_follow_from_rows_and_batch(small: ModuleType, changes: dict[str, Any], batch: dict[str, int]) -> None:
+    found = compile(_changed(small.RECIPE, changes), small.SITE, small.INPUTS).stage("train").batch
+    assert {name: getattr(found, name) for name in batch} == batch
+
+
+def test_accumulation_makes_up_the_global_batch(small: ModuleType) -> None:
+    for micro_batch in (1, 2, 4):
+        recipe = _changed(small.RECIPE, {"train.micro_batch": micro_batch})
+        batch = compile(recipe, small.SITE, small.INPUTS).stage("train").batch
+        assert batch is not None and batch.global_batch == 8
+
+
+def _stages(small: ModuleType, inputs: Inputs | None = None, **stages: StageSpec) -> Plan:
+    return compile(replace(small.RECIPE, stages=stages), small.SITE, inputs or small.INPUTS)
+
+
+def test_stages_are_chained_and_merge_runs_however_predict_ends(small: ModuleType) -> None:
+    after = {stage.name: [(item.stage, item.condition) for item in stage.after] for stage in small.plan().stages}
+    assert after == {
+        "train": [],
+        "consolidate": [("train", "ok")],
+        "predict": [("consolidate", "ok")],
+        "merge": [("predict", "any")],
+        "score": [("merge", "ok")],
+    }
+
+
+def test_a_recipe_may_stop_at_the_model(small: ModuleType) -> None:
+    plan = _stages(small, train=StageSpec(), consolidate=StageSpec())
+    assert [stage.name for stage in plan.stages] == ["train", "consolidate"]
+
+
+def test_a_model_with_weights_predicts_untrained(small: ModuleType) -> None:
+    plan = _stages(small, predict=StageSpec(), merge=StageSpec(), score=StageSpec())
+    assert [(stage.name, stage.of) for stage in plan.stages] == [
+        ("predict", None),
+        ("merge", "predict"),
+        ("score", "merge"),
+    ]
+
+
+def test_a_train_stage_starts_from_another_when_it_says_so(small: ModuleType) -> None:
+    more = StageSpec(kind="train", of="consolidate", set={"train": {"steps": 7}})
+    plan = _stages(small, train=StageSpec(), consolidate=StageSpec(), more=more)
+    assert plan.stage("more").of == "consolidate"
+    assert plan.stage("more").batch.steps == 7  # type: ignore[union-attr]
+    assert plan.stage("train").batch.steps == 26  # type: ignore[union-attr]
+
+
+def test_upstream_finds_the_stage_that_made_the_weights(small: ModuleType) -> None:
+    plan = small.plan()
+    found = plan.upstream(plan.stage("score"), "train")
+    assert found is not None and found.name == "train"
+
+
+REFUSALS = {
+    "global batch": ({"train.global_batch": 9}, "not divided by 2 ranks x train.micro_batch 2; next to it: 8, 12"),
+    "global batch below one step": ({"train.global_batch": 2}, "next to it: 4"),
+    "fp16 on a CPU": ({"train.precision": "float16"}, "float16 does not train on a CPU; use bfloat16"),
+    "flash attention on a CPU": ({"model.attention": "flash_attention_2"}, "needs a GPU; use sdpa"),
+    "offload on a CPU": ({"train.zero.offload": "optimizer"}, "offload has no meaning on a CPU"),
+    "offload without ZeRO": ({"train.zero.stage": 0, "train.zero.offload": "optimizer"}, "needs zero.stage 1 to 3"),
+    "parameter offload below 3": ({"train.zero.stage": 2, "train.zero.offload": "both"}, "only zero.stage 3 shards"),
+    "adafactor under ZeRO": ({"train.optimizer": "adafactor"}, "use adamw or zero.stage 0"),
+    "another task": ({"task": "seq2seq"}, "'seq2seq' can be written down but not run"),
+    "adapter and freeze": ({"adapter.method": "lora", "model.freeze": ("lm_head.*",)}, "leave one of them out"),
+    "unknown layer": (
+        {"adapter.method": "lora", "adapter.target_modules": ("query",)},
+        "no layer is called 'query'; known: down_proj, embed_tokens, lm_head, q_proj",
+    ),
+    "pattern without a parameter": ({"model.freeze": ("layers:4-9",)}, "no parameter matches 'layers:4-9'"),
+    "nothing left to train": ({"model.freeze": ("*",)}, "leaves nothing to train"),
+    "budget": ({"checkpoints.budget_gb": 1e-6}, "budget_gb is 1e-06, but stage 'train' will hold"),
+}
+
+
+@pytest.mark.parametrize(("changes", "reason"), REFUSALS.values(), ids=REFUSALS)
+def test_what_cannot_work_is_refused(small: ModuleType, changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(PlanError, match=".*") as caught:
+        compile(_changed(small.RECIPE, changes), small.SITE, small.INPUTS)
+    assert reason in str(caught.value)
+
+
+def test_a_quantised_mixture_of_experts_is_refused_under_zero_3(small: ModuleType) -> None:
+    recipe = _changed(_on_gpus(small.RECIPE), {"adapter.method": "qlora"})
+    inputs = _changed(small.INPUTS, {"model.config": small.CONFIG | {"num_local_experts": 8}})
+    with pytest.raises(PlanError, match="mixture of 8 experts.*use zero.stage 2, or adapter=lora"):
+        compile(recipe, small.GPU_SITE, inputs)
+
+
+def test_gpus_are_refused_where_there_are_none(small: ModuleType) -> None:
+    with pytest.raises(PlanError) as caught:
+        compile(_on_gpus(small.RECIPE), small.SITE, small.INPUTS)
+    assert [reason.rsplit("set ", 1)[1] for reason in caught.value.reasons] == [
+        "resources.train.device=cpu to run on the CPU",
+        "resources.predict.device=cpu to run on the CPU",
+    ]
+
+
+def test_more_gpus_than_there_are_is_refused(small: ModuleType) -> None:
+    with pytest.raises(PlanError, match="wants 2 x 4 GPUs and this machine has 4 on a node"):
+        compile(_on_gpus(small.RECIPE, nodes=2, devices_per_node=4), small.GPU_SITE, small.INPUTS)
+
+
+def test_a_predict_task_has_one_device(small: ModuleType) -> None:
+    resources = small.RECIPE.resources | {"predict": replace(small.RECIPE.resources["default"], devices_per_node=2)}
+    with pytest.raises(PlanError, match="spread its rows with resources.predict.tasks"):
+        compile(replace(small.RECIPE, resources=resources), small.SITE, small.INPUTS)
+
+
+def test_predicting_needs_a_model(small: ModuleType) -> None:
+    with pytest.raises(PlanError, match="stage 'predict' has no model"):
+        _stages(small, _changed(small.INPUTS, {"model.has_weights": False}), predict=StageSpec())
+
+
+def test_an_adapter_needs_trained_weights(small: ModuleType) -> None:
+    with pytest.raises(PlanError, match="starts from random ones"):
+        compile(
+            _changed(small.RECIPE, {"adapter.method": "lora"}),
+            small.SITE,
+            _changed(small.INPUTS, {"model.has_weights": False}),
+        )
+
+
+def test_a_full_disk_is_refused_with_the_largest_part_named(small: ModuleType) -> None:
+    with pytest.raises(PlanError, match="no room: .* the largest part is logs, ledger, W&B"):
+        compile(small.RECIPE, small.SITE, _changed(small.INPUTS, {"room.free_bytes": 1000}))
+
+
+def test_all_reasons_come_at_once_and_each_once(small: ModuleType) -> None:
+    changes = {"task": "seq2seq", "train.global_batch": 9, "train.precision": "float16"}
+    with pytest.raises(PlanError) as caught:
+        compile(_changed(small.RECIPE, changes), small.SITE, small.INPUTS)
+    assert len(caught.value.reasons) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "warning"),
+    [
+        ({"predict.temperature": 0.2}, "predict.temperature does nothing without predict.sample=true"),
+        ({"data.max_tokens": 4096}, "data.max_tokens 4096 is above the model's 64 positions"),
+        ({"train.micro_batch": 4, "data.max_tokens": 10**7}, "a smaller micro_batch"),
+    ],
+    ids=str,
+)
+def test_what_may_be_meant_is_only_warned_of(small: ModuleType, changes: dict[str, Any], warning: str) -> None:
+    inputs = _changed(small.INPUTS, {"model.config": small.CONFIG | {"max_position_embeddings": 64}})
+    plan = compile(_changed(small.RECIPE, changes), small.SITE, inputs)
+    assert any(warning in text for text in plan.warnings)
+
+
+def test_ranks_that_share_cores_are_warned_of(small: ModuleType) -> None:
+    plan = compile(small.RECIPE, replace(small.SITE, cpus_per_node=1), small.INPUTS)
+    assert any("asks for 2 cores and this machine has 1" in text for text in plan.warnings)
+
+
+def test_the_plan_of_the_small_recipe_has_no_warning(small: ModuleType) -> None:
+    assert small.plan().warnings == ()

@@ -1,0 +1,225 @@
+"""From files and overrides to a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sousbatch.errors import NotFoundError, RecipeError, UsageError
+from sousbatch.recipes.compose import compose
+from sousbatch.recipes.search import list_recipes
+from sousbatch.recipes.stages import resources_of, smoke, stage_view, stages_of
+
+BASE = "name: a\nmodel: {path: m}\ndata: {splits: {train: t.jsonl}}\n"
+
+
+def _write(folder: Path, text: str, name: str = "a.yaml") -> str:
+    (folder / name).write_text(text, encoding="utf-8")
+    return str(folder / name)
+
+
+def _faults(path: str, *overrides: str) -> list[str]:
+    with pytest.raises(RecipeError) as caught:
+        compose(path, overrides)
+    return [str(fault) for fault in caught.value.faults]
+
+
+@pytest.mark.parametrize("name", ["two words.yaml", "it's.yaml", 'a"b.yaml', "a\nb.yaml", "a=b,c.yaml", "리뷰.yaml"])
+def test_a_recipe_file_may_have_any_name(tmp_path: Path, name: str) -> None:
+    assert compose(_write(tmp_path, BASE, name)).name == "a"
+
+
+def test_a_recipe_is_called_as_its_file(tmp_path: Path) -> None:
+    assert compose(_write(tmp_path, BASE.replace("name: a\n", ""), "my-own.yaml")).name == "my-own"
+
+
+def test_a_file_name_that_is_no_name_is_answered_with_one(tmp_path: Path) -> None:
+    (fault,) = _faults(_write(tmp_path, BASE.replace("name: a\n", ""), "My_own.yaml"))
+    assert fault.endswith("such as name: my-own)")
+
+
+def test_recipes_of_the_search_folders_hide_those_of_the_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOUSBATCH_RECIPES", f"{tmp_path}:{tmp_path}/none")
+    path = _write(tmp_path, BASE + "description: mine\n", "hangul-restoration.yaml")
+    assert [str(recipe.path) for recipe in list_recipes() if recipe.description == "mine"] == [path]
+    assert compose("hangul-restoration").description == "mine"
+
+
+def test_a_recipe_that_cannot_be_read_is_still_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOUSBATCH_RECIPES", str(tmp_path))
+    _write(tmp_path, "a: [1\n", "broken.yaml")
+    assert {recipe.name: recipe.description for recipe in list_recipes()}["broken"] == "cannot be read"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("- 1\n", "must be a DictConfig"),
+        ("a: [1\nb: 2", "line 2"),
+        ("seed: 1\nseed: 2\n", "duplicate key seed"),
+        (BASE + "seed: ${nothing}\n", "Interpolation key 'nothing' not found"),
+        ("defaults: [adapter: nope]\n" + BASE, "Available options in 'adapter': full lora qlora"),
+    ],
+    ids=str,
+)
+def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path, text: str, reason: str) -> None:
+    path = _write(tmp_path, text)
+    with pytest.raises(UsageError) as caught:
+        compose(path)
+    assert path in str(caught.value) and reason in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_path_without_a_file_says_where_was_looked(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match=f"looked in {tmp_path}"):
+        compose(str(tmp_path / "none.yaml"))
+
+
+def test_the_nearest_recipe_is_named() -> None:
+    with pytest.raises(NotFoundError, match="did you mean 'hangul-restoration'"):
+        compose("hangul-restauration")
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("seed=3", ("seed",), 3),
+        ("+seed=3", ("seed",), 3),
+        ("train.learning_rate=1e-4", ("train", "learning_rate"), 1e-4),
+        ("train.eval_split=null", ("train", "eval_split"), None),
+        ("tracking.tags=[a,b]", ("tracking", "tags"), ("a", "b")),
+        ("data.prompt='Q: {input}'", ("data", "prompt"), "Q: {input}"),
+        ("model.config.hidden_size=64", ("model", "config"), {"hidden_size": 64}),
+        ("adapter=lora", ("adapter", "method"), "lora"),
+        ("train.steps=${checkpoints.every_steps}", ("train", "steps"), 7),
+    ],
+)  # fmt: skip
+def test_an_override_is_laid_over_the_file(tmp_path: Path, override: str, key: tuple[str, ...], value: object) -> None:
+    found: object = compose(_write(tmp_path, BASE + "checkpoints: {every_steps: 7}\n"), [override])
+    for name in key:
+        found = getattr(found, name)
+    assert found == value
+
+
+def test_a_reference_sees_what_was_overridden(tmp_path: Path) -> None:
+    path = _write(tmp_path, BASE + "train: {steps: 5}\ncheckpoints: {every_steps: '${train.steps}'}\n")
+    assert compose(path, ["train.steps=9"]).checkpoints.every_steps == 9
+
+
+def test_a_value_is_taken_away_with_a_tilde(tmp_path: Path) -> None:
+    assert compose(_write(tmp_path, BASE + "train: {steps: 5}\n"), ["~train.steps"]).train.steps is None
+
+
+@pytest.mark.parametrize(
+    ("override", "fault"),
+    [
+        ("seed", "seed is not an override"),
+        ("data.prompt={input}", "quotes around a value with braces"),
+        ("seed=1,2", "seed=1,2 has several values (a list is written [a,b])"),
+        ("adapter=loar", "adapter=loar is unknown; known: full, lora, qlora (did you mean 'lora'?)"),
+        ("seed.more=1", "seed.more=1 goes too deep (seed is 5, which has no keys)"),
+        ("~train.stesp", "~train.stesp takes away what the recipe does not give"),
+        ("train.stesp=1", "train.stesp is not a key (did you mean 'steps'?)"),
+    ],
+)
+def test_a_wrong_override_is_a_fault(tmp_path: Path, override: str, fault: str) -> None:
+    (found,) = _faults(_write(tmp_path, BASE + "seed: 5\n"), override)
+    assert fault in found
+
+
+def test_faults_of_file_and_overrides_come_together(tmp_path: Path) -> None:
+    assert len(_faults(_write(tmp_path, BASE + "trian: 1\n"), "seed=1,2", "adapter=loar", "train.lr=1")) == 4
+
+
+SOUND = {
+    "no model": ("model: {path: ''}", "model.path is missing"),
+    "no data": ("data: {splits: {}}", "data.splits is missing"),
+    "code folders of one name": ("environment: {code: [a/src, b/src/]}", "environment.code has 2 folders called 'src'"),
+    "code folder without a name": ("environment: {code: [..]}", "give the folder by its name"),
+    "unclosed prompt": ("data: {prompt: 'Q {input'}", "data.prompt is 'Q {input'"),
+    "prompt with a position": ("data: {prompt: '{0}'}", "{0} is not the name of a column"),
+    "prompt with an attribute": ("data: {prompt: '{a.b}'}", "{a.b} is not the name of a column"),
+    "prompt that holds the answer": ("data: {prompt: '{input} {target}'}", "data.prompt reads the target column"),
+    "restarts without a period": ("train: {schedule: {name: cosine_restarts}}", "schedule cosine_restarts needs it"),
+    "patience without a split": ("train: {patience: 3, eval_split: null}", "train.patience needs train.eval_split"),
+    "shortest above longest": ("predict: {min_new_tokens: 9, max_new_tokens: 8}", "above max_new_tokens 8"),
+    "sampling beams": ("predict: {sample: true, num_beams: 4}", "draw tokens or search beams"),
+    "answers for another task": ("question_answering: {n_best: 3}", "has no meaning for task causal_lm"),
+    "resources of no stage": ("resources: {tran: {nodes: 2}}", "resources.tran is no stage and no kind; known: train"),
+    "stage without a kind": ("stages: {tune: {}}", "stages.tune.kind is missing; known: train, consolidate"),
+    "stage that is no name": ("stages: {Tune: {kind: train}}", "stages.Tune is no name for a stage"),
+    "stage on nothing": ("stages: {merge: {}}", "stages.merge has no predict stage above it"),
+    "stage on a wrong one": ("stages: {train: {}, c: {kind: consolidate, of: trian}}", "(did you mean 'train'?)"),
+    "unknown key in set": ("stages: {train: {set: {train: {stesp: 1}}}}", "stages.train.set.train.stesp is not a key"),
+    "shared key in set": ("stages: {train: {set: {model: {path: x}}}}", "set.model.path is one for the whole run"),
+    "shared section in set": ("stages: {train: {set: {resources: {}}}}", "set.resources is one for the whole run"),
+    "no section in set": ("stages: {train: {set: {model: 5}}}", "stages.train.set.model is 5 (a section of keys"),
+    "unsound set": (
+        "stages: {train: {set: {predict: {sample: true, num_beams: 2}}}}",
+        "stages.train.set.predict.num_beams",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "fault"), SOUND.values(), ids=SOUND)
+def test_a_recipe_that_makes_no_sense_is_refused(tmp_path: Path, text: str, fault: str) -> None:
+    section = text.split(":")[0]
+    kept = "".join(line + "\n" for line in BASE.splitlines() if not line.startswith(section))
+    if section == "data" and "splits" not in text:
+        text = text.replace("data: {", "data: {splits: {train: t.jsonl}, ")
+    (found,) = _faults(_write(tmp_path, kept + text + "\n"))
+    assert fault in found
+
+
+STAGES = """\
+stages:
+  train: {}
+  consolidate: {}
+  predict: {}
+  predict-other: {kind: predict, set: {predict: {split: other}}}
+"""
+
+
+def test_a_stage_sees_its_own_values_and_others_do_not(tmp_path: Path) -> None:
+    recipe = compose(_write(tmp_path, BASE + STAGES), ["predict.rows=5"])
+    views = {name: stage_view(recipe, name).predict for name in ("predict", "predict-other")}
+    assert {name: (view.split, view.rows) for name, view in views.items()} == {
+        "predict": ("test", 5),
+        "predict-other": ("other", 5),
+    }
+
+
+def test_an_override_reaches_into_the_set_of_a_stage(tmp_path: Path) -> None:
+    recipe = compose(_write(tmp_path, BASE + STAGES), ["stages.predict-other.set.predict.split=third"])
+    assert stage_view(recipe, "predict-other").predict.split == "third"
+
+
+def test_an_override_of_a_usual_stage_leaves_the_others(tmp_path: Path) -> None:
+    recipe = compose(_write(tmp_path, BASE), ["stages.predict.set.predict.rows=5"])
+    assert list(stages_of(recipe)) == ["train", "consolidate", "predict", "merge", "score"]
+
+
+def test_a_usual_stage_can_be_taken_away(tmp_path: Path) -> None:
+    assert list(compose(_write(tmp_path, BASE), ["~stages.score"]).stages) == [
+        "train",
+        "consolidate",
+        "predict",
+        "merge",
+    ]
+
+
+def test_resources_are_laid_over_those_of_the_kind_and_the_default(tmp_path: Path) -> None:
+    text = "resources: {predict-other: {cpus_per_device: 2}, predict: {tasks: 3}, default: {device: cpu}}\n"
+    recipe = compose(_write(tmp_path, BASE + STAGES + text))
+    wanted = resources_of(recipe, "predict-other")
+    assert (wanted.device, wanted.tasks, wanted.cpus_per_device) == ("cpu", 3, 2)
+    assert (resources_of(recipe, "predict").tasks, resources_of(recipe, "train").device) == (3, "cpu")
+
+
+def test_a_smoke_run_is_short_in_every_stage(tmp_path: Path) -> None:
+    text = BASE + "stages: {train: {set: {train: {steps: 500}}}, consolidate: {}, predict: {}}\n"
+    recipe = smoke(compose(_write(tmp_path, text)))
+    assert [stage_view(recipe, name).train.steps for name in recipe.stages] == [2, 2, 2]
+    assert stage_view(recipe, "predict").predict.rows == 8

@@ -1,0 +1,170 @@
+"""Append-only files: torn tails, full disks, numbers under contention, and the fence."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sousbatch import ledger
+from sousbatch.errors import FencedError, NoRoomError
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place], capture_output=True).returncode:
+        pytest.skip("a small file system needs the right to mount one")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def kinds(folder: Path) -> list[str]:
+    return [event.kind for event in ledger.read(folder)]
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    writer = ledger.open_attempt(tmp_path, "train", 3)
+    writer.write("attempt", host="n1", note='한글\n\u2028 and "quotes"')
+    writer.close()
+    (event,) = ledger.read(tmp_path)
+    assert (event.kind, event.role, event.stage, event.task, event.number) == ("attempt", "stage", "train", 3, 1)
+    assert event.data == {"host": "n1", "note": '한글\n\u2028 and "quotes"'}
+
+
+def test_events_come_by_number_and_sequence_whatever_the_clocks_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = random.Random(1)
+    monkeypatch.setattr("time.time", lambda: clock.random())
+    expected = []
+    for number in range(1, 12):
+        writer = ledger.open_attempt(tmp_path, "train", 0)
+        for sequence in range(12):
+            writer.write("step", step=sequence)
+            expected.append((number, sequence))
+        writer.close()
+        os.utime(writer.path, (number * -100 + 5000, number * -100 + 5000))
+    assert [(event.number, event.sequence) for event in ledger.read(tmp_path)] == expected
+
+
+@pytest.mark.parametrize(
+    "tail", [b"", b'{"seq', b'{"sequence": 1, "time": 1.0, "kind": "x"', b"\xed\x95", b"[1]\n", b"7\n"]
+)
+def test_a_torn_tail_costs_no_other_line(tmp_path: Path, tail: bytes) -> None:
+    first = ledger.open_job(tmp_path, "train", 0, 1)
+    first.write("one")
+    first.close()
+    with first.path.open("ab") as stream:
+        stream.write(tail)
+    assert kinds(tmp_path) == ["one"]
+    second = ledger.open_job(tmp_path, "train", 0, 1)
+    second.write("two")
+    second.write("three")
+    second.close()
+    assert kinds(tmp_path) == ["one", "two", "three"]
+
+
+def test_a_poll_returns_only_what_is_new_and_waits_for_whole_lines(tmp_path: Path) -> None:
+    reader = ledger.LedgerReader(tmp_path / "ledger")
+    assert reader.poll() == []
+    writer = ledger.open_job(tmp_path / "ledger", "train", 0, 1)
+    writer.write("one")
+    assert [event.kind for event in reader.poll()] == ["one"]
+    line = b'{"sequence": 1, "time": 0, "kind": "two"}\n'
+    with writer.path.open("ab", buffering=0) as stream:
+        stream.write(line[:20])
+        assert reader.poll() == []
+        stream.write(line[20:])
+    assert [event.kind for event in reader.poll()] == ["two"]
+    assert reader.poll() == []
+    writer.close()
+
+
+def test_files_of_others_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "client.bak.jsonl").write_text('{"sequence": 0, "time": 0, "kind": "x"}\n')
+    (tmp_path / "notes.txt").write_text("hello\n")
+    writer = ledger.open_client(tmp_path)
+    writer.write("intent")
+    writer.close()
+    assert writer.number == 1 and kinds(tmp_path) == ["intent"]
+
+
+OPENER = """
+import sys, pathlib
+from sousbatch import ledger
+for _ in range(20):
+    writer = ledger.open_attempt(pathlib.Path(sys.argv[1]), "train", 0)
+    writer.write("attempt", who=sys.argv[2])
+    writer.close()
+    print(writer.number)
+"""
+
+
+def test_eight_processes_at_once_get_numbers_without_gap_or_double(tmp_path: Path) -> None:
+    openers = [
+        subprocess.Popen([sys.executable, "-c", OPENER, str(tmp_path), str(who)], stdout=subprocess.PIPE, text=True)
+        for who in range(8)
+    ]
+    numbers = [int(number) for opener in openers for number in opener.communicate()[0].split()]
+    assert sorted(numbers) == list(range(1, 161))
+    assert len(ledger.read(tmp_path)) == 160
+
+
+def test_an_attempt_is_fenced_off_by_a_newer_one_of_its_own_task_only(tmp_path: Path) -> None:
+    ledger.open_attempt(tmp_path, "train", 0).close()
+    ledger.open_attempt(tmp_path, "train", 1).close()
+    ledger.open_attempt(tmp_path, "train", 1).close()
+    ledger.open_attempt(tmp_path, "train-more", 0).close()
+    ledger.check_fence(tmp_path, "train", 0, 1)
+    ledger.check_fence(tmp_path, "train", 1, 2)
+    with pytest.raises(FencedError, match="attempt 1 of train was replaced"):
+        ledger.check_fence(tmp_path, "train", 1, 1)
+
+
+def test_a_full_disk_loses_events_of_a_job_but_not_the_job(small_disk: Path) -> None:
+    writer = ledger.open_job(small_disk, "train", 0, 1)
+    writer.write("before")
+    ballast = small_disk / "ballast"
+    with pytest.raises(OSError, match="No space"), ballast.open("wb", buffering=0) as stream:
+        while True:
+            if stream.write(b"x" * 4096) < 4096:
+                raise OSError(errno.ENOSPC, "No space")
+    for step in range(200):
+        writer.write("saved", note="x" * 100, step=step)
+    survivors = len(ledger.read(small_disk))
+    assert survivors < 201, "the disk was meant to be full"
+    ballast.unlink()
+    writer.write("after")
+    writer.close()
+    assert kinds(small_disk) == ["before"] + ["saved"] * (survivors - 1) + ["after"]
+
+
+def test_a_client_does_not_go_on_when_its_intent_could_not_be_written(small_disk: Path) -> None:
+    writer = ledger.open_client(small_disk / "ledger")
+    with pytest.raises(NoRoomError, match=r"no room left to write .*client\.0001\.jsonl; free some space"):
+        for _ in range(1000):
+            writer.write("intent", key="x" * 500)
+    writer.close()
+    assert set(kinds(small_disk / "ledger")) == {"intent"}
+
+
+def test_another_fault_of_the_disk_is_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = ledger.open_job(tmp_path, "train", 0, 1)
+
+    def broken(descriptor: int, text: bytes) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "write", broken)
+    with pytest.raises(OSError, match="Input/output"):
+        writer.write("saved")
+    monkeypatch.undo()
+    writer.close()

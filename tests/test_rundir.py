@@ -1,0 +1,87 @@
+"""Names inside a run, and finding it from any folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from sousbatch import rundir
+from sousbatch.errors import NotFoundError, UsageError
+from sousbatch.rundir import RunPaths
+
+
+def make_run(folder: Path, recipe: str, run_id: str) -> RunPaths:
+    paths = RunPaths(root=folder / recipe / run_id)
+    paths.root.mkdir(parents=True)
+    paths.plan.write_text("{}")
+    rundir.remember_run(paths)
+    return paths
+
+
+def test_every_name_lies_in_the_run_folder_and_numbers_are_padded() -> None:
+    paths = RunPaths(root=Path("/runs/toy/0123456789ab"))
+    assert (paths.recipe_name, paths.run_id) == ("toy", "0123456789ab")
+    assert paths.log("predict", 7) == paths.root / "logs" / "predict-00007.log"
+    assert paths.stop_flag("train", 0) == paths.root / "stop" / "train-00000"
+    assert paths.code("../../elsewhere/src/") == paths.root / "code" / "src"
+    properties = [name for name, value in vars(RunPaths).items() if isinstance(value, property)]
+    inside = [getattr(paths, name) for name in properties if name not in ("run_id", "recipe_name")]
+    assert all(path.is_relative_to(paths.root) for path in inside)
+    assert len(set(inside)) == len(inside)
+
+
+def test_a_run_is_found_by_id_beginning_recipe_and_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = make_run(tmp_path, "toy", "0123456789ab")
+    make_run(tmp_path, "other", "fedcba987654")
+    for name in ("0123456789ab", "0123", "toy", str(paths.root)):
+        assert rundir.find_run(name) == paths
+    monkeypatch.chdir(paths.root.parent)
+    assert rundir.find_run("0123456789ab") == paths
+
+
+def test_an_exact_id_wins_over_its_repetitions(tmp_path: Path) -> None:
+    paths = make_run(tmp_path, "toy", "0123456789ab")
+    make_run(tmp_path, "toy", "0123456789ab-2")
+    assert rundir.find_run("0123456789ab") == paths
+    with pytest.raises(NotFoundError, match="names 2 runs: 0123456789ab, 0123456789ab-2; give one id"):
+        rundir.find_run("toy")
+
+
+def test_an_unknown_run_names_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="newest known: none yet"):
+        rundir.find_run("abc")
+    make_run(tmp_path, "toy", "0123456789ab")
+    with pytest.raises(NotFoundError, match="run 'abc' does not exist; newest known: 0123456789ab"):
+        rundir.find_run("abc")
+
+
+def test_the_index_forgets_what_is_gone_and_survives_what_is_strange(tmp_path: Path) -> None:
+    kept, removed, forgotten = (make_run(tmp_path, "toy", f"{n}23456789abc") for n in range(3))
+    removed.plan.unlink()
+    rundir.forget_run(forgotten)
+    rundir.forget_run(forgotten)
+    index = rundir.state_dir() / "runs"
+    (index / "no-link").write_text("?")
+    (index / ".tmp-left-by-a-kill").symlink_to(kept.root)
+    assert rundir.known_runs() == (kept,)
+
+
+def test_runs_come_in_the_order_of_their_submission(tmp_path: Path) -> None:
+    made = [make_run(tmp_path, "toy", f"{n}23456789abc") for n in (3, 1, 2)]
+    for age, paths in enumerate(reversed(made)):
+        link = rundir.state_dir() / "runs" / f"toy.{paths.run_id}"
+        os.utime(link, ns=(0, 10**18 - age), follow_symlinks=False)
+    assert rundir.known_runs() == tuple(made)
+
+
+@pytest.mark.parametrize("name", ["train", "predict-other", "7b", "a" * 63])
+def test_a_name_that_can_be_part_of_a_path_passes(name: str) -> None:
+    assert rundir.check_name("stage", name) == name
+
+
+@pytest.mark.parametrize("name", ["", "A", "-x", "a b", "a/b", "..", "a\n", "; touch x", "$(x)", "a" * 64])
+def test_a_name_that_could_escape_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="is not a name"):
+        rundir.check_name("stage", name)
