@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,10 +105,9 @@ def run_job(kind: str, work: Callable[[JobContext], int], arguments: Sequence[st
         return work(job)
     except Exception as error:  # the last frame of a process: every end needs its code and its record
         code = _exit_code(error)
-        if isinstance(error, SousbatchError):
-            print(f"sousbatch: {error}", file=sys.stderr, flush=True)
-        else:
-            traceback.print_exc()
+        text = f"sousbatch: {error}\n" if isinstance(error, SousbatchError) else traceback.format_exc()
+        with suppress(OSError):  # the log may be on the full disk that is the error
+            os.write(2, text.encode())
         if job is not None:
             _record(job, error)
         return code

@@ -24,7 +24,7 @@ def freeze(plan: Plan, launcher: Launcher, paths: RunPaths) -> None:
     import yaml
 
     for folder in plan.recipe.environment.code:
-        source = Path(folder).expanduser().resolve()
+        source = Path(folder).expanduser().absolute()
         for path in code_files(source):
             target = paths.code(folder) / path.relative_to(source)
             files.make_private_dir(target.parent)
@@ -71,7 +71,7 @@ def _frozen_code(plan: Plan, paths: RunPaths) -> str:
 def _splits_used(plan: Plan, stage: Stage) -> tuple[str, ...]:
     view = stage_view(plan.recipe, stage.name)
     if stage.kind == "train":
-        return ("train", view.train.eval_split or "")
+        return (view.train.split, view.train.eval_split or "")
     if stage.kind == "predict":
         return (view.predict.split,)
     return tuple(plan.inputs.splits) if stage.kind == "score" else ()

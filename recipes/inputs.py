@@ -50,7 +50,7 @@ def room_of(store: Path) -> Room:
 
 def code_digest(recipe: Recipe) -> str:
     """Return the digest of the recipe's code folders."""
-    return code_digest_of([Path(folder).expanduser().resolve() for folder in recipe.environment.code])
+    return code_digest_of([Path(folder).expanduser().absolute() for folder in recipe.environment.code])
 
 
 def code_digest_of(folders: Sequence[Path]) -> str:

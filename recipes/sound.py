@@ -25,7 +25,7 @@ _SHARED = (
 
 def faults_of(recipe: Recipe) -> list[Fault]:
     """Return every fault of a recipe whose types are right."""
-    faults = [*_basics(recipe), *_code(recipe), *_stages(recipe)]
+    faults = [*_basics(recipe), *_variables(recipe), *_code(recipe), *_stages(recipe)]
     if not faults:  # what follows needs stages with kinds
         common = list(_sections(recipe))
         faults += [*_resources(recipe), *_sources(recipe), *common]
@@ -47,6 +47,14 @@ def _basics(recipe: Recipe) -> Iterator[Fault]:
         yield Fault(
             key="question_answering", problem=f"has no meaning for task {recipe.task}", hint="leave it out, or set task"
         )
+
+
+def _variables(recipe: Recipe) -> Iterator[Fault]:
+    for key in ("variables", "inherit"):
+        for name in getattr(recipe.environment, key):
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+                hint = "letters, digits and '_', no digit first"
+                yield Fault(key=f"environment.{key}", problem=f"has {name!r}, which is no variable's name", hint=hint)
 
 
 def _code(recipe: Recipe) -> Iterator[Fault]:

@@ -156,15 +156,18 @@ def _rank(index: _Numbers, num_rows: int | None) -> _Ranking:
 def _write(rows: _Rows, kept: _Numbers, header: bytes, path: Path) -> tuple[int, str]:
     """Write the kept rows; return the number of bytes and their sha256."""
     digest = hashlib.sha256()
-    with no_room_named(str(path)), replacing(path) as stream, ThreadPoolExecutor(1) as hasher:
-        hashing = hasher.submit(digest.update, header)  # it frees the interpreter's lock
-        stream.write(header)
+    with no_room_named(str(path)), replacing(path) as stream, ThreadPoolExecutor(1) as pool:
+
+        def put(block: bytes) -> None:
+            digest.update(block)  # both free the interpreter's lock, so that gathering goes on
+            stream.write(block)
+
+        writing = pool.submit(put, header)
         for positions in rows.blocks(kept):
             block = b"\n".join([*rows.lines(positions), b""])
-            hashing.result()
-            hashing = hasher.submit(digest.update, block)
-            stream.write(block)
-        hashing.result()
+            writing.result()
+            writing = pool.submit(put, block)
+        writing.result()
         return stream.tell(), digest.hexdigest()
 
 

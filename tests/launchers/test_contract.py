@@ -74,6 +74,10 @@ class LauncherContract:
     def log(self, stage: str = "work", task: int = 0) -> str:
         return (self.place / "logs" / f"{stage}-{task:05d}.log").read_text()
 
+    def wait_until_ready(self) -> None:
+        path = self.place / "logs" / "work-00000.log"
+        self.until(lambda: path.exists() and "ready" in path.read_text())
+
     def quoted(self, name: str) -> str:
         return shlex.quote(str(self.place / name))
 
@@ -197,7 +201,7 @@ class LauncherContract:
     def test_saving_is_asked_for_and_waited_for(self) -> None:
         text = "trap 'sleep 0.2; echo saved; exit 75' TERM; echo ready; while :; do sleep 0.05; done"
         ref = self.send(self.request(text))
-        self.until(lambda: (self.place / "logs").is_dir() and "ready" in self.log())
+        self.wait_until_ready()
         assert self.launcher.states([ref])[ref].word == "running"
         self.launcher.cancel([ref], save=True)
         assert self.end(ref).word == "stopped"
@@ -205,13 +209,13 @@ class LauncherContract:
 
     def test_a_job_that_finishes_while_it_is_asked_to_save_is_done(self) -> None:
         ref = self.send(self.request("trap 'exit 0' TERM; echo ready; while :; do sleep 0.05; done"))
-        self.until(lambda: (self.place / "logs").is_dir() and "ready" in self.log())
+        self.wait_until_ready()
         self.launcher.cancel([ref], save=True)
         assert self.end(ref).word == "done"
 
     def test_a_job_that_cannot_listen_yet_is_stopped_not_failed(self) -> None:
         ref = self.send(self.request("echo ready; sleep 60"))
-        self.until(lambda: (self.place / "logs").is_dir() and "ready" in self.log())
+        self.wait_until_ready()
         self.launcher.cancel([ref], save=True)
         assert self.end(ref).word == "stopped"
 
@@ -221,7 +225,7 @@ class LauncherContract:
     ) -> None:
         marker = f"sleep 7{os.getpid()}"
         ref = self.send(self.request(f"trap '' TERM; setsid {marker} & {marker} & echo ready; wait; wait"))
-        self.until(lambda: (self.place / "logs").is_dir() and "ready" in self.log())
+        self.wait_until_ready()
         if first_save:
             self.launcher.cancel([ref], save=True)
         self.launcher.cancel([ref], save=False)

@@ -19,9 +19,10 @@ import pytest
 from sousbatch import files, ledger
 from sousbatch.errors import EXIT_NO_ROOM, EXIT_STOPPED
 from sousbatch.launchers.attempts import read_attempts
-from sousbatch.launchers.base import Request
+from sousbatch.launchers.base import JobState, Request
 from sousbatch.launchers.frozen import freeze
 from sousbatch.launchers.local import LocalLauncher
+from sousbatch.launchers.stage import _Task
 from sousbatch.launchers.status import stage_states
 from sousbatch.ledger import Event
 from sousbatch.recipes.plan import Batch, Plan, SplitFacts, Stage
@@ -197,10 +198,8 @@ def test_whoever_is_killed_no_process_is_left(
         f"subprocess.Popen(['setsid', *{marker.split()!r}])\nsubprocess.Popen(['sh', '-c', '({marker} &)'])\n"
     )
     text = f"{grandchildren}(root / 'job').write_text(str(os.getpid()))\nready()\ntime.sleep(60)"
-    exports = f"export STAND_IN={json.dumps(json.dumps([PRELUDE + text]))}"
     driver = tmp_path / "driver.py"
     driver.write_text(f"import os\nos.environ['STAND_IN'] = {json.dumps([PRELUDE + text])!r}\n{DRIVER}")
-    assert exports
     request = Request(
         stage="train",
         text=f"exec {sys.executable} {driver} {bench.paths.root} train\n",
@@ -293,8 +292,6 @@ def test_changed_data_is_refused(
 def test_why_it_was_refused_is_the_state_of_the_stage(bench: Bench) -> None:
     bench.paths.plan.write_text(bench.paths.plan.read_text() + " ")
     bench.run("")
-    from sousbatch.launchers.base import JobState
-
     states = stage_states(bench.plan, ledger.read(bench.paths.ledger_dir), {"train": JobState(word="failed")})
     assert "was changed after submission" in states["train"].reason
 
@@ -353,8 +350,6 @@ def test_pretend_nodes_and_slots_see_devices_of_their_own(
     visible: str | None,
     expected: str,
 ) -> None:
-    from sousbatch.launchers.stage import _Task
-
     monkeypatch.setenv("SOUSBATCH_SLOT", str(slot))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:

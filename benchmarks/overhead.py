@@ -1,0 +1,126 @@
+"""Measure what training through the recipe costs above the same Trainer by hand.
+
+    python benchmarks/overhead.py --pairs 20
+
+Both sides train the demo's model on one rank under torchrun: one as `sousbatch submit` does it, with
+the ledger, logs and W&B offline; one by `by_hand.py`. They take turns, and who begins changes from pair to
+pair. Compared are the CPU seconds between two steps of the rank, its children (W&B's service) and
+the processes that watch it. Reach: under 2 % more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import fmean, median, stdev
+from typing import Any
+
+HERE = Path(__file__).parent
+FIRST, REACH = 10, 1.02
+# 97.5 % points of Student's t by degrees of freedom; between them the lower freedom's is taken
+T_POINTS = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 7: 2.365, 9: 2.262, 14: 2.145, 19: 2.093, 29: 2.045}
+VALUES = (
+    "stages={train: {}}",
+    "train.zero.stage=0",
+    "train.eval_split=null",
+    "train.schedule={name: constant, warmup_ratio: 0}",
+    "resources.train.nodes=1",
+)
+# what the stage's own script sets, for the script by hand too
+SAME = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def environment(out: Path, last: int) -> dict[str, str]:
+    """Return the environment of either side."""
+    probe = {"PROBE_OUT": str(out), "PROBE_STEPS": f"{FIRST},{last}", "PROBE_TOP": str(os.getpid())}
+    return {**os.environ, **SAME, **probe}
+
+
+def run(command: list[str], variables: dict[str, str], out: Path) -> dict[str, Any]:
+    """Run one side and return what the probe wrote."""
+    out.mkdir()
+    with (out / "log").open("w") as log:
+        done = subprocess.run(command, env=variables, cwd=out, stdout=log, stderr=subprocess.STDOUT)
+    if done.returncode:
+        raise SystemExit((out / "log").read_text()[-2000:] + f"\n{' '.join(command)} failed")
+    found: dict[str, Any] = json.loads((out / "0.json").read_text())
+    return found
+
+
+def by_recipe(out: Path, last: int, mode: str) -> dict[str, Any]:
+    """Train as a user of sousbatch does."""
+    values = [f"train.steps={last}", f"checkpoints.every_steps={last}", f"tracking.mode={mode}"]
+    values.append(f"environment.code=[{HERE / 'probe'}]")
+    command = [sys.executable, "-m", "sousbatch", "submit", "hangul-restoration", *VALUES, *values]
+    return run([*command, "--runs", str(out / "runs")], environment(out, last), out)
+
+
+def by_hand(out: Path, last: int, model: dict[str, Any]) -> dict[str, Any]:
+    """Train with the plain script, on the files that the plan names."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=1", str(HERE / "by_hand.py")]
+    variables = environment(out, last)
+    variables["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE / "probe"), variables.get("PYTHONPATH")]))
+    files = [f"--model={model['model']['folder']}", f"--data={model['splits']['train']['path']}"]
+    return run([*command, *files, f"--out={out}", f"--steps={last}"], variables, out)
+
+
+def step_cpu_s(found: dict[str, Any], last: int, *parts: str) -> float:
+    """Return the CPU seconds of a step, of *parts* of the processes."""
+    first, end = found["cpu_s"][str(FIRST)], found["cpu_s"][str(last)]
+    return sum(end[part] - first[part] for part in parts) / (last - FIRST)
+
+
+def interval(ratios: list[float]) -> tuple[float, float, float]:
+    """Return the geometric mean of *ratios* and its 95 % confidence interval by Student's t."""
+    logs = [math.log(ratio) for ratio in ratios]
+    point = next(T_POINTS[freedom] for freedom in sorted(T_POINTS, reverse=True) if freedom <= len(logs) - 1)
+    half = point * stdev(logs) / math.sqrt(len(logs))
+    low, middle, high = (math.exp(fmean(logs) + shift) for shift in (-half, 0, half))
+    return low, middle, high
+
+
+def report(title: str, recipe: list[float], hand: list[float]) -> None:
+    """Print one comparison and its verdict."""
+    low, mean, high = interval([ours / theirs for ours, theirs in zip(recipe, hand, strict=True)])
+    verdict = "under 2 %" if high < REACH else "over 2 %" if low > REACH else "inconclusive"
+    print(
+        f"{title:<42}{median(recipe) * 1000:>8.1f}{median(hand) * 1000:>8.1f}  {mean:.4f} [{low:.4f}, {high:.4f}]  {verdict}"
+    )
+
+
+def main() -> None:
+    """Run the pairs and print mean ratio and confidence interval."""
+    parser = argparse.ArgumentParser(description="Measure the recipe's CPU seconds a step against a script by hand.")
+    parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--last", type=int, default=60, help="last step; the first ten are not measured")
+    parser.add_argument("--tracking", choices=["offline", "disabled"], default="offline")
+    args = parser.parse_args()
+    plan = [sys.executable, "-m", "sousbatch", "plan", "hangul-restoration", *VALUES, "--json"]
+    inputs = json.loads(subprocess.run(plan, check=True, capture_output=True, text=True).stdout)["inputs"]
+    recipe: list[dict[str, Any]] = []
+    hand: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="overhead-") as temporary:
+        for number in range(args.pairs):
+            for side in ("recipe", "hand") if number % 2 else ("hand", "recipe"):
+                out = Path(temporary) / f"{side}-{number}"
+                if side == "recipe":
+                    recipe.append(by_recipe(out, args.last, args.tracking))
+                else:
+                    hand.append(by_hand(out, args.last, inputs))
+            is_same = recipe[-1]["losses"] == hand[-1]["losses"]
+            costs = [step_cpu_s(found[-1], args.last, "own", "children", "above") for found in (recipe, hand)]
+            print(f"pair {number}: {costs[0] / costs[1]:.4f}, losses {'equal' if is_same else 'DIFFER'}", flush=True)
+    print(f"last loss: recipe {recipe[-1]['losses'][-1]}, by hand {hand[-1]['losses'][-1]}")
+    print(f"{'CPU ms a step, medians':<42}{'recipe':>8}{'hand':>8}  mean ratio [95 % interval]")
+    for title, parts in (("rank, its children, those above", ("own", "children", "above")), ("rank alone", ("own",))):
+        report(title, *([step_cpu_s(found, args.last, *parts) for found in side] for side in (recipe, hand)))
+
+
+if __name__ == "__main__":
+    main()

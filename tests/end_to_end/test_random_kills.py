@@ -1,0 +1,27 @@
+"""kill -9 of everything at random moments: `resume` still gives every row once."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+
+
+def test_after_five_random_kills_every_row_is_there_once(place, small):
+    chance = random.Random(20261122)
+    arguments = ["submit", "hangul-restoration", *small, "predict.unit_rows=3"]
+    moments = []
+    for _ in range(5):
+        client = place.start(*arguments)
+        moments.append(chance.uniform(2, 25))
+        time.sleep(moments[-1])
+        client.kill()
+        client.communicate()
+        place.kill_all()
+        if list((place.root / "runs").glob("*/*/plan.json")):
+            arguments = ["resume", place.run_dir().name]
+    place.run(*arguments)
+    for name in ("predict", "predict-other"):
+        lines = (place.run_dir() / f"predictions/{name}/predictions.jsonl").read_text().splitlines()
+        assert [json.loads(line)["index"] for line in lines] == list(range(24)), moments
+    assert place.processes() == []

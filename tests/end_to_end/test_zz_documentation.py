@@ -1,0 +1,98 @@
+"""Every command that the README and the help print is run; every link of the documents leads somewhere.
+
+Named to come last: some of these commands remove the run that the other tests look at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sousbatch.cli import build_parser
+
+pytestmark = pytest.mark.xdist_group("finished")
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("*/README.md"))]
+
+
+def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    yield parser
+    for action in parser._subparsers._group_actions if parser._subparsers else ():
+        for inner in action.choices.values():
+            yield from parsers(inner)
+
+
+def printed_commands() -> list[str]:
+    """Return each command line that is shown to a user, without its comment; destructive ones last."""
+    shown = [line for parser in parsers(build_parser()) for line in parser.format_help().splitlines()]
+    shown += re.findall(r"^(?:sousbatch .*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    lines = [line.strip() for line in shown if re.match(r" {0,2}sousbatch [a-z]", line)]
+    commands = dict.fromkeys(re.split(r"\s+#|\s{3,}", line)[0] for line in lines)
+    return sorted(commands, key=lambda command: (" clean " in command, "--all" in command))
+
+
+@pytest.fixture(scope="module")
+def desk(finished):
+    """The finished run's place, with the files that the examples name."""
+    place, _ = finished
+    rows = [{"index": number, "prediction": f"answer {number}"} for number in range(5000)]
+    shards = place.root / "shards"
+    shards.mkdir()
+    for rank in (0, 1):
+        lines = [json.dumps(row) + "\n" for row in rows[rank::2]]
+        (shards / f"rank{rank}.jsonl").write_text("".join(lines))
+    data = [{"input": f"question {number}", "summary": f"answer {number}"} for number in range(5000)]
+    (place.root / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
+    (place.root / "checkpoint-500").symlink_to(place.run_dir() / "checkpoints/train/step-00000006")
+    run_id = place.run_dir().name
+    return place, run_id
+
+
+def arguments_of(command: str, place, run_id: str) -> list[str]:
+    words = []
+    for word in shlex.split(command)[1:]:
+        word = {"RUN": run_id, "3f2a": run_id[:6]}.get(word, word.replace("3f2a", run_id))
+        words += [str(path) for path in sorted(place.root.glob(word))] if "*" in word else [word]
+    return words
+
+
+@pytest.mark.parametrize("command", [command for command in printed_commands() if " submit " not in command])
+def test_a_printed_command_works(desk, command):
+    place, run_id = desk
+    shutil.rmtree(place.root / "model", ignore_errors=True)
+    done = place.run(*arguments_of(command, place, run_id))
+    assert done.stdout or done.stderr
+
+
+@pytest.mark.parametrize("command", [command for command in printed_commands() if " submit " in command])
+def test_a_printed_submission_starts(place, command):
+    """It is cancelled once it has been sent: that runs end well is shown elsewhere."""
+    words = shlex.split(command)[1:]
+    place.run(*words, *([] if "--detach" in words else ["--detach"]))
+    assert {state["state"] for state in place.states().values()} <= {"waiting", "running"}
+    place.run("cancel", "hangul-restoration")
+
+
+def test_a_smoke_run_goes_through_every_stage(place):
+    done = place.run("submit", "hangul-restoration", "--smoke")
+    assert "8 rows of test\n" in done.stdout and "8 rows of test_other_mix" in done.stdout
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(document):
+    links = re.findall(r"\]\(([^)#]+)\)", document.read_text())
+    missing = [link for link in links if "://" not in link and not (document.parent / link).exists()]
+    assert not missing
+
+
+def test_the_makefile_has_the_two_commands_of_the_readme():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE):
+        assert f"\n{target}:" in makefile
