@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import warnings
@@ -35,8 +34,8 @@ def train(job: JobContext) -> int:
     arguments = loop.training_arguments(job, job.batch)
     _ = arguments.device  # transformers starts its process group when the device is first asked for
     ranks = Ranks()
-    if int(os.environ.get("WORLD_SIZE", "1")) != job.batch.world_size:
-        raise RunError(f"the plan has {job.batch.world_size} ranks and {os.environ.get('WORLD_SIZE')} were started")
+    if arguments.world_size != job.batch.world_size:
+        raise RunError(f"the plan has {job.batch.world_size} ranks and {arguments.world_size} work together")
     last = loop.last_checkpoint(job, ranks)
     if last is not None and last.step >= job.batch.steps:
         return 0

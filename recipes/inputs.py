@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from .plan import Inputs, ModelFacts, Room, TensorFacts
 from .schema import Recipe
 from .search import LIBRARY_DIR
 from .splits import splits_of
+from .stages import stage_view, stages_of
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt")
 
@@ -34,6 +36,9 @@ def inspect(recipe: Recipe, store: Path) -> Inputs:
     model = collect(reasons, lambda: _model(recipe))
     splits = collect(reasons, lambda: splits_of(recipe)) or {}
     code = collect(reasons, lambda: code_digest(recipe))
+    uses_four_bits = any(stage_view(recipe, name).adapter.method == "qlora" for name in stages_of(recipe))
+    if uses_four_bits and recipe.environment.python is None and importlib.util.find_spec("bitsandbytes") is None:
+        reasons.append(f"adapter.method qlora needs bitsandbytes; {sys.executable} -m pip install bitsandbytes")
     if reasons or model is None or code is None:
         raise PlanError(reasons)
     return Inputs(model=model, splits=splits, room=room_of(store), code_digest=code)

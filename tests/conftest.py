@@ -16,6 +16,13 @@ import pytest
 from sousbatch.cli import main
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep tests that share checkpoints of real DeepSpeed runs on one worker: they are made once a worker."""
+    for item in items:
+        if "checkpoints/zero" in item.path.as_posix():
+            item.add_marker(pytest.mark.xdist_group("zero"))
+
+
 @pytest.fixture(scope="session")
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One cache per worker: a look at a model's shapes costs seconds, so it is taken once."""

@@ -2,9 +2,9 @@
 
 The benchmarks put this folder on the import path of a recipe's ranks and of a script by hand, so
 that both are measured by the same means. With $PROBE_OUT set, each rank that trains leaves
-RANK.json there: at the steps of $PROBE_STEPS the CPU seconds so far, of the rank with its children
-and of the processes above it; with $PROBE_SAMPLE_S the anonymous resident bytes before the model
-was made and their peak since.
+RANK.json there: after each step its CPU seconds so far, at the steps of $PROBE_STEPS those of its
+children and of the processes above it too; with $PROBE_SAMPLE_S the anonymous resident bytes
+before the model was made and their peak since.
 """
 
 from __future__ import annotations
@@ -81,17 +81,18 @@ def _install(trainer: ModuleType) -> None:
     from transformers import PreTrainedModel, TrainerCallback
 
     steps = {int(step) for step in os.environ.get("PROBE_STEPS", "").split(",") if step}
-    found: dict[str, Any] = {"cpu_s": {}}
+    found: dict[str, Any] = {"cpu_s": {}, "own_cpu_s": []}
     peak = _Peak()
 
     class Probe(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            found["own_cpu_s"].append(time.process_time())
+            found["before_bytes"], found["peak_bytes"] = peak.before, peak.peak  # a save that follows is not in it
             if state.global_step in steps:
                 found["cpu_s"][state.global_step] = cpu_seconds()
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             found["losses"] = [entry["loss"] for entry in state.log_history if "loss" in entry]
-            found["before_bytes"], found["peak_bytes"] = peak.before, peak.peak
             path = Path(os.environ["PROBE_OUT"]) / f"{os.environ.get('RANK', '0')}.json"
             path.write_text(json.dumps(found))
 

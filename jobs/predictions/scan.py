@@ -7,29 +7,22 @@ A row is trusted only if its line parses as a whole; every other line is counted
 from __future__ import annotations
 
 import csv
-import os
 from array import array
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import accumulate
-from multiprocessing import get_context
 from pathlib import Path
+from typing import Annotated, Any, Protocol
 
-import orjson
+import msgspec
 
 from ...errors import UsageError
 
 _READ_BYTES = 1 << 20
-_PARALLEL_BYTES = 64 << 20  # below, starting a process (0.1 s) costs more than it saves
-_MAX_PROCESSES = 16
-_MAX_INDEX = 1 << 53
-_NO_ROW = (ValueError, KeyError, TypeError)
+_MAX_INDEX = (1 << 53) - 1  # what every reader of JSON keeps exact
+_MAX_CELL_CHARS = 1 << 30  # the csv module refuses cells above 131,072 characters otherwise
 MAX_FAULTS = 20
-# The csv module refuses cells above 131,072 characters, which a prediction can have.
-_MAX_CELL_CHARS = 1 << 30
 
 
 @dataclass(kw_only=True)
@@ -45,14 +38,8 @@ class Shard:
     num_corrupt: int = 0
     faults: list[str] = field(default_factory=list)
 
-    def extend(self, indices: Sequence[int], offsets: Sequence[int], lines: Sequence[bytes]) -> None:
-        """Take in whole rows, all or none.
-
-        Raises:
-            ValueError: an index is no integer, or one that JSON readers need not keep exact.
-        """
-        if set(map(type, indices)) != {int} or max(map(abs, indices)) >= _MAX_INDEX:
-            raise ValueError("the index is not an integer below 2^53")
+    def accept(self, indices: Sequence[int], offsets: Sequence[int], lines: Sequence[bytes]) -> None:
+        """Take in whole rows; only the last line may lack its newline."""
         self.index.extend(indices)
         self.offset.extend(offsets)
         self.length.extend(map(len, lines))
@@ -67,52 +54,57 @@ class Shard:
             self.faults.append(f"{self.path}: byte {offset:,}: {word}: {reason}")
 
 
-def scan_shards(paths: Sequence[Path], index_field: str, *, is_csv: bool) -> list[Shard]:
-    """Find the rows of all shards, one process a core where there is much to parse."""
-    scan = partial(scan_csv if is_csv else scan_jsonl, index_field=index_field)
-    num_processes = min(len(paths), len(os.sched_getaffinity(0)), _MAX_PROCESSES)
-    if num_processes < 2 or sum(path.stat().st_size for path in paths) < _PARALLEL_BYTES:
-        return [scan(path) for path in paths]
-    # numpy has started threads, and a process with threads must not fork.
-    with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
-        return list(pool.map(scan, paths))
+class _Row(Protocol):
+    index: int
+
+
+_Parse = Callable[[bytes], _Row]
 
 
 def scan_jsonl(path: Path, index_field: str) -> Shard:
     """Find the rows of a JSONL shard.
 
     A torn line that a restarted writer went on with is one line of two rows: the second is
-    whole and kept. A last line without its newline is whole if it parses.
+    whole and kept. A last line without its newline is whole if it parses. The bytes within
+    texts are not looked at.
     """
     shard, offset = Shard(path=path), 0
+    parse = _parser(index_field)
     with path.open("rb", buffering=_READ_BYTES) as stream:
         while lines := stream.readlines(_READ_BYTES):
             *offsets, offset = accumulate(map(len, lines), initial=offset)
             try:
-                shard.extend([orjson.loads(line)[index_field] for line in lines], offsets, lines)
-            except _NO_ROW:
+                shard.accept([parse(line).index for line in lines], offsets, lines)
+            except ValueError:
                 for start, line in zip(offsets, lines, strict=True):
-                    _scan_line(shard, start, line, index_field)
+                    _scan_line(shard, start, line, parse, index_field)
     return shard
 
 
-def _scan_line(shard: Shard, offset: int, line: bytes, index_field: str) -> None:
+def _parser(index_field: str) -> _Parse:
+    """Return what reads the index of a line and skips the rest: 3 times as fast as reading all."""
+    number = Annotated[int, msgspec.Meta(ge=-_MAX_INDEX, le=_MAX_INDEX)]
+    row: Any = msgspec.defstruct("Row", [("index", number, msgspec.field(name=index_field))], gc=False)
+    return msgspec.json.Decoder(row).decode
+
+
+def _scan_line(shard: Shard, offset: int, line: bytes, parse: _Parse, index_field: str) -> None:
     try:
-        shard.extend([orjson.loads(line)[index_field]], [offset], [line])
-    except _NO_ROW as error:
+        shard.accept([parse(line).index], [offset], [line])
+    except ValueError as error:
         if line.strip():
             shard.reject(offset, line, error)
-            _salvage(shard, offset, line, index_field)
+            _salvage(shard, offset, line, parse, index_field)
 
 
-def _salvage(shard: Shard, offset: int, line: bytes, index_field: str) -> None:
+def _salvage(shard: Shard, offset: int, line: bytes, parse: _Parse, index_field: str) -> None:
     # No text of a row can hold the start of one, its quotes would be escaped; an object
     # within a row can, but then one of these stands before it.
-    start = line.rfind(b"{" + orjson.dumps(index_field))
+    start = line.rfind(b"{" + msgspec.json.encode(index_field))
     if start < 1 or line[:start].rstrip()[-1:] in (b":", b",", b"["):
         return
-    with suppress(*_NO_ROW):
-        shard.extend([orjson.loads(line[start:])[index_field]], [offset + start], [line[start:]])
+    with suppress(ValueError):
+        shard.accept([parse(line[start:]).index], [offset + start], [line[start:]])
 
 
 def scan_csv(path: Path, index_field: str) -> Shard:
@@ -135,7 +127,7 @@ def scan_csv(path: Path, index_field: str) -> Shard:
             elif len(cells) != len(columns):
                 shard.reject(offset, record, f"{len(cells)} cells, not {len(columns)}")
             else:
-                shard.extend([int(cells[column])], [offset], [record])
+                shard.accept([_csv_index(cells[column])], [offset], [record])
         except (ValueError, csv.Error) as error:
             shard.reject(offset, record, error)
     return shard
@@ -145,6 +137,13 @@ def _csv_column(path: Path, columns: list[str], index_field: str) -> int:
     if index_field not in columns:
         raise UsageError(f"{path} has no column {index_field!r}; it has {', '.join(columns)}")
     return columns.index(index_field)
+
+
+def _csv_index(cell: str) -> int:
+    index = int(cell)
+    if abs(index) > _MAX_INDEX:
+        raise ValueError(f"{cell} is no row number")
+    return index
 
 
 def _csv_records(path: Path) -> Iterator[tuple[int, bytes]]:

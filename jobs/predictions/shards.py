@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ...errors import NotFoundError, UsageError, no_room_named
 from ...files import replacing
 from .gather import MergeReport, partial_path, settle
-from .scan import MAX_FAULTS, Shard, scan_shards
+from .scan import MAX_FAULTS, Shard, scan_csv, scan_jsonl
 
 _Numbers = NDArray[np.int64]
 
@@ -43,7 +43,8 @@ def merge_shards(
         DamagedError: the shards contradict each other or *num_rows*; the same.
         UsageError: there are no shards, or of two formats, or without the index.
     """
-    shards = scan_shards(paths, index_field, is_csv=_is_csv(paths, out_path))
+    scan = scan_csv if _is_csv(paths, out_path) else scan_jsonl
+    shards = [scan(path, index_field) for path in paths]
     header = _one_header(shards)
     rows = _Rows(shards)
     ranking = _rank(rows.index, num_rows)
@@ -62,7 +63,7 @@ def merge_shards(
         num_alien=len(ranking.alien),
         is_end_known=num_rows is not None,
         faults=_faults(shards, rows, ranking, differing),
-        sources=tuple({"path": str(shard.path), "num_rows": len(shard.index)} for shard in shards),
+        sources=rows.sources,
     )
     return settle(report, out_path)
 
@@ -95,9 +96,15 @@ class _Rows:
     def __init__(self, shards: Sequence[Shard]) -> None:
         self._paths = [shard.path for shard in shards]
         self._ends = np.cumsum([len(shard.index) for shard in shards])
-        self.index: _Numbers = np.concatenate([np.asarray(shard.index) for shard in shards])
-        self._offset = np.concatenate([np.asarray(shard.offset) for shard in shards])
-        self._length = np.concatenate([np.asarray(shard.length) for shard in shards])
+        self.index = _moved([shard.index for shard in shards])
+        self._offset = _moved([shard.offset for shard in shards])
+        self._length = _moved([shard.length for shard in shards])
+
+    @property
+    def sources(self) -> tuple[dict[str, str | int], ...]:
+        """Return how many rows each shard holds."""
+        counts = np.diff(self._ends, prepend=0).tolist()
+        return tuple({"path": str(path), "num_rows": count} for path, count in zip(self._paths, counts, strict=True))
 
     def place(self, position: int) -> str:
         """Name the file and byte where a row starts."""
@@ -125,6 +132,14 @@ class _Rows:
                 for slot, start, stop in zip(slots.tolist(), starts.tolist(), stops.tolist(), strict=True):
                     lines[slot] = data[start:stop]
         return lines
+
+
+def _moved(columns: Sequence[array[int]]) -> _Numbers:
+    """Join columns and empty them, so that the rows do not lie in memory twice."""
+    joined = np.concatenate([np.asarray(column) for column in columns])
+    for column in columns:
+        del column[:]
+    return joined
 
 
 @dataclass(frozen=True, kw_only=True)

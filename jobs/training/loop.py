@@ -182,7 +182,7 @@ def training_arguments(job: JobContext, batch: Batch) -> TrainingArguments:
         report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,
-        use_cpu=is_cpu and not train.zero.stage,
+        use_cpu=is_cpu,
         ddp_backend="gloo" if is_cpu else None,
         accelerator_config={"use_configured_state": is_cpu and train.zero.stage > 0},
         dataloader_pin_memory=not is_cpu,

@@ -17,7 +17,10 @@ def load(folder):
     "overrides",
     [
         pytest.param(["train.zero.stage=0"], id="without DeepSpeed"),
-        pytest.param(["train.zero.stage=2", "train.precision=bfloat16", "model.freeze=[layers:0-0]"], id="ZeRO-2, bfloat16, frozen layer"),
+        pytest.param(
+            ["train.zero.stage=2", "train.precision=bfloat16", "model.freeze=[layers:0-0]"],
+            id="ZeRO-2, bfloat16, frozen layer",
+        ),
     ],
 )
 def test_it_trains_and_consolidates(place, only_train, overrides):
@@ -41,6 +44,8 @@ def test_an_adapter_is_trained_on_an_earlier_stages_model_and_merged_into_it(pla
     base, merged = load(run / "model/consolidate"), load(run / "model/merged")
     changed = {name for name, weight in merged.state_dict().items() if not torch.equal(weight, base.state_dict()[name])}
     assert changed and all("proj" in name for name in changed)
-    sizes = {path.name: json.loads((path / "checkpoint.json").read_text()) for path in run.glob("checkpoints/tune/step-*")}
+    sizes = {
+        path.name: json.loads((path / "checkpoint.json").read_text()) for path in run.glob("checkpoints/tune/step-*")
+    }
     assert sizes, place.logs()
     assert len((run / "predictions/predict/predictions.jsonl").read_text().splitlines()) == 24

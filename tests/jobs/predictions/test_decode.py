@@ -13,7 +13,9 @@ from sousbatch.recipes.schema import Data, Model, Predict, Recipe
 TINY = Path(sousbatch.recipes.__file__).parent / "library/models/tiny-hangul"
 ROWS = [(number, {"input": text}) for number, text in enumerate(["가", "나다라", "마바", "사아자차카", "타"])]
 RECIPE = Recipe(
-    model=Model(path="x"), data=Data(prompt="{input}", separator="<sep>"), predict=Predict(max_new_tokens=8, batch_rows=2)
+    model=Model(path="x"),
+    data=Data(prompt="{input}", separator="<sep>"),
+    predict=Predict(max_new_tokens=8, batch_rows=2),
 )
 
 
@@ -38,7 +40,9 @@ def answers(recipe, model_dir, rows):
 def test_a_row_gets_the_same_answer_in_any_batch(model_dir, sample):
     recipe = replace(RECIPE, predict=replace(RECIPE.predict, sample=sample))
     together = answers(recipe, model_dir, ROWS)
-    alone = [answers(replace(recipe, predict=replace(recipe.predict, batch_rows=1)), model_dir, [row])[0] for row in ROWS]
+    alone = [
+        answers(replace(recipe, predict=replace(recipe.predict, batch_rows=1)), model_dir, [row])[0] for row in ROWS
+    ]
     assert together == alone
 
 

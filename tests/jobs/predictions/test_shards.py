@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from sousbatch.errors import DamagedError, IncompleteError, NotFoundError, UsageError
-from sousbatch.jobs.predictions import scan
 from sousbatch.jobs.predictions.gather import partial_path, report_path
 from sousbatch.jobs.predictions.shards import merge_shards
 
@@ -238,16 +237,6 @@ def test_only_empty_shards_are_no_rows(tmp_path: Path, out: Path, num_rows: int 
     (tmp_path / "a.jsonl").touch()
     assert merge_shards([tmp_path / "a.jsonl"], out, num_rows=num_rows).is_complete
     assert out.read_bytes() == b""
-
-
-def test_many_shards_read_in_parallel_give_the_same(
-    shards: list[Path], out: Path, lines: list[bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(scan, "_PARALLEL_BYTES", 0)
-    rewrite(shards[1], lambda data: data[:-20])
-    with pytest.raises(IncompleteError, match="missing rows: 57"):
-        merge_shards(shards, out, num_rows=NUM_ROWS)
-    assert_merged(out, lines, {57})
 
 
 def test_rows_longer_than_a_gathered_block_are_whole(tmp_path: Path, out: Path, json_line: JsonLine) -> None:

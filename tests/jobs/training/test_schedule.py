@@ -16,7 +16,10 @@ from sousbatch.recipes.schema import Schedule
         (Schedule(name="linear", min_ratio=0.1), {0: 1.0, 50: 0.55, 100: 0.1}),
         (Schedule(name="cosine"), {0: 1.0, 50: 0.5, 100: 0.0}),
         # system 001 of the sources: T_0 = 202, T_mult = 2 restarts at 202, 606 and 1414
-        (Schedule(name="cosine_restarts", period_steps=202, period_factor=2.0), {101: 0.5, 202: 1.0, 404: 0.5, 606: 1.0, 1414: 1.0}),
+        (
+            Schedule(name="cosine_restarts", period_steps=202, period_factor=2.0),
+            {101: 0.5, 202: 1.0, 404: 0.5, 606: 1.0, 1414: 1.0},
+        ),
         (Schedule(name="step", period_steps=10, decay=0.5), {9: 1.0, 10: 0.5, 25: 0.25}),
     ],
 )
