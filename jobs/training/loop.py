@@ -45,10 +45,6 @@ class RecipeTrainer(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self._saver.save(self)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if not self.is_deepspeed_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
 
 class Steering(TrainerCallback):
     """Decides at each step boundary what happens next, and writes the ledger and W&B on rank 0."""

@@ -24,15 +24,26 @@ def ranks(place):
     return [process for process in place.processes() if "sousbatch.jobs.train" in process.cmdline()]
 
 
-def test_a_killed_rank_costs_an_attempt_and_the_next_one_goes_on(place, only_train, until):
-    client = place.start("submit", "hangul-restoration", *only_train, "train.steps=10")
+@pytest.mark.parametrize("zero", [3, 0])
+def test_a_killed_rank_costs_an_attempt_and_no_accuracy(place, only_train, until, zero):
+    """The next attempt goes on, and ends with the loss of a run that nobody killed."""
+    arguments = ["submit", "hangul-restoration", *only_train, "train.steps=8", f"train.zero.stage={zero}"]
+    client = place.start(*arguments)
     until(lambda: place.events("saved"), "a first checkpoint", client)
     ranks(place)[-1].send_signal(signal.SIGKILL)
     _, err = client.communicate(timeout=300)
     assert client.returncode == 0, err + place.logs()
     assert len(place.events("attempt")) >= 3  # two of train, one of consolidate
-    resumed = place.events("resumed")
-    assert resumed and resumed[0]["step"] >= 2
+    assert place.events("resumed")[0]["step"] >= 2
+    place.run(*arguments, "--again")
+    killed, whole = sorted(place.root.glob("runs/*/*/ledger"))
+    assert last_loss(killed) == pytest.approx(last_loss(whole), abs=1e-6)
+
+
+def last_loss(ledger: Path) -> float:
+    paths = sorted(ledger.glob("job.train-*"))
+    events = [json.loads(line) for line in paths[-1].read_text().splitlines()]
+    return [event["eval_loss"] for event in events if event.get("step") == 8 and "eval_loss" in event][-1]
 
 
 def test_after_kill_9_of_every_process_resume_ends_the_run(place, small, until):

@@ -1,4 +1,4 @@
-"""Ways of training beside the demo's: each is trained, consolidated to a model that loads, and resumable."""
+"""Ways of training beside the demo's: each trains, and is consolidated to a model that loads."""
 
 from __future__ import annotations
 
@@ -35,9 +35,10 @@ def test_an_adapter_is_trained_on_an_earlier_stages_model_and_merged_into_it(pla
     """Chained training: the second stage starts from the first one's model."""
     import torch
 
+    adapter = "set: {adapter: {method: lora, rank: 4}}"
     stages = (
-        "stages={train: {}, consolidate: {}, tune: {kind: train, of: consolidate, set: {adapter: {method: lora, rank: 4}}},"
-        "merged: {kind: consolidate, of: tune, set: {adapter: {method: lora, rank: 4}}}, predict: {of: merged}, merge: {}}"
+        f"stages={{train: {{}}, consolidate: {{}}, tune: {{kind: train, of: consolidate, {adapter}}}, "
+        f"merged: {{kind: consolidate, of: tune, {adapter}}}, predict: {{of: merged}}, merge: {{}}}}"
     )
     place.run("submit", "hangul-restoration", *small, stages, "train.steps=4")
     run = place.run_dir()
