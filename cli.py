@@ -29,6 +29,7 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, with the nearest command, and exits with 2."""
 
     def error(self, message: str) -> NoReturn:
+        message = message.replace(", KEY=VALUE", "")  # argparse lists what is optional, too
         if "invalid choice" in message and self._subparsers is not None:
             word = message.split("'")[1]
             known = [name for action in self._subparsers._group_actions for name in action.choices or ()]

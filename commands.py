@@ -128,7 +128,7 @@ def _status(arguments: Namespace) -> int:
     from .launchers.status import is_final, many_states
 
     while True:
-        found = many_states([find_run(arguments.run)] if arguments.run else known_runs(), LocalLauncher())
+        found = many_states([find_run(arguments.run, newest=True)] if arguments.run else known_runs(), LocalLauncher())
         if arguments.json:
             print(json.dumps(show.status_json(found), indent=1, ensure_ascii=False), flush=True)
         else:
@@ -143,7 +143,7 @@ def _logs(arguments: Namespace) -> int:
     from .launchers.local import LocalLauncher
     from .recipes.plan import read_plan
 
-    paths = find_run(arguments.run)
+    paths = find_run(arguments.run, newest=True)
     plan = read_plan(paths.plan)
     stage = plan.stage(arguments.stage) if arguments.stage else follow.telling_stage(plan, paths, LocalLauncher())
     return follow.print_log(plan, paths, stage, LocalLauncher(), until_end=arguments.follow)
@@ -203,7 +203,7 @@ def _checkpoint_dirs(text: str) -> list[Path]:
     if folder.is_dir() and not (folder / "plan.json").is_file():
         return [folder]
     try:
-        base = find_run(text).root / "checkpoints"
+        base = find_run(text, newest=True).root / "checkpoints"
     except NotFoundError as error:
         raise NotFoundError(f"{text!r} is neither a folder nor a run; `sousbatch status` lists the runs") from error
     return sorted(path for path in base.iterdir() if path.is_dir()) if base.is_dir() else []
@@ -298,8 +298,9 @@ def _predictions_score(arguments: Namespace) -> int:
             raise NotFoundError(f"{path!r} does not exist")
     predictions, rows = list(read_rows(Path(arguments.path))), list(read_rows(Path(arguments.data)))
     for row, column, path in ((predictions, arguments.field, arguments.path), (rows, arguments.target, arguments.data)):
-        if row and column not in row[0]:
-            raise UsageError(f"{path} has no column {column!r}; it has: {', '.join(row[0])}")
+        bad = next((number for number, one in enumerate(row, 1) if one.get(column) is None), None)
+        if bad is not None:
+            raise UsageError(f"row {bad} of {path} has no {column!r}; it has: {', '.join(row[bad - 1])}")
     if any("index" in row and row["index"] != number for number, row in enumerate(predictions)):
         raise UsageError(f"{arguments.path} is not in row order; `sousbatch predictions merge` puts it in order")
     scores = score_with_baseline(

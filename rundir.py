@@ -17,7 +17,6 @@ from .errors import NotFoundError, UsageError
 
 PLAN_FORMAT = 1
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
-RUN_ID_PATTERN = re.compile(r"[0-9a-f]{12}(-[0-9]+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,11 +156,14 @@ def _is_run(name: str, paths: RunPaths) -> bool:
     return not name.startswith(files.TEMPORARY_PREFIX) and paths.plan.is_file()
 
 
-def find_run(name: str) -> RunPaths:
+def find_run(name: str, *, newest: bool = False) -> RunPaths:
     """Return the run that *name* means: a folder, an id or its beginning, or a recipe's name.
 
+    Where a recipe has several runs, *newest* takes the one submitted last, for those who only look.
+
     Raises:
-        NotFoundError: no run, or more than one, answers to *name*.
+        NotFoundError: no run answers to *name*.
+        UsageError: more than one does.
     """
     folder = Path(name).expanduser()
     if folder.is_dir() and (folder / "plan.json").is_file():
@@ -177,14 +179,9 @@ def find_run(name: str) -> RunPaths:
             f"run {name!r} does not exist; newest known: {known}; `sousbatch status` lists all, "
             "and a run moved by hand is named by its folder"
         )
+    if newest and all(paths.recipe_name == name for paths in matches):
+        return matches[-1]
     if len(matches) > 1:
         ids = ", ".join(paths.run_id for paths in matches)
-        raise NotFoundError(f"{name!r} names {len(matches)} runs: {ids}; give one id")
+        raise UsageError(f"{name!r} names {len(matches)} runs: {ids}; give one id")
     return matches[0]
-
-
-def check_name(what: str, name: str) -> str:
-    """Return *name* when it can be a part of a path, else raise a UsageError that says what can."""
-    if not NAME_PATTERN.fullmatch(name):
-        raise UsageError(f"{what} {name!r} is not a name; use lower-case letters, digits and '-', 63 at most")
-    return name

@@ -3,9 +3,11 @@
     python benchmarks/overhead.py --pairs 20
 
 Both sides train the demo's model on one rank under torchrun: one as `sousbatch submit` does it, with
-the ledger, logs and W&B offline; one by `by_hand.py`. They take turns, and who begins changes from pair to
-pair. Compared are the CPU seconds between two steps of the rank, its children (W&B's service) and
-the processes that watch it. Reach: under 2 % more.
+the ledger, logs and W&B offline; one by `by_hand.py`. The two of a pair run at once but compute in
+turn, a step each, so that a machine whose speed changes from second to second slows both alike; who
+begins changes from pair to pair. Compared are the CPU seconds between two steps of the rank, its
+children (W&B's service) and the processes that watch it, which go on while the rank waits for its turn
+and so count for more than they do in a real run. Reach: under 2 % more.
 """
 
 from __future__ import annotations
@@ -33,43 +35,68 @@ VALUES = (
     "train.schedule={name: constant, warmup_ratio: 0}",
     "resources.train.nodes=1",
     "data.generator.num_train=3200",
+    "tracking.mode=offline",
 )
 # what the stage's own script sets, for the script by hand too
 SAME = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def environment(out: Path, last: int) -> dict[str, str]:
+def environment(out: Path, last: int, turns: list[Path]) -> dict[str, str]:
     """Return the environment of either side."""
     probe = {"PROBE_OUT": str(out), "PROBE_STEPS": f"{FIRST},{last}", "PROBE_TOP": str(os.getpid())}
-    return {**os.environ, **SAME, **probe, "SOUSBATCH_STATE": str(out / "state")}  # waits for nobody else's runs
+    own = {"PROBE_TURNS": os.pathsep.join(map(str, turns)), "SOUSBATCH_STATE": str(out / "state")}
+    return {**os.environ, **SAME, **probe, **own}
 
 
-def run(command: list[str], variables: dict[str, str], out: Path) -> dict[str, Any]:
-    """Run one side and return what the probe wrote."""
+def start(command: list[str], variables: dict[str, str], out: Path) -> subprocess.Popen[bytes]:
+    """Start one side; its output goes to a file."""
     out.mkdir()
     with (out / "log").open("w") as log:
-        done = subprocess.run(command, env=variables, cwd=out, stdout=log, stderr=subprocess.STDOUT)
-    if done.returncode:
-        raise SystemExit((out / "log").read_text()[-2000:] + f"\n{' '.join(command)} failed")
-    found: dict[str, Any] = json.loads((out / "0.json").read_text())
-    return found
+        return subprocess.Popen(command, env=variables, cwd=out, stdout=log, stderr=subprocess.STDOUT)
 
 
-def by_recipe(out: Path, last: int, mode: str) -> dict[str, Any]:
-    """Train as a user of sousbatch does."""
-    values = [f"train.steps={last}", f"checkpoints.every_steps={last}", f"tracking.mode={mode}"]
-    values.append(f"environment.code=[{HERE / 'probe'}]")
-    command = [sys.executable, "-m", "sousbatch", "submit", "hangul-restoration", *VALUES, *values]
-    return run([*command, "--runs", str(out / "runs")], environment(out, last), out)
+def by_recipe(steps: int, out: Path) -> list[str]:
+    """Return the command that trains as a user of sousbatch does."""
+    own = [f"train.steps={steps}", f"checkpoints.every_steps={steps}", f"environment.code=[{HERE / 'probe'}]"]
+    door = [sys.executable, "-m", "sousbatch", "submit", "hangul-restoration"]
+    return [*door, *VALUES, *own, "--runs", str(out / "runs")]
 
 
-def by_hand(out: Path, last: int, model: dict[str, Any]) -> dict[str, Any]:
-    """Train with the plain script, on the files that the plan names."""
+def by_hand(steps: int, inputs: dict[str, Any], out: Path) -> list[str]:
+    """Return the command that trains with the plain script, on the files that the plan names."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=1", str(HERE / "by_hand.py")]
-    variables = environment(out, last)
-    variables["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE / "probe"), variables.get("PYTHONPATH")]))
-    files = [f"--model={model['model']['folder']}", f"--data={model['splits']['train']['path']}"]
-    return run([*command, *files, f"--out={out}", f"--steps={last}"], variables, out)
+    files = [f"--model={inputs['model']['folder']}", f"--data={inputs['splits']['train']['path']}"]
+    return [*command, *files, f"--out={out}", f"--steps={steps}"]
+
+
+def run_pair(folder: Path, last: int, inputs: dict[str, Any], first: str) -> dict[str, dict[str, Any]]:
+    """Train on both sides, which take turns from step to step, and return what the probe wrote."""
+    folder.mkdir()
+    fifos = {"recipe": folder / "recipe.turn", "hand": folder / "hand.turn"}
+    for fifo in fifos.values():
+        os.mkfifo(fifo)
+    turns = {side: os.open(fifo, os.O_RDWR) for side, fifo in fifos.items()}  # open, so that no turn is lost
+    os.write(turns[first], b".")
+    outs = {side: folder / side for side in fifos}
+    steps = last + 2  # the save at the end must not disturb the other side's last step
+    recipe = environment(outs["recipe"], last, [fifos["recipe"], fifos["hand"]])
+    hand = environment(outs["hand"], last, [fifos["hand"], fifos["recipe"]])
+    hand["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE / "probe"), hand.get("PYTHONPATH")]))
+    processes = {
+        "recipe": start(by_recipe(steps, outs["recipe"]), recipe, outs["recipe"]),
+        "hand": start(by_hand(steps, inputs, outs["hand"]), hand, outs["hand"]),
+    }
+    for side, process in processes.items():
+        if process.wait():
+            raise SystemExit((outs[side] / "log").read_text()[-2000:] + f"\n{side} failed")
+    for turn in turns.values():
+        os.close(turn)
+    return {side: json.loads((out / "0.json").read_text()) for side, out in outs.items()}
+
+
+def losses(found: dict[str, Any], last: int) -> list[float]:
+    """Return the losses up to step *last*; the recipe logs that of the very last step too."""
+    return [round(loss, 6) for loss in found["losses"][: last // 10]]
 
 
 def step_cpu_s(found: dict[str, Any], last: int, *parts: str) -> float:
@@ -87,9 +114,9 @@ def interval(ratios: list[float]) -> tuple[float, float, float]:
     return low, middle, high
 
 
-def least_step_cpu_s(side: list[dict[str, Any]]) -> float:
+def least_step_cpu_s(side: list[dict[str, Any]], last: int) -> float:
     """Return the CPU seconds of a step of the rank, the least of each step over all runs: noise only adds."""
-    steps = [[end - start for start, end in pairwise(found["own_cpu_s"][FIRST - 1 :])] for found in side]
+    steps = [[end - start for start, end in pairwise(found["own_cpu_s"][FIRST - 1 : last])] for found in side]
     return fmean(map(min, zip(*steps, strict=True)))
 
 
@@ -104,9 +131,8 @@ def report(title: str, recipe: list[float], hand: list[float]) -> None:
 def main() -> None:
     """Run the pairs and print mean ratio and confidence interval."""
     parser = argparse.ArgumentParser(description="Measure the recipe's CPU seconds a step against a script by hand.")
-    parser.add_argument("--pairs", type=int, default=20)
-    parser.add_argument("--last", type=int, default=60, help="last step; the first ten are not measured")
-    parser.add_argument("--tracking", choices=["offline", "disabled"], default="offline")
+    parser.add_argument("--pairs", type=int, default=20, help="at least 2")
+    parser.add_argument("--last", type=int, default=40, help="last step; the first ten are not measured")
     args = parser.parse_args()
     plan = [sys.executable, "-m", "sousbatch", "plan", "hangul-restoration", *VALUES, "--json"]
     inputs = json.loads(subprocess.run(plan, check=True, capture_output=True, text=True).stdout)["inputs"]
@@ -114,20 +140,18 @@ def main() -> None:
     hand: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="overhead-") as temporary:
         for number in range(args.pairs):
-            for side in ("recipe", "hand") if number % 2 else ("hand", "recipe"):
-                out = Path(temporary) / f"{side}-{number}"
-                if side == "recipe":
-                    recipe.append(by_recipe(out, args.last, args.tracking))
-                else:
-                    hand.append(by_hand(out, args.last, inputs))
-            is_same = recipe[-1]["losses"] == hand[-1]["losses"]
+            first = "recipe" if number % 2 else "hand"
+            pair = run_pair(Path(temporary) / str(number), args.last, inputs, first)
+            recipe.append(pair["recipe"])
+            hand.append(pair["hand"])
+            is_same = losses(recipe[-1], args.last) == losses(hand[-1], args.last)
             costs = [step_cpu_s(found[-1], args.last, "own", "children", "above") for found in (recipe, hand)]
             print(f"pair {number}: {costs[0] / costs[1]:.4f}, losses {'equal' if is_same else 'DIFFER'}", flush=True)
-    print(f"last loss: recipe {recipe[-1]['losses'][-1]}, by hand {hand[-1]['losses'][-1]}")
+    print(f"losses every 10 steps: {losses(recipe[-1], args.last)}, by hand {losses(hand[-1], args.last)}")
     print(f"{'CPU ms a step, medians':<42}{'recipe':>8}{'hand':>8}  mean ratio [95 % interval]")
     for title, parts in (("rank, its children, those above", ("own", "children", "above")), ("rank alone", ("own",))):
         report(title, *([step_cpu_s(found, args.last, *parts) for found in side] for side in (recipe, hand)))
-    ours, theirs = least_step_cpu_s(recipe), least_step_cpu_s(hand)
+    ours, theirs = (least_step_cpu_s(side, args.last) for side in (recipe, hand))
     print(f"{'rank alone, least of each step':<42}{ours * 1000:>8.1f}{theirs * 1000:>8.1f}  {ours / theirs:.4f}")
 
 

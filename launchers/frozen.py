@@ -10,6 +10,7 @@ from ..errors import RunError, UsageError
 from ..recipes import check
 from ..recipes.compose import stage_view
 from ..recipes.inputs import code_digest_of, code_files
+from ..recipes.models import model_digest
 from ..recipes.plan import Plan, Stage
 from ..rundir import RunPaths, remember_run
 from .base import Launcher
@@ -53,6 +54,13 @@ def verify(paths: RunPaths, plan: Plan, stage: Stage) -> None:
         raise RunError(f"{paths.plan} was changed after submission; submit the recipe again")
     if _frozen_code(plan, paths) != plan.inputs.code_digest:
         raise RunError(f"the code in {paths.code_dir} was changed after submission; submit the recipe again")
+    model = plan.inputs.model
+    if stage.kind in ("train", "predict") and stage.of is None:
+        now = model_digest(Path(model.folder), Path(model.tokenizer_folder), plan.recipe.model.config)
+        if now != model.digest:
+            raise RunError(
+                f"the model in {model.folder} was changed or removed after submission; submit the recipe again"
+            )
     for name in _splits_used(plan, stage):
         split = plan.inputs.splits.get(name)
         if split is None:
@@ -74,4 +82,5 @@ def _splits_used(plan: Plan, stage: Stage) -> tuple[str, ...]:
         return (view.train.split, view.train.eval_split or "")
     if stage.kind == "predict":
         return (view.predict.split,)
-    return tuple(plan.inputs.splits) if stage.kind == "score" else ()
+    predictions = plan.upstream(stage, "predict") if stage.kind == "score" else None
+    return (stage_view(plan.recipe, predictions.name).predict.split,) if predictions else ()

@@ -175,6 +175,7 @@ def _storage_refusals(recipe: Recipe, stages: Sequence[Stage], found: Forecast, 
 
 
 def _warnings(recipe: Recipe, site: Site, inputs: Inputs, stage: Stage, found: Forecast) -> Iterator[str]:
+    yield from _slurm_only(recipe, site)
     view = stage_view(recipe, stage.name)
     if stage.kind == "predict" and not view.predict.sample:
         drawn = [
@@ -207,3 +208,11 @@ def _warnings(recipe: Recipe, site: Site, inputs: Inputs, stage: Stage, found: F
 
 def _gb(num_bytes: float) -> str:
     return f"{num_bytes / 1e9:,.3g} GB"
+
+
+def _slurm_only(recipe: Recipe, site: Site) -> Iterator[str]:
+    """Name what was asked for and is Slurm's to give: a time limit that is not kept would surprise."""
+    words = ("memory_gb", "time_min", "partition", "account", "qos", "constraint", "exclude", "reservation", "sbatch")
+    asked = {word for wanted in recipe.resources.values() for word in words if getattr(wanted, word)}
+    if asked and site.launcher == "local":
+        yield f"resources {', '.join(sorted(asked))}: Slurm keeps these, and they do nothing on {site.name}"

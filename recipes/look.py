@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from .. import files
 from ..errors import PlanError, UsageError
 from ..rundir import cache_dir
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 def collect(reasons: list[str], look: Callable[[], Any]) -> Any:
@@ -34,3 +35,10 @@ def cached(kind: str, key: Any, make: Callable[[], Any]) -> Any:
     files.make_private_dir(path.parent)
     files.write_json(path, value)
     return value
+
+
+def file_digest(path: Path) -> str:
+    """Return the sha256 of a file's bytes, read once as long as path, size, time and inode stay."""
+    stat = path.stat()
+    key = [str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino]
+    return str(cached("digests", key, lambda: files.digest_file(path)))

@@ -1,4 +1,4 @@
-"""Print the parameter shapes of an architecture: `python -m sousbatch.recipes.shapes FOLDER CHANGES TASK`.
+"""Print the parameter shapes of an architecture: `python -m sousbatch.recipes.shapes FOLDER CHANGES TRUSTS`.
 
 Runs in a process of its own, so that planning never imports torch. The model is built on
 the meta device: no memory is taken, whatever its size.
@@ -10,15 +10,15 @@ import json
 import sys
 
 
-def main(folder: str, changes: str, task: str) -> None:
+def main(folder: str, changes: str, trusts: str) -> None:
     """Write one JSON object to stdout: the config, and a list of (name, shape, dtype)."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(folder, **json.loads(changes))
-    auto = AutoModelForSeq2SeqLM if task == "seq2seq" else AutoModelForCausalLM
+    options = {"trust_remote_code": trusts == "True"}
+    config = AutoConfig.from_pretrained(folder, **options, **json.loads(changes))
     with torch.device("meta"):
-        model = auto.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, **options)
     tensors = [(name, list(tensor.shape), "float32") for name, tensor in model.named_parameters()]
     print(json.dumps({"config": json.loads(config.to_json_string(use_diff=False)), "tensors": tensors}))
 

@@ -28,7 +28,7 @@ def faults_of(recipe: Recipe) -> list[Fault]:
     faults = [*_basics(recipe), *_variables(recipe), *_code(recipe), *_stages(recipe)]
     if not faults:  # what follows needs stages with kinds
         common = list(_sections(recipe))
-        faults += [*_resources(recipe), *_sources(recipe), *common]
+        faults += [*_resources(recipe), *_sources(recipe), *_prompts(recipe), *common]
         for name in stages_of(recipe):
             own = (fault for fault in _sections(stage_view(recipe, name)) if fault not in common)
             faults += [replace(fault, key=f"stages.{name}.set.{fault.key}") for fault in own]
@@ -84,6 +84,13 @@ def _stages(recipe: Recipe) -> Iterator[Fault]:
             if section in spec.set and (not inner or (isinstance(given, dict) and inner in given)):
                 yield Fault(key=f"{key}.set.{path}", problem="is one for the whole run", hint=f"set {path} itself")
         yield from check.build(Recipe, spec.set, key=f"{key}.set")[1]
+
+
+def _prompts(recipe: Recipe) -> Iterator[Fault]:
+    for name in stages_of(recipe):
+        if kind_of(recipe, name) == "predict" and not stage_view(recipe, name).data.prompt:
+            problem = f"is empty, so stage {name} has nothing to answer"
+            yield Fault(key="data.prompt", problem=problem, hint="write a template, or leave the predict stage out")
 
 
 def _sources(recipe: Recipe) -> Iterator[Fault]:

@@ -94,8 +94,12 @@ def _missing_columns(name: str, found: SplitFacts, needs: _Needs) -> Iterator[st
     for column, named_by in sorted({(column, named_by) for _, column, named_by in needs if column}):
         if column in found.columns:
             continue
-        number, row = next((at, row) for at, row in enumerate(read_rows(Path(found.path)), 1) if column not in row)
+        rows = enumerate(read_rows(Path(found.path)), 1)
+        number, row = next((at, row) for at, row in rows if row.get(column) is None)
         where = f"split {name!r}" if number == 1 else f"row {number} of split {name!r}"
+        if column in row:
+            yield f"{where} has null in column {column!r} ({named_by}) of {found.path}; give it a value or drop the row"
+            continue
         hint = f" ({nearest(column, row)})" if nearest(column, row) else ""
         yield f"{where} has no column {column!r} ({named_by}); {found.path} has there: {', '.join(row)}{hint}"
 
@@ -137,7 +141,8 @@ def _look_at(path: Path) -> SplitFacts:
     num_rows, columns = 0, None
     for row in read_rows(path):
         num_rows += 1
-        columns = set(row) if columns is None else columns & row.keys()
+        there = {name for name, value in row.items() if value is not None}  # a null is no value
+        columns = there if columns is None else columns & there
     return SplitFacts(
         path=str(path),
         num_rows=num_rows,

@@ -66,6 +66,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "my 'project'"
     (folder / "model").mkdir(parents=True)
     (folder / "model" / "config.json").write_text(json.dumps(_CONFIG))
+    (folder / "model" / "tokenizer.json").write_text("{}")
     _write_weights(folder / "model" / "model.safetensors")
     for split, num_rows in (("train", 10), ("validation", 3), ("test", 5)):
         rows = [{"input": f"{split} {number}", "target": f"답 {number}"} for number in range(num_rows)]

@@ -148,7 +148,10 @@ BAD_USE = {
     "no shards": (["predictions", "merge", "none.jsonl", "--out", "o"], "none.jsonl: no such file or folder"),
     "no count": (["predictions", "merge", "a", "--out", "o", "--rows", "-1"], "'-1' is no whole number"),
     "no data": (["predictions", "score", "test.jsonl", "--data", "none"], "'none' does not exist"),
-    "no field": (["predictions", "score", "test.jsonl", "--data", "test.jsonl"], "has no column 'prediction'"),
+    "no field": (
+        ["predictions", "score", "test.jsonl", "--data", "test.jsonl"],
+        "row 1 of test.jsonl has no 'prediction'",
+    ),
 }
 
 

@@ -4,7 +4,8 @@ The benchmarks put this folder on the import path of a recipe's ranks and of a s
 that both are measured by the same means. With $PROBE_OUT set, each rank that trains leaves
 RANK.json there: after each step its CPU seconds so far, at the steps of $PROBE_STEPS those of its
 children and of the processes above it too; with $PROBE_SAMPLE_S the anonymous resident bytes
-before the model was made and their peak since.
+before the model was made and their peak since. With $PROBE_TURNS, the FIFOs of this side and the
+other, the two sides take turns step by step.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import importlib.abc
 import importlib.util
 import json
 import os
+import select
 import sys
 import threading
 import time
@@ -76,13 +78,33 @@ class _Peak:
             time.sleep(pause_s)
 
 
+class _Turns:
+    """Lets two sides that train at the same time compute one after the other, a step each."""
+
+    def __init__(self) -> None:
+        names = os.environ.get("PROBE_TURNS", "").split(os.pathsep)
+        self._fifos = [os.open(name, os.O_RDWR) for name in names if name]
+
+    def after_step(self, *, is_first: bool, is_last: bool) -> None:
+        """Hand the turn over and wait until it comes back."""
+        if not self._fifos:
+            return
+        mine, other = self._fifos
+        if not is_first:
+            os.write(other, b".")
+        if not is_last:
+            if not select.select([mine], [], [], 300)[0]:
+                raise TimeoutError("the other side has ended")
+            os.read(mine, 1)
+
+
 def _install(trainer: ModuleType) -> None:
     """Give every Trainer the measuring callback."""
     from transformers import PreTrainedModel, TrainerCallback
 
     steps = {int(step) for step in os.environ.get("PROBE_STEPS", "").split(",") if step}
     found: dict[str, Any] = {"cpu_s": {}, "own_cpu_s": []}
-    peak = _Peak()
+    peak, turns = _Peak(), _Turns()
 
     class Probe(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -90,6 +112,7 @@ def _install(trainer: ModuleType) -> None:
             found["before_bytes"], found["peak_bytes"] = peak.before, peak.peak  # a save that follows is not in it
             if state.global_step in steps:
                 found["cpu_s"][state.global_step] = cpu_seconds()
+            turns.after_step(is_first=state.global_step == 1, is_last=state.global_step == state.max_steps)
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             found["losses"] = [entry["loss"] for entry in state.log_history if "loss" in entry]

@@ -7,9 +7,9 @@ from typing import Any
 
 from ...checkpoints.zero.manifest import read_manifest
 from ...errors import NotFoundError
-from ...files import digest_file, digest_of, read_json
+from ...files import digest_of, read_json
 from ...recipes.compose import stage_view
-from ...recipes.look import cached
+from ...recipes.look import file_digest
 from ...recipes.plan import Plan, Stage
 from ...recipes.schema import Recipe
 from ...rundir import RunPaths
@@ -66,9 +66,4 @@ def _weights_digest(model_dir: Path) -> str:
         if not weights:
             raise NotFoundError(f"there is no model in {model_dir}: the stage that makes it has not finished") from None
     names = [*weights, *sorted(model_dir.glob("*.json"))]
-    return digest_of([(path.name, _file_digest(path)) for path in names])
-
-
-def _file_digest(path: Path) -> str:
-    stat = path.stat()
-    return str(cached("digests", [str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino], lambda: digest_file(path)))
+    return digest_of([(path.name, file_digest(path)) for path in names])

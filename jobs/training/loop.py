@@ -103,7 +103,7 @@ class Steering(TrainerCallback):
             for name, value in (logs or {}).items()
             if isinstance(value, (int, float)) and name != "total_flos"
         }
-        if self._ranks.rank == 0:
+        if self._ranks.rank == 0 and values.keys() & {"loss", "eval_loss"}:
             shown = ", ".join(
                 f"{name} {value:.4g}"
                 for name, value in values.items()

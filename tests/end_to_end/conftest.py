@@ -43,7 +43,7 @@ class Place:
         own = {"STATE": "state", "CACHE": "cache", "RUNS": "runs"}
         paths = {f"SOUSBATCH_{name}": str(self.root / folder) for name, folder in own.items()}
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("SOUSBATCH_", "WANDB_"))}
-        return kept | paths | {"OMP_NUM_THREADS": "1"}
+        return kept | paths | {"OMP_NUM_THREADS": "1", "TORCH_EXTENSIONS_DIR": str(self.root / "extensions")}
 
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
         return subprocess.Popen(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import stat
-from pathlib import Path
 
 import pytest
 
@@ -142,7 +141,6 @@ def test_no_process_is_left(finished):
 
 
 def test_nothing_was_compiled(finished):
-    """DeepSpeed's just-in-time extensions are never built."""
+    """DeepSpeed's just-in-time extensions are never built, though there may be a compiler."""
     place, _ = finished
-    assert not any("ninja" in text.lower() or "building extension" in text.lower() for text in [place.logs()])
-    assert not list(Path.home().glob(".cache/torch_extensions/*/deepspeed_shm_comm"))
+    assert not (place.root / "extensions").exists()

@@ -13,6 +13,7 @@ import pytest
 
 from sousbatch.cluster.site import Site
 from sousbatch.recipes.inputs import code_digest_of
+from sousbatch.recipes.models import model_digest
 from sousbatch.recipes.plan import Forecast, Inputs, ModelFacts, Plan, Room, SplitFacts, Stage
 from sousbatch.recipes.schema import Environment, Model, Recipe, Resources
 
@@ -30,7 +31,13 @@ def make_plan(
     environment = environment or Environment()
     code = code_digest_of([Path(folder) for folder in environment.code])
     model = ModelFacts(
-        folder="/", tokenizer_folder="/", digest="m", has_weights=True, num_params=1, tensors=(), config={}
+        folder="/",
+        tokenizer_folder="/",
+        digest=model_digest(Path("/"), Path("/"), {}),
+        has_weights=True,
+        num_params=1,
+        tensors=(),
+        config={},
     )
     return Plan(
         recipe=Recipe(name="toy", model=Model(path="/"), environment=environment, **recipe),

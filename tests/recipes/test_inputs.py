@@ -28,7 +28,7 @@ def test_shapes_come_from_the_weights_headers(project: Path) -> None:
 
 def test_a_model_from_scratch_takes_the_shapes_of_its_config(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = {"config": {}, "tensors": [["a.weight", [3, 5], "float32"]]}
-    monkeypatch.setattr("sousbatch.recipes.inputs._run_shapes", lambda *look: shapes)
+    monkeypatch.setattr("sousbatch.recipes.models._run_shapes", lambda *look: shapes)
     model = inspect(compose("./small.yaml", ["model.from_scratch=true", "model.config.vocab_size=7"]), project).model
     assert (model.has_weights, model.num_params) == (False, 15)
 
@@ -54,7 +54,7 @@ def test_a_model_that_is_not_there_is_named(project: Path, overrides: list[str],
 def test_a_hub_model_that_cannot_be_fetched_says_what_to_check(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     (reason,) = _reasons("model.path=org/none")
-    assert reason.startswith("model.path 'org/none' cannot be fetched:") and "HF_TOKEN" in reason
+    assert reason.startswith("model.path 'org/none' is no folder here") and "HF_TOKEN" in reason
 
 
 def test_a_model_without_weights_asks_for_from_scratch(project: Path) -> None:
@@ -107,3 +107,30 @@ def test_code_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_the_room_of_a_folder_yet_to_be_made_is_that_of_its_parent(tmp_path: Path) -> None:
     assert room_of(tmp_path / "a" / "b").free_bytes > 0
+
+
+def test_one_changed_byte_of_the_weights_is_another_model(project: Path) -> None:
+    before = inspect(compose("./small.yaml"), project).model
+    weights = project / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    after = inspect(compose("./small.yaml"), project).model
+    assert after.tensors == before.tensors and after.digest != before.digest
+
+
+def test_a_config_that_is_not_json_is_named(project: Path) -> None:
+    (project / "model" / "config.json").write_text("{")
+    with pytest.raises(PlanError, match="config.json is no config"):
+        inspect(compose("./small.yaml"), project)
+
+
+def test_a_null_is_no_value(project: Path) -> None:
+    """str(None) would train the model on the word None."""
+    path = project / "train.jsonl"
+    path.write_text(path.read_text() + '{"input": "a", "target": null}\n')
+    with pytest.raises(PlanError, match="row 11 of split 'train' has null in column 'target'"):
+        inspect(compose("./small.yaml"), project)
+
+
+def test_a_chat_prompt_needs_a_template(project: Path) -> None:
+    with pytest.raises(PlanError, match="has no chat template"):
+        inspect(compose("./small.yaml", ["data.prompt=chat"]), project)
