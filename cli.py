@@ -236,6 +236,7 @@ def _add_prediction_commands(commands: argparse._SubParsersAction[_Parser]) -> N
     merge.add_argument(
         "--index", default="index", metavar="FIELD", help="field that holds a row's position (default index)"
     )
+    merge.add_argument("--export", metavar="FILE", help="also write the merged rows as .csv or .parquet")
     _add_score(verbs)
 
 

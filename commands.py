@@ -179,6 +179,8 @@ def _clean(arguments: Namespace) -> int:
     freed = 0
     for paths in chosen:
         freed += clean(paths, LocalLauncher(), whole=arguments.all, is_named=bool(arguments.run))
+        if not paths.root.exists():
+            LocalLauncher().forget(f"{paths.recipe_name}.{paths.run_id}.")
     print(f"{len(chosen)} run{'s' * (len(chosen) != 1)} looked at, {show.size(freed)} freed")
     return 0
 
@@ -275,9 +277,10 @@ def _predictions_merge(arguments: Namespace) -> int:
     missing = [str(path) for path in paths if not path.exists()]
     if missing:
         raise NotFoundError(f"{', '.join(missing)}: no such file or folder")
+    _check_export(arguments.export, out)
     if len(paths) == 1 and (paths[0] / "layout.json").is_file():
         print(merge_units(paths[0], out))
-        return 0
+        return _export(out, arguments.export)
     shards = [
         file
         for path in paths
@@ -286,6 +289,26 @@ def _predictions_merge(arguments: Namespace) -> int:
     if not shards:
         raise NotFoundError(f"{', '.join(arguments.paths)}: no .jsonl or .csv shards there")
     print(merge_shards(shards, out, num_rows=arguments.rows, index_field=arguments.index))
+    return _export(out, arguments.export)
+
+
+def _check_export(export: str | None, out: Path) -> None:
+    if export is None:
+        return
+    if Path(export).suffix not in (".csv", ".parquet"):
+        raise UsageError(f"--export {export!r} has an unknown format; known: .csv, .parquet")
+    if out.suffix != ".jsonl":
+        raise UsageError(f"--export needs --out to be a .jsonl file, and it is {out.name!r}")
+
+
+def _export(merged: Path, export: str | None) -> int:
+    """Write the merged rows once more as a table, where one is asked for."""
+    from .jobs.predictions.export import write_csv, write_parquet
+
+    if export is not None:
+        path = Path(export).expanduser().absolute()
+        (write_csv if path.suffix == ".csv" else write_parquet)(merged, path)
+        print(path)
     return 0
 
 

@@ -8,6 +8,7 @@ that process does is in `localjob.py`.
 from __future__ import annotations
 
 import fcntl
+import glob
 import json
 import os
 import shutil
@@ -113,10 +114,11 @@ class LocalLauncher:
             if job_state(folder).word not in FINAL_WORDS:
                 (folder / ("cancel-save" if save else "cancel-now")).touch()
 
-    def wait(self, refs: Collection[JobRef]) -> None:
-        """Return when all jobs have ended."""
-        while any(state.word not in FINAL_WORDS for state in self.states(refs).values()):
-            time.sleep(POLL_S)
+    def forget(self, beginning: str) -> None:
+        """Remove the folders of ended jobs whose keys begin so."""
+        for folder in self._jobs_dir.glob(f"{glob.escape(beginning)}*/"):
+            if job_state(folder).word in FINAL_WORDS:
+                files.remove_tree(folder)
 
 
 def _start(folder: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,11 @@ def pid_of(folder: Path) -> int:
 
 
 def end(launcher: LocalLauncher, ref: JobRef) -> JobState:
-    launcher.wait([ref])
-    return launcher.states([ref])[ref]
+    deadline = time.monotonic() + 30
+    while (state := launcher.states([ref])[ref]).word not in FINAL_WORDS:
+        assert time.monotonic() < deadline, state
+        time.sleep(0.02)
+    return state
 
 
 def test_a_killed_job_process_leaves_a_lost_job(
@@ -193,3 +197,18 @@ def test_slurms_own_configuration_stays(
     monkeypatch.setenv("SLURM_CONF", "/etc/private/slurm.conf")
     end(launcher, launcher.send(request_of("env"), "key", {}))
     assert "SLURM_CONF=/etc/private/slurm.conf\n" in (tmp_path / "logs" / "work-00000.log").read_text()
+
+
+def test_ended_jobs_are_forgotten_and_living_ones_are_not(
+    launcher: LocalLauncher, request_of: Callable[..., Request]
+) -> None:
+    ended = launcher.send(request_of("true"), "toy.0123.a.1", {})
+    end(launcher, ended)
+    living = launcher.send(request_of("sleep 30"), "toy.0123.b.1", {})
+    other = launcher.send(request_of("true"), "toy.01234.a.1", {})
+    end(launcher, other)
+    launcher.forget("toy.0123.")
+    words = [state.reason for state in launcher.states([ended, living, other]).values()]
+    assert words[0] == "this machine does not know the job" and words[0] not in words[1:]
+    launcher.cancel([living], save=False)
+    end(launcher, living)

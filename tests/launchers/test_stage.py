@@ -19,7 +19,7 @@ import pytest
 from sousbatch import files, ledger
 from sousbatch.errors import EXIT_NO_ROOM, EXIT_STOPPED
 from sousbatch.launchers.attempts import read_attempts
-from sousbatch.launchers.base import JobState, Request
+from sousbatch.launchers.base import FINAL_WORDS, JobState, Request
 from sousbatch.launchers.frozen import freeze
 from sousbatch.launchers.local import LocalLauncher
 from sousbatch.launchers.stage import _Task
@@ -219,7 +219,7 @@ def test_whoever_is_killed_no_process_is_left(
         "job": int(bench.until((bench.paths.root / "job").read_text)),
     }
     os.kill(numbers[victim], signal.SIGKILL)
-    launcher.wait([ref])
+    bench.until(lambda: launcher.states([ref])[ref].word in FINAL_WORDS)
     bench.until(lambda: not living(marker))
     bench.until(lambda: not living(str(tmp_path)))
     state = launcher.states([ref])[ref]
