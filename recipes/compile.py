@@ -9,6 +9,7 @@ from ..cluster.site import Site
 from ..errors import PlanError
 from .forecast import forecast, takes_adapter
 from .freeze import is_frozen
+from .keys import unbuilt
 from .plan import After, Batch, Forecast, Inputs, Plan, Stage
 from .schema import Predict, Recipe, Resources
 from .stages import kind_of, resources_of, source_of, stage_view, stages_of
@@ -60,6 +61,7 @@ def _batch(view: Recipe, resources: Resources, inputs: Inputs) -> Batch:
         micro_batch=train.micro_batch,
         accumulation=max(1, train.global_batch // (ranks * train.micro_batch)),
         steps=steps,
+        steps_per_epoch=steps_per_epoch,
         warmup_steps=math.ceil(train.schedule.warmup_ratio * steps),
         save_every_steps=min(steps, view.checkpoints.every_steps or max(1, steps // 10)),
     )
@@ -68,6 +70,8 @@ def _batch(view: Recipe, resources: Resources, inputs: Inputs) -> Batch:
 def _refusals(view: Recipe, stage: Stage, site: Site, inputs: Inputs) -> Iterator[str]:
     if stage.kind not in _ON_DEVICES:
         return
+    for key in unbuilt(view):
+        yield f"{key} can be written down but is not done by this version; leave it out"
     if view.task != "causal_lm":
         yield f"task {view.task!r} can be written down but not run by this version; causal_lm can"
     yield from _resource_refusals(stage, site)

@@ -75,6 +75,7 @@ class Batch:
     micro_batch: int
     accumulation: int
     steps: int
+    steps_per_epoch: int
     warmup_steps: int
     save_every_steps: int
 

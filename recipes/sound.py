@@ -114,7 +114,11 @@ def _resources(recipe: Recipe) -> Iterator[Fault]:
 def _sections(view: Recipe) -> Iterator[Fault]:
     """Return what is wrong between keys of one section, in the recipe as some stage sees it."""
     schedule, train, predict = view.train.schedule, view.train, view.predict
-    if schedule.name in ("step", "cosine_restarts") and schedule.period_steps is None:
+    if (
+        schedule.name in ("step", "cosine_restarts")
+        and schedule.period_steps is None
+        and schedule.period_epochs is None
+    ):
         key = "train.schedule.period_steps"
         yield Fault(key=key, problem=f"is missing: schedule {schedule.name} needs it", hint="such as 500")
     if train.patience is not None and train.eval_split is None:

@@ -41,7 +41,7 @@ def _processes() -> dict[int, tuple[int, float]]:
 
 
 def cpu_seconds() -> dict[str, float]:
-    """Return the CPU seconds of this process, of its children, and of those above up to $PROBE_TOP."""
+    """Return the CPU seconds of this process, of its children, of those above up to $PROBE_TOP; and the time."""
     own, every, top = time.process_time(), _processes(), int(os.environ.get("PROBE_TOP", "1"))
     children, family = 0.0, {os.getpid()}
     for pid, (parent, seconds) in sorted(every.items()):  # a child's number is seldom lower than its parent's
@@ -52,7 +52,7 @@ def cpu_seconds() -> dict[str, float]:
     while pid not in (0, 1, top):
         pid, seconds = every[pid]
         above += seconds
-    return {"own": own, "children": children, "above": above}
+    return {"own": own, "children": children, "above": above, "wall": time.monotonic()}
 
 
 def anonymous_bytes() -> int:

@@ -36,7 +36,10 @@ class RecipeTrainer(Trainer):
         scheduler = getattr(self, "lr_scheduler", None)
         if scheduler is None:
             factor = schedule.factor(
-                self._job.recipe.train.schedule, steps=self._batch.steps, warmup_steps=self._batch.warmup_steps
+                self._job.recipe.train.schedule,
+                steps=self._batch.steps,
+                warmup_steps=self._batch.warmup_steps,
+                steps_per_epoch=self._batch.steps_per_epoch,
             )
             self.lr_scheduler = scheduler = LambdaLR(optimizer or self.optimizer, factor)
             self._created_lr_scheduler = True

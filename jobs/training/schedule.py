@@ -8,30 +8,27 @@ from collections.abc import Callable
 from ...recipes.schema import Schedule
 
 
-def factor(spec: Schedule, *, steps: int, warmup_steps: int) -> Callable[[int], float]:
+def factor(spec: Schedule, *, steps: int, warmup_steps: int, steps_per_epoch: int = 1) -> Callable[[int], float]:
     """Return the function from the number of finished steps to the rate's factor, 0 to 1.
 
     Cosine: 0.5 (1 + cos(pi t)) between 1 and `min_ratio`; with restarts after Loshchilov and
     Hutter 2017 (SGDR), periods growing by `period_factor`.
     """
-    shapes: dict[str, Callable[[int, int], float]] = {
-        "constant": lambda step, length: 1.0,
-        "linear": lambda step, length: 1 - step / length,
-        "cosine": lambda step, length: _cosine(step / length),
-        "cosine_restarts": lambda step, length: _cosine(
-            _place_in_period(step, spec.period_steps or length, spec.period_factor)
-        ),
-        "step": lambda step, length: spec.decay ** (step // (spec.period_steps or length)),
+    length = max(1, steps - warmup_steps)
+    period = spec.period_steps or max(1, round((spec.period_epochs or 0) * steps_per_epoch))
+    shapes: dict[str, Callable[[int], float]] = {
+        "constant": lambda step: 1.0,
+        "linear": lambda step: 1 - min(step, length) / length,
+        "cosine": lambda step: _cosine(min(step, length) / length),
+        "cosine_restarts": lambda step: _cosine(_place_in_period(step, period, spec.period_factor)),
+        "step": lambda step: spec.decay ** (step // period),
     }
-    shape, length = shapes[spec.name], max(1, steps - warmup_steps)
+    shape = shapes[spec.name]
 
     def at(step: int) -> float:
         if step < warmup_steps:
             return (step + 1) / warmup_steps
-        falling = shape(
-            min(step - warmup_steps, length) if spec.name in ("linear", "cosine") else step - warmup_steps, length
-        )
-        return spec.min_ratio + (1 - spec.min_ratio) * falling
+        return spec.min_ratio + (1 - spec.min_ratio) * shape(step - warmup_steps)
 
     return at
 

@@ -18,6 +18,7 @@ def batch(micro: int, accumulation: int = 1, world_size: int = 2) -> Batch:
         micro_batch=micro,
         accumulation=accumulation,
         steps=10,
+        steps_per_epoch=10,
         warmup_steps=0,
         save_every_steps=5,
     )

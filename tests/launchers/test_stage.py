@@ -30,7 +30,9 @@ from sousbatch.recipes.schema import Environment, Resources
 from sousbatch.rundir import RunPaths
 
 CPU = Resources(device="cpu")
-BATCH = Batch(world_size=1, micro_batch=4, accumulation=1, steps=10, warmup_steps=0, save_every_steps=5)
+BATCH = Batch(
+    world_size=1, micro_batch=4, accumulation=1, steps=10, steps_per_epoch=10, warmup_steps=0, save_every_steps=5
+)
 
 # Runs the stage process with one stand-in job a node in place of the real ones.
 DRIVER = """

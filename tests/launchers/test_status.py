@@ -14,7 +14,9 @@ from sousbatch.recipes.plan import Batch, Plan, Stage
 from sousbatch.recipes.schema import Resources
 
 CPU = Resources(device="cpu")
-BATCH = Batch(world_size=2, micro_batch=1, accumulation=1, steps=100, warmup_steps=0, save_every_steps=10)
+BATCH = Batch(
+    world_size=2, micro_batch=1, accumulation=1, steps=100, steps_per_epoch=10, warmup_steps=0, save_every_steps=10
+)
 TRAIN = Stage(name="train", kind="train", of=None, resources=CPU, num_tasks=1, after=(), batch=BATCH)
 PREDICT = Stage(name="predict", kind="predict", of=None, resources=CPU, num_tasks=2, after=())
 _WORDS = ("waiting", "running", "stopping", "done", "stopped", "failed", "cancelled", "lost")

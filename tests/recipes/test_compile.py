@@ -13,8 +13,11 @@ from typing import Any
 import pytest
 
 import sousbatch
+from sousbatch.cluster.site import this_machine
 from sousbatch.errors import PlanError
 from sousbatch.recipes.compile import compile
+from sousbatch.recipes.compose import compose
+from sousbatch.recipes.inputs import inspect
 from sousbatch.recipes.plan import Inputs, Plan, read_plan
 from sousbatch.recipes.schema import Recipe, StageSpec
 
@@ -257,3 +260,13 @@ def test_ranks_that_share_cores_are_warned_of(small: ModuleType) -> None:
 
 def test_the_plan_of_the_small_recipe_has_no_warning(small: ModuleType) -> None:
     assert small.plan().warnings == ()
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["data.clean=[symbols]", "predict.engine=vllm", "predict.length_ratio=0.14", "model.add_tokens_from=words.txt"],
+)
+def test_what_comes_later_can_be_composed_and_is_refused_by_its_key(project: Path, override: str) -> None:
+    recipe = compose("./small.yaml", [override])
+    with pytest.raises(PlanError, match=override.split("=")[0].replace(".", r"\.") + " can be written down"):
+        compile(recipe, this_machine(), inspect(recipe, project))

@@ -12,7 +12,9 @@ from sousbatch.recipes.forecast import device_memory, forecast, params_of, takes
 from sousbatch.recipes.plan import Batch, TensorFacts
 from sousbatch.recipes.schema import Adapter, Checkpoints, Model, Predict, Train, Zero
 
-BATCH = Batch(world_size=4, micro_batch=2, accumulation=1, steps=100, warmup_steps=0, save_every_steps=10)
+BATCH = Batch(
+    world_size=4, micro_batch=2, accumulation=1, steps=100, steps_per_epoch=10, warmup_steps=0, save_every_steps=10
+)
 
 
 def _memory(small: ModuleType, **sections: Any) -> dict[str, int]:

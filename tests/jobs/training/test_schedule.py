@@ -21,10 +21,14 @@ from sousbatch.recipes.schema import Schedule
             {101: 0.5, 202: 1.0, 404: 0.5, 606: 1.0, 1414: 1.0},
         ),
         (Schedule(name="step", period_steps=10, decay=0.5), {9: 1.0, 10: 0.5, 25: 0.25}),
+        # system 000: cosine with a period of 2 epochs, down to a tenth
+        (Schedule(name="cosine_restarts", period_epochs=2, min_ratio=0.1), {0: 1.0, 50: 0.55, 100: 1.0}),
     ],
 )
 def test_the_rate_has_the_shape_that_was_asked_for(schedule, expected):
-    at = factor(schedule, steps=100 if schedule.name in ("linear", "cosine") else 2000, warmup_steps=0)
+    at = factor(
+        schedule, steps=100 if schedule.name in ("linear", "cosine") else 2000, warmup_steps=0, steps_per_epoch=50
+    )
     assert {step: pytest.approx(at(step)) for step in expected} == expected
 
 

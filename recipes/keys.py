@@ -1,0 +1,41 @@
+"""How a key of a recipe is declared, and which keys this version only lets one write down."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import field
+from typing import Any
+
+
+def key(
+    default: Any,
+    help: str,
+    *,
+    also: tuple[str, ...] = (),
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    later: bool = False,
+) -> Any:
+    """Declare a key: its default (a class makes a fresh one), its help and its range.
+
+    *also* lists the names that other libraries give it, so that an error can translate. A key
+    that comes *later* can be written down; a plan that needs it is refused until then.
+    """
+    metadata = {"help": help, "also": also, "at_least": at_least, "above": above, "at_most": at_most, "later": later}
+    if isinstance(default, type):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def unbuilt(section: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys of *section* that have a value and are for a later version."""
+    for one in dataclasses.fields(section):
+        value = getattr(section, one.name)
+        if one.metadata.get("later"):
+            default = one.default if one.default is not dataclasses.MISSING else type(value)()
+            if value != default:
+                yield prefix + one.name
+        elif dataclasses.is_dataclass(value):
+            yield from unbuilt(value, f"{prefix}{one.name}.")
