@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ..checkpoints.sizes import DTYPE_BYTES, Size, checkpoint_size, model_size
 from .freeze import is_frozen
@@ -118,7 +117,8 @@ def device_memory(recipe: Recipe, model: ModelFacts, batch: Batch) -> list[Forec
     """Return the memory of one rank while training, line by line.
 
     Model states after Rajbhandari et al. 2020 (ZeRO, table 1). Without ZeRO the float32 weights
-    are the masters; with it they are kept beside the working copy, with the two moments.
+    are the masters; with it they are kept beside the working copy, with the two moments. What
+    talking to the other ranks adds was measured (benchmarks/memory.py).
     """
     params, zero = params_of(recipe, model), recipe.train.zero
     work = DTYPE_BYTES[recipe.train.precision] if zero.stage else 4
@@ -138,18 +138,40 @@ def device_memory(recipe: Recipe, model: ModelFacts, batch: Batch) -> list[Forec
 
     return [
         line("weights", weights, 3, zero.offload == "both"),
-        line("gradients", [(work, params.trainable, "")], 2, False),
+        line("gradients", [(work if zero.stage else 8, params.trainable, "")], 2, False),  # and DDP's copy of each
         line("optimizer states", [(states, params.trainable, "")], 1, zero.offload != "none"),
-        _activations(recipe, model.config, batch),
+        *_exchange(recipe, params, work, batch),
+        _activations(recipe, model, batch),
     ]
 
 
-def _activations(recipe: Recipe, config: dict[str, Any], batch: Batch) -> ForecastLine:
+def _exchange(recipe: Recipe, params: Params, work: int, batch: Batch) -> list[ForecastLine]:
+    """Return what ZeRO-3 holds for a while: gathered weights, the bucket of gradients, its flat copy and share."""
+    zero, ranks = recipe.train.zero, batch.world_size
+    if zero.stage < 3:
+        return []
+    sharding = zero.config.get("zero_optimization", {})
+    live = min(params.trainable + params.frozen, int(sharding.get("stage3_max_live_parameters", 1e9)))
+    bucket = min(params.trainable, int(sharding.get("reduce_bucket_size", 5e8)))
+    return [
+        ForecastLine(what="gathered weights", num_bytes=work * live, formula=f"{work} B x {live:,}"),
+        ForecastLine(
+            what="gradient buckets",
+            num_bytes=int(work * bucket * (2 + 1 / ranks)),
+            formula=f"{work} B x {bucket:,} x (2 + 1 / {ranks} ranks)",
+        ),
+    ]
+
+
+def _activations(recipe: Recipe, model: ModelFacts, batch: Batch) -> ForecastLine:
     """Return what forward leaves for backward.
 
     After Korthikanti et al. 2022 (eq. 2): 34 s b h + 5 a s^2 b bytes a layer at 16 bits, whose second
-    term only eager attention leaves; with recomputation one layer's, and the inputs of all.
+    term only eager attention leaves; with recomputation one layer's, and the inputs of all. A gated
+    layer (Llama and its kin) leaves 10 h + 4 i numbers a token instead of 17 h: three at either norm,
+    query, key, value and their answer; gate, its SiLU, up, and their product.
     """
+    config = model.config
 
     def number(*names: str, default: int = 0) -> int:
         found = (config.get(name) for name in names)
@@ -159,8 +181,10 @@ def _activations(recipe: Recipe, config: dict[str, Any], batch: Batch) -> Foreca
     heads, vocabulary = number("num_attention_heads", "n_head", default=1), number("vocab_size")
     tokens, rows = recipe.data.max_tokens, batch.micro_batch
     width = DTYPE_BYTES[recipe.train.precision]
-    layer = 17 * width * tokens * rows * hidden
-    formula = f"17 x {width} B x {hidden}"
+    is_gated = any("gate_proj" in tensor.name or "gate_up_proj" in tensor.name for tensor in model.tensors)
+    inner = number("intermediate_size") if is_gated else 0
+    layer = width * tokens * rows * (10 * hidden + 4 * inner if is_gated else 17 * hidden)
+    formula = f"{width} B x (10 x {hidden} + 4 x {inner})" if is_gated else f"17 x {width} B x {hidden}"
     if recipe.model.attention == "eager":
         layer += 5 * heads * tokens * tokens * rows * width // 2
         formula += f" + 2.5 x {width} B x {heads} heads x {tokens}"
