@@ -24,7 +24,8 @@ def _faults(values: Any) -> list[str]:
         ({"train": {"warmup_ratio": 0}}, "train.warmup_ratio is not a key (it is train.schedule.warmup_ratio)"),
         (
             {"task": "causal"},
-            "task is 'causal'; known: causal_lm, seq2seq, question_answering, classification (did you mean 'causal_lm'?)",
+            "task is 'causal'; known: causal_lm, seq2seq, question_answering, classification "
+            "(did you mean 'causal_lm'?)",
         ),
         ({"train": 5}, "train is 5 (a section of keys is expected, such as train.split)"),
         ({"train": {"steps": 0}}, "train.steps is 0 (at least 1)"),
