@@ -28,6 +28,8 @@ SMALL = [
     "predict.unit_rows=5",
     "predict.max_new_tokens=12",
 ]
+# One split instead of the demo's two.
+FIVE_STAGES = "stages={train: {}, consolidate: {}, predict: {}, merge: {}, score: {}}"
 # The two stages that faults of training are about.
 ONLY_TRAIN = ["stages={train: {}, consolidate: {}}"]
 
@@ -135,6 +137,11 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small() -> list[str]:
     return SMALL
+
+
+@pytest.fixture(scope="session")
+def five_stages() -> str:
+    return FIVE_STAGES
 
 
 @pytest.fixture(scope="session")

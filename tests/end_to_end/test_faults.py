@@ -35,6 +35,8 @@ def test_a_killed_rank_costs_an_attempt_and_no_accuracy(place, only_train, until
     assert client.returncode == 0, err + place.logs()
     assert len(place.events("attempt")) >= 3  # two of train, one of consolidate
     assert place.events("resumed")[0]["step"] >= 2
+    if zero == 0:
+        return  # one comparison is enough: it takes a second run
     place.run(*arguments, "--again")
     killed, whole = sorted(place.root.glob("runs/*/*/ledger"))
     assert last_loss(killed) == pytest.approx(last_loss(whole), abs=1e-6)
@@ -46,8 +48,8 @@ def last_loss(ledger: Path) -> float:
     return [event["eval_loss"] for event in events if event.get("step") == 8 and "eval_loss" in event][-1]
 
 
-def test_after_kill_9_of_every_process_resume_ends_the_run(place, small, until):
-    client = place.start("submit", "hangul-restoration", *small)
+def test_after_kill_9_of_every_process_resume_ends_the_run(place, small, five_stages, until):
+    client = place.start("submit", "hangul-restoration", *small, five_stages)
     until(lambda: place.events("saved"), "a first checkpoint", client)
     client.kill()
     client.communicate()

@@ -7,9 +7,9 @@ import random
 import time
 
 
-def test_after_five_random_kills_every_row_is_there_once(place, small):
+def test_after_five_random_kills_every_row_is_there_once(place, small, five_stages):
     chance = random.Random(20261122)
-    arguments = ["submit", "hangul-restoration", *small, "predict.unit_rows=3"]
+    arguments = ["submit", "hangul-restoration", *small, five_stages, "predict.unit_rows=3"]
     moments = []
     for _ in range(5):
         client = place.start(*arguments)
@@ -21,7 +21,6 @@ def test_after_five_random_kills_every_row_is_there_once(place, small):
         if list((place.root / "runs").glob("*/*/plan.json")):
             arguments = ["resume", place.run_dir().name]
     place.run(*arguments)
-    for name in ("predict", "predict-other"):
-        lines = (place.run_dir() / f"predictions/{name}/predictions.jsonl").read_text().splitlines()
-        assert [json.loads(line)["index"] for line in lines] == list(range(24)), moments
+    lines = (place.run_dir() / "predictions/predict/predictions.jsonl").read_text().splitlines()
+    assert [json.loads(line)["index"] for line in lines] == list(range(24)), moments
     assert place.processes() == []
