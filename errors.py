@@ -4,7 +4,9 @@
     |-- UsageError                2   asked for something that cannot work
     |   |-- RecipeError           2   faults of a recipe, all at once
     |   |-- PlanError             2   a recipe that this site, model or data cannot run
-    |   `-- NotFoundError         2   a run, stage, checkpoint or file that does not exist
+    |   |-- NotFoundError         2   a run, stage, checkpoint or file that does not exist
+    |   `-- SlurmError            2   Slurm refused a request
+    |       `-- UnreachableError  2   Slurm does not answer; what it did is unknown
     `-- RunError                  1   the work failed
         |-- DamagedError          1   a file is not what its marker or format says
         |-- IncompleteError       1   rows or shards are missing
@@ -50,6 +52,14 @@ class PlanError(UsageError):
 
 class NotFoundError(UsageError):
     """What was named does not exist."""
+
+
+class SlurmError(UsageError):
+    """Slurm refused a request, in its own words."""
+
+
+class UnreachableError(SlurmError):
+    """Slurm did not answer, so that whether it acted is unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)

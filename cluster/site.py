@@ -11,8 +11,35 @@ from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
+class NodeKind:
+    """Nodes of a partition that are alike."""
+
+    count: int
+    cpus: int
+    memory_mb: int
+    gpus: int = 0
+    gpu_type: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partition:
+    """A partition of Slurm. Limits are None where there is none; times are in minutes."""
+
+    name: str
+    is_default: bool
+    nodes: tuple[NodeKind, ...]
+    max_minutes: int | None = None
+    default_minutes: int | None = None
+    max_nodes: int | None = None
+    has_memory_default: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Site:
-    """A place that runs jobs: its launcher and what one node of it has."""
+    """A place that runs jobs: its launcher and what one node of it has.
+
+    On Slurm the node is the largest of the default partition, and memory of a GPU is unknown (0).
+    """
 
     name: str
     launcher: Literal["local", "slurm"]
@@ -20,6 +47,15 @@ class Site:
     memory_bytes: int
     gpus_per_node: int
     gpu_memory_bytes: int
+    partitions: tuple[Partition, ...] = ()
+    max_array_size: int = 1001
+    max_jobs: int | None = None
+    has_accounting: bool = False
+
+    def partition(self, name: str | None) -> Partition | None:
+        """Return the partition called *name*, or the default one; None when there is no such."""
+        chosen = (one for one in self.partitions if (one.name == name if name else one.is_default))
+        return next(chosen, None)
 
 
 def this_machine() -> Site:

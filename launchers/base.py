@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -27,6 +28,7 @@ class Request:
     resources: Resources
     uses_devices: bool
     log_dir: str
+    inherit: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +41,11 @@ class JobRef:
 
 @dataclass(frozen=True, kw_only=True)
 class JobState:
-    """What a launcher knows of a job, without the run's own ledger."""
+    """What a launcher knows of a job, without the run's own ledger, and when it looked (seconds since the epoch)."""
 
     word: StateWord
     reason: str = ""
+    seen_at: float = math.inf
 
 
 class Launcher(Protocol):

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from .. import files
-from ..cluster import processes
+from ..cluster.environment import without_leaks
 from ..cluster.site import this_machine
 from ..recipes.plan import Plan
 from ..recipes.schema import Resources
@@ -30,13 +30,6 @@ from .base import FINAL_WORDS, JobRef, JobState, Request, StateWord, script
 POLL_S = 0.1
 _END_BYTES = 4096
 _END_CHARACTERS = 300  # at most 12 bytes each as JSON
-# What a shell inside a job, or inside another launcher's, would hand on to this one.
-_LEAKING = ("SLURM_", "SBATCH_", "PMI_", "PMIX_", "OMPI_", "TORCHELASTIC_")
-_LEAKING_NAMES = frozenset(
-    {f"SOUSBATCH_{name}" for name in ("TASK", "SLOT", "JOB", "ATTEMPT", "MICRO_BATCH", "ACCUMULATION")}
-    | {"RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
-    | {processes.PARENT_VARIABLE}
-)
 
 
 class LocalLauncher:
@@ -56,7 +49,7 @@ class LocalLauncher:
                 num_tasks=stage.num_tasks,
                 after=stage.after,
                 resources=stage.resources,
-                uses_devices=stage.kind in ("train", "predict"),
+                uses_devices=stage.uses_devices,
                 log_dir=str(paths.log(stage.name, 0).parent),
             )
             for stage in plan.stages
@@ -133,23 +126,13 @@ def _start(folder: Path) -> None:
         with (folder / "output").open("a") as output:
             subprocess.Popen(
                 [sys.executable, "-m", "sousbatch.launchers.localjob", str(folder), str(lock.fileno())],
-                env=_environment(),
+                env=without_leaks(os.environ) | {"PYTHONSAFEPATH": "1"},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 pass_fds=[lock.fileno()],
                 start_new_session=True,
             )
-
-
-def _environment() -> dict[str, str]:
-    """Return the submitting shell's environment less what belongs to a job that it is part of."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if name == "SLURM_CONF" or not (name.startswith(_LEAKING) or name in _LEAKING_NAMES)
-    }
-    return kept | {"PYTHONSAFEPATH": "1"}
 
 
 def _try_lock(lock: IO[str]) -> bool:
@@ -200,5 +183,7 @@ def _is_locked(path: Path) -> bool:
 def _parallel(resources: Resources) -> int:
     """Return how many tasks of a job this machine runs at once."""
     if resources.device == "gpu":
-        return max(1, this_machine().gpus_per_node // resources.devices_per_node)
-    return max(1, len(os.sched_getaffinity(0)) // resources.cpus_per_device)
+        room = this_machine().gpus_per_node // resources.devices_per_node
+    else:
+        room = len(os.sched_getaffinity(0)) // resources.cpus_per_device
+    return max(1, min(room, resources.tasks_at_once or room))

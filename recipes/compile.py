@@ -14,8 +14,6 @@ from .plan import After, Batch, Forecast, Inputs, Plan, Stage
 from .schema import Predict, Recipe, Resources
 from .stages import kind_of, resources_of, source_of, stage_view, stages_of
 
-_ON_DEVICES = ("train", "predict")  # the other kinds are one process each
-
 
 def compile(recipe: Recipe, site: Site, inputs: Inputs) -> Plan:
     """Return the plan of *recipe* at *site*: the same value for the same arguments.
@@ -68,7 +66,7 @@ def _batch(view: Recipe, resources: Resources, inputs: Inputs) -> Batch:
 
 
 def _refusals(view: Recipe, stage: Stage, site: Site, inputs: Inputs) -> Iterator[str]:
-    if stage.kind not in _ON_DEVICES:
+    if not stage.uses_devices:
         return
     for key in unbuilt(view):
         yield f"{key} can be written down but is not done by this version; leave it out"

@@ -105,6 +105,11 @@ class Stage:
     after: tuple[After, ...]
     batch: Batch | None = None
 
+    @property
+    def uses_devices(self) -> bool:
+        """Whether its ranks compute on devices; the other kinds are one process each."""
+        return self.kind in ("train", "predict")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ForecastLine:

@@ -282,7 +282,7 @@ class Resources:
 
     nodes: int = key(
         1,
-        "nodes of a task; here they are pretend nodes, one torchrun agent each",
+        "nodes of a task; without Slurm they are pretend nodes of this machine, one torchrun agent each",
         also=("num_nodes", "nnodes"),
         at_least=1,
     )
@@ -294,6 +294,7 @@ class Resources:
     )
     device: Literal["gpu", "cpu"] = key("gpu", "what a rank computes on")
     tasks: int = key(1, "tasks that share the rows of a predict stage", also=("num_shards",), at_least=1)
+    tasks_at_once: int | None = key(None, "at most so many of them run together", at_least=1)
     cpus_per_device: int = key(1, "cores of a rank, and its OpenMP threads", also=("cpus_per_task",), at_least=1)
     memory_gb: float | None = key(
         None, "host memory of a node; the site's default when not given", also=("mem",), above=0
@@ -307,7 +308,10 @@ class Resources:
     constraint: str | None = key(None, "Slurm node features")
     exclude: str | None = key(None, "Slurm nodes to avoid")
     reservation: str | None = key(None, "Slurm reservation")
-    sbatch: tuple[str, ...] = key((), "more sbatch options, as --name=value")
+    sbatch: tuple[str, ...] = key((), "more #SBATCH lines, as --name=value; they win over those written for you")
+    stall_min: float = key(
+        30.0, "minutes without a step after which an attempt ends, the stacks of its ranks in the log", above=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
+from sousbatch.cluster.slurmsite import read_site
 from sousbatch.launchers.base import FINAL_WORDS, JobRef, JobState, Launcher, Request
 from sousbatch.launchers.local import LocalLauncher
+from sousbatch.launchers.sbatch import header
+from sousbatch.launchers.slurm import TASK_LINE, SlurmLauncher
 from sousbatch.recipes.plan import After, Plan, Stage
 from sousbatch.recipes.schema import Environment, Resources
 from sousbatch.rundir import RunPaths
@@ -26,7 +31,7 @@ HOSTILE = [
     "; touch x",
     "$(touch x)",
     "`touch x`",
-    "한글 100% \\n #",
+    "한글 100 # *",
     "-rf",
 ]
 
@@ -39,6 +44,7 @@ class LauncherContract:
         self, launcher: Launcher, tmp_path: Path, until: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         self.launcher, self.place, self.until = launcher, tmp_path, until
+        self.token = secrets.token_hex(4)  # a scheduler remembers the keys of other tests
         monkeypatch.chdir(tmp_path)  # where `touch x` would show
 
     def request(
@@ -52,7 +58,7 @@ class LauncherContract:
     ) -> Request:
         return Request(
             stage=stage,
-            text=f"#!/bin/bash\n{text}\n",
+            text="\n".join(["#!/bin/bash", *self.header(stage, num_tasks), text, ""]),
             num_tasks=num_tasks,
             after=tuple(After(stage=name, condition=condition) for name, condition in (after or {}).items()),
             resources=CPU,
@@ -60,8 +66,12 @@ class LauncherContract:
             log_dir=str(log_dir or self.place / "logs"),
         )
 
+    def header(self, stage: str, num_tasks: int) -> Sequence[str]:
+        """Return the lines that the launcher's `prepare` puts above the text."""
+        return ()
+
     def send(self, request: Request, key: str = "key", **after: JobRef) -> JobRef:
-        return self.launcher.send(request, key, after)
+        return self.launcher.send(request, f"{key}.{self.token}", after)
 
     def end(self, ref: JobRef) -> JobState:
         def look() -> JobState | None:
@@ -136,10 +146,11 @@ class LauncherContract:
 
     def test_a_job_is_found_by_its_key_though_its_ref_was_lost(self) -> None:
         self.send(self.request("true"))
-        found = self.launcher.find(["key", "never-sent"])
-        assert set(found) == {"key"}
-        assert self.end(found["key"]).word == "done"
-        assert self.launcher.find(["key"]) == found, "an ended job is found too"
+        key = f"key.{self.token}"
+        found = self.launcher.find([key, "never-sent"])
+        assert set(found) == {key}
+        assert self.end(found[key]).word == "done"
+        assert self.launcher.find([key]) == found, "an ended job is found too"
 
     def test_a_job_that_nobody_knows_is_lost(self) -> None:
         ref = JobRef(launcher=self.launcher.name, job_id="12345678")
@@ -199,7 +210,7 @@ class LauncherContract:
     # cancel
 
     def test_saving_is_asked_for_and_waited_for(self) -> None:
-        text = "trap 'sleep 0.2; echo saved; exit 75' TERM; echo ready; while :; do sleep 0.05; done"
+        text = "trap 'sleep 0.2; echo saved; exit 75' TERM USR1; echo ready; while :; do sleep 0.05; done"
         ref = self.send(self.request(text))
         self.wait_until_ready()
         assert self.launcher.states([ref])[ref].word == "running"
@@ -208,7 +219,7 @@ class LauncherContract:
         assert self.log() == "ready\nsaved\n"
 
     def test_a_job_that_finishes_while_it_is_asked_to_save_is_done(self) -> None:
-        ref = self.send(self.request("trap 'exit 0' TERM; echo ready; while :; do sleep 0.05; done"))
+        ref = self.send(self.request("trap 'exit 0' TERM USR1; echo ready; while :; do sleep 0.05; done"))
         self.wait_until_ready()
         self.launcher.cancel([ref], save=True)
         assert self.end(ref).word == "done"
@@ -224,7 +235,7 @@ class LauncherContract:
         self, living: Callable[[str], list[Any]], first_save: bool
     ) -> None:
         marker = f"sleep 7{os.getpid()}"
-        ref = self.send(self.request(f"trap '' TERM; setsid {marker} & {marker} & echo ready; wait; wait"))
+        ref = self.send(self.request(f"trap '' TERM USR1; setsid {marker} & {marker} & echo ready; wait; wait"))
         self.wait_until_ready()
         if first_save:
             self.launcher.cancel([ref], save=True)
@@ -256,6 +267,30 @@ class LauncherContract:
         assert self.end(self.send(self.request("env"))).word == "done"
         assert "leaked-value" not in self.log()
         assert "HARMLESS=two  words\n" in self.log()
+
+
+class TestSlurm(LauncherContract):
+    """The contract, on a private Slurm."""
+
+    @pytest.fixture
+    def launcher(self, slurm: object) -> Launcher:
+        return SlurmLauncher()
+
+    def header(self, stage: str, num_tasks: int) -> Sequence[str]:
+        size = num_tasks if num_tasks > 1 else None
+        log = f"logs/{stage}-{'%5a' if size else '00000'}.log"
+        lines = header(f"toy.{stage}", log, CPU, read_site(), uses_devices=False, array_size=size)
+        return (*lines, TASK_LINE)
+
+    def test_slurm_does_not_see_secrets_unless_the_recipe_names_them(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("OTHER_API_KEY", "sesame-1")
+        monkeypatch.setenv("HF_TOKEN", "sesame 2; touch x")
+        request = replace(self.request("env | grep -i sesame; squeue --Format=Command,Comment,SubmitLine:0"))
+        assert self.end(self.send(request)).word == "done"
+        assert "sesame" not in self.log()
+        request = replace(request, inherit=("HF_TOKEN",))
+        assert self.end(self.send(request, "another")).word == "done"
+        assert self.log().count("sesame") == 1 and "HF_TOKEN=sesame 2; touch x\n" in self.log()
 
 
 class TestLocal(LauncherContract):

@@ -1,0 +1,228 @@
+"""The only place that runs Slurm's commands: one function, with a time limit and patience.
+
+Rows are asked for with format strings, never as JSON, whose shape changes between versions
+(torchx#1101). What the rows mean for a run is in `launchers/slurm.py`.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+import subprocess
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import SlurmError, UnreachableError
+from .environment import without_leaks
+
+TIMEOUT_S = 30.0
+# What Slurm's commands say when the controller is busy, restarting or out of reach: asking again may help.
+_TRANSIENT = re.compile(
+    r"unable to contact slurm|socket timed out|connection (refused|reset|timed out)|communication (connection )?failure"
+    r"|temporarily unable|transport endpoint|zero bytes were transmitted|unable to establish controller machine"
+    r"|slurm backup controller in standby|resource temporarily unavailable|i/o error",
+    re.IGNORECASE,
+)
+_FIELDS = ("ArrayJobID", "ArrayTaskID", "State", "exit_code", "StartTime", "Reason", "Comment")
+_FORMAT = ",".join(f"{name}:|" for name in _FIELDS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRow:
+    """A job, or the waiting rest of an array, as Slurm tells it. *exit_status* is that of wait(2)."""
+
+    job_id: str
+    task: str = ""
+    state: str
+    exit_status: int = 0
+    reason: str = ""
+    start: str = ""
+    comment: str = ""
+
+
+def call(
+    command: Sequence[str],
+    *,
+    patience_s: float = 0,
+    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+    text: str | None = None,
+) -> str:
+    """Run one of Slurm's commands and return what it printed.
+
+    It is asked again for *patience_s* seconds while the controller does not answer.
+
+    Raises:
+        UnreachableError: the controller did not answer; whether it acted is unknown.
+        SlurmError: Slurm refused; the message is its own.
+    """
+    deadline, pause = time.monotonic() + patience_s, 0.5
+    while True:
+        try:
+            return _call_once(command, environment or without_leaks(os.environ), folder, text)
+        except UnreachableError:
+            if time.monotonic() + pause > deadline:
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, 8.0)
+
+
+def _call_once(command: Sequence[str], environment: Mapping[str, str], folder: Path | None, text: str | None) -> str:
+    try:
+        done = subprocess.run(
+            command,
+            input=text,
+            stdin=subprocess.DEVNULL if text is None else None,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+            env=dict(environment),
+            cwd=folder,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise UnreachableError(f"{command[0]} got no answer in {TIMEOUT_S:.0f} s") from error
+    except OSError as error:
+        raise SlurmError(f"{command[0]} cannot be run: {error.strerror}") from error
+    if done.returncode == 0:
+        return done.stdout
+    lines = [re.sub(r"^\w+: (error: |fatal: )?", "", line).strip() for line in done.stderr.splitlines()]
+    said = "; ".join(dict.fromkeys(line for line in lines if line)) or f"exit code {done.returncode}"
+    raise (UnreachableError if _TRANSIENT.search(said) else SlurmError)(f"{command[0]}: {said}")
+
+
+def submit(text: str, options: Sequence[str], *, folder: Path, environment: Mapping[str, str]) -> str:
+    """Send a batch script and return the job's id; never asked twice, since Slurm may have accepted it.
+
+    *folder* is the job's working folder, which relative log paths start from.
+    """
+    from submitit.slurm.slurm import SlurmExecutor
+
+    said = call(["sbatch", *options], folder=folder, environment=environment, text=text)
+    job_id: str = SlurmExecutor._get_job_id_from_submission_command(said)
+    return job_id
+
+
+def test(text: str, *, folder: Path, environment: Mapping[str, str]) -> str:
+    """Ask whether Slurm would take a batch script, without sending it; return when and where it would start."""
+    command = ["sbatch", "--test-only"]
+    done = subprocess.run(
+        command, input=text, capture_output=True, text=True, timeout=TIMEOUT_S, env=dict(environment), cwd=folder
+    )
+    lines = [line.removeprefix("sbatch: ") for line in done.stderr.splitlines()]
+    if done.returncode:
+        errors = [line.removeprefix("error: ") for line in lines if line.startswith(("error: ", "fatal: "))]
+        raise SlurmError("; ".join(errors) or "sbatch --test-only refused it")
+    return re.sub(r"^Job \d+ ", "would ", lines[-1]) if lines else ""
+
+
+def queue(*, patience_s: float = 0) -> list[JobRow]:
+    """Return this user's jobs, and those that ended less than Slurm's MinJobAge ago: one call, however many.
+
+    The waiting rest of an array is one row.
+    """
+    command = ["squeue", f"--user={getpass.getuser()}", "--states=all", "--noheader", f"--Format={_FORMAT}"]
+    text = call(command, patience_s=patience_s)
+    rows = []
+    for line in text.splitlines():
+        values = line.split("|", len(_FIELDS) - 1)
+        if len(values) < len(_FIELDS):
+            continue
+        job_id, task, state, status, start, reason, comment = values
+        rows.append(
+            JobRow(
+                job_id=job_id,
+                task=task if task.isdigit() else "",
+                state=state,
+                exit_status=int(status) if status.isdigit() else 0,
+                reason=reason,
+                start=start if start[:1].isdigit() else "",
+                comment=comment.removesuffix("|"),
+            )
+        )
+    return rows
+
+
+def ended(job_ids: Collection[str]) -> list[JobRow]:
+    """Return what the accounting knows of jobs that the queue has forgotten; nothing where there is none."""
+    from submitit.slurm.slurm import SlurmInfoWatcher
+
+    command = ["sacct", "--parsable2", "--format=JobID,State,ExitCode", f"--jobs={','.join(sorted(job_ids))}"]
+    try:
+        found = SlurmInfoWatcher().read_info(call(command))
+    except SlurmError:  # storage disabled, or the daemon is down: the ledger and the queue have to do
+        return []
+    rows = []
+    for name, values in found.items():
+        code, _, number = values["ExitCode"].partition(":")
+        status = (int(code) << 8 | int(number)) if code.isdigit() and number.isdigit() else 0
+        job_id, _, task = name.partition("_")
+        rows.append(JobRow(job_id=job_id, task=task, state=values["State"].split()[0], exit_status=status))
+    return rows
+
+
+def cancel(job_ids: Collection[str], *options: str) -> None:
+    """Cancel jobs, or with `--signal` send one; those that have ended or are unknown are passed over."""
+    if job_ids:
+        try:
+            call(["scancel", *options, *job_ids], patience_s=60)
+        except UnreachableError:
+            raise
+        except SlurmError as error:
+            if not re.search(r"invalid job id|already complet", str(error), re.IGNORECASE):
+                raise
+
+
+def requeue(job_id: str) -> None:
+    """Put a job back into the queue; `ARRAY_TASK` for one task of an array.
+
+    Raises:
+        SlurmError: this job or site refuses it.
+    """
+    call(["scontrol", "requeue", job_id], patience_s=60)
+
+
+def state_of(job_id: str) -> str:
+    """Return the state of one job, or the empty string when the queue does not know it."""
+    try:
+        found = call(["squeue", "--states=all", "--noheader", "--format=%T", f"--jobs={job_id}"], patience_s=60)
+    except UnreachableError:
+        raise
+    except SlurmError:  # Invalid job id
+        return ""
+    return found.split("\n")[0].strip()
+
+
+def node_address(node: str) -> str:
+    """Return the address at which other nodes reach *node*; its name alone need not resolve."""
+    found = re.search(r"\bNodeAddr=(\S+)", call(["scontrol", "--oneliner", "show", "node", node], patience_s=60))
+    return found[1] if found else node
+
+
+def job_id() -> str:
+    """Return the id of the job that this process belongs to, `ARRAY_TASK` for a task of an array, or ''."""
+    from submitit.slurm.slurm import SlurmJobEnvironment
+
+    return SlurmJobEnvironment().job_id if "SLURM_JOB_ID" in os.environ else ""
+
+
+def first_node() -> str:
+    """Return the name of the first node of this process's job."""
+    from submitit.slurm.slurm import SlurmJobEnvironment
+
+    return str(SlurmJobEnvironment().hostnames[0])
+
+
+def srun(command: Sequence[str], *, nodes: int, tasks_per_node: int, cpus_per_task: int) -> list[str]:
+    """Return the command that runs *command* once a rank in this job; the first that fails ends all.
+
+    Each count is said again: srun does not take cpus-per-task from sbatch since Slurm 22.05, and
+    a leaked SLURM_CPU_BIND once pinned eight ranks to four cores (goodfire-ai/spd#955).
+    """
+    return [
+        *["srun", f"--nodes={nodes}", f"--ntasks={nodes * tasks_per_node}", f"--ntasks-per-node={tasks_per_node}"],
+        *[f"--cpus-per-task={cpus_per_task}", "--mpi=none", "--kill-on-bad-exit=1", "--export=ALL", *command],
+    ]

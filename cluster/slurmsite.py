@@ -1,0 +1,114 @@
+"""Slurm as a site: partitions, their nodes and limits, read from sinfo, scontrol and sacctmgr."""
+
+from __future__ import annotations
+
+import getpass
+import re
+from collections.abc import Iterator
+
+from ..errors import SlurmError
+from .site import NodeKind, Partition, Site
+from .slurm import call
+
+_UNLIMITED = ("infinite", "UNLIMITED", "n/a", "NONE", "")
+
+
+def read_site() -> Site:
+    """Return what Slurm offers to this user.
+
+    Raises:
+        SlurmError: there is no Slurm here, or it does not answer.
+    """
+    config = _pairs(call(["scontrol", "show", "config"]), r"^(\w+)\s*= (.*)$")
+    partitions = _partitions(has_memory_default=_has_memory_default(config))
+    if not partitions:
+        raise SlurmError("Slurm has no partition that is up for this user; ask `sinfo`")
+    usual = next((one for one in partitions if one.is_default), partitions[0])
+    has_accounting = "none" not in config.get("AccountingStorageType", "none")
+    return Site(
+        name=f"Slurm ({config.get('ClusterName', 'cluster')} {config.get('SLURM_VERSION', '')})".replace(" )", ")"),
+        launcher="slurm",
+        cpus_per_node=max(kind.cpus for kind in usual.nodes),
+        memory_bytes=max(kind.memory_mb for kind in usual.nodes) << 20,
+        gpus_per_node=max(kind.gpus for kind in usual.nodes),
+        gpu_memory_bytes=0,
+        partitions=tuple(partitions),
+        max_array_size=int(config.get("MaxArraySize", "1001")),
+        max_jobs=_max_jobs() if has_accounting else None,
+        has_accounting=has_accounting,
+    )
+
+
+def _pairs(text: str, pattern: str) -> dict[str, str]:
+    return {name: value.strip() for name, value in re.findall(pattern, text, re.MULTILINE)}
+
+
+def _partitions(*, has_memory_default: bool) -> list[Partition]:
+    kinds: dict[str, list[NodeKind]] = {}
+    for line in call(["sinfo", "--noheader", "--format=%R|%a|%D|%c|%m|%G"]).splitlines():
+        name, availability, count, cpus, memory, devices = line.split("|", 5)
+        if availability == "up" and count != "0":
+            gpus, gpu_type = parse_gpus(devices)
+            kind = NodeKind(count=int(count), cpus=_least(cpus), memory_mb=_least(memory), gpus=gpus, gpu_type=gpu_type)
+            kinds.setdefault(name, []).append(kind)
+    found = []
+    for line in call(["scontrol", "--oneliner", "show", "partition"]).splitlines():
+        values = _pairs(line, r"\b(\w+)=(\S*)")
+        name = values.get("PartitionName", "")
+        if name not in kinds:
+            continue
+        found.append(
+            Partition(
+                name=name,
+                is_default=values.get("Default") == "YES",
+                nodes=tuple(kinds[name]),
+                max_minutes=parse_minutes(values.get("MaxTime", "")),
+                default_minutes=parse_minutes(values.get("DefaultTime", "")),
+                max_nodes=int(values["MaxNodes"]) if values.get("MaxNodes", "").isdigit() else None,
+                has_memory_default=has_memory_default or _has_memory_default(values),
+            )
+        )
+    return found
+
+
+def _has_memory_default(values: dict[str, str]) -> bool:
+    return any(values.get(name, "UNLIMITED") != "UNLIMITED" for name in ("DefMemPerNode", "DefMemPerCPU"))
+
+
+def _least(text: str) -> int:
+    """Return the number of a field that sinfo may end with '+', for nodes that differ."""
+    return int(text.rstrip("+") or 0)
+
+
+def parse_gpus(text: str) -> tuple[int, str]:
+    """Return how many GPUs a node has and their type, from sinfo's %G, such as `gpu:a100:4(S:0-1),nvme:1`."""
+    found = re.findall(r"\bgpu:(?:([^:,()]+):)?(\d+)", text)
+    return sum(int(count) for _, count in found), next((kind for kind, _ in found if kind), "")
+
+
+def parse_minutes(text: str) -> int | None:
+    """Return a time of Slurm's, `days-hours:minutes:seconds` or shorter, in minutes; None for no limit."""
+    if text in _UNLIMITED:
+        return None
+    days, _, clock = text.rpartition("-")
+    parts = [int(part) for part in clock.split(":")]
+    hours, minutes, seconds = ([0] * (3 - len(parts)) + parts) if not days else (parts + [0] * (3 - len(parts)))
+    return (int(days or 0) * 24 + hours) * 60 + minutes + (seconds > 0)
+
+
+def _max_jobs() -> int | None:
+    """Return the least number of jobs that the accounting lets this user have at once, each array task counted."""
+    user = getpass.getuser()
+    found = [
+        *_numbers(["sacctmgr", "-nP", "show", "assoc", f"user={user}", "format=MaxSubmitJobs"]),
+        *_numbers(["sacctmgr", "-nP", "show", "assoc", f"user={user}", "format=GrpSubmitJobs"]),
+    ]
+    return min(found, default=None)
+
+
+def _numbers(command: list[str]) -> Iterator[int]:
+    try:
+        lines = call(command).splitlines()
+    except SlurmError:  # slurmdbd is down: the queue works without it
+        return
+    yield from (int(line) for line in lines if line.isdigit())
