@@ -134,6 +134,9 @@ def _add_recipe_arguments(parser: _Parser) -> None:
     parser.add_argument(
         "--runs", metavar="DIR", help="folder that holds all runs (default $SOUSBATCH_RUNS, else ./runs)"
     )
+    parser.add_argument(
+        "--launcher", choices=["slurm", "local"], help="where (default: Slurm where it answers, else this machine)"
+    )
 
 
 def _add_run_commands(commands: argparse._SubParsersAction[_Parser]) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,7 +59,7 @@ def _recipes_show(arguments: Namespace) -> int:
 
 
 def _plan_of(arguments: Namespace, *, is_smoke: bool = False) -> Plan:
-    from .cluster.site import this_machine
+    from .launchers.choose import choose_site
     from .recipes.compile import compile
     from .recipes.compose import compose
     from .recipes.inputs import inspect
@@ -66,18 +67,19 @@ def _plan_of(arguments: Namespace, *, is_smoke: bool = False) -> Plan:
 
     recipe = compose(arguments.recipe, arguments.overrides)
     recipe = smoke(recipe) if is_smoke else recipe
-    return compile(recipe, this_machine(), inspect(recipe, runs_dir(arguments.runs)))
+    return compile(recipe, choose_site(arguments.launcher), inspect(recipe, runs_dir(arguments.runs)))
 
 
 def _plan(arguments: Namespace) -> int:
-    from .launchers.local import LocalLauncher
+    from .launchers.choose import launcher_of
 
     plan = _plan_of(arguments)
+    paths = RunPaths(root=runs_dir(arguments.runs) / plan.recipe.name / plan.run_id)
+    requests = launcher_of(plan).prepare(plan, paths)
     if arguments.json:
         print(plan.to_json(), end="")
     elif arguments.script:
-        paths = RunPaths(root=runs_dir(arguments.runs) / plan.recipe.name / plan.run_id)
-        for request in LocalLauncher().prepare(plan, paths):
+        for request in requests:
             print(request.text)
     else:
         print(show.plan(plan))
@@ -85,27 +87,29 @@ def _plan(arguments: Namespace) -> int:
 
 
 def _submit(arguments: Namespace) -> int:
-    from .launchers.local import LocalLauncher
+    from .launchers.choose import launcher_of
     from .launchers.submission import submit
 
     plan = _plan_of(arguments, is_smoke=arguments.smoke)
     for warning in plan.warnings:
         print(f"sousbatch: warning: {warning}", file=sys.stderr)
-    done = submit(plan, LocalLauncher(), runs_dir(arguments.runs), again=arguments.again)
+    done = submit(plan, launcher_of(plan), runs_dir(arguments.runs), again=arguments.again)
     return _after_sending(done, arguments.detach)
 
 
 def _resume(arguments: Namespace) -> int:
-    from .launchers.local import LocalLauncher
+    from .launchers.choose import launcher_of
     from .launchers.submission import resume
+    from .recipes.plan import read_plan
 
-    return _after_sending(resume(find_run(arguments.run), LocalLauncher()), arguments.detach, joins=True)
+    paths = find_run(arguments.run)
+    return _after_sending(resume(paths, launcher_of(read_plan(paths.plan))), arguments.detach, joins=True)
 
 
 def _after_sending(done: Submitted, detach: bool, *, joins: bool = False) -> int:
     """Follow what was sent; with *joins* also what was under way already."""
     from . import follow
-    from .launchers.local import LocalLauncher
+    from .launchers.choose import launcher_of
 
     words = {state.word for state in done.found.values()}
     run_id = done.paths.run_id
@@ -120,15 +124,16 @@ def _after_sending(done: Submitted, detach: bool, *, joins: bool = False) -> int
     if detach:
         print(run_id)
         return 0
-    return follow.follow(done.plan, done.paths, LocalLauncher())
+    return follow.follow(done.plan, done.paths, launcher_of(done.plan, watches=True))
 
 
 def _status(arguments: Namespace) -> int:
-    from .launchers.local import LocalLauncher
+    from .launchers.choose import launcher_of
     from .launchers.status import is_final, many_states
 
     while True:
-        found = many_states([find_run(arguments.run, newest=True)] if arguments.run else known_runs(), LocalLauncher())
+        runs = [find_run(arguments.run, newest=True)] if arguments.run else known_runs()
+        found = many_states(runs, partial(launcher_of, watches=True))
         if arguments.json:
             print(json.dumps(show.status_json(found), indent=1, ensure_ascii=False), flush=True)
         else:
@@ -140,21 +145,23 @@ def _status(arguments: Namespace) -> int:
 
 def _logs(arguments: Namespace) -> int:
     from . import follow
-    from .launchers.local import LocalLauncher
+    from .launchers.choose import launcher_of
     from .recipes.plan import read_plan
 
     paths = find_run(arguments.run, newest=True)
     plan = read_plan(paths.plan)
-    stage = plan.stage(arguments.stage) if arguments.stage else follow.telling_stage(plan, paths, LocalLauncher())
-    return follow.print_log(plan, paths, stage, LocalLauncher(), until_end=arguments.follow)
+    launcher = launcher_of(plan, watches=True)
+    stage = plan.stage(arguments.stage) if arguments.stage else follow.telling_stage(plan, paths, launcher)
+    return follow.print_log(plan, paths, stage, launcher, until_end=arguments.follow)
 
 
 def _cancel(arguments: Namespace) -> int:
-    from .launchers.local import LocalLauncher
+    from .launchers.choose import launcher_of
     from .launchers.submission import cancel
+    from .recipes.plan import read_plan
 
     paths = find_run(arguments.run)
-    stages = cancel(paths, LocalLauncher(), save=arguments.save)
+    stages = cancel(paths, launcher_of(read_plan(paths.plan)), save=arguments.save)
     if not stages:
         print(f"sousbatch: nothing of run {paths.run_id} is waiting or running", file=sys.stderr)
         return 0
@@ -166,8 +173,10 @@ def _cancel(arguments: Namespace) -> int:
 
 
 def _clean(arguments: Namespace) -> int:
+    from .launchers.choose import launcher_of
     from .launchers.local import LocalLauncher
     from .launchers.submission import clean
+    from .recipes.plan import read_plan
 
     if bool(arguments.run) == bool(arguments.older):
         raise UsageError("clean takes a run or --older AGE")
@@ -178,7 +187,8 @@ def _clean(arguments: Namespace) -> int:
         chosen = [paths for paths in known_runs() if paths.plan.stat().st_mtime < limit]
     freed = 0
     for paths in chosen:
-        freed += clean(paths, LocalLauncher(), whole=arguments.all, is_named=bool(arguments.run))
+        launcher = launcher_of(read_plan(paths.plan))
+        freed += clean(paths, launcher, whole=arguments.all, is_named=bool(arguments.run))
         if not paths.root.exists():
             LocalLauncher().forget(f"{paths.recipe_name}.{paths.run_id}.")
     print(f"{len(chosen)} run{'s' * (len(chosen) != 1)} looked at, {show.size(freed)} freed")

@@ -11,7 +11,7 @@ from typing import Any
 
 from . import show
 from .launchers.base import Launcher
-from .launchers.status import StageState, is_final, job_refs, run_states
+from .launchers.status import StageState, is_final, job_refs, watch_states
 from .launchers.submission import cancel
 from .ledger import LedgerReader, read
 from .recipes.plan import Plan, Stage
@@ -44,7 +44,7 @@ def follow(plan: Plan, paths: RunPaths, launcher: Launcher) -> int:
                     view.say("stopping after saving; once more stops at once" if handled == 1 else "stopping at once")
                     cancel(paths, launcher, save=handled == 1)
                 events = reader.poll()
-                last_look = run_states(plan, paths, launcher)
+                last_look = watch_states(plan, paths, launcher)
                 view.update(last_look, events)
                 if is_final(last_look):
                     break
@@ -150,7 +150,7 @@ class _Bars:
 
 def telling_stage(plan: Plan, paths: RunPaths, launcher: Launcher) -> Stage:
     """Return the stage whose log tells most: the first that failed, else the newest that began."""
-    states = run_states(plan, paths, launcher)
+    states = watch_states(plan, paths, launcher)
     failed = [stage for stage in plan.stages if states[stage.name].word == "failed"]
     begun = [stage for stage in plan.stages if paths.log(stage.name, 0).is_file()]
     return (failed or begun[-1:] or [plan.stages[0]])[0]
@@ -172,7 +172,7 @@ def print_log(plan: Plan, paths: RunPaths, stage: Stage, launcher: Launcher, *, 
 
 
 def _has_ended(plan: Plan, paths: RunPaths, stage: Stage, launcher: Launcher) -> bool:
-    return stage.name not in job_refs(read(paths.ledger_dir)) or run_states(plan, paths, launcher)[
+    return stage.name not in job_refs(read(paths.ledger_dir)) or watch_states(plan, paths, launcher)[
         stage.name
     ].word not in (
         "waiting",

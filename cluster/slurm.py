@@ -216,7 +216,9 @@ def first_node() -> str:
     return str(SlurmJobEnvironment().hostnames[0])
 
 
-def srun(command: Sequence[str], *, nodes: int, tasks_per_node: int, cpus_per_task: int) -> list[str]:
+def srun(
+    command: Sequence[str], *, nodes: int, tasks_per_node: int, cpus_per_task: int, options: Sequence[str] = ()
+) -> list[str]:
     """Return the command that runs *command* once a rank in this job; the first that fails ends all.
 
     Each count is said again: srun does not take cpus-per-task from sbatch since Slurm 22.05, and
@@ -224,5 +226,6 @@ def srun(command: Sequence[str], *, nodes: int, tasks_per_node: int, cpus_per_ta
     """
     return [
         *["srun", f"--nodes={nodes}", f"--ntasks={nodes * tasks_per_node}", f"--ntasks-per-node={tasks_per_node}"],
-        *[f"--cpus-per-task={cpus_per_task}", "--mpi=none", "--kill-on-bad-exit=1", "--export=ALL", *command],
+        *[f"--cpus-per-task={cpus_per_task}", "--mpi=none", "--kill-on-bad-exit=1", "--export=ALL", *options],
+        *command,
     ]

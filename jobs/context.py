@@ -109,7 +109,7 @@ def run_job(kind: str, work: Callable[[JobContext], int], arguments: Sequence[st
         with suppress(OSError):  # the log may be on the full disk that is the error
             os.write(2, text.encode())
         if job is not None:
-            _record(job, error)
+            _record(job, error, code)
         return code
 
 
@@ -123,9 +123,9 @@ def _exit_code(error: BaseException) -> int:
     return 1
 
 
-def _record(job: JobContext, error: BaseException) -> None:
+def _record(job: JobContext, error: BaseException, code: int) -> None:
     """Leave the error where `status` finds it."""
     message = str(error) if isinstance(error, SousbatchError) else f"{type(error).__name__}: {error}"
     writer = job.open_ledger(rank=int(os.environ.get("RANK", "0")))
-    writer.write("error", message=" ".join(message.split())[:500])
+    writer.write("error", message=" ".join(message.split())[:500], exit_code=code)
     writer.close()

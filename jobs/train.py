@@ -46,7 +46,8 @@ def train(job: JobContext) -> int:
     if ledger is not None and last is not None:
         ledger.write("resumed", step=last.step)
     trainer.train(resume_from_checkpoint=str(last.path) if last else None)
-    code = EXIT_STOPPED if steering.is_stopped else 0
+    # rank 0 speaks for all: under srun the first code that is not 0 ends the others, who may still be leaving
+    code = EXIT_STOPPED if steering.is_stopped and ranks.rank == 0 else 0
     if tracker is not None:
         tracker.finish(code)
     return code

@@ -14,13 +14,14 @@ from ..recipes.plan import Batch
 class Attempt:
     """One start of a stage's task. *exit_code* is None while it runs or when it was killed.
 
-    *progress* counts what it committed: checkpoints, units.
+    *progress* counts what it committed: checkpoints, units. *job* is the launcher's job that started it.
     """
 
     number: int
     batch: Batch | None = None
     exit_code: int | None = None
     progress: int = 0
+    job: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +39,10 @@ def read_attempts(events: Sequence[Event], stage: str, task: int, batch: Batch |
         if event.stage != stage or event.task != task or event.role == "client":
             continue
         known = found.get(event.number, Attempt(number=event.number, batch=batch))
-        if event.kind == "attempt" and batch is not None:
+        if event.kind == "attempt":
             sizes = {name: event.data[name] for name in ("micro_batch", "accumulation") if name in event.data}
-            known = replace(known, batch=replace(batch, **sizes))
+            own = replace(batch, **sizes) if batch else None
+            known = replace(known, batch=own, job=event.data.get("job", ""))
         elif event.kind in ("saved", "unit"):
             known = replace(known, progress=known.progress + 1)
         elif event.kind == "ended":

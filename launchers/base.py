@@ -86,5 +86,6 @@ def script(plan: Plan, paths: RunPaths, stage: Stage, header: Sequence[str] = ()
     if code:
         lines.append(f"export PYTHONPATH={shlex.quote(':'.join(code))}${{PYTHONPATH:+:$PYTHONPATH}}")
     lines += environment.setup
-    command = [environment.python or sys.executable, "-m", "sousbatch.launchers.stage", str(paths.root), stage.name]
+    python = sys.executable if environment.container else environment.python or sys.executable
+    command = [python, "-m", "sousbatch.launchers.stage", str(paths.root), stage.name]
     return "\n".join([*lines, f"exec {shlex.join(command)}", ""])

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 
 from .. import __version__, files, ledger
-from ..cluster import processes
+from ..cluster import processes, slurm
 from ..cluster.ranks import LOOPBACK, free_port
 from ..errors import (
     EXIT_DEVICE_MEMORY,
@@ -31,10 +31,14 @@ from ..errors import (
     is_no_room,
     no_room_named,
 )
+from ..ledger import Event
 from ..recipes.plan import Batch, Plan, Stage, read_plan
 from ..rundir import RunPaths
 from .attempts import Attempt, Stop, first_batch, next_batch, read_attempts
+from .container import around
 from .frozen import verify
+from .onward import MAX_IDLE, continue_job, is_idle
+from .sbatch import array_size
 
 _POLL_S = 0.1
 _STRAGGLER_S = 30.0  # how long the other nodes may take after the first one failed
@@ -46,6 +50,7 @@ class _Task:
     def __init__(self, paths: RunPaths, plan: Plan, stage: Stage, task: int, parent: int | None) -> None:
         self._paths, self._plan, self._stage, self._task, self._parent = paths, plan, stage, task, parent
         self._flag = paths.stop_flag(stage.name, task)
+        self._slurm_job = slurm.job_id() if plan.site.launcher == "slurm" else ""
         self._is_stopping = False
         self._running: list[subprocess.Popen[bytes]] = []
 
@@ -57,13 +62,22 @@ class _Task:
             signal.signal(number, self._on_stop)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         past = read_attempts(ledger.read(self._paths.ledger_dir), self._stage.name, self._task, self._stage.batch)
+        if self._slurm_job and past and past[-1].exit_code == 0:  # requeued, or sent twice, after it was done
+            _say(f"{self._stage.name} is done already")
+            return 0
+        if self._slurm_job in {attempt.job for attempt in past if attempt.job} and is_idle(past):
+            _say(f"Slurm started this job again, but {MAX_IDLE} starts in a row committed nothing: it ends here")
+            return 1
         batch = first_batch(past, self._stage.batch)
         try:
             while True:
                 attempt = self._attempt(batch)
+                past.append(attempt)
                 following = self._after(attempt)
                 if isinstance(following, Stop):
                     _say(f"attempt {attempt.number} ended: {following.reason}")
+                    if following.exit_code == EXIT_STOPPED and self._slurm_job:
+                        _say(continue_job(self._paths, self._stage, self._slurm_job, past))
                     return following.exit_code
                 _say(
                     f"attempt {attempt.number} ended with exit code {attempt.exit_code}; "
@@ -102,7 +116,7 @@ class _Task:
         sizes = {"micro_batch": batch.micro_batch, "accumulation": batch.accumulation} if batch else {}
         writer.write(
             "attempt",
-            job=os.environ.get("SOUSBATCH_JOB", ""),
+            job=self._slurm_job or os.environ.get("SOUSBATCH_JOB", ""),
             host=socket.gethostname(),
             pid=os.getpid(),
             version=__version__,
@@ -119,6 +133,7 @@ class _Task:
             _say(message)
             writer.write("error", message=" ".join(message.split())[:500])
         events = ledger.read(self._paths.ledger_dir)
+        code = _worst([code, *_told(events, self._stage.name, self._task, writer.number)]) if code else 0
         mine = [a for a in read_attempts(events, self._stage.name, self._task, batch) if a.number == writer.number]
         progress = mine[0].progress if mine else 0
         writer.write("ended", exit_code=code, progress=progress)
@@ -157,9 +172,17 @@ class _Task:
         return [process.returncode for process in self._running]
 
     def _commands(self) -> list[list[str]]:
-        """Return one command a node: torchrun agents for a train stage, else the job itself."""
+        """Return what runs the ranks: srun in a job of Slurm's, a torchrun agent a node to train here, else the job."""
         python, wanted = [sys.executable, "-u"], self._stage.resources
         job = [f"sousbatch.jobs.{self._stage.kind}", str(self._paths.root), self._stage.name]
+        if self._slurm_job:
+            nodes, each = (wanted.nodes, wanted.devices_per_node) if self._stage.uses_devices else (1, 1)
+            options, before = around(self._plan, self._paths)
+            if options or before:
+                python = [self._plan.recipe.environment.python or "python3", "-u"]
+            rank = [*before, *python, "-m", "sousbatch.launchers.rank", *job]
+            cpus = wanted.cpus_per_device
+            return [slurm.srun(rank, nodes=nodes, tasks_per_node=each, cpus_per_task=cpus, options=options)]
         if self._stage.kind != "train":
             return [[*python, "-m", *job]]
         port = free_port()
@@ -193,6 +216,10 @@ class _Task:
             "WANDB_ERROR_REPORTING": "false",
             "WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL": "1",
         }
+        if self._slurm_job:
+            address = slurm.node_address(slurm.first_node())
+            variables |= {"MASTER_ADDR": address, "MASTER_PORT": str(free_port(""))}
+            variables["SOUSBATCH_STOP_FLAG"] = str(self._flag)
         if tracking.tags:
             variables["WANDB_TAGS"] = ",".join(tracking.tags)
         if tracking.entity:
@@ -205,9 +232,11 @@ class _Task:
         return variables
 
     def _devices(self, node: int, num_nodes: int) -> dict[str, str]:
-        """Return what makes the processes of a pretend node see their own devices only."""
+        """Return what makes the processes of a node see their own devices only."""
         if self._stage.resources.device == "cpu":
             return {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+        if self._slurm_job:
+            return {}  # Slurm has chosen them, and shows each node its own
         each = self._stage.resources.devices_per_node
         first = (int(os.environ.get("SOUSBATCH_SLOT", "0")) * num_nodes + node) * each
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -226,9 +255,26 @@ def _worst(codes: Sequence[int]) -> int:
     return EXIT_STOPPED if EXIT_STOPPED in codes else 0
 
 
+def _told(events: Sequence[Event], stage: str, task: int, attempt: int) -> list[int]:
+    """Return the exit codes that the ranks of an attempt wrote down: srun and torchrun hand on only one."""
+    return [
+        event.data["exit_code"]
+        for event in events
+        if (event.kind, event.stage, event.task, event.number) == ("error", stage, task, attempt)
+        and "exit_code" in event.data
+    ]
+
+
 def _say(text: str) -> None:
     with suppress(OSError):  # the log may lie on a full disk, and Python would keep what it could not print
         os.write(1, f"sousbatch: {text}\n".encode(errors="replace"))
+
+
+def _tasks(plan: Plan, stage: str) -> range:
+    """Return the tasks of this process: one, or those that an element of a Slurm array shares out to itself."""
+    first, count = int(os.environ.get("SOUSBATCH_TASK", "0")), plan.stage(stage).num_tasks
+    is_shared = plan.site.launcher == "slurm" and slurm.job_id()
+    return range(first, count, array_size(count, len(plan.stages), plan.site) if is_shared else count)
 
 
 def main(run: str, stage: str) -> int:
@@ -239,8 +285,7 @@ def main(run: str, stage: str) -> int:
     try:
         with no_room_named(f"the ledger of {paths.root}"):
             plan = read_plan(paths.plan)
-            task = _Task(paths, plan, plan.stage(stage), int(os.environ.get("SOUSBATCH_TASK", "0")), parent)
-            return task.run()
+            return _worst([_Task(paths, plan, plan.stage(stage), task, parent).run() for task in _tasks(plan, stage)])
     except SousbatchError as error:
         _say(str(error))
         return error.exit_code

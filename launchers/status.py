@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .. import ledger
-from ..errors import UsageError
+from ..errors import EXIT_STOPPED, UnreachableError, UsageError
 from ..ledger import Event
 from ..recipes.plan import Plan, Stage, read_plan
 from ..rundir import RunPaths
@@ -56,11 +56,37 @@ def job_refs(events: Sequence[Event], launcher: Launcher | None = None) -> dict[
 
 
 def run_states(plan: Plan, paths: RunPaths, launcher: Launcher) -> dict[str, StageState]:
-    """Return the state of every stage of a run, in the plan's order."""
+    """Return the state of every stage of a run, in the plan's order.
+
+    Raises:
+        UnreachableError: the scheduler does not answer, and nothing may be decided without it.
+    """
     events = ledger.read(paths.ledger_dir)
     refs = job_refs(events, launcher)
     jobs = launcher.states(list(refs.values()))
     return stage_states(plan, events, {name: jobs[ref] for name, ref in refs.items()}, stopping=_stopping(plan, paths))
+
+
+def watch_states(plan: Plan, paths: RunPaths, launcher: Launcher) -> dict[str, StageState]:
+    """Return the same for one who only looks: what the ledger knows, while the scheduler does not answer."""
+    events = ledger.read(paths.ledger_dir)
+    refs = _tolerant_refs(events, launcher)
+    jobs = _tolerant_states(launcher, list(refs.values()))
+    return stage_states(plan, events, {name: jobs[ref] for name, ref in refs.items()}, stopping=_stopping(plan, paths))
+
+
+def _tolerant_refs(events: Sequence[Event], launcher: Launcher) -> dict[str, JobRef]:
+    try:
+        return job_refs(events, launcher)
+    except UnreachableError:
+        return job_refs(events)
+
+
+def _tolerant_states(launcher: Launcher, refs: Sequence[JobRef]) -> dict[JobRef, JobState]:
+    try:
+        return launcher.states(refs)
+    except UnreachableError as error:  # seen at no time, so that all the ledger has is newer
+        return {ref: JobState(word="waiting", reason=f"no answer: {error}", seen_at=0) for ref in refs}
 
 
 def stage_states(
@@ -84,11 +110,21 @@ def _state(plan: Plan, stage: Stage, events: Sequence[Event], job: JobState | No
         )
     if job.word == "done":  # the launcher saw an exit code 0 that no attempt recorded
         return StageState(word="failed", reason="ended without a record", source="ledger", step=step, total=total)
-    word: StateWord = "stopping" if job.word == "running" and is_stopping else job.word
+    starts = {event.task: event for event in mine if event.kind == "attempt"}  # the newest of each task
+    ends = {event.task: event for event in mine if event.kind == "ended"}
     newest = {event.task: event.number for event in mine if event.role != "client"}  # they come by number
+    open_at = [start.time for task, start in starts.items() if task not in ends or ends[task].number < start.number]
+    word, source = job.word, "launcher"
+    if word == "waiting" and any(time > job.seen_at for time in open_at):
+        word, source = "running", "ledger"  # it began after the launcher was asked
+    elif word == "lost" and ends and not open_at:
+        code = next((end.data["exit_code"] for end in ends.values() if end.data["exit_code"]), 0)
+        word, source = ("stopped" if code in (0, EXIT_STOPPED) else "failed"), "ledger"
+    if word == "running" and is_stopping:
+        word = "stopping"
     errors = [event.data["message"] for event in mine if event.kind == "error" and event.number == newest[event.task]]
-    reason = errors[0] if word == "failed" and errors else job.reason
-    return StageState(word=word, reason=reason, source="launcher", step=step, total=total)
+    reason = errors[0] if word == "failed" and errors else "" if source == "ledger" else job.reason
+    return StageState(word=word, reason=reason, source=source, step=step, total=total)
 
 
 def _progress(plan: Plan, stage: Stage, mine: Sequence[Event]) -> tuple[int, int]:
@@ -116,9 +152,11 @@ def is_final(states: Mapping[str, StageState]) -> bool:
     return all(state.word not in ("waiting", "running", "stopping") for state in states.values())
 
 
-def many_states(runs: Sequence[RunPaths], launcher: Launcher) -> list[tuple[Plan, RunPaths, dict[str, StageState]]]:
-    """Return the states of many runs with one call to the launcher; unreadable runs are left out."""
-    looks = []
+def many_states(
+    runs: Sequence[RunPaths], launcher_of: Callable[[Plan], Launcher]
+) -> list[tuple[Plan, RunPaths, dict[str, StageState]]]:
+    """Return the states of many runs with one call to each launcher; unreadable runs are left out."""
+    looks, refs_of, launchers = [], dict[str, list[JobRef]](), dict[str, Launcher]()
     for paths in runs:
         try:
             plan = read_plan(paths.plan)
@@ -126,16 +164,21 @@ def many_states(runs: Sequence[RunPaths], launcher: Launcher) -> list[tuple[Plan
             if len(runs) == 1:
                 raise
             continue
+        launcher = launchers.setdefault(plan.site.launcher, launcher_of(plan))
         events = ledger.read(paths.ledger_dir)
-        looks.append((plan, paths, events, job_refs(events, launcher)))
-    jobs = launcher.states([ref for *_, refs in looks for ref in refs.values()])
+        found = _tolerant_refs(events, launcher)
+        refs_of.setdefault(plan.site.launcher, []).extend(found.values())
+        looks.append((plan, paths, events, found))
+    jobs = {
+        ref: state for name, refs in refs_of.items() for ref, state in _tolerant_states(launchers[name], refs).items()
+    }
     return [
         (
             plan,
             paths,
             stage_states(
-                plan, events, {name: jobs[ref] for name, ref in refs.items()}, stopping=_stopping(plan, paths)
+                plan, events, {name: jobs[ref] for name, ref in found.items()}, stopping=_stopping(plan, paths)
             ),
         )
-        for plan, paths, events, refs in looks
+        for plan, paths, events, found in looks
     ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +81,20 @@ def cancel(paths: RunPaths, launcher: Launcher, *, save: bool) -> tuple[str, ...
         refs = job_refs(ledger.read(paths.ledger_dir), launcher)
         live = tuple(name for name, state in states.items() if state.word not in FINAL_WORDS and name in refs)
         if live:
+            client = ledger.open_client(paths.ledger_dir)  # first, so that no stage takes it for Slurm's own wish
+            client.write("cancel", stages=list(live), save=save)
+            client.close()
             launcher.cancel([refs[name] for name in live], save=save)
     return live
+
+
+def go_on(paths: RunPaths, launcher: Launcher, stage: str) -> tuple[str, ...]:
+    """Send a running *stage* anew, and all that waits for it: its own job is about to end."""
+    with _held(paths):
+        plan = read_plan(paths.plan)
+        found = dict(run_states(plan, paths, launcher))
+        found[stage] = replace(found[stage], word="stopped")
+        return _send(plan, launcher, paths, found, is_new=False).sent
 
 
 def clean(paths: RunPaths, launcher: Launcher, *, whole: bool, is_named: bool) -> int:

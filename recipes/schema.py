@@ -319,10 +319,13 @@ class Environment:
     """What runs the jobs, and what they are told."""
 
     python: str | None = key(None, "interpreter; the one that submits when not given")
-    setup: tuple[str, ...] = key((), "shell lines before it: module loads, container mounts")
+    setup: tuple[str, ...] = key((), "shell lines before it, such as module loads")
+    container: str | None = key(None, "image that the ranks of a Slurm job run in; python is then the one inside")
+    container_runtime: Literal["pyxis", "apptainer"] = key("pyxis", "what starts it")
+    mounts: tuple[str, ...] = key((), "more folders that it sees, as FROM:TO; run, model and data are there")
     variables: dict[str, str] = key(dict, "environment variables; never secrets, they are written into files")
     inherit: tuple[str, ...] = key(
-        (), "names of variables whose values the submitting shell hands on, such as HF_TOKEN"
+        (), "names of secrets that the submitting shell hands on, such as HF_TOKEN; Slurm gets no others"
     )
     code: tuple[str, ...] = key((), "folders of your own code, copied at submission and put on the import path")
 

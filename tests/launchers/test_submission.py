@@ -250,7 +250,7 @@ def test_a_job_that_was_sent_but_not_recorded_is_seen_adopted_and_can_be_cancell
     with pytest.raises(TimeoutError):
         submission.submit(desk.plan, Forgetful(desk.launcher), desk.runs)
     assert desk.until(lambda: desk.words()["first"] == "running")
-    ((_, _, states),) = many_states([desk.paths], desk.launcher)
+    ((_, _, states),) = many_states([desk.paths], lambda _: desk.launcher)
     assert states["first"].word == "running" and not states["second"].was_sent
     assert desk.submit().sent == ("second",)
     adopted = [event for event in ledger.read(desk.paths.ledger_dir) if event.kind == "adopted"]
@@ -407,5 +407,5 @@ def test_many_runs_are_looked_at_with_one_call(
 
     monkeypatch.setattr(LocalLauncher, "states", counted)
     broken = replace(known_runs()[0], root=tmp_path / "nowhere")
-    found = many_states([*known_runs(), broken], desks[0].launcher)
+    found = many_states([*known_runs(), broken], lambda _: desks[0].launcher)
     assert calls == [3] and [states["first"].word for _, _, states in found] == ["done"] * 3

@@ -1,0 +1,40 @@
+"""Which launcher a submission gets, and which one a run has."""
+
+from __future__ import annotations
+
+import shutil
+
+from ..cluster.site import Site, this_machine
+from ..cluster.slurmsite import read_site
+from ..errors import SlurmError
+from ..recipes.plan import Plan
+from .base import Launcher
+from .local import LocalLauncher
+from .slurm import SlurmLauncher
+
+WATCH_S = 30.0  # sites ask for no more than a call or two a minute
+
+
+def choose_site(name: str | None) -> Site:
+    """Return the site that *name* means: `slurm`, `local`, or None for Slurm where it answers, else this machine.
+
+    Raises:
+        SlurmError: Slurm was asked for by name and is not there.
+    """
+    if name == "local" or (name is None and shutil.which("sbatch") is None):
+        return this_machine()
+    try:
+        return read_site()
+    except SlurmError as error:
+        if name == "slurm":
+            raise SlurmError(
+                f"--launcher slurm: no Slurm answers here ({error}); `sousbatch sandbox start` makes one to try with"
+            ) from error
+        return this_machine()
+
+
+def launcher_of(plan: Plan, *, watches: bool = False) -> Launcher:
+    """Return the launcher of a plan; one that only *watches* takes answers that are up to half a minute old."""
+    if plan.site.launcher == "slurm":
+        return SlurmLauncher(max_age_s=WATCH_S if watches else 0)
+    return LocalLauncher()

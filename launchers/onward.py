@@ -1,0 +1,52 @@
+"""What a stage's job does after it has saved and stopped: back into the queue, on in a new job, or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .. import ledger
+from ..cluster import slurm
+from ..errors import SlurmError, SousbatchError
+from ..ledger import Event
+from ..recipes.plan import Stage
+from ..rundir import RunPaths
+from .attempts import Attempt
+from .slurm import SlurmLauncher
+from .submission import go_on
+
+MAX_IDLE = 3  # starts in a row that commit nothing before a job gives up its place in the queue
+
+
+def is_idle(attempts: Sequence[Attempt]) -> bool:
+    """Say whether the last starts committed nothing at all, so that another would not either."""
+    tail = attempts[-MAX_IDLE:]
+    return len(tail) == MAX_IDLE and not any(attempt.progress for attempt in tail)
+
+
+def is_cancelled(events: Sequence[Event], stage: str) -> bool:
+    """Say whether a person asked the newest job of *stage* to end."""
+    sent = [event.number for event in events if event.kind in ("sent", "adopted") and event.stage == stage]
+    asked = [event.number for event in events if event.kind == "cancel" and stage in event.data["stages"]]
+    return bool(asked) and max(asked) > max(sent, default=0)
+
+
+def continue_job(paths: RunPaths, stage: Stage, job_id: str, attempts: Sequence[Attempt]) -> str:
+    """Let the stage go on later where somebody other than the user stopped it; return in words what was done.
+
+    Requeued where Slurm takes it back, else continued by a new job, to which the dependants move.
+    """
+    if is_cancelled(ledger.read(paths.ledger_dir), stage.name):
+        return f"cancelled; `sousbatch resume {paths.run_id}` goes on"
+    if is_idle(attempts):
+        return f"not requeued: {MAX_IDLE} starts in a row saved nothing new; is the time limit too short?"
+    try:
+        if slurm.state_of(job_id) != "RUNNING":
+            return "Slurm ends this job, or has requeued it"
+        try:
+            slurm.requeue(job_id)
+            return "requeued"
+        except SlurmError as refusal:
+            sent = go_on(paths, SlurmLauncher(), stage.name)
+            return f"not requeued ({refusal}), but continued by a new job of {', '.join(sent)}"
+    except SousbatchError as error:
+        return f"stopped, and not continued: {error}; `sousbatch resume {paths.run_id}` goes on"
