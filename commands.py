@@ -71,18 +71,25 @@ def _plan_of(arguments: Namespace, *, is_smoke: bool = False) -> Plan:
 
 
 def _plan(arguments: Namespace) -> int:
+    from .errors import PlanError
     from .launchers.choose import launcher_of
+    from .launchers.slurm import SlurmLauncher
 
     plan = _plan_of(arguments)
-    paths = RunPaths(root=runs_dir(arguments.runs) / plan.recipe.name / plan.run_id)
-    requests = launcher_of(plan).prepare(plan, paths)
+    launcher, runs = launcher_of(plan), runs_dir(arguments.runs)
+    requests = launcher.prepare(plan, RunPaths(root=runs / plan.recipe.name / plan.run_id))
+    starts: list[str] = []
+    if isinstance(launcher, SlurmLauncher):
+        refusals, starts = launcher.objections(requests, runs)
+        if refusals:
+            raise PlanError(refusals)
     if arguments.json:
         print(plan.to_json(), end="")
     elif arguments.script:
         for request in requests:
             print(request.text)
     else:
-        print(show.plan(plan))
+        print("\n\n".join([show.plan(plan), *(["\n".join(["Slurm says:", *starts])] if starts else [])]))
     return 0
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from . import files
 from .errors import NotFoundError, UsageError
 
-PLAN_FORMAT = 1
+PLAN_FORMAT = 2
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 

@@ -112,11 +112,10 @@ def test(text: str, *, folder: Path, environment: Mapping[str, str]) -> str:
     done = subprocess.run(
         command, input=text, capture_output=True, text=True, timeout=TIMEOUT_S, env=dict(environment), cwd=folder
     )
-    lines = [line.removeprefix("sbatch: ") for line in done.stderr.splitlines()]
+    said = [re.sub(r"^(sbatch: )?((error|fatal): )?", "", line) for line in done.stderr.splitlines()]
     if done.returncode:
-        errors = [line.removeprefix("error: ") for line in lines if line.startswith(("error: ", "fatal: "))]
-        raise SlurmError("; ".join(errors) or "sbatch --test-only refused it")
-    return re.sub(r"^Job \d+ ", "would ", lines[-1]) if lines else ""
+        raise SlurmError("; ".join(said) or "sbatch --test-only refuses it")
+    return re.sub(r"^Job \d+ to ", "would ", said[-1]) if said else ""
 
 
 def queue(*, patience_s: float = 0) -> list[JobRow]:

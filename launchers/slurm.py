@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ from .. import files
 from ..cluster import slurm
 from ..cluster.environment import handed_on
 from ..cluster.slurm import JobRow
-from ..errors import EXIT_DEVICE_MEMORY, EXIT_NO_ROOM, EXIT_STOPPED, UnreachableError
+from ..errors import EXIT_DEVICE_MEMORY, EXIT_NO_ROOM, EXIT_STOPPED, SlurmError, UnreachableError
 from ..recipes.plan import Plan, Stage
 from ..rundir import RunPaths, state_dir
 from .base import JobRef, JobState, Request, StateWord, script
@@ -106,6 +107,20 @@ class SlurmLauncher:
     def prepare(self, plan: Plan, paths: RunPaths) -> tuple[Request, ...]:
         """Return the requests of all stages in order. Pure."""
         return tuple(_request(plan, paths, stage) for stage in plan.stages)
+
+    def objections(self, requests: Iterable[Request], runs: Path) -> tuple[list[str], list[str]]:
+        """Ask Slurm about requests without sending them; return why it would refuse, and when it would start them."""
+        refusals, starts = [], []
+        folder = next(one for one in (runs, *runs.parents) if one.is_dir())
+        if re.search(r"[%\\]", str(runs)):
+            refusals.append(f"Slurm takes '%' and '\\' in {str(runs)!r} for its own signs; choose a folder with --runs")
+        for request in requests:
+            try:
+                told = slurm.test(request.text, folder=folder, environment=handed_on(os.environ, request.inherit))
+                starts.append(f"{request.stage} {told}")
+            except SlurmError as error:
+                refusals.append(f"stage {request.stage!r}: {error}")
+        return refusals, starts
 
     def send(self, request: Request, key: str, after: Mapping[str, JobRef]) -> JobRef:
         """Send the job and return it; a key is accepted once.

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from ..cluster.site import Site
 from ..errors import PlanError
+from .fits import by_stage, doubts, misfits
 from .forecast import forecast, takes_adapter
 from .freeze import is_frozen
 from .keys import unbuilt
@@ -22,17 +23,25 @@ def compile(recipe: Recipe, site: Site, inputs: Inputs) -> Plan:
         PlanError: every reason why it cannot work.
     """
     stages = [_stage(recipe, name, inputs) for name in stages_of(recipe)]
-    reasons: list[str] = []
+    reasons = list(by_stage(stages, misfits, site))
     for stage in stages:
-        reasons += _refusals(stage_view(recipe, stage.name), stage, site, inputs)
+        reasons += _refusals(stage_view(recipe, stage.name), stage, inputs)
     if reasons:
         raise PlanError(list(dict.fromkeys(reasons)))
     found = forecast(recipe, inputs, stages)
     reasons += _storage_refusals(recipe, stages, found, inputs)
     if reasons:
         raise PlanError(reasons)
-    warnings = tuple(warning for stage in stages for warning in _warnings(recipe, site, inputs, stage, found))
-    return Plan(recipe=recipe, site=site, inputs=inputs, stages=tuple(stages), forecast=found, warnings=warnings)
+    warnings = list(by_stage(stages, doubts, site))
+    warnings += [warning for stage in stages for warning in _warnings(recipe, site, inputs, stage, found)]
+    return Plan(
+        recipe=recipe,
+        site=site,
+        inputs=inputs,
+        stages=tuple(stages),
+        forecast=found,
+        warnings=tuple(dict.fromkeys(warnings)),
+    )
 
 
 def _stage(recipe: Recipe, name: str, inputs: Inputs) -> Stage:
@@ -65,14 +74,13 @@ def _batch(view: Recipe, resources: Resources, inputs: Inputs) -> Batch:
     )
 
 
-def _refusals(view: Recipe, stage: Stage, site: Site, inputs: Inputs) -> Iterator[str]:
+def _refusals(view: Recipe, stage: Stage, inputs: Inputs) -> Iterator[str]:
     if not stage.uses_devices:
         return
     for key in unbuilt(view):
         yield f"{key} can be written down but is not done by this version; leave it out"
     if view.task != "causal_lm":
         yield f"task {view.task!r} can be written down but not run by this version; causal_lm can"
-    yield from _resource_refusals(stage, site)
     if stage.resources.device == "cpu":
         yield from _cpu_refusals(view, stage)
     if stage.batch is not None:
@@ -81,20 +89,6 @@ def _refusals(view: Recipe, stage: Stage, site: Site, inputs: Inputs) -> Iterato
         yield from _parameter_refusals(view, stage, inputs)
     elif stage.of is None and not inputs.model.has_weights:
         yield f"stage {stage.name!r} has no model: no consolidate stage above it, and model.path has no weights"
-
-
-def _resource_refusals(stage: Stage, site: Site) -> Iterator[str]:
-    wanted, key = stage.resources, f"resources.{stage.name}"
-    gpus = wanted.devices_per_node * (wanted.nodes if site.launcher == "local" else 1)
-    if wanted.device == "gpu" and site.gpus_per_node == 0:
-        yield f"stage {stage.name!r} wants GPUs and {site.name} has none; set {key}.device=cpu to run on the CPU"
-    elif wanted.device == "gpu" and gpus > site.gpus_per_node:
-        yield (
-            f"stage {stage.name!r} wants {wanted.nodes} x {wanted.devices_per_node} GPUs and {site.name} has "
-            f"{site.gpus_per_node} on a node; set {key}.nodes and {key}.devices_per_node"
-        )
-    if stage.kind == "predict" and wanted.nodes * wanted.devices_per_node > 1:
-        yield f"stage {stage.name!r}: a task of predict uses one device; spread its rows with {key}.tasks"
 
 
 def _cpu_refusals(view: Recipe, stage: Stage) -> Iterator[str]:
@@ -215,6 +209,8 @@ def _gb(num_bytes: float) -> str:
 def _slurm_only(recipe: Recipe, site: Site) -> Iterator[str]:
     """Name what was asked for and is Slurm's to give: a time limit that is not kept would surprise."""
     words = ("memory_gb", "time_min", "partition", "account", "qos", "constraint", "exclude", "reservation", "sbatch")
-    asked = {word for wanted in recipe.resources.values() for word in words if getattr(wanted, word)}
+    asked = {f"resources {word}" for wanted in recipe.resources.values() for word in words if getattr(wanted, word)}
+    if recipe.environment.container:
+        asked.add("environment.container")
     if asked and site.launcher == "local":
-        yield f"resources {', '.join(sorted(asked))}: Slurm keeps these, and they do nothing on {site.name}"
+        yield f"{', '.join(sorted(asked))}: Slurm keeps these, and they do nothing on {site.name}"

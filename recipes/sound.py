@@ -12,9 +12,26 @@ from ..errors import Fault, nearest
 from ..rundir import NAME_PATTERN
 from . import check
 from .prompt import prompt_fields
-from .schema import KINDS, Recipe
+from .schema import KINDS, Recipe, Resources
 from .stages import NEEDS_SOURCE, SOURCES, fitting_sources, kind_of, stage_view, stages_of
 
+# sbatch options that a run depends on, and what to write instead.
+_OWNED = {
+    "array": "set resources.<stage>.tasks",
+    "nodes": "set resources.<stage>.nodes",
+    "ntasks": "set resources.<stage>.devices_per_node",
+    "ntasks-per-node": "set resources.<stage>.devices_per_node",
+    "cpus-per-task": "set resources.<stage>.cpus_per_device",
+    "time": "set resources.<stage>.time_min",
+    "partition": "set resources.<stage>.partition",
+    **dict.fromkeys(
+        ("output", "error", "open-mode", "chdir"), "logs lie in the run folder; `sousbatch logs` shows them"
+    ),
+    **dict.fromkeys(("comment", "dependency", "kill-on-invalid-dep", "parsable", "wait", "test-only"), "leave it out"),
+    **dict.fromkeys(("signal", "requeue"), "leave it out: a run depends on being warned and requeued"),
+    **dict.fromkeys(("export", "export-file"), "name the variables in environment.variables or environment.inherit"),
+    **dict.fromkeys(("wrap", "job-name", "clusters"), "leave it out"),
+}
 _NAME_HINT = "lower-case letters, digits and '-', 63 at most"
 # There is one of each in a run, so a stage cannot have its own.
 _SHARED = (
@@ -105,10 +122,28 @@ def _sources(recipe: Recipe) -> Iterator[Fault]:
 
 def _resources(recipe: Recipe) -> Iterator[Fault]:
     known = list(dict.fromkeys((*stages_of(recipe), *KINDS, "default")))
-    for name in recipe.resources:
+    for name, wanted in recipe.resources.items():
         if name not in known:
             problem = f"is no stage and no kind; known: {', '.join(known)}"
             yield Fault(key=f"resources.{name}", problem=problem, hint=nearest(name, known))
+        yield from _sbatch(f"resources.{name}", wanted)
+
+
+def _sbatch(key: str, wanted: Resources) -> Iterator[Fault]:
+    """Return what would break out of its #SBATCH line, or take the run out of our hands."""
+    for word in ("partition", "account", "qos", "constraint", "exclude", "reservation"):
+        value = getattr(wanted, word)
+        if value is not None and not re.fullmatch(r"[\w.,:@+=&|*()\[\]-]+", value, re.ASCII):
+            problem = f"is {value!r}, which is no name that Slurm knows"
+            yield Fault(key=f"{key}.{word}", problem=problem, hint="letters, digits and . , : @ + = & | * ( ) [ ] _ -")
+    for line in wanted.sbatch:
+        option = re.match(r"--([a-z][a-z-]*)(=|$)", line)
+        if option is None or not line.isprintable() or "$" in line:
+            problem = f"has {line!r}, which is no #SBATCH line"
+            hint = "one option, as --name=value, without $: Slurm does not expand variables there"
+            yield Fault(key=f"{key}.sbatch", problem=problem, hint=hint)
+        elif option[1] in _OWNED:
+            yield Fault(key=f"{key}.sbatch", problem=f"has --{option[1]}", hint=_OWNED[option[1]])
 
 
 def _sections(view: Recipe) -> Iterator[Fault]:

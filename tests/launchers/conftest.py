@@ -19,12 +19,14 @@ from sousbatch.recipes.schema import Environment, Model, Recipe, Resources
 
 DEADLINE_S = 30.0
 CPU = Resources(device="cpu")
+HERE = Site(name="here", launcher="local", cpus_per_node=2, memory_bytes=1, gpus_per_node=0, gpu_memory_bytes=0)
 
 
 def make_plan(
     stages: Sequence[Stage],
     environment: Environment | None = None,
     splits: dict[str, SplitFacts] | None = None,
+    site: Site = HERE,
     **recipe: Any,
 ) -> Plan:
     """Return a plan of *stages* that no model or data stands behind."""
@@ -41,7 +43,7 @@ def make_plan(
     )
     return Plan(
         recipe=Recipe(name="toy", model=Model(path="/"), environment=environment, **recipe),
-        site=Site(name="here", launcher="local", cpus_per_node=2, memory_bytes=1, gpus_per_node=0, gpu_memory_bytes=0),
+        site=site,
         inputs=Inputs(
             model=model, splits=splits or {}, room=Room(folder="/", free_bytes=1, free_inodes=1), code_digest=code
         ),

@@ -195,10 +195,9 @@ def test_a_quantised_mixture_of_experts_is_refused_under_zero_3(small: ModuleTyp
 def test_gpus_are_refused_where_there_are_none(small: ModuleType) -> None:
     with pytest.raises(PlanError) as caught:
         compile(_on_gpus(small.RECIPE), small.SITE, small.INPUTS)
-    assert [reason.rsplit("set ", 1)[1] for reason in caught.value.reasons] == [
-        "resources.train.device=cpu to run on the CPU",
-        "resources.predict.device=cpu to run on the CPU",
-    ]
+    assert caught.value.reasons == (
+        "resources of train, predict: it wants GPUs and this machine has none; set device=cpu to run on the CPU",
+    )
 
 
 def test_more_gpus_than_there_are_is_refused(small: ModuleType) -> None:
@@ -208,7 +207,7 @@ def test_more_gpus_than_there_are_is_refused(small: ModuleType) -> None:
 
 def test_a_predict_task_has_one_device(small: ModuleType) -> None:
     resources = small.RECIPE.resources | {"predict": replace(small.RECIPE.resources["default"], devices_per_node=2)}
-    with pytest.raises(PlanError, match="spread its rows with resources.predict.tasks"):
+    with pytest.raises(PlanError, match="resources of predict: .* spread its rows with tasks"):
         compile(replace(small.RECIPE, resources=resources), small.SITE, small.INPUTS)
 
 

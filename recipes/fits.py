@@ -1,0 +1,91 @@
+"""Whether a stage's resources fit a site: this machine, or a partition of Slurm. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from ..cluster.site import NodeKind, Partition, Site
+from ..errors import nearest
+from .plan import Stage
+
+
+def misfits(stage: Stage, site: Site) -> Iterator[str]:
+    """Return every reason why *site* cannot run *stage*; keys are those of its resources."""
+    wanted = stage.resources
+    if stage.kind == "predict" and wanted.nodes * wanted.devices_per_node > 1:
+        yield "a task of predict uses one device; spread its rows with tasks"
+    if site.launcher == "local":
+        yield from _misfits_here(stage, site)
+        return
+    partition = site.partition(wanted.partition)
+    if partition is None:
+        known = [one.name for one in site.partitions]
+        hint = f" ({found})" if (found := nearest(wanted.partition or "", known)) else ""
+        which = repr(wanted.partition) if wanted.partition else "not given, and there is no default one"
+        yield f"partition is {which}; {site.name} has {', '.join(known)}{hint}"
+        return
+    yield from _misfits_on(stage, partition)
+
+
+def _misfits_here(stage: Stage, site: Site) -> Iterator[str]:
+    wanted = stage.resources
+    if not stage.uses_devices or wanted.device != "gpu":
+        return
+    if site.gpus_per_node == 0:
+        yield f"it wants GPUs and {site.name} has none; set device=cpu to run on the CPU"
+    elif wanted.devices_per_node * wanted.nodes > site.gpus_per_node:
+        yield (
+            f"it wants {wanted.nodes} x {wanted.devices_per_node} GPUs and {site.name} has {site.gpus_per_node} "
+            "on a node; set nodes and devices_per_node"
+        )
+
+
+def _misfits_on(stage: Stage, partition: Partition) -> Iterator[str]:
+    """Compare with each kind of node; where several are short of something, the largest is named."""
+    wanted, where = stage.resources, f"partition {partition.name!r}"
+    nodes, ranks = (wanted.nodes, wanted.devices_per_node) if stage.uses_devices else (1, 1)
+    if wanted.time_min is not None and partition.max_minutes is not None and wanted.time_min > partition.max_minutes:
+        yield f"time_min is {wanted.time_min} and {where} allows {partition.max_minutes}"
+    if nodes > (most := min(sum(kind.count for kind in partition.nodes), partition.max_nodes or nodes)):
+        yield f"it wants {nodes} nodes and {where} gives {most}; set nodes"
+    gpus = ranks if stage.uses_devices and wanted.device == "gpu" else 0
+    needs: dict[str, tuple[int, Callable[[NodeKind], int], str]] = {
+        "GPUs": (gpus, lambda kind: kind.gpus, "devices_per_node"),
+        "cores": (ranks * wanted.cpus_per_device, lambda kind: kind.cpus, "cpus_per_device"),
+        "MiB": (int((wanted.memory_gb or 0) * 1e9 / (1 << 20)), lambda kind: kind.memory_mb, "memory_gb"),
+    }
+    fitting = partition.nodes
+    for what, (need, has, word) in needs.items():
+        left = tuple(kind for kind in fitting if has(kind) >= need)
+        if not left:
+            most = max(has(kind) for kind in fitting)
+            yield f"it wants {need} {what} on a node and {where} has {most}; set {word}"
+            return
+        fitting = left
+    if sum(kind.count for kind in fitting) < nodes:
+        yield f"it wants {nodes} such nodes and {where} has {sum(kind.count for kind in fitting)}"
+
+
+def doubts(stage: Stage, site: Site) -> Iterator[str]:
+    """Return what will run, but perhaps not as meant."""
+    wanted = stage.resources
+    partition = site.partition(wanted.partition)
+    if site.launcher == "local" or partition is None:
+        return
+    if wanted.time_min is None and partition.default_minutes is not None and stage.uses_devices:
+        yield (
+            f"time_min is not given: partition {partition.name!r} allows {partition.default_minutes} min, "
+            "then it saves and goes back into the queue"
+        )
+    if wanted.device == "cpu" and stage.uses_devices and any(kind.gpus for kind in partition.nodes):
+        yield f"it computes on the CPU in partition {partition.name!r}, whose nodes have GPUs"
+
+
+def by_stage(stages: Sequence[Stage], ask: Callable[[Stage, Site], Iterator[str]], site: Site) -> Iterator[str]:
+    """Return what *ask* says of the stages, each thing once, with all the stages that it is said of."""
+    said: dict[str, list[str]] = {}
+    for stage in stages:
+        for text in ask(stage, site):
+            said.setdefault(text, []).append(stage.name)
+    for text, names in said.items():
+        yield f"resources of {', '.join(names)}: {text}"
