@@ -121,10 +121,17 @@ def _add_planning_commands(commands: argparse._SubParsersAction[_Parser]) -> Non
         "submit hangul-restoration train.learning_rate=1e-3 seed=2",
         "submit hangul-restoration --smoke",
         "submit hangul-restoration --detach",
+        "submit hangul-restoration --smoke --sweep train.learning_rate=1e-3,1e-4 seed=1,2",
     )
     _add_recipe_arguments(submit)
     submit.add_argument("--detach", action="store_true", help="return when the jobs are sent")
     submit.add_argument("--smoke", action="store_true", help="try the whole chain: 2 steps, 8 rows")
+    submit.add_argument(
+        "--sweep",
+        nargs="+",
+        metavar="KEY=VALUES",
+        help="one run for each choice of values, all in one job array: seed=1,2 train.learning_rate=1e-3,1e-4",
+    )
     submit.add_argument("--again", action="store_true", help="make another run of what has run already")
 
 

@@ -65,6 +65,11 @@ def _plan_of(arguments: Namespace, *, is_smoke: bool = False) -> Plan:
     from .recipes.inputs import inspect
     from .recipes.stages import smoke
 
+    if getattr(arguments, "sweep", None):
+        from .recipes.sweep import plan_sweep
+
+        site, store = choose_site(arguments.launcher), runs_dir(arguments.runs)
+        return plan_sweep(arguments.recipe, arguments.overrides, arguments.sweep, site, store, is_smoke=is_smoke)
     recipe = compose(arguments.recipe, arguments.overrides)
     recipe = smoke(recipe) if is_smoke else recipe
     return compile(recipe, choose_site(arguments.launcher), inspect(recipe, runs_dir(arguments.runs)))

@@ -125,9 +125,33 @@ def run_status(plan: Plan, paths: RunPaths, states: Mapping[str, StageState]) ->
         rows, header=("stage", "state", "", "reason")
     )
     failed = [name for name, state in states.items() if state.word == "failed"]
-    if failed:
+    if plan.sweep is not None:
+        text += f"\n\n{points(plan, paths)}"
+    elif failed:
         text += f"\n\n{log_tail(paths, failed[0])}"
     return text
+
+
+def points(plan: Plan, paths: RunPaths) -> str:
+    """Return one line a point of a sweep that has begun, with its first score, and how many have not."""
+    from . import files
+    from .launchers.status import point_states
+
+    found = point_states(plan, paths)
+    rows: list[list[object]] = []
+    for point in found:
+        if point.folder is None:
+            continue
+        score = ""
+        metrics = RunPaths(root=point.folder).metrics
+        if metrics.is_file():
+            for name, result in list(files.read_json(metrics).items())[:1]:
+                metric, value = next(iter(result["scores"]["model"].items()))
+                score = f"{metric} {value:.4g} ({name})"
+        rows.append([point.index, point.word, point.label, score, point.folder])
+    waiting = sum(point.word == "waiting" for point in found)
+    text = columns(rows, header=("point", "state", "values", "score", "folder")) if rows else ""
+    return "\n".join([text] * bool(text) + [f"{waiting} of {len(found)} points have not begun"] * bool(waiting))
 
 
 def log_tail(paths: RunPaths, stage: str, num_lines: int = 12) -> str:
@@ -186,6 +210,8 @@ def results(plan: Plan, paths: RunPaths) -> str:
             rows.append((f"model ({stage.name})", paths.model(stage.name)))
         if stage.kind == "predict" and (paths.predictions(stage.name) / "predictions.jsonl").is_file():
             rows.append((f"predictions ({stage.name})", paths.predictions(stage.name) / "predictions.jsonl"))
+    if plan.sweep is not None:
+        return points(plan, paths)
     text = ""
     if paths.metrics.is_file():
         rows.append(("scores", paths.metrics))

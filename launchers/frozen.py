@@ -16,15 +16,21 @@ from ..rundir import RunPaths, remember_run
 from .base import Launcher
 
 
-def freeze(plan: Plan, launcher: Launcher, paths: RunPaths) -> None:
+def freeze(
+    plan: Plan, launcher: Launcher, paths: RunPaths, *, within: RunPaths | None = None, point: int | None = None
+) -> None:
     """Write all that the jobs will read; plan.json last, since it makes the folder a run.
+
+    The run of a *point* lies *within* that of its sweep, whose copy of the code it shares.
 
     Raises:
         UsageError: the code was edited since the plan was made.
     """
     import yaml
 
-    for folder in plan.recipe.environment.code:
+    if within is not None and within.code_dir.is_dir() and not paths.code_dir.exists():
+        paths.code_dir.symlink_to(within.code_dir)
+    for folder in plan.recipe.environment.code if within is None else ():
         source = Path(folder).expanduser().absolute()
         for path in code_files(source):
             target = paths.code(folder) / path.relative_to(source)
@@ -39,11 +45,12 @@ def freeze(plan: Plan, launcher: Launcher, paths: RunPaths) -> None:
     text = yaml.safe_dump(check.to_plain(plan.recipe), allow_unicode=True, sort_keys=False)
     files.write_text(paths.recipe, text)
     client = ledger.open_client(paths.ledger_dir)
-    client.write("frozen", plan=files.digest_of(plan.to_json()))
+    client.write("frozen", plan=files.digest_of(plan.to_json()), **({} if point is None else {"point": point}))
     client.close()
     files.sync_tree(paths.root)
     files.write_text(paths.plan, plan.to_json())
-    remember_run(paths)
+    if within is None:
+        remember_run(paths)
 
 
 def verify(paths: RunPaths, plan: Plan, stage: Stage) -> None:
@@ -54,6 +61,8 @@ def verify(paths: RunPaths, plan: Plan, stage: Stage) -> None:
         raise RunError(f"{paths.plan} was changed after submission; submit the recipe again")
     if _frozen_code(plan, paths) != plan.inputs.code_digest:
         raise RunError(f"the code in {paths.code_dir} was changed after submission; submit the recipe again")
+    if plan.sweep is not None:
+        return  # each point checks its own
     model = plan.inputs.model
     if stage.kind in ("train", "predict") and stage.of is None:
         now = model_digest(Path(model.folder), Path(model.tokenizer_folder), plan.recipe.model.config)

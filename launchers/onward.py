@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from .. import ledger
 from ..cluster import slurm
 from ..errors import SlurmError, SousbatchError
-from ..ledger import Event
 from ..recipes.plan import Stage
+from ..recipes.sweep import STAGE as SWEEP_STAGE
 from ..rundir import RunPaths
 from .attempts import Attempt
 from .slurm import SlurmLauncher
@@ -23,8 +24,11 @@ def is_idle(attempts: Sequence[Attempt]) -> bool:
     return len(tail) == MAX_IDLE and not any(attempt.progress for attempt in tail)
 
 
-def is_cancelled(events: Sequence[Event], stage: str) -> bool:
-    """Say whether a person asked the newest job of *stage* to end."""
+def is_cancelled(paths: RunPaths, stage: str) -> bool:
+    """Say whether a person asked the newest job of *stage* to end; a point's job is that of its sweep."""
+    if "SOUSBATCH_POINT" in os.environ:
+        paths, stage = RunPaths(root=paths.root.parent.parent), SWEEP_STAGE
+    events = ledger.read(paths.ledger_dir)
     sent = [event.number for event in events if event.kind in ("sent", "adopted") and event.stage == stage]
     asked = [event.number for event in events if event.kind == "cancel" and stage in event.data["stages"]]
     return bool(asked) and max(asked) > max(sent, default=0)
@@ -35,7 +39,7 @@ def continue_job(paths: RunPaths, stage: Stage, job_id: str, attempts: Sequence[
 
     Requeued where Slurm takes it back, else continued by a new job, to which the dependants move.
     """
-    if is_cancelled(ledger.read(paths.ledger_dir), stage.name):
+    if is_cancelled(paths, stage.name):
         return f"cancelled; `sousbatch resume {paths.run_id}` goes on"
     if is_idle(attempts):
         return f"not requeued: {MAX_IDLE} starts in a row saved nothing new; is the time limit too short?"
@@ -46,6 +50,8 @@ def continue_job(paths: RunPaths, stage: Stage, job_id: str, attempts: Sequence[
             slurm.requeue(job_id)
             return "requeued"
         except SlurmError as refusal:
+            if "SOUSBATCH_POINT" in os.environ:
+                return f"stopped, and not requeued: {refusal}; resume the sweep"
             sent = go_on(paths, SlurmLauncher(), stage.name)
             return f"not requeued ({refusal}), but continued by a new job of {', '.join(sent)}"
     except SousbatchError as error:

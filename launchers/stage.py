@@ -76,7 +76,7 @@ class _Task:
                 following = self._after(attempt)
                 if isinstance(following, Stop):
                     _say(f"attempt {attempt.number} ended: {following.reason}")
-                    if following.exit_code == EXIT_STOPPED and self._slurm_job:
+                    if following.exit_code == EXIT_STOPPED and self._slurm_job and self._stage.kind != "sweep":
                         _say(continue_job(self._paths, self._stage, self._slurm_job, past))
                     return following.exit_code
                 _say(
@@ -174,6 +174,8 @@ class _Task:
     def _commands(self) -> list[list[str]]:
         """Return what runs the ranks: srun in a job of Slurm's, a torchrun agent a node to train here, else the job."""
         python, wanted = [sys.executable, "-u"], self._stage.resources
+        if self._stage.kind == "sweep":
+            return [[*python, "-m", "sousbatch.launchers.point", str(self._paths.root)]]
         job = [f"sousbatch.jobs.{self._stage.kind}", str(self._paths.root), self._stage.name]
         if self._slurm_job:
             nodes, each = (wanted.nodes, wanted.devices_per_node) if self._stage.uses_devices else (1, 1)
@@ -205,7 +207,7 @@ class _Task:
             "WANDB_PROJECT": tracking.project,
             "WANDB_RUN_ID": f"{self._paths.run_id}-{stage.name}" + (f"-{self._task}" if stage.num_tasks > 1 else ""),
             "WANDB_NAME": f"{self._paths.recipe_name} {stage.name}",
-            "WANDB_RUN_GROUP": f"{self._paths.recipe_name}-{self._paths.run_id}",
+            "WANDB_RUN_GROUP": f"{self._paths.recipe_name}-{os.environ.get('SOUSBATCH_POINT', self._paths.run_id)}",
             "WANDB_JOB_TYPE": stage.kind,
             "WANDB_RESUME": "allow",
             "WANDB_DIR": str(self._paths.tracking_dir),
@@ -273,7 +275,7 @@ def _say(text: str) -> None:
 def _tasks(plan: Plan, stage: str) -> range:
     """Return the tasks of this process: one, or those that an element of a Slurm array shares out to itself."""
     first, count = int(os.environ.get("SOUSBATCH_TASK", "0")), plan.stage(stage).num_tasks
-    is_shared = plan.site.launcher == "slurm" and slurm.job_id()
+    is_shared = plan.site.launcher == "slurm" and slurm.job_id() and "SOUSBATCH_POINT" not in os.environ
     return range(first, count, array_size(count, len(plan.stages), plan.site) if is_shared else count)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from .. import ledger
 from ..errors import EXIT_STOPPED, UnreachableError, UsageError
@@ -131,11 +132,46 @@ def _progress(plan: Plan, stage: Stage, mine: Sequence[Event]) -> tuple[int, int
     if stage.batch is not None:
         steps = [event.data["step"] for event in mine if event.kind in ("step", "saved")]
         return (steps[-1] if steps else 0), stage.batch.steps
+    if stage.kind == "sweep":
+        return len(
+            {event.task for event in mine if event.kind == "ended" and event.data["exit_code"] == 0}
+        ), stage.num_tasks
     if stage.kind == "predict":
         rows = {event.data["unit"]: event.data["num_rows"] for event in mine if event.kind == "unit"}
         totals = [event.data["num_rows"] for event in mine if event.kind == "layout"]
         return sum(rows.values()), totals[-1] if totals else 0
     return 0, 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointState:
+    """Where a point of a sweep stands. *folder* is that of its run, once it has begun."""
+
+    index: int
+    label: str
+    word: StateWord
+    folder: Path | None = None
+
+
+def point_states(plan: Plan, paths: RunPaths) -> list[PointState]:
+    """Return the states of a sweep's points from the ledgers alone: one that did not begin is waiting."""
+    assert plan.sweep is not None, "only a sweep has points"
+    ends = {one.task: one.data["exit_code"] for one in ledger.read(paths.ledger_dir) if one.kind == "ended"}
+    begun: dict[int, Path] = {}
+    for folder in paths.root.glob("*/*/ledger"):
+        for event in ledger.read(folder):
+            if event.kind == "frozen" and "point" in event.data:
+                begun[event.data["point"]] = folder.parent
+    words: dict[int | None, StateWord] = {None: "running", 0: "done", EXIT_STOPPED: "stopped"}
+    return [
+        PointState(
+            index=index,
+            label=point.label,
+            word=words.get(ends.get(index), "failed") if index in begun or index in ends else "waiting",
+            folder=begun.get(index),
+        )
+        for index, point in enumerate(plan.sweep.points)
+    ]
 
 
 def _stopping(plan: Plan, paths: RunPaths) -> frozenset[str]:

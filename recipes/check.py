@@ -7,16 +7,20 @@ Hydra composes, but it stops at the first fault and its structured configs know 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, TypeVar, Union
 
 from ..errors import Fault, nearest
 
 T = TypeVar("T")
 _WORDS = {bool: "true or false", int: "whole number", float: "number", str: "text"}
+
+
+_hints: Callable[[Any], dict[str, Any]] = functools.cache(typing.get_type_hints)  # slow, and asked for each section
 
 
 def build(cls: type[T], values: Any, *, key: str = "") -> tuple[T | None, list[Fault]]:
@@ -39,7 +43,7 @@ class Option:
 
 def options(cls: type, prefix: str = "") -> Iterator[Option]:
     """Yield every key of the schema below *cls*."""
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     for field in dataclasses.fields(cls):
         yield Option(
             key=prefix + field.name,
@@ -117,7 +121,7 @@ def _dataclass(cls: type[T], values: Any, key: str, faults: list[Fault]) -> T | 
         faults.append(Fault(key=key or "recipe", problem=f"is {values!r}", hint=_section_hint(cls, key)))
         return None
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     before = len(faults)
     made: dict[str, Any] = {}
     for name, value in values.items():

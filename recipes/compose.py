@@ -27,20 +27,36 @@ def compose(name: str, texts: Sequence[str] = ()) -> Recipe:
         NotFoundError: no such recipe.
         RecipeError: every fault of the file and the overrides.
     """
+    values, faults = values_of(name, texts)
+    return recipe_of(values, faults)
+
+
+def values_of(name: str, texts: Sequence[str] = ()) -> tuple[dict[str, Any], list[Fault]]:
+    """Return the plain values of a recipe and its overrides, with every ${key} still in them, and the faults so far."""
     path = find_recipe(name)
     faults: list[Fault] = []
     groups, others = overrides.split_groups(overrides.parse(texts, faults), path.parent, faults)
     values = _compose_files(path, groups)
     for item in others:
         overrides.lay_over(values, item, faults)
-    values = _resolved(values, path)
     values.setdefault("name", path.stem)
+    return values, faults
+
+
+def recipe_of(values: dict[str, Any], faults: Sequence[Fault] = ()) -> Recipe:
+    """Return the checked recipe of plain *values*.
+
+    Raises:
+        RecipeError: every fault of the values, after the *faults* found before.
+    """
+    name = str(values["name"])
+    values = _resolved(values, name)
     recipe, found = check.build(Recipe, values)
-    faults += found
+    found = [*faults, *found]
     if recipe is not None:
-        faults += sound.faults_of(recipe)
-    if recipe is None or faults:
-        raise RecipeError(str(values["name"]), faults)
+        found += sound.faults_of(recipe)
+    if recipe is None or found:
+        raise RecipeError(name, found)
     return replace(recipe, resources=layered_resources(recipe, values.get("resources") or {}))
 
 
@@ -71,7 +87,7 @@ def _compose_files(path: Path, groups: list[str]) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()} if isinstance(values, dict) else {}
 
 
-def _resolved(values: dict[str, Any], path: Path) -> dict[str, Any]:
+def _resolved(values: dict[str, Any], name: str) -> dict[str, Any]:
     """Return *values* with every ${key} replaced: after the overrides, so that it sees them."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -79,11 +95,11 @@ def _resolved(values: dict[str, Any], path: Path) -> dict[str, Any]:
     try:
         resolved = OmegaConf.to_container(OmegaConf.create(values), resolve=True)
     except OmegaConfBaseException as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(name, error) from error
     assert isinstance(resolved, dict), "a mapping stays one"
     return {str(key): value for key, value in resolved.items()}
 
 
-def _unreadable(path: Path, error: Exception) -> UsageError:
+def _unreadable(path: Path | str, error: Exception) -> UsageError:
     reason = " ".join(str(error).split("Config search path:")[0].split())
-    return UsageError(f"recipe file {str(path)!r} cannot be read: {reason}")
+    return UsageError(f"recipe {str(path)!r} cannot be read: {reason}")

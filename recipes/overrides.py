@@ -36,6 +36,24 @@ def parse(overrides: Sequence[str], faults: list[Fault]) -> list[Override]:
     return parsed
 
 
+def axes(texts: Sequence[str], faults: list[Fault]) -> list[list[str]]:
+    """Return for each of a sweep's *texts*, such as `seed=1,2` or `seed=range(1,4)`, its overrides of one value."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser, found = OverridesParser.create(), list[list[str]]()
+    for text in texts:
+        try:
+            item = parser.parse_override(text)
+            if not item.is_sweep_override() or not item.is_discrete_sweep():
+                raise HydraException("it has one value, or a continuous range of them")
+            found.append([f"{item.get_key_element()}={value}" for value in item.sweep_string_iterator()])
+        except HydraException as error:
+            hint = f"write key=value,value or key=range(1,4); {str(error).splitlines()[0]}"
+            faults.append(Fault(key=text, problem="is no axis of a sweep", hint=hint))
+    return found
+
+
 def split_groups(parsed: Sequence[Override], folder: Path, faults: list[Fault]) -> tuple[list[str], list[Override]]:
     """Return the overrides that choose a file of a config group, such as adapter=lora, and the others.
 

@@ -108,7 +108,7 @@ class Stage:
     @property
     def uses_devices(self) -> bool:
         """Whether its ranks compute on devices; the other kinds are one process each."""
-        return self.kind in ("train", "predict")
+        return self.kind in ("train", "predict", "sweep")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +130,34 @@ class Forecast:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Variant:
+    """What points of a sweep share: a recipe's plain values, every ${key} still in them, and its inputs."""
+
+    values: dict[str, Any]
+    inputs: Inputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One point of a sweep: overrides to lay over a variant, given by its position; *label* is what tells it apart."""
+
+    variant: int
+    overrides: tuple[str, ...]
+    label: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """The points of a sweep. Each becomes a run of its own when its task starts."""
+
+    variants: tuple[Variant, ...]
+    points: tuple[Point, ...]
+    is_smoke: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A compiled run."""
+    """A compiled run. That of a sweep has one stage, whose tasks are the points."""
 
     format: int = PLAN_FORMAT
     version: str = __version__
@@ -141,6 +167,7 @@ class Plan:
     stages: tuple[Stage, ...]
     forecast: Forecast
     warnings: tuple[str, ...] = ()
+    sweep: Sweep | None = None
 
     @property
     def run_id(self) -> str:
@@ -150,7 +177,11 @@ class Plan:
             name: value for name, value in recipe.items() if name not in ("resources", "tracking", "description")
         }
         data = {name: split.digest for name, split in self.inputs.splits.items()}
-        return files.digest_of([deciding, self.inputs.model.digest, data, self.inputs.code_digest])[:12]
+        decided = [deciding, self.inputs.model.digest, data, self.inputs.code_digest]
+        if self.sweep is not None:
+            points = [(point.variant, point.overrides) for point in self.sweep.points]
+            decided += [points, [variant.values for variant in self.sweep.variants]]
+        return ("sweep-" if self.sweep else "") + files.digest_of(decided)[:12]
 
     def stage(self, name: str) -> Stage:
         """Return the stage called *name*, or raise a NotFoundError that lists all."""

@@ -12,8 +12,8 @@ from typing import Any, Literal
 from .keys import key
 
 Task = Literal["causal_lm", "seq2seq", "question_answering", "classification"]
-Kind = Literal["train", "consolidate", "predict", "merge", "score"]
-KINDS: tuple[Kind, ...] = ("train", "consolidate", "predict", "merge", "score")
+Kind = Literal["train", "consolidate", "predict", "merge", "score", "sweep"]
+KINDS: tuple[Kind, ...] = ("train", "consolidate", "predict", "merge", "score")  # what a recipe can have as stages
 Dtype = Literal["float16", "bfloat16", "float32"]
 
 

@@ -92,7 +92,7 @@ def _stages(recipe: Recipe) -> Iterator[Fault]:
         key = f"stages.{name}"
         if not NAME_PATTERN.fullmatch(name):
             yield Fault(key=key, problem="is no name for a stage", hint=_NAME_HINT)
-        if spec.kind is None and name not in KINDS:
+        if (spec.kind or name) not in KINDS:
             hint = nearest(name, KINDS)
             yield Fault(key=f"{key}.kind", problem=f"is missing; known: {', '.join(KINDS)}", hint=hint)
         for path in _SHARED:

@@ -17,6 +17,7 @@ SOURCES: dict[Kind, Kind] = {
     "predict": "consolidate",
     "merge": "predict",
     "score": "merge",
+    "sweep": "sweep",
 }
 NEEDS_SOURCE: tuple[Kind, ...] = ("consolidate", "merge", "score")
 

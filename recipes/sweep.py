@@ -1,0 +1,175 @@
+"""Sweeps: points as overrides in one plan, composed once per choice of files and inputs.
+
+A point is composed in full, as if it had been submitted alone, when its task starts. Before
+anything is sent a sample of the points is, so that what cannot work is refused at once.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..cluster.site import Site
+from ..errors import Fault, PlanError, RecipeError
+from . import overrides
+from .compile import compile
+from .compose import recipe_of, values_of
+from .inputs import inspect
+from .plan import Plan, Point, Stage, Sweep, Variant
+from .schema import Recipe, Resources
+from .search import find_recipe
+from .stages import smoke
+
+STAGE = "sweep"
+# Points that are composed and compiled before sending: all of few, else a sample that shows each value, where it fits.
+_NUM_CHECKED, _NUM_SAMPLED = 64, 16
+# Sections that change neither what is read nor what a job is given: their values are laid over when a point starts.
+_LATE = ("train", "checkpoints", "consolidate", "predict", "adapter", "score", "seed")
+_EARLY = ("train.split", "train.eval_split", "predict.split")
+
+
+def plan_sweep(
+    name: str, texts: Sequence[str], sweep: Sequence[str], site: Site, store: Path, *, is_smoke: bool = False
+) -> Plan:
+    """Return the plan of all points of *sweep*, such as `seed=1,2`, over the recipe *name* with overrides *texts*.
+
+    Points are the product of the axes in Hydra's order: the last one changes fastest.
+
+    Raises:
+        RecipeError: a fault of an axis, or of a point that was checked.
+        PlanError: a point that was checked cannot run here.
+    """
+    faults: list[Fault] = []
+    axes = overrides.axes(sweep, faults)
+    faults += [
+        Fault(key=axis[0], problem="cannot be swept", hint="all points share one name and one request")
+        for axis in axes
+        if axis[0].split("=")[0].split(".")[0] in ("name", "resources", "environment", "tracking", "description")
+    ]
+    if faults:
+        raise RecipeError(name, faults)
+    early = [index for index, axis in enumerate(axes) if _is_early(axis[0], find_recipe(name).parent)]
+    variants: dict[tuple[str, ...], int] = {}
+    points = []
+    for chosen in itertools.product(*axes):
+        shared = tuple(chosen[index] for index in early)
+        number = variants.setdefault(shared, len(variants))
+        rest = tuple(text for index, text in enumerate(chosen) if index not in early)
+        points.append(Point(variant=number, overrides=rest, label=" ".join(chosen)))
+    made = tuple(_variant(name, [*texts, *shared], store, is_smoke) for shared in variants)
+    whole = Sweep(variants=made, points=tuple(dict.fromkeys(points)), is_smoke=is_smoke)
+    plans = {index: _checked(whole, index, site) for index in _sample(axes)}
+    return _joined(whole, list(plans.values()), site)
+
+
+def _is_early(text: str, folder: Path) -> bool:
+    """Say whether an override chooses a file of a group, or changes what the run reads."""
+    key, _, value = text.partition("=")
+    if key.split(".")[0] not in _LATE or key in _EARLY:
+        return True
+    groups, _ = overrides.split_groups(overrides.parse([text], []), folder, [])
+    return bool(groups)
+
+
+def _variant(name: str, texts: Sequence[str], store: Path, is_smoke: bool) -> Variant:
+    values, faults = values_of(name, texts)
+    recipe = recipe_of(values, faults)
+    return Variant(values=values, inputs=inspect(smoke(recipe) if is_smoke else recipe, store))
+
+
+def _sample(axes: Sequence[Sequence[str]]) -> list[int]:
+    """Return the positions of the points to check: all of few; of many, those that show each value once."""
+    sizes = [len(axis) for axis in axes]
+    total = 1
+    for size in sizes:
+        total *= size
+    if total <= _NUM_CHECKED:
+        return list(range(total))
+    found = dict[int, None]()
+    for step in range(max(sizes)):
+        index = 0
+        for size in sizes:
+            index = index * size + step % size
+        found[index] = None
+    chosen = list(found)
+    pace = max(1, len(chosen) // _NUM_SAMPLED)
+    return sorted({*chosen[::pace], 0, total - 1})
+
+
+def _checked(sweep: Sweep, index: int, site: Site) -> Plan:
+    try:
+        return _plan(sweep, index, site)
+    except PlanError as error:
+        raise PlanError([f"point {sweep.points[index].label}: {reason}" for reason in error.reasons]) from error
+
+
+def point_recipe(sweep: Sweep, index: int) -> Recipe:
+    """Return the recipe of a point: the very one that composing its overrides alone would give."""
+    point = sweep.points[index]
+    values: dict[str, Any] = copy.deepcopy(sweep.variants[point.variant].values)
+    faults: list[Fault] = []
+    for item in overrides.parse(point.overrides, faults):
+        overrides.lay_over(values, item, faults)
+    recipe = recipe_of(values, faults)
+    return smoke(recipe) if sweep.is_smoke else recipe
+
+
+def _plan(sweep: Sweep, index: int, site: Site) -> Plan:
+    return compile(point_recipe(sweep, index), site, sweep.variants[sweep.points[index].variant].inputs)
+
+
+def point_plan(plan: Plan, index: int) -> Plan:
+    """Return the plan of one point of a sweep, for the site of the sweep."""
+    assert plan.sweep is not None, "only the plan of a sweep has points"
+    return _plan(plan.sweep, index, plan.site)
+
+
+def _joined(sweep: Sweep, plans: Sequence[Plan], site: Site) -> Plan:
+    """Return the plan whose one stage walks through all stages of a point in each task."""
+    first, num_points = plans[0], len(sweep.points)
+    stage = Stage(name=STAGE, kind="sweep", of=None, resources=_largest(first), num_tasks=num_points, after=())
+    peak = max(plan.forecast.storage_peak_bytes for plan in plans)
+    line = replace(
+        first.forecast.storage[0],
+        what=f"{num_points} points",
+        num_bytes=num_points * peak,
+        formula=f"{num_points} x {peak:,} B, the peak of the largest that was looked at",
+    )
+    if line.num_bytes > first.inputs.room.free_bytes:
+        raise PlanError(
+            [
+                f"no room: {num_points} points will hold {line.num_bytes / 1e9:.3g} GB and {first.inputs.room.folder} "
+                f"can take {first.inputs.room.free_bytes / 1e9:.3g} GB; keep fewer checkpoints or sweep fewer points"
+            ]
+        )
+    return Plan(
+        recipe=first.recipe,
+        site=site,
+        inputs=first.inputs,
+        stages=(stage,),
+        forecast=replace(first.forecast, storage=(line,), storage_peak_bytes=line.num_bytes),
+        warnings=first.warnings,
+        sweep=sweep,
+    )
+
+
+def _largest(plan: Plan) -> Resources:
+    """Return what every stage of a point can run in: the most of each; times add up, since stages follow each other."""
+    wanted = [stage.resources for stage in plan.stages]
+    devices = [stage.resources for stage in plan.stages if stage.uses_devices]
+    lead = devices[0] if devices else wanted[0]
+    times = [one.time_min for one in wanted]
+    return replace(
+        lead,
+        nodes=max(one.nodes for one in devices or wanted),
+        devices_per_node=max(one.devices_per_node for one in devices or wanted),
+        device="gpu" if any(one.device == "gpu" for one in devices) else "cpu",
+        cpus_per_device=max(one.cpus_per_device for one in wanted),
+        memory_gb=max((one.memory_gb for one in wanted if one.memory_gb), default=None),
+        time_min=sum(time for time in times if time) if all(times) else None,
+        tasks=1,
+    )
