@@ -1,0 +1,128 @@
+"""The texts that configure a private Slurm; pure, so that one shape always gives the same cluster.
+
+Every choice below was tried on Slurm 22.05.8.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .ranks import LOOPBACK
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sandbox:
+    """A private Slurm in *folder*: its shape, and the values of slurm.conf that differ from ours."""
+
+    folder: Path
+    nodes: int
+    cpus: int
+    gpus: int
+    memory_mb: int
+    ports: tuple[int, ...]
+    accounting: bool = False
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def conf(self) -> Path:
+        """The slurm.conf, for SLURM_CONF."""
+        return self.folder / "slurm.conf"
+
+    @property
+    def run_dir(self) -> Path:
+        """Sockets and process ids."""
+        return self.folder / "run"
+
+    @property
+    def log_dir(self) -> Path:
+        """What the daemons log."""
+        return self.folder / "log"
+
+    @property
+    def cluster(self) -> str:
+        """A name that no other sandbox has: it marks the processes of this one's jobs."""
+        return cluster_name(self.folder)
+
+    @property
+    def node_names(self) -> tuple[str, ...]:
+        """n1, n2 and so on."""
+        return tuple(f"n{number}" for number in range(1, self.nodes + 1))
+
+
+def cluster_name(folder: Path) -> str:
+    """Return the name of the cluster in *folder*, also where nothing is left there to read."""
+    return "sandbox_" + hashlib.sha256(str(folder).encode()).hexdigest()[:8]
+
+
+def slurm_conf(box: Sandbox, *, user: str, hostname: str) -> str:
+    """Return slurm.conf; *hostname* is this machine's, which all nodes pretend to be."""
+    folder, run, log = box.folder, box.run_dir, box.log_dir
+    values = {
+        "ClusterName": box.cluster,
+        "SlurmctldHost": f"{hostname}({LOOPBACK})",
+        "SlurmctldPort": str(box.ports[0]),
+        "CommunicationParameters": "NoCtldInAddrAny,NoInAddrAny",  # bind to loopback, not to every address
+        "SlurmUser": user,
+        "SlurmdUser": user,
+        "AuthType": "auth/munge",
+        "CredType": "cred/munge",
+        # A requeued job waits until its old credential has expired: 120 s by default.
+        "AuthInfo": f"socket={run / 'munge.sock'},cred_expire=5",
+        "StateSaveLocation": str(folder / "state"),
+        "SlurmdSpoolDir": str(folder / "%n"),
+        "SlurmctldPidFile": str(run / "slurmctld.pid"),
+        "SlurmdPidFile": str(run / "slurmd-%n.pid"),
+        "SlurmctldLogFile": str(log / "slurmctld.log"),
+        "SlurmdLogFile": str(log / "slurmd-%n.log"),
+        "ProctrackType": "proctrack/linuxproc",
+        "TaskPlugin": "task/none",
+        "JobAcctGatherType": "jobacct_gather/linux",
+        "MpiDefault": "none",
+        "SelectType": "select/cons_tres",
+        "SelectTypeParameters": "CR_Core_Memory",
+        "DefMemPerCPU": str(box.memory_mb // box.cpus),
+        "SlurmdParameters": "config_overrides",  # nodes may claim more CPUs than the machine has
+        "ReturnToService": "2",
+        "JobRequeue": "1",
+        "KillWait": "2",
+        "MinJobAge": "300",
+        "SlurmdTimeout": "20",  # a busy machine answers late; a dead node's jobs are requeued after it
+        "SchedulerType": "sched/backfill",
+        "SchedulerParameters": "batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1",
+        "PreemptType": "preempt/partition_prio",
+        "PreemptMode": "REQUEUE",
+    }
+    if box.gpus:
+        values["GresTypes"] = "gpu"
+    if box.accounting:
+        values |= {
+            "AccountingStorageType": "accounting_storage/slurmdbd",
+            "AccountingStorageHost": LOOPBACK,
+            "AccountingStoragePort": str(box.ports[-1]),
+            "AccountingStorageTRES": "gres/gpu",
+        }
+    ours = {key.lower(): key for key in values}
+    values |= {ours.get(key.lower(), key): value for key, value in box.settings.items()}
+    gres = f" Gres=gpu:{box.gpus}" if box.gpus else ""
+    lines = [f"{key}={value}" for key, value in values.items()]
+    lines += [
+        f"NodeName={name} NodeAddr={LOOPBACK} NodeHostname={hostname} Port={port} CPUs={box.cpus} "
+        f"RealMemory={box.memory_mb}{gres}"
+        for name, port in zip(box.node_names, box.ports[1:], strict=False)
+    ]
+    limits = "Nodes=ALL State=UP DefaultTime=00:30:00 MaxTime=04:00:00"
+    lines += [
+        f"PartitionName=main {limits} Default=YES PriorityTier=1 PreemptMode=REQUEUE",
+        f"PartitionName=urgent {limits} PriorityTier=10 PreemptMode=OFF",
+        f"PartitionName=strict {limits} PriorityTier=1 PreemptMode=CANCEL GraceTime=20",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def gres_conf(box: Sandbox) -> str:
+    """Return gres.conf: empty files stand for devices, since a bare count makes a node invalid."""
+    files = f"{box.folder}/dev/gpu[0-{box.gpus - 1}]" if box.gpus > 1 else f"{box.folder}/dev/gpu0"
+    return f"NodeName={','.join(box.node_names)} Name=gpu File={files}\n" if box.gpus else ""
