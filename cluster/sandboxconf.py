@@ -18,6 +18,8 @@ class Sandbox:
     """A private Slurm in *folder*: its shape, and the values of slurm.conf that differ from ours."""
 
     folder: Path
+    user: str
+    hostname: str
     nodes: int
     cpus: int
     gpus: int
@@ -42,6 +44,21 @@ class Sandbox:
         return self.folder / "log"
 
     @property
+    def munge_socket(self) -> Path:
+        """Where munged answers."""
+        return self.run_dir / "munge.sock"
+
+    @property
+    def database_dir(self) -> Path:
+        """MariaDB's files, open to the owner only."""
+        return self.folder / "db"
+
+    @property
+    def database_socket(self) -> Path:
+        """Where MariaDB answers, and nowhere else."""
+        return self.database_dir / "db.sock"
+
+    @property
     def cluster(self) -> str:
         """A name that no other sandbox has: it marks the processes of this one's jobs."""
         return cluster_name(self.folder)
@@ -52,25 +69,105 @@ class Sandbox:
         return tuple(f"n{number}" for number in range(1, self.nodes + 1))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Daemon:
+    """One process of a sandbox: its command line, where it listens once it is ready, and its log."""
+
+    name: str
+    command: tuple[str, ...]
+    listens_at: int | Path
+    log: Path
+    detaches: bool = True
+
+
+def daemons(box: Sandbox) -> tuple[Daemon, ...]:
+    """Return the daemons in the order in which they are started."""
+    munge = Daemon(
+        name="munged",
+        command=(
+            "munged",
+            "--force",
+            *_options(
+                socket=box.munge_socket,
+                key_file=box.folder / "munge.key",
+                pid_file=box.run_dir / "munged.pid",
+                seed_file=box.run_dir / "munge.seed",
+                log_file=box.log_dir / "munged.log",
+            ),
+        ),
+        listens_at=box.munge_socket,
+        log=box.log_dir / "munged.log",
+    )
+    controller = Daemon(
+        name="slurmctld",
+        command=("slurmctld", "-f", str(box.conf)),
+        listens_at=box.ports[0],
+        log=box.log_dir / "slurmctld.log",
+    )
+    nodes = [
+        Daemon(
+            name=f"slurmd {name}",
+            command=("slurmd", "-N", name, "-f", str(box.conf)),
+            listens_at=port,
+            log=box.log_dir / f"slurmd-{name}.log",
+        )
+        for name, port in zip(box.node_names, box.ports[1:], strict=False)
+    ]
+    return (munge, *(_accounting(box) if box.accounting else ()), controller, *nodes)
+
+
+def _accounting(box: Sandbox) -> tuple[Daemon, ...]:
+    # No network and no grant tables: whoever can enter the private folder is the user. That also
+    # spares mariadb-install-db's seconds.
+    database = (
+        "mariadbd",
+        "--no-defaults",
+        "--skip-networking",
+        "--skip-grant-tables",
+        *_options(
+            user=box.user,
+            datadir=box.database_dir,
+            socket=box.database_socket,
+            innodb_lock_wait_timeout=900,
+            innodb_flush_log_at_trx_commit=0,
+            innodb_log_file_size="16M",
+        ),
+    )
+    return (
+        Daemon(
+            name="mariadbd",
+            command=database,
+            listens_at=box.database_socket,
+            log=box.log_dir / "mariadbd.log",
+            detaches=False,
+        ),
+        Daemon(name="slurmdbd", command=("slurmdbd",), listens_at=box.ports[-1], log=box.log_dir / "slurmdbd.log"),
+    )
+
+
+def _options(**values: object) -> tuple[str, ...]:
+    return tuple(f"--{key.replace('_', '-')}={value}" for key, value in values.items())
+
+
 def cluster_name(folder: Path) -> str:
     """Return the name of the cluster in *folder*, also where nothing is left there to read."""
     return "sandbox_" + hashlib.sha256(str(folder).encode()).hexdigest()[:8]
 
 
-def slurm_conf(box: Sandbox, *, user: str, hostname: str) -> str:
-    """Return slurm.conf; *hostname* is this machine's, which all nodes pretend to be."""
+def slurm_conf(box: Sandbox) -> str:
+    """Return slurm.conf; all nodes pretend to be on a machine of their own."""
     folder, run, log = box.folder, box.run_dir, box.log_dir
     values = {
         "ClusterName": box.cluster,
-        "SlurmctldHost": f"{hostname}({LOOPBACK})",
+        "SlurmctldHost": f"{box.hostname}({LOOPBACK})",
         "SlurmctldPort": str(box.ports[0]),
         "CommunicationParameters": "NoCtldInAddrAny,NoInAddrAny",  # bind to loopback, not to every address
-        "SlurmUser": user,
-        "SlurmdUser": user,
+        "SlurmUser": box.user,
+        "SlurmdUser": box.user,
         "AuthType": "auth/munge",
         "CredType": "cred/munge",
         # A requeued job waits until its old credential has expired: 120 s by default.
-        "AuthInfo": f"socket={run / 'munge.sock'},cred_expire=5",
+        "AuthInfo": f"socket={box.munge_socket},cred_expire=5",
         "StateSaveLocation": str(folder / "state"),
         "SlurmdSpoolDir": str(folder / "%n"),
         "SlurmctldPidFile": str(run / "slurmctld.pid"),
@@ -102,6 +199,7 @@ def slurm_conf(box: Sandbox, *, user: str, hostname: str) -> str:
             "AccountingStorageType": "accounting_storage/slurmdbd",
             "AccountingStorageHost": LOOPBACK,
             "AccountingStoragePort": str(box.ports[-1]),
+            "AccountingStoragePass": str(box.munge_socket),  # else the system-wide munged is asked
             "AccountingStorageTRES": "gres/gpu",
         }
     ours = {key.lower(): key for key in values}
@@ -109,7 +207,7 @@ def slurm_conf(box: Sandbox, *, user: str, hostname: str) -> str:
     gres = f" Gres=gpu:{box.gpus}" if box.gpus else ""
     lines = [f"{key}={value}" for key, value in values.items()]
     lines += [
-        f"NodeName={name} NodeAddr={LOOPBACK} NodeHostname={hostname} Port={port} CPUs={box.cpus} "
+        f"NodeName={name} NodeAddr={LOOPBACK} NodeHostname={box.hostname} Port={port} CPUs={box.cpus} "
         f"RealMemory={box.memory_mb}{gres}"
         for name, port in zip(box.node_names, box.ports[1:], strict=False)
     ]
@@ -123,6 +221,29 @@ def slurm_conf(box: Sandbox, *, user: str, hostname: str) -> str:
 
 
 def gres_conf(box: Sandbox) -> str:
-    """Return gres.conf: empty files stand for devices, since a bare count makes a node invalid."""
+    """Return gres.conf: links to /dev/null stand for devices.
+
+    A bare count makes a node invalid, and plain files leave CUDA_VISIBLE_DEVICES out of jobs.
+    """
     files = f"{box.folder}/dev/gpu[0-{box.gpus - 1}]" if box.gpus > 1 else f"{box.folder}/dev/gpu0"
-    return f"NodeName={','.join(box.node_names)} Name=gpu File={files}\n" if box.gpus else ""
+    return f"NodeName={','.join(box.node_names)} Name=gpu Flags=nvidia_gpu_env File={files}\n" if box.gpus else ""
+
+
+def slurmdbd_conf(box: Sandbox) -> str:
+    """Return slurmdbd.conf; MYSQL_UNIX_PORT in its environment leads to the database."""
+    values = {
+        "AuthType": "auth/munge",
+        "AuthInfo": f"socket={box.munge_socket}",
+        "DbdHost": box.hostname,
+        "DbdAddr": LOOPBACK,
+        "DbdPort": str(box.ports[-1]),
+        "CommunicationParameters": "NoInAddrAny",
+        "SlurmUser": box.user,
+        "PidFile": str(box.run_dir / "slurmdbd.pid"),
+        "LogFile": str(box.log_dir / "slurmdbd.log"),
+        "StorageType": "accounting_storage/mysql",
+        "StorageHost": "localhost",
+        "StorageUser": "root",
+        "StorageLoc": "slurm",
+    }
+    return "".join(f"{key}={value}\n" for key, value in values.items())
