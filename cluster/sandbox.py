@@ -93,16 +93,19 @@ def start(
     _check(folder, nodes=nodes, cpus=cpus, gpus=gpus, settings=settings or {})
     with _locked(folder):
         if not (folder / _SHAPE).is_file():
+            address = _own_address()
             _lay_out(
                 Sandbox(
                     folder=folder,
                     user=pwd.getpwuid(os.getuid()).pw_name,
                     hostname=socket.gethostname().split(".")[0],
+                    address=address or LOOPBACK,
+                    is_confined=address is not None,
                     nodes=nodes,
                     cpus=cpus,
                     gpus=gpus,
                     memory_mb=max(8000, (os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20) // nodes),
-                    ports=tuple(free_port() for _ in range(nodes + 2)),
+                    ports=tuple(free_port(address or LOOPBACK) for _ in range(nodes + 2)),
                     accounting=accounting,
                     settings=dict(settings or {}),
                 )
@@ -193,6 +196,19 @@ def start_controller(folder: Path) -> None:
     _start_one(read(folder), "slurmctld")
 
 
+def _own_address() -> str | None:
+    """Return the address that this machine's name means, if Slurm can be confined to it.
+
+    It cannot where the name means nothing, or 127.0.1.1 as Debian has it: what connects there comes
+    from 127.0.0.1, where srun would then be answered and not be found.
+    """
+    try:
+        address = str(socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)[0][4][0])
+    except OSError:
+        return None
+    return None if address.startswith("127.") and address != LOOPBACK else address
+
+
 def _absolute(folder: Path) -> Path:
     return folder.expanduser().resolve()
 
@@ -279,7 +295,7 @@ def _launch(box: Sandbox, daemon: Daemon, deadline: float) -> None:
             start_new_session=True,
         )
     seen = time.monotonic()
-    while not _answers(daemon.listens_at):
+    while not _answers(box.address, daemon.listens_at):
         now = time.monotonic()
         seen = now if is_running(daemon, processes(box.folder)) else seen
         if done.returncode or now > min(seen + _GONE_S, deadline):
@@ -288,10 +304,10 @@ def _launch(box: Sandbox, daemon: Daemon, deadline: float) -> None:
         time.sleep(0.03)
 
 
-def _answers(place: int | Path) -> bool:
+def _answers(address: str, place: int | Path) -> bool:
     is_port = isinstance(place, int)
     with socket.socket(socket.AF_INET if is_port else socket.AF_UNIX) as probe:
-        return probe.connect_ex((LOOPBACK, place) if is_port else str(place)) == 0
+        return probe.connect_ex((address, place) if is_port else str(place)) == 0
 
 
 def _environment(box: Sandbox) -> dict[str, str]:

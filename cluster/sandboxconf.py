@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .ranks import LOOPBACK
-
 
 @dataclass(frozen=True, kw_only=True)
 class Sandbox:
@@ -20,6 +18,8 @@ class Sandbox:
     folder: Path
     user: str
     hostname: str
+    address: str
+    is_confined: bool
     nodes: int
     cpus: int
     gpus: int
@@ -159,9 +159,9 @@ def slurm_conf(box: Sandbox) -> str:
     folder, run, log = box.folder, box.run_dir, box.log_dir
     values = {
         "ClusterName": box.cluster,
-        "SlurmctldHost": f"{box.hostname}({LOOPBACK})",
+        "SlurmctldHost": f"{box.hostname}({box.address})",
         "SlurmctldPort": str(box.ports[0]),
-        "CommunicationParameters": "NoCtldInAddrAny,NoInAddrAny",  # bind to loopback, not to every address
+        **_binding(box),
         "SlurmUser": box.user,
         "SlurmdUser": box.user,
         "AuthType": "auth/munge",
@@ -197,7 +197,7 @@ def slurm_conf(box: Sandbox) -> str:
     if box.accounting:
         values |= {
             "AccountingStorageType": "accounting_storage/slurmdbd",
-            "AccountingStorageHost": LOOPBACK,
+            "AccountingStorageHost": box.address,
             "AccountingStoragePort": str(box.ports[-1]),
             "AccountingStoragePass": str(box.munge_socket),  # else the system-wide munged is asked
             "AccountingStorageTRES": "gres/gpu",
@@ -207,7 +207,7 @@ def slurm_conf(box: Sandbox) -> str:
     gres = f" Gres=gpu:{box.gpus}" if box.gpus else ""
     lines = [f"{key}={value}" for key, value in values.items()]
     lines += [
-        f"NodeName={name} NodeAddr={LOOPBACK} NodeHostname={box.hostname} Port={port} CPUs={box.cpus} "
+        f"NodeName={name} NodeAddr={box.address} NodeHostname={box.hostname} Port={port} CPUs={box.cpus} "
         f"RealMemory={box.memory_mb}{gres}"
         for name, port in zip(box.node_names, box.ports[1:], strict=False)
     ]
@@ -218,6 +218,14 @@ def slurm_conf(box: Sandbox) -> str:
         f"PartitionName=strict {limits} PriorityTier=1 PreemptMode=CANCEL GraceTime=20",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _binding(box: Sandbox) -> dict[str, str]:
+    """Return what binds daemons to the address that the machine's name means, instead of to every address.
+
+    Slurm can be confined in no other way: NodeAddr and SlurmctldHost say where to connect, not where to listen.
+    """
+    return {"CommunicationParameters": "NoCtldInAddrAny,NoInAddrAny"} if box.is_confined else {}
 
 
 def gres_conf(box: Sandbox) -> str:
@@ -235,9 +243,9 @@ def slurmdbd_conf(box: Sandbox) -> str:
         "AuthType": "auth/munge",
         "AuthInfo": f"socket={box.munge_socket}",
         "DbdHost": box.hostname,
-        "DbdAddr": LOOPBACK,
+        "DbdAddr": box.address,
         "DbdPort": str(box.ports[-1]),
-        "CommunicationParameters": "NoInAddrAny",
+        **_binding(box),
         "SlurmUser": box.user,
         "PidFile": str(box.run_dir / "slurmdbd.pid"),
         "LogFile": str(box.log_dir / "slurmdbd.log"),

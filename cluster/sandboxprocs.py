@@ -55,16 +55,15 @@ def running(daemon: Daemon, among: list[psutil.Process]) -> list[psutil.Process]
 
 def end_all(folder: Path) -> int:
     """End the daemons at once, so that nothing new starts, then the jobs; return how many there were."""
-    seen: set[int] = set()
+    seen: dict[int, psutil.Process] = {}
     deadline = time.monotonic() + _GRACE_S
-    while found := processes(folder):
+    while (found := processes(folder)) or any(_is_alive(process) for process in seen.values()):
         for process in found:
-            is_polite = time.monotonic() < deadline and not _executable(process).startswith(_DAEMONS)
-            if not is_polite:
+            if time.monotonic() > deadline or _executable(process).startswith(_DAEMONS):
                 _send(process, signal.SIGKILL)
             elif process.pid not in seen:
                 _send(process, signal.SIGTERM)
-        seen |= {process.pid for process in found}
+        seen |= {process.pid: process for process in found}
         time.sleep(0.05)
     return len(seen)
 
