@@ -40,9 +40,7 @@ def follow(plan: Plan, paths: RunPaths, launcher: Launcher) -> int:
         with view:
             while True:
                 if interrupts and launcher.name == "slurm":
-                    view.say(
-                        f"the jobs go on; `sousbatch resume {paths.run_id}` follows them"
-                    )
+                    view.say(f"the jobs go on; `sousbatch resume {paths.run_id}` follows them")
                     return 130
                 if interrupts > handled:
                     handled = interrupts

@@ -59,6 +59,9 @@ def call(
         UnreachableError: the controller did not answer; whether it acted is unknown.
         SlurmError: Slurm refused; the message is its own.
     """
+    conf = os.environ.get("SLURM_CONF")
+    if conf and not os.path.isfile(conf):  # Slurm's commands would wait a minute for it
+        raise SlurmError(f"SLURM_CONF names {conf}, which does not exist; unset it, or start the sandbox it belongs to")
     deadline, pause = time.monotonic() + patience_s, 0.5
     while True:
         try:
