@@ -51,7 +51,5 @@ def test_a_real_training_that_is_warned_goes_on_with_the_same_wandb_run(place, s
     first, *_ = place.events("saved")
     (resumed,) = place.events("resumed")
     assert 0 < first["step"] < 40 and resumed["step"] == first["step"]
-    ids = {
-        path.name.split("-", 3)[-1].removesuffix(".wandb") for path in place.run_dir().glob("tracking/wandb/*/*.wandb")
-    }
-    assert len(ids) == 2, "one for the training with both attempts, one for the consolidation" or ids
+    tracked = [path.stem for path in place.run_dir().glob("tracking/wandb/offline-run-*/run-*-train.wandb")]
+    assert len(tracked) == 2 and len(set(tracked)) == 1, "two attempts, one W&B run"
