@@ -23,7 +23,7 @@ def consolidate(job: JobContext) -> int:
     if not (target / "manifest.json").is_file():
         _report(job, _write(job))
     else:
-        print(f"sousbatch: {target} is there already: {read_manifest(target).digest[:12]}", flush=True)
+        print(f"sousbatch: {target} is there already: {str(read_manifest(target).digest)[:12]}", flush=True)
     return 0
 
 
