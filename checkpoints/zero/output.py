@@ -194,10 +194,9 @@ class _Remote:
     def __init__(self, root: RemotePath) -> None:
         self._root = root
         self._work = root / _REMOTE_WORK
-        self._staging = Path(tempfile.gettempdir())
+        self._staged: dict[str, Path] = {}
 
     def begin(self, plan: Mapping[str, Any]) -> Mapping[str, Any]:
-        self._staging = Path(tempfile.mkdtemp(prefix="sousbatch-"))
         found = self._found_plan()
         if found is not None and found.get("request") != plan["request"]:
             raise UsageError(
@@ -205,21 +204,22 @@ class _Remote:
                 "remove it or name another place"
             )
         if found is None:
-            self._send(self._work / _PLAN_NAME, _encoded(plan))
+            (self._work / _PLAN_NAME).write_bytes(_encoded(plan))
         return plan if found is None else found
 
     def restart(self, plan: Mapping[str, Any]) -> None:
-        for record in list(self._work.iterdir()):
-            self._root.fs.rm_file(record.path)
+        self._work.remove()
         for path in list(self._root.glob("*.safetensors")):
-            self._root.fs.rm_file(path.path)
-        self._send(self._work / _PLAN_NAME, _encoded(plan))
+            path.remove()
+        (self._work / _PLAN_NAME).write_bytes(_encoded(plan))
 
     def place(self, shard: Shard) -> RemotePath:
         return self._root / shard.file_name
 
     def temporary(self, shard: Shard) -> Path:
-        return self._staging / shard.file_name
+        if shard.file_name not in self._staged:
+            self._staged[shard.file_name] = Path(tempfile.mkdtemp(prefix="sousbatch-"))
+        return self._staged[shard.file_name] / shard.file_name
 
     def written(self, shard: Shard) -> WrittenShard | None:
         record = self._work / f"{shard.file_name}.json"
@@ -228,26 +228,22 @@ class _Remote:
         return _from_json(shard, record.read_text(), self.place(shard))
 
     def finish(self, shard: Shard, written: WrittenShard) -> None:
-        self._root.fs.put_file(str(self.temporary(shard)), self.place(shard).path)
+        self.place(shard).upload(self.temporary(shard))
         if num_bytes_of(self.place(shard)) != shard.num_bytes:
             raise DamagedError(f"{self.place(shard)}: has not the size of what was sent; try again")
-        self._send(self._work / f"{shard.file_name}.json", _encoded(_to_json(written)))
-        self.temporary(shard).unlink()
+        (self._work / f"{shard.file_name}.json").write_bytes(_encoded(_to_json(written)))
+        shutil.rmtree(self._staged.pop(shard.file_name))
 
     def write(self, name: str, content: bytes) -> None:
-        self._send(self._root / name, content)
+        (self._root / name).write_bytes(content)
 
     def commit(self, manifest: bytes) -> None:
-        self._send(self._root / MANIFEST_NAME, manifest)
-        self._root.fs.rm(self._work.path, recursive=True)
-        shutil.rmtree(self._staging, ignore_errors=True)
+        (self._root / MANIFEST_NAME).write_bytes(manifest)
+        self._work.remove()
 
     def leave(self, *, is_shared: bool, is_refused: bool) -> None:
-        shutil.rmtree(self._staging, ignore_errors=True)
-
-    def _send(self, place: RemotePath, content: bytes) -> None:
-        place.fs.makedirs(place.parent.path, exist_ok=True)
-        place.fs.pipe_file(place.path, content)
+        while self._staged:
+            shutil.rmtree(self._staged.popitem()[1], ignore_errors=True)
 
     def _found_plan(self) -> dict[str, Any] | None:
         if not (self._work / _PLAN_NAME).is_file():

@@ -8,13 +8,14 @@ from __future__ import annotations
 import fnmatch
 import io
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
-from ...errors import DamagedError, UsageError
+from ...errors import DamagedError, RunError, SousbatchError, UsageError
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -68,14 +69,55 @@ class RemotePath:
         )
 
     def read_bytes(self) -> bytes:
-        return bytes(self.fs.cat_file(self.path))
+        with self._asked("read"):
+            return bytes(self.fs.cat_file(self.path))
 
     def read_text(self, encoding: str = "utf-8") -> str:
         return self.read_bytes().decode(encoding)
 
+    def num_bytes(self) -> int:
+        with self._asked("read"):
+            size = self.fs.info(self.path)["size"]
+        if size is None:
+            raise DamagedError(f"{self}: its server does not say how large it is, so it cannot be read by ranges")
+        return int(size)
+
+    def stamp(self) -> str:
+        """Return a text that changes when the file is replaced."""
+        with self._asked("read"):
+            info = self.fs.info(self.path)
+        return " ".join(str(info.get(key, "")) for key in ("size", "ETag", "etag", "mtime", "LastModified"))
+
+    def write_bytes(self, content: bytes) -> None:
+        """Put *content* there; the folders above are made where the store has any."""
+        with self._asked("written"):
+            self.fs.makedirs(self.parent.path, exist_ok=True)
+            self.fs.pipe_file(self.path, content)
+
+    def upload(self, file: Path) -> None:
+        """Put a file's content there."""
+        with self._asked("written"):
+            self.fs.put_file(str(file), self.path)
+
+    def remove(self) -> None:
+        """Remove the file, or the folder with all below it."""
+        with self._asked("removed"):
+            self.fs.rm(self.path, recursive=True)
+
+    @contextmanager
+    def _asked(self, what: str) -> Iterator[None]:
+        """Name the place in whatever goes wrong: each store has errors of its own, of no common class."""
+        try:
+            yield
+        except (FileNotFoundError, SousbatchError):
+            raise
+        except Exception as error:
+            raise RunError(f"{self}: cannot be {what}: {error or type(error).__name__}; try again later") from error
+
     def _entries(self) -> list[dict[str, Any]]:
-        try:  # with the slash: a web server lists no other folders
-            entries: list[dict[str, Any]] = self.fs.ls(self.path.rstrip("/") + "/", detail=True)
+        try:
+            with self._asked("listed"):  # with the slash: a web server lists no other folders
+                entries: list[dict[str, Any]] = self.fs.ls(self.path.rstrip("/") + "/", detail=True)
         except (FileNotFoundError, NotADirectoryError):
             return []
         # An object store may list the folder itself, a web server the folder above.
@@ -114,12 +156,7 @@ def listing(folder: Place) -> list[Place]:
 
 def num_bytes_of(place: Place) -> int:
     """Return the size of a file."""
-    if isinstance(place, Path):
-        return place.stat().st_size
-    size = place.fs.info(place.path)["size"]
-    if size is None:
-        raise DamagedError(f"{place}: its server does not say how large it is, so it cannot be read by ranges")
-    return int(size)
+    return place.stat().st_size if isinstance(place, Path) else place.num_bytes()
 
 
 def stamp_of(place: Place) -> str:
@@ -127,8 +164,7 @@ def stamp_of(place: Place) -> str:
     if isinstance(place, Path):
         found = place.stat()
         return f"{found.st_size} {found.st_mtime_ns}"
-    info = place.fs.info(place.path)
-    return " ".join(str(info.get(key, "")) for key in ("size", "ETag", "etag", "mtime", "LastModified"))
+    return place.stamp()
 
 
 def open_ranges(place: Place) -> IO[bytes]:
@@ -198,7 +234,21 @@ class _Ranges(io.RawIOBase):
         return self._blocks[number]
 
     def _fetch(self, begin: int, end: int) -> bytes:
-        found = bytes(self._place.fs.cat_file(self._place.path, start=begin, end=end))
-        if len(found) != end - begin:
-            raise DamagedError(f"{self._place}: gave {len(found)} bytes where {end - begin} were asked for")
-        return found
+        return read_ranges([(self._place, begin, end)])[0]
+
+
+def read_ranges(wanted: Sequence[tuple[RemotePath, int, int]]) -> list[bytes]:
+    """Return the bytes from .. to of files of one store, as many at once as its file system can.
+
+    Raises:
+        RunError: the store does not answer.
+        DamagedError: it gave less than was asked for.
+    """
+    first = wanted[0][0]
+    paths, begins, ends = ([part for part in parts] for parts in zip(*wanted, strict=True))
+    with first._asked("read"):
+        found = first.fs.cat_ranges([path.path for path in paths], begins, ends, on_error="raise")
+    for (path, begin, end), content in zip(wanted, found, strict=True):
+        if len(content) != end - begin:
+            raise DamagedError(f"{path}: gave {len(content)} bytes where {end - begin} were asked for")
+    return list(found)

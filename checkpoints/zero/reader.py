@@ -13,7 +13,7 @@ import numpy as np
 
 from ...errors import DamagedError
 from .cast import bits_of, is_nan
-from .places import Place, RemotePath, at_once
+from .places import Place, RemotePath, at_once, read_ranges
 from .source import DTYPES, SourceTensor, cut
 from .torchcast import Bytes, copier
 
@@ -49,16 +49,18 @@ class Reader:
         element_bytes = DTYPES[tensor.dtype].num_bytes
         target = np.empty(count * element_bytes, np.uint8) if buffer is None else buffer[: count * element_bytes]
         whole, begin = target.data, 0
-        far: list[tuple[RemotePath, int, memoryview]] = []
+        far: list[tuple[RemotePath, int, int]] = []
+        far_views: list[memoryview] = []
         for segment in cut(tensor.segments, element_bytes, first, count):
             view = whole[begin : begin + segment.num_elements * element_bytes]
             begin += len(view)
             if isinstance(segment.path, Path):
                 self._fill(segment.path, view, segment.offset_bytes)
             else:
-                far.append((segment.path, segment.offset_bytes, view))
-        if far:
-            _fetch(far)
+                far.append((segment.path, segment.offset_bytes, segment.offset_bytes + len(view)))
+                far_views.append(view)
+        for view, content in zip(far_views, read_ranges(far) if far else (), strict=True):
+            view[:] = content
         return target
 
     def _fill(self, path: Path, view: memoryview, offset: int) -> None:
@@ -79,20 +81,6 @@ class Reader:
                 raise DamagedError(f"{path}: was removed since the checkpoint was opened") from error
         self._descriptors.move_to_end(path)
         return self._descriptors[path]
-
-
-def _fetch(wanted: Sequence[tuple[RemotePath, int, memoryview]]) -> None:
-    """Read ranges of files of one store, as many at once as its file system can."""
-    found = wanted[0][0].fs.cat_ranges(
-        [path.path for path, _, _ in wanted],
-        [offset for _, offset, _ in wanted],
-        [offset + len(view) for _, offset, view in wanted],
-        on_error="raise",
-    )
-    for (path, _, view), content in zip(wanted, found, strict=True):
-        if len(content) != len(view):
-            raise DamagedError(f"{path}: gave {len(content)} bytes where {len(view)} were asked for")
-        view[:] = content
 
 
 def descriptors_each(num_files: int, num_workers: int) -> int:
