@@ -142,7 +142,7 @@ BAD_USE = {
     "no age": (["clean", "--older", "30"], "--older '30' is no age; write 30d or 12h"),
     "no checkpoints": (["checkpoints", "verify", "."], "no checkpoints in ."),
     "no such folder": (["checkpoints", "list", "none"], "'none' is neither a folder nor a run"),
-    "no checkpoint": (["checkpoints", "consolidate", "none", "out"], "checkpoint 'none' is not a folder"),
+    "no checkpoint": (["checkpoints", "consolidate", "none", "out"], "none: no such folder"),
     "no size": (["checkpoints", "consolidate", "a", "b", "--max-shard-gb", "nan"], "'nan' is no number above 0"),
     "no dtype": (["checkpoints", "consolidate", "a", "b", "--dtype", "int8"], "invalid choice: 'int8'"),
     "no shards": (["predictions", "merge", "none.jsonl", "--out", "o"], "none.jsonl: no such file or folder"),
