@@ -1,57 +1,186 @@
-"""Which checkpoints stay: a pure function from a list to verdicts."""
+"""Which checkpoints stay: pure functions from a list to verdicts.
+
+`decide` is what the policies say with room to spare; `make_room` is what goes further, least
+valuable first, so that the next checkpoint fits. Acting on verdicts is in `rotate.py`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import bisect
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from .commit import Checkpoint
 
+Action = Literal["keep", "thin", "archive", "delete"]
+_ROOM = "room for the next one"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """What stays: the newest, the best by the metric, every so many steps, and the pinned."""
+    """What stays: the newest, the best by the metric, every so many steps, and the pinned.
+
+    *thins* says that what stays for another reason than being new keeps its weights only;
+    *archives*, that what goes is moved to the archive.
+    """
 
     keep_last: int = 1
     keep_best: int = 1
     keep_every_steps: int | None = None
     goal: Literal["lowest", "highest"] = "lowest"
+    thins: bool = False
+    archives: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What happens to a checkpoint, and why."""
+    """What happens to a checkpoint, why, and how many bytes it frees."""
 
     checkpoint: Checkpoint
-    action: Literal["keep", "delete"]
+    action: Action
     reason: str
+    frees_bytes: int = 0
 
 
-def decide(checkpoints: Sequence[Checkpoint], policy: Policy) -> tuple[Verdict, ...]:
-    """Return one verdict for each of *checkpoints*, in their order.
+@dataclass(frozen=True, kw_only=True)
+class Clearing:
+    """What is done, in this order, to make room, and whether that is enough."""
 
-    Only committed ones are ever deleted, and never the newest of them.
-    """
+    verdicts: tuple[Verdict, ...]
+    is_enough: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ranks:
+    """The committed checkpoints, oldest first, and the paths of those that a rule keeps."""
+
+    mine: Sequence[Checkpoint]
+    newest: frozenset[Path]
+    last: frozenset[Path]
+    best: Sequence[Path]
+    whole: frozenset[tuple[int, int]]
+
+
+def _rank(checkpoints: Sequence[Checkpoint], policy: Policy) -> _Ranks:
     mine = sorted((one for one in checkpoints if one.status == "committed"), key=lambda one: one.order)
+    full = [one for one in mine if one.content == "full"]
+    whole = frozenset(one.order for one in full)
     sign = 1 if policy.goal == "lowest" else -1
     measured = sorted(
-        (one for one in mine if one.metric is not None), key=lambda one: (sign * (one.metric or 0.0), -one.step)
+        (one for one in mine if one.metric is not None and not _is_spare(one, whole)),
+        key=lambda one: (sign * (one.metric or 0.0), [-number for number in one.order]),
     )
-    last = {one.path for one in mine[-max(1, policy.keep_last) :]}
-    best = {one.path for one in measured[: policy.keep_best]}
+    return _Ranks(
+        mine=mine,
+        # the newest to resume from, and the newest weights where they are newer
+        newest=frozenset(one.path for one in (*full[-1:], *mine[-1:])),
+        last=frozenset(one.path for one in full[-max(1, policy.keep_last) :]),
+        best=[one.path for one in measured[: policy.keep_best]],
+        whole=whole,
+    )
+
+
+def _is_spare(one: Checkpoint, whole: frozenset[tuple[int, int]]) -> bool:
+    """Say whether *one* is the weights of a checkpoint that is still there in full: thinning was cut off."""
+    return one.content == "weights" and one.order in whole
+
+
+def decide(checkpoints: Sequence[Checkpoint], policy: Policy, *, weights_bytes: int = 0) -> tuple[Verdict, ...]:
+    """Return one verdict for each of *checkpoints*, in their order.
+
+    Only committed ones ever go, and never the newest of them or a pinned one. *weights_bytes* is
+    what a thinned one holds.
+    """
+    ranks = _rank(checkpoints, policy)
+    best = set(ranks.best)
 
     def verdict(one: Checkpoint) -> Verdict:
         if one.status != "committed":
             return Verdict(checkpoint=one, action="keep", reason=f"{one.status}, not ours to remove")
-        if one.path in last:
-            return Verdict(checkpoint=one, action="keep", reason="among the last")
-        if one.path in best:
-            return Verdict(checkpoint=one, action="keep", reason="among the best")
         if one.is_pinned:
             return Verdict(checkpoint=one, action="keep", reason="pinned")
-        if policy.keep_every_steps and one.step % policy.keep_every_steps == 0:
-            return Verdict(checkpoint=one, action="keep", reason=f"every {policy.keep_every_steps} steps")
-        return Verdict(checkpoint=one, action="delete", reason="older than the last and not among the best")
+        if _is_spare(one, ranks.whole):
+            return Verdict(checkpoint=one, action="delete", reason="still there in full", frees_bytes=one.num_bytes)
+        if one.path in ranks.last or one.path in ranks.newest:
+            return Verdict(checkpoint=one, action="keep", reason="among the last")
+        kept = "among the best" if one.path in best else ""
+        if not kept and policy.keep_every_steps and one.step % policy.keep_every_steps == 0:
+            kept = f"every {policy.keep_every_steps} steps"
+        if kept and policy.thins and _saved(one, weights_bytes) > 0:
+            return Verdict(checkpoint=one, action="thin", reason=kept, frees_bytes=_saved(one, weights_bytes))
+        if kept:
+            return Verdict(checkpoint=one, action="keep", reason=kept)
+        return _gone(one, policy, "older than the last and not among the best")
 
-    return tuple(verdict(one) for one in checkpoints)
+    return tuple(map(verdict, checkpoints))
+
+
+def _gone(one: Checkpoint, policy: Policy, reason: str) -> Verdict:
+    action: Action = "archive" if policy.archives else "delete"
+    return Verdict(checkpoint=one, action=action, reason=reason, frees_bytes=one.num_bytes)
+
+
+def _saved(one: Checkpoint, weights_bytes: int) -> int:
+    """Return what thinning *one* frees; 0 for one that holds weights only."""
+    return max(0, one.num_bytes - weights_bytes) if one.content == "full" else 0
+
+
+def make_room(
+    checkpoints: Sequence[Checkpoint], policy: Policy, *, need_bytes: int, free_bytes: int, weights_bytes: int
+) -> Clearing:
+    """Return what must be done so that *need_bytes* are free, where *free_bytes* are now.
+
+    First goes what the policies let go. Then those that they keep, least valuable first: those
+    of every so many steps, older last ones, lesser best ones. As few as possible of them go, since
+    thinning comes before going; the best is at most thinned. The newest and the pinned stay as
+    they are. A thinned copy is written before the full one goes, so it needs *weights_bytes* first.
+    Where even all of this is not enough, nothing but what the policies let go is touched.
+    """
+    settled = decide(checkpoints, policy, weights_bytes=weights_bytes)
+    first = sorted(
+        (one for one in settled if one.action in ("delete", "archive")), key=lambda one: one.checkpoint.order
+    )
+    free = free_bytes + sum(one.frees_bytes for one in first)
+    if free >= need_bytes:
+        return Clearing(verdicts=tuple(first), is_enough=True)
+    ranked, num_may_go = _by_value(checkpoints, policy, {one.checkpoint.path for one in first})
+
+    def further(count: int) -> tuple[list[Verdict], int]:
+        """Return what the first *count* going and the rest thinned gives, and the bytes that are free then."""
+        found = [_gone(one, policy, _ROOM) for one in ranked[:count]]
+        left = free + sum(one.frees_bytes for one in found)
+        for one in ranked[count:]:
+            saved = _saved(one, weights_bytes)
+            if left < need_bytes and saved > 0 and left >= weights_bytes:
+                found.append(Verdict(checkpoint=one, action="thin", reason=_ROOM, frees_bytes=saved))
+                left += saved
+        return found, left
+
+    # going frees more than thinning, so the first count that is enough can be searched for
+    count = bisect.bisect_left(range(num_may_go + 1), True, key=lambda number: further(number)[1] >= need_bytes)
+    if count > num_may_go:
+        return Clearing(verdicts=tuple(first), is_enough=False)
+    return Clearing(verdicts=(*first, *further(count)[0]), is_enough=True)
+
+
+def _by_value(checkpoints: Sequence[Checkpoint], policy: Policy, gone: Container[Path]) -> tuple[list[Checkpoint], int]:
+    """Return what may be touched when room is needed, least valuable first, and how many of these may go.
+
+    The best comes last and is not among these.
+    """
+    ranks = _rank(checkpoints, policy)
+    place = {path: number for number, path in enumerate(ranks.best)}
+    free_to_touch = [
+        one for one in ranks.mine if not one.is_pinned and one.path not in ranks.newest and one.path not in gone
+    ]
+
+    def value(one: Checkpoint) -> tuple[int, int]:
+        if one.path in place:
+            return (2, -place[one.path])
+        return (1 if one.path in ranks.last else 0, 0)
+
+    ranked = sorted(free_to_touch, key=value)  # stable, so the oldest first among equals
+    has_best = bool(ranked) and place.get(ranked[-1].path) == 0
+    return ranked, len(ranked) - has_best

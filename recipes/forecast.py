@@ -15,6 +15,7 @@ from .plan import Batch, Forecast, ForecastLine, Inputs, ModelFacts, Stage, Tens
 from .schema import Recipe
 from .stages import stage_view
 
+_CHECKPOINTS_OF = "checkpoints of "
 _LOG_BYTES_PER_STEP = 200  # one line of log and one ledger event, seldom more
 _FIXED_LOG_BYTES = 2_000_000  # start-up messages of every stage, W&B's own files: measured 1 to 2 MB
 
@@ -75,6 +76,18 @@ def checkpoint_of(recipe: Recipe, model: ModelFacts, world_size: int) -> Size:
     )
 
 
+def weights_of(recipe: Recipe, model: ModelFacts) -> Size:
+    """Return the size of a checkpoint that holds weights only: the model, or the adapter."""
+    is_adapter = recipe.adapter.method != "full"
+    count = params_of(recipe, model).trainable if is_adapter else model.num_params
+    return model_size(num_params=count, dtype=recipe.consolidate.dtype)
+
+
+def later_bytes(found: Forecast) -> int:
+    """Return what a run writes besides its checkpoints."""
+    return sum(line.num_bytes for line in found.storage if not line.what.startswith(_CHECKPOINTS_OF))
+
+
 def forecast(recipe: Recipe, inputs: Inputs, stages: Sequence[Stage]) -> Forecast:
     """Return what the run of *stages* will take."""
     storage: list[ForecastLine] = []
@@ -99,7 +112,7 @@ def _storage_of(view: Recipe, inputs: Inputs, stage: Stage) -> list[ForecastLine
             stay += batch.steps // math.lcm(policy.keep_every_steps, batch.save_every_steps)
         count = min(stay + 1, math.ceil(batch.steps / batch.save_every_steps))
         formula = f"{count} x {size.num_bytes:,} B [{size.formula}]; {stay} stay and one is being written"
-        return [ForecastLine(what=f"checkpoints of {stage.name}", num_bytes=count * size.num_bytes, formula=formula)]
+        return [ForecastLine(what=f"{_CHECKPOINTS_OF}{stage.name}", num_bytes=count * size.num_bytes, formula=formula)]
     if stage.kind == "consolidate":
         # an adapter is merged into its base, so its model is as large
         size = model_size(num_params=inputs.model.num_params, dtype=view.consolidate.dtype)
