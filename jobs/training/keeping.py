@@ -23,8 +23,8 @@ from ...checkpoints.rotate import Done, Means, carry_out
 from ...errors import FencedError, NoRoomError, no_room_named
 from ...files import make_private_dir
 from ...ledger import Ledger
-from ...recipes.forecast import checkpoint_of, later_bytes, weights_of
 from ...recipes.schema import Checkpoints
+from ...recipes.storage import checkpoint_of, later_bytes, weights_of
 from ..context import JobContext
 
 STATE_NAME = "trainer_state.json"
@@ -186,7 +186,7 @@ class Keeping:
         spec = self._spec
         peak = int(self._job.plan.forecast.storage_peak_bytes * _FORECAST_SLACK) + _SLACK_BYTES
         self._granted_bytes = budget.grant(
-            wanted_bytes=max(peak, run_held + need.full_bytes + need.later_bytes),
+            wanted_bytes=max(peak, run_held + need.full_bytes + 2 * need.weights_bytes + need.later_bytes),
             held_bytes=run_held,
             free_bytes=0 if is_short_of_files else limit.num_bytes or 0,
             store_bytes=None if spec.store_budget_gb is None else int(spec.store_budget_gb * 1e9),
