@@ -170,7 +170,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def list_checkpoints(folder: Path) -> tuple[Checkpoint, ...]:
-    """Return what is in *folder*, oldest first: committed, torn and foreign ones.
+    """Return what is in *folder*, by step: committed, torn and foreign ones.
 
     *folder* may hold the checkpoints or be one.
     """
@@ -182,14 +182,15 @@ def list_checkpoints(folder: Path) -> tuple[Checkpoint, ...]:
 
 def _below(folder: Path) -> tuple[Checkpoint, ...]:
     found = [one for path in sorted(folder.iterdir()) if path.is_dir() and (one := _look(path))]
-    return tuple(sorted(found, key=lambda checkpoint: checkpoint.order))
+    return tuple(sorted(found, key=lambda one: (one.step, one.attempt)))
 
 
 def committed(folder: Path) -> tuple[Checkpoint, ...]:
     """Return the committed checkpoints of *folder*, oldest first; none when it does not exist."""
     if not folder.is_dir():
         return ()
-    return tuple(one for one in _below(folder) if one.status == "committed")
+    mine = (one for one in _below(folder) if one.status == "committed")
+    return tuple(sorted(mine, key=lambda one: (one.order, one.content == "full")))
 
 
 def last_committed(folder: Path) -> Checkpoint | None:
