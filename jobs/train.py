@@ -75,7 +75,7 @@ def _trainer(
         path = Path(inputs.splits[recipe.train.eval_split].path)
         eval_rows = load_rows(recipe.data, path, tokenizer, limit=recipe.train.eval_rows)
     model = build_model(recipe, folder, tokenizer, has_weights=inputs.model.has_weights or job.stage.of is not None)
-    saver = Saver(job, ranks, steering.ledger, tokenizer, log)
+    saver = Saver(job, batch, ranks, steering.ledger, tokenizer, log)
     trainer = loop.RecipeTrainer(
         job,
         batch,

@@ -12,29 +12,27 @@ from .schema import Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
-    """Parameters of a model as a train stage sees them."""
+    """Parameters of a model as a train stage sees them, and how many tensors a checkpoint of it holds."""
 
     trainable: int
     frozen: int
+    num_tensors: int
 
 
 def params_of(recipe: Recipe, model: ModelFacts) -> Params:
     """Return how many parameters train and how many are frozen, adapters included."""
     if recipe.adapter.method == "full":
         frozen = sum(_numel(tensor) for tensor in model.tensors if is_frozen(tensor.name, recipe.model.freeze))
-        return Params(trainable=model.num_params - frozen, frozen=frozen)
+        return Params(trainable=model.num_params - frozen, frozen=frozen, num_tensors=len(model.tensors))
     targets = recipe.adapter.target_modules
-    adapters = sum(
-        recipe.adapter.rank * sum(tensor.shape)
-        for tensor in model.tensors
-        if any(takes_adapter(tensor, target) for target in targets)
-    )
-    saved = sum(
-        _numel(tensor)
+    adapted = [tensor for tensor in model.tensors if any(takes_adapter(tensor, target) for target in targets)]
+    saved = [
+        tensor
         for tensor in model.tensors
         if any(f".{name}." in f".{tensor.name}" for name in recipe.adapter.modules_to_save)
-    )
-    return Params(trainable=adapters + saved, frozen=model.num_params)
+    ]
+    trainable = recipe.adapter.rank * sum(sum(tensor.shape) for tensor in adapted) + sum(map(_numel, saved))
+    return Params(trainable=trainable, frozen=model.num_params, num_tensors=2 * len(adapted) + len(saved))
 
 
 def _numel(tensor: TensorFacts) -> int:

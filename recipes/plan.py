@@ -26,7 +26,10 @@ class TensorFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """What the model really is. *digest* covers config, tokenizer and weight headers, not every weight."""
+    """What the model really is. *digest* covers config, tokenizer and weight headers, not every weight.
+
+    *beside_bytes* are those of its config and tokenizer, which lie with every checkpoint.
+    """
 
     folder: str
     tokenizer_folder: str
@@ -35,6 +38,7 @@ class ModelFacts:
     num_params: int
     tensors: tuple[TensorFacts, ...]
     config: dict[str, Any]
+    beside_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

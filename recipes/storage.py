@@ -13,34 +13,54 @@ from dataclasses import replace
 
 from ..checkpoints.sizes import Size, checkpoint_size, model_size
 from .params import params_of
-from .plan import Forecast, ForecastLine, Inputs, Ladder, ModelFacts, Rung, Stage
+from .plan import Batch, Forecast, ForecastLine, Inputs, Ladder, ModelFacts, Rung, Stage
 from .schema import Adapter, Recipe
 from .stages import stage_view
 
 RUNGS: tuple[Rung, ...] = ("full", "thinned best", "weights only", "none")
 _CHECKPOINTS_OF = "checkpoints of "
+_LOG_ENTRY_BYTES = 190  # one entry of the log in trainer_state.json
 _LOG_BYTES_PER_STEP = 200  # one line of log and one ledger event, seldom more
 _FIXED_LOG_BYTES = 2_000_000  # start-up messages of every stage, W&B's own files: measured 1 to 2 MB
 
 
-def checkpoint_of(recipe: Recipe, model: ModelFacts, world_size: int, num_logs: int = 0) -> Size:
-    """Return the size of one full checkpoint of a train stage, after *num_logs* lines of its log."""
-    params = params_of(recipe, model)
+def checkpoint_of(recipe: Recipe, model: ModelFacts, batch: Batch) -> Size:
+    """Return the size of the last full checkpoint of a train stage: with the log it is the largest."""
+    params, train = params_of(recipe, model), recipe.train
+    logs = batch.steps // train.log_every_steps + (batch.steps // batch.save_every_steps if train.eval_split else 0)
     return checkpoint_size(
         trainable=params.trainable,
         frozen=params.frozen,
-        zero_stage=recipe.train.zero.stage,
-        precision=recipe.train.precision,
-        world_size=world_size,
+        num_tensors=params.num_tensors,
+        zero_stage=train.zero.stage,
+        precision=train.precision,
+        world_size=batch.world_size,
         adapter=recipe.adapter.method != "full",
+        beside_bytes=model.beside_bytes + _LOG_ENTRY_BYTES * logs,
     )
 
 
 def weights_of(recipe: Recipe, model: ModelFacts) -> Size:
     """Return the size of a checkpoint that holds weights only: the model's, or the adapter's."""
-    is_adapter = recipe.adapter.method != "full"
-    count = params_of(recipe, model).trainable if is_adapter else model.num_params
-    return model_size(num_params=count, dtype=recipe.consolidate.dtype)
+    if recipe.adapter.method == "full":
+        return model_of(recipe, model)
+    params = params_of(recipe, model)
+    return model_size(
+        num_params=params.trainable,
+        dtype=recipe.consolidate.dtype,
+        num_tensors=params.num_tensors,
+        beside_bytes=model.beside_bytes,
+    )
+
+
+def model_of(recipe: Recipe, model: ModelFacts) -> Size:
+    """Return the size of the consolidated model; an adapter is merged into its base, so its model is as large."""
+    return model_size(
+        num_params=model.num_params,
+        dtype=recipe.consolidate.dtype,
+        num_tensors=len(model.tensors),
+        beside_bytes=model.beside_bytes,
+    )
 
 
 def later_bytes(found: Forecast) -> int:
@@ -77,7 +97,7 @@ def _parts(view: Recipe, model: ModelFacts, stage: Stage, rung: Rung) -> list[tu
     """Return (how many, bytes of one, formula of one) of what a train stage holds at its peak."""
     assert stage.batch is not None, "only train stages have checkpoints"
     spec, batch = view.checkpoints, stage.batch
-    size, weights = checkpoint_of(view, model, batch.world_size), weights_of(view, model)
+    size, weights = checkpoint_of(view, model, batch), weights_of(view, model)
     full, light = (size.num_bytes, size.formula), (weights.num_bytes, f"weights: {weights.formula}")
     saves = math.ceil(batch.steps / batch.save_every_steps)
     older = spec.keep_best + (
@@ -104,8 +124,7 @@ def _line(view: Recipe, model: ModelFacts, stage: Stage, rung: Rung) -> Forecast
 
 def _beside(view: Recipe, inputs: Inputs, stage: Stage) -> Iterator[ForecastLine]:
     if stage.kind == "consolidate":
-        # an adapter is merged into its base, so its model is as large
-        size = model_size(num_params=inputs.model.num_params, dtype=view.consolidate.dtype)
+        size = model_of(view, inputs.model)
         yield ForecastLine(what=f"model of {stage.name}", num_bytes=size.num_bytes, formula=size.formula)
     if stage.kind == "predict":
         split = inputs.splits[view.predict.split]

@@ -23,6 +23,7 @@ from ...checkpoints.rotate import Done, Means, carry_out
 from ...errors import FencedError, NoRoomError, no_room_named
 from ...files import make_private_dir
 from ...ledger import Ledger
+from ...recipes.plan import Batch
 from ...recipes.schema import Checkpoints
 from ...recipes.storage import checkpoint_of, later_bytes, weights_of
 from ..context import JobContext
@@ -56,8 +57,8 @@ class _Room:
 class Keeping:
     """The checkpoints of one attempt's stage, on rank 0."""
 
-    def __init__(self, job: JobContext, ledger: Ledger | None) -> None:
-        self._job, self._ledger = job, ledger
+    def __init__(self, job: JobContext, batch: Batch, ledger: Ledger | None) -> None:
+        self._job, self._batch, self._ledger = job, batch, ledger
         self.folder = job.paths.checkpoints(job.stage.name)
         self._spec, self._policy = job.recipe.checkpoints, policy_of(job.recipe.checkpoints)
         url = job.recipe.checkpoints.archive_url
@@ -154,9 +155,9 @@ class Keeping:
 
     def _need(self, state_bytes: int, *, is_last: bool) -> Need:
         recipe, model = self._job.recipe, self._job.plan.inputs.model
-        world_size = self._job.batch.world_size if self._job.batch else 1
+        world_size = self._batch.world_size
         alike = [one for one in self._mine() if one.content == "full" and one.world_size == world_size]
-        full = int(checkpoint_of(recipe, model, world_size).num_bytes * _FORECAST_SLACK)
+        full = int(checkpoint_of(recipe, model, self._batch).num_bytes * _FORECAST_SLACK)
         if alike:
             full = budget.held_bytes(alike[-1].path) + max(0, state_bytes - _size(alike[-1].path / STATE_NAME))
         return Need(
@@ -201,7 +202,7 @@ class Keeping:
 
     def _num_files(self) -> int:
         """Return how many files the next checkpoint may have: three of each rank, and about a dozen."""
-        return 20 + 3 * (self._job.batch.world_size if self._job.batch else 1)
+        return 20 + 3 * self._batch.world_size
 
     def _carry_out(self, verdicts: Sequence[Verdict]) -> list[Done]:
         """Act, and record each act; the other runs first learn that less is surely held."""

@@ -24,6 +24,7 @@ from ...checkpoints.admission import RUNGS, Rung
 from ...checkpoints.commit import Content
 from ...errors import FencedError, NoRoomError
 from ...ledger import Ledger
+from ...recipes.plan import Batch
 from ..context import JobContext
 from .keeping import STATE_NAME, Keeping
 from .together import Ranks, StoreError
@@ -36,10 +37,12 @@ _STORE_WAIT_S = 600.0  # how long the last save waits for a store that has gone 
 class Saver:
     """Writes the checkpoints of one attempt, each as far down the ladder as its room asks for."""
 
-    def __init__(self, job: JobContext, ranks: Ranks, ledger: Ledger | None, tokenizer: Any, log: Log) -> None:
-        self._job, self._ranks, self._tokenizer, self._log = job, ranks, tokenizer, log
+    def __init__(
+        self, job: JobContext, batch: Batch, ranks: Ranks, ledger: Ledger | None, tokenizer: Any, log: Log
+    ) -> None:
+        self._job, self._batch, self._ranks, self._tokenizer, self._log = job, batch, ranks, tokenizer, log
         self._folder = job.paths.checkpoints(job.stage.name)
-        self._keeping = Keeping(job, ledger) if ranks.rank == 0 else None
+        self._keeping = Keeping(job, batch, ledger) if ranks.rank == 0 else None
         self._num_skipped = 0
 
     def save(self, trainer: Any) -> None:
@@ -53,7 +56,7 @@ class Saver:
             FencedError: a newer attempt runs.
         """
         step = trainer.state.global_step
-        is_last = self._job.batch is not None and step >= self._job.batch.steps
+        is_last = step >= self._batch.steps
         rung, problem = self._descend(trainer, "full", is_last=is_last)
         limit = self._job.recipe.checkpoints.max_skipped
         self._num_skipped = 0 if rung != "none" else self._num_skipped + 1
@@ -231,15 +234,22 @@ def make_deepspeed_safe(engine: Any) -> None:
 
     A write that fails on one rank is remembered until all have passed the engine's barriers,
     and a file is read by the restricted unpickler with the few classes that DeepSpeed stores.
+    Of an adapter's model only what is trained is written: DeepSpeed leaves frozen parameters out, but
+    not their second names (a tied head) and not bitsandbytes' constants, which every ZeRO-3 rank repeats.
     """
     from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
 
+    is_adapter = hasattr(engine.module, "peft_config")
+    trained = {name for name, value in engine.module.named_parameters() if value.requires_grad}
+
     class SafeEngine(TorchCheckpointEngine):
         error: Exception | None = None
 
         def save(self, state_dict: Any, path: str) -> None:
+            if is_adapter and state_dict.get("module") is not None:
+                state_dict = state_dict | {"module": {k: v for k, v in state_dict["module"].items() if k in trained}}
             try:
                 with open(path, "wb") as stream:
                     torch.save(state_dict, stream)
