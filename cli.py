@@ -179,6 +179,24 @@ def _add_checkpoint_commands(commands: argparse._SubParsersAction[_Parser]) -> N
     listing.add_argument("--json", action="store_true", help="as JSON")
     verify = _add(verbs, "verify", "read every checkpoint and say what is damaged", "checkpoints verify 3f2a")
     verify.add_argument("path", metavar="PATH", help="folder, or a run")
+    prune = _add(
+        verbs,
+        "prune",
+        "remove what the recipe's policy lets go of; a file called pinned in a checkpoint keeps it",
+        "checkpoints prune 3f2a --dry-run",
+        "checkpoints prune 3f2a --keep-best 3",
+    )
+    prune.add_argument("path", metavar="PATH", help="folder, or a run")
+    prune.add_argument("--dry-run", action="store_true", help="only say what would happen to each, and what it frees")
+    prune.add_argument(
+        "--keep-last", type=_count, metavar="N", help="newest ones that stay (default: the recipe's, else 1)"
+    )
+    prune.add_argument(
+        "--keep-best", type=_count, metavar="N", help="best ones that stay (default: the recipe's, else 1)"
+    )
+    prune.add_argument(
+        "--thin", action="store_true", help="what stays for another reason than being new keeps its weights"
+    )
     _add_consolidate(verbs)
 
 

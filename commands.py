@@ -9,6 +9,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ from .errors import NotFoundError, UsageError
 from .rundir import RunPaths, find_run, known_runs, runs_dir
 
 if TYPE_CHECKING:
+    from .checkpoints.retention import Policy
+    from .checkpoints.rotate import Means
     from .launchers.submission import Submitted
     from .recipes.plan import Plan
 
@@ -58,7 +61,9 @@ def _recipes_show(arguments: Namespace) -> int:
 
 
 def _plan_of(arguments: Namespace, *, is_smoke: bool = False) -> Plan:
+    from . import reserving
     from .cluster.site import this_machine
+    from .launchers.local import LocalLauncher
     from .recipes.compile import compile
     from .recipes.compose import compose
     from .recipes.inputs import inspect
@@ -66,7 +71,9 @@ def _plan_of(arguments: Namespace, *, is_smoke: bool = False) -> Plan:
 
     recipe = compose(arguments.recipe, arguments.overrides)
     recipe = smoke(recipe) if is_smoke else recipe
-    return compile(recipe, this_machine(), inspect(recipe, runs_dir(arguments.runs)))
+    store = runs_dir(arguments.runs)
+    reserving.release_dead(store, LocalLauncher())
+    return compile(recipe, this_machine(), inspect(recipe, store))
 
 
 def _plan(arguments: Namespace) -> int:
@@ -104,9 +111,10 @@ def _resume(arguments: Namespace) -> int:
 
 def _after_sending(done: Submitted, detach: bool, *, joins: bool = False) -> int:
     """Follow what was sent; with *joins* also what was under way already."""
-    from . import follow
+    from . import follow, reserving
     from .launchers.local import LocalLauncher
 
+    reserving.reserve(done.plan, done.paths)
     words = {state.word for state in done.found.values()}
     run_id = done.paths.run_id
     if words == {"done"}:
@@ -236,6 +244,37 @@ def _checkpoints_verify(arguments: Namespace) -> int:
     return 1 if bad else 0
 
 
+def _checkpoints_prune(arguments: Namespace) -> int:
+    from .checkpoints.rotate import prune
+
+    found = [(folder, *_policy_of(folder, arguments)) for folder in _checkpoint_dirs(arguments.path)]
+    if not found:
+        raise NotFoundError(f"no checkpoints in {arguments.path}")
+    problems = 0
+    for folder, policy, means in found:
+        for verdict, done in prune(folder, policy, means, is_dry=arguments.dry_run):
+            print(show.verdict(verdict, done))
+            problems += done is not None and bool(done.problem)
+    return 1 if problems else 0
+
+
+def _policy_of(folder: Path, arguments: Namespace) -> tuple[Policy, Means]:
+    """Return the policy of the run that *folder* belongs to, else the usual one, with what the command line says."""
+    from .checkpoints.retention import Policy
+    from .checkpoints.rotate import Means
+    from .recipes.plan import read_plan
+    from .recipes.stages import stage_view
+    from .recipes.storage import means_of, policy_of
+
+    policy, means = Policy(), Means(check_fence=lambda: None)
+    paths = RunPaths(root=folder.parent.parent)
+    if paths.plan.is_file() and folder == paths.checkpoints(folder.name):
+        view = stage_view(read_plan(paths.plan).recipe, folder.name)
+        policy, means = policy_of(view), means_of(view, paths, folder.name, lambda: None)
+    asked = {"keep_last": arguments.keep_last, "keep_best": arguments.keep_best, "thins": arguments.thin or None}
+    return replace(policy, **{key: value for key, value in asked.items() if value is not None}), means
+
+
 def _config_dir(checkpoint: Path) -> Path | None:
     """Return the folder with the config and tokenizer of *checkpoint*: itself or the one above, if any."""
     places = (place for place in (checkpoint, checkpoint.parent) if (place / "config.json").is_file())
@@ -350,6 +389,7 @@ _HANDLERS: dict[str, Callable[[Namespace], int]] = {
     "doctor": _doctor,
     "checkpoints list": _checkpoints_list,
     "checkpoints verify": _checkpoints_verify,
+    "checkpoints prune": _checkpoints_prune,
     "checkpoints consolidate": _checkpoints_consolidate,
     "predictions merge": _predictions_merge,
     "predictions score": _predictions_score,

@@ -6,15 +6,19 @@ What replaces a checkpoint, its weights or its copy in the archive, is committed
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from .. import files
-from ..errors import FencedError, SousbatchError
+from ..errors import FencedError, SousbatchError, UsageError
 from . import commit
 from .archive import upload
 from .commit import Checkpoint
-from .retention import Verdict
+from .retention import Policy, Verdict, decide
+
+WRITER_LOCK = ".writer"  # held by the job that writes checkpoints to the folder
 
 Outcome = Literal["removed", "thinned", "archived", "kept"]
 
@@ -70,6 +74,19 @@ def _one(verdict: Verdict, means: Means) -> Done:
         return Done(checkpoint=one, outcome="kept", problem=str(error))
     outcomes: dict[str, Outcome] = {"thin": "thinned", "archive": "archived", "delete": "removed"}
     return Done(checkpoint=one, outcome=outcomes[verdict.action])
+
+
+def prune(folder: Path, policy: Policy, means: Means, *, is_dry: bool) -> Iterator[tuple[Verdict, Done | None]]:
+    """Yield the verdict on everything in *folder*, and unless *is_dry* what was done about it.
+
+    Raises:
+        UsageError: a job writes checkpoints there now; it prunes by itself.
+    """
+    with ExitStack() as stack:
+        if not is_dry and not stack.enter_context(files.locked(folder / WRITER_LOCK, wait=False)):
+            raise UsageError(f"a job writes checkpoints to {folder} now and prunes them by itself; see --dry-run")
+        for verdict in decide(commit.list_checkpoints(folder), policy):
+            yield verdict, None if is_dry else next(carry_out([verdict], means), None)
 
 
 def thin(checkpoint: Checkpoint, means: Means) -> Checkpoint:

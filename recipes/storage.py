@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from ..checkpoints.retention import Policy
+from ..checkpoints.rotate import Means
 from ..checkpoints.sizes import Size, checkpoint_size, model_size
+from ..rundir import RunPaths
 from .params import params_of
 from .plan import Batch, Forecast, ForecastLine, Inputs, Ladder, ModelFacts, Rung, Stage
 from .schema import Adapter, Recipe
@@ -22,6 +25,30 @@ _CHECKPOINTS_OF = "checkpoints of "
 _LOG_ENTRY_BYTES = 190  # one entry of the log in trainer_state.json
 _LOG_BYTES_PER_STEP = 200  # one line of log and one ledger event, seldom more
 _FIXED_LOG_BYTES = 2_000_000  # start-up messages of every stage, W&B's own files: measured 1 to 2 MB
+
+
+def policy_of(recipe: Recipe) -> Policy:
+    """Return the retention policy of a recipe."""
+    spec = recipe.checkpoints
+    return Policy(
+        keep_last=spec.keep_last,
+        keep_best=spec.keep_best,
+        keep_every_steps=spec.keep_every_steps,
+        goal=spec.goal,
+        thins=spec.thin,
+        archives=spec.archive_url is not None,
+    )
+
+
+def means_of(recipe: Recipe, paths: RunPaths, stage: str, check_fence: Callable[[], None]) -> Means:
+    """Return how the checkpoints of *stage* are thinned and archived: as its model will be made, and apart by run."""
+    url = recipe.checkpoints.archive_url
+    return Means(
+        check_fence=check_fence,
+        dtype=recipe.consolidate.dtype,
+        overflow=recipe.consolidate.overflow,
+        archive_url=url and f"{url}/{paths.recipe_name}/{paths.run_id}/{stage}",
+    )
 
 
 def checkpoint_of(recipe: Recipe, model: ModelFacts, batch: Batch) -> Size:

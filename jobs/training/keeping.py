@@ -8,42 +8,29 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ... import files
 from ...checkpoints import budget, commit
 from ...checkpoints.admission import RUNGS, Need, Rung, admit
 from ...checkpoints.budget import Reservation
 from ...checkpoints.commit import Checkpoint
 from ...checkpoints.quota import least, limits_of
-from ...checkpoints.retention import Policy, Verdict, decide
-from ...checkpoints.rotate import Done, Means, carry_out
+from ...checkpoints.retention import Verdict, decide
+from ...checkpoints.rotate import WRITER_LOCK, Done, carry_out
 from ...errors import FencedError, NoRoomError, no_room_named
-from ...files import make_private_dir
 from ...ledger import Ledger
 from ...recipes.plan import Batch
-from ...recipes.schema import Checkpoints
-from ...recipes.storage import checkpoint_of, later_bytes, weights_of
+from ...recipes.storage import checkpoint_of, later_bytes, means_of, policy_of, weights_of
 from ..context import JobContext
 
 STATE_NAME = "trainer_state.json"
 _SLACK_BYTES = 64 * 1024  # by how much two checkpoints of one run differ: loss scale, pickled counters
 _FORECAST_SLACK = 1.05  # what the forecast of a first checkpoint may be off by
 _TRIES = 6
-
-
-def policy_of(spec: Checkpoints) -> Policy:
-    """Return the retention policy of a recipe."""
-    return Policy(
-        keep_last=spec.keep_last,
-        keep_best=spec.keep_best,
-        keep_every_steps=spec.keep_every_steps,
-        goal=spec.goal,
-        thins=spec.thin,
-        archives=spec.archive_url is not None,
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,19 +47,16 @@ class Keeping:
     def __init__(self, job: JobContext, batch: Batch, ledger: Ledger | None) -> None:
         self._job, self._batch, self._ledger = job, batch, ledger
         self.folder = job.paths.checkpoints(job.stage.name)
-        self._spec, self._policy = job.recipe.checkpoints, policy_of(job.recipe.checkpoints)
-        url = job.recipe.checkpoints.archive_url
-        self._means = Means(
-            check_fence=job.check_fence,
-            dtype=job.recipe.consolidate.dtype,
-            overflow=job.recipe.consolidate.overflow,
-            archive_url=url and f"{url}/{job.paths.recipe_name}/{job.paths.run_id}/{job.stage.name}",
-        )
+        self._spec, self._policy = job.recipe.checkpoints, policy_of(job.recipe)
+        self._means = means_of(job.recipe, job.paths, job.stage.name, job.check_fence)
         self._store = job.paths.root.parent.parent
         self._later_bytes = later_bytes(job.plan.forecast)
         self._granted_bytes = 0
         self.budget_bytes = 0
         self._thread: threading.Thread | None = None
+        self._lock = ExitStack()
+        with suppress(OSError):  # a store without locks; `doctor` says so
+            self._lock.enter_context(files.locked(files.make_private_dir(self.folder) / WRITER_LOCK, wait=False))
 
     def admit(self, highest: Rung, *, state_bytes: int, is_last: bool) -> Rung:
         """Make room for the next checkpoint and return what of it fits, not above *highest*.
@@ -80,7 +64,7 @@ class Keeping:
         *state_bytes* is the size that `trainer_state.json` will have: it grows with every log.
         """
         self.wait()
-        make_private_dir(self.folder)
+        files.make_private_dir(self.folder)
         need = self._need(state_bytes, is_last=is_last)
         with budget.store_locked(self._store):
             self._keep_reserve(need)
@@ -141,6 +125,7 @@ class Keeping:
     def close(self) -> None:
         """End: nothing runs on, the reserve goes, and only what the later stages write is promised."""
         self.wait()
+        self._lock.close()
         with suppress(OSError):
             budget.keep_reserve(self.folder, 0)
             held = budget.held_bytes(self._job.paths.root)
