@@ -162,6 +162,11 @@ def _add_run_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
     clean.add_argument("run", nargs="?", metavar="RUN", help=_RUN)
     clean.add_argument("--older", metavar="AGE", help="every finished run that was submitted longer ago: 30d, 12h")
     clean.add_argument("--all", action="store_true", help="the whole run folder, results too")
+    report = _add(
+        commands, "report", "write one HTML page: storage over time, checkpoints, stages, loss, scores", "report 3f2a"
+    )
+    report.add_argument("run", metavar="RUN", help=_RUN)
+    report.add_argument("--out", metavar="FILE", help="the page (default RUN/report.html)")
     doctor = _add(commands, "doctor", "say what this machine offers and lacks", "doctor")
     doctor.add_argument("--runs", metavar="DIR", help="folder that holds all runs")
 

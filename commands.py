@@ -207,6 +207,21 @@ def _doctor(arguments: Namespace) -> int:
     return 0
 
 
+def _report(arguments: Namespace) -> int:
+    from . import files
+    from .launchers.local import LocalLauncher
+    from .launchers.status import run_states
+    from .recipes.plan import read_plan
+    from .report import page
+
+    paths = find_run(arguments.run, newest=True)
+    plan = read_plan(paths.plan)
+    out = Path(arguments.out).expanduser() if arguments.out else paths.report
+    files.write_text(out, page(plan, paths, run_states(plan, paths, LocalLauncher())))
+    print(out)
+    return 0
+
+
 def _checkpoint_dirs(text: str) -> list[Path]:
     """Return the folders of checkpoints that *text* means: a folder, or those of a run's train stages."""
     folder = Path(text).expanduser()
@@ -386,6 +401,7 @@ _HANDLERS: dict[str, Callable[[Namespace], int]] = {
     "cancel": _cancel,
     "resume": _resume,
     "clean": _clean,
+    "report": _report,
     "doctor": _doctor,
     "checkpoints list": _checkpoints_list,
     "checkpoints verify": _checkpoints_verify,

@@ -38,11 +38,12 @@ class Means:
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """What became of a checkpoint; *problem* says why one is kept against its verdict."""
+    """What became of a checkpoint; *problem* says why one is kept against its verdict, *left_bytes* what is left."""
 
     checkpoint: Checkpoint
     outcome: Outcome
     problem: str = ""
+    left_bytes: int = 0
 
 
 def carry_out(verdicts: Iterable[Verdict], means: Means) -> Iterator[Done]:
@@ -59,11 +60,11 @@ def carry_out(verdicts: Iterable[Verdict], means: Means) -> Iterator[Done]:
 
 
 def _one(verdict: Verdict, means: Means) -> Done:
-    one = verdict.checkpoint
+    one, left_bytes = verdict.checkpoint, 0
     means.check_fence()
     try:
         if verdict.action == "thin":
-            thin(one, means)
+            left_bytes = thin(one, means).num_bytes
         elif verdict.action == "archive" and means.archive_url is not None:
             upload(one, means.archive_url, means.check_fence)
         means.check_fence()
@@ -71,9 +72,9 @@ def _one(verdict: Verdict, means: Means) -> Done:
     except FencedError:
         raise
     except (SousbatchError, OSError) as error:  # the next rotation decides anew, from what is there
-        return Done(checkpoint=one, outcome="kept", problem=str(error))
+        return Done(checkpoint=one, outcome="kept", problem=str(error), left_bytes=one.num_bytes)
     outcomes: dict[str, Outcome] = {"thin": "thinned", "archive": "archived", "delete": "removed"}
-    return Done(checkpoint=one, outcome=outcomes[verdict.action])
+    return Done(checkpoint=one, outcome=outcomes[verdict.action], left_bytes=left_bytes)
 
 
 def prune(folder: Path, policy: Policy, means: Means, *, is_dry: bool) -> Iterator[tuple[Verdict, Done | None]]:

@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
-_FIXED_BYTES = 8_000  # marker, scheduler, trainer's state without its log
-_RANK_BYTES = 21_000  # random states (14.5 kB), and the frame of the rank's own files
-_TENSOR_BYTES = 500  # name, shape and place of a tensor, in each file of model states
+_FIXED_BYTES = 9_000  # marker, scheduler, trainer's state without its log
+_RANK_BYTES = 19_500  # random states (14.5 kB), and the frame of the rank's own files
+_TENSOR_BYTES = 450  # name, shape and place of a tensor, in each file of model states
 
 
 @dataclass(frozen=True, kw_only=True)

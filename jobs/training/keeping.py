@@ -196,7 +196,8 @@ class Keeping:
             self._publish(self._granted_bytes, max(0, budget.held_bytes(self._job.paths.root) - frees))
         found = []
         for done in carry_out(verdicts, self._means):
-            self._record(done.outcome, done.checkpoint, **({"message": done.problem} if done.problem else {}))
+            more = {"message": done.problem} if done.problem else {"left_bytes": done.left_bytes}
+            self._record(done.outcome, done.checkpoint, **more)
             found.append(done)
         return found
 
