@@ -47,8 +47,8 @@ class Ledger:
     """The one writer of one ledger file, from any of its threads.
 
     A full disk, or one that is away for a while, loses an event of a job but never its work: the
-    line is dropped and the next one starts afresh. With *is_strict* it raises instead: a client must not send what it
-    could not write down.
+    line is dropped and the next one starts afresh. With *is_strict* it raises instead: a client
+    must not send what it could not write down.
     """
 
     def __init__(self, descriptor: int, path: Path, number: int, *, is_strict: bool = False) -> None:
@@ -82,10 +82,10 @@ class Ledger:
             if kind != "step":
                 os.fsync(self._descriptor)
         except OSError as error:
-            if self._is_strict and not is_no_room(error):
-                raise
-            if self._is_strict:
+            if self._is_strict and is_no_room(error):
                 raise NoRoomError(f"no room left to write {self.path}; free some space and try again") from error
+            if self._is_strict:
+                raise
 
     def close(self) -> None:
         """Close the file."""

@@ -162,13 +162,21 @@ def _parameter_refusals(view: Recipe, stage: Stage, inputs: Inputs) -> Iterator[
 
 def _storage_refusals(found: Forecast, inputs: Inputs) -> Iterator[str]:
     """Refuse what cannot even keep its weights; everything above is a rung of the ladder."""
+    room = inputs.room
+    where = f"{room.folder} can take {_gb(room.free_bytes)} ({room.source})"
+    largest = max(found.storage, key=lambda line: line.num_bytes)
     for name, ladder in found.ladders.items():
         if not ladder.fits:
             yield (
-                f"no room: not even the weights of stage {name!r} fit into the {_gb(ladder.room_bytes)} that are left "
-                f"for them in {inputs.room.folder} ({inputs.room.source} {_gb(inputs.room.free_bytes)}): "
-                f"{ladder.change}, or another folder with --runs"
+                f"no room: not even the weights of stage {name!r} fit into the {_gb(max(0, ladder.room_bytes))} left "
+                f"for them; {where} and the run will hold {_gb(found.storage_peak_bytes)}, the largest part is "
+                f"{largest.what}: {ladder.change}, or another folder with --runs"
             )
+    if not found.ladders and found.storage_peak_bytes > room.free_bytes:
+        yield (
+            f"no room: the run will hold {_gb(found.storage_peak_bytes)} and {where}; the largest part is "
+            f"{largest.what}: choose another folder with --runs"
+        )
 
 
 def _storage_warnings(stage: Stage, found: Forecast) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -144,12 +144,12 @@ class Ladder:
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """What the run will take: storage at its peak, and memory on one device per train stage."""
+    """What the run will take: storage at its peak; of each train stage memory on one device, and its rung."""
 
     storage: tuple[ForecastLine, ...]
     storage_peak_bytes: int
-    ladders: dict[str, Ladder]
     device: dict[str, tuple[ForecastLine, ...]]
+    ladders: dict[str, Ladder] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
