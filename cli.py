@@ -179,6 +179,11 @@ def _add_run_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
     clean.add_argument("run", nargs="?", metavar="RUN", help=_RUN)
     clean.add_argument("--older", metavar="AGE", help="every finished run that was submitted longer ago: 30d, 12h")
     clean.add_argument("--all", action="store_true", help="the whole run folder, results too")
+    report = _add(
+        commands, "report", "write one HTML page: storage over time, checkpoints, stages, loss, scores", "report 3f2a"
+    )
+    report.add_argument("run", metavar="RUN", help=_RUN)
+    report.add_argument("--out", metavar="FILE", help="the page (default RUN/report.html)")
     doctor = _add(commands, "doctor", "say what this machine offers and lacks", "doctor")
     doctor.add_argument("--runs", metavar="DIR", help="folder that holds all runs")
 
@@ -196,6 +201,24 @@ def _add_checkpoint_commands(commands: argparse._SubParsersAction[_Parser]) -> N
     listing.add_argument("--json", action="store_true", help="as JSON")
     verify = _add(verbs, "verify", "read every checkpoint and say what is damaged", "checkpoints verify 3f2a")
     verify.add_argument("path", metavar="PATH", help="folder, or a run")
+    prune = _add(
+        verbs,
+        "prune",
+        "remove what the recipe's policy lets go of; a file called pinned in a checkpoint keeps it",
+        "checkpoints prune 3f2a --dry-run",
+        "checkpoints prune 3f2a --keep-best 3",
+    )
+    prune.add_argument("path", metavar="PATH", help="folder, or a run")
+    prune.add_argument("--dry-run", action="store_true", help="only say what would happen to each, and what it frees")
+    prune.add_argument(
+        "--keep-last", type=_count, metavar="N", help="newest ones that stay (default: the recipe's, else 1)"
+    )
+    prune.add_argument(
+        "--keep-best", type=_count, metavar="N", help="best ones that stay (default: the recipe's, else 1)"
+    )
+    prune.add_argument(
+        "--thin", action="store_true", help="what stays for another reason than being new keeps its weights"
+    )
     _add_consolidate(verbs)
 
 
@@ -206,7 +229,7 @@ def _add_consolidate(verbs: argparse._SubParsersAction[_Parser]) -> None:
         "make a half-precision model of a DeepSpeed or FSDP checkpoint",
         "checkpoints consolidate checkpoint-500 model",
         "checkpoints consolidate s3://bucket/checkpoint-500 model --dtype bfloat16 --verify",
-        "checkpoints consolidate checkpoint-500 model --shard $SLURM_ARRAY_TASK_ID/80",
+        "checkpoints consolidate checkpoint-500 model --shard 0/80",
     )
     convert.add_argument("path", metavar="CKPT", help="checkpoint folder or URL")
     convert.add_argument("out", metavar="OUT", help="folder or URL to make")

@@ -70,6 +70,16 @@ class RunPaths:
         return self.root / "metrics.json"
 
     @property
+    def report(self) -> Path:
+        """The page that shows the run."""
+        return self.root / "report.html"
+
+    @property
+    def reservation(self) -> Path:
+        """What the run may come to hold of its store."""
+        return self.root / "reservation.json"
+
+    @property
     def tracking_dir(self) -> Path:
         """W&B's files."""
         return self.root / "tracking"

@@ -14,6 +14,8 @@ from .rundir import RunPaths
 
 if TYPE_CHECKING:
     from .checkpoints.commit import Checkpoint
+    from .checkpoints.retention import Verdict
+    from .checkpoints.rotate import Done
     from .doctor import Finding
     from .launchers.status import StageState
     from .recipes.check import Option
@@ -67,7 +69,9 @@ def plan(value: Plan) -> str:
     model, room = value.inputs.model, value.inputs.room
     splits = [[name, split.num_rows, size(split.num_bytes), split.path] for name, split in value.inputs.splits.items()]
     storage = [[line.what, size(line.num_bytes), line.formula] for line in value.forecast.storage]
-    storage.append(["peak", size(value.forecast.storage_peak_bytes), f"{room.folder} can take {size(room.free_bytes)}"])
+    others = f", {size(room.promised_bytes)} promised to {room.num_runs} other runs" if room.num_runs else ""
+    room_line = f"{room.folder} can take {size(room.free_bytes)} ({room.source}{others})"
+    storage.append(["peak", size(value.forecast.storage_peak_bytes), room_line])
     parts = [
         f"{value.recipe.name} on {value.site.name}: run {value.run_id}, {model.num_params:,} parameters",
         columns([_stage_row(stage) for stage in value.stages], header=("stage", "kind", "where", "after", "")),
@@ -187,14 +191,24 @@ def checkpoints(found: Sequence[Checkpoint]) -> str:
         [
             one.step,
             one.attempt,
-            one.status,
+            "pinned" if one.is_pinned else one.status,
+            one.content,
             size(one.num_bytes),
             "" if one.metric is None else f"{one.metric:.4g}",
             one.path,
         ]
         for one in found
     ]
-    return columns(rows, header=("step", "attempt", "status", "size", "metric", "path"))
+    return columns(rows, header=("step", "attempt", "status", "holds", "size", "metric", "path"))
+
+
+def verdict(value: Verdict, done: Done | None) -> str:
+    """Return one line: what happens, or happened, to a checkpoint, and why."""
+    one = value.checkpoint
+    if done is not None and done.problem:
+        return f"{one.path}: kept: {done.problem}"
+    frees = f", {size(value.frees_bytes)}" if value.action != "keep" else ""
+    return f"{one.path}: {value.action if done is None else done.outcome} ({value.reason}{frees})"
 
 
 def scores(found: Mapping[str, Mapping[str, float]]) -> str:

@@ -33,6 +33,11 @@ def choose_site(name: str | None) -> Site:
         return this_machine()
 
 
+def watchers() -> dict[str, Launcher]:
+    """Return the launchers by name, for one who only looks at jobs."""
+    return {"local": LocalLauncher(), "slurm": SlurmLauncher(max_age_s=WATCH_S)}
+
+
 def launcher_of(plan: Plan, *, watches: bool = False) -> Launcher:
     """Return the launcher of a plan; one that only *watches* takes answers that are up to half a minute old."""
     if plan.site.launcher == "slurm":

@@ -26,7 +26,10 @@ class TensorFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """What the model really is. *digest* covers config, tokenizer and weight headers, not every weight."""
+    """What the model really is. *digest* covers config, tokenizer and weight headers, not every weight.
+
+    *beside_bytes* are those of its config and tokenizer, which lie with every checkpoint.
+    """
 
     folder: str
     tokenizer_folder: str
@@ -35,6 +38,7 @@ class ModelFacts:
     num_params: int
     tensors: tuple[TensorFacts, ...]
     config: dict[str, Any]
+    beside_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +54,17 @@ class SplitFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Room:
-    """What the store of the run can still take."""
+    """What the store of the run can still take, less what it is promised to *num_runs* other runs.
+
+    *source* is what sets the limit: free space, a quota, or the budget of the store.
+    """
 
     folder: str
     free_bytes: int
     free_inodes: int
+    source: str = "free space"
+    promised_bytes: int = 0
+    num_runs: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,13 +131,31 @@ class ForecastLine:
     formula: str
 
 
+Rung = Literal["full", "thinned best", "weights only", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ladder:
+    """How a train stage's checkpoints fit: the rung that holds, and the least change for a better one.
+
+    On "none" there is room for the weights at the end alone; *fits* says that at least these have it.
+    """
+
+    rung: Rung
+    fits: bool
+    room_bytes: int
+    full_bytes: int
+    change: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """What the run will take: storage at its peak, and memory on one device per train stage."""
+    """What the run will take: storage at its peak; of each train stage memory on one device, and its rung."""
 
     storage: tuple[ForecastLine, ...]
     storage_peak_bytes: int
     device: dict[str, tuple[ForecastLine, ...]]
+    ladders: dict[str, Ladder] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
