@@ -244,13 +244,13 @@ def sandbox_started(box: Sandbox, before: Mapping[str, bool]) -> str:
 
 def sandbox(found: Status) -> str:
     """Return the state of a private Slurm: daemons, nodes, partitions, jobs."""
-    daemons = [[name, "runs" if lives else "is dead"] for name, lives in found.alive.items()]
-    parts = [
-        columns(daemons, header=("daemon", "")),
-        columns(found.nodes, header=("node", "state", "CPUs", "GPUs")),
-        columns(found.partitions, header=("partition", "state", "longest job", "nodes")),
-        columns(found.jobs, header=("job", "partition", "state", "time", "where, or why not", "name")),
+    tables: list[tuple[Sequence[Sequence[str]], Sequence[str]]] = [
+        ([[name, "runs" if lives else "is dead"] for name, lives in found.alive.items()], ("daemon", "")),
+        (found.nodes, ("node", "state", "CPUs", "GPUs")),
+        (found.partitions, ("partition", "state", "longest job", "nodes")),
+        (found.jobs, ("job", "partition", "state", "time", "where, or why not", "name")),
     ]
+    parts = [columns(rows, header=header) for rows, header in tables if rows]
     if not all(found.alive.values()):
         parts.append("`sousbatch sandbox start` starts what is dead")
     return "\n\n".join(parts)

@@ -135,13 +135,19 @@ def read(folder: Path) -> Sandbox:
 
     Raises:
         NotFoundError: there is none.
+        RunError: another version of this program started it.
     """
     folder = _absolute(folder)
     try:
         value = files.read_json(folder / _SHAPE)
     except FileNotFoundError as error:
-        raise NotFoundError(f"no sandbox in {folder}; `sousbatch sandbox start` starts one") from error
-    return Sandbox(folder=folder, **value | {"ports": tuple(value["ports"])})
+        raise NotFoundError(f"no sandbox in {folder}; `sousbatch sandbox start --dir {folder}` starts one") from error
+    try:
+        return Sandbox(folder=folder, **value | {"ports": tuple(value["ports"])})
+    except (KeyError, TypeError) as error:
+        raise RunError(
+            f"the sandbox in {folder} is another version's; `sousbatch sandbox stop --dir {folder}` ends it"
+        ) from error
 
 
 def stop(folder: Path) -> int:

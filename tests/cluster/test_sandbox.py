@@ -87,7 +87,7 @@ def test_what_died_is_told_and_started_again_and_jobs_run_on(slurm: sandbox.Sand
         if process.name().startswith(("munged", "slurmctld", "slurmd")):
             process.send_signal(signal.SIGKILL)
     code, out, _ = until(lambda: sousbatch("sandbox", "status", *where))
-    assert code == 1 and out.count("is dead") == 4 and "`sousbatch sandbox start` starts what is dead" in out
+    assert code == 1 and out.count("  is dead\n") == 4 and "`sousbatch sandbox start` starts what is dead" in out
     code, out, err = sousbatch("sandbox", "start", *where)
     assert (code, out) == (0, f"export SLURM_CONF={slurm.conf}\n") and "munged, slurmctld, slurmd n1, slurmd n2" in err
     until(lambda: state(job) == "RUNNING")
@@ -179,6 +179,12 @@ def test_missing_packages_are_named_with_the_command_that_installs_them(
     assert (code, out) == (2, "")
     assert f"`sudo apt-get install --no-install-recommends {packages}`" in err
     assert not (tmp_path / "own").exists()
+
+
+def test_a_sandbox_of_another_version_is_told(tmp_path: Path, sousbatch: Callable[..., Any]):
+    (tmp_path / "sandbox.json").write_text('{"nodes": 2}')
+    code, _, err = sousbatch("sandbox", "status", "--dir", str(tmp_path))
+    assert code == 1 and "another version's" in err and f"sandbox stop --dir {tmp_path}" in err
 
 
 @needs_slurm
