@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import sys
 import time
 from argparse import Namespace
@@ -13,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import show
+from . import sandboxcommands, show
 from .errors import NotFoundError, UsageError
 from .rundir import RunPaths, find_run, known_runs, runs_dir
 
@@ -338,48 +337,6 @@ def _predictions_score(arguments: Namespace) -> int:
     return 0
 
 
-def _sandbox_folder(arguments: Namespace) -> Path:
-    from .cluster.sandbox import default_folder
-
-    return Path(arguments.dir) if arguments.dir else default_folder()
-
-
-def _sandbox_start(arguments: Namespace) -> int:
-    from .cluster import sandbox
-
-    folder = _sandbox_folder(arguments)
-    before = sandbox.daemons_alive(folder)
-    box = sandbox.start(
-        folder,
-        nodes=arguments.nodes,
-        cpus=arguments.cpus,
-        gpus=arguments.gpus,
-        accounting=arguments.accounting,
-        settings=dict(arguments.settings),
-    )
-    print(f"sousbatch: {show.sandbox_started(box, before)}", file=sys.stderr)
-    print(f"export SLURM_CONF={shlex.quote(str(box.conf))}")
-    return 0
-
-
-def _sandbox_status(arguments: Namespace) -> int:
-    from .cluster.sandbox import status
-
-    found = status(_sandbox_folder(arguments))
-    print(show.sandbox(found))
-    return 0 if all(found.alive.values()) else 1
-
-
-def _sandbox_stop(arguments: Namespace) -> int:
-    from .cluster.sandbox import stop
-
-    folder = _sandbox_folder(arguments)
-    count = stop(folder)
-    said = f"ended {count} processes of the sandbox in {folder}" if count else f"nothing of a sandbox runs in {folder}"
-    print(f"sousbatch: {said}", file=sys.stderr)
-    return 0
-
-
 _HANDLERS: dict[str, Callable[[Namespace], int]] = {
     "recipes list": _recipes_list,
     "recipes show": _recipes_show,
@@ -396,7 +353,7 @@ _HANDLERS: dict[str, Callable[[Namespace], int]] = {
     "checkpoints consolidate": _checkpoints_consolidate,
     "predictions merge": _predictions_merge,
     "predictions score": _predictions_score,
-    "sandbox start": _sandbox_start,
-    "sandbox status": _sandbox_status,
-    "sandbox stop": _sandbox_stop,
+    "sandbox start": sandboxcommands.start,
+    "sandbox status": sandboxcommands.status,
+    "sandbox stop": sandboxcommands.stop,
 }
