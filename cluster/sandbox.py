@@ -20,11 +20,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .. import files
-from ..errors import NotFoundError, RunError, UsageError
+from ..errors import NotFoundError, RunError, SlurmError, UsageError
 from ..rundir import state_dir
 from .ranks import LOOPBACK, free_port
 from .sandboxconf import Daemon, Sandbox, daemons, gres_conf, slurm_conf, slurmdbd_conf
 from .sandboxprocs import end_all, processes, running
+from .slurm import call
 
 _SHAPE = "sandbox.json"
 _PATH = os.pathsep.join(("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"))
@@ -348,8 +349,10 @@ def _environment(box: Sandbox) -> dict[str, str]:
 
 
 def _ask(box: Sandbox, *command: str) -> str:
-    done = subprocess.run(command, env=_environment(box), capture_output=True, text=True, timeout=30)
-    return done.stdout if done.returncode == 0 else ""
+    try:
+        return call(command, environment=_environment(box))
+    except SlurmError:  # it is starting, or half of it has died
+        return ""
 
 
 def _tail(log: Path) -> str:
