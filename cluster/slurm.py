@@ -23,7 +23,8 @@ TIMEOUT_S = 30.0
 _TRANSIENT = re.compile(
     r"unable to contact slurm|socket timed out|connection (refused|reset|timed out)|communication (connection )?failure"
     r"|temporarily unable|transport endpoint|zero bytes were transmitted|unable to establish controller machine"
-    r"|slurm backup controller in standby|resource temporarily unavailable|i/o error",
+    r"|slurm backup controller in standby|resource temporarily unavailable|i/o error"
+    r"|unexpected message received",
     re.IGNORECASE,
 )
 _FIELDS = ("ArrayJobID", "ArrayTaskID", "State", "exit_code", "StartTime", "Reason", "Comment")
@@ -50,10 +51,12 @@ def call(
     environment: Mapping[str, str] | None = None,
     folder: Path | None = None,
     text: str | None = None,
+    keeps: Collection[int] = (),
 ) -> str:
     """Run one of Slurm's commands and return what it printed.
 
-    It is asked again for *patience_s* seconds while the controller does not answer.
+    It is asked again for *patience_s* seconds while the controller does not answer. The command
+    keeps the descriptors *keeps* open, also when this process dies.
 
     Raises:
         UnreachableError: the controller did not answer; whether it acted is unknown.
@@ -62,7 +65,7 @@ def call(
     deadline, pause = time.monotonic() + patience_s, 0.5
     while True:
         try:
-            return _call_once(command, environment or without_leaks(os.environ), folder, text)
+            return _call_once(command, environment or without_leaks(os.environ), folder, text, keeps)
         except UnreachableError:
             if time.monotonic() + pause > deadline:
                 raise
@@ -70,7 +73,13 @@ def call(
         pause = min(2 * pause, 8.0)
 
 
-def _call_once(command: Sequence[str], environment: Mapping[str, str], folder: Path | None, text: str | None) -> str:
+def _call_once(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    folder: Path | None,
+    text: str | None,
+    keeps: Collection[int],
+) -> str:
     try:
         done = subprocess.run(
             command,
@@ -82,6 +91,7 @@ def _call_once(command: Sequence[str], environment: Mapping[str, str], folder: P
             check=False,
             env=dict(environment),
             cwd=folder,
+            pass_fds=tuple(keeps),
         )
     except subprocess.TimeoutExpired as error:
         raise UnreachableError(f"{command[0]} got no answer in {TIMEOUT_S:.0f} s") from error
@@ -94,14 +104,18 @@ def _call_once(command: Sequence[str], environment: Mapping[str, str], folder: P
     raise (UnreachableError if _TRANSIENT.search(said) else SlurmError)(f"{command[0]}: {said}")
 
 
-def submit(text: str, options: Sequence[str], *, folder: Path, environment: Mapping[str, str]) -> str:
+def submit(
+    text: str, options: Sequence[str], *, folder: Path, environment: Mapping[str, str], lock: int | None = None
+) -> str:
     """Send a batch script and return the job's id; never asked twice, since Slurm may have accepted it.
 
-    *folder* is the job's working folder, which relative log paths start from.
+    *folder* is the job's working folder, which relative log paths start from. *lock* is the
+    descriptor of a lock that holds as long as sbatch lives, even if this process is killed.
     """
     from submitit.slurm.slurm import SlurmExecutor
 
-    said = call(["sbatch", *options], folder=folder, environment=environment, text=text)
+    keeps = () if lock is None else (lock,)
+    said = call(["sbatch", *options], folder=folder, environment=environment, text=text, keeps=keeps)
     job_id: str = SlurmExecutor._get_job_id_from_submission_command(said)
     return job_id
 

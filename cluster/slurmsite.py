@@ -13,13 +13,14 @@ from .slurm import call
 _UNLIMITED = ("infinite", "UNLIMITED", "n/a", "NONE", "")
 
 
-def read_site() -> Site:
-    """Return what Slurm offers to this user.
+def read_site(*, patience_s: float = 0) -> Site:
+    """Return what Slurm offers to this user; a controller that does not answer is asked for *patience_s* seconds.
 
     Raises:
-        SlurmError: there is no Slurm here, or it does not answer.
+        UnreachableError: there is a Slurm, and it does not answer.
+        SlurmError: there is no Slurm here.
     """
-    config = _pairs(call(["scontrol", "show", "config"]), r"^(\w+)\s*= (.*)$")
+    config = _pairs(call(["scontrol", "show", "config"], patience_s=patience_s), r"^(\w+)\s*= (.*)$")
     partitions = _partitions(has_memory_default=_has_memory_default(config))
     if not partitions:
         raise SlurmError("Slurm has no partition that is up for this user; ask `sinfo`")
