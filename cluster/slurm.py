@@ -201,15 +201,16 @@ def requeue(job_id: str) -> None:
     call(["scontrol", "requeue", job_id], patience_s=60)
 
 
-def state_of(job_id: str) -> str:
-    """Return the state of one job, or the empty string when the queue does not know it."""
+def is_ours(job_id: str) -> bool:
+    """Say whether this process's job still runs, and was not started again elsewhere since."""
+    command = ["squeue", "--states=all", "--noheader", "--Format=StateCompact:|,RestartCnt:|", f"--jobs={job_id}"]
     try:
-        found = call(["squeue", "--states=all", "--noheader", "--format=%T", f"--jobs={job_id}"], patience_s=60)
+        found = call(command, patience_s=60)
     except UnreachableError:
         raise
     except SlurmError:  # Invalid job id
-        return ""
-    return found.split("\n")[0].strip()
+        return False
+    return found.split("\n")[0] == f"R|{os.environ.get('SLURM_RESTART_COUNT', '0')}|"
 
 
 def node_address(node: str) -> str:

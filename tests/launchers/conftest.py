@@ -147,7 +147,11 @@ print(f"rank {rank} begins at step {step}", flush=True)
 INSTEAD
 def save():
     if rank == 0:
-        ledger.check_fence(root / "ledger", name, task, attempt)
+        try:
+            ledger.check_fence(root / "ledger", name, task, attempt)
+        except Exception as error:
+            (root / f"refused-{attempt}").write_text(str(error))
+            raise
         place.write_text(str(step))
         writer = ledger.open_job(root / "ledger", name, task, attempt)
         writer.write("saved", step=step)
