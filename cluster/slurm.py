@@ -6,7 +6,6 @@ Rows are asked for with format strings, never as JSON, whose shape changes betwe
 
 from __future__ import annotations
 
-import getpass
 import os
 import re
 import subprocess
@@ -140,7 +139,7 @@ def queue(*, patience_s: float = 0) -> list[JobRow]:
 
     The waiting rest of an array is one row.
     """
-    command = ["squeue", f"--user={getpass.getuser()}", "--states=all", "--noheader", f"--Format={_FORMAT}"]
+    command = ["squeue", f"--user={os.getuid()}", "--states=all", "--noheader", f"--Format={_FORMAT}"]
     text = call(command, patience_s=patience_s)
     rows = []
     for line in text.splitlines():

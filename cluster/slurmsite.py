@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import getpass
+import os
+import pwd
 import re
-from collections.abc import Iterator
 
 from ..errors import SlurmError
 from .site import NodeKind, Partition, Site
@@ -98,18 +98,25 @@ def parse_minutes(text: str) -> int | None:
 
 
 def _max_jobs() -> int | None:
-    """Return the least number of jobs that the accounting lets this user have at once, each array task counted."""
-    user = getpass.getuser()
-    found = [
-        *_numbers(["sacctmgr", "-nP", "show", "assoc", f"user={user}", "format=MaxSubmitJobs"]),
-        *_numbers(["sacctmgr", "-nP", "show", "assoc", f"user={user}", "format=GrpSubmitJobs"]),
-    ]
-    return min(found, default=None)
+    """Return the least number of jobs that the accounting lets this user have at once, each array task counted.
+
+    Limits stand on the user's association and on its quality of service.
+    """
+    limits, services = [], set()
+    fields = "format=MaxSubmitJobs,GrpSubmitJobs,DefaultQOS"
+    for line in _lines(["sacctmgr", "-nP", "show", "assoc", f"user={pwd.getpwuid(os.getuid()).pw_name}", fields]):
+        *own, service = line.split("|")
+        limits += own
+        services.add(service or "normal")
+    if services:
+        names = ",".join(sorted(services))
+        limits += _lines(["sacctmgr", "-nP", "show", "qos", names, "format=MaxSubmitJobsPerUser"])
+    # slurmdbd 22.05 shows 0 for a limit that it inherits, and a true 0 would let nobody submit
+    return min((int(limit) for limit in limits if limit.isdigit() and int(limit)), default=None)
 
 
-def _numbers(command: list[str]) -> Iterator[int]:
+def _lines(command: list[str]) -> list[str]:
     try:
-        lines = call(command).splitlines()
+        return call(command).splitlines()
     except SlurmError:  # slurmdbd is down: the queue works without it
-        return
-    yield from (int(line) for line in lines if line.isdigit())
+        return []

@@ -215,13 +215,9 @@ def test_more_tasks_than_an_array_may_have_share_its_elements(
 def test_a_submit_limit_is_kept_and_a_second_run_that_does_not_fit_is_refused_in_words(
     another_slurm: Start, start: Start, make_stage: Callable[..., Stage], tmp_path: Path, desk_of: Start
 ) -> None:
-    another_slurm(accounting=True, AccountingStorageEnforce="associations,limits")
-    user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
-    for words in ("account users", f"user {user} account=users"):
-        subprocess.run(["sacctmgr", "-i", "add", *words.split()], check=True, capture_output=True)
-    subprocess.run(
-        ["sacctmgr", "-i", "modify", "user", user, "set", "GrpSubmitJobs=6"], check=True, capture_output=True
-    )
+    another_slurm(accounting=True, AccountingStorageEnforce="associations,limits,qos")
+    limit = ["sacctmgr", "-i", "modify", "qos", "normal", "set", "MaxSubmitJobsPerUser=6"]
+    subprocess.run(limit, check=True, capture_output=True)
     stages = [make_stage("predict", After(stage="train"), kind="predict", tasks=14)]
     stages.append(make_stage("next", After(stage="predict", condition="any")))
     desk = start(*stages, steps=1)
