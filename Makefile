@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := $(shell git ls-files '*.py' '*.yaml' '*.json' setup.cfg pyproject.toml 2>/dev/null)
 
-.PHONY: demo test check types install clean
+.PHONY: demo test test-faults check types install clean
 
 # Runs the library's demo recipe through every stage on this machine's CPU.
 demo: $(STAMP)
@@ -15,6 +15,10 @@ demo: $(STAMP)
 test: $(STAMP)
 	@sh .ci/install-slurm
 	OMP_NUM_THREADS=1 $(BIN)/python -P -m pytest -n 2 --dist loadgroup -q $(TESTS)
+
+# The slow faults, each on a private Slurm: some minutes.
+test-faults: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -P -m pytest -n 2 --dist loadgroup -q -m faults $(TESTS)
 
 check: $(VENV)/.checks types
 	$(BIN)/ruff format --check .

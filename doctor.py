@@ -106,7 +106,7 @@ def _stores(runs: Path) -> Iterator[Finding]:
                 files.locked(folder / ".doctor", wait=False) as first,
                 files.locked(folder / ".doctor", wait=False) as second,
             ):
-                works = first and not second
+                works = first is not None and second is None
             (folder / ".doctor").unlink()
             yield Finding(
                 what=what,

@@ -154,21 +154,22 @@ def num_bytes_below(path: Path) -> int:
 
 
 @contextmanager
-def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock file *path*; yield False at once when *wait* is off and another holds it.
+def locked(path: Path, *, wait: bool = True) -> Iterator[int | None]:
+    """Hold the lock file *path* and yield its descriptor; None at once when *wait* is off and another holds it.
 
     The kernel frees the lock when its holder dies, however it dies, so there is no stale
-    lock to break. A child does not inherit it: Python's descriptors are close-on-exec.
+    lock to break. A child does not inherit it, unless it is handed the descriptor: then the
+    lock is held until both are gone.
     """
     while True:
         with path.open("a") as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
-                yield False
+                yield None
                 return
             if _is_named(stream, path):
-                yield True
+                yield stream.fileno()
                 return
 
 

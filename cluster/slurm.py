@@ -6,7 +6,6 @@ Rows are asked for with format strings, never as JSON, whose shape changes betwe
 
 from __future__ import annotations
 
-import getpass
 import os
 import re
 import subprocess
@@ -23,7 +22,8 @@ TIMEOUT_S = 30.0
 _TRANSIENT = re.compile(
     r"unable to contact slurm|socket timed out|connection (refused|reset|timed out)|communication (connection )?failure"
     r"|temporarily unable|transport endpoint|zero bytes were transmitted|unable to establish controller machine"
-    r"|slurm backup controller in standby|resource temporarily unavailable|i/o error",
+    r"|slurm backup controller in standby|resource temporarily unavailable|i/o error"
+    r"|unexpected message received",
     re.IGNORECASE,
 )
 _FIELDS = ("ArrayJobID", "ArrayTaskID", "State", "exit_code", "StartTime", "Reason", "Comment")
@@ -50,10 +50,12 @@ def call(
     environment: Mapping[str, str] | None = None,
     folder: Path | None = None,
     text: str | None = None,
+    keeps: Collection[int] = (),
 ) -> str:
     """Run one of Slurm's commands and return what it printed.
 
-    It is asked again for *patience_s* seconds while the controller does not answer.
+    It is asked again for *patience_s* seconds while the controller does not answer. The command
+    keeps the descriptors *keeps* open, also when this process dies.
 
     Raises:
         UnreachableError: the controller did not answer; whether it acted is unknown.
@@ -66,7 +68,7 @@ def call(
     deadline, pause = time.monotonic() + patience_s, 0.5
     while True:
         try:
-            return _call_once(command, environment, folder, text)
+            return _call_once(command, environment, folder, text, keeps)
         except UnreachableError:
             if time.monotonic() + pause > deadline:
                 raise
@@ -74,7 +76,13 @@ def call(
         pause = min(2 * pause, 8.0)
 
 
-def _call_once(command: Sequence[str], environment: Mapping[str, str], folder: Path | None, text: str | None) -> str:
+def _call_once(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    folder: Path | None,
+    text: str | None,
+    keeps: Collection[int],
+) -> str:
     try:
         done = subprocess.run(
             command,
@@ -86,6 +94,7 @@ def _call_once(command: Sequence[str], environment: Mapping[str, str], folder: P
             check=False,
             env=dict(environment),
             cwd=folder,
+            pass_fds=tuple(keeps),
         )
     except subprocess.TimeoutExpired as error:
         raise UnreachableError(f"{command[0]} got no answer in {TIMEOUT_S:.0f} s") from error
@@ -98,14 +107,18 @@ def _call_once(command: Sequence[str], environment: Mapping[str, str], folder: P
     raise (UnreachableError if _TRANSIENT.search(said) else SlurmError)(f"{command[0]}: {said}")
 
 
-def submit(text: str, options: Sequence[str], *, folder: Path, environment: Mapping[str, str]) -> str:
+def submit(
+    text: str, options: Sequence[str], *, folder: Path, environment: Mapping[str, str], lock: int | None = None
+) -> str:
     """Send a batch script and return the job's id; never asked twice, since Slurm may have accepted it.
 
-    *folder* is the job's working folder, which relative log paths start from.
+    *folder* is the job's working folder, which relative log paths start from. *lock* is the
+    descriptor of a lock that holds as long as sbatch lives, even if this process is killed.
     """
     from submitit.slurm.slurm import SlurmExecutor
 
-    said = call(["sbatch", *options], folder=folder, environment=environment, text=text)
+    keeps = () if lock is None else (lock,)
+    said = call(["sbatch", *options], folder=folder, environment=environment, text=text, keeps=keeps)
     job_id: str = SlurmExecutor._get_job_id_from_submission_command(said)
     return job_id
 
@@ -127,7 +140,7 @@ def queue(*, patience_s: float = 0) -> list[JobRow]:
 
     The waiting rest of an array is one row.
     """
-    command = ["squeue", f"--user={getpass.getuser()}", "--states=all", "--noheader", f"--Format={_FORMAT}"]
+    command = ["squeue", f"--user={os.getuid()}", "--states=all", "--noheader", f"--Format={_FORMAT}"]
     text = call(command, patience_s=patience_s)
     rows = []
     for line in text.splitlines():
@@ -188,15 +201,16 @@ def requeue(job_id: str) -> None:
     call(["scontrol", "requeue", job_id], patience_s=60)
 
 
-def state_of(job_id: str) -> str:
-    """Return the state of one job, or the empty string when the queue does not know it."""
+def is_ours(job_id: str) -> bool:
+    """Say whether this process's job still runs, and was not started again elsewhere since."""
+    command = ["squeue", "--states=all", "--noheader", "--Format=StateCompact:|,RestartCnt:|", f"--jobs={job_id}"]
     try:
-        found = call(["squeue", "--states=all", "--noheader", "--format=%T", f"--jobs={job_id}"], patience_s=60)
+        found = call(command, patience_s=60)
     except UnreachableError:
         raise
     except SlurmError:  # Invalid job id
-        return ""
-    return found.split("\n")[0].strip()
+        return False
+    return found.split("\n")[0] == f"R|{os.environ.get('SLURM_RESTART_COUNT', '0')}|"
 
 
 def node_address(node: str) -> str:

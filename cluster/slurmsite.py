@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import getpass
+import os
+import pwd
 import re
-from collections.abc import Iterator
 
 from ..errors import SlurmError
 from .site import NodeKind, Partition, Site
@@ -13,13 +13,14 @@ from .slurm import call
 _UNLIMITED = ("infinite", "UNLIMITED", "n/a", "NONE", "")
 
 
-def read_site() -> Site:
-    """Return what Slurm offers to this user.
+def read_site(*, patience_s: float = 0) -> Site:
+    """Return what Slurm offers to this user; a controller that does not answer is asked for *patience_s* seconds.
 
     Raises:
-        SlurmError: there is no Slurm here, or it does not answer.
+        UnreachableError: there is a Slurm, and it does not answer.
+        SlurmError: there is no Slurm here.
     """
-    config = _pairs(call(["scontrol", "show", "config"]), r"^(\w+)\s*= (.*)$")
+    config = _pairs(call(["scontrol", "show", "config"], patience_s=patience_s), r"^(\w+)\s*= (.*)$")
     partitions = _partitions(has_memory_default=_has_memory_default(config))
     if not partitions:
         raise SlurmError("Slurm has no partition that is up for this user; ask `sinfo`")
@@ -97,18 +98,25 @@ def parse_minutes(text: str) -> int | None:
 
 
 def _max_jobs() -> int | None:
-    """Return the least number of jobs that the accounting lets this user have at once, each array task counted."""
-    user = getpass.getuser()
-    found = [
-        *_numbers(["sacctmgr", "-nP", "show", "assoc", f"user={user}", "format=MaxSubmitJobs"]),
-        *_numbers(["sacctmgr", "-nP", "show", "assoc", f"user={user}", "format=GrpSubmitJobs"]),
-    ]
-    return min(found, default=None)
+    """Return the least number of jobs that the accounting lets this user have at once, each array task counted.
+
+    Limits stand on the user's association and on its quality of service.
+    """
+    limits, services = [], set()
+    fields = "format=MaxSubmitJobs,GrpSubmitJobs,DefaultQOS"
+    for line in _lines(["sacctmgr", "-nP", "show", "assoc", f"user={pwd.getpwuid(os.getuid()).pw_name}", fields]):
+        *own, service = line.split("|")
+        limits += own
+        services.add(service or "normal")
+    if services:
+        names = ",".join(sorted(services))
+        limits += _lines(["sacctmgr", "-nP", "show", "qos", names, "format=MaxSubmitJobsPerUser"])
+    # slurmdbd 22.05 shows 0 for a limit that it inherits, and a true 0 would let nobody submit
+    return min((int(limit) for limit in limits if limit.isdigit() and int(limit)), default=None)
 
 
-def _numbers(command: list[str]) -> Iterator[int]:
+def _lines(command: list[str]) -> list[str]:
     try:
-        lines = call(command).splitlines()
+        return call(command).splitlines()
     except SlurmError:  # slurmdbd is down: the queue works without it
-        return
-    yield from (int(line) for line in lines if line.isdigit())
+        return []

@@ -6,11 +6,11 @@ import shutil
 
 from ..cluster.site import Site, this_machine
 from ..cluster.slurmsite import read_site
-from ..errors import SlurmError
+from ..errors import SlurmError, UnreachableError
 from ..recipes.plan import Plan
 from .base import Launcher
 from .local import LocalLauncher
-from .slurm import SlurmLauncher
+from .slurm import PATIENCE_S, SlurmLauncher
 
 WATCH_S = 30.0  # sites ask for no more than a call or two a minute
 
@@ -19,12 +19,15 @@ def choose_site(name: str | None) -> Site:
     """Return the site that *name* means: `slurm`, `local`, or None for Slurm where it answers, else this machine.
 
     Raises:
+        UnreachableError: there is a Slurm, but it does not answer: nothing runs on its login node instead.
         SlurmError: Slurm was asked for by name and is not there.
     """
     if name == "local" or (name is None and shutil.which("sbatch") is None):
         return this_machine()
     try:
-        return read_site()
+        return read_site(patience_s=PATIENCE_S)
+    except UnreachableError as error:
+        raise UnreachableError(f"{error}; try again later, or run it here with --launcher local") from error
     except SlurmError as error:
         if name == "slurm":
             raise SlurmError(

@@ -54,7 +54,7 @@ def continue_job(paths: RunPaths, stage: Stage, job_id: str, attempts: Sequence[
     if is_idle(attempts):
         return f"not requeued: {MAX_IDLE} starts in a row saved nothing new; is the time limit too short?"
     try:
-        if slurm.state_of(job_id) != "RUNNING":
+        if not slurm.is_ours(job_id):
             return "Slurm ends this job, or has requeued it"
         try:
             slurm.requeue(job_id)

@@ -9,10 +9,14 @@ import os
 import runpy
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
+from .. import ledger
 from ..cluster.processes import PARENT_VARIABLE
+from ..errors import FencedError
+from ..rundir import RunPaths
 
 _NAMES = {
     "RANK": "SLURM_PROCID",
@@ -22,22 +26,34 @@ _NAMES = {
 }
 
 
-def main(module: str) -> None:
+def main(module: str, run: str, stage: str) -> None:
     """Run the job *module* as this rank; a SIGTERM raises the stop flag that all ranks look at.
 
-    Before it ends a preempted job Slurm sends SIGTERM to the ranks, not to the batch shell.
+    Before it ends a preempted job Slurm sends SIGTERM to the ranks, not to the batch shell. Rank 0
+    writes down that it came to its end: srun exits with 0 also when it lost a node.
     """
     os.environ |= {name: os.environ[source] for name, source in _NAMES.items()}
     os.environ.pop(PARENT_VARIABLE, None)  # slurmstepd, not the stage process, is this process's parent
-    flag = Path(os.environ["SOUSBATCH_STOP_FLAG"])
+    flag, folder = Path(os.environ["SOUSBATCH_STOP_FLAG"]), RunPaths(root=Path(run)).ledger_dir
+    task, attempt = int(os.environ["SOUSBATCH_TASK"]), int(os.environ["SOUSBATCH_ATTEMPT"])
 
     def ask_to_stop(_: int, __: FrameType | None) -> None:
-        flag.touch()
+        with suppress(FencedError):  # a rank that outlived its node's failure must not stop its successors
+            ledger.check_fence(folder, stage, task, attempt)
+            flag.touch()
 
     signal.signal(signal.SIGTERM, ask_to_stop)
     sys.argv = sys.argv[1:]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if end.code:
+            raise
+    if os.environ["RANK"] == "0":
+        writer = ledger.open_job(folder, stage, task, attempt)
+        writer.write("finished")
+        writer.close()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

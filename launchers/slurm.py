@@ -8,6 +8,7 @@ import re
 import signal
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from .base import JobRef, JobState, Request, StateWord, script
 from .sbatch import array_size, header
 
 TASK_LINE = 'export SOUSBATCH_TASK="${SLURM_ARRAY_TASK_ID:-0}"'
-_PATIENCE_S = 60.0
+PATIENCE_S = 60.0
 _SETTLING_S = (1.0, 3.0, 6.0)
 _ASKED = (signal.SIGUSR1, signal.SIGTERM)  # what asks a batch shell to stop; it may not listen yet
 _STOPPED = (EXIT_STOPPED, *(128 + number for number in _ASKED))
@@ -133,12 +134,12 @@ class SlurmLauncher:
         """
         folder = files.make_private_dir(Path(request.log_dir)).parent
         options = [f"--comment={key}", *_dependency(request, after)]
-        with files.locked(files.make_private_dir(state_dir()) / "slurm-send.lock"):
-            deadline = time.monotonic() + _PATIENCE_S
-            while not (known := self.find([key])):
+        with files.locked(_send_lock()) as lock:
+            deadline = time.monotonic() + PATIENCE_S
+            while not (known := self._known([key])):
                 try:
                     environment = handed_on(os.environ, request.inherit)
-                    job_id = slurm.submit(request.text, options, folder=folder, environment=environment)
+                    job_id = slurm.submit(request.text, options, folder=folder, environment=environment, lock=lock)
                     self._forget_queue()
                     return JobRef(launcher=self.name, job_id=job_id)
                 except UnreachableError:
@@ -152,16 +153,22 @@ class SlurmLauncher:
         """Look for a job that sbatch gave up on: the controller may still be working off what it was sent."""
         for pause_s in _SETTLING_S:
             time.sleep(pause_s)
-            if known := self.find([key]):
+            if known := self._known([key]):
                 return known
         return {}
 
     def find(self, keys: Collection[str]) -> dict[str, JobRef]:
-        """Return the jobs that Slurm accepted under *keys* and still knows."""
+        """Return the jobs that Slurm accepted under *keys* and still knows.
+
+        Who is to decide by it waits for any sbatch that outlives the client that was killed over it.
+        """
         if not keys:
             return {}
-        wanted = set(keys)
-        rows = slurm.queue(patience_s=_PATIENCE_S)
+        with nullcontext() if self._max_age_s else files.locked(_send_lock()):
+            return self._known(keys)
+
+    def _known(self, keys: Collection[str]) -> dict[str, JobRef]:
+        wanted, (_, rows) = set(keys), self._queue()
         return {row.comment: JobRef(launcher=self.name, job_id=row.job_id) for row in rows if row.comment in wanted}
 
     def states(self, refs: Collection[JobRef]) -> dict[JobRef, JobState]:
@@ -188,7 +195,9 @@ class SlurmLauncher:
         self._forget_queue()
 
     def _queue(self) -> tuple[float, list[JobRow]]:
-        """Return when the queue was asked, and its rows: shared with this user's other watchers."""
+        """Return when the queue was asked, and its rows: those who watch share the answer."""
+        if not self._max_age_s:
+            return time.time(), slurm.queue(patience_s=PATIENCE_S)
         path = _queue_file()
         with files.locked(path.with_suffix(".lock")):
             try:
@@ -197,13 +206,16 @@ class SlurmLauncher:
                     return asked_at, [JobRow(**values) for values in files.read_json(path)]
             except (OSError, ValueError, TypeError):
                 pass
-            asked_at, rows = time.time(), slurm.queue(patience_s=0 if self._max_age_s else _PATIENCE_S)
-            if self._max_age_s:
-                path.write_text(json.dumps([asdict(row) for row in rows]))
+            asked_at, rows = time.time(), slurm.queue()
+            path.write_text(json.dumps([asdict(row) for row in rows]))
             return asked_at, rows
 
     def _forget_queue(self) -> None:
         _queue_file().unlink(missing_ok=True)
+
+
+def _send_lock() -> Path:
+    return files.make_private_dir(state_dir()) / "slurm-send.lock"
 
 
 def _queue_file() -> Path:

@@ -53,6 +53,7 @@ class _Task:
         self._slurm_job = slurm.job_id() if plan.site.launcher == "slurm" else ""
         self._is_stopping = False
         self._running: list[subprocess.Popen[bytes]] = []
+        self._number = 0
 
     def run(self) -> int:
         """Run attempts until there is no next one; return the last one's exit code."""
@@ -98,9 +99,11 @@ class _Task:
             return following
         if self._is_stopping:
             return Stop(exit_code=EXIT_STOPPED, reason="stopped")
-        try:  # it must not fence off the attempt that has replaced this one
+        try:  # it must not fence off the attempt that has replaced this one, nor start ranks in its place
             ledger.check_fence(self._paths.ledger_dir, self._stage.name, self._task, attempt.number)
-        except FencedError as error:
+            if self._slurm_job and not slurm.is_ours(self._slurm_job):
+                return Stop(exit_code=1, reason="Slurm has taken the nodes away, and starts the job again where it may")
+        except SousbatchError as error:
             return Stop(exit_code=1, reason=str(error))
         return following
 
@@ -108,8 +111,9 @@ class _Task:
         self._is_stopping = True
         is_flagged = self._stage.kind in ("train", "predict")  # the others are short and safe to begin again
         try:
+            ledger.check_fence(self._paths.ledger_dir, self._stage.name, self._task, self._number)
             self._flag.touch()
-        except OSError:  # on a full disk the ranks cannot be asked
+        except (OSError, FencedError):  # on a full disk the ranks cannot be asked; those of a newer attempt must not
             is_flagged = False
         if not is_flagged:
             for process in self._running:
@@ -117,6 +121,7 @@ class _Task:
 
     def _attempt(self, batch: Batch | None) -> Attempt:
         writer = ledger.open_attempt(self._paths.ledger_dir, self._stage.name, self._task)
+        self._number = writer.number
         sizes = {"micro_batch": batch.micro_batch, "accumulation": batch.accumulation} if batch else {}
         writer.write(
             "attempt",
@@ -138,11 +143,19 @@ class _Task:
             writer.write("error", message=" ".join(message.split())[:500])
         events = ledger.read(self._paths.ledger_dir)
         code = _worst([code, *_told(events, self._stage.name, self._task, writer.number)]) if code else 0
+        if code == 0 and self._slurm_job and self._stage.kind != "sweep" and not self._is_finished(events):
+            code = 1
+            writer.write("error", message="srun ended before the ranks did; a node has failed")
         mine = [a for a in read_attempts(events, self._stage.name, self._task, batch) if a.number == writer.number]
         progress = mine[0].progress if mine else 0
         writer.write("ended", exit_code=code, progress=progress)
         writer.close()
         return Attempt(number=writer.number, batch=batch, exit_code=code, progress=progress)
+
+    def _is_finished(self, events: Sequence[Event]) -> bool:
+        """Say whether rank 0 of this attempt came to its end."""
+        mine = ("finished", self._stage.name, self._task, self._number)
+        return any((event.kind, event.stage, event.task, event.number) == mine for event in events)
 
     def _run_job(self, attempt: int, batch: Batch | None) -> int:
         commands = self._commands()
