@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from sousbatch.cli import build_parser
+from sousbatch.rundir import PLAN_FORMAT
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -38,7 +39,7 @@ BAD_RECIPES = {
     "missing split": (["small.yaml", "predict.split=tets"], "is not in data.splits; known: train, validation, test"),
     "missing column": (["small.yaml", "data.columns.target=answer"], "has no column 'answer' (data.columns.target)"),
     "batch and ranks": (["small.yaml", "train.micro_batch=3"], "is not divided by 1 ranks x train.micro_batch 3"),
-    "no GPU": (["small.yaml", "resources.default.device=gpu", "stages={train: {}}"], "resources.train.device=cpu"),
+    "no GPU": (["small.yaml", "resources.default.device=gpu", "stages={train: {}}"], "set device=cpu"),
     "not an override": (["small.yaml", "seed"], "seed is not an override"),
     "unknown option": (["small.yaml", "--jsn"], "'--jsn' is no option or argument of plan"),
     "no recipe": ([], "the following arguments are required: RECIPE"),
@@ -125,7 +126,9 @@ def test_a_run_of_another_version_is_answered_in_one_line(sousbatch: Run, tmp_pa
     assert "was made by sousbatch 9.0.0 with plan format 99" in said and "submit the recipe again" in said
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"format": 1}', '{"format": 1, "recipe": 5}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", f'{{"format": {PLAN_FORMAT}}}', f'{{"format": {PLAN_FORMAT}, "recipe": 5}}']
+)
 def test_a_damaged_plan_is_answered_in_one_line(sousbatch: Run, tmp_path: Path, text: str) -> None:
     (tmp_path / "plan.json").write_text(text)
     assert "plan.json is" in _said(sousbatch, "status", str(tmp_path))
