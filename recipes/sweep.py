@@ -44,7 +44,7 @@ def plan_sweep(
         PlanError: a point that was checked cannot run here.
     """
     faults: list[Fault] = []
-    axes = overrides.axes(sweep, faults)
+    axes = [list(dict.fromkeys(axis)) for axis in overrides.axes(sweep, faults)]
     faults += [
         Fault(key=axis[0], problem="cannot be swept", hint="all points share one name and one request")
         for axis in axes
@@ -61,7 +61,7 @@ def plan_sweep(
         rest = tuple(text for index, text in enumerate(chosen) if index not in early)
         points.append(Point(variant=number, overrides=rest, label=" ".join(chosen)))
     made = tuple(_variant(name, [*texts, *shared], store, is_smoke) for shared in variants)
-    whole = Sweep(variants=made, points=tuple(dict.fromkeys(points)), is_smoke=is_smoke)
+    whole = Sweep(variants=made, points=tuple(points), is_smoke=is_smoke)
     plans = {index: _checked(whole, index, site) for index in _sample(axes)}
     return _joined(whole, list(plans.values()), site)
 
