@@ -55,6 +55,13 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _share(text: str) -> tuple[int, int]:
+    part, _, num_parts = text.partition("/")
+    if not (part.isdecimal() and num_parts.isdecimal() and int(part) < int(num_parts)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 0 to N - 1, such as 0/8")
+    return int(part), int(num_parts)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
     parser = _Parser(prog="sousbatch", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -196,12 +203,13 @@ def _add_consolidate(verbs: argparse._SubParsersAction[_Parser]) -> None:
     convert = _add(
         verbs,
         "consolidate",
-        "make a half-precision model of a DeepSpeed ZeRO checkpoint",
+        "make a half-precision model of a DeepSpeed or FSDP checkpoint",
         "checkpoints consolidate checkpoint-500 model",
-        "checkpoints consolidate checkpoint-500 model --dtype bfloat16",
+        "checkpoints consolidate s3://bucket/checkpoint-500 model --dtype bfloat16 --verify",
+        "checkpoints consolidate checkpoint-500 model --shard $SLURM_ARRAY_TASK_ID/80",
     )
-    convert.add_argument("path", metavar="CKPT", help="checkpoint folder")
-    convert.add_argument("out", metavar="OUT", help="folder to make")
+    convert.add_argument("path", metavar="CKPT", help="checkpoint folder or URL")
+    convert.add_argument("out", metavar="OUT", help="folder or URL to make")
     convert.add_argument(
         "--dtype",
         choices=["float16", "bfloat16", "float32"],
@@ -217,11 +225,34 @@ def _add_consolidate(verbs: argparse._SubParsersAction[_Parser]) -> None:
         default="refuse",
         help="what to do with weights beyond float16's range",
     )
-    convert.add_argument("--base", metavar="DIR", help="merge an adapter into this model")
+    convert.add_argument(
+        "--adapter",
+        choices=["merge", "keep"],
+        help="an adapter: write the model that it makes of its base, or the adapter alone (default: keep)",
+    )
+    convert.add_argument("--base", metavar="DIR", help="the model that an adapter was trained on; merges it")
     convert.add_argument(
         "--copy-from", metavar="DIR", help="take config and tokenizer from here (default: the checkpoint)"
     )
     convert.add_argument("--workers", type=_count, default=0, help="threads (default: one per core)")
+    convert.add_argument(
+        "--verify", action="store_true", help="check the checksums of what is read, and read back what was written"
+    )
+    convert.add_argument(
+        "--shard",
+        type=_share,
+        default=(0, 1),
+        metavar="I/N",
+        help="write every N-th weight file from the I-th on, counted from 0: a task of an array; "
+        "the last to end makes OUT appear",
+    )
+    convert.add_argument(
+        "--no-statistics", action="store_true", help="take no digests, do not count the values that become zero"
+    )
+    convert.add_argument("--dry-run", action="store_true", help="say what it costs, from headers alone; write nothing")
+    convert.add_argument(
+        "--disk-gbs", type=_size_gb, default=1.0, metavar="GB/S", help="for --dry-run: what one task moves (default 1)"
+    )
 
 
 def _add_prediction_commands(commands: argparse._SubParsersAction[_Parser]) -> None:

@@ -18,6 +18,9 @@ from .errors import NotFoundError, UsageError
 from .rundir import RunPaths, find_run, known_runs, runs_dir
 
 if TYPE_CHECKING:
+    from .checkpoints.zero.places import Place
+    from .checkpoints.zero.source import Source
+    from .checkpoints.zero.write import Choices
     from .launchers.submission import Submitted
     from .recipes.plan import Plan
 
@@ -260,35 +263,83 @@ def _checkpoints_verify(arguments: Namespace) -> int:
     return 1 if bad else 0
 
 
-def _config_dir(checkpoint: Path) -> Path | None:
+def _config_dir(checkpoint: Place) -> Place | None:
     """Return the folder with the config and tokenizer of *checkpoint*: itself or the one above, if any."""
-    places = (place for place in (checkpoint, checkpoint.parent) if (place / "config.json").is_file())
-    return next(places, None)
+    return next((place for place in (checkpoint, checkpoint.parent) if (place / "config.json").is_file()), None)
 
 
 def _checkpoints_consolidate(arguments: Namespace) -> int:
+    from .checkpoints.zero.places import place_of
     from .checkpoints.zero.read import open_source
-    from .checkpoints.zero.write import consolidate
+    from .checkpoints.zero.write import consolidate_part
 
-    source_dir = Path(arguments.path).expanduser()
-    if not source_dir.is_dir():
-        raise NotFoundError(f"checkpoint {arguments.path!r} is not a folder")
+    if arguments.adapter == "keep" and arguments.base:
+        raise UsageError("--adapter keep and --base contradict each other; leave out one of them")
+    checkpoint, out = place_of(arguments.path), place_of(arguments.out)
+    choices = _choices(arguments, checkpoint)
+    source = open_source(checkpoint)
+    if arguments.dry_run:
+        return _show_cost(arguments, source, choices)
     started = time.monotonic()
+    part, num_parts = arguments.shard
     with show.byte_progress("consolidating") as progress:
-        manifest = consolidate(
-            open_source(source_dir),
-            Path(arguments.out).expanduser().absolute(),
-            dtype=arguments.dtype,
-            max_shard_bytes=int(arguments.max_shard_gb * 1e9),
-            num_workers=arguments.workers or len(os.sched_getaffinity(0)),
-            overflow=arguments.overflow,
-            base_dir=Path(arguments.base).expanduser() if arguments.base else None,
-            copy_from=Path(arguments.copy_from).expanduser() if arguments.copy_from else _config_dir(source_dir),
+        manifest = consolidate_part(
+            source,
+            out.absolute() if isinstance(out, Path) else out,
+            choices,
+            part=part,
+            num_parts=num_parts,
             progress=progress,
         )
+    took = f"{time.monotonic() - started:.1f} s"
+    if manifest is None:
+        print(f"{arguments.out}: part {part} of {num_parts} is written, others are missing, {took}")
+        return 0
+    flushed = "" if manifest.num_flushed is None else f", {manifest.num_flushed:,} values became zero"
     print(
-        f"{arguments.out}: {manifest.num_params:,} parameters, {manifest.dtype}, {show.size(manifest.num_bytes)}, "
-        f"{time.monotonic() - started:.1f} s"
+        f"{arguments.out}: {manifest.num_params:,} parameters, {manifest.dtype}, {show.size(manifest.num_bytes)}"
+        f"{flushed}, {took}"
+    )
+    return 0
+
+
+def _choices(arguments: Namespace, checkpoint: Place) -> Choices:
+    from .checkpoints.zero.places import place_of
+    from .checkpoints.zero.write import Choices
+
+    return Choices(
+        dtype=arguments.dtype,
+        max_shard_bytes=int(arguments.max_shard_gb * 1e9),
+        num_workers=arguments.workers or len(os.sched_getaffinity(0)),
+        overflow=arguments.overflow,
+        is_merged=arguments.adapter == "merge",
+        base_dir=place_of(arguments.base) if arguments.base else None,
+        copy_from=place_of(arguments.copy_from) if arguments.copy_from else _config_dir(checkpoint),
+        has_statistics=not arguments.no_statistics,
+        is_verified=arguments.verify,
+    )
+
+
+def _show_cost(arguments: Namespace, source: Source, choices: Choices) -> int:
+    from .checkpoints.zero.cost import cost_of
+    from .checkpoints.zero.write import shards_of
+
+    cost = cost_of(
+        shards_of(source, choices),
+        num_tasks=arguments.shard[1],
+        num_workers=choices.num_workers,
+        bytes_per_second=arguments.disk_gbs * 1e9,
+    )
+    print(
+        show.columns(
+            [
+                ["read", f"{show.size(cost.read_bytes)} of {cost.num_files:,} files"],
+                ["write", f"{show.size(cost.written_bytes)} in {cost.num_shards:,} weight files"],
+                ["tasks", f"{cost.num_tasks:,}, the largest moves {show.size(cost.largest_task_bytes)}"],
+                ["memory", f"{show.size(cost.memory_bytes)} a task"],
+                ["time", f"{cost.seconds:,.1f} s at {arguments.disk_gbs:g} GB/s a task"],
+            ]
+        )
     )
     return 0
 

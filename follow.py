@@ -24,8 +24,8 @@ _LINE_EVERY_S = 10.0
 def follow(plan: Plan, paths: RunPaths, launcher: Launcher) -> int:
     """Show progress until nothing of the run is under way; return 0 when it is done, else 1.
 
-    Ctrl-C, or a SIGTERM, lets training save and stop; a second one ends it at once. A closed
-    terminal only ends the following: the jobs are not its children.
+    Ctrl-C, or a SIGTERM, lets training on this machine save and stop; a second one ends it at
+    once. Jobs of Slurm go on, as they do after a closed terminal: they are not its children.
     """
     view = _Bars(plan) if sys.stderr.isatty() else _Lines(plan)
     interrupts = 0
@@ -39,6 +39,9 @@ def follow(plan: Plan, paths: RunPaths, launcher: Launcher) -> int:
     try:
         with view:
             while True:
+                if interrupts and launcher.name == "slurm":
+                    view.say(f"the jobs go on; `sousbatch resume {paths.run_id}` follows them")
+                    return 130
                 if interrupts > handled:
                     handled = interrupts
                     view.say("stopping after saving; once more stops at once" if handled == 1 else "stopping at once")

@@ -127,6 +127,13 @@ def cache_dir() -> Path:
     return Path(given) if given else Path(base) / "sousbatch"
 
 
+def config_file() -> Path:
+    """Return the user's defaults for a site: $SOUSBATCH_CONFIG, else XDG's place for it."""
+    given = os.environ.get("SOUSBATCH_CONFIG")
+    base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(given) if given else Path(base) / "sousbatch" / "config.yaml"
+
+
 def _index_dir() -> Path:
     return state_dir() / "runs"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -155,11 +156,14 @@ def points(plan: Plan, paths: RunPaths) -> str:
 
 
 def log_tail(paths: RunPaths, stage: str, num_lines: int = 12) -> str:
-    """Return the last lines of a stage's newest log, with its path."""
+    """Return the last lines of a stage's newest log, with its path; where srun names a failed rank, that rank's."""
     logs = sorted(paths.log(stage, 0).parent.glob(f"{stage}-?????.log"), key=lambda path: path.stat().st_mtime)
     if not logs:
         return f"{stage} has no log yet"
-    lines = logs[-1].read_text(encoding="utf-8", errors="replace").splitlines()[-num_lines:]
+    lines = logs[-1].read_text(encoding="utf-8", errors="replace").splitlines()
+    failed = next((match[1] for line in lines if (match := re.match(r"srun: error: .*task (\d+): ", line))), None)
+    labelled = [line for line in lines if re.match(rf" *{failed}: ", line)]
+    lines = (labelled or lines)[-num_lines:]
     return "\n".join([f"{logs[-1]}:", *(f"  {line[:200]}" for line in lines)])
 
 

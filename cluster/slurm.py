@@ -59,6 +59,9 @@ def call(
         UnreachableError: the controller did not answer; whether it acted is unknown.
         SlurmError: Slurm refused; the message is its own.
     """
+    conf = os.environ.get("SLURM_CONF")
+    if conf and not os.path.isfile(conf):  # Slurm's commands would wait a minute for it
+        raise SlurmError(f"SLURM_CONF names {conf}, which does not exist; unset it, or start the sandbox it belongs to")
     deadline, pause = time.monotonic() + patience_s, 0.5
     while True:
         try:
@@ -220,11 +223,15 @@ def srun(
 ) -> list[str]:
     """Return the command that runs *command* once a rank in this job; the first that fails ends all.
 
+    Of several ranks each line of the log begins with the rank that wrote it.
+
     Each count is said again: srun does not take cpus-per-task from sbatch since Slurm 22.05, and
     a leaked SLURM_CPU_BIND once pinned eight ranks to four cores (goodfire-ai/spd#955).
     """
     return [
         *["srun", f"--nodes={nodes}", f"--ntasks={nodes * tasks_per_node}", f"--ntasks-per-node={tasks_per_node}"],
-        *[f"--cpus-per-task={cpus_per_task}", "--mpi=none", "--kill-on-bad-exit=1", "--export=ALL", *options],
+        *[f"--cpus-per-task={cpus_per_task}", "--mpi=none", "--kill-on-bad-exit=1", "--export=ALL"],
+        *["--label"] * (nodes * tasks_per_node > 1),
+        *options,
         *command,
     ]

@@ -9,7 +9,7 @@ import sys
 from ..checkpoints.commit import best_committed, last_committed
 from ..checkpoints.zero.manifest import Manifest, read_manifest
 from ..checkpoints.zero.read import open_source
-from ..checkpoints.zero.write import consolidate as write_model
+from ..checkpoints.zero.write import Choices, consolidate_part
 from ..cluster import processes
 from ..errors import RunError
 from ..files import make_private_dir
@@ -18,16 +18,23 @@ from .training.tracking import Tracker
 
 
 def consolidate(job: JobContext) -> int:
-    """Write the model of the train stage's best or last checkpoint; a finished one is left as it is."""
+    """Write the model of the train stage's best or last checkpoint; a finished one is left as it is.
+
+    Each task of an array writes its share of the weight files, and the last to end makes the model appear.
+    """
     target = job.paths.model(job.stage.name)
     if not (target / "manifest.json").is_file():
-        _report(job, _write(job))
+        manifest = _write(job)
+        if manifest is None:
+            print(f"sousbatch: task {job.task} of {job.stage.num_tasks} is done, others are not", flush=True)
+        else:
+            _report(job, manifest)
     else:
-        print(f"sousbatch: {target} is there already: {read_manifest(target).digest[:12]}", flush=True)
+        print(f"sousbatch: {target} is there already: {str(read_manifest(target).digest)[:12]}", flush=True)
     return 0
 
 
-def _write(job: JobContext) -> Manifest:
+def _write(job: JobContext) -> Manifest | None:
     source = job.plan.upstream(job.stage, "train")
     if source is None:
         raise RunError(f"stage {job.stage.name!r} has no train stage to take a checkpoint of")
@@ -38,15 +45,21 @@ def _write(job: JobContext) -> Manifest:
     print(f"sousbatch: the {spec.choose} checkpoint is step {chosen.step}, metric {chosen.metric}", flush=True)
     is_adapter = job.recipe.adapter.method != "full"
     make_private_dir(job.paths.model(job.stage.name).parent)
-    return write_model(
-        open_source(chosen.path),
-        job.paths.model(job.stage.name),
+    choices = Choices(
         dtype=spec.dtype,
         max_shard_bytes=int(spec.max_shard_gb * 1e9),
         num_workers=len(os.sched_getaffinity(0)),
         overflow=spec.overflow,
         base_dir=job.base_model_dir(source) if is_adapter else None,
         copy_from=chosen.path,
+        is_verified=True,  # it costs seconds, after hours of training
+    )
+    return consolidate_part(
+        open_source(chosen.path),
+        job.paths.model(job.stage.name),
+        choices,
+        part=job.task,
+        num_parts=job.stage.num_tasks,
         before_commit=job.check_fence,
     )
 

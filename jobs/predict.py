@@ -16,6 +16,7 @@ from .context import JobContext, run_job
 from .predictions.key import dtype_of, model_dir_of, prediction_key
 from .predictions.units import Layout, committed_units, open_layout, units_of_task, write_unit
 from .training.tracking import Tracker
+from .watchdog import Watchdog
 
 
 def predict(job: JobContext) -> int:
@@ -42,7 +43,7 @@ def _answer(job: JobContext, key: str, folder: Path, layout: Layout, missing: li
     decoder = Decoder(
         job.recipe, model_dir, job.tokenizer_dir(), device=device, dtype=dtype_of(job.recipe, job.stage, model_dir)
     )
-    tracker, code = Tracker(job), 0
+    tracker, watchdog, code = Tracker(job), Watchdog(job.stage.resources.stall_min), 0
     for count, (number, rows) in enumerate(_units(job, layout, missing), 1):
         if job.is_asked_to_stop():
             code = EXIT_STOPPED
@@ -58,6 +59,8 @@ def _answer(job: JobContext, key: str, folder: Path, layout: Layout, missing: li
         ledger.write("unit", unit=number, num_rows=unit.num_rows)
         print(f"sousbatch: unit {number} is committed, {count} of {len(missing)} of this task", flush=True)
         tracker.log(count, {"rows": unit.num_rows})
+        watchdog.step()
+    watchdog.close()
     tracker.finish(code)
     return code
 

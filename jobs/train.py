@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import warnings
@@ -13,6 +14,7 @@ from ..errors import EXIT_STOPPED, RunError
 from ..recipes.plan import Batch
 from .context import JobContext, run_job
 from .training.tracking import Tracker
+from .watchdog import Watchdog
 
 if TYPE_CHECKING:  # torch is imported where a rank needs it
     from transformers import Trainer
@@ -30,6 +32,7 @@ def train(job: JobContext) -> int:
     from .training import loop
     from .training.together import Ranks
 
+    watchdog = Watchdog(job.stage.resources.stall_min, rank=int(os.environ.get("RANK", "0")))
     loop.start_process_group(job)
     arguments = loop.training_arguments(job, job.batch)
     _ = arguments.device  # transformers starts its process group when the device is first asked for
@@ -41,11 +44,12 @@ def train(job: JobContext) -> int:
         return 0
     ledger = job.open_ledger() if ranks.rank == 0 else None
     tracker = Tracker(job) if ranks.rank == 0 else None
-    steering = loop.Steering(job, job.batch, ranks, ledger, tracker)
+    steering = loop.Steering(job, job.batch, ranks, ledger, tracker, watchdog)
     trainer = _trainer(job, job.batch, ranks, arguments, steering)
     if ledger is not None and last is not None:
         ledger.write("resumed", step=last.step)
     trainer.train(resume_from_checkpoint=str(last.path) if last else None)
+    watchdog.close()
     # rank 0 speaks for all: under srun the first code that is not 0 ends the others, who may still be leaving
     code = EXIT_STOPPED if steering.is_stopped and ranks.rank == 0 else 0
     if tracker is not None:

@@ -12,6 +12,7 @@ from ..recipes.compose import stage_view
 from ..recipes.inputs import code_digest_of, code_files
 from ..recipes.models import model_digest
 from ..recipes.plan import Plan, Stage
+from ..recipes.versions import installed
 from ..rundir import RunPaths, remember_run
 from .base import Launcher
 
@@ -61,6 +62,16 @@ def verify(paths: RunPaths, plan: Plan, stage: Stage) -> None:
         raise RunError(f"{paths.plan} was changed after submission; submit the recipe again")
     if _frozen_code(plan, paths) != plan.inputs.code_digest:
         raise RunError(f"the code in {paths.code_dir} was changed after submission; submit the recipe again")
+    found = installed()
+    changed = [
+        f"{name} was {version} and is {found.get(name, 'gone')}"
+        for name, version in plan.inputs.versions.items()
+        if found.get(name) != version
+    ]
+    if changed:
+        raise RunError(
+            f"the environment was changed after submission: {', '.join(changed)}; put it back, or submit with --again"
+        )
     if plan.sweep is not None:
         return  # each point checks its own
     model = plan.inputs.model

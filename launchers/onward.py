@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from .. import ledger
 from ..cluster import slurm
 from ..errors import SlurmError, SousbatchError
+from ..ledger import Event
 from ..recipes.plan import Stage
 from ..recipes.sweep import STAGE as SWEEP_STAGE
 from ..rundir import RunPaths
 from .attempts import Attempt
 from .slurm import SlurmLauncher
+from .status import unsettled
 from .submission import go_on
 
 MAX_IDLE = 3  # starts in a row that commit nothing before a job gives up its place in the queue
@@ -22,6 +24,14 @@ def is_idle(attempts: Sequence[Attempt]) -> bool:
     """Say whether the last starts committed nothing at all, so that another would not either."""
     tail = attempts[-MAX_IDLE:]
     return len(tail) == MAX_IDLE and not any(attempt.progress for attempt in tail)
+
+
+def is_stray(events: Sequence[Event], stage: str, job_id: str) -> bool:
+    """Say whether the run has another job for *stage*: this one was sent when Slurm did not answer, and came late."""
+    if "SOUSBATCH_POINT" in os.environ or any(intent.stage == stage for intent in unsettled(events).values()):
+        return False
+    known = {event.data["job_id"] for event in events if event.kind in ("sent", "adopted") and event.stage == stage}
+    return bool(known) and job_id.partition("_")[0] not in known
 
 
 def is_cancelled(paths: RunPaths, stage: str) -> bool:

@@ -23,6 +23,7 @@ from .sbatch import array_size, header
 
 TASK_LINE = 'export SOUSBATCH_TASK="${SLURM_ARRAY_TASK_ID:-0}"'
 _PATIENCE_S = 60.0
+_SETTLING_S = (1.0, 3.0, 6.0)
 _ASKED = (signal.SIGUSR1, signal.SIGTERM)  # what asks a batch shell to stop; it may not listen yet
 _STOPPED = (EXIT_STOPPED, *(128 + number for number in _ASKED))
 _MEANING = {EXIT_NO_ROOM: "found no room left on the store", EXIT_DEVICE_MEMORY: "ran out of device memory"}
@@ -134,10 +135,7 @@ class SlurmLauncher:
         options = [f"--comment={key}", *_dependency(request, after)]
         with files.locked(files.make_private_dir(state_dir()) / "slurm-send.lock"):
             deadline = time.monotonic() + _PATIENCE_S
-            while True:
-                known = self.find([key])
-                if known:
-                    return known[key]
+            while not (known := self.find([key])):
                 try:
                     environment = handed_on(os.environ, request.inherit)
                     job_id = slurm.submit(request.text, options, folder=folder, environment=environment)
@@ -146,7 +144,17 @@ class SlurmLauncher:
                 except UnreachableError:
                     if time.monotonic() > deadline:
                         raise
-                _settle()
+                if known := self._find_late(key):
+                    break
+            return known[key]
+
+    def _find_late(self, key: str) -> dict[str, JobRef]:
+        """Look for a job that sbatch gave up on: the controller may still be working off what it was sent."""
+        for pause_s in _SETTLING_S:
+            time.sleep(pause_s)
+            if known := self.find([key]):
+                return known
+        return {}
 
     def find(self, keys: Collection[str]) -> dict[str, JobRef]:
         """Return the jobs that Slurm accepted under *keys* and still knows."""
@@ -203,11 +211,6 @@ def _queue_file() -> Path:
     return files.make_private_dir(state_dir()) / f"slurm-queue-{cluster}.json"
 
 
-def _settle() -> None:
-    """Wait until a job that sbatch gave up on would show: the controller first works off what it was sent."""
-    time.sleep(2)
-
-
 def _request(plan: Plan, paths: RunPaths, stage: Stage) -> Request:
     size = array_size(stage.num_tasks, len(plan.stages), plan.site) if stage.num_tasks > 1 else None
     lines = header(
@@ -220,7 +223,7 @@ def _request(plan: Plan, paths: RunPaths, stage: Stage) -> Request:
     )
     return Request(
         stage=stage.name,
-        text=script(plan, paths, stage, [*lines, TASK_LINE]),
+        text=script(plan, paths, stage, [*lines, *_ranks(stage), TASK_LINE]),
         num_tasks=stage.num_tasks,
         after=stage.after,
         resources=stage.resources,
@@ -228,6 +231,15 @@ def _request(plan: Plan, paths: RunPaths, stage: Stage) -> Request:
         log_dir=str(paths.log(stage.name, 0).parent),
         inherit=plan.recipe.environment.inherit,
     )
+
+
+def _ranks(stage: Stage) -> list[str]:
+    """Say in the script what the stage process does next, since no srun is to be seen in it."""
+    if stage.kind == "sweep":
+        return ["# The stage process below runs all stages of a point, one after another, each with srun."]
+    nodes, each = (stage.resources.nodes, stage.resources.devices_per_node) if stage.uses_devices else (1, 1)
+    command = slurm.srun([], nodes=nodes, tasks_per_node=each, cpus_per_task=stage.resources.cpus_per_device)
+    return [f"# The stage process below runs the ranks: {' '.join(command)} python -m sousbatch.jobs.{stage.kind}"]
 
 
 def _dependency(request: Request, after: Mapping[str, JobRef]) -> Iterable[str]:

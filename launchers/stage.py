@@ -37,7 +37,7 @@ from ..rundir import RunPaths
 from .attempts import Attempt, Stop, first_batch, next_batch, read_attempts
 from .container import around
 from .frozen import verify
-from .onward import MAX_IDLE, continue_job, is_idle
+from .onward import MAX_IDLE, continue_job, is_idle, is_stray
 from .sbatch import array_size
 
 _POLL_S = 0.1
@@ -61,7 +61,11 @@ class _Task:
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._on_stop)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        past = read_attempts(ledger.read(self._paths.ledger_dir), self._stage.name, self._task, self._stage.batch)
+        events = ledger.read(self._paths.ledger_dir)
+        past = read_attempts(events, self._stage.name, self._task, self._stage.batch)
+        if self._slurm_job and is_stray(events, self._stage.name, self._slurm_job):
+            _say(f"job {self._slurm_job} was accepted twice, and another one does this work")
+            return 0
         if self._slurm_job and past and past[-1].exit_code == 0:  # requeued, or sent twice, after it was done
             _say(f"{self._stage.name} is done already")
             return 0

@@ -51,9 +51,28 @@ def job_refs(events: Sequence[Event], launcher: Launcher | None = None) -> dict[
         number = event.data.get("of", event.number)
         if number >= refs.get(event.stage, (0, None))[0]:
             refs[event.stage] = (number, JobRef(launcher=event.data["launcher"], job_id=event.data["job_id"]))
-    doubtful = unsettled(events) if launcher else {}
-    adopted = launcher.find(list(doubtful)) if launcher and doubtful else {}
-    return {stage: ref for stage, (_, ref) in refs.items()} | {doubtful[key].stage: adopted[key] for key in adopted}
+    found = {stage: ref for stage, (_, ref) in refs.items()}
+    return found | {intent.stage: ref for intent, ref in adoptable(events, launcher)} if launcher else found
+
+
+def adoptable(events: Sequence[Event], launcher: Launcher) -> list[tuple[Event, JobRef]]:
+    """Return the intents whose job is there though nobody recorded it.
+
+    The launcher finds it by its key; one that it has forgotten has begun, and so is in the run's ledger.
+    """
+    doubtful = unsettled(events)
+    known = launcher.find(list(doubtful)) if doubtful else {}
+    recorded = {event.data["job_id"] for event in events if event.kind in ("sent", "adopted")}
+    found = []
+    for key, intent in doubtful.items():
+        starts = [one for one in events if one.kind == "attempt" and one.stage == intent.stage]
+        begun = [one.data.get("job", "").partition("_")[0] for one in starts]
+        unrecorded = [job for job in begun if job and job not in recorded and launcher.name == "slurm"]
+        if key in known:
+            found.append((intent, known[key]))
+        elif unrecorded:
+            found.append((intent, JobRef(launcher=launcher.name, job_id=unrecorded[-1])))
+    return found
 
 
 def run_states(plan: Plan, paths: RunPaths, launcher: Launcher) -> dict[str, StageState]:

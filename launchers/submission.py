@@ -19,7 +19,7 @@ from ..recipes.plan import Plan, read_plan
 from ..rundir import RunPaths, forget_run, remember_run
 from .base import FINAL_WORDS, JobRef, Launcher, Request
 from .frozen import freeze
-from .status import StageState, is_final, job_refs, run_states, unsettled
+from .status import StageState, adoptable, is_final, job_refs, run_states
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,14 +148,13 @@ def _run_paths(plan: Plan, runs: Path, again: bool) -> RunPaths:
 
 def _adopt(launcher: Launcher, paths: RunPaths) -> None:
     """Record the jobs that were accepted while the record of it was lost."""
-    doubtful = unsettled(ledger.read(paths.ledger_dir))
-    found = launcher.find(list(doubtful)) if doubtful else {}
+    found = adoptable(ledger.read(paths.ledger_dir), launcher)
     if not found:
         return
     client = ledger.open_client(paths.ledger_dir)
-    for key, ref in found.items():
-        stage, number = doubtful[key].stage, doubtful[key].number
-        client.write("adopted", stage=stage, key=key, launcher=ref.launcher, job_id=ref.job_id, of=number)
+    for intent, ref in found:
+        values = {"stage": intent.stage, "key": intent.data["key"], "of": intent.number}
+        client.write("adopted", **values, launcher=ref.launcher, job_id=ref.job_id)
     client.close()
 
 

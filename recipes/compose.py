@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Fault, RecipeError, UsageError
+from ..rundir import config_file
 from . import check, overrides, sound
 from .schema import Recipe
 from .search import find_recipe, search_dirs
@@ -28,7 +29,7 @@ def compose(name: str, texts: Sequence[str] = ()) -> Recipe:
         RecipeError: every fault of the file and the overrides.
     """
     values, faults = values_of(name, texts)
-    return recipe_of(values, faults)
+    return recipe_of(values, faults, source=str(find_recipe(name)))
 
 
 def values_of(name: str, texts: Sequence[str] = ()) -> tuple[dict[str, Any], list[Fault]]:
@@ -36,21 +37,21 @@ def values_of(name: str, texts: Sequence[str] = ()) -> tuple[dict[str, Any], lis
     path = find_recipe(name)
     faults: list[Fault] = []
     groups, others = overrides.split_groups(overrides.parse(texts, faults), path.parent, faults)
-    values = _compose_files(path, groups)
+    values = _over(_site_defaults(faults), _compose_files(path, groups))
     for item in others:
         overrides.lay_over(values, item, faults)
     values.setdefault("name", path.stem)
     return values, faults
 
 
-def recipe_of(values: dict[str, Any], faults: Sequence[Fault] = ()) -> Recipe:
-    """Return the checked recipe of plain *values*.
+def recipe_of(values: dict[str, Any], faults: Sequence[Fault] = (), *, source: str = "") -> Recipe:
+    """Return the checked recipe of plain *values*, which came from *source*.
 
     Raises:
         RecipeError: every fault of the values, after the *faults* found before.
     """
     name = str(values["name"])
-    values = _resolved(values, name)
+    values = _resolved(values, source or name)
     recipe, found = check.build(Recipe, values)
     found = [*faults, *found]
     if recipe is not None:
@@ -58,6 +59,34 @@ def recipe_of(values: dict[str, Any], faults: Sequence[Fault] = ()) -> Recipe:
     if recipe is None or found:
         raise RecipeError(name, found)
     return replace(recipe, resources=layered_resources(recipe, values.get("resources") or {}))
+
+
+def _site_defaults(faults: list[Fault]) -> dict[str, Any]:
+    """Return what the user's own file lays under every recipe: account, partition, set-up lines and the like."""
+    import yaml
+
+    path, known = config_file(), ("resources", "environment", "tracking")
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise _unreadable(path, error) from error
+    if not isinstance(found, dict) or not set(found) <= set(known):
+        wrong = sorted(set(found) - set(known)) if isinstance(found, dict) else [type(found).__name__]
+        problem = f"has {', '.join(map(str, wrong))}"
+        faults.append(Fault(key=str(path), problem=problem, hint=f"it can have the sections {', '.join(known)}"))
+        return {}
+    return found
+
+
+def _over(under: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Return *under* with *values* laid over it, section by section."""
+    merged = dict(under)
+    for name, value in values.items():
+        below = merged.get(name)
+        merged[name] = _over(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
 
 
 def _compose_files(path: Path, groups: list[str]) -> dict[str, Any]:

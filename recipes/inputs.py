@@ -17,6 +17,7 @@ from .plan import Inputs, Room
 from .schema import Recipe
 from .splits import splits_of
 from .stages import stage_view, stages_of
+from .versions import versions_of
 
 
 def inspect(recipe: Recipe, store: Path) -> Inputs:
@@ -32,12 +33,13 @@ def inspect(recipe: Recipe, store: Path) -> Inputs:
     uses_four_bits = any(stage_view(recipe, name).adapter.method == "qlora" for name in stages_of(recipe))
     if uses_four_bits and recipe.environment.python is None and importlib.util.find_spec("bitsandbytes") is None:
         reasons.append(f"adapter.method qlora needs bitsandbytes; {sys.executable} -m pip install bitsandbytes")
+    versions = collect(reasons, lambda: versions_of(recipe.environment))
     unset = [name for name in recipe.environment.inherit if name not in os.environ]
     if unset:
         reasons.append(f"environment.inherit names {', '.join(unset)}, which this shell has not set; `export` it first")
-    if reasons or model is None or code is None:
+    if reasons or model is None or code is None or versions is None:
         raise PlanError(reasons)
-    return Inputs(model=model, splits=splits, room=room_of(store), code_digest=code)
+    return Inputs(model=model, splits=splits, room=room_of(store), code_digest=code, versions=versions)
 
 
 def room_of(store: Path) -> Room:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,12 +59,13 @@ class Room:
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What a recipe's model, data and store really are."""
+    """What a recipe's model, data and store really are, and the *versions* of the packages that jobs will import."""
 
     model: ModelFacts
     splits: dict[str, SplitFacts]
     room: Room
     code_digest: str
+    versions: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,7 +34,11 @@ def _own_folders(tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("SOUSBATCH_STATE", str(tmp_path / "state"))
     monkeypatch.setenv("SOUSBATCH_CACHE", str(cache_dir))
     monkeypatch.setenv("SOUSBATCH_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("SOUSBATCH_CONFIG", str(tmp_path / "config.yaml"))
     monkeypatch.delenv("SOUSBATCH_RECIPES", raising=False)
+    no_slurm = tmp_path / "no-slurm.conf"  # a machine with a Slurm of its own gets no jobs from tests
+    no_slurm.touch()
+    monkeypatch.setenv("SLURM_CONF", str(no_slurm))
 
 
 _CONFIG = {

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from sousbatch.cli import build_parser
-from sousbatch.rundir import PLAN_FORMAT
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -126,9 +125,7 @@ def test_a_run_of_another_version_is_answered_in_one_line(sousbatch: Run, tmp_pa
     assert "was made by sousbatch 9.0.0 with plan format 99" in said and "submit the recipe again" in said
 
 
-@pytest.mark.parametrize(
-    "text", ["", "[]", "{", f'{{"format": {PLAN_FORMAT}}}', f'{{"format": {PLAN_FORMAT}, "recipe": 5}}']
-)
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"format": 2}', '{"format": 2, "recipe": 5}'])
 def test_a_damaged_plan_is_answered_in_one_line(sousbatch: Run, tmp_path: Path, text: str) -> None:
     (tmp_path / "plan.json").write_text(text)
     assert "plan.json is" in _said(sousbatch, "status", str(tmp_path))
@@ -145,7 +142,7 @@ BAD_USE = {
     "no age": (["clean", "--older", "30"], "--older '30' is no age; write 30d or 12h"),
     "no checkpoints": (["checkpoints", "verify", "."], "no checkpoints in ."),
     "no such folder": (["checkpoints", "list", "none"], "'none' is neither a folder nor a run"),
-    "no checkpoint": (["checkpoints", "consolidate", "none", "out"], "checkpoint 'none' is not a folder"),
+    "no checkpoint": (["checkpoints", "consolidate", "none", "out"], "none: no such folder"),
     "no size": (["checkpoints", "consolidate", "a", "b", "--max-shard-gb", "nan"], "'nan' is no number above 0"),
     "no dtype": (["checkpoints", "consolidate", "a", "b", "--dtype", "int8"], "invalid choice: 'int8'"),
     "no shards": (["predictions", "merge", "none.jsonl", "--out", "o"], "none.jsonl: no such file or folder"),

@@ -56,7 +56,31 @@ def as_adapter(source: Source, config: Mapping[str, object] | None) -> Source:
             tensors[name] = replace(tensor, name=name)
     if not any(_FACTOR.fullmatch(name) for name in tensors):
         raise UsageError(f"{source.path}: a peft model without LoRA weights; {_ADVICE}")
-    return replace(source, content="adapter", tensors=tuple(tensors.values()), aliases=(), adapter_config=config)
+    return replace(
+        source,
+        content="adapter",
+        tensors=tuple(tensors.values()),
+        aliases=(),
+        adapter_config=config,
+        base=base_within(source),
+    )
+
+
+def base_within(source: Source) -> Source | None:
+    """Return the frozen base that a peft model's checkpoint holds beside its adapter; None where it was left out."""
+    names = {tensor.name: _base_name(tensor.name) for tensor in source.tensors}
+    tensors = tuple(replace(tensor, name=names[tensor.name] or "") for tensor in source.tensors if names[tensor.name])
+    aliases = ((_base_name(name), _base_name(kept)) for name, kept in source.aliases)
+    known = tuple((name, kept) for name, kept in aliases if name and kept)
+    is_there = any(tensor.role == "frozen" for tensor in tensors)
+    return replace(source, content="model", tensors=tensors, aliases=known) if is_there else None
+
+
+def _base_name(name: str) -> str | None:
+    """Return what a weight of the base was called before peft wrapped it; None for a weight of the adapter."""
+    if not name.startswith(_PREFIX) or _saved_name(name) is not None:
+        return None
+    return name.removeprefix(_PREFIX).replace(".base_layer.", ".").replace(".original_module.", ".")
 
 
 def merge_adapter(adapter: Source, base: Source, config: Mapping[str, object]) -> Source:

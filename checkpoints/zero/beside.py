@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Mapping, Sequence, Set
-from pathlib import Path
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 from ...errors import DamagedError
-from ...files import digest_file, read_json, write_json
-from .manifest import FileRecord
+from .places import Place, listing
 from .source import Source
 
 CONFIG_NAME = "config.json"
@@ -22,7 +21,7 @@ _COPIED = (
 ).split()
 
 
-def last_config(folders: Sequence[Path], name: str) -> dict[str, Any] | None:
+def last_config(folders: Sequence[Place], name: str) -> dict[str, Any] | None:
     """Return the JSON configuration of the last folder that has one, else None.
 
     Raises:
@@ -32,7 +31,7 @@ def last_config(folders: Sequence[Path], name: str) -> dict[str, Any] | None:
     if not found:
         return None
     try:
-        config = read_json(found[-1])
+        config = json.loads(found[-1].read_text(encoding="utf-8"))
     except ValueError as error:
         raise DamagedError(f"{found[-1]}: not JSON ({error})") from error
     if not isinstance(config, dict):
@@ -40,22 +39,31 @@ def last_config(folders: Sequence[Path], name: str) -> dict[str, Any] | None:
     return config
 
 
-def write_beside(source: Source, copied_from: Sequence[Path], folder: Path, dtype: str) -> None:
-    """Write into *folder* what belongs beside the weights of *source*; config.json names their *dtype*.
+def beside(source: Source, copied_from: Sequence[Place], dtype: str) -> Iterator[tuple[str, bytes]]:
+    """Yield (name, content) of what belongs beside the weights of *source*; config.json names their *dtype*.
 
     A later folder of *copied_from* goes before an earlier one, file by file.
     """
     if source.content == "adapter" and source.adapter_config is not None:
-        write_json(folder / ADAPTER_CONFIG_NAME, dict(source.adapter_config))
+        yield ADAPTER_CONFIG_NAME, _json(source.adapter_config)
     config = last_config(copied_from, CONFIG_NAME)
     if config is not None and source.content == "model":
         if not any(tensor.dtype in ("int8", "uint8") for tensor in source.tensors):
             config.pop("quantization_config", None)  # an adapter was trained on a quantised base; this is plain
-        write_json(folder / CONFIG_NAME, with_dtype(config, dtype))
-    names = {path.name: path for origin in copied_from for pattern in _COPIED for path in origin.glob(pattern)}
-    for name, path in names.items():
+        yield CONFIG_NAME, _json(with_dtype(config, dtype))
+    copied = {
+        path.name: path
+        for origin in copied_from
+        for path in listing(origin)
+        if any(fnmatchcase(path.name, pattern) for pattern in _COPIED)
+    }
+    for name, path in copied.items():
         if path.is_file():
-            shutil.copyfile(path, folder / name)
+            yield name, path.read_bytes()
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
@@ -75,12 +83,3 @@ def with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
 
 def _names_dtype(config: Mapping[str, Any]) -> bool:
     return "dtype" in config or "torch_dtype" in config
-
-
-def records(folder: Path, *, without: Set[str]) -> tuple[FileRecord, ...]:
-    """Return a record of every file in *folder* but those named in *without*, by name."""
-    return tuple(
-        FileRecord(name=path.name, num_bytes=path.stat().st_size, sha256=digest_file(path))
-        for path in sorted(folder.iterdir())
-        if path.name not in without
-    )

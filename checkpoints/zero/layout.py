@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from ...errors import DamagedError, IncompleteError, UsageError
+from ...files import digest_of
+from .places import Place
 from .ranks import SINGLE_MODEL, Rank, read_models, read_ranks
 from .source import DTYPES, Role, Source, SourceTensor, cut
 from .state import State
@@ -20,7 +21,7 @@ from .unpickle import StoredTensor
 _Shape = tuple[int, ...]
 
 
-def read_zero(tag_dir: Path) -> Source:
+def read_zero(tag_dir: Place) -> Source:
     """Read where every tensor of the checkpoint in *tag_dir* lies, and check that all of it is there.
 
     Raises:
@@ -35,17 +36,21 @@ def read_zero(tag_dir: Path) -> Source:
     models = read_models(tag_dir, zero_stage, len(ranks))
     _check_masters(models[0], ranks)
     if zero_stage == 3:
-        tensors = [*_frozen_in_pieces(models), *_trained_in_pieces(models[0], ranks)]
+        tensors = [*frozen_in_pieces(models), *_trained_in_pieces(models[0], ranks)]
     else:
         tensors = _trained_in_stream(models[0], ranks)
-    unlisted = _unlisted(models[0], tensors)
-    source = _source(models[0], [*_buffers(models[0]), *unlisted, *tensors], zero_stage, len(ranks))
+    unlisted = unlisted_of(models[0], tensors)
+    source = replace(
+        source_of(models[0], [*buffers_of(models[0]), *unlisted, *tensors], zero_stage, len(ranks)),
+        digest=digest_of([*(rank.digest for rank in ranks), *(model.digest for model in models)]),
+    )
     stored = {tensor.name for tensor in source.tensors}
     shared = models[0].names("shared_params")
     return replace(source, aliases=tuple((name, kept) for name, kept in shared.items() if kept in stored))
 
 
-def _source(model: State, tensors: Sequence[SourceTensor], zero_stage: int, world_size: int) -> Source:
+def source_of(model: State, tensors: Sequence[SourceTensor], zero_stage: int | None, world_size: int) -> Source:
+    """Return what *model* says of itself, with its *tensors*."""
     tag_dir = model.path.parent
     return Source(
         path=tag_dir,
@@ -56,34 +61,38 @@ def _source(model: State, tensors: Sequence[SourceTensor], zero_stage: int, worl
         zero_stage=zero_stage,
         world_size=world_size,
         ds_version=str(model.values.get("ds_version", "")),
+        digest=model.digest,
+        kind="DeepSpeed checkpoint",
     )
 
 
-def _read_unpartitioned(tag_dir: Path) -> Source:
+def _read_unpartitioned(tag_dir: Place) -> Source:
     """Stage 0: the module is the model, and tied weights are two names of one place in the file."""
     if not (tag_dir / SINGLE_MODEL).is_file():
         raise IncompleteError(f"{tag_dir}: holds neither optim_states of any rank nor {SINGLE_MODEL}")
     model = read_models(tag_dir, 0, 1)[0]
     if model.values.get("param_shapes") is not None:
         raise IncompleteError(f"{tag_dir}: its optim_states, which hold the fp32 master weights, are missing")
-    buffers = _buffers(model)
+    buffers = buffers_of(model)
     tensors, aliases = buffers, []
     is_buffer = {tensor.name for tensor in buffers}
-    first_names: dict[tuple[int, _Shape], str] = {}
+    first_names: dict[tuple[str, int, _Shape], str] = {}
     for name, stored in model.below("module").tensors().items():
         if name in is_buffer:
             continue
-        kept = first_names.setdefault((stored.offset_bytes, stored.shape), name) if stored.num_elements else name
+        kept = (
+            first_names.setdefault((stored.key, stored.first_byte, stored.shape), name) if stored.num_elements else name
+        )
         if kept == name:
-            tensors.append(_whole(name, stored, "unknown"))
+            tensors.append(whole(name, stored, "unknown"))
         else:
             aliases.append((name, kept))
     world_size = model.integer("dp_world_size") if model.has("dp_world_size") else 1
-    return replace(_source(model, tensors, 0, world_size), aliases=tuple(aliases))
+    return replace(source_of(model, tensors, 0, world_size), aliases=tuple(aliases))
 
 
 def _check_masters(model: State, ranks: Sequence[Rank]) -> None:
-    num_groups = len(model.items_of("param_shapes"))
+    num_groups = len(model.shape_groups("param_shapes"))
     for rank in ranks:
         if len(rank.masters) != num_groups:
             raise DamagedError(f"{rank.path}: holds {len(rank.masters)} groups, {model.path.name} names {num_groups}")
@@ -111,7 +120,7 @@ def _trained_in_pieces(model: State, ranks: Sequence[Rank]) -> list[SourceTensor
     return tensors
 
 
-def _frozen_in_pieces(models: Sequence[State]) -> list[SourceTensor]:
+def frozen_in_pieces(models: Sequence[State]) -> list[SourceTensor]:
     """Stage 3: frozen parameters are cut like trained ones, into the model files of all ranks."""
     if not models[0].values.get("frozen_param_fragments"):
         return []
@@ -148,7 +157,7 @@ def _trained_in_stream(model: State, ranks: Sequence[Rank]) -> list[SourceTensor
         offset = 0
         for (name, shape), gap in zip(shapes.items(), gaps, strict=True):
             segments = tuple(cut(stream, DTYPES[dtype].num_bytes, offset, math.prod(shape)))
-            twin = _whole(name, module[name], "trained") if name in module else None
+            twin = whole(name, module[name], "trained") if name in module else None
             if twin is not None and twin.shape != shape:
                 raise DamagedError(f"{model.path}: {name!r} has shape {twin.shape}, param_shapes says {shape}")
             tensors.append(
@@ -168,7 +177,7 @@ def _check_consumed(ranks: Sequence[Rank], group: int, taken: int, held: int) ->
         )
 
 
-def _unlisted(model: State, listed: Sequence[SourceTensor]) -> list[SourceTensor]:
+def unlisted_of(model: State, listed: Sequence[SourceTensor]) -> list[SourceTensor]:
     """Return what the module alone holds: frozen parameters at stages 1 and 2, extra state at any.
 
     DeepSpeed's own scripts drop the frozen parameters of stage 1. At stage 3 the module holds
@@ -179,20 +188,22 @@ def _unlisted(model: State, listed: Sequence[SourceTensor]) -> list[SourceTensor
     lost = [name for name, stored in unlisted.items() if stored.shape == (0,)]
     if lost:
         raise DamagedError(f"{model.path}: {len(lost)} of its tensors are stored nowhere: {', '.join(lost[:5])}")
-    return [_whole(name, stored, "frozen") for name, stored in unlisted.items()]
+    return [whole(name, stored, "frozen") for name, stored in unlisted.items()]
 
 
-def _buffers(model: State) -> list[SourceTensor]:
+def buffers_of(model: State) -> list[SourceTensor]:
+    """Return the model's persistent buffers."""
     names = _buffer_names(model)
     module = model.below("module").tensors()
-    return [_whole(name, stored, "buffer") for name, stored in module.items() if name in names]
+    return [whole(name, stored, "buffer") for name, stored in module.items() if name in names]
 
 
 def _buffer_names(model: State) -> set[str]:
-    return set(map(str, model.items_of("buffer_names")))
+    return set(map(str, model.items_of("buffer_names"))) if model.has("buffer_names") else set()
 
 
-def _whole(name: str, stored: StoredTensor, role: Role) -> SourceTensor:
+def whole(name: str, stored: StoredTensor, role: Role) -> SourceTensor:
+    """Return a tensor that lies in one piece."""
     segments = (stored.segment(0, stored.num_elements),) if stored.num_elements else ()
     return SourceTensor(name=name, shape=stored.shape, dtype=stored.dtype, segments=segments, role=role)
 

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ...errors import DamagedError, NotFoundError, UsageError
-from ...files import digest_file, digest_of, read_json
-from .source import Content
+from ...files import digest_file, digest_of
+from .places import Place
+from .source import DTYPES, Content, SourceTensor
+from .tensorfile import read_tensors
 
 MANIFEST_NAME = "manifest.json"
-_FORMAT = 1
+_FORMAT = 2
+_BLOCK_BYTES = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileRecord:
-    """One file of the folder."""
+    """One of the small files."""
 
     name: str
     num_bytes: int
@@ -24,10 +30,21 @@ class FileRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WeightFile:
+    """One safetensors file: the digest of its header, and of the bytes of each tensor by name; None: not taken."""
+
+    name: str
+    num_bytes: int
+    header_sha256: str
+    tensors: Mapping[str, str] | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """A consolidated model or adapter.
 
-    *digest* is its identity: the sha256 of the sorted (name, sha256) pairs of its files.
+    *digest* is its identity: the sha256 of all digests of its files; None when none were taken. *request* stands
+    for the checkpoint and the choices that it was made of.
     *num_params* counts the elements of all tensors written, buffers too. *num_overflowing* names
     the tensors with values beyond the dtype asked for: they were clamped, or the whole model
     was written in bfloat16 (see *dtype*). *num_flushed* values became zero; None when they were not counted.
@@ -35,6 +52,8 @@ class Manifest:
 
     dtype: str
     content: Content
+    source: str
+    kind: str
     tag: str
     step: int | None
     zero_stage: int | None
@@ -42,16 +61,21 @@ class Manifest:
     ds_version: str
     num_params: int
     num_bytes: int
+    weights: tuple[WeightFile, ...]
     files: tuple[FileRecord, ...]
-    digest: str
+    digest: str | None
+    request: str
     num_overflowing: dict[str, int]
     num_flushed: int | None
     format: int = _FORMAT
 
 
-def digest_of_files(files: tuple[FileRecord, ...]) -> str:
+def digest_of_files(weights: tuple[WeightFile, ...], files: tuple[FileRecord, ...]) -> str | None:
     """Return the identity of a set of files: names and contents, not their order."""
-    return digest_of(sorted([file.name, file.sha256] for file in files))
+    if any(file.tensors is None for file in weights):
+        return None
+    large = [[file.name, file.header_sha256, *(file.tensors or {}).values()] for file in weights]
+    return digest_of(sorted([*large, *([file.name, file.sha256] for file in files)]))
 
 
 def to_json(manifest: Manifest) -> dict[str, Any]:
@@ -59,7 +83,7 @@ def to_json(manifest: Manifest) -> dict[str, Any]:
     return asdict(manifest)
 
 
-def read_manifest(model_dir: Path) -> Manifest:
+def read_manifest(model_dir: Place) -> Manifest:
     """Read the manifest of a consolidated folder, without looking at the files that it names.
 
     Raises:
@@ -69,11 +93,12 @@ def read_manifest(model_dir: Path) -> Manifest:
     """
     path = model_dir / MANIFEST_NAME
     try:
-        values = read_json(path)
+        values = json.loads(path.read_text(encoding="utf-8"))
         if values["format"] > _FORMAT:
             raise UsageError(f"{path}: has format {values['format']}, known up to {_FORMAT}; upgrade sousbatch")
         files = tuple(FileRecord(**file) for file in values["files"])
-        return Manifest(**{**values, "files": files})
+        weights = tuple(WeightFile(**file) for file in values["weights"])
+        return Manifest(**{**values, "files": files, "weights": weights})
     except FileNotFoundError as error:
         raise NotFoundError(f"{path}: no such file; consolidate writes it when a model is complete") from error
     except (ValueError, LookupError, TypeError) as error:
@@ -84,19 +109,47 @@ def verify_manifest(model_dir: Path) -> Manifest:
     """Check every file of a consolidated folder against its manifest, by size and then by sha256.
 
     Raises:
-        DamagedError: a file is missing or differs; the message names it.
+        DamagedError: a file is missing or differs; the message names it, and the tensor.
     """
     manifest = read_manifest(model_dir)
-    for file in manifest.files:
-        path = model_dir / file.name
-        if not path.is_file() or path.stat().st_size != file.num_bytes:
+    sizes = {file.name: file.num_bytes for file in manifest.files}
+    sizes |= {file.name: file.num_bytes for file in manifest.weights}
+    for name, num_bytes in sizes.items():
+        path = model_dir / name
+        if not path.is_file() or path.stat().st_size != num_bytes:
             found = f"has {path.stat().st_size} bytes" if path.is_file() else "is missing"
-            raise DamagedError(f"{path}: {found}, {MANIFEST_NAME} says {file.num_bytes}; consolidate again")
-    for file in manifest.files:
-        if digest_file(model_dir / file.name) != file.sha256:
-            raise DamagedError(
-                f"{model_dir / file.name}: its bytes are not those of {MANIFEST_NAME}; consolidate again"
-            )
-    if digest_of_files(manifest.files) != manifest.digest:
+            raise DamagedError(f"{path}: {found}, {MANIFEST_NAME} says {num_bytes}; consolidate again")
+    for small in manifest.files:
+        if digest_file(model_dir / small.name) != small.sha256:
+            raise _differs(model_dir / small.name)
+    for large in manifest.weights:
+        _verify_weights(model_dir / large.name, large)
+    if digest_of_files(manifest.weights, manifest.files) != manifest.digest:
         raise DamagedError(f"{model_dir / MANIFEST_NAME}: its digest is not that of its files; consolidate again")
     return manifest
+
+
+def _verify_weights(path: Path, file: WeightFile) -> None:
+    with path.open("rb") as stream:
+        begin = stream.read(8)
+        header = begin + stream.read(min(int.from_bytes(begin, "little"), file.num_bytes))
+    if hashlib.sha256(header).hexdigest() != file.header_sha256:
+        raise _differs(path)
+    for tensor in read_tensors(path):
+        if file.tensors is not None and _digest_of(path, tensor) != file.tensors.get(tensor.name):
+            raise _differs(path, f", in {tensor.name!r}")
+
+
+def _digest_of(path: Path, tensor: SourceTensor) -> str:
+    digest = hashlib.sha256()
+    left = tensor.num_elements * DTYPES[tensor.dtype].num_bytes
+    with path.open("rb", buffering=0) as stream:
+        stream.seek(tensor.segments[0].offset_bytes)
+        while left and (block := stream.read(min(left, _BLOCK_BYTES))):
+            digest.update(block)
+            left -= len(block)
+    return digest.hexdigest()
+
+
+def _differs(path: Path, where: str = "") -> DamagedError:
+    return DamagedError(f"{path}: its bytes are not those of {MANIFEST_NAME}{where}; consolidate again")

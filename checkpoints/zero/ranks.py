@@ -9,24 +9,31 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from ...errors import DamagedError, IncompleteError, UsageError
+from .places import Place, at_once, listing
 from .state import State
 from .unpickle import StoredTensor
 
 SINGLE_MODEL = "mp_rank_00_model_states.pt"
-_OPTIMIZER = re.compile(r"(?:bf16_)?zero_pp_rank_(\d+)_mp_rank_00_optim_states\.pt")
-_MODEL = re.compile(r"zero_pp_rank_(\d+)_mp_rank_00_model_states\.pt")
+# DeepSpeed before 0.3.1 left out the underscore behind the last number.
+_OPTIMIZER = re.compile(r"(?:bf16_)?zero_pp_rank_(\d+)_mp_rank_00_?optim_states\.pt")
+_MODEL = re.compile(r"zero_pp_rank_(\d+)_mp_rank_00_?model_states\.pt")
+_UNIVERSAL = "run DeepSpeed's ds_to_universal.py on it and consolidate the folder that it makes"
+_FROM_TRAINING = "save 16-bit weights from the training itself (engine.save_16bit_model, or save_pretrained)"
 _FOREIGN = (
     (
         re.compile(r".*expert_\d+_mp_rank_.*_states\.pt|expp_rank_.*_states\.pt"),
-        "native mixture-of-experts layers",
+        "DeepSpeed's own mixture-of-experts layers",
+        _FROM_TRAINING,
     ),
-    (re.compile(r"layer_\d+-model_.*_states\.pt"), "pipeline parallelism"),
-    (re.compile(r".*mp_rank_(?!00_)\d+_.*_states\.pt"), "tensor or pipeline parallelism"),
+    (
+        re.compile(r"layer_\d+-model_.*_states\.pt"),
+        "pipeline parallelism",
+        "use the converter of the framework that trained it (Megatron-DeepSpeed, gpt-neox), which knows its layers",
+    ),
+    (re.compile(r".*mp_rank_(?!00_)\d+_.*_states\.pt"), "tensor parallelism", _UNIVERSAL),
 )
-_ADVICE = "merge it with DeepSpeed's ds_to_universal.py, or save 16-bit weights from the training itself"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,22 +41,29 @@ class Rank:
     """One rank's masters: a flat tensor per parameter group (stages 1, 2) or sub-group (stage 3).
 
     *gaps* are the elements left free behind each parameter of each group (stages 1, 2 with
-    parameter_alignment); empty where there are none.
+    parameter_alignment); empty where there are none. *step_mark* is the optimizer's step count, or the checksum of it.
     """
 
-    path: Path
+    path: Place
+    digest: str
     zero_stage: int
     world_size: int
     masters: tuple[StoredTensor, ...]
     gaps: tuple[tuple[int, ...], ...]
+    step_mark: object
 
 
-def is_tag_dir(path: Path) -> bool:
+def is_tag_dir(path: Place) -> bool:
     """Say whether *path* holds the rank files of a DeepSpeed checkpoint."""
     return any(path.glob("*_states.pt"))
 
 
-def read_ranks(tag_dir: Path) -> tuple[Rank, ...]:
+def is_model_file(name: str) -> bool:
+    """Say whether *name* is that of a file with a rank's model states, of whatever parallelism."""
+    return re.fullmatch(r"(?:zero_pp_rank_\d+_)?mp_rank_\d+_?model_states\.pt", name) is not None
+
+
+def read_ranks(tag_dir: Place) -> tuple[Rank, ...]:
     """Read every rank's optimizer file, in rank order; none at stage 0.
 
     Raises:
@@ -58,15 +72,15 @@ def read_ranks(tag_dir: Path) -> tuple[Rank, ...]:
         DamagedError: files of two savings are mixed, or one is cut off.
     """
     names = sorted(path.name for path in tag_dir.iterdir())
-    for pattern, what in _FOREIGN:
+    for pattern, what, advice in _FOREIGN:
         for name in filter(pattern.fullmatch, names):
-            raise UsageError(f"{tag_dir}: {name} was written with {what}, which is not converted here; {_ADVICE}")
+            raise UsageError(f"{tag_dir}: {name} was written with {what}, which is not converted here; {advice}")
     files = _by_rank(tag_dir, _OPTIMIZER)
     if not files:
         return ()
     first = _read_rank(next(iter(files.values())))
     _check_ranks(tag_dir, files, first.world_size, "optim_states")
-    ranks = tuple(_read_rank(path) for path in files.values())
+    ranks = tuple(at_once(_read_rank, files.values()))
     for rank in ranks:
         if (rank.world_size, rank.zero_stage) != (first.world_size, first.zero_stage):
             raise DamagedError(
@@ -74,32 +88,43 @@ def read_ranks(tag_dir: Path) -> tuple[Rank, ...]:
                 f"{first.path.name} by {first.world_size} at stage {first.zero_stage}; "
                 "two savings are mixed in this folder"
             )
+        if rank.step_mark != first.step_mark:
+            raise DamagedError(
+                f"{rank.path}: its optimizer has taken another number of steps than that of {first.path.name}; "
+                "two savings are mixed in this folder"
+            )
     return ranks
 
 
-def read_models(tag_dir: Path, zero_stage: int, world_size: int) -> list[State]:
+def read_models(tag_dir: Place, zero_stage: int, world_size: int) -> list[State]:
     """Read the model file; at stage 3 with frozen parameters every rank's, for each holds a piece of them."""
     if zero_stage < 3:
-        return [_refuse_experts(State.load(tag_dir / SINGLE_MODEL))]
+        return [_plain(State.load(tag_dir / SINGLE_MODEL))]
     files = _by_rank(tag_dir, _MODEL)
     _check_ranks(tag_dir, files, world_size, "model_states")
-    first = _refuse_experts(State.load(files[0]))
+    first = _plain(State.load(files[0]))
     if not first.values.get("frozen_param_fragments"):
         return [first]
-    return [first, *(State.load(files[rank]) for rank in range(1, world_size))]
+    return [first, *at_once(State.load, (files[rank] for rank in range(1, world_size)))]
 
 
-def _refuse_experts(model: State) -> State:
+def _plain(model: State) -> State:
+    """Return *model*; raise where its own words say that other ranks hold parts of its parameters."""
     if model.values.get("ds_autoep_layers") or model.values.get("autoep_layers"):
         raise UsageError(
-            f"{model.path}: its experts were partitioned by AutoEP, which is not converted here; {_ADVICE}"
+            f"{model.path}: its experts were partitioned by AutoEP, which is not converted here; {_FROM_TRAINING}"
+        )
+    size = model.values.get("mp_world_size")
+    if isinstance(size, int) and size > 1:
+        raise UsageError(
+            f"{model.path}: it was written by {size} tensor-parallel ranks, which is not converted here; {_UNIVERSAL}"
         )
     return model
 
 
-def _by_rank(tag_dir: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
-    found: dict[int, Path] = {}
-    for path in sorted(tag_dir.iterdir()):
+def _by_rank(tag_dir: Place, pattern: re.Pattern[str]) -> dict[int, Place]:
+    found: dict[int, Place] = {}
+    for path in listing(tag_dir):
         match = pattern.fullmatch(path.name)
         if match is None:
             continue
@@ -110,7 +135,7 @@ def _by_rank(tag_dir: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def _check_ranks(tag_dir: Path, files: Mapping[int, Path], world_size: int, what: str) -> None:
+def _check_ranks(tag_dir: Place, files: Mapping[int, Place], world_size: int, what: str) -> None:
     missing = [str(rank) for rank in range(world_size) if rank not in files]
     if missing:
         raise IncompleteError(
@@ -125,8 +150,9 @@ def _check_ranks(tag_dir: Path, files: Mapping[int, Path], world_size: int, what
         )
 
 
-def _read_rank(path: Path) -> Rank:
-    state = State.load(path).below("optimizer_state_dict")
+def _read_rank(path: Place) -> Rank:
+    loaded = State.load(path)
+    state = loaded.below("optimizer_state_dict")
     # BF16_Optimizer (bf16 with gradients accumulated in fp32) does not write its stage: it is 1.
     zero_stage = state.integer("zero_stage") if state.has("zero_stage") else 1
     if zero_stage not in (1, 2, 3):
@@ -135,11 +161,23 @@ def _read_rank(path: Path) -> Rank:
     has_gaps = bool(state.values.get("param_alignment_paddings"))
     return Rank(
         path=path,
+        digest=loaded.digest,
         zero_stage=zero_stage,
         world_size=_world_size(state),
         masters=state.tensors_of(key),
         gaps=tuple(map(_integers, state.items_of("param_alignment_paddings"))) if has_gaps else (),
+        step_mark=_step_mark(state),
     )
+
+
+def _step_mark(state: State) -> object:
+    """Return what the first parameter's optimizer state says of its step: equal on all ranks of one saving."""
+    found: object = state.values.get("optimizer_state_dict", state.values.get("base_optimizer_state"))
+    states = found.get("state") if isinstance(found, dict) else None
+    for each in states.values() if isinstance(states, dict) else ():
+        step = each.get("step") if isinstance(each, dict) else None
+        return step.crc32 if isinstance(step, StoredTensor) else step
+    return None
 
 
 def _world_size(state: State) -> int:
@@ -147,7 +185,7 @@ def _world_size(state: State) -> int:
     sizes = set(_integers(counts if isinstance(counts, list) else [counts]))
     if len(sizes) != 1:
         raise UsageError(
-            f"{state.path}: its groups are split over {counts} ranks, which is not converted here; {_ADVICE}"
+            f"{state.path}: its groups are split over {counts} ranks, which is not converted here; {_FROM_TRAINING}"
         )
     return sizes.pop()
 

@@ -1,73 +1,97 @@
-"""Read elements of source tensors into torch tensors, from files that stay open. Runs on the node only."""
+"""Read elements of source tensors into buffers, from files that stay open as long as there is room for them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import resource
+from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import TracebackType
+
+import numpy as np
 
 from ...errors import DamagedError
+from .cast import bits_of, is_nan
+from .places import Place, RemotePath, at_once, read_ranges
 from .source import DTYPES, SourceTensor, cut
-
-if TYPE_CHECKING:
-    import torch
+from .torchcast import Bytes, copier
 
 _TWIN_ELEMENTS = 256
+_SPARE_DESCRIPTORS = 256  # for the files that are written, and what else the process has open
 
 
 class Reader:
-    """Reads by position, so that any number of threads may share one."""
+    """Reads by position, for one thread.
 
-    def __init__(self, descriptors: Mapping[Path, int]) -> None:
-        self._descriptors = descriptors
+    A checkpoint of 1,000 ranks has more files than a process may hold open, so the least used are closed.
+    """
 
-    def read(self, tensor: SourceTensor, first: int, count: int, *, buffer: bytearray | None = None) -> torch.Tensor:
-        """Return *count* elements from *first* on, as a view of *buffer* where one is given.
+    def __init__(self, max_open: int = 64) -> None:
+        self._descriptors: OrderedDict[Path, int] = OrderedDict()
+        self._max_open = max_open
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        while self._descriptors:
+            os.close(self._descriptors.popitem()[1])
+
+    def read(self, tensor: SourceTensor, first: int, count: int, buffer: Bytes | None = None) -> Bytes:
+        """Return the bytes of *count* elements from *first* on, in *buffer* where one is given.
 
         Raises:
-            DamagedError: a file became shorter since it was opened.
+            DamagedError: a file is gone or became shorter since it was looked into.
         """
-        import torch
-
         element_bytes = DTYPES[tensor.dtype].num_bytes
-        buffer = bytearray(count * element_bytes) if buffer is None else buffer
-        begin = 0
-        with memoryview(buffer) as view:
-            for segment in cut(tensor.segments, element_bytes, first, count):
-                end = begin + segment.num_elements * element_bytes
-                self._fill(segment.path, view[begin:end], segment.offset_bytes)
-                begin = end
-        dtype: torch.dtype = getattr(torch, tensor.dtype)
-        return torch.frombuffer(buffer, dtype=dtype, count=count)
+        target = np.empty(count * element_bytes, np.uint8) if buffer is None else buffer[: count * element_bytes]
+        whole, begin = target.data, 0
+        far: list[tuple[RemotePath, int, int]] = []
+        far_views: list[memoryview] = []
+        for segment in cut(tensor.segments, element_bytes, first, count):
+            view = whole[begin : begin + segment.num_elements * element_bytes]
+            begin += len(view)
+            if isinstance(segment.path, Path):
+                self._fill(segment.path, view, segment.offset_bytes)
+            else:
+                far.append((segment.path, segment.offset_bytes, segment.offset_bytes + len(view)))
+                far_views.append(view)
+        for view, content in zip(far_views, read_ranges(far) if far else (), strict=True):
+            view[:] = content
+        return target
 
     def _fill(self, path: Path, view: memoryview, offset: int) -> None:
+        descriptor = self._open(path)
         while view:
-            num_bytes = os.preadv(self._descriptors[path], [view], offset)
+            num_bytes = os.preadv(descriptor, [view], offset)
             if num_bytes == 0:
                 raise DamagedError(f"{path}: became shorter while it was read")
             view, offset = view[num_bytes:], offset + num_bytes
 
-
-@contextmanager
-def opened(tensors: Iterable[SourceTensor]) -> Iterator[Reader]:
-    """Hold open every file that *tensors*, their twins and what is added to them lie in."""
-    descriptors: dict[Path, int] = {}
-    try:
-        for path in sorted(_paths(tensors)):
-            descriptors[path] = _open(path)
-        yield Reader(descriptors)
-    finally:
-        for descriptor in descriptors.values():
-            os.close(descriptor)
+    def _open(self, path: Path) -> int:
+        if path not in self._descriptors:
+            if len(self._descriptors) >= self._max_open:
+                os.close(self._descriptors.popitem(last=False)[1])
+            try:
+                self._descriptors[path] = os.open(path, os.O_RDONLY)
+            except FileNotFoundError as error:
+                raise DamagedError(f"{path}: was removed since the checkpoint was opened") from error
+        self._descriptors.move_to_end(path)
+        return self._descriptors[path]
 
 
-def _open(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDONLY)
-    except FileNotFoundError as error:
-        raise DamagedError(f"{path}: was removed since the checkpoint was opened") from error
+def descriptors_each(num_files: int, num_workers: int) -> int:
+    """Return how many files each worker may hold open; the process's own limit is raised as far as it goes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = num_files * num_workers + _SPARE_DESCRIPTORS
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    room = needed if soft == resource.RLIM_INFINITY else soft - _SPARE_DESCRIPTORS
+    return max(4, room // num_workers)
 
 
 def check_twins(tensors: Sequence[SourceTensor]) -> None:
@@ -79,29 +103,36 @@ def check_twins(tensors: Sequence[SourceTensor]) -> None:
     Raises:
         DamagedError: they differ; the message names the parameter.
     """
-    twins = [tensor for tensor in tensors if tensor.twin is not None and tensor.num_elements]
-    with opened(twins) as reader:
-        for tensor in twins:
-            count = min(_TWIN_ELEMENTS, tensor.num_elements)
-            if not all(_is_twin(reader, tensor, first, count) for first in {0, tensor.num_elements - count}):
-                raise DamagedError(
-                    f"{tensor.segments[0].path}: the master weights of {tensor.name!r} are not those that "
-                    "the model trained with; the file is damaged, or of an unknown version of DeepSpeed"
-                )
+    at_once(_check_ends, (tensor for tensor in tensors if tensor.twin is not None and tensor.num_elements))
 
 
-def _is_twin(reader: Reader, tensor: SourceTensor, first: int, count: int) -> bool:
+def _check_ends(tensor: SourceTensor) -> None:
+    count = min(_TWIN_ELEMENTS, tensor.num_elements)
+    with Reader() as reader:
+        for first in sorted({0, tensor.num_elements - count}):
+            check_twin(reader, tensor, first, count)
+
+
+def check_twin(reader: Reader, tensor: SourceTensor, first: int, count: int) -> None:
+    """Compare *count* elements from *first* on; raise `DamagedError` where master and copy differ."""
     assert tensor.twin is not None
     master, twin = reader.read(tensor, first, count), reader.read(tensor.twin, first, count)
-    return bool((master.to(twin.dtype).nan_to_num() == twin.nan_to_num()).all())
+    cast = np.empty_like(twin)
+    if tensor.dtype == tensor.twin.dtype:
+        cast[:] = master
+    else:
+        copier()(master, tensor.dtype, cast, tensor.twin.dtype)
+    found, expected = bits_of(cast, tensor.twin.dtype), bits_of(twin, tensor.twin.dtype)
+    are_numbers = ~(is_nan(found, tensor.twin.dtype) & is_nan(expected, tensor.twin.dtype))
+    if np.any((found != expected) & are_numbers):
+        raise DamagedError(
+            f"{tensor.segments[0].path}: the master weights of {tensor.name!r} are not those that "
+            "the model trained with; the file is damaged, or of an unknown version of DeepSpeed"
+        )
 
 
-def _paths(tensors: Iterable[SourceTensor]) -> set[Path]:
-    paths = set()
-    for tensor in tensors:
-        paths |= {segment.path for segment in tensor.segments}
-        if tensor.twin is not None:
-            paths |= _paths([tensor.twin])
-        if tensor.low_rank is not None:
-            paths |= _paths([tensor.low_rank.a, tensor.low_rank.b])
-    return paths
+def files_of(tensors: Sequence[SourceTensor]) -> set[Place]:
+    """Return every file that *tensors* and what is added to them lie in."""
+    files = {segment.path for tensor in tensors for segment in tensor.segments}
+    factors = [part for tensor in tensors if tensor.low_rank for part in (tensor.low_rank.a, tensor.low_rank.b)]
+    return files | (files_of(factors) if factors else set())

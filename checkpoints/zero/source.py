@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
 from ...errors import DamagedError, UsageError
+from .places import Place
 
 Role = Literal["buffer", "frozen", "trained", "unknown"]
 Content = Literal["model", "adapter"]
@@ -55,7 +55,7 @@ BY_TAG: Mapping[str, Dtype] = MappingProxyType({dtype.tag: dtype for dtype in _A
 class Segment:
     """A run of elements that lie side by side in one file."""
 
-    path: Path
+    path: Place
     offset_bytes: int
     num_elements: int
 
@@ -96,10 +96,12 @@ class Source:
     """A checkpoint, opened: tensors in state-dict order.
 
     *aliases* are (name that is not stored, name that holds its data): tied weights.
-    *adapter_config* is peft's, where the checkpoint is an adapter and its folder has one.
+    *adapter_config* is peft's, where the checkpoint is an adapter and its folder has one; *base* is what it
+    was trained on, where the checkpoint holds that too. *digest* changes when
+    any weight does, as far as the files' own directories, sizes and dates tell.
     """
 
-    path: Path
+    path: Place
     content: Content
     tensors: tuple[SourceTensor, ...]
     tag: str = ""
@@ -107,8 +109,11 @@ class Source:
     zero_stage: int | None = None
     world_size: int = 1
     ds_version: str = ""
+    digest: str = ""
+    kind: str = "Hugging Face model"
     aliases: tuple[tuple[str, str], ...] = ()
     adapter_config: Mapping[str, object] | None = field(default=None, repr=False)
+    base: Source | None = field(default=None, repr=False)
 
 
 def dtype_of(tensor: SourceTensor) -> Dtype:

@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 from ...errors import DamagedError
 from .archive import load_state
+from .places import Place
 from .unpickle import StoredTensor
 
 _T = TypeVar("_T")
+_RANK_FILE = re.compile(r"mp_rank_\d+_?(model|optim)_states$")
 
 
 @dataclass(frozen=True, kw_only=True)
 class State:
     """A mapping out of *path*. Every method raises `DamagedError` when what it names is not there as such."""
 
-    path: Path
+    path: Place
     values: Mapping[str, object]
+    digest: str = ""
 
     @classmethod
-    def load(cls, path: Path) -> State:
-        return cls(path=path, values=load_state(path))
+    def load(cls, path: Place) -> State:
+        """Read a file; *digest* is that of its zip directory, which has the CRC of all that it holds.
+
+        torch writes a file's name into it, so one that was swapped with another rank's is known.
+        """
+        values, archive = load_state(path)
+        if _RANK_FILE.search(archive.saved_as) and not path.name.startswith(archive.saved_as):
+            raise DamagedError(
+                f"{path}: was saved as {archive.saved_as}.pt; files of ranks are swapped, give them back their names"
+            )
+        return cls(path=path, values=values, digest=archive.digest())
 
     def has(self, key: str) -> bool:
         return key in self.values
@@ -58,8 +70,9 @@ class State:
         return {name: self._checked(name, shape, tuple) for name, shape in self.values.items()}
 
     def shape_groups(self, key: str) -> list[dict[str, tuple[int, ...]]]:
-        """Return the list of mappings of shapes at *key*."""
-        groups = (self._checked(key, group, dict) for group in self.items_of(key))
+        """Return the list of mappings of shapes at *key*; DeepSpeed before 0.4.1 wrote the mapping of one group."""
+        found = self.values.get(key)
+        groups = [found] if isinstance(found, dict) else [self._checked(key, one, dict) for one in self.items_of(key)]
         return [State(path=self.path, values=group).shapes() for group in groups]
 
     def _get(self, key: str, kind: type[_T]) -> _T:

@@ -1,222 +1,234 @@
-"""Stream planned shards to disk: read a block, cast it, write it at its place, hash it in order.
+"""Stream planned shards to disk: read a block, cast it, write it at its place, hash it.
 
-Memory is (workers) x (a block as read) + (workers + 1) x (a block as written), whatever the
-size of the model. No shard knows of the others: each could be streamed by another process.
+A thread takes a tensor at a time, so that each tensor has one digest and no thread waits for another. Memory is
+(workers) x (a block as read and as written), whatever the size of the model. No shard knows of the others.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from queue import Empty, SimpleQueue
 
-from .cast import Loss
-from .manifest import FileRecord
-from .reader import Reader, opened
-from .room import reserve
-from .source import DTYPES, LowRank, SourceTensor
+import numpy as np
+
+from .cast import Loss, cast_block
+from .lowrank import Added
+from .manifest import WeightFile
+from .reader import Reader, descriptors_each, files_of
+from .room import reserve, start_writing
+from .source import DTYPES
 from .tensorfile import PlacedTensor, Shard
+from .torchcast import Bytes, one_thread_each
 
-if TYPE_CHECKING:
-    import torch
-
-# 1 Mi elements stay in the cache from read to write: 256 Ki took 2.2 s, 4 Mi 3.1 s, this 1.9 s.
-_BLOCK_ELEMENTS = 1 << 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Block:
-    """Elements of one tensor, and the open file that they go to."""
-
-    tensor: PlacedTensor
-    first: int
-    num_elements: int
-    descriptor: int
-
-    @property
-    def num_bytes(self) -> int:
-        return self.num_elements * self.tensor.dtype.num_bytes
+# As read or as written, whichever is larger: it stays in the cache from read to write. 1 MiB blocks took 2.2 s where
+# these took 1.9, 16 MiB blocks 3.1.
+_BLOCK_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Written:
-    """What a pass over all shards left: its files, and what the cast lost by parameter."""
+class Settings:
+    """How to stream. Without *has_statistics* nothing is hashed, nor are values counted that become zero."""
 
-    files: tuple[FileRecord, ...]
+    num_workers: int
+    clamp: bool
+    has_statistics: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrittenShard:
+    """One file, on disk, and what the cast lost by parameter."""
+
+    file: WeightFile
     losses: Mapping[str, Loss]
 
 
 def write_shards(
-    shards: Sequence[Shard],
-    folder: Path,
+    shards: Sequence[tuple[Shard, Path]],
+    settings: Settings,
     *,
-    num_workers: int,
-    cast: Callable[[torch.Tensor, torch.Tensor], Loss],
+    finished: Callable[[Shard, WrittenShard], None],
     progress: Callable[[int, int], None],
-) -> Written:
-    """Write every shard into *folder*, durably; all room is taken before the first byte is read.
+) -> None:
+    """Write every shard to its path, durably; all room is taken before the first byte is read.
 
-    *progress* gets (bytes of tensors written, all bytes) after each block.
+    *finished* is called for each shard that is whole, in whichever thread wrote its last tensor; *progress* gets
+    (bytes of tensors written, all bytes), in the caller's. A file that is there is written over: an interrupted
+    consolidation would write the same bytes.
     """
-    tally = _Tally(sum(tensor.num_bytes for shard in shards for tensor in shard.tensors), progress)
+    total = sum(tensor.num_bytes for shard, _ in shards for tensor in shard.tensors)
     with ExitStack() as stack:
-        targets = [stack.enter_context(_created(folder / shard.file_name)) for shard in shards]
-        for shard, target in zip(shards, targets, strict=True):
-            reserve(target, shard.num_bytes)
-        sources = [tensor.source for shard in shards for tensor in shard.tensors]
-        reader = stack.enter_context(opened(sources))
-        stack.enter_context(_one_thread_each())
-        pool = stack.enter_context(ThreadPoolExecutor(num_workers))
-        writer = _Writer(pool, reader, num_workers, cast)
-        files = tuple(_write_shard(shard, target, writer, tally) for shard, target in zip(shards, targets, strict=True))
-    return Written(files=files, losses=tally.losses)
+        # Held open to the end: a twin of this process may rename the file while its last tensors are written here.
+        targets = [stack.enter_context(_prepared(path, shard)) for shard, path in shards]
+        stack.enter_context(one_thread_each())
+        pool = stack.enter_context(ThreadPoolExecutor(settings.num_workers))
+        job = _Pass([shard for shard, _ in shards], targets, settings, finished)
+        workers = [pool.submit(job.work) for _ in range(settings.num_workers)]
+        try:
+            for done in job.counts(len(workers)):
+                progress(done, total)
+        finally:
+            job.is_stopped.set()
+        for worker in workers:
+            worker.result()
 
 
-class _Tally:
-    """Counts over all shards of a pass."""
-
-    def __init__(self, num_bytes: int, progress: Callable[[int, int], None]) -> None:
-        self.losses: dict[str, Loss] = {}
-        self._num_bytes = num_bytes
-        self._done = 0
-        self._progress = progress
-
-    def add(self, block: _Block, loss: Loss) -> None:
-        if loss != Loss():
-            name = block.tensor.source.name
-            self.losses[name] = self.losses.get(name, Loss()) + loss
-        self._done += block.num_bytes
-        self._progress(self._done, self._num_bytes)
+@contextmanager
+def _prepared(path: Path, shard: Shard) -> Iterator[int]:
+    """Make the file of a shard: all its room, and its header."""
+    # 0666 less the umask: safetensors 0.8.0 makes files of mode 0600, whatever the umask (its issue 782).
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
+        os.ftruncate(descriptor, shard.num_bytes)
+        reserve(descriptor, shard.num_bytes)
+        _write_all(descriptor, memoryview(shard.header), 0)
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
-def _write_shard(shard: Shard, target: int, writer: _Writer, tally: _Tally) -> FileRecord:
-    digest = hashlib.sha256(shard.header)
-    _write_all(target, memoryview(shard.header), 0)
-    for block, written, loss in writer.write_in_order(_blocks(shard, target)):
-        digest.update(written)
-        tally.add(block, loss)
-    os.fsync(target)
-    return FileRecord(name=shard.file_name, num_bytes=shard.num_bytes, sha256=digest.hexdigest())
-
-
-class _Writer:
-    """The threads of one pass and what they share: open files, buffers to write from, factors of adapters."""
+class _Pass:
+    """What the threads of one pass share: the tensors to do, what came of them, and whether to stop."""
 
     def __init__(
         self,
-        pool: ThreadPoolExecutor,
-        reader: Reader,
-        num_workers: int,
-        cast: Callable[[torch.Tensor, torch.Tensor], Loss],
+        shards: Sequence[Shard],
+        targets: Sequence[int],
+        settings: Settings,
+        finished: Callable[[Shard, WrittenShard], None],
     ) -> None:
-        self._pool = pool
+        self.is_stopped = threading.Event()
+        self._shards = shards
+        self._targets = targets
+        self._settings = settings
+        self._finished = finished
+        self._lock = threading.Lock()
+        self._outcomes: list[dict[str, tuple[str, Loss]]] = [{} for _ in shards]
+        self._todo: SimpleQueue[tuple[int, PlacedTensor]] = SimpleQueue()
+        self._counts: SimpleQueue[int | None] = SimpleQueue()
+        num_files = len(files_of([tensor.source for shard in shards for tensor in shard.tensors]))
+        self._max_open = descriptors_each(num_files, settings.num_workers)
+        for number, shard in enumerate(shards):
+            # The largest first, so that the threads end together.
+            for tensor in sorted(shard.tensors, key=lambda tensor: -tensor.num_bytes):
+                self._todo.put((number, tensor))
+
+    def counts(self, num_workers: int) -> Iterator[int]:
+        """Yield the bytes written so far, until all workers have left."""
+        done = 0
+        while num_workers:
+            count = self._counts.get()
+            if count is None:
+                num_workers -= 1
+                continue
+            done += count
+            yield done
+
+    def work(self) -> None:
+        """Write tensors until there are none; be one thread."""
+        try:
+            with Reader(self._max_open) as reader:
+                writer = _Writer(reader, self._settings, self._count)
+                while True:
+                    number, tensor = self._todo.get_nowait()
+                    self._note(number, tensor, writer.write(tensor, self._targets[number]))
+        except (Empty, _Stopped):
+            pass
+        except BaseException:
+            self.is_stopped.set()
+            raise
+        finally:
+            self._counts.put(None)
+
+    def _count(self, num_bytes: int) -> None:
+        if self.is_stopped.is_set():
+            raise _Stopped
+        self._counts.put(num_bytes)
+
+    def _note(self, number: int, tensor: PlacedTensor, outcome: tuple[str, Loss]) -> None:
+        shard, outcomes = self._shards[number], self._outcomes[number]
+        with self._lock:
+            outcomes[tensor.source.name] = outcome
+            is_whole = len(outcomes) == len(shard.tensors)
+        if is_whole:
+            os.fsync(self._targets[number])
+            self._finished(shard, _outcome(shard, outcomes, self._settings.has_statistics))
+
+
+class _Stopped(Exception):
+    """Another thread failed, or the caller was interrupted."""
+
+
+class _Writer:
+    """One thread's buffers, and how it writes a tensor."""
+
+    def __init__(self, reader: Reader, settings: Settings, count: Callable[[int], None]) -> None:
         self._reader = reader
-        self._cast = cast
-        self._window = num_workers + 1
-        # As many as blocks can be under way, so that no thread ever waits for one.
-        self._free: SimpleQueue[bytearray] = SimpleQueue()
-        for _ in range(self._window):
-            self._free.put(bytearray())
-        self._own = threading.local()
-        self._factors = functools.lru_cache(maxsize=self._window)(self._read_factors)
+        self._settings = settings
+        self._count = count
+        self._buffers = [np.empty(0, np.uint8), np.empty(0, np.uint8)]
 
-    def write_in_order(self, blocks: Iterator[_Block]) -> Iterator[tuple[_Block, memoryview, Loss]]:
-        """Yield each written block and its bytes, in order; the bytes are valid until the next."""
-        under_way: deque[tuple[_Block, Future[tuple[bytearray, Loss]]]] = deque()
-        for block in blocks:
-            under_way.append((block, self._pool.submit(self._write, block)))
-            if len(under_way) == self._window:
-                yield from self._finish(*under_way.popleft())
-        for block, future in under_way:
-            yield from self._finish(block, future)
+    def write(self, tensor: PlacedTensor, target: int) -> tuple[str, Loss]:
+        """Write a tensor at its place in *target*; return its digest, or the empty text, and what the cast lost."""
+        source, digest, loss = tensor.source, hashlib.sha256(), Loss()
+        added = Added(self._reader, source.low_rank) if source.low_rank is not None else None
+        for first, count in _blocks(tensor):
+            values, dtype = self._read(tensor, first, count), source.dtype
+            if added is not None:
+                values, dtype = added.to(values, dtype, first // source.shape[1]), "float32"
+            result = self._buffer(1, count * tensor.dtype.num_bytes)
+            loss += cast_block(
+                *(values, dtype, result, tensor.dtype.name),
+                clamp=self._settings.clamp,
+                count_flushed=self._settings.has_statistics,
+            )
+            offset = tensor.offset_bytes + first * tensor.dtype.num_bytes
+            _write_all(target, result.data, offset)
+            start_writing(target, offset, len(result))
+            if self._settings.has_statistics:
+                digest.update(result.data)
+            self._count(len(result))
+        return digest.hexdigest() if self._settings.has_statistics else "", loss
 
-    def _finish(
-        self, block: _Block, future: Future[tuple[bytearray, Loss]]
-    ) -> Iterator[tuple[_Block, memoryview, Loss]]:
-        buffer, loss = future.result()
-        yield block, memoryview(buffer)[: block.num_bytes], loss
-        self._free.put(buffer)
+    def _read(self, tensor: PlacedTensor, first: int, count: int) -> Bytes:
+        source = tensor.source
+        return self._reader.read(source, first, count, self._buffer(0, count * DTYPES[source.dtype].num_bytes))
 
-    def _write(self, block: _Block) -> tuple[bytearray, Loss]:
-        import torch
-
-        source = block.tensor.source
-        values = self._read(source, block.first, block.num_elements)
-        if source.low_rank is not None:
-            values = self._added(values, source.low_rank, block.first // source.shape[1])
-        buffer = _at_least(self._free.get(), block.num_bytes)
-        dtype: torch.dtype = getattr(torch, block.tensor.dtype.name)
-        loss = self._cast(values, torch.frombuffer(buffer, dtype=dtype, count=block.num_elements))
-        offset = block.tensor.offset_bytes + block.first * block.tensor.dtype.num_bytes
-        _write_all(block.descriptor, memoryview(buffer)[: block.num_bytes], offset)
-        return buffer, loss
-
-    def _read(self, tensor: SourceTensor, first: int, count: int) -> torch.Tensor:
-        """Read elements into this thread's own buffer: valid until its next read."""
-        num_bytes = count * DTYPES[tensor.dtype].num_bytes
-        self._own.buffer = _at_least(getattr(self._own, "buffer", bytearray()), num_bytes)
-        return self._reader.read(tensor, first, count, buffer=self._own.buffer)
-
-    def _added(self, values: torch.Tensor, low_rank: LowRank, first_row: int) -> torch.Tensor:
-        a, b = self._factors(low_rank)
-        left, right = (a.T, b.T) if low_rank.is_transposed else (b, a)
-        num_rows = values.numel() // right.shape[1]
-        change = (left[first_row : first_row + num_rows] @ right).mul_(low_rank.scaling)
-        return change.flatten().add_(values)
-
-    def _read_factors(self, low_rank: LowRank) -> tuple[torch.Tensor, torch.Tensor]:
-        a, b = (self._reader.read(factor, 0, factor.num_elements) for factor in (low_rank.a, low_rank.b))
-        return a.float().view(low_rank.a.shape), b.float().view(low_rank.b.shape)
+    def _buffer(self, number: int, num_bytes: int) -> Bytes:
+        if len(self._buffers[number]) < num_bytes:
+            self._buffers[number] = np.empty(num_bytes, np.uint8)
+        return self._buffers[number][:num_bytes]
 
 
-def _blocks(shard: Shard, descriptor: int) -> Iterator[_Block]:
-    for tensor in shard.tensors:
-        size = _BLOCK_ELEMENTS
-        if tensor.source.low_rank is not None:  # whole rows, for a row of the change is made at once
-            row = tensor.source.shape[1]
-            size = max(1, size // row) * row
-        for first in range(0, tensor.source.num_elements, size):
-            count = min(size, tensor.source.num_elements - first)
-            yield _Block(tensor=tensor, first=first, num_elements=count, descriptor=descriptor)
+def _outcome(shard: Shard, outcomes: Mapping[str, tuple[str, Loss]], has_statistics: bool) -> WrittenShard:
+    ordered = [(tensor.source.name, *outcomes[tensor.source.name]) for tensor in shard.tensors]
+    file = WeightFile(
+        name=shard.file_name,
+        num_bytes=shard.num_bytes,
+        header_sha256=hashlib.sha256(shard.header).hexdigest(),
+        tensors={name: digest for name, digest, _ in ordered} if has_statistics else None,
+    )
+    return WrittenShard(file=file, losses={name: loss for name, _, loss in ordered if loss != Loss()})
+
+
+def _blocks(tensor: PlacedTensor) -> Iterator[tuple[int, int]]:
+    """Yield (first element, count) of pieces that fit into a block."""
+    source = tensor.source
+    size = _BLOCK_BYTES // max(DTYPES[source.dtype].num_bytes, tensor.dtype.num_bytes)
+    if source.low_rank is not None:  # whole rows, for a row of the change is made at once
+        row = source.shape[1]
+        size = max(1, size // row) * row
+    for first in range(0, source.num_elements, size):
+        yield first, min(size, source.num_elements - first)
 
 
 def _write_all(descriptor: int, view: memoryview, offset: int) -> None:
     while view:
         num_bytes = os.pwrite(descriptor, view, offset)
         view, offset = view[num_bytes:], offset + num_bytes
-
-
-def _at_least(buffer: bytearray, num_bytes: int) -> bytearray:
-    return buffer if len(buffer) >= num_bytes else bytearray(num_bytes)
-
-
-@contextmanager
-def _created(path: Path) -> Iterator[int]:
-    # 0666 less the umask: safetensors 0.8.0 makes files of mode 0600, whatever the umask (its issue 782).
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Keep torch from starting a pool of threads within each of ours."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -9,9 +9,9 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from ...errors import DamagedError, UsageError
+from .places import Place, num_bytes_of, open_ranges
 from .source import BY_TAG, DTYPES, RANKS, Dtype, Segment, SourceTensor, dtype_of
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -44,15 +44,15 @@ class Shard:
         return len(self.header) + sum(tensor.num_bytes for tensor in self.tensors)
 
 
-def read_tensors(path: Path) -> list[SourceTensor]:
+def read_tensors(path: Place) -> list[SourceTensor]:
     """Return the tensors of a safetensors file in the order of their bytes.
 
     Raises:
         DamagedError: the header is not one, or the file is shorter than it says.
         UsageError: a dtype that cannot be converted.
     """
-    size = path.stat().st_size
-    with path.open("rb") as stream:
+    size = num_bytes_of(path)
+    with open_ranges(path) as stream:
         header_bytes = int.from_bytes(stream.read(8), "little")
         if header_bytes > min(size, _MAX_HEADER_BYTES):
             raise DamagedError(f"{path}: cut off, or not a safetensors file")
@@ -73,7 +73,7 @@ def read_tensors(path: Path) -> list[SourceTensor]:
     return sorted(tensors, key=lambda tensor: tensor.segments[0].offset_bytes)
 
 
-def _read_entry(path: Path, data_offset: int, name: str, entry: Mapping[str, object]) -> SourceTensor:
+def _read_entry(path: Place, data_offset: int, name: str, entry: Mapping[str, object]) -> SourceTensor:
     tag, shape, (begin, end) = entry["dtype"], entry["shape"], _pair(entry["data_offsets"])
     dtype = BY_TAG.get(str(tag))
     if dtype is None:

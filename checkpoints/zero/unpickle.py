@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 import pickle
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from ...errors import DamagedError, UsageError
+from .places import Place
 from .source import DTYPES, Segment
 
 _STORAGES = {
@@ -44,25 +44,51 @@ _INERT = frozenset(
         ("numpy", "dtype ndarray"),
         ("numpy.core.multiarray numpy._core.multiarray", "_reconstruct scalar"),
         ("torch", "device"),
+        ("torch.serialization", "_get_layout"),
     )
     for module in modules.split()
     for name in names.split()
 )
 
 
+class Records(Protocol):
+    """The storages of one file: what an `Archive` is to the tensors in it."""
+
+    path: Place
+
+    def size_of(self, key: str) -> int:
+        """Return the size of a storage in bytes."""
+
+    def offset_of(self, key: str) -> int:
+        """Return where a storage begins in the file; this looks into the file."""
+
+    def crc_of(self, key: str) -> int:
+        """Return the CRC-32 of a storage's bytes."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StoredTensor:
-    """A tensor that lies in a file, unread."""
+    """A tensor that lies in a file, unread: *first_byte* of the storage *key*."""
 
-    path: Path
-    offset_bytes: int
+    records: Records
+    key: str
+    first_byte: int
     dtype: str
     shape: tuple[int, ...]
     is_contiguous: bool
 
     @property
+    def path(self) -> Place:
+        return self.records.path
+
+    @property
     def num_elements(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def crc32(self) -> int:
+        """The checksum of its whole storage, known without reading it."""
+        return self.records.crc_of(self.key)
 
     def segment(self, first: int, count: int) -> Segment:
         """Return *count* elements from *first* on; raise `DamagedError` where there are fewer."""
@@ -73,12 +99,13 @@ class StoredTensor:
         if first + count > self.num_elements:
             raise DamagedError(f"{self.path}: a tensor has {self.num_elements} elements, {first + count} are needed")
         element_bytes = DTYPES[self.dtype].num_bytes if self.dtype in DTYPES else 1
-        return Segment(path=self.path, offset_bytes=self.offset_bytes + first * element_bytes, num_elements=count)
+        begin = self.records.offset_of(self.key) + self.first_byte
+        return Segment(path=self.path, offset_bytes=begin + first * element_bytes, num_elements=count)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Storage:
-    offset_bytes: int
+    key: str
     num_bytes: int
     dtype: str
 
@@ -114,13 +141,12 @@ class _Foreign(dict[Any, Any]):
 class Unpickler(pickle.Unpickler):
     """Resolves globals from the list below; calling any other raises `RefusedGlobal`.
 
-    *place* tells (offset in the file, size) in bytes of the storage of a key.
+    *known* are further globals and what stands for them; it must be harmless to call.
     """
 
-    def __init__(self, stream: IO[bytes], path: Path, place: Callable[[str], tuple[int, int]]) -> None:
+    def __init__(self, stream: IO[bytes], records: Records | None, known: Mapping[str, object] | None = None) -> None:
         super().__init__(stream)
-        self._path = path
-        self._place = place
+        self._records = records
         self._makers = (self._tensor, self._sized_tensor, self._wrapped)
         # Bound methods, because a pickle can set attributes of whatever it can name, and not of these.
         self._known: dict[str, object] = {
@@ -132,6 +158,7 @@ class Unpickler(pickle.Unpickler):
             "torch._utils._rebuild_parameter_with_state": self._wrapped,
             "torch._tensor._rebuild_from_type_v2": self._typed_tensor,
             "deepspeed.runtime.zero.config.ZeroStageEnum": int,
+            **(known or {}),
         }
 
     def find_class(self, module: str, name: str) -> Any:
@@ -150,10 +177,12 @@ class Unpickler(pickle.Unpickler):
             raise ValueError(f"unknown persistent id {kind!r}")
         global_name = storage_type.global_name
         dtype = _STORAGES.get(global_name.rpartition(".")[2], global_name)
-        offset_bytes, num_bytes = self._place(str(key))
+        if self._records is None:
+            raise ValueError("it holds a tensor where there can be none")
+        num_bytes = self._records.size_of(str(key))
         if dtype in DTYPES and num_bytes < num_elements * DTYPES[dtype].num_bytes:
             raise ValueError(f"storage {key} has {num_bytes} bytes for {num_elements} elements of {dtype}")
-        return _Storage(offset_bytes=offset_bytes, num_bytes=num_bytes, dtype=dtype)
+        return _Storage(key=str(key), num_bytes=num_bytes, dtype=dtype)
 
     def _tensor(
         self, storage: _Storage, first: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: object
@@ -168,9 +197,11 @@ class Unpickler(pickle.Unpickler):
         span = 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) if all(shape) else 0
         if min((first, *shape, *stride), default=0) < 0 or (first + span) * element_bytes > storage.num_bytes:
             raise ValueError(f"a tensor of shape {tuple(shape)} reaches past its storage")
+        assert self._records is not None  # a storage was made of it
         return StoredTensor(
-            path=self._path,
-            offset_bytes=storage.offset_bytes + first * element_bytes,
+            records=self._records,
+            key=storage.key,
+            first_byte=first * element_bytes,
             dtype=dtype,
             shape=tuple(shape),
             is_contiguous=_is_contiguous(shape, stride),

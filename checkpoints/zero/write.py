@@ -2,138 +2,355 @@
 
 from __future__ import annotations
 
-import functools
+import hashlib
+import json
 import logging
-import os
 import re
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from ...errors import NotFoundError, RunError, UsageError, no_room_named
-from ...files import sync_dir, sync_tree, temporary_path, write_json, write_text
+from ...errors import FencedError, NoRoomError, NotFoundError, RunError, UsageError, no_room_named
+from ...files import digest_of
 from .adapter import merge_adapter
-from .beside import ADAPTER_CONFIG_NAME, CONFIG_NAME, last_config, records, write_beside
-from .cast import Loss, cast_block
-from .manifest import MANIFEST_NAME, FileRecord, Manifest, digest_of_files, to_json
+from .beside import ADAPTER_CONFIG_NAME, CONFIG_NAME, beside, last_config
+from .card import CARD_NAME, card, origin
+from .manifest import MANIFEST_NAME, FileRecord, Manifest, digest_of_files, read_manifest, to_json
+from .output import Output, TakenAwayError, clear_leftovers, output_of
+from .places import Place, place_of
 from .read import open_source
 from .reader import check_twins
 from .source import Source
-from .stream import write_shards
+from .stream import Settings, WrittenShard, write_shards
 from .tensorfile import INDEX_NAME, Shard, index_text, plan_shards
+from .verify import verify_shards
 
 logger = logging.getLogger(__name__)
 
 OutputDtype = Literal["float16", "bfloat16", "float32"]
 Overflow = Literal["refuse", "clamp", "bfloat16"]
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Work:
-    """How to write, as asked for."""
+class Choices:
+    """How to consolidate.
 
-    max_shard_bytes: int
-    num_workers: int
-    overflow: Overflow
-    copied_from: tuple[Path, ...]
-    count_flushed: bool
-    progress: Callable[[int, int], None]
+    Attributes:
+        num_workers: threads that read, cast, write and hash, each with 8 MB.
+        overflow: finite values beyond *dtype*: refuse them, clamp them to its limits, or write
+            the whole model in bfloat16.
+        is_merged: write an adapter's model, not the adapter; implied by *base_dir*.
+        base_dir: the model that the adapter was trained on. Without it the frozen base within the
+            checkpoint is taken, else the folder that the adapter's configuration names.
+        copy_from: the folder whose config.json and tokenizer go along, the dtype set; what it
+            lacks of a merged model comes from the base.
+        has_statistics: take the digest of every tensor and count the values that become zero.
+        is_verified: check the CRCs of what is read, and read back what was written (see verify.py).
+    """
+
+    dtype: OutputDtype = "float16"
+    max_shard_bytes: int = 5_000_000_000
+    num_workers: int = 1
+    overflow: Overflow = "refuse"
+    is_merged: bool = False
+    base_dir: Place | None = None
+    copy_from: Place | None = None
+    has_statistics: bool = True
+    is_verified: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Weights:
-    """The files of one pass over all tensors, and what their dtype could not keep."""
-
-    dtype: OutputDtype
-    shards: tuple[Shard, ...]
-    files: tuple[FileRecord, ...]
-    num_overflowing: Mapping[str, int]
-    num_flushed: int | None
-
-
-def consolidate(  # one keyword per choice of the caller; a dataclass would only move them
+def consolidate(  # one keyword per choice of the caller
     source: Source,
-    out_dir: Path,
+    out: Place,
     *,
     dtype: OutputDtype = "float16",
     max_shard_bytes: int = 5_000_000_000,
     num_workers: int = 1,
     overflow: Overflow = "refuse",
-    base_dir: Path | None = None,
-    copy_from: Path | None = None,
-    count_flushed: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    base_dir: Place | None = None,
+    copy_from: Place | None = None,
+    progress: Progress | None = None,
     before_commit: Callable[[], None] | None = None,
 ) -> Manifest:
-    """Write *source* as the model folder *out_dir*, which appears whole or not at all.
+    """Write *source* as the model folder *out*, in one go; see `consolidate_part`."""
+    choices = Choices(
+        dtype=dtype,
+        max_shard_bytes=max_shard_bytes,
+        num_workers=num_workers,
+        overflow=overflow,
+        base_dir=base_dir,
+        copy_from=copy_from,
+    )
+    manifest = consolidate_part(source, out, choices, progress=progress, before_commit=before_commit)
+    assert manifest is not None  # one part is the whole
+    return manifest
+
+
+def consolidate_part(
+    source: Source,
+    out: Place,
+    choices: Choices,
+    *,
+    part: int = 0,
+    num_parts: int = 1,
+    progress: Progress | None = None,
+    before_commit: Callable[[], None] | None = None,
+) -> Manifest | None:
+    """Write every *num_parts*-th shard of *source*; whoever finds all there makes *out* appear.
 
     The weights are byte for byte those of DeepSpeed's zero_to_torch.py; `manifest.json` says
-    what they are. An adapter becomes `adapter_model.safetensors`, or with *base_dir* a model:
-    that base with the adapter added in fp32. Memory does not grow with the model.
+    what they are. An adapter becomes `adapter_model.safetensors`, or the model that it makes of
+    its base, added in fp32. Memory does not grow with the model. What was interrupted goes on at
+    the shard where it stood, as long as checkpoint and choices are the same.
 
     Args:
-        out_dir: must be absent or empty, and not lie within the checkpoint.
-        num_workers: threads that read, cast and write, each with 4 to 8 MB; the caller's hashes.
-        overflow: finite values beyond *dtype*: refuse them, clamp them to its limits, or write
-            the whole model in bfloat16.
-        base_dir: the model folder that the adapter was trained on.
-        copy_from: the folder whose config.json and tokenizer go along, the dtype set; what it
-            lacks of a merged model comes from *base_dir*.
-        count_flushed: also count the values that become zero; each block takes twice as long.
+        out: a folder or URL, absent or empty, not within the checkpoint. A folder appears whole
+            or not at all; behind a URL the manifest appears last.
         progress: gets (bytes written, all bytes) after each block, in the caller's thread.
-        before_commit: called when all is on disk; what it raises keeps *out_dir* from appearing.
+        before_commit: called when all is on disk; what it raises keeps *out* from appearing.
+
+    Returns:
+        The manifest of the whole model, None while shards of other parts are missing.
 
     Raises:
-        UsageError: *out_dir* is taken, or adapter and base cannot be merged here.
+        UsageError: *out* is taken, or adapter and base cannot be merged here.
         RunError: NaN, infinite or overflowing values; the parameters are named.
         NoRoomError: the store is full; known before the first byte is read.
         DamagedError: the checkpoint does not fit together.
     """
-    _refuse_target(source, out_dir)
-    source = _configured(source, copy_from)
-    if base_dir is not None:
-        source = _merged(source, base_dir)
-    copied_from = tuple(folder for folder in (base_dir, copy_from) if folder is not None)
-    source = _untied(source, copied_from)
-    check_twins(source.tensors)
-    work = _Work(
-        max_shard_bytes=max_shard_bytes,
-        num_workers=num_workers,
-        overflow=overflow,
-        copied_from=copied_from,
-        count_flushed=count_flushed,
-        progress=progress or (lambda num_bytes, total: None),
-    )
-    out_dir.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_path(out_dir)
+    if num_parts > 1 and choices.overflow == "bfloat16" and choices.dtype == "float16":
+        raise UsageError("parts of one model cannot turn to bfloat16 alone; choose dtype bfloat16, or overflow clamp")
+    work = _prepared(source, choices)
+    done = _found(out, work)
+    if done is not None:
+        return done
+    _refuse_target(source, out)
+    check_twins(work.source.tensors)
+    output = output_of(out)
     try:
-        with no_room_named(str(out_dir)):
-            temporary.mkdir()
-            manifest = _write_folder(source, temporary, dtype, work)
-        if before_commit is not None:
-            before_commit()
-        _commit(temporary, out_dir)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)  # what went wrong is being raised
+        with no_room_named(str(out)):
+            manifest = _written(work, output, _Share(part=part, num_parts=num_parts), progress or _silent)
+        if manifest is not None:
+            if before_commit is not None:
+                before_commit()
+            output.commit(_encoded(to_json(manifest)))
+    except (TakenAwayError, FileNotFoundError):
+        done = _found(out, work)
+        if done is None:
+            raise
+        return done  # by a twin of this process, such as another task of the same array
+    except BaseException as error:
+        is_refused = isinstance(error, RunError) and not isinstance(error, FencedError | NoRoomError)
+        output.leave(is_shared=num_parts > 1, is_refused=is_refused)
         raise
     return manifest
 
 
-def _refuse_target(source: Source, out_dir: Path) -> None:
-    if (out_dir / MANIFEST_NAME).exists():
-        raise UsageError(f"{out_dir}: holds a consolidated model already; remove it or name another folder")
-    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
-        raise UsageError(f"{out_dir}: exists and is not an empty folder; name another")
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """Everything that is decided before a weight is read. *request* stands for checkpoint and choices."""
+
+    source: Source
+    choices: Choices
+    copied_from: tuple[Place, ...]
+    request: str
+
+    def shards(self, dtype: str) -> tuple[Shard, ...]:
+        is_adapter = self.source.content == "adapter"  # peft loads a single file only
+        return plan_shards(
+            self.source.tensors,
+            dtype=dtype,
+            max_shard_bytes=None if is_adapter else self.choices.max_shard_bytes,
+            stem="adapter_model" if is_adapter else "model",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Share:
+    """Which shards this call writes: those whose number is *part* modulo *num_parts*."""
+
+    part: int
+    num_parts: int
+
+    def of(self, shards: Sequence[Shard]) -> list[Shard]:
+        return list(shards[self.part :: self.num_parts])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Weights:
+    """All shards, written, and what their dtype could not keep."""
+
+    dtype: str
+    shards: Sequence[Shard]
+    written: Sequence[WrittenShard]
+    num_overflowing: Mapping[str, int]
+
+
+def shards_of(source: Source, choices: Choices) -> tuple[Shard, ...]:
+    """Return the files that *source* becomes, planned from headers alone."""
+    return _prepared(source, choices).shards(choices.dtype)
+
+
+def _prepared(source: Source, choices: Choices) -> _Work:
+    source = _configured(source, choices.copy_from)
+    base = _base_dir(source, choices) if choices.is_merged or choices.base_dir is not None else None
+    if choices.is_merged or choices.base_dir is not None:
+        source = _merged(source, base)
+    copied_from = tuple(folder for folder in (base, choices.copy_from) if folder is not None)
+    source = _untied(source, copied_from)
+    if not source.tensors:
+        raise UsageError(f"{source.path}: holds no tensors")
+    asked = {
+        "source": source.digest,
+        "dtype": choices.dtype,
+        "max_shard_bytes": choices.max_shard_bytes,
+        "overflow": choices.overflow,
+        "has_statistics": choices.has_statistics,
+        "tensors": [tensor.name for tensor in source.tensors],
+    }
+    return _Work(source=source, choices=choices, copied_from=copied_from, request=digest_of(asked))
+
+
+def _written(work: _Work, output: Output, share: _Share, progress: Progress) -> Manifest | None:
+    """Write the shards of *share*, and when then all are there the rest of the folder but its manifest."""
+    plan = output.begin({"request": work.request, "dtype": work.choices.dtype, "num_overflowing": {}})
+    while True:
+        shards = work.shards(plan["dtype"])
+        if len(shards) > 1:
+            output.write(INDEX_NAME, index_text(shards).encode())
+        _write_missing(work, output, share.of(shards), progress)
+        written = [found for found in map(output.written, shards) if found is not None]
+        overflowing = _overflowing(work, plan["dtype"], written)
+        if overflowing and work.choices.overflow == "bfloat16" and plan["dtype"] == "float16":
+            logger.warning("%s: values beyond float16 in %s; writing bfloat16", work.source.path, _named(overflowing))
+            plan = {**plan, "dtype": "bfloat16", "num_overflowing": overflowing}
+            output.restart(plan)
+            continue
+        if work.choices.is_verified:
+            _verify(work, output, share.of(shards))
+        if len(written) < len(shards):
+            return None
+        lost = overflowing or plan["num_overflowing"]
+        weights = _Weights(dtype=plan["dtype"], shards=shards, written=written, num_overflowing=lost)
+        return _with_the_rest(work, output, weights)
+
+
+def _write_missing(work: _Work, output: Output, shards: Sequence[Shard], progress: Progress) -> None:
+    settings = Settings(
+        num_workers=work.choices.num_workers,
+        clamp=work.choices.overflow == "clamp",
+        has_statistics=work.choices.has_statistics,
+    )
+    missing = [shard for shard in shards if output.written(shard) is None]
+    total = sum(tensor.num_bytes for shard in shards for tensor in shard.tensors)
+    done = total - sum(tensor.num_bytes for shard in missing for tensor in shard.tensors)
+    for batch in [missing] if output.has_room_for_all else [[shard] for shard in missing]:
+        write_shards(
+            [(shard, output.temporary(shard)) for shard in batch],
+            settings,
+            finished=output.finish,
+            progress=lambda written, _, before=done: progress(before + written, total),  # type: ignore[misc]
+        )
+        done += sum(tensor.num_bytes for shard in batch for tensor in shard.tensors)
+
+
+def _verify(work: _Work, output: Output, shards: Sequence[Shard]) -> None:
+    places = [output.place(shard) for shard in shards]
+    verify_shards(shards, places, num_workers=work.choices.num_workers, clamp=work.choices.overflow == "clamp")
+
+
+def _overflowing(work: _Work, dtype: str, written: Sequence[WrittenShard]) -> dict[str, int]:
+    """Return what overflows, by parameter; raise `RunError` where that, or NaN, is refused."""
+    losses = {name: loss for shard in written for name, loss in shard.losses.items()}
+    nonfinite = {name: loss.num_nonfinite for name, loss in losses.items() if loss.num_nonfinite}
+    if nonfinite:
+        raise RunError(
+            f"{work.source.path}: NaN or infinite values in {_named(nonfinite)}; the training had diverged by "
+            f"step {work.source.step}, use an older checkpoint"
+        )
+    overflowing = {name: loss.num_overflowing for name, loss in losses.items() if loss.num_overflowing}
+    may_fall_back = work.choices.overflow == "bfloat16" and dtype == "float16"
+    if overflowing and work.choices.overflow != "clamp" and not may_fall_back:
+        advice = "consolidate with dtype bfloat16, or clamp them" if dtype == "float16" else "clamp them"
+        raise RunError(f"{work.source.path}: values beyond {dtype} in {_named(overflowing)}; {advice}")
+    return overflowing
+
+
+def _with_the_rest(work: _Work, output: Output, weights: _Weights) -> Manifest:
+    small: list[FileRecord] = []
+    for name, content in _small_files(work, weights):
+        output.write(name, content)
+        digest = hashlib.sha256(content).hexdigest()
+        small.append(FileRecord(name=name, num_bytes=len(content), sha256=digest))
+    return _manifest(work, weights, tuple(sorted(small, key=lambda file: file.name)))
+
+
+def _small_files(work: _Work, weights: _Weights) -> Iterator[tuple[str, bytes]]:
+    if len(weights.shards) > 1:
+        yield INDEX_NAME, index_text(weights.shards).encode()
+    yield from beside(work.source, work.copied_from, weights.dtype)
+    base_model = (work.source.adapter_config or {}).get("base_model_name_or_path")
+    config = last_config(work.copied_from, CONFIG_NAME) or {}
+    text = card(
+        work.source,
+        dtype=weights.dtype,
+        base_model=str(base_model or config.get("_name_or_path") or ""),
+        num_overflowing=weights.num_overflowing,
+    )
+    yield CARD_NAME, text.encode()
+
+
+def _manifest(work: _Work, weights: _Weights, files: tuple[FileRecord, ...]) -> Manifest:
+    source = work.source
+    large = tuple(written.file for written in weights.written)
+    losses = [loss for written in weights.written for loss in written.losses.values()]
+    return Manifest(
+        dtype=weights.dtype,
+        content=source.content,
+        source=origin(source),
+        kind=source.kind,
+        tag=source.tag,
+        step=source.step,
+        zero_stage=source.zero_stage,
+        world_size=source.world_size,
+        ds_version=source.ds_version,
+        num_params=sum(tensor.num_elements for tensor in source.tensors),
+        num_bytes=sum([file.num_bytes for file in files] + [file.num_bytes for file in large]),
+        weights=large,
+        files=files,
+        digest=digest_of_files(large, files),
+        request=work.request,
+        num_overflowing=dict(weights.num_overflowing),
+        num_flushed=sum(loss.num_flushed for loss in losses) if work.choices.has_statistics else None,
+    )
+
+
+def _found(out: Place, work: _Work) -> Manifest | None:
+    """Return the manifest of *out* where this very consolidation has made it already."""
+    if not (out / MANIFEST_NAME).is_file():
+        return None
+    manifest = read_manifest(out)
+    if manifest.request != work.request:
+        raise UsageError(f"{out}: holds another consolidated model already; remove it or name another place")
+    clear_leftovers(out)
+    return manifest
+
+
+def _refuse_target(source: Source, out: Place) -> None:
+    if not isinstance(out, Path):
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out}: exists and is not an empty folder; name another")
     parent = source.path.parent
     checkpoint = parent if re.fullmatch(r"(checkpoint|step)-\d+", parent.name) else source.path
-    if out_dir.resolve().is_relative_to(checkpoint.resolve()):
+    if isinstance(checkpoint, Path) and out.resolve().is_relative_to(checkpoint.resolve()):
         # It would make the checkpoint the newest by date, and trainers delete the others by date.
-        raise UsageError(f"{out_dir}: lies within the checkpoint {checkpoint}; name a folder outside of it")
+        raise UsageError(f"{out}: lies within the checkpoint {checkpoint}; name a folder outside of it")
 
 
-def _configured(source: Source, copy_from: Path | None) -> Source:
+def _configured(source: Source, copy_from: Place | None) -> Source:
     """Give an adapter its configuration: without its scaling the weights mean nothing."""
     if source.content == "model" or source.adapter_config is not None:
         return source
@@ -145,13 +362,26 @@ def _configured(source: Source, copy_from: Path | None) -> Source:
     return replace(source, adapter_config=config)
 
 
-def _merged(source: Source, base_dir: Path) -> Source:
+def _base_dir(source: Source, choices: Choices) -> Place | None:
+    """Return the folder of an adapter's base, None where the checkpoint holds the base itself."""
+    if choices.base_dir is not None or source.base is not None:
+        return choices.base_dir
+    named = str((source.adapter_config or {}).get("base_model_name_or_path") or "")
+    if not named or not place_of(named).is_dir():
+        raise NotFoundError(f"{source.path}: its base model {named!r} is not a folder here; name the base's folder")
+    return place_of(named)
+
+
+def _merged(source: Source, base_dir: Place | None) -> Source:
     if source.content != "adapter" or source.adapter_config is None:
-        raise UsageError(f"{source.path}: is a whole model, not an adapter; leave out the base {base_dir}")
-    return merge_adapter(source, open_source(base_dir), source.adapter_config)
+        raise UsageError(f"{source.path}: is a whole model, not an adapter; there is nothing to merge")
+    base = open_source(base_dir) if base_dir is not None else source.base
+    assert base is not None  # else a folder would have been named
+    merged = merge_adapter(source, base, source.adapter_config)
+    return replace(merged, base=None, digest=digest_of([source.digest, base.digest]))
 
 
-def _untied(source: Source, copied_from: Sequence[Path]) -> Source:
+def _untied(source: Source, copied_from: Sequence[Place]) -> Source:
     """Store shared weights under both names where the configuration says that loading will not tie them."""
     if not copied_from or source.content == "adapter":
         return source
@@ -165,58 +395,6 @@ def _untied(source: Source, copied_from: Sequence[Path]) -> Source:
     return replace(source, tensors=source.tensors + copies, aliases=())
 
 
-def _write_folder(source: Source, folder: Path, dtype: OutputDtype, work: _Work) -> Manifest:
-    """Write all files into *folder* and make them durable, the manifest last."""
-    weights = _write_weights(source, folder, dtype, work)
-    if len(weights.shards) > 1:
-        write_text(folder / INDEX_NAME, index_text(weights.shards))
-    write_beside(source, work.copied_from, folder, weights.dtype)
-    sync_tree(folder)
-    known = {file.name for file in weights.files}
-    manifest = _manifest(source, weights, weights.files + records(folder, without=known))
-    write_json(folder / MANIFEST_NAME, to_json(manifest))
-    return manifest
-
-
-def _write_weights(source: Source, folder: Path, dtype: OutputDtype, work: _Work) -> _Weights:
-    """Stream all tensors; what overflows is refused, clamped, or written once more in bfloat16."""
-    is_adapter = source.content == "adapter"  # peft loads a single file only
-    shards = plan_shards(
-        source.tensors,
-        dtype=dtype,
-        max_shard_bytes=None if is_adapter else work.max_shard_bytes,
-        stem="adapter_model" if is_adapter else "model",
-    )
-    cast = functools.partial(cast_block, clamp=work.overflow == "clamp", count_flushed=work.count_flushed)
-    written = write_shards(shards, folder, num_workers=work.num_workers, cast=cast, progress=work.progress)
-    _refuse_nonfinite(source, written.losses)
-    overflowing = {name: loss.num_overflowing for name, loss in written.losses.items() if loss.num_overflowing}
-    if overflowing and work.overflow == "bfloat16" and dtype == "float16":
-        logger.warning("%s: values beyond float16 in %s; writing bfloat16", source.path, _named(overflowing))
-        for shard in shards:
-            (folder / shard.file_name).unlink()
-        return replace(_write_weights(source, folder, "bfloat16", work), num_overflowing=overflowing)
-    if overflowing and work.overflow != "clamp":
-        advice = "consolidate with dtype bfloat16, or clamp them" if dtype == "float16" else "clamp them"
-        raise RunError(f"{source.path}: values beyond {dtype} in {_named(overflowing)}; {advice}")
-    return _Weights(
-        dtype=dtype,
-        shards=shards,
-        files=written.files,
-        num_overflowing=overflowing,
-        num_flushed=sum(loss.num_flushed for loss in written.losses.values()) if work.count_flushed else None,
-    )
-
-
-def _refuse_nonfinite(source: Source, losses: Mapping[str, Loss]) -> None:
-    nonfinite = {name: loss.num_nonfinite for name, loss in losses.items() if loss.num_nonfinite}
-    if nonfinite:
-        raise RunError(
-            f"{source.path}: NaN or infinite values in {_named(nonfinite)}; the training had diverged by "
-            f"step {source.step}, use an older checkpoint"
-        )
-
-
 def _named(counts: Mapping[str, int]) -> str:
     """Name the parameters with the most values first, the rest as a number."""
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
@@ -224,30 +402,9 @@ def _named(counts: Mapping[str, int]) -> str:
     return named + (f" and {len(ranked) - 10} more tensors" if len(ranked) > 10 else "")
 
 
-def _manifest(source: Source, weights: _Weights, files: tuple[FileRecord, ...]) -> Manifest:
-    ordered = tuple(sorted(files, key=lambda file: file.name))
-    return Manifest(
-        dtype=weights.dtype,
-        content=source.content,
-        tag=source.tag,
-        step=source.step,
-        zero_stage=source.zero_stage,
-        world_size=source.world_size,
-        ds_version=source.ds_version,
-        num_params=sum(tensor.num_elements for tensor in source.tensors),
-        num_bytes=sum(file.num_bytes for file in files),
-        files=ordered,
-        digest=digest_of_files(ordered),
-        num_overflowing=dict(weights.num_overflowing),
-        num_flushed=weights.num_flushed,
-    )
+def _encoded(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def _commit(temporary: Path, out_dir: Path) -> None:
-    try:
-        os.rename(temporary, out_dir)
-    except OSError as error:
-        if out_dir.exists():
-            raise UsageError(f"{out_dir}: appeared meanwhile; another consolidation wrote it") from error
-        raise
-    sync_dir(out_dir.parent)
+def _silent(num_bytes: int, total: int) -> None:
+    """Show nothing."""

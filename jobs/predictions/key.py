@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +60,12 @@ def dtype_of(recipe: Recipe, stage: Stage, model_dir: Path) -> str:
 
 def _weights_digest(model_dir: Path) -> str:
     """Return the identity of a model's files: its manifest's, else that of every file, remembered by file."""
-    try:
-        return read_manifest(model_dir).digest
-    except NotFoundError:
-        weights = sorted(model_dir.glob("*.safetensors"))
-        if not weights:
-            raise NotFoundError(f"there is no model in {model_dir}: the stage that makes it has not finished") from None
+    with suppress(NotFoundError):
+        digest = read_manifest(model_dir).digest
+        if digest is not None:
+            return digest
+    weights = sorted(model_dir.glob("*.safetensors"))
+    if not weights:
+        raise NotFoundError(f"there is no model in {model_dir}: the stage that makes it has not finished")
     names = [*weights, *sorted(model_dir.glob("*.json"))]
     return digest_of([(path.name, file_digest(path)) for path in names])

@@ -14,6 +14,7 @@ from ...ledger import Ledger
 from ...recipes.plan import Batch
 from ...recipes.schema import Recipe
 from ..context import JobContext
+from ..watchdog import Watchdog
 from . import schedule
 from .saving import Saver, make_deepspeed_safe
 from .together import Ranks
@@ -53,9 +54,15 @@ class Steering(TrainerCallback):
     """Decides at each step boundary what happens next, and writes the ledger and W&B on rank 0."""
 
     def __init__(
-        self, job: JobContext, batch: Batch, ranks: Ranks, ledger: Ledger | None, tracker: Tracker | None
+        self,
+        job: JobContext,
+        batch: Batch,
+        ranks: Ranks,
+        ledger: Ledger | None,
+        tracker: Tracker | None,
+        watchdog: Watchdog,
     ) -> None:
-        self._job, self._batch, self._ranks = job, batch, ranks
+        self._job, self._batch, self._ranks, self._watchdog = job, batch, ranks, watchdog
         self.ledger, self._tracker = ledger, tracker
         self._next_check, self._checked_at, self._checked_step = 0, time.monotonic(), 0
         self.is_stopped = False
@@ -71,6 +78,7 @@ class Steering(TrainerCallback):
         )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._watchdog.step()
         step = state.global_step
         control.should_log = step % args.logging_steps == 0 or step == self._batch.steps
         is_due = step % self._batch.save_every_steps == 0 or step >= self._batch.steps
@@ -88,6 +96,11 @@ class Steering(TrainerCallback):
         stop, pause = self._ranks.from_first([int(self._job.is_asked_to_stop()), pause])
         self._checked_at, self._checked_step, self._next_check = time.monotonic(), step, step + pause
         return bool(stop)
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._watchdog.step()
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         patience = self._job.recipe.train.patience

@@ -365,7 +365,9 @@ def test_a_refusal_is_not_asked_again(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_the_shells_own_job_does_not_leak_into_a_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(tmp_path / "bin", "squeue", "env", monkeypatch)
+    conf = tmp_path / "slurm.conf"
+    conf.touch()
     for name in ("SLURM_JOB_ID", "SLURM_CPU_BIND", "SBATCH_ACCOUNT", "SQUEUE_FORMAT", "SLURM_CONF"):
-        monkeypatch.setenv(name, "leaked")
-    found = dict(line.split("=", 1) for line in slurm.call(["squeue"]).splitlines() if "=leaked" in line)
-    assert found == {"SLURM_CONF": "leaked"}
+        monkeypatch.setenv(name, str(conf))
+    found = [line for line in slurm.call(["squeue"]).splitlines() if line.endswith(f"={conf}")]
+    assert found == [f"SLURM_CONF={conf}"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -223,3 +224,25 @@ def test_a_smoke_run_is_short_in_every_stage(tmp_path: Path) -> None:
     recipe = smoke(compose(_write(tmp_path, text)))
     assert [stage_view(recipe, name).train.steps for name in recipe.stages] == [2, 2, 2]
     assert stage_view(recipe, "predict").predict.rows == 8
+
+
+def test_the_users_site_defaults_lie_under_every_recipe(tmp_path: Path) -> None:
+    Path(os.environ["SOUSBATCH_CONFIG"]).write_text(
+        "resources: {default: {account: lab7, partition: gpu, cpus_per_device: 8}}\n"
+        "environment: {setup: [module load cuda]}\n"
+    )
+    recipe = compose("hangul-restoration", ["resources.default.partition=other"])
+    default = recipe.resources["default"]
+    assert (default.account, default.partition, default.cpus_per_device) == ("lab7", "other", 8)
+    assert default.device == "cpu", "the recipe's own values stay"
+    assert recipe.environment.setup == ("module load cuda",)
+
+
+def test_site_defaults_have_nothing_of_what_is_computed() -> None:
+    path = os.environ["SOUSBATCH_CONFIG"]
+    Path(path).write_text("train: {steps: 1}\n")
+    with pytest.raises(RecipeError, match="has train .it can have the sections resources, environment, tracking"):
+        compose("hangul-restoration")
+    Path(path).write_text("resources: [\n")
+    with pytest.raises(UsageError, match="cannot be read"):
+        compose("hangul-restoration")

@@ -24,7 +24,8 @@ def test_a_zero_checkpoint_of_an_adapter_becomes_pefts_own_file(cases: Path, tmp
     manifest = consolidate(open_source(cases / "z3_lora" / "ck"), tmp_path / "out", dtype="float32", max_shard_bytes=1)
     ours, pefts = weights(tmp_path / "out"), weights(cases / "z3_lora" / "adapter")
     assert manifest.content == "adapter"
-    assert {file.name for file in manifest.files} == {"adapter_model.safetensors", "adapter_config.json"}
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"adapter_model.safetensors", "adapter_config.json", "manifest.json", "README.md"}
     assert ours.keys() == pefts.keys()
     assert all(torch.equal(ours[name], pefts[name].float()) for name in pefts)
 
@@ -68,7 +69,7 @@ def test_a_merged_model_takes_from_its_base_what_the_checkpoint_lacks(cases: Pat
     consolidate(
         open_source(tmp_path / "adapter"), tmp_path / "out", base_dir=root / "base", copy_from=tmp_path / "adapter"
     )
-    names = {path.name for path in (tmp_path / "out").iterdir()}
+    names = {path.name for path in (tmp_path / "out").iterdir()} - {"README.md"}
     assert names == {"config.json", "generation_config.json", "manifest.json", "model.safetensors", "tokenizer.json"}
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "llama"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,7 @@ def consolidated(model_dir: Callable[..., Path], tmp_path: Path) -> Path:
 def test_a_manifest_reads_back_as_it_was_written(model_dir: Callable[..., Path], tmp_path: Path) -> None:
     manifest = consolidate(open_source(model_dir({"a": torch.arange(6.0)})), tmp_path / "out")
     assert read_manifest(tmp_path / "out") == verify_manifest(tmp_path / "out") == manifest
-    assert (manifest.num_params, manifest.dtype, manifest.num_flushed) == (6, "float16", None)
+    assert (manifest.num_params, manifest.dtype, manifest.num_flushed) == (6, "float16", 0)
 
 
 def test_the_digest_depends_on_the_weights_alone_and_not_on_where_they_lie(cases: Path, tmp_path: Path) -> None:
@@ -48,10 +49,25 @@ def test_a_damaged_file_is_named(consolidated: Path, name: str, damage: str) -> 
         verify_manifest(consolidated)
 
 
+def test_a_changed_tensor_is_named(consolidated: Path) -> None:
+    path = consolidated / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DamagedError, match="in 'b'"):
+        verify_manifest(consolidated)
+
+
+def test_the_digest_of_a_tensor_is_that_of_its_bytes(consolidated: Path) -> None:
+    tensors = read_manifest(consolidated).weights[0].tensors
+    assert tensors is not None
+    assert tensors["a"] == hashlib.sha256(torch.arange(6.0).half().numpy().tobytes()).hexdigest()
+
+
 def test_a_manifest_of_a_later_version_is_refused(consolidated: Path) -> None:
     path = consolidated / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
-    with pytest.raises(UsageError, match="format 2, known up to 1"):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 3}))
+    with pytest.raises(UsageError, match="format 3, known up to 2"):
         read_manifest(consolidated)
 
 

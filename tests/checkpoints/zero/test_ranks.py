@@ -81,20 +81,73 @@ def test_ranks_are_ordered_by_number(copied: Copied) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "what"),
+    ("name", "what", "way_out"),
     [
-        ("mp_rank_01_model_states.pt", "tensor or pipeline parallelism"),
-        ("zero_pp_rank_0_mp_rank_10_optim_states.pt", "tensor or pipeline parallelism"),
-        ("layer_03-model_00-model_states.pt", "pipeline parallelism"),
-        ("layer_0_expert_3_mp_rank_00_model_states.pt", "native mixture-of-experts layers"),
-        ("expp_rank_0_mp_rank_00_optim_states.pt", "native mixture-of-experts layers"),
+        ("mp_rank_01_model_states.pt", "tensor parallelism", "ds_to_universal"),
+        ("zero_pp_rank_0_mp_rank_10_optim_states.pt", "tensor parallelism", "ds_to_universal"),
+        ("layer_03-model_00-model_states.pt", "pipeline parallelism", "gpt-neox"),
+        ("layer_0_expert_3_mp_rank_00_model_states.pt", "mixture-of-experts layers", "save_16bit_model"),
+        ("expp_rank_0_mp_rank_00_optim_states.pt", "mixture-of-experts layers", "save_16bit_model"),
     ],
 )
-def test_another_parallelism_is_refused_with_the_way_out(name: str, what: str, copied: Copied) -> None:
+def test_another_parallelism_is_refused_with_the_way_out(name: str, what: str, way_out: str, copied: Copied) -> None:
     tag_dir = copied("z3_bf16") / "global_step1"
     (tag_dir / name).touch()
-    with pytest.raises(UsageError, match=f"{name} was written with {what}.*ds_to_universal"):
+    with pytest.raises(UsageError, match=f"{name} was written with .*{what}.*{way_out}"):
         read_zero(tag_dir)
+
+
+def test_a_tensor_parallel_file_whose_fellows_are_not_there_is_known_by_what_it_says(copied: Copied) -> None:
+    tag_dir = copied("z3_bf16") / "global_step1"
+    path = tag_dir / "zero_pp_rank_0_mp_rank_00_model_states.pt"
+    torch.save({**torch.load(path, weights_only=False), "mp_world_size": 2}, path)
+    with pytest.raises(UsageError, match="2 tensor-parallel ranks.*ds_to_universal"):
+        read_zero(tag_dir)
+
+
+@pytest.mark.parametrize("case", ["z3_bf16", "z2_round_robin"])
+def test_files_of_ranks_that_were_swapped_are_named(case: str, copied: Copied) -> None:
+    tag_dir = copied(case) / "global_step1"
+    first, second = sorted(tag_dir.glob("*_optim_states.pt"))[:2]
+    first.rename(tag_dir / "aside")
+    second.rename(first)
+    (tag_dir / "aside").rename(second)
+    with pytest.raises(DamagedError, match=r"rank_0.*was saved as .*zero_pp_rank_1_mp_rank_00_optim_states.pt"):
+        read_zero(tag_dir)
+
+
+@pytest.mark.parametrize("case", ["z3_bf16", "z2_round_robin"])
+def test_a_rank_file_of_another_step_is_named(case: str, copied: Copied) -> None:
+    tag_dir = copied(case) / "global_step1"
+    path = sorted(tag_dir.glob("*_optim_states.pt"))[1]
+    state = torch.load(path, weights_only=False)
+    inner = state["optimizer_state_dict"]
+    states = inner.get("optimizer_state_dict", inner.get("base_optimizer_state"))["state"]
+    for each in states.values():
+        each["step"] = each["step"] + 1
+    torch.save(state, path)
+    with pytest.raises(DamagedError, match="rank_1.*another number of steps.*two savings are mixed"):
+        read_zero(tag_dir)
+
+
+def test_names_and_keys_of_old_versions_are_known(copied: Copied, cases: Path) -> None:
+    """No underscore before `optim_states`, one mapping of shapes, no buffer names, no versions."""
+    path = copied("z1_3_ranks")
+    for file in (path / "global_step1").glob("*optim_states.pt"):
+        state = torch.load(file, weights_only=False)
+        file.unlink()
+        del state["ds_version"], state["optimizer_state_dict"]["ds_version"]
+        old = file.name.replace("_optim_states", "optim_states")
+        torch.save(state, file.with_name(old))
+    model = path / "global_step1" / "mp_rank_00_model_states.pt"
+    state = torch.load(model, weights_only=False)
+    for key in ("ds_version", "shared_params", "frozen_param_shapes", "frozen_param_fragments"):
+        del state[key]
+    torch.save(state, model)
+    old_one, new_one = read_zero(path / "global_step1"), read_zero(cases / "z1_3_ranks" / "ck" / "global_step1")
+    assert [(tensor.name, tensor.shape) for tensor in old_one.tensors] == [
+        (tensor.name, tensor.shape) for tensor in new_one.tensors
+    ]
 
 
 def test_experts_partitioned_by_autoep_are_refused(copied: Copied) -> None:

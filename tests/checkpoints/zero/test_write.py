@@ -8,15 +8,16 @@ import os
 import struct
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
-from sousbatch.checkpoints.zero.manifest import verify_manifest
+from sousbatch.checkpoints.zero.manifest import Manifest, verify_manifest
 from sousbatch.checkpoints.zero.read import open_source
 from sousbatch.checkpoints.zero.source import Source
-from sousbatch.checkpoints.zero.write import consolidate
+from sousbatch.checkpoints.zero.write import Choices, consolidate, consolidate_part
 from sousbatch.errors import DamagedError, NotFoundError, RunError, UsageError
 from sousbatch.files import TEMPORARY_PREFIX
 
@@ -38,7 +39,7 @@ def test_the_files_are_those_of_zero_to_torch_byte_for_byte(
     consolidate(source, tmp_path / "out", max_shard_bytes=max_shard_bytes, num_workers=num_workers)
     expected = {path.name: path.read_bytes() for path in (cases / case / f"zero_to_torch-{limit}").iterdir()}
     found = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    del found["manifest.json"]
+    del found["manifest.json"], found["README.md"]
     assert found == expected
 
 
@@ -92,10 +93,11 @@ def test_what_belongs_beside_the_weights_goes_along_and_nothing_else(
     ):
         (model / name).write_text(name)
     manifest = consolidate(open_source(model), tmp_path / "out", copy_from=model, dtype="bfloat16")
+    assert [file.name for file in manifest.weights] == ["model.safetensors"]
     assert [file.name for file in manifest.files] == [
+        "README.md",
         "config.json",
         "generation_config.json",
-        "model.safetensors",
         "spiece.model",
         "tokenizer.json",
     ]
@@ -177,15 +179,105 @@ def test_files_follow_the_umask(cases: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out").stat().st_mode & 0o777 == 0o750
 
 
-@pytest.mark.parametrize("when", ["progress", "before_commit"])
-def test_an_interrupted_consolidation_leaves_nothing(when: str, cases: Path, tmp_path: Path) -> None:
-    def interrupt(*_: int) -> None:
-        raise KeyboardInterrupt
+def interrupt(*_: int) -> None:
+    raise KeyboardInterrupt
 
+
+def test_what_was_interrupted_before_its_first_shard_leaves_nothing(cases: Path, tmp_path: Path) -> None:
     source = open_source(cases / "z3_fp32" / "ck")
     with pytest.raises(KeyboardInterrupt):
-        consolidate(source, tmp_path / "results" / "out", **{when: interrupt})  # type: ignore[arg-type]
+        consolidate(source, tmp_path / "results" / "out", progress=interrupt)
     assert not list((tmp_path / "results").iterdir())
+
+
+def test_what_was_interrupted_goes_on_at_the_shard_where_it_stood(cases: Path, tmp_path: Path) -> None:
+    source, seen = open_source(cases / "z3_bf16" / "ck"), []
+
+    def stop_at_half(done: int, total: int) -> None:
+        if 2 * done > total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        consolidate(source, tmp_path / "out", max_shard_bytes=1000, progress=stop_at_half)
+    assert [path.name for path in tmp_path.iterdir()] == [".tmp-out.part"]
+    written = {path.name: path.stat() for path in (tmp_path / ".tmp-out.part" / "model").glob("model-*.safetensors")}
+    assert written
+    consolidate(source, tmp_path / "out", max_shard_bytes=1000, progress=lambda done, total: seen.append(done))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert seen[0] > sum(stat.st_size for stat in written.values()) // 2
+    assert all((tmp_path / "out" / name).stat().st_mtime_ns == stat.st_mtime_ns for name, stat in written.items())
+    consolidate(source, tmp_path / "in one go", max_shard_bytes=1000)
+    assert contents(tmp_path / "out") == contents(tmp_path / "in one go")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_other_choices_do_not_go_on_with_what_is_there(cases: Path, tmp_path: Path, weights: Weights) -> None:
+    source = open_source(cases / "z3_bf16" / "ck")
+    with pytest.raises(KeyboardInterrupt):
+        consolidate(source, tmp_path / "out", max_shard_bytes=3000, before_commit=interrupt)
+    consolidate(source, tmp_path / "out", max_shard_bytes=3000, dtype="bfloat16")
+    assert {tensor.dtype for tensor in weights(tmp_path / "out").values()} == {torch.bfloat16}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_changed_checkpoint_is_not_mixed_with_what_is_there(copied: Copied, poke: Poke, tmp_path: Path) -> None:
+    path = copied("z3_bf16")
+    with pytest.raises(KeyboardInterrupt):
+        consolidate(open_source(path), tmp_path / "out", max_shard_bytes=3000, before_commit=interrupt)
+    for file in (path / "global_step1").glob("*_optim_states.pt"):
+        state = torch.load(file, weights_only=False)
+        for group in state["optimizer_state_dict"]["fp32_flat_groups"]:
+            group.data.mul_(0.5)
+        torch.save(state, file)
+    consolidate(open_source(path), tmp_path / "out", max_shard_bytes=3000)
+    consolidate(open_source(path), tmp_path / "anew", max_shard_bytes=3000)
+    assert contents(tmp_path / "out") == contents(tmp_path / "anew")
+
+
+def test_parts_written_apart_in_any_order_are_the_model_of_one_go(cases: Path, tmp_path: Path) -> None:
+    source, choices = open_source(cases / "z3_bf16" / "ck"), Choices(max_shard_bytes=1000)
+    for part in (2, 0, 0):
+        assert consolidate_part(source, tmp_path / "out", choices, part=part, num_parts=3) is None
+        assert (tmp_path / ".tmp-out.part" / "model" / "model.safetensors.index.json").is_file()
+        assert not (tmp_path / "out").exists()
+    manifest = consolidate_part(source, tmp_path / "out", choices, part=1, num_parts=3)
+    assert manifest == consolidate_part(source, tmp_path / "out", choices, part=2, num_parts=3)  # a requeued task
+    assert manifest == consolidate(source, tmp_path / "whole", max_shard_bytes=1000)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+
+
+def test_twins_at_the_same_part_do_no_harm(cases: Path, tmp_path: Path) -> None:
+    source, choices = open_source(cases / "z3_bf16" / "ck"), Choices(max_shard_bytes=2000)
+
+    def run(part: int) -> Manifest | None:
+        return consolidate_part(source, tmp_path / "out", choices, part=part, num_parts=2)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert any(pool.map(run, [0, 1] * 4))
+    assert verify_manifest(tmp_path / "out") == consolidate(source, tmp_path / "whole", max_shard_bytes=2000)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_part_cannot_turn_to_bfloat16_alone(cases: Path, tmp_path: Path) -> None:
+    source, choices = open_source(cases / "z3_bf16" / "ck"), Choices(overflow="bfloat16")
+    with pytest.raises(UsageError, match="cannot turn to bfloat16 alone; choose dtype bfloat16"):
+        consolidate_part(source, tmp_path / "out", choices, part=0, num_parts=2)
+
+
+def test_a_part_that_overflows_is_refused_by_itself(overflowing: Source, tmp_path: Path) -> None:
+    choices = Choices(max_shard_bytes=300)
+    refused = 0
+    for part in range(3):
+        try:
+            consolidate_part(overflowing, tmp_path / "out", choices, part=part, num_parts=3)
+        except RunError as error:
+            assert "beyond float16" in str(error)
+            refused += 1
+    assert refused and not (tmp_path / "out").exists()
 
 
 def test_a_killed_consolidation_leaves_only_temporary_names(cases: Path, tmp_path: Path, run_python: Python) -> None:
@@ -211,12 +303,15 @@ def test_progress_counts_up_to_all_bytes(cases: Path, tmp_path: Path) -> None:
     assert seen == sorted(seen) and seen[-1] == (5634 * 2, 5634 * 2)
 
 
-def test_a_taken_folder_is_refused(cases: Path, tmp_path: Path) -> None:
+def test_a_taken_folder_is_refused_and_the_same_model_left_as_it_is(cases: Path, tmp_path: Path) -> None:
     source = open_source(cases / "z3_fp32" / "ck")
     (tmp_path / "empty").mkdir()
-    consolidate(source, tmp_path / "empty")
-    with pytest.raises(UsageError, match="holds a consolidated model already"):
-        consolidate(source, tmp_path / "empty")
+    manifest = consolidate(source, tmp_path / "empty")
+    before = (tmp_path / "empty" / "model.safetensors").stat()
+    assert consolidate(source, tmp_path / "empty") == manifest
+    assert (tmp_path / "empty" / "model.safetensors").stat() == before
+    with pytest.raises(UsageError, match="holds another consolidated model already"):
+        consolidate(source, tmp_path / "empty", dtype="bfloat16")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes").touch()
     with pytest.raises(UsageError, match="exists and is not an empty folder"):
@@ -227,11 +322,20 @@ def test_a_folder_that_appears_meanwhile_is_left_alone(cases: Path, tmp_path: Pa
     source = open_source(cases / "z3_fp32" / "ck")
 
     def other() -> None:
-        consolidate(source, tmp_path / "out")
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "notes").touch()
 
     with pytest.raises(UsageError, match="appeared meanwhile"):
         consolidate(source, tmp_path / "out", before_commit=other)
-    verify_manifest(tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes"]
+
+
+def test_a_twin_that_ends_first_has_made_the_model(cases: Path, tmp_path: Path) -> None:
+    source = open_source(cases / "z3_fp32" / "ck")
+    manifest = consolidate(
+        source, tmp_path / "out", before_commit=lambda: consolidate(source, tmp_path / "out") and None
+    )
+    assert verify_manifest(tmp_path / "out") == manifest
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

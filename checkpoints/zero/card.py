@@ -1,0 +1,53 @@
+"""README.md of a consolidated folder: where its weights came from, and what was done to them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+
+from .manifest import MANIFEST_NAME
+from .source import Source
+
+CARD_NAME = "README.md"
+
+
+def origin(source: Source) -> str:
+    """Return the last two folders of the checkpoint's path: what tells it from others, not whose machine it was on."""
+    return "/".join(PurePosixPath(str(source.path)).parts[-2:])
+
+
+def card(source: Source, *, dtype: str, base_model: str | None, num_overflowing: Mapping[str, int]) -> str:
+    """Return the card's text; the same for the same checkpoint and choices."""
+    front = ["library_name: " + ("peft" if source.content == "adapter" else "transformers")]
+    if base_model:
+        front.append(f"base_model: {json.dumps(base_model)}")
+    rows = [
+        ("checkpoint", f"{source.kind} `{origin(source)}`"),
+        ("step", source.step),
+        ("ranks", source.world_size if source.zero_stage is not None or source.world_size > 1 else None),
+        ("ZeRO stage", source.zero_stage),
+        ("DeepSpeed", source.ds_version),
+        ("weights", f"{dtype}, {sum(tensor.num_elements for tensor in source.tensors):,} numbers"),
+    ]
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows if value not in (None, ""))
+    return (
+        "---\n" + "\n".join(front) + "\n---\n\n"
+        f"# {'Adapter' if source.content == 'adapter' else 'Model'} consolidated from a training checkpoint\n\n"
+        f"| | |\n|---|---|\n{table}\n\n{_rounding(source, dtype, num_overflowing)}"
+        f"`{MANIFEST_NAME}` has the digest of every tensor. Made by sousbatch.\n"
+    )
+
+
+def _rounding(source: Source, dtype: str, num_overflowing: Mapping[str, int]) -> str:
+    masters = {tensor.dtype for tensor in source.tensors if tensor.role == "trained"}
+    text = ""
+    if masters == {"float32"} and dtype != "float32":
+        text = (
+            f"Rounded to {dtype} from the fp32 master weights, once. Metrics of the training were measured on its own "
+            "16-bit copy, which may differ in the last digit.\n\n"
+        )
+    if num_overflowing:
+        what = "were clamped to its limits" if dtype == "float16" else f"are why the model is in {dtype}"
+        text += f"{sum(num_overflowing.values())} values beyond the range of float16 {what}.\n\n"
+    return text

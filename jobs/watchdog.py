@@ -1,0 +1,32 @@
+"""A watch over progress: without a step for too long, the stacks of all threads go to the log and the rank ends."""
+
+from __future__ import annotations
+
+import faulthandler
+import time
+
+_OTHERS_FIRST_S = 5.0  # rank 0 goes last: its end makes the launcher kill the others, who should have told theirs
+
+
+class Watchdog:
+    """Ends this rank when `step` is not called for *minutes*.
+
+    It is a thread in C, so that it also works while one of Python's waits inside a library.
+    """
+
+    def __init__(self, minutes: float, *, rank: int = 0) -> None:
+        self._wait_s = 60 * minutes + (0 if rank else _OTHERS_FIRST_S)
+        self._ends = rank == 0
+        self._armed_at = float("-inf")
+        self.step()
+
+    def step(self) -> None:
+        """Begin to wait anew; cheap enough for every step."""
+        now = time.monotonic()
+        if now - self._armed_at > min(1.0, self._wait_s / 100):
+            faulthandler.dump_traceback_later(self._wait_s, exit=self._ends)
+            self._armed_at = now
+
+    def close(self) -> None:
+        """Stop watching."""
+        faulthandler.cancel_dump_traceback_later()

@@ -1,0 +1,55 @@
+"""The demo recipe on a private Slurm of two nodes with two pretend GPUs each: real jobs, real ranks, real DeepSpeed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import pytest
+
+from .conftest import FIVE_STAGES, ONLY_TRAIN, wait_for
+
+# Ranks compute on the CPU, and hold the pretend GPUs that a real cluster would give them.
+GPUS = 'resources.default.sbatch=["--gres=gpu:2"]'
+
+
+def _slurm(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+def _check_whole_chain(place, small):
+    done = place.run("submit", "hangul-restoration", "--launcher", "slurm", *small, FIVE_STAGES, GPUS)
+    run = place.run_dir()
+    lines = (run / "predictions/predict/predictions.jsonl").read_text().splitlines()
+    assert [json.loads(line)["index"] for line in lines] == list(range(24))
+    assert str(run / "model/consolidate") in done.stdout and "copying the input" in done.stdout
+    assert {state["state"] for state in place.states().values()} == {"done"}
+    starts = {(event["file"].split(".")[1], event["host"]) for event in place.events("attempt")}
+    assert len(starts) == 6, "one job a stage, and two tasks of predict"
+    assert _slurm("squeue", "--me", "--noheader", "--states=PENDING,RUNNING") == ""
+    script = (run / "requests/train.sh").read_text()
+    assert "#SBATCH --nodes=2\n" in script and "#SBATCH --gres=gpu:2\n" in script
+
+
+def test_the_demo_runs_through_all_stages(place, small, slurm):
+    _check_whole_chain(place, small)
+
+
+@pytest.mark.faults
+def test_the_demo_runs_through_all_stages_with_accounting(place, small, slurm_accounting):
+    _check_whole_chain(place, small)
+
+
+def test_a_real_training_that_is_warned_goes_on_with_the_same_wandb_run(place, small, slurm):
+    steps = [*small, "train.steps=40", "checkpoints.every_steps=40", *ONLY_TRAIN]
+    client = place.start("submit", "hangul-restoration", "--launcher", "slurm", *steps)
+    wait_for(lambda: any(event["step"] >= 1 for event in place.events("step")), "a step", client)
+    (job,) = {event["job"] for event in place.events("attempt")}
+    _slurm("scancel", "--batch", "--signal=USR1", job)
+    _, said = client.communicate(timeout=300)
+    assert client.returncode == 0, said + place.logs()
+    first, *_ = place.events("saved")
+    (resumed,) = place.events("resumed")
+    assert 0 < first["step"] < 40 and resumed["step"] == first["step"]
+    tracked = [path.stem for path in place.run_dir().glob("tracking/wandb/offline-run-*/run-*-train.wandb")]
+    assert len(tracked) == 2 and len(set(tracked)) == 1, "two attempts, one W&B run"
