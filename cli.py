@@ -62,6 +62,13 @@ def _share(text: str) -> tuple[int, int]:
     return int(part), int(num_parts)
 
 
+def _setting(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE, such as JobRequeue=0")
+    return key, value
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
     parser = _Parser(prog="sousbatch", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -72,6 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run_commands(commands)
     _add_checkpoint_commands(commands)
     _add_prediction_commands(commands)
+    _add_sandbox_commands(commands)
     return parser
 
 
@@ -306,6 +314,42 @@ def _add_score(verbs: argparse._SubParsersAction[_Parser]) -> None:
         "--tokenizer", choices=["words", "characters"], default="words", help="units of ROUGE (default words)"
     )
     score.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _add_sandbox_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
+    sandbox = _add(
+        commands,
+        "sandbox",
+        "a private real Slurm of pretend nodes on this machine, to try recipes and to test",
+        "sandbox start",
+        "sandbox status",
+        "sandbox stop",
+    )
+    verbs = sandbox.add_subparsers(dest="verb", metavar="VERB", required=True)
+    start = _add(
+        verbs,
+        "start",
+        'start it, or what of it has died; eval "$(sousbatch sandbox start)" makes it this shell\'s Slurm',
+        "sandbox start",
+        "sandbox start --nodes 3 --gpus 4 --accounting --set MaxArraySize=11 --set JobRequeue=0",
+    )
+    start.add_argument("--nodes", type=_count, default=2, help="pretend nodes (default 2)")
+    start.add_argument("--cpus", type=_count, default=4, help="pretend CPUs of each node (default 4)")
+    start.add_argument("--gpus", type=_count, default=2, help="pretend GPUs of each node (default 2)")
+    start.add_argument("--accounting", action="store_true", help="with slurmdbd and MariaDB, so that sacct answers")
+    start.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        type=_setting,
+        dest="settings",
+        metavar="KEY=VALUE",
+        help="value of slurm.conf; may be repeated",
+    )
+    status = _add(verbs, "status", "show its daemons, nodes, partitions and jobs", "sandbox status")
+    stop = _add(verbs, "stop", "end its daemons and jobs and remove its folder", "sandbox stop")
+    for parser in (start, status, stop):
+        parser.add_argument("--dir", metavar="DIR", help="its folder (default: sandbox in the user's state folder)")
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import show
+from . import sandboxcommands, show
 from .errors import NotFoundError, UsageError
 from .rundir import RunPaths, find_run, known_runs, runs_dir
 
@@ -428,4 +428,7 @@ _HANDLERS: dict[str, Callable[[Namespace], int]] = {
     "checkpoints consolidate": _checkpoints_consolidate,
     "predictions merge": _predictions_merge,
     "predictions score": _predictions_score,
+    "sandbox start": sandboxcommands.start,
+    "sandbox status": sandboxcommands.status,
+    "sandbox stop": sandboxcommands.stop,
 }

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from . import files
 from .cluster.ranks import free_port
+from .cluster.sandbox import install_command, missing_packages
 from .cluster.site import this_machine
 from .recipes.inputs import room_of
 from .rundir import cache_dir, state_dir
@@ -76,6 +77,13 @@ def _machine() -> Iterator[Finding]:
         )
     where = shutil.which("sbatch")
     yield Finding(what="Slurm", finding=where or "no sbatch: stages run on this machine")
+    missing = missing_packages(accounting=True)
+    yield Finding(
+        what="sandbox",
+        finding=f"lacks {', '.join(missing)}" if missing else "all that a private Slurm needs is there",
+        is_good=None if missing else True,
+        remedy=install_command(missing) if missing else "",
+    )
 
 
 def _stores(runs: Path) -> Iterator[Finding]:

@@ -14,6 +14,8 @@ from .rundir import RunPaths
 
 if TYPE_CHECKING:
     from .checkpoints.commit import Checkpoint
+    from .cluster.sandbox import Status
+    from .cluster.sandboxconf import Sandbox
     from .doctor import Finding
     from .launchers.status import StageState
     from .recipes.check import Option
@@ -256,3 +258,29 @@ def byte_progress(what: str) -> Iterator[Callable[[int, int], None]]:
             print(f"sousbatch: {what}: {size(done)} of {size(total)}", file=sys.stderr, flush=True)
 
     yield show
+
+
+def sandbox_started(box: Sandbox, before: Mapping[str, bool]) -> str:
+    """Return what a start found and made; *before* says which daemons lived, and is empty where none was."""
+    dead = [name for name, lives in before.items() if not lives]
+    word = f"runs again ({', '.join(dead)} had died)" if dead else "runs already" if before else "runs"
+    counts = f"{box.nodes} nodes, each with {box.cpus} CPUs and {box.gpus} GPUs that it pretends to have"
+    where = box.address if box.is_confined else "every address"
+    if not where.startswith("127."):
+        where += f" (a line '127.0.0.1 {box.hostname}' in /etc/hosts would keep it to loopback)"
+    ends = f"sousbatch sandbox stop --dir {box.folder}"
+    return f"a private Slurm {word} in {box.folder}: {counts}; it listens at {where}; `{ends}` ends it"
+
+
+def sandbox(found: Status) -> str:
+    """Return the state of a private Slurm: daemons, nodes, partitions, jobs."""
+    tables: list[tuple[Sequence[Sequence[str]], Sequence[str]]] = [
+        ([[name, "runs" if lives else "is dead"] for name, lives in found.alive.items()], ("daemon", "")),
+        (found.nodes, ("node", "state", "CPUs", "GPUs")),
+        (found.partitions, ("partition", "state", "longest job", "nodes")),
+        (found.jobs, ("job", "partition", "state", "time", "where, or why not", "name")),
+    ]
+    parts = [columns(rows, header=header) for rows, header in tables if rows]
+    if not all(found.alive.values()):
+        parts.append("`sousbatch sandbox start` starts what is dead")
+    return "\n\n".join(parts)

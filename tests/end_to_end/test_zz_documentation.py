@@ -10,12 +10,14 @@ import json
 import re
 import shlex
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from sousbatch.cli import build_parser
+from sousbatch.cluster import sandbox
 
 pytestmark = pytest.mark.xdist_group("finished")
 ROOT = Path(__file__).parents[2]
@@ -68,7 +70,11 @@ def arguments_of(command: str, place, run_id: str) -> list[str]:
     return words
 
 
-@pytest.mark.parametrize("command", [command for command in printed_commands() if " submit " not in command])
+def is_plain(command: str) -> bool:
+    return not re.search(" submit | sandbox ", command)
+
+
+@pytest.mark.parametrize("command", [command for command in printed_commands() if is_plain(command)])
 def test_a_printed_command_works(desk, command):
     place, run_id = desk
     shutil.rmtree(place.root / "model", ignore_errors=True)
@@ -83,6 +89,23 @@ def test_a_printed_submission_starts(place, command):
     place.run(*words, *([] if "--detach" in words else ["--detach"]))
     assert {state["state"] for state in place.states().values()} <= {"waiting", "running"}
     place.run("cancel", "hangul-restoration")
+
+
+def test_the_printed_sandbox_commands_work(place):
+    """In the order of a user; start prints what a shell evaluates."""
+    if missing := sandbox.missing_packages(accounting=True):
+        pytest.skip(f"Slurm is not here; `{sandbox.install_command(missing)}` installs it")
+    shown = [shlex.split(command)[1:] for command in printed_commands() if " sandbox " in command]
+    verbs = sorted(shown, key=lambda words: (["start", "status", "stop"].index(words[1]), len(words)))
+    folder = Path(tempfile.mkdtemp(prefix="sb-"))
+    try:
+        for words in verbs:
+            done = place.run(*words, "--dir", str(folder / "slurm"))
+            assert words[1] != "start" or done.stdout == f"export SLURM_CONF={folder}/slurm/slurm.conf\n"
+        assert list(folder.iterdir()) == []
+    finally:
+        place.run("sandbox", "stop", "--dir", str(folder / "slurm"))
+        folder.rmdir()
 
 
 def test_a_smoke_run_goes_through_every_stage(place, five_stages):
