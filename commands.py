@@ -148,16 +148,18 @@ def _after_sending(done: Submitted, detach: bool, *, joins: bool = False) -> int
 
 
 def _status(arguments: Namespace) -> int:
-    from .launchers.choose import launcher_of
+    from .launchers.choose import launcher_named
     from .launchers.status import is_final, many_states
+    from .recipes.plan import read_plan
 
     while True:
         runs = [find_run(arguments.run, newest=True)] if arguments.run else known_runs()
-        found = many_states(runs, partial(launcher_of, watches=True))
+        found = many_states(runs, partial(launcher_named, watches=True))
         if arguments.json:
             print(json.dumps(show.status_json(found), indent=1, ensure_ascii=False), flush=True)
         else:
-            print(show.run_status(*found[0]) if arguments.run else show.status(found), flush=True)
+            text = show.run_status(read_plan(runs[0].plan), *found[0][1:]) if arguments.run else show.status(found)
+            print(text, flush=True)
         if not arguments.watch or all(is_final(states) for _, _, states in found):
             return 0
         time.sleep(2)

@@ -92,9 +92,14 @@ class RunPaths:
         """What a task of *stage* printed, all attempts one after another."""
         return self.root / "logs" / f"{stage}-{task:05d}.log"
 
+    @property
+    def stop_dir(self) -> Path:
+        """Flags that ask ranks to stop."""
+        return self.root / "stop"
+
     def stop_flag(self, stage: str, task: int) -> Path:
         """Its presence asks the ranks of a task to save and stop at a step boundary."""
-        return self.root / "stop" / f"{stage}-{task:05d}"
+        return self.stop_dir / f"{stage}-{task:05d}"
 
     def checkpoints(self, stage: str) -> Path:
         """The checkpoints of a train stage."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .doctor import Finding
     from .launchers.status import StageState
     from .recipes.check import Option
-    from .recipes.plan import Plan, Stage
+    from .recipes.plan import Glance, Plan, Stage
 
 
 def columns(rows: Sequence[Sequence[object]], *, header: Sequence[str] = ()) -> str:
@@ -102,11 +102,11 @@ def _stage_row(stage: Stage) -> list[str]:
     return [stage.name, stage.kind, where, after, what]
 
 
-def status(found: Sequence[tuple[Plan, RunPaths, Mapping[str, StageState]]]) -> str:
+def status(found: Sequence[tuple[Glance, RunPaths, Mapping[str, StageState]]]) -> str:
     """Return one line a run."""
     if not found:
         return "no runs yet; `sousbatch submit hangul-restoration` makes one"
-    rows = [[paths.run_id, plan.recipe.name, *_summary(states), paths.root] for plan, paths, states in found]
+    rows = [[paths.run_id, plan.recipe_name, *_summary(states), paths.root] for plan, paths, states in found]
     return columns(rows, header=("run", "recipe", "state", "stage", "folder"))
 
 
@@ -173,12 +173,12 @@ def log_tail(paths: RunPaths, stage: str, num_lines: int = 12) -> str:
     return "\n".join([f"{logs[-1]}:", *(f"  {line[:200]}" for line in lines)])
 
 
-def status_json(found: Sequence[tuple[Plan, RunPaths, Mapping[str, StageState]]]) -> list[dict[str, Any]]:
+def status_json(found: Sequence[tuple[Glance, RunPaths, Mapping[str, StageState]]]) -> list[dict[str, Any]]:
     """Return runs and stages as plain values."""
     return [
         {
             "run": paths.run_id,
-            "recipe": plan.recipe.name,
+            "recipe": plan.recipe_name,
             "folder": str(paths.root),
             "state": _summary(states)[0],
             "stages": {name: dataclasses.asdict(state) for name, state in states.items()},

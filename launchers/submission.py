@@ -48,7 +48,7 @@ def submit(plan: Plan, launcher: Launcher, runs: Path, *, again: bool = False) -
         is_new = not paths.plan.is_file()
         if is_new:
             freeze(plan, launcher, paths)
-        frozen = read_plan(paths.plan)
+        frozen = plan if is_new else read_plan(paths.plan)
         _adopt(launcher, paths)
         found = run_states(frozen, paths, launcher)
         ended = [

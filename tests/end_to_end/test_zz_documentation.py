@@ -113,6 +113,26 @@ def test_a_smoke_run_goes_through_every_stage(place, five_stages):
     assert "8 rows of test\n" in done.stdout
 
 
+def test_the_commands_of_the_slurm_page_work_in_their_order(place, small, slurm):
+    """With a small training as the only stage; RUN is what was submitted last, as the page says."""
+    commands = re.findall(r"^sousbatch .*$", (ROOT / "docs/slurm.md").read_text(), re.MULTILINE)
+    assert {command.split()[1] for command in commands} >= {"doctor", "plan", "submit", "status", "logs", "resume"}
+    run_id = ""
+    for command in commands:
+        words = [run_id if word == "RUN" else word for word in shlex.split(command)[1:]]
+        if "hangul-restoration" in words:
+            at = words.index("hangul-restoration") + 1
+            words[at:at] = [*small, "stages={train: {}}", "train.steps=300" if "--smoke" not in words else "seed=0"]
+        done = place.run(*words)
+        if words[0] == "submit":
+            run_id = done.stdout.split()[-1]
+        if words[:1] == ["logs"]:
+            assert "attempt 1" in done.stdout
+    states = json.loads(place.run("status", "--json").stdout)
+    assert states[0]["state"] == "done"
+    assert len(states) == 3
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(document):
     links = re.findall(r"\]\(([^)#]+)\)", document.read_text())
