@@ -25,6 +25,7 @@ from ...checkpoints.rotate import STATE_NAME
 from ...errors import FencedError, NoRoomError
 from ...ledger import Ledger
 from ...recipes.plan import Batch
+from ...recipes.storage import weights_dtype
 from ..context import JobContext, say
 from .keeping import Keeping
 from .together import Ranks, StoreError
@@ -169,7 +170,7 @@ class Saver:
 
     def _dtype(self, trainer: Any) -> str:
         """Return the dtype of a weights-only checkpoint, the same on all ranks."""
-        return safe_dtype(self._job.recipe.consolidate.dtype, self._ranks.largest(largest_weight(trainer)))
+        return safe_dtype(weights_dtype(self._job.recipe), self._ranks.largest(largest_weight(trainer)))
 
     def _write_weights(self, trainer: Any, temporary: Path, dtype: str) -> None:
         is_writer, max_shard_bytes = self._ranks.rank == 0, int(self._job.recipe.consolidate.max_shard_gb * 1e9)
