@@ -18,6 +18,7 @@ from .archive import upload
 from .commit import Checkpoint
 from .retention import Policy, Verdict, decide
 
+STATE_NAME = "trainer_state.json"
 WRITER_LOCK = ".writer"  # held by the job that writes checkpoints to the folder
 
 Outcome = Literal["removed", "thinned", "archived", "kept"]
@@ -110,6 +111,7 @@ def thin(checkpoint: Checkpoint, means: Means) -> Checkpoint:
             overflow=means.overflow,
             copy_from=checkpoint.path,
         )
+        files.write_json(temporary / STATE_NAME, {"global_step": step})  # what a model made of it says it is
         return commit.commit(
             temporary,
             step=step,

@@ -17,7 +17,7 @@ from ..checkpoints.sizes import Size, checkpoint_size, model_size
 from ..rundir import RunPaths
 from .params import params_of
 from .plan import Batch, Forecast, ForecastLine, Inputs, Ladder, ModelFacts, Rung, Stage
-from .schema import Adapter, Recipe
+from .schema import Adapter, Dtype, Recipe
 from .stages import stage_view
 
 RUNGS: tuple[Rung, ...] = ("full", "thinned best", "weights only", "none")
@@ -45,10 +45,18 @@ def means_of(recipe: Recipe, paths: RunPaths, stage: str, check_fence: Callable[
     url = recipe.checkpoints.archive_url
     return Means(
         check_fence=check_fence,
-        dtype=recipe.consolidate.dtype,
+        dtype=weights_dtype(recipe),
         overflow=recipe.consolidate.overflow,
         archive_url=url and f"{url}/{paths.recipe_name}/{paths.run_id}/{stage}",
     )
+
+
+def weights_dtype(recipe: Recipe) -> Dtype:
+    """Return the dtype that thinned checkpoints hold, from which the model comes out bit for bit the same.
+
+    A model's is that of the consolidated one. An adapter is small, and is added to its base in float32.
+    """
+    return recipe.consolidate.dtype if recipe.adapter.method == "full" else "float32"
 
 
 def checkpoint_of(recipe: Recipe, model: ModelFacts, batch: Batch) -> Size:
@@ -74,7 +82,7 @@ def weights_of(recipe: Recipe, model: ModelFacts) -> Size:
     params = params_of(recipe, model)
     return model_size(
         num_params=params.trainable,
-        dtype=recipe.consolidate.dtype,
+        dtype=weights_dtype(recipe),
         num_tensors=params.num_tensors,
         beside_bytes=model.beside_bytes,
     )

@@ -20,14 +20,13 @@ from ...checkpoints.budget import Reservation
 from ...checkpoints.commit import Checkpoint
 from ...checkpoints.quota import least, limits_of
 from ...checkpoints.retention import Verdict, decide
-from ...checkpoints.rotate import WRITER_LOCK, Done, carry_out
+from ...checkpoints.rotate import STATE_NAME, WRITER_LOCK, Done, carry_out
 from ...errors import FencedError, NoRoomError, no_room_named
 from ...ledger import Ledger
 from ...recipes.plan import Batch
 from ...recipes.storage import checkpoint_of, later_bytes, means_of, policy_of, weights_of
 from ..context import JobContext
 
-STATE_NAME = "trainer_state.json"
 _SLACK_BYTES = 64 * 1024  # by how much two checkpoints of one run differ: loss scale, pickled counters
 _FORECAST_SLACK = 1.05  # what the forecast of a first checkpoint may be off by
 _TRIES = 6

@@ -13,7 +13,7 @@ from ...errors import RunError
 from ...ledger import Ledger
 from ...recipes.plan import Batch
 from ...recipes.schema import Recipe
-from ..context import JobContext
+from ..context import JobContext, say
 from ..watchdog import Watchdog
 from . import schedule
 from .saving import Saver, make_deepspeed_safe
@@ -125,7 +125,7 @@ class Steering(TrainerCallback):
                 for name, value in values.items()
                 if name in ("loss", "eval_loss", "learning_rate")
             )
-            print(f"sousbatch: step {state.global_step} of {self._batch.steps}: {shown}", flush=True)
+            say(f"step {state.global_step} of {self._batch.steps}: {shown}")
         if self.ledger is not None:
             self.ledger.write("step", step=state.global_step, **values)
         if self._tracker is not None:

@@ -10,7 +10,6 @@ import dataclasses
 import errno
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,11 +21,13 @@ from ... import files
 from ...checkpoints import budget, commit
 from ...checkpoints.admission import RUNGS, Rung
 from ...checkpoints.commit import Content
+from ...checkpoints.rotate import STATE_NAME
 from ...errors import FencedError, NoRoomError
 from ...ledger import Ledger
 from ...recipes.plan import Batch
-from ..context import JobContext
-from .keeping import STATE_NAME, Keeping
+from ...recipes.storage import weights_dtype
+from ..context import JobContext, say
+from .keeping import Keeping
 from .together import Ranks, StoreError
 from .weights import largest_weight, safe_dtype, write_weights
 
@@ -73,7 +74,7 @@ class Saver:
             )
         if self._keeping is not None:
             self._keeping.skipped(step, problem)
-            print(f"sousbatch: warning: step {step} is not saved: {problem}", file=sys.stderr, flush=True)
+            say(f"warning: step {step} is not saved: {problem}")
 
     def close(self) -> None:
         """Wait for what runs beside the training; only the later stages' room stays reserved."""
@@ -156,6 +157,7 @@ class Saver:
             trainer._save_scaler(str(temporary))
             torch.save(trainer.lr_scheduler.state_dict(), temporary / "scheduler.pt")
             self._write_beside(trainer, temporary)
+            trainer.state.save_to_json(str(temporary / STATE_NAME))
 
     def _write_beside(self, trainer: Any, temporary: Path) -> None:
         model = trainer.accelerator.unwrap_model(trainer.model)
@@ -165,17 +167,17 @@ class Saver:
         if hasattr(model, "peft_config"):
             model.peft_config["default"].save_pretrained(temporary)
         self._tokenizer.save_pretrained(temporary)
-        trainer.state.save_to_json(str(temporary / STATE_NAME))
 
     def _dtype(self, trainer: Any) -> str:
         """Return the dtype of a weights-only checkpoint, the same on all ranks."""
-        return safe_dtype(self._job.recipe.consolidate.dtype, self._ranks.largest(largest_weight(trainer)))
+        return safe_dtype(weights_dtype(self._job.recipe), self._ranks.largest(largest_weight(trainer)))
 
     def _write_weights(self, trainer: Any, temporary: Path, dtype: str) -> None:
         is_writer, max_shard_bytes = self._ranks.rank == 0, int(self._job.recipe.consolidate.max_shard_gb * 1e9)
         write_weights(trainer, temporary, dtype, max_shard_bytes, is_writer=is_writer)
         if is_writer:
             self._write_beside(trainer, temporary)
+            files.write_json(temporary / STATE_NAME, {"global_step": trainer.state.global_step})
 
     def _commit(self, trainer: Any, temporary: Path, content: Content, started: float, *, is_last: bool) -> None:
         if self._keeping is None:

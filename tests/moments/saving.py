@@ -1,12 +1,14 @@
-"""Two ranks that save, commit, thin and rotate with the real Saver, killed at a moment: run with moments.so preloaded.
+"""Two ranks that save, commit, thin and rotate with the real Saver, at a bad moment: run with moments.so preloaded.
 
-`saving.py FOLDER FIRST STRIDE COUNT` tries COUNT moments; each kills rank 0, rank 1 or both in turn. What is left is
-checked, and a second attempt of two ranks must resume from it and end. Prints one JSON line.
+`saving.py FOLDER kill|ENOSPC FIRST STRIDE COUNT` tries COUNT moments; each kills rank 0, rank 1 or both in
+turn, or lets all fail from then on that takes room. What is left is checked, and a second attempt of two
+ranks must resume from it and end. Prints one JSON line.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import shutil
@@ -108,7 +110,7 @@ def context(root: Path, attempt: int) -> JobContext:
     return JobContext(paths=paths, plan=plan, stage=stage, recipe=recipe, task=0, attempt=attempt, batch=batch)
 
 
-def work(root: Path, rank: int, attempt: int, moment: int) -> None:
+def work(root: Path, rank: int, attempt: int, moment: int, mode: int) -> None:
     """One rank: resume, train, save at every step; the moment is counted from the second save on."""
     dist.init_process_group("gloo", init_method=f"file://{root}/meeting-{attempt}", rank=rank, world_size=2)
     job = context(root, attempt)
@@ -121,12 +123,12 @@ def work(root: Path, rank: int, attempt: int, moment: int) -> None:
     while trainer.state.global_step < STEPS:
         trainer.step()
         if trainer.state.global_step == 2:
-            SHIM.arm(moment, 0)
+            SHIM.arm(moment, mode)
         saver.save(trainer)
     saver.close()
 
 
-def group(root: Path, attempt: int, moments: tuple[int, int]) -> list[int]:
+def group(root: Path, attempt: int, moments: tuple[int, int], mode: int = 0) -> list[int]:
     """Run two ranks and return how each ended; when one is killed the other must end by itself."""
     pids = []
     for rank, moment in enumerate(moments):
@@ -135,7 +137,7 @@ def group(root: Path, attempt: int, moments: tuple[int, int]) -> list[int]:
             code = 1
             try:
                 torch.manual_seed(0)
-                work(root, rank, attempt, moment)
+                work(root, rank, attempt, moment, mode)
                 code = 0
             except BaseException:
                 with open(root / f"error-{attempt}-{rank}", "w") as stream:
@@ -155,12 +157,12 @@ def group(root: Path, attempt: int, moments: tuple[int, int]) -> list[int]:
     return [codes[pid] for pid in pids]
 
 
-def tried(root: Path, moments: tuple[int, int]) -> tuple[list[int], list[str]]:
+def tried(root: Path, moments: tuple[int, int], mode: int) -> tuple[list[int], list[str]]:
     shutil.rmtree(root, ignore_errors=True)
     paths = context(root, 1).paths
     paths.root.mkdir(parents=True)
     paths.plan.write_text("{}")
-    codes = group(root, 1, moments)
+    codes = group(root, 1, moments, mode)
     folder = paths.checkpoints("train")
     found = [text for one in commit.committed(folder) for text in commit.verify(one)]
     full = [one.step for one in commit.committed(folder) if one.content == "full"]
@@ -179,20 +181,20 @@ def tried(root: Path, moments: tuple[int, int]) -> tuple[list[int], list[str]]:
     return codes, found
 
 
-def main(root: Path, first: int, stride: int, count: int) -> None:
+def main(root: Path, how: str, first: int, stride: int, count: int) -> None:
     torch.set_num_threads(1)
-    wrong, num_killed, last = {}, 0, 0
+    wrong, num_ended, last, mode = {}, 0, 0, 0 if how == "kill" else errno.ENOSPC
     for place in range(count):
         moment = first + place * stride
         whom = ((moment, 0), (0, 1 + moment // 8), (moment, 1 + moment // 8))[place % 3]
-        codes, found = tried(root / "work", whom)
+        codes, found = tried(root / "work", whom, mode)
         if found:
             wrong[str(whom)] = found
-        if any(os.WIFSIGNALED(code) for code in codes):
-            num_killed += 1
+        if any(codes):
+            num_ended += 1
             last = moment
-    print(json.dumps({"tried": count, "killed": num_killed, "last": last, "wrong": wrong}))
+    print(json.dumps({"tried": count, "ended": num_ended, "last": last, "wrong": wrong}))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *map(int, sys.argv[2:5]))
+    main(Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:6]))
