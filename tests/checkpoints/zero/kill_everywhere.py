@@ -2,8 +2,9 @@
 
     python kill_everywhere.py HOW CHECKPOINT FOLDER
 
-HOW is `kill` (SIGKILL before and after each call) or `full` (the call fails with ENOSPC or EDQUOT, in turn). Each attempt is a fork that
-goes on with what the one before left. Prints one JSON line: how many moments were hit and what was found wrong.
+HOW is `kill` (SIGKILL before and after each call) or `full` (the call fails with ENOSPC or EDQUOT, in turn). Each
+attempt is a fork that goes on with what the one before left. Prints one JSON line: how many moments were hit and what
+was found wrong.
 """
 
 from __future__ import annotations
