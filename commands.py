@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import sandboxcommands, show
-from .errors import NotFoundError, UsageError
+from . import checkpointcommands, predictioncommands, sandboxcommands, show
+from .errors import UsageError
 from .rundir import RunPaths, find_run, known_runs, runs_dir
 
 if TYPE_CHECKING:
-    from .checkpoints.retention import Policy
-    from .checkpoints.rotate import Means
-    from .checkpoints.zero.places import Place
-    from .checkpoints.zero.source import Source
-    from .checkpoints.zero.write import Choices
     from .launchers.submission import Submitted
     from .recipes.plan import Plan
 
@@ -246,223 +239,6 @@ def _report(arguments: Namespace) -> int:
     return 0
 
 
-def _checkpoint_dirs(text: str) -> list[Path]:
-    """Return the folders of checkpoints that *text* means: a folder, or those of a run's train stages."""
-    folder = Path(text).expanduser()
-    if folder.is_dir() and not (folder / "plan.json").is_file():
-        return [folder]
-    try:
-        base = find_run(text, newest=True).root / "checkpoints"
-    except NotFoundError as error:
-        raise NotFoundError(f"{text!r} is neither a folder nor a run; `sousbatch status` lists the runs") from error
-    return sorted(path for path in base.iterdir() if path.is_dir()) if base.is_dir() else []
-
-
-def _checkpoints_list(arguments: Namespace) -> int:
-    from .checkpoints.commit import list_checkpoints
-
-    found = [checkpoint for folder in _checkpoint_dirs(arguments.path) for checkpoint in list_checkpoints(folder)]
-    if arguments.json:
-        print(json.dumps([vars(one) | {"path": str(one.path)} for one in found], indent=1))
-    else:
-        print(show.checkpoints(found) if found else f"no checkpoints in {arguments.path}")
-    return 0
-
-
-def _checkpoints_verify(arguments: Namespace) -> int:
-    from .checkpoints.commit import list_checkpoints, verify
-
-    found = [checkpoint for folder in _checkpoint_dirs(arguments.path) for checkpoint in list_checkpoints(folder)]
-    bad = 0
-    for checkpoint in found:
-        problems = verify(checkpoint)
-        bad += bool(problems)
-        print(f"{checkpoint.path}: " + ("; ".join(problems) if problems else "whole"))
-    if not found:
-        raise NotFoundError(f"no checkpoints in {arguments.path}")
-    return 1 if bad else 0
-
-
-def _checkpoints_prune(arguments: Namespace) -> int:
-    from .checkpoints.rotate import prune
-
-    found = [(folder, *_policy_of(folder, arguments)) for folder in _checkpoint_dirs(arguments.path)]
-    if not found:
-        raise NotFoundError(f"no checkpoints in {arguments.path}")
-    problems = 0
-    for folder, policy, means in found:
-        for verdict, done in prune(folder, policy, means, is_dry=arguments.dry_run):
-            print(show.verdict(verdict, done))
-            problems += done is not None and bool(done.problem)
-    return 1 if problems else 0
-
-
-def _policy_of(folder: Path, arguments: Namespace) -> tuple[Policy, Means]:
-    """Return the policy of the run that *folder* belongs to, else the usual one, with what the command line says."""
-    from .checkpoints.retention import Policy
-    from .checkpoints.rotate import Means
-    from .recipes.plan import read_plan
-    from .recipes.stages import stage_view
-    from .recipes.storage import means_of, policy_of
-
-    policy, means = Policy(), Means(check_fence=lambda: None)
-    paths = RunPaths(root=folder.parent.parent)
-    if paths.plan.is_file() and folder == paths.checkpoints(folder.name):
-        view = stage_view(read_plan(paths.plan).recipe, folder.name)
-        policy, means = policy_of(view), means_of(view, paths, folder.name, lambda: None)
-    asked = {"keep_last": arguments.keep_last, "keep_best": arguments.keep_best, "thins": arguments.thin or None}
-    return replace(policy, **{key: value for key, value in asked.items() if value is not None}), means
-
-
-def _config_dir(checkpoint: Place) -> Place | None:
-    """Return the folder with the config and tokenizer of *checkpoint*: itself or the one above, if any."""
-    return next((place for place in (checkpoint, checkpoint.parent) if (place / "config.json").is_file()), None)
-
-
-def _checkpoints_consolidate(arguments: Namespace) -> int:
-    from .checkpoints.zero.places import place_of
-    from .checkpoints.zero.read import open_source
-    from .checkpoints.zero.write import consolidate_part
-
-    if arguments.adapter == "keep" and arguments.base:
-        raise UsageError("--adapter keep and --base contradict each other; leave out one of them")
-    checkpoint, out = place_of(arguments.path), place_of(arguments.out)
-    choices = _choices(arguments, checkpoint)
-    source = open_source(checkpoint)
-    if arguments.dry_run:
-        return _show_cost(arguments, source, choices)
-    started = time.monotonic()
-    part, num_parts = arguments.shard
-    with show.byte_progress("consolidating") as progress:
-        manifest = consolidate_part(
-            source,
-            out.absolute() if isinstance(out, Path) else out,
-            choices,
-            part=part,
-            num_parts=num_parts,
-            progress=progress,
-        )
-    took = f"{time.monotonic() - started:.1f} s"
-    if manifest is None:
-        print(f"{arguments.out}: part {part} of {num_parts} is written, others are missing, {took}")
-        return 0
-    flushed = "" if manifest.num_flushed is None else f", {manifest.num_flushed:,} values became zero"
-    print(
-        f"{arguments.out}: {manifest.num_params:,} parameters, {manifest.dtype}, {show.size(manifest.num_bytes)}"
-        f"{flushed}, {took}"
-    )
-    return 0
-
-
-def _choices(arguments: Namespace, checkpoint: Place) -> Choices:
-    from .checkpoints.zero.places import place_of
-    from .checkpoints.zero.write import Choices
-
-    return Choices(
-        dtype=arguments.dtype,
-        max_shard_bytes=int(arguments.max_shard_gb * 1e9),
-        num_workers=arguments.workers or len(os.sched_getaffinity(0)),
-        overflow=arguments.overflow,
-        is_merged=arguments.adapter == "merge",
-        base_dir=place_of(arguments.base) if arguments.base else None,
-        copy_from=place_of(arguments.copy_from) if arguments.copy_from else _config_dir(checkpoint),
-        has_statistics=not arguments.no_statistics,
-        is_verified=arguments.verify,
-    )
-
-
-def _show_cost(arguments: Namespace, source: Source, choices: Choices) -> int:
-    from .checkpoints.zero.cost import cost_of
-    from .checkpoints.zero.write import shards_of
-
-    cost = cost_of(
-        shards_of(source, choices),
-        num_tasks=arguments.shard[1],
-        num_workers=choices.num_workers,
-        bytes_per_second=arguments.disk_gbs * 1e9,
-    )
-    print(
-        show.columns(
-            [
-                ["read", f"{show.size(cost.read_bytes)} of {cost.num_files:,} files"],
-                ["write", f"{show.size(cost.written_bytes)} in {cost.num_shards:,} weight files"],
-                ["tasks", f"{cost.num_tasks:,}, the largest moves {show.size(cost.largest_task_bytes)}"],
-                ["memory", f"{show.size(cost.memory_bytes)} a task"],
-                ["time", f"{cost.seconds:,.1f} s at {arguments.disk_gbs:g} GB/s a task"],
-            ]
-        )
-    )
-    return 0
-
-
-def _predictions_merge(arguments: Namespace) -> int:
-    from .jobs.predictions.gather import merge_units
-    from .jobs.predictions.shards import merge_shards
-
-    paths, out = [Path(path).expanduser() for path in arguments.paths], Path(arguments.out).expanduser().absolute()
-    missing = [str(path) for path in paths if not path.exists()]
-    if missing:
-        raise NotFoundError(f"{', '.join(missing)}: no such file or folder")
-    _check_export(arguments.export, out)
-    if len(paths) == 1 and (paths[0] / "layout.json").is_file():
-        print(merge_units(paths[0], out))
-        return _export(out, arguments.export)
-    shards = [
-        file
-        for path in paths
-        for file in (sorted(path.glob("*.jsonl")) or sorted(path.glob("*.csv")) if path.is_dir() else [path])
-    ]
-    if not shards:
-        raise NotFoundError(f"{', '.join(arguments.paths)}: no .jsonl or .csv shards there")
-    print(merge_shards(shards, out, num_rows=arguments.rows, index_field=arguments.index))
-    return _export(out, arguments.export)
-
-
-def _check_export(export: str | None, out: Path) -> None:
-    if export is None:
-        return
-    if Path(export).suffix not in (".csv", ".parquet"):
-        raise UsageError(f"--export {export!r} has an unknown format; known: .csv, .parquet")
-    if out.suffix != ".jsonl":
-        raise UsageError(f"--export needs --out to be a .jsonl file, and it is {out.name!r}")
-
-
-def _export(merged: Path, export: str | None) -> int:
-    """Write the merged rows once more as a table, where one is asked for."""
-    from .jobs.predictions.export import write_csv, write_parquet
-
-    if export is not None:
-        path = Path(export).expanduser().absolute()
-        (write_csv if path.suffix == ".csv" else write_parquet)(merged, path)
-        print(path)
-    return 0
-
-
-def _predictions_score(arguments: Namespace) -> int:
-    from .jobs.predictions.scores import score_with_baseline
-    from .recipes.rows import read_rows
-
-    for path in (arguments.path, arguments.data):
-        if not Path(path).is_file():
-            raise NotFoundError(f"{path!r} does not exist")
-    predictions, rows = list(read_rows(Path(arguments.path))), list(read_rows(Path(arguments.data)))
-    for row, column, path in ((predictions, arguments.field, arguments.path), (rows, arguments.target, arguments.data)):
-        bad = next((number for number, one in enumerate(row, 1) if one.get(column) is None), None)
-        if bad is not None:
-            raise UsageError(f"row {bad} of {path} has no {column!r}; it has: {', '.join(row[bad - 1])}")
-    if any("index" in row and row["index"] != number for number, row in enumerate(predictions)):
-        raise UsageError(f"{arguments.path} is not in row order; `sousbatch predictions merge` puts it in order")
-    scores = score_with_baseline(
-        [str(row[arguments.field]) for row in predictions],
-        [str(row[arguments.target]) for row in rows],
-        [str(row.get(arguments.input, "")) for row in rows],
-        metrics=["character_accuracy", "cer", "exact_match", "rouge1", "rouge2", "rougeL"],
-        tokenizer=arguments.tokenizer,
-    )
-    print(json.dumps(scores, indent=1) if arguments.json else show.scores(scores))
-    return 0
-
-
 _HANDLERS: dict[str, Callable[[Namespace], int]] = {
     "recipes list": _recipes_list,
     "recipes show": _recipes_show,
@@ -475,12 +251,12 @@ _HANDLERS: dict[str, Callable[[Namespace], int]] = {
     "clean": _clean,
     "report": _report,
     "doctor": _doctor,
-    "checkpoints list": _checkpoints_list,
-    "checkpoints verify": _checkpoints_verify,
-    "checkpoints prune": _checkpoints_prune,
-    "checkpoints consolidate": _checkpoints_consolidate,
-    "predictions merge": _predictions_merge,
-    "predictions score": _predictions_score,
+    "checkpoints list": checkpointcommands.listing,
+    "checkpoints verify": checkpointcommands.verify,
+    "checkpoints prune": checkpointcommands.prune,
+    "checkpoints consolidate": checkpointcommands.consolidate,
+    "predictions merge": predictioncommands.merge,
+    "predictions score": predictioncommands.score,
     "sandbox start": sandboxcommands.start,
     "sandbox status": sandboxcommands.status,
     "sandbox stop": sandboxcommands.stop,

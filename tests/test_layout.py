@@ -25,7 +25,18 @@ LINE: tuple[set[str], ...] = (
     {"cluster"},
     {"recipes"},
     {"jobs", "launchers"},
-    {"cli", "__main__", "commands", "sandboxcommands", "show", "doctor", "follow", "report"},
+    {
+        "cli",
+        "__main__",
+        "commands",
+        "checkpointcommands",
+        "predictioncommands",
+        "sandboxcommands",
+        "show",
+        "doctor",
+        "follow",
+        "report",
+    },
 )
 
 

@@ -81,7 +81,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Slurm's answers by the beginning of a command line; those that are taken out are refused."""
     answers = dict(ANSWERS)
 
-    def call(command: Sequence[str]) -> str:
+    def call(command: Sequence[str], *, patience_s: float = 0) -> str:
         line = " ".join(command)
         for beginning, text in answers.items():
             if line.startswith(beginning):

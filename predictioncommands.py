@@ -1,0 +1,78 @@
+"""What the verbs of `sousbatch predictions` do."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+from . import show
+from .errors import NotFoundError, UsageError
+
+
+def merge(arguments: Namespace) -> int:
+    from .jobs.predictions.gather import merge_units
+    from .jobs.predictions.shards import merge_shards
+
+    paths, out = [Path(path).expanduser() for path in arguments.paths], Path(arguments.out).expanduser().absolute()
+    missing = [str(path) for path in paths if not path.exists()]
+    if missing:
+        raise NotFoundError(f"{', '.join(missing)}: no such file or folder")
+    _check_export(arguments.export, out)
+    if len(paths) == 1 and (paths[0] / "layout.json").is_file():
+        print(merge_units(paths[0], out))
+        return _export(out, arguments.export)
+    shards = [
+        file
+        for path in paths
+        for file in (sorted(path.glob("*.jsonl")) or sorted(path.glob("*.csv")) if path.is_dir() else [path])
+    ]
+    if not shards:
+        raise NotFoundError(f"{', '.join(arguments.paths)}: no .jsonl or .csv shards there")
+    print(merge_shards(shards, out, num_rows=arguments.rows, index_field=arguments.index))
+    return _export(out, arguments.export)
+
+
+def _check_export(export: str | None, out: Path) -> None:
+    if export is None:
+        return
+    if Path(export).suffix not in (".csv", ".parquet"):
+        raise UsageError(f"--export {export!r} has an unknown format; known: .csv, .parquet")
+    if out.suffix != ".jsonl":
+        raise UsageError(f"--export needs --out to be a .jsonl file, and it is {out.name!r}")
+
+
+def _export(merged: Path, export: str | None) -> int:
+    """Write the merged rows once more as a table, where one is asked for."""
+    from .jobs.predictions.export import write_csv, write_parquet
+
+    if export is not None:
+        path = Path(export).expanduser().absolute()
+        (write_csv if path.suffix == ".csv" else write_parquet)(merged, path)
+        print(path)
+    return 0
+
+
+def score(arguments: Namespace) -> int:
+    from .jobs.predictions.scores import score_with_baseline
+    from .recipes.rows import read_rows
+
+    for path in (arguments.path, arguments.data):
+        if not Path(path).is_file():
+            raise NotFoundError(f"{path!r} does not exist")
+    predictions, rows = list(read_rows(Path(arguments.path))), list(read_rows(Path(arguments.data)))
+    for row, column, path in ((predictions, arguments.field, arguments.path), (rows, arguments.target, arguments.data)):
+        bad = next((number for number, one in enumerate(row, 1) if one.get(column) is None), None)
+        if bad is not None:
+            raise UsageError(f"row {bad} of {path} has no {column!r}; it has: {', '.join(row[bad - 1])}")
+    if any("index" in row and row["index"] != number for number, row in enumerate(predictions)):
+        raise UsageError(f"{arguments.path} is not in row order; `sousbatch predictions merge` puts it in order")
+    scores = score_with_baseline(
+        [str(row[arguments.field]) for row in predictions],
+        [str(row[arguments.target]) for row in rows],
+        [str(row.get(arguments.input, "")) for row in rows],
+        metrics=["character_accuracy", "cer", "exact_match", "rouge1", "rouge2", "rougeL"],
+        tokenizer=arguments.tokenizer,
+    )
+    print(json.dumps(scores, indent=1) if arguments.json else show.scores(scores))
+    return 0
