@@ -11,8 +11,9 @@ SOURCES := $(shell git ls-files '*.py' '*.yaml' '*.json' setup.cfg pyproject.tom
 demo: $(STAMP)
 	$(BIN)/sousbatch submit hangul-restoration
 
-# The suite runs against the installed wheel, two processes at once.
+# The suite runs against the installed wheel, two processes at once; with a private Slurm where there may be one.
 test: $(STAMP)
+	@sh .ci/install-slurm
 	OMP_NUM_THREADS=1 $(BIN)/python -P -m pytest -n 2 --dist loadgroup -q $(TESTS)
 
 # The slow faults, each on a private Slurm: some minutes.

@@ -62,6 +62,13 @@ def _share(text: str) -> tuple[int, int]:
     return int(part), int(num_parts)
 
 
+def _setting(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE, such as JobRequeue=0")
+    return key, value
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
     parser = _Parser(prog="sousbatch", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -72,6 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run_commands(commands)
     _add_checkpoint_commands(commands)
     _add_prediction_commands(commands)
+    _add_sandbox_commands(commands)
     return parser
 
 
@@ -179,6 +187,11 @@ def _add_run_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
     clean.add_argument("run", nargs="?", metavar="RUN", help=_RUN)
     clean.add_argument("--older", metavar="AGE", help="every finished run that was submitted longer ago: 30d, 12h")
     clean.add_argument("--all", action="store_true", help="the whole run folder, results too")
+    report = _add(
+        commands, "report", "write one HTML page: storage over time, checkpoints, stages, loss, scores", "report 3f2a"
+    )
+    report.add_argument("run", metavar="RUN", help=_RUN)
+    report.add_argument("--out", metavar="FILE", help="the page (default RUN/report.html)")
     doctor = _add(commands, "doctor", "say what this machine offers and lacks", "doctor")
     doctor.add_argument("--runs", metavar="DIR", help="folder that holds all runs")
 
@@ -196,6 +209,24 @@ def _add_checkpoint_commands(commands: argparse._SubParsersAction[_Parser]) -> N
     listing.add_argument("--json", action="store_true", help="as JSON")
     verify = _add(verbs, "verify", "read every checkpoint and say what is damaged", "checkpoints verify 3f2a")
     verify.add_argument("path", metavar="PATH", help="folder, or a run")
+    prune = _add(
+        verbs,
+        "prune",
+        "remove what the recipe's policy lets go of; a file called pinned in a checkpoint keeps it",
+        "checkpoints prune 3f2a --dry-run",
+        "checkpoints prune 3f2a --keep-best 3",
+    )
+    prune.add_argument("path", metavar="PATH", help="folder, or a run")
+    prune.add_argument("--dry-run", action="store_true", help="only say what would happen to each, and what it frees")
+    prune.add_argument(
+        "--keep-last", type=_count, metavar="N", help="newest ones that stay (default: the recipe's, else 1)"
+    )
+    prune.add_argument(
+        "--keep-best", type=_count, metavar="N", help="best ones that stay (default: the recipe's, else 1)"
+    )
+    prune.add_argument(
+        "--thin", action="store_true", help="what stays for another reason than being new keeps its weights"
+    )
     _add_consolidate(verbs)
 
 
@@ -206,7 +237,7 @@ def _add_consolidate(verbs: argparse._SubParsersAction[_Parser]) -> None:
         "make a half-precision model of a DeepSpeed or FSDP checkpoint",
         "checkpoints consolidate checkpoint-500 model",
         "checkpoints consolidate s3://bucket/checkpoint-500 model --dtype bfloat16 --verify",
-        "checkpoints consolidate checkpoint-500 model --shard $SLURM_ARRAY_TASK_ID/80",
+        "checkpoints consolidate checkpoint-500 model --shard 0/80",
     )
     convert.add_argument("path", metavar="CKPT", help="checkpoint folder or URL")
     convert.add_argument("out", metavar="OUT", help="folder or URL to make")
@@ -306,6 +337,42 @@ def _add_score(verbs: argparse._SubParsersAction[_Parser]) -> None:
         "--tokenizer", choices=["words", "characters"], default="words", help="units of ROUGE (default words)"
     )
     score.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _add_sandbox_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
+    sandbox = _add(
+        commands,
+        "sandbox",
+        "a private real Slurm of pretend nodes on this machine, to try recipes and to test",
+        "sandbox start",
+        "sandbox status",
+        "sandbox stop",
+    )
+    verbs = sandbox.add_subparsers(dest="verb", metavar="VERB", required=True)
+    start = _add(
+        verbs,
+        "start",
+        'start it, or what of it has died; eval "$(sousbatch sandbox start)" makes it this shell\'s Slurm',
+        "sandbox start",
+        "sandbox start --nodes 3 --gpus 4 --accounting --set MaxArraySize=11 --set JobRequeue=0",
+    )
+    start.add_argument("--nodes", type=_count, default=2, help="pretend nodes (default 2)")
+    start.add_argument("--cpus", type=_count, default=4, help="pretend CPUs of each node (default 4)")
+    start.add_argument("--gpus", type=_count, default=2, help="pretend GPUs of each node (default 2)")
+    start.add_argument("--accounting", action="store_true", help="with slurmdbd and MariaDB, so that sacct answers")
+    start.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        type=_setting,
+        dest="settings",
+        metavar="KEY=VALUE",
+        help="value of slurm.conf; may be repeated",
+    )
+    status = _add(verbs, "status", "show its daemons, nodes, partitions and jobs", "sandbox status")
+    stop = _add(verbs, "stop", "end its daemons and jobs and remove its folder", "sandbox stop")
+    for parser in (start, status, stop):
+        parser.add_argument("--dir", metavar="DIR", help="its folder (default: sandbox in the user's state folder)")
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

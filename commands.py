@@ -9,15 +9,18 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import show
+from . import sandboxcommands, show
 from .errors import NotFoundError, UsageError
 from .rundir import RunPaths, find_run, known_runs, runs_dir
 
 if TYPE_CHECKING:
+    from .checkpoints.retention import Policy
+    from .checkpoints.rotate import Means
     from .checkpoints.zero.places import Place
     from .checkpoints.zero.source import Source
     from .checkpoints.zero.write import Choices
@@ -62,20 +65,22 @@ def _recipes_show(arguments: Namespace) -> int:
 
 
 def _plan_of(arguments: Namespace, *, is_smoke: bool = False) -> Plan:
-    from .launchers.choose import choose_site
+    from .launchers import reserving
+    from .launchers.choose import choose_site, watchers
     from .recipes.compile import compile
     from .recipes.compose import compose
     from .recipes.inputs import inspect
     from .recipes.stages import smoke
 
+    site, store = choose_site(arguments.launcher), runs_dir(arguments.runs)
     if getattr(arguments, "sweep", None):
         from .recipes.sweep import plan_sweep
 
-        site, store = choose_site(arguments.launcher), runs_dir(arguments.runs)
         return plan_sweep(arguments.recipe, arguments.overrides, arguments.sweep, site, store, is_smoke=is_smoke)
     recipe = compose(arguments.recipe, arguments.overrides)
     recipe = smoke(recipe) if is_smoke else recipe
-    return compile(recipe, choose_site(arguments.launcher), inspect(recipe, runs_dir(arguments.runs)))
+    reserving.release_dead(store, watchers())
+    return compile(recipe, site, inspect(recipe, store))
 
 
 def _plan(arguments: Namespace) -> int:
@@ -143,16 +148,18 @@ def _after_sending(done: Submitted, detach: bool, *, joins: bool = False) -> int
 
 
 def _status(arguments: Namespace) -> int:
-    from .launchers.choose import launcher_of
+    from .launchers.choose import launcher_named
     from .launchers.status import is_final, many_states
+    from .recipes.plan import read_plan
 
     while True:
         runs = [find_run(arguments.run, newest=True)] if arguments.run else known_runs()
-        found = many_states(runs, partial(launcher_of, watches=True))
+        found = many_states(runs, partial(launcher_named, watches=True))
         if arguments.json:
             print(json.dumps(show.status_json(found), indent=1, ensure_ascii=False), flush=True)
         else:
-            print(show.run_status(*found[0]) if arguments.run else show.status(found), flush=True)
+            text = show.run_status(read_plan(runs[0].plan), *found[0][1:]) if arguments.run else show.status(found)
+            print(text, flush=True)
         if not arguments.watch or all(is_final(states) for _, _, states in found):
             return 0
         time.sleep(2)
@@ -224,6 +231,21 @@ def _doctor(arguments: Namespace) -> int:
     return 0
 
 
+def _report(arguments: Namespace) -> int:
+    from . import files
+    from .launchers.local import LocalLauncher
+    from .launchers.status import run_states
+    from .recipes.plan import read_plan
+    from .report import page
+
+    paths = find_run(arguments.run, newest=True)
+    plan = read_plan(paths.plan)
+    out = Path(arguments.out).expanduser() if arguments.out else paths.report
+    files.write_text(out, page(plan, paths, run_states(plan, paths, LocalLauncher())))
+    print(out)
+    return 0
+
+
 def _checkpoint_dirs(text: str) -> list[Path]:
     """Return the folders of checkpoints that *text* means: a folder, or those of a run's train stages."""
     folder = Path(text).expanduser()
@@ -259,6 +281,37 @@ def _checkpoints_verify(arguments: Namespace) -> int:
     if not found:
         raise NotFoundError(f"no checkpoints in {arguments.path}")
     return 1 if bad else 0
+
+
+def _checkpoints_prune(arguments: Namespace) -> int:
+    from .checkpoints.rotate import prune
+
+    found = [(folder, *_policy_of(folder, arguments)) for folder in _checkpoint_dirs(arguments.path)]
+    if not found:
+        raise NotFoundError(f"no checkpoints in {arguments.path}")
+    problems = 0
+    for folder, policy, means in found:
+        for verdict, done in prune(folder, policy, means, is_dry=arguments.dry_run):
+            print(show.verdict(verdict, done))
+            problems += done is not None and bool(done.problem)
+    return 1 if problems else 0
+
+
+def _policy_of(folder: Path, arguments: Namespace) -> tuple[Policy, Means]:
+    """Return the policy of the run that *folder* belongs to, else the usual one, with what the command line says."""
+    from .checkpoints.retention import Policy
+    from .checkpoints.rotate import Means
+    from .recipes.plan import read_plan
+    from .recipes.stages import stage_view
+    from .recipes.storage import means_of, policy_of
+
+    policy, means = Policy(), Means(check_fence=lambda: None)
+    paths = RunPaths(root=folder.parent.parent)
+    if paths.plan.is_file() and folder == paths.checkpoints(folder.name):
+        view = stage_view(read_plan(paths.plan).recipe, folder.name)
+        policy, means = policy_of(view), means_of(view, paths, folder.name, lambda: None)
+    asked = {"keep_last": arguments.keep_last, "keep_best": arguments.keep_best, "thins": arguments.thin or None}
+    return replace(policy, **{key: value for key, value in asked.items() if value is not None}), means
 
 
 def _config_dir(checkpoint: Place) -> Place | None:
@@ -420,10 +473,15 @@ _HANDLERS: dict[str, Callable[[Namespace], int]] = {
     "cancel": _cancel,
     "resume": _resume,
     "clean": _clean,
+    "report": _report,
     "doctor": _doctor,
     "checkpoints list": _checkpoints_list,
     "checkpoints verify": _checkpoints_verify,
+    "checkpoints prune": _checkpoints_prune,
     "checkpoints consolidate": _checkpoints_consolidate,
     "predictions merge": _predictions_merge,
     "predictions score": _predictions_score,
+    "sandbox start": sandboxcommands.start,
+    "sandbox status": sandboxcommands.status,
+    "sandbox stop": sandboxcommands.stop,
 }

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from . import files
 from .cluster.ranks import free_port
+from .cluster.sandbox import install_command, missing_packages
 from .cluster.site import this_machine
 from .recipes.inputs import room_of
 from .rundir import cache_dir, state_dir
@@ -76,17 +77,29 @@ def _machine() -> Iterator[Finding]:
         )
     where = shutil.which("sbatch")
     yield Finding(what="Slurm", finding=where or "no sbatch: stages run on this machine")
+    missing = missing_packages(accounting=True)
+    yield Finding(
+        what="sandbox",
+        finding=f"lacks {', '.join(missing)}" if missing else "all that a private Slurm needs is there",
+        is_good=None if missing else True,
+        remedy=install_command(missing) if missing else "",
+    )
 
 
 def _stores(runs: Path) -> Iterator[Finding]:
     room = room_of(runs)
     yield Finding(
         what="room for runs",
-        finding=f"{size(room.free_bytes)} and {room.free_inodes:,} files at {runs}",
+        finding=f"{size(room.free_bytes)} ({room.source}) and {room.free_inodes:,} files at {runs}",
         is_good=room.free_bytes > 10**9,
         remedy="" if room.free_bytes > 10**9 else "give a folder with more room: --runs DIR or SOUSBATCH_RUNS",
     )
-    for what, folder in (("state folder", state_dir()), ("cache folder", cache_dir())):
+    stores = (
+        ("store of runs", runs, "--runs, SOUSBATCH_RUNS"),
+        ("state folder", state_dir(), "SOUSBATCH_STATE"),
+        ("cache folder", cache_dir(), "SOUSBATCH_CACHE"),
+    )
+    for what, folder, names in stores:
         try:
             files.make_private_dir(folder)
             with (
@@ -99,14 +112,14 @@ def _stores(runs: Path) -> Iterator[Finding]:
                 what=what,
                 finding=f"{folder}, locks {'work' if works else 'do NOT work'}",
                 is_good=works,
-                remedy="" if works else "put it on a local disk: SOUSBATCH_STATE, SOUSBATCH_CACHE",
+                remedy="" if works else f"put it where flock works: {names}",
             )
         except OSError as error:
             yield Finding(
                 what=what,
                 finding=str(error),
                 is_good=False,
-                remedy="name a folder you can write to: SOUSBATCH_STATE, SOUSBATCH_CACHE",
+                remedy=f"name a folder you can write to: {names}",
             )
 
 

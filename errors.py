@@ -28,6 +28,7 @@ from dataclasses import dataclass
 EXIT_STOPPED = 75
 EXIT_DEVICE_MEMORY = 76
 EXIT_NO_ROOM = 77
+_FAILED_WRITES = ("iostream error", "PytorchStreamWriter failed", "(os error 28)", "(os error 122)")
 
 
 class SousbatchError(Exception):
@@ -128,13 +129,16 @@ def is_no_room(error: BaseException) -> bool:
     """Say whether *error*, or what it came from, is a full disk or a spent quota.
 
     torch reports a failed write as a RuntimeError of its zip writer that hides the
-    errno; the OSError, where there is one, is its cause or context.
+    errno; the OSError, where there is one, is its cause or context. Where there is none, and with
+    safetensors, only the message tells.
     """
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, NoRoomError):
             return True
         if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if not isinstance(seen, SousbatchError) and any(words in str(seen) for words in _FAILED_WRITES):
             return True
         seen = seen.__cause__ or seen.__context__
     return False

@@ -113,13 +113,32 @@ def sync_tree(path: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder: rename it out of every reader's sight first, then delete it."""
+    """Remove a folder: rename it out of every reader's sight first, then delete it.
+
+    Raises:
+        OSError: it is out of sight, but not all of it could be deleted.
+    """
     doomed = temporary_path(path)
     try:
         os.rename(path, doomed)
     except FileNotFoundError:
         return
-    shutil.rmtree(doomed)
+    if doomed.is_symlink():
+        doomed.unlink()
+    else:
+        shutil.rmtree(doomed)
+
+
+def discard(path: Path) -> None:
+    """Delete what has a temporary name already, as far as that works.
+
+    A file that another host holds open stays for a while (NFS calls it `.nfs*`); what is left goes
+    with the next one to clean up.
+    """
+    if path.is_symlink() or path.is_file():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def num_bytes_below(path: Path) -> int:

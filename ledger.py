@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import re
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,11 +44,11 @@ class Event:
 
 
 class Ledger:
-    """The one writer of one ledger file.
+    """The one writer of one ledger file, from any of its threads.
 
-    A full disk loses an event of a job but never its work: the line is dropped and the next
-    one starts afresh. With *is_strict* it raises instead: a client must not send what it
-    could not write down.
+    A full disk, or one that is away for a while, loses an event of a job but never its work: the
+    line is dropped and the next one starts afresh. With *is_strict* it raises instead: a client
+    must not send what it could not write down.
     """
 
     def __init__(self, descriptor: int, path: Path, number: int, *, is_strict: bool = False) -> None:
@@ -55,6 +56,7 @@ class Ledger:
         self.number = number
         self._descriptor = descriptor
         self._is_strict = is_strict
+        self._lock = threading.Lock()
         text = path.read_bytes()
         self._sequence = 1 + max(map(_sequence_in, text.split(b"\n")))
         self._is_torn = bool(text) and not text.endswith(b"\n")
@@ -65,6 +67,10 @@ class Ledger:
         Raises:
             NoRoomError: the disk is full, and the ledger is strict.
         """
+        with self._lock:
+            self._write(kind, data)
+
+    def _write(self, kind: str, data: dict[str, Any]) -> None:
         line = json.dumps({"sequence": self._sequence, "time": time.time(), "kind": kind} | data, ensure_ascii=False)
         text = (("\n" if self._is_torn else "") + line + "\n").encode()
         self._sequence += 1
@@ -76,10 +82,10 @@ class Ledger:
             if kind != "step":
                 os.fsync(self._descriptor)
         except OSError as error:
-            if not is_no_room(error):
-                raise
-            if self._is_strict:
+            if self._is_strict and is_no_room(error):
                 raise NoRoomError(f"no room left to write {self.path}; free some space and try again") from error
+            if self._is_strict:
+                raise
 
     def close(self) -> None:
         """Close the file."""

@@ -70,6 +70,16 @@ class RunPaths:
         return self.root / "metrics.json"
 
     @property
+    def report(self) -> Path:
+        """The page that shows the run."""
+        return self.root / "report.html"
+
+    @property
+    def reservation(self) -> Path:
+        """What the run may come to hold of its store."""
+        return self.root / "reservation.json"
+
+    @property
     def tracking_dir(self) -> Path:
         """W&B's files."""
         return self.root / "tracking"
@@ -82,9 +92,14 @@ class RunPaths:
         """What a task of *stage* printed, all attempts one after another."""
         return self.root / "logs" / f"{stage}-{task:05d}.log"
 
+    @property
+    def stop_dir(self) -> Path:
+        """Flags that ask ranks to stop."""
+        return self.root / "stop"
+
     def stop_flag(self, stage: str, task: int) -> Path:
         """Its presence asks the ranks of a task to save and stop at a step boundary."""
-        return self.root / "stop" / f"{stage}-{task:05d}"
+        return self.stop_dir / f"{stage}-{task:05d}"
 
     def checkpoints(self, stage: str) -> Path:
         """The checkpoints of a train stage."""

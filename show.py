@@ -14,10 +14,14 @@ from .rundir import RunPaths
 
 if TYPE_CHECKING:
     from .checkpoints.commit import Checkpoint
+    from .checkpoints.retention import Verdict
+    from .checkpoints.rotate import Done
+    from .cluster.sandbox import Status
+    from .cluster.sandboxconf import Sandbox
     from .doctor import Finding
     from .launchers.status import StageState
     from .recipes.check import Option
-    from .recipes.plan import Plan, Stage
+    from .recipes.plan import Glance, Plan, Stage
 
 
 def columns(rows: Sequence[Sequence[object]], *, header: Sequence[str] = ()) -> str:
@@ -67,7 +71,9 @@ def plan(value: Plan) -> str:
     model, room = value.inputs.model, value.inputs.room
     splits = [[name, split.num_rows, size(split.num_bytes), split.path] for name, split in value.inputs.splits.items()]
     storage = [[line.what, size(line.num_bytes), line.formula] for line in value.forecast.storage]
-    storage.append(["peak", size(value.forecast.storage_peak_bytes), f"{room.folder} can take {size(room.free_bytes)}"])
+    others = f", {size(room.promised_bytes)} promised to {room.num_runs} other runs" if room.num_runs else ""
+    room_line = f"{room.folder} can take {size(room.free_bytes)} ({room.source}{others})"
+    storage.append(["peak", size(value.forecast.storage_peak_bytes), room_line])
     parts = [
         f"{value.recipe.name} on {value.site.name}: run {value.run_id}, {model.num_params:,} parameters",
         columns([_stage_row(stage) for stage in value.stages], header=("stage", "kind", "where", "after", "")),
@@ -96,11 +102,11 @@ def _stage_row(stage: Stage) -> list[str]:
     return [stage.name, stage.kind, where, after, what]
 
 
-def status(found: Sequence[tuple[Plan, RunPaths, Mapping[str, StageState]]]) -> str:
+def status(found: Sequence[tuple[Glance, RunPaths, Mapping[str, StageState]]]) -> str:
     """Return one line a run."""
     if not found:
         return "no runs yet; `sousbatch submit hangul-restoration` makes one"
-    rows = [[paths.run_id, plan.recipe.name, *_summary(states), paths.root] for plan, paths, states in found]
+    rows = [[paths.run_id, plan.recipe_name, *_summary(states), paths.root] for plan, paths, states in found]
     return columns(rows, header=("run", "recipe", "state", "stage", "folder"))
 
 
@@ -167,12 +173,12 @@ def log_tail(paths: RunPaths, stage: str, num_lines: int = 12) -> str:
     return "\n".join([f"{logs[-1]}:", *(f"  {line[:200]}" for line in lines)])
 
 
-def status_json(found: Sequence[tuple[Plan, RunPaths, Mapping[str, StageState]]]) -> list[dict[str, Any]]:
+def status_json(found: Sequence[tuple[Glance, RunPaths, Mapping[str, StageState]]]) -> list[dict[str, Any]]:
     """Return runs and stages as plain values."""
     return [
         {
             "run": paths.run_id,
-            "recipe": plan.recipe.name,
+            "recipe": plan.recipe_name,
             "folder": str(paths.root),
             "state": _summary(states)[0],
             "stages": {name: dataclasses.asdict(state) for name, state in states.items()},
@@ -187,14 +193,24 @@ def checkpoints(found: Sequence[Checkpoint]) -> str:
         [
             one.step,
             one.attempt,
-            one.status,
+            "pinned" if one.is_pinned else one.status,
+            one.content,
             size(one.num_bytes),
             "" if one.metric is None else f"{one.metric:.4g}",
             one.path,
         ]
         for one in found
     ]
-    return columns(rows, header=("step", "attempt", "status", "size", "metric", "path"))
+    return columns(rows, header=("step", "attempt", "status", "holds", "size", "metric", "path"))
+
+
+def verdict(value: Verdict, done: Done | None) -> str:
+    """Return one line: what happens, or happened, to a checkpoint, and why."""
+    one = value.checkpoint
+    if done is not None and done.problem:
+        return f"{one.path}: kept: {done.problem}"
+    frees = f", {size(value.frees_bytes)}" if value.action != "keep" else ""
+    return f"{one.path}: {value.action if done is None else done.outcome} ({value.reason}{frees})"
 
 
 def scores(found: Mapping[str, Mapping[str, float]]) -> str:
@@ -256,3 +272,29 @@ def byte_progress(what: str) -> Iterator[Callable[[int, int], None]]:
             print(f"sousbatch: {what}: {size(done)} of {size(total)}", file=sys.stderr, flush=True)
 
     yield show
+
+
+def sandbox_started(box: Sandbox, before: Mapping[str, bool]) -> str:
+    """Return what a start found and made; *before* says which daemons lived, and is empty where none was."""
+    dead = [name for name, lives in before.items() if not lives]
+    word = f"runs again ({', '.join(dead)} had died)" if dead else "runs already" if before else "runs"
+    counts = f"{box.nodes} nodes, each with {box.cpus} CPUs and {box.gpus} GPUs that it pretends to have"
+    where = box.address if box.is_confined else "every address"
+    if not where.startswith("127."):
+        where += f" (a line '127.0.0.1 {box.hostname}' in /etc/hosts would keep it to loopback)"
+    ends = f"sousbatch sandbox stop --dir {box.folder}"
+    return f"a private Slurm {word} in {box.folder}: {counts}; it listens at {where}; `{ends}` ends it"
+
+
+def sandbox(found: Status) -> str:
+    """Return the state of a private Slurm: daemons, nodes, partitions, jobs."""
+    tables: list[tuple[Sequence[Sequence[str]], Sequence[str]]] = [
+        ([[name, "runs" if lives else "is dead"] for name, lives in found.alive.items()], ("daemon", "")),
+        (found.nodes, ("node", "state", "CPUs", "GPUs")),
+        (found.partitions, ("partition", "state", "longest job", "nodes")),
+        (found.jobs, ("job", "partition", "state", "time", "where, or why not", "name")),
+    ]
+    parts = [columns(rows, header=header) for rows, header in tables if rows]
+    if not all(found.alive.values()):
+        parts.append("`sousbatch sandbox start` starts what is dead")
+    return "\n\n".join(parts)

@@ -1,7 +1,8 @@
 """Committed checkpoints: written under a temporary name, marked last, then renamed.
 
-A folder `step-00000100` with a marker is a checkpoint; anything else is not, however whole it
-looks. Folders of other trainers are *foreign*: listed, verified and consolidated, never removed.
+A folder `step-00000100` with a marker is a checkpoint, and `step-00000100-weights` what is left of
+one that was thinned; anything else is not, however whole it looks. Folders of other trainers, and
+links, are *foreign*: listed, verified and consolidated, never removed.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import hashlib
 import math
 import os
 import re
-import shutil
 import struct
 import zipfile
 import zlib
@@ -24,24 +24,28 @@ from ..errors import DamagedError, NotFoundError
 
 MARKER = "checkpoint.json"
 _FORMAT = 1
-_NAME = re.compile(r"step-(\d{8,})")
+_NAME = re.compile(r"step-(\d{8,})(-weights)?")
 _FOREIGN_NAME = re.compile(r"(?:checkpoint-|global_step)(\d+)")
 
 # What a flipped bit makes of a zip file, besides a wrong CRC: another method, an encrypted record, a wild offset.
 _UNREADABLE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError, struct.error)
 
 Status = Literal["committed", "foreign", "torn"]
+Content = Literal["full", "weights"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """One training state on disk. *metric* is None where none was measured."""
+    """One training state on disk, or the weights of one.
+
+    *metric* is None where none was measured. A file called `pinned` in the folder pins it.
+    """
 
     path: Path
     step: int
     attempt: int = 0
     status: Status = "committed"
-    content: Literal["full", "weights"] = "full"
+    content: Content = "full"
     num_bytes: int = 0
     metric: float | None = None
     is_pinned: bool = False
@@ -49,11 +53,14 @@ class Checkpoint:
 
     @property
     def order(self) -> tuple[int, int]:
-        """What newer means: the step, then the attempt, never a clock."""
-        return (self.step, self.attempt)
+        """What newer means: the attempt, then the step, never a clock.
+
+        An attempt that went back behind a damaged checkpoint writes the newer ones, at lower steps.
+        """
+        return (self.attempt, self.step)
 
 
-def begin(folder: Path, step: int, attempt: int) -> Path:
+def begin(folder: Path, step: int, attempt: int, content: Content = "full") -> Path:
     """Return an empty temporary folder for the checkpoint of *step*; one rank calls it.
 
     Removes what killed saves left: nothing that was committed has such a name.
@@ -61,17 +68,29 @@ def begin(folder: Path, step: int, attempt: int) -> Path:
     files.make_private_dir(folder)
     for path in folder.iterdir():
         if path.name.startswith(files.TEMPORARY_PREFIX):
-            shutil.rmtree(path)
-    return files.make_private_dir(temporary_dir(folder, step, attempt))
+            files.discard(path)
+    return files.make_private_dir(temporary_dir(folder, step, attempt, content))
 
 
-def temporary_dir(folder: Path, step: int, attempt: int) -> Path:
+def temporary_dir(folder: Path, step: int, attempt: int, content: Content = "full") -> Path:
     """Return the temporary name that all ranks of an attempt write the checkpoint of *step* to."""
-    return folder / f"{files.TEMPORARY_PREFIX}step-{step:08d}.{attempt:04d}"
+    return folder / f"{files.TEMPORARY_PREFIX}{name_of(step, content)}.{attempt:04d}"
+
+
+def name_of(step: int, content: Content) -> str:
+    """Return the name of a checkpoint's folder."""
+    return f"step-{step:08d}" + ("-weights" if content == "weights" else "")
 
 
 def commit(
-    temporary: Path, *, step: int, attempt: int, metric: float | None, world_size: int, check_fence: Callable[[], None]
+    temporary: Path,
+    *,
+    step: int,
+    attempt: int,
+    metric: float | None,
+    world_size: int,
+    check_fence: Callable[[], None],
+    content: Content = "full",
 ) -> Checkpoint:
     """Make the state in *temporary* a checkpoint; one rank calls it, after all have written.
 
@@ -87,18 +106,19 @@ def commit(
         "attempt": attempt,
         "metric": metric if metric is not None and math.isfinite(metric) else None,
         "world_size": world_size,
+        "content": content,
         "files": entries,
     }
     files.sync_tree(temporary)
     files.write_json(temporary / MARKER, values)
-    target = temporary.parent / f"step-{step:08d}"
+    target = temporary.parent / name_of(step, content)
     doomed = files.temporary_path(target)
     check_fence()
     if target.exists():  # it was committed and then damaged, so that training went back behind it
         os.rename(target, doomed)
     os.rename(temporary, target)
     files.sync_dir(temporary.parent)
-    shutil.rmtree(doomed, ignore_errors=True)
+    files.discard(doomed)
     return read_checkpoint(target)
 
 
@@ -125,15 +145,19 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
     Raises:
         NotFoundError: there is no marker.
-        DamagedError: the marker is not readable.
+        DamagedError: the marker is not readable, or names a file outside of the folder.
     """
     try:
         values = files.read_json(path / MARKER)
         sizes = [entry["num_bytes"] for entry in values["files"].values()]
+        outside = [name for name in values["files"] if name.startswith("/") or ".." in name.split("/")]
+        if outside:
+            raise ValueError(f"it names {outside[0]!r}")
         return Checkpoint(
             path=path,
             step=values["step"],
             attempt=values["attempt"],
+            content=values.get("content", "full"),
             num_bytes=sum(sizes),
             metric=values["metric"],
             world_size=values["world_size"],
@@ -146,7 +170,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def list_checkpoints(folder: Path) -> tuple[Checkpoint, ...]:
-    """Return what is in *folder*, oldest first: committed, torn and foreign ones.
+    """Return what is in *folder*, by step: committed, torn and foreign ones.
 
     *folder* may hold the checkpoints or be one.
     """
@@ -158,14 +182,15 @@ def list_checkpoints(folder: Path) -> tuple[Checkpoint, ...]:
 
 def _below(folder: Path) -> tuple[Checkpoint, ...]:
     found = [one for path in sorted(folder.iterdir()) if path.is_dir() and (one := _look(path))]
-    return tuple(sorted(found, key=lambda checkpoint: checkpoint.order))
+    return tuple(sorted(found, key=lambda one: (one.step, one.attempt)))
 
 
 def committed(folder: Path) -> tuple[Checkpoint, ...]:
     """Return the committed checkpoints of *folder*, oldest first; none when it does not exist."""
     if not folder.is_dir():
         return ()
-    return tuple(one for one in _below(folder) if one.status == "committed")
+    mine = (one for one in _below(folder) if one.status == "committed")
+    return tuple(sorted(mine, key=lambda one: (one.order, one.content == "full")))
 
 
 def last_committed(folder: Path) -> Checkpoint | None:
@@ -175,13 +200,16 @@ def last_committed(folder: Path) -> Checkpoint | None:
 
 def best_committed(folder: Path, goal: Literal["lowest", "highest"]) -> Checkpoint | None:
     """Return the committed checkpoint with the best metric; the newest one where none has a metric."""
-    measured = [one for one in committed(folder) if one.metric is not None]
+    measured = [one for one in reversed(committed(folder)) if one.metric is not None]
     if not measured:
         return last_committed(folder)
-    return min(measured, key=lambda one: ((one.metric or 0.0) * (1 if goal == "lowest" else -1), -one.step))
+    return min(measured, key=lambda one: (one.metric or 0.0) * (1 if goal == "lowest" else -1))
 
 
 def _look(path: Path) -> Checkpoint | None:
+    if path.is_symlink():
+        is_one = _NAME.fullmatch(path.name) or _FOREIGN_NAME.fullmatch(path.name)
+        return Checkpoint(path=path, step=_step_in(path), status="foreign") if is_one else None
     if (path / MARKER).is_file() and _NAME.fullmatch(path.name):
         try:
             return read_checkpoint(path)

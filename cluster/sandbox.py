@@ -20,11 +20,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .. import files
-from ..errors import NotFoundError, RunError, UsageError
+from ..errors import NotFoundError, RunError, SlurmError, UsageError
 from ..rundir import state_dir
 from .ranks import LOOPBACK, free_port
 from .sandboxconf import Daemon, Sandbox, daemons, gres_conf, slurm_conf, slurmdbd_conf
-from .sandboxprocs import end_all, is_running, processes, running
+from .sandboxprocs import end_all, processes, running
+from .slurm import call
 
 _SHAPE = "sandbox.json"
 _PATH = os.pathsep.join(("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"))
@@ -45,7 +46,11 @@ _ACCOUNTING = {"slurmdbd": "slurmdbd", "mariadbd": "mariadb-server-core"}
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """What a sandbox looks like now; each row as `sinfo` and `squeue` print it."""
+    """What a sandbox looks like now.
+
+    Nodes are rows of name, state, CPUs and GPUs; partitions of name, state, longest job and number of nodes; jobs of
+    id, partition, state, time, nodes or reason, and name.
+    """
 
     box: Sandbox
     alive: Mapping[str, bool]
@@ -91,6 +96,12 @@ def start(
     """
     folder = _absolute(folder)
     _check(folder, nodes=nodes, cpus=cpus, gpus=gpus, settings=settings or {})
+    if missing := missing_packages(accounting=accounting):
+        raise UsageError(
+            f"a sandbox needs {', '.join(missing)}, which this machine lacks; `{install_command(missing)}` installs "
+            f"{'it' if len(missing) == 1 else 'them'}"
+        )
+    files.make_private_dir(folder.parent)
     with _locked(folder):
         if not (folder / _SHAPE).is_file():
             address = _own_address()
@@ -111,11 +122,6 @@ def start(
                 )
             )
         box = read(folder)
-        if missing := missing_packages(accounting=box.accounting):
-            raise UsageError(
-                f"a sandbox needs {', '.join(missing)}, which this machine lacks; install with "
-                f"`{install_command(missing)}`"
-            )
         try:
             _bring_up(box)
         except RunError:
@@ -130,13 +136,19 @@ def read(folder: Path) -> Sandbox:
 
     Raises:
         NotFoundError: there is none.
+        RunError: another version of this program started it.
     """
     folder = _absolute(folder)
     try:
         value = files.read_json(folder / _SHAPE)
     except FileNotFoundError as error:
-        raise NotFoundError(f"no sandbox in {folder}; `sousbatch sandbox start` starts one") from error
-    return Sandbox(folder=folder, **value | {"ports": tuple(value["ports"])})
+        raise NotFoundError(f"no sandbox in {folder}; `sousbatch sandbox start --dir {folder}` starts one") from error
+    try:
+        return Sandbox(folder=folder, **value | {"ports": tuple(value["ports"])})
+    except (KeyError, TypeError) as error:
+        raise RunError(
+            f"the sandbox in {folder} is another version's; `sousbatch sandbox stop --dir {folder}` ends it"
+        ) from error
 
 
 def stop(folder: Path) -> int:
@@ -145,11 +157,24 @@ def stop(folder: Path) -> int:
     What a sandbox left behind whose folder is gone is ended, too.
     """
     folder = _absolute(folder)
-    with _locked(folder):
+    if not folder.parent.is_dir():
+        return end_all(folder)
+    with _locked(folder) as lock:
         count = end_all(folder)
         if (folder / _SHAPE).is_file():
             shutil.rmtree(folder)
+        lock.unlink()
     return count
+
+
+def daemons_alive(folder: Path) -> dict[str, bool]:
+    """Say of each daemon of the sandbox in *folder* whether it lives; nothing where there is no sandbox."""
+    try:
+        box = read(folder)
+    except NotFoundError:
+        return {}
+    found = processes(box.folder)
+    return {daemon.name: bool(running(daemon, found)) for daemon in daemons(box)}
 
 
 def status(folder: Path) -> Status:
@@ -159,20 +184,21 @@ def status(folder: Path) -> Status:
         NotFoundError: there is none.
     """
     box = read(folder)
-    found = processes(box.folder)
-    alive = {daemon.name: is_running(daemon, found) for daemon in daemons(box)}
+    alive = daemons_alive(folder)
     asks = alive["munged"] and alive["slurmctld"]
 
-    def rows(*command: str) -> tuple[tuple[str, ...], ...]:
-        text = _ask(box, *command) if asks else ""
-        return tuple(tuple(line.split("|")) for line in text.splitlines())
+    def rows(*command: str, fields: str) -> tuple[tuple[str, ...], ...]:
+        text = _ask(box, *command, "--noheader", f"--format={fields}") if asks else ""
+        num_cuts = fields.count("|")  # only the last field, a job's name, may hold what separates them
+        found = (tuple(line.split("|", num_cuts)) for line in text.splitlines())
+        return tuple(row for row in found if len(row) > num_cuts)
 
     return Status(
         box=box,
         alive=alive,
-        nodes=rows("sinfo", "--noheader", "--Node", "--partition=main", "--format=%N|%T|%c CPUs|%G"),
-        partitions=rows("sinfo", "--noheader", "--summarize", "--format=%P|%a|%l|%D nodes"),
-        jobs=rows("squeue", "--noheader", "--format=%i|%P|%j|%T|%M|%R"),
+        nodes=rows("sinfo", "--Node", "--partition=main", fields="%N|%T|%c|%G"),
+        partitions=rows("sinfo", "--summarize", fields="%P|%a|%l|%D"),
+        jobs=rows("squeue", fields="%i|%P|%T|%M|%R|%j"),
     )
 
 
@@ -214,11 +240,11 @@ def _absolute(folder: Path) -> Path:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold off others that start or stop the same sandbox."""
-    files.make_private_dir(folder.parent)
-    with files.locked(folder.parent / f".{folder.name}.lock"):
-        yield
+def _locked(folder: Path) -> Iterator[Path]:
+    """Hold off others that start or stop the same sandbox, and yield the lock."""
+    lock = folder.parent / f".{folder.name}.lock"
+    with files.locked(lock):
+        yield lock
 
 
 def _check(folder: Path, *, nodes: int, cpus: int, gpus: int, settings: Mapping[str, str]) -> None:
@@ -231,9 +257,9 @@ def _check(folder: Path, *, nodes: int, cpus: int, gpus: int, settings: Mapping[
         raise UsageError(f"sandbox folder {str(folder)!r} has characters that slurm.conf cannot hold; name another")
     if folder.is_dir() and not (folder / _SHAPE).is_file() and any(folder.iterdir()):
         raise UsageError(f"{folder} holds something that is no sandbox; name another folder with --dir")
-    for what, value, least, most in (("nodes", nodes, 1, 99), ("CPUs", cpus, 1, 1024), ("GPUs", gpus, 0, 64)):
-        if not least <= value <= most:
-            raise UsageError(f"a sandbox has {least} to {most} {what}, not {value}")
+    for what, count, least, most in (("nodes", nodes, 1, 99), ("CPUs", cpus, 1, 1024), ("GPUs", gpus, 0, 64)):
+        if not least <= count <= most:
+            raise UsageError(f"a sandbox has {least} to {most} {what}, not {count}")
     for key, value in settings.items():
         if not key.isalpha() or key.lower() in ("nodename", "partitionname", "include") or not value.isprintable():
             raise UsageError(f"{key}={value!r} is no value of slurm.conf that can be set; such as JobRequeue=0")
@@ -267,7 +293,7 @@ def _bring_up(box: Sandbox) -> None:
     deadline = time.monotonic() + _START_S
     found = processes(box.folder)
     for daemon in daemons(box):
-        if not is_running(daemon, found):
+        if not running(daemon, found):
             _launch(box, daemon, deadline)
     while not (states := _node_states(box)) or not _READY.issuperset(states):
         if time.monotonic() > deadline:
@@ -297,7 +323,7 @@ def _launch(box: Sandbox, daemon: Daemon, deadline: float) -> None:
     seen = time.monotonic()
     while not _answers(box.address, daemon.listens_at):
         now = time.monotonic()
-        seen = now if is_running(daemon, processes(box.folder)) else seen
+        seen = now if running(daemon, processes(box.folder)) else seen
         if done.returncode or now > min(seen + _GONE_S, deadline):
             said = " ".join(_tail(path) for path in dict.fromkeys((output, daemon.log)))
             raise RunError(f"sandbox: {daemon.name} did not start: {said.strip() or 'it left no log'}")
@@ -323,8 +349,10 @@ def _environment(box: Sandbox) -> dict[str, str]:
 
 
 def _ask(box: Sandbox, *command: str) -> str:
-    done = subprocess.run(command, env=_environment(box), capture_output=True, text=True, timeout=30)
-    return done.stdout if done.returncode == 0 else ""
+    try:
+        return call(command, environment=_environment(box))
+    except SlurmError:  # it is starting, or half of it has died
+        return ""
 
 
 def _tail(log: Path) -> str:
@@ -348,5 +376,5 @@ def _kill(box: Sandbox, name: str, number: signal.Signals) -> None:
 
 def _start_one(box: Sandbox, name: str) -> None:
     daemon = _daemon(box, name)
-    if not is_running(daemon, processes(box.folder)):
+    if not running(daemon, processes(box.folder)):
         _launch(box, daemon, time.monotonic() + _START_S)

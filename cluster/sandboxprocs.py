@@ -29,16 +29,11 @@ def processes(folder: Path) -> list[psutil.Process]:
     """
     mark = f"SLURM_CLUSTER_NAME={cluster_name(folder)}".encode()
     mine = {process.pid for process in (psutil.Process(), *psutil.Process().parents())}
-    found = {}
+    found: dict[int, psutil.Process] = {}
     for process in psutil.process_iter():
         if process.pid not in mine and _belongs(process, mark, folder):
             found |= {one.pid: one for one in (process, *_children(process)) if one.pid not in mine}
     return [process for process in found.values() if _is_alive(process)]
-
-
-def is_running(daemon: Daemon, among: list[psutil.Process]) -> bool:
-    """Say whether *daemon* is one of the processes *among*."""
-    return bool(running(daemon, among))
 
 
 def running(daemon: Daemon, among: list[psutil.Process]) -> list[psutil.Process]:

@@ -62,13 +62,14 @@ def call(
         UnreachableError: the controller did not answer; whether it acted is unknown.
         SlurmError: Slurm refused; the message is its own.
     """
-    conf = os.environ.get("SLURM_CONF")
+    environment = environment or without_leaks(os.environ)
+    conf = environment.get("SLURM_CONF")
     if conf and not os.path.isfile(conf):  # Slurm's commands would wait a minute for it
         raise SlurmError(f"SLURM_CONF names {conf}, which does not exist; unset it, or start the sandbox it belongs to")
     deadline, pause = time.monotonic() + patience_s, 0.5
     while True:
         try:
-            return _call_once(command, environment or without_leaks(os.environ), folder, text, keeps)
+            return _call_once(command, environment, folder, text, keeps)
         except UnreachableError:
             if time.monotonic() + pause > deadline:
                 raise

@@ -93,6 +93,12 @@ def _batch(stage: Stage) -> Batch | None:
     return Batch(**values)
 
 
+def say(text: str) -> None:
+    """Print a line to the job's log; it may lie on a full disk, which costs no training."""
+    with suppress(OSError):  # print() would keep what it could not write, and raise at the next one
+        os.write(1, f"sousbatch: {text}\n".encode(errors="replace"))
+
+
 def run_job(kind: str, work: Callable[[JobContext], int], arguments: Sequence[str]) -> int:
     """Do *work* for `RUN STAGE` and return the exit code that tells the stage process how it went."""
     job: JobContext | None = None

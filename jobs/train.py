@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # torch is imported where a rank needs it
     from transformers import Trainer
 
     from .training.loop import Steering
+    from .training.saving import Log, Saver
     from .training.together import Ranks
 
 
@@ -40,16 +41,20 @@ def train(job: JobContext) -> int:
     if arguments.world_size != job.batch.world_size:
         raise RunError(f"the plan has {job.batch.world_size} ranks and {arguments.world_size} work together")
     last = loop.last_checkpoint(job, ranks)
-    if last is not None and last.step >= job.batch.steps:
+    if loop.is_finished(job, ranks):
         return 0
     ledger = job.open_ledger() if ranks.rank == 0 else None
     tracker = Tracker(job) if ranks.rank == 0 else None
     steering = loop.Steering(job, job.batch, ranks, ledger, tracker, watchdog)
-    trainer = _trainer(job, job.batch, ranks, arguments, steering)
+    log = tracker.log if tracker is not None else lambda step, values: None
+    saver, trainer = _trainer(job, job.batch, ranks, arguments, steering, log)
     if ledger is not None and last is not None:
         ledger.write("resumed", step=last.step)
-    trainer.train(resume_from_checkpoint=str(last.path) if last else None)
-    watchdog.close()
+    try:
+        trainer.train(resume_from_checkpoint=str(last.path) if last else None)
+    finally:
+        watchdog.close()
+        saver.close()
     # rank 0 speaks for all: under srun the first code that is not 0 ends the others, who may still be leaving
     code = EXIT_STOPPED if steering.is_stopped and ranks.rank == 0 else 0
     if tracker is not None:
@@ -57,7 +62,9 @@ def train(job: JobContext) -> int:
     return code
 
 
-def _trainer(job: JobContext, batch: Batch, ranks: Ranks, arguments: Any, steering: Steering) -> Trainer:
+def _trainer(
+    job: JobContext, batch: Batch, ranks: Ranks, arguments: Any, steering: Steering, log: Log
+) -> tuple[Saver, Trainer]:
     from transformers import PrinterCallback
 
     from .training import loop
@@ -73,10 +80,11 @@ def _trainer(job: JobContext, batch: Batch, ranks: Ranks, arguments: Any, steeri
         path = Path(inputs.splits[recipe.train.eval_split].path)
         eval_rows = load_rows(recipe.data, path, tokenizer, limit=recipe.train.eval_rows)
     model = build_model(recipe, folder, tokenizer, has_weights=inputs.model.has_weights or job.stage.of is not None)
+    saver = Saver(job, batch, ranks, steering.ledger, tokenizer, log)
     trainer = loop.RecipeTrainer(
         job,
         batch,
-        Saver(job, ranks, steering.ledger, tokenizer),
+        saver,
         model=model,
         args=arguments,
         train_dataset=rows,
@@ -87,7 +95,7 @@ def _trainer(job: JobContext, batch: Batch, ranks: Ranks, arguments: Any, steeri
     trainer.remove_callback(PrinterCallback)  # it prints on every rank
     if trainer.is_deepspeed_enabled:
         loop.wrap_engine(trainer)
-    return trainer
+    return saver, trainer
 
 
 def main() -> int:

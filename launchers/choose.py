@@ -36,8 +36,18 @@ def choose_site(name: str | None) -> Site:
         return this_machine()
 
 
+def watchers() -> dict[str, Launcher]:
+    """Return the launchers by name, for one who only looks at jobs."""
+    return {"local": LocalLauncher(), "slurm": SlurmLauncher(max_age_s=WATCH_S)}
+
+
 def launcher_of(plan: Plan, *, watches: bool = False) -> Launcher:
     """Return the launcher of a plan; one that only *watches* takes answers that are up to half a minute old."""
-    if plan.site.launcher == "slurm":
+    return launcher_named(plan.site.launcher, watches=watches)
+
+
+def launcher_named(name: str, *, watches: bool = False) -> Launcher:
+    """Return the launcher called *name*; *watches* is that of `launcher_of`."""
+    if name == "slurm":
         return SlurmLauncher(max_age_s=WATCH_S if watches else 0)
     return LocalLauncher()

@@ -45,11 +45,11 @@ def freeze(
         files.write_text(paths.request(request.stage), request.text)
     text = yaml.safe_dump(check.to_plain(plan.recipe), allow_unicode=True, sort_keys=False)
     files.write_text(paths.recipe, text)
-    client = ledger.open_client(paths.ledger_dir)
-    client.write("frozen", plan=files.digest_of(plan.to_json()), **({} if point is None else {"point": point}))
+    client, frozen = ledger.open_client(paths.ledger_dir), plan.to_json()
+    client.write("frozen", plan=files.digest_of(frozen), **({} if point is None else {"point": point}))
     client.close()
     files.sync_tree(paths.root)
-    files.write_text(paths.plan, plan.to_json())
+    files.write_text(paths.plan, frozen)
     if within is None:
         remember_run(paths)
 

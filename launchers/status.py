@@ -9,7 +9,7 @@ from pathlib import Path
 from .. import ledger
 from ..errors import EXIT_STOPPED, UnreachableError, UsageError
 from ..ledger import Event
-from ..recipes.plan import Plan, Stage, read_plan
+from ..recipes.plan import Glance, Plan, Stage, StageGlance, glance
 from ..rundir import RunPaths
 from .base import JobRef, JobState, Launcher, StateWord
 
@@ -82,7 +82,7 @@ def run_states(plan: Plan, paths: RunPaths, launcher: Launcher) -> dict[str, Sta
         UnreachableError: the scheduler does not answer, and nothing may be decided without it.
     """
     events = ledger.read(paths.ledger_dir)
-    refs = job_refs(events, launcher)
+    refs = _open_refs(plan, events, job_refs(events, launcher))
     jobs = launcher.states(list(refs.values()))
     return stage_states(plan, events, {name: jobs[ref] for name, ref in refs.items()}, stopping=_stopping(plan, paths))
 
@@ -90,7 +90,7 @@ def run_states(plan: Plan, paths: RunPaths, launcher: Launcher) -> dict[str, Sta
 def watch_states(plan: Plan, paths: RunPaths, launcher: Launcher) -> dict[str, StageState]:
     """Return the same for one who only looks: what the ledger knows, while the scheduler does not answer."""
     events = ledger.read(paths.ledger_dir)
-    refs = _tolerant_refs(events, launcher)
+    refs = _open_refs(plan, events, _tolerant_refs(events, launcher))
     jobs = _tolerant_states(launcher, list(refs.values()))
     return stage_states(plan, events, {name: jobs[ref] for name, ref in refs.items()}, stopping=_stopping(plan, paths))
 
@@ -110,19 +110,35 @@ def _tolerant_states(launcher: Launcher, refs: Sequence[JobRef]) -> dict[JobRef,
 
 
 def stage_states(
-    plan: Plan, events: Sequence[Event], jobs: Mapping[str, JobState], *, stopping: frozenset[str] = frozenset()
+    plan: Plan | Glance,
+    events: Sequence[Event],
+    jobs: Mapping[str, JobState],
+    *,
+    stopping: frozenset[str] = frozenset(),
 ) -> dict[str, StageState]:
     """Return the states that *events* and the launcher's words *jobs* (by stage) add up to. Pure."""
+    mine = _by_stage(events)
     return {
-        stage.name: _state(plan, stage, events, jobs.get(stage.name), stage.name in stopping) for stage in plan.stages
+        stage.name: _state(stage, mine.get(stage.name, []), jobs.get(stage.name), stage.name in stopping)
+        for stage in plan.stages
     }
 
 
-def _state(plan: Plan, stage: Stage, events: Sequence[Event], job: JobState | None, is_stopping: bool) -> StageState:
-    mine = [event for event in events if event.stage == stage.name]
-    step, total = _progress(plan, stage, mine)
+def _by_stage(events: Sequence[Event]) -> dict[str, list[Event]]:
+    found: dict[str, list[Event]] = {}
+    for event in events:
+        found.setdefault(event.stage, []).append(event)
+    return found
+
+
+def _is_done(stage: Stage | StageGlance, mine: Sequence[Event]) -> bool:
     done = {event.task for event in mine if event.kind == "ended" and event.data["exit_code"] == 0}
-    if len(done) == stage.num_tasks:
+    return len(done) == stage.num_tasks
+
+
+def _state(stage: Stage | StageGlance, mine: Sequence[Event], job: JobState | None, is_stopping: bool) -> StageState:
+    step, total = _progress(stage, mine)
+    if _is_done(stage, mine):
         return StageState(word="done", source="ledger", step=total, total=total)
     if job is None:
         return StageState(
@@ -149,10 +165,10 @@ def _state(plan: Plan, stage: Stage, events: Sequence[Event], job: JobState | No
     return StageState(word=word, reason=reason, source=source, step=step, total=total)
 
 
-def _progress(plan: Plan, stage: Stage, mine: Sequence[Event]) -> tuple[int, int]:
-    if stage.batch is not None:
+def _progress(stage: Stage | StageGlance, mine: Sequence[Event]) -> tuple[int, int]:
+    if stage.steps:
         steps = [event.data["step"] for event in mine if event.kind in ("step", "saved")]
-        return (steps[-1] if steps else 0), stage.batch.steps
+        return (steps[-1] if steps else 0), stage.steps
     if stage.kind == "sweep":
         return len(
             {event.task for event in mine if event.kind == "ended" and event.data["exit_code"] == 0}
@@ -195,12 +211,15 @@ def point_states(plan: Plan, paths: RunPaths) -> list[PointState]:
     ]
 
 
-def _stopping(plan: Plan, paths: RunPaths) -> frozenset[str]:
+def _stopping(plan: Plan | Glance, paths: RunPaths) -> frozenset[str]:
+    try:
+        flags = {path.name for path in paths.stop_dir.iterdir()}
+    except OSError:  # nothing was ever asked to stop
+        return frozenset()
     return frozenset(
         stage.name
         for stage in plan.stages
-        for task in range(stage.num_tasks)
-        if paths.stop_flag(stage.name, task).exists()
+        if flags and any(paths.stop_flag(stage.name, task).name in flags for task in range(stage.num_tasks))
     )
 
 
@@ -209,33 +228,57 @@ def is_final(states: Mapping[str, StageState]) -> bool:
     return all(state.word not in ("waiting", "running", "stopping") for state in states.values())
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Look:
+    """What was read of a run before the scheduler was asked."""
+
+    plan: Glance
+    paths: RunPaths
+    events: Sequence[Event]
+    refs: Mapping[str, JobRef]
+
+
 def many_states(
-    runs: Sequence[RunPaths], launcher_of: Callable[[Plan], Launcher]
-) -> list[tuple[Plan, RunPaths, dict[str, StageState]]]:
-    """Return the states of many runs with one call to each launcher; unreadable runs are left out."""
-    looks, refs_of, launchers = [], dict[str, list[JobRef]](), dict[str, Launcher]()
+    runs: Sequence[RunPaths], launcher_of: Callable[[str], Launcher]
+) -> list[tuple[Glance, RunPaths, dict[str, StageState]]]:
+    """Return the states of many runs with one call to each launcher; unreadable runs are left out.
+
+    Nobody is asked about stages that the ledger knows to be done.
+    """
+    looks, launchers = list[_Look](), dict[str, Launcher]()
     for paths in runs:
         try:
-            plan = read_plan(paths.plan)
+            plan = glance(paths.plan)
         except UsageError:
             if len(runs) == 1:
                 raise
             continue
-        launcher = launchers.setdefault(plan.site.launcher, launcher_of(plan))
+        if plan.launcher not in launchers:
+            launchers[plan.launcher] = launcher_of(plan.launcher)
         events = ledger.read(paths.ledger_dir)
-        found = _tolerant_refs(events, launcher)
-        refs_of.setdefault(plan.site.launcher, []).extend(found.values())
-        looks.append((plan, paths, events, found))
-    jobs = {
-        ref: state for name, refs in refs_of.items() for ref, state in _tolerant_states(launchers[name], refs).items()
-    }
+        refs = _open_refs(plan, events, _tolerant_refs(events, launchers[plan.launcher]))
+        looks.append(_Look(plan=plan, paths=paths, events=events, refs=refs))
+    jobs: dict[JobRef, JobState] = {}
+    for name, launcher in launchers.items():
+        asked = [ref for look in looks if look.plan.launcher == name for ref in look.refs.values()]
+        jobs |= _tolerant_states(launcher, asked)
     return [
         (
-            plan,
-            paths,
+            look.plan,
+            look.paths,
             stage_states(
-                plan, events, {name: jobs[ref] for name, ref in found.items()}, stopping=_stopping(plan, paths)
+                look.plan,
+                look.events,
+                {name: jobs[ref] for name, ref in look.refs.items()},
+                stopping=_stopping(look.plan, look.paths),
             ),
         )
-        for plan, paths, events, found in looks
+        for look in looks
     ]
+
+
+def _open_refs(plan: Plan | Glance, events: Sequence[Event], refs: Mapping[str, JobRef]) -> dict[str, JobRef]:
+    """Return the jobs of stages that the ledger does not know to be done."""
+    mine = _by_stage(events)
+    done = {stage.name for stage in plan.stages if _is_done(stage, mine.get(stage.name, []))}
+    return {name: ref for name, ref in refs.items() if name not in done}

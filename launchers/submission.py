@@ -19,6 +19,7 @@ from ..recipes.plan import Plan, read_plan
 from ..rundir import RunPaths, forget_run, remember_run
 from .base import FINAL_WORDS, JobRef, Launcher, Request
 from .frozen import freeze
+from .reserving import reserve
 from .status import StageState, adoptable, is_final, job_refs, run_states
 
 
@@ -47,7 +48,7 @@ def submit(plan: Plan, launcher: Launcher, runs: Path, *, again: bool = False) -
         is_new = not paths.plan.is_file()
         if is_new:
             freeze(plan, launcher, paths)
-        frozen = read_plan(paths.plan)
+        frozen = plan if is_new else read_plan(paths.plan)
         _adopt(launcher, paths)
         found = run_states(frozen, paths, launcher)
         ended = [
@@ -172,6 +173,7 @@ def _send(
         for name in pending:
             refs[name] = _send_one(requests[name], launcher, client, paths, refs)
         client.close()
+        reserve(plan, paths)
     return Submitted(paths=paths, plan=plan, sent=tuple(pending), found=found, is_new=is_new)
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from ..cluster.site import Site
 from ..errors import PlanError
 from .fits import by_stage, doubts, misfits
-from .forecast import forecast, takes_adapter
+from .forecast import forecast
 from .freeze import is_frozen
 from .keys import unbuilt
+from .params import takes_adapter
 from .plan import After, Batch, Forecast, Inputs, Plan, Stage
 from .schema import Predict, Recipe, Resources
 from .stages import kind_of, resources_of, source_of, stage_view, stages_of
@@ -29,7 +30,7 @@ def compile(recipe: Recipe, site: Site, inputs: Inputs) -> Plan:
     if reasons:
         raise PlanError(list(dict.fromkeys(reasons)))
     found = forecast(recipe, inputs, stages)
-    reasons += _storage_refusals(recipe, stages, found, inputs)
+    reasons += _storage_refusals(found, inputs)
     if reasons:
         raise PlanError(reasons)
     warnings = list(by_stage(stages, doubts, site))
@@ -151,23 +152,37 @@ def _parameter_refusals(view: Recipe, stage: Stage, inputs: Inputs) -> Iterator[
         yield f"model.freeze {list(freeze)} leaves nothing to train"
 
 
-def _storage_refusals(recipe: Recipe, stages: Sequence[Stage], found: Forecast, inputs: Inputs) -> Iterator[str]:
-    if found.storage_peak_bytes > inputs.room.free_bytes:
-        largest = max(found.storage, key=lambda line: line.num_bytes)
-        yield (
-            f"no room: the run will hold {_gb(found.storage_peak_bytes)} at its peak and {inputs.room.folder} can take "
-            f"{_gb(inputs.room.free_bytes)}; the largest part is {largest.what} with {_gb(largest.num_bytes)}: "
-            "keep fewer (checkpoints.keep_best=0 keeps the last alone), or choose another folder with --runs"
-        )
-    held = {line.what: line.num_bytes for line in found.storage}
-    for stage in stages:
-        budget = stage_view(recipe, stage.name).checkpoints.budget_gb
-        num_bytes = held.get(f"checkpoints of {stage.name}", 0)
-        if budget is not None and num_bytes > budget * 1e9:
+def _storage_refusals(found: Forecast, inputs: Inputs) -> Iterator[str]:
+    """Refuse what cannot even keep its weights; everything above is a rung of the ladder."""
+    room = inputs.room
+    where = f"{room.folder} can take {_gb(room.free_bytes)} ({room.source})"
+    largest = max(found.storage, key=lambda line: line.num_bytes)
+    for name, ladder in found.ladders.items():
+        if not ladder.fits:
             yield (
-                f"checkpoints.budget_gb is {budget:g}, but stage {stage.name!r} will hold {_gb(num_bytes)} of "
-                "checkpoints while it writes one; keep fewer or allow more"
+                f"no room: not even the weights of stage {name!r} fit into the {_gb(max(0, ladder.room_bytes))} left "
+                f"for them; {where} and the run will hold {_gb(found.storage_peak_bytes)}, the largest part is "
+                f"{largest.what}: {ladder.change}, or another folder with --runs"
             )
+    if not found.ladders and found.storage_peak_bytes > room.free_bytes:
+        yield (
+            f"no room: the run will hold {_gb(found.storage_peak_bytes)} and {where}; the largest part is "
+            f"{largest.what}: choose another folder with --runs"
+        )
+
+
+def _storage_warnings(stage: Stage, found: Forecast) -> Iterator[str]:
+    does = {
+        "thinned best": "older ones will keep their weights only",
+        "weights only": "only weights will be saved, and a kill starts training again",
+        "none": "only the weights at the end will be saved, and a kill starts training again",
+    }
+    ladder = found.ladders[stage.name]
+    if ladder.rung != "full":
+        yield (
+            f"stage {stage.name!r} would hold {_gb(ladder.full_bytes)} of checkpoints and {_gb(ladder.room_bytes)} are "
+            f"there: {does[ladder.rung]}; smallest change: {ladder.change}"
+        )
 
 
 def _warnings(recipe: Recipe, site: Site, inputs: Inputs, stage: Stage, found: Forecast) -> Iterator[str]:
@@ -181,6 +196,7 @@ def _warnings(recipe: Recipe, site: Site, inputs: Inputs, stage: Stage, found: F
             yield f"stage {stage.name!r}: predict.{drawn[0]} does nothing without predict.sample=true"
     if stage.kind != "train":
         return
+    yield from _storage_warnings(stage, found)
     wanted, ranks = stage.resources, stage.resources.nodes * stage.resources.devices_per_node
     total = sum(line.num_bytes for line in found.device[stage.name])
     room = site.gpu_memory_bytes

@@ -58,11 +58,10 @@ def _misfits_on(stage: Stage, partition: Partition) -> Iterator[str]:
     for what, (need, has, word) in needs.items():
         left = tuple(kind for kind in fitting if has(kind) >= need)
         if not left:
-            most = max(has(kind) for kind in fitting)
-            yield f"it wants {need} {what} on a node and {where} has {most}; set {word}"
+            yield f"it wants {need} {what} on a node and {where} has {max(map(has, fitting))}; set {word}"
             return
         fitting = left
-    if sum(kind.count for kind in fitting) < nodes:
+    if sum(kind.count for kind in fitting) < nodes <= most:
         yield f"it wants {nodes} such nodes and {where} has {sum(kind.count for kind in fitting)}"
 
 

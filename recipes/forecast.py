@@ -1,116 +1,31 @@
-"""Forecast what a plan will take: storage of the run, and memory of one device.
-
-Sums and formulas only; the sizes of files are in `checkpoints.sizes`.
-"""
+"""Forecast what a plan will take: memory of one device here, storage of the run in `storage.py`. Formulas only."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from ..checkpoints.sizes import DTYPE_BYTES, Size, checkpoint_size, model_size
-from .freeze import is_frozen
-from .plan import Batch, Forecast, ForecastLine, Inputs, ModelFacts, Stage, TensorFacts
+from ..checkpoints.sizes import DTYPE_BYTES
+from .params import Params, params_of
+from .plan import Batch, Forecast, ForecastLine, Inputs, ModelFacts, Stage
 from .schema import Recipe
 from .stages import stage_view
-
-_LOG_BYTES_PER_STEP = 200  # one line of log and one ledger event, seldom more
-_FIXED_LOG_BYTES = 2_000_000  # start-up messages of every stage, W&B's own files: measured 1 to 2 MB
-
-
-@dataclass(frozen=True, kw_only=True)
-class Params:
-    """Parameters of a model as a train stage sees them."""
-
-    trainable: int
-    frozen: int
-
-
-def params_of(recipe: Recipe, model: ModelFacts) -> Params:
-    """Return how many parameters train and how many are frozen, adapters included."""
-    if recipe.adapter.method == "full":
-        frozen = sum(_numel(tensor) for tensor in model.tensors if is_frozen(tensor.name, recipe.model.freeze))
-        return Params(trainable=model.num_params - frozen, frozen=frozen)
-    targets = recipe.adapter.target_modules
-    adapters = sum(
-        recipe.adapter.rank * sum(tensor.shape)
-        for tensor in model.tensors
-        if any(takes_adapter(tensor, target) for target in targets)
-    )
-    saved = sum(
-        _numel(tensor)
-        for tensor in model.tensors
-        if any(f".{name}." in f".{tensor.name}" for name in recipe.adapter.modules_to_save)
-    )
-    return Params(trainable=adapters + saved, frozen=model.num_params)
-
-
-def _numel(tensor: TensorFacts) -> int:
-    return math.prod(tensor.shape)
-
-
-def takes_adapter(tensor: TensorFacts, target: str) -> bool:
-    """Say whether *target* gives a linear layer's weight an adapter, by peft's rules.
-
-    A target is the end of a module's path; `all-linear` is every linear layer but the head.
-    """
-    path = tensor.name.removesuffix(".weight")
-    module = path.rsplit(".", 1)[-1]
-    if len(tensor.shape) != 2 or "embed" in tensor.name or module in ("wte", "wpe", "shared"):
-        return False
-    return f".{path}".endswith(f".{target}") or (target == "all-linear" and module != "lm_head")
-
-
-def checkpoint_of(recipe: Recipe, model: ModelFacts, world_size: int) -> Size:
-    """Return the size of one checkpoint of a train stage."""
-    params = params_of(recipe, model)
-    return checkpoint_size(
-        trainable=params.trainable,
-        frozen=params.frozen,
-        zero_stage=recipe.train.zero.stage,
-        precision=recipe.train.precision,
-        world_size=world_size,
-        adapter=recipe.adapter.method != "full",
-    )
+from .storage import storage_of
 
 
 def forecast(recipe: Recipe, inputs: Inputs, stages: Sequence[Stage]) -> Forecast:
     """Return what the run of *stages* will take."""
-    storage: list[ForecastLine] = []
-    device: dict[str, tuple[ForecastLine, ...]] = {}
-    for stage in stages:
-        view = stage_view(recipe, stage.name)
-        storage += _storage_of(view, inputs, stage)
-        if stage.batch is not None:
-            device[stage.name] = tuple(device_memory(view, inputs.model, stage.batch))
-    steps = sum(stage.batch.steps for stage in stages if stage.batch)
-    log_bytes = _FIXED_LOG_BYTES + _LOG_BYTES_PER_STEP * steps
-    storage.append(ForecastLine(what="logs, ledger, W&B", num_bytes=log_bytes, formula=f"2 MB + 200 B x {steps} steps"))
-    return Forecast(storage=tuple(storage), storage_peak_bytes=sum(line.num_bytes for line in storage), device=device)
-
-
-def _storage_of(view: Recipe, inputs: Inputs, stage: Stage) -> list[ForecastLine]:
-    if stage.batch is not None:
-        size = checkpoint_of(view, inputs.model, stage.batch.world_size)
-        policy, batch = view.checkpoints, stage.batch
-        stay = policy.keep_last + policy.keep_best
-        if policy.keep_every_steps:
-            stay += batch.steps // math.lcm(policy.keep_every_steps, batch.save_every_steps)
-        count = min(stay + 1, math.ceil(batch.steps / batch.save_every_steps))
-        formula = f"{count} x {size.num_bytes:,} B [{size.formula}]; {stay} stay and one is being written"
-        return [ForecastLine(what=f"checkpoints of {stage.name}", num_bytes=count * size.num_bytes, formula=formula)]
-    if stage.kind == "consolidate":
-        # an adapter is merged into its base, so its model is as large
-        size = model_size(num_params=inputs.model.num_params, dtype=view.consolidate.dtype)
-        return [ForecastLine(what=f"model of {stage.name}", num_bytes=size.num_bytes, formula=size.formula)]
-    if stage.kind == "predict":
-        split = inputs.splits[view.predict.split]
-        rows = min(view.predict.rows or split.num_rows, split.num_rows)
-        row_bytes = 100 + 4 * view.predict.max_new_tokens
-        formula = f"2 (units, merged) x {rows:,} rows x (100 B + 4 B x {view.predict.max_new_tokens} tokens)"
-        return [ForecastLine(what=f"predictions of {stage.name}", num_bytes=2 * rows * row_bytes, formula=formula)]
-    return []
+    storage, ladders = storage_of(recipe, inputs, stages)
+    device = {
+        stage.name: tuple(device_memory(stage_view(recipe, stage.name), inputs.model, stage.batch))
+        for stage in stages
+        if stage.batch is not None
+    }
+    return Forecast(
+        storage=tuple(storage),
+        storage_peak_bytes=sum(line.num_bytes for line in storage),
+        ladders=ladders,
+        device=device,
+    )
 
 
 def device_memory(recipe: Recipe, model: ModelFacts, batch: Batch) -> list[ForecastLine]:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import files
+from ..checkpoints import budget
+from ..checkpoints.quota import least, limits_of
 from ..errors import PlanError, UsageError
 from .look import collect
 from .models import model_facts
@@ -39,16 +41,27 @@ def inspect(recipe: Recipe, store: Path) -> Inputs:
         reasons.append(f"environment.inherit names {', '.join(unset)}, which this shell has not set; `export` it first")
     if reasons or model is None or code is None or versions is None:
         raise PlanError(reasons)
-    return Inputs(model=model, splits=splits, room=room_of(store), code_digest=code, versions=versions)
+    room = room_of(store, recipe.checkpoints.store_budget_gb)
+    return Inputs(model=model, splits=splits, room=room, code_digest=code, versions=versions)
 
 
-def room_of(store: Path) -> Room:
-    """Return what the file system that will hold *store* can still take."""
-    folder = store
-    while not folder.exists():
-        folder = folder.parent
-    stats = os.statvfs(folder)
-    return Room(folder=str(store), free_bytes=stats.f_bavail * stats.f_frsize, free_inodes=stats.f_favail)
+def room_of(store: Path, store_budget_gb: float | None = None) -> Room:
+    """Return what *store* can still take: its free space and quotas, less what its other runs are promised."""
+    limit = least(limits_of(store))
+    among = budget.others(store, None, lambda job: False)
+    promised = sum(max(0, one.promised_bytes - one.held_bytes) for one in among)
+    free, source = (limit.num_bytes or 0) - promised, limit.source
+    if store_budget_gb is not None:
+        left = int(store_budget_gb * 1e9) - sum(max(one.promised_bytes, one.held_bytes) for one in among)
+        free, source = min((free, source), (left, "checkpoints.store_budget_gb"))
+    return Room(
+        folder=str(store),
+        free_bytes=max(0, free),
+        free_inodes=limit.num_files or 0,
+        source=source,
+        promised_bytes=promised,
+        num_runs=sum(one.promised_bytes > one.held_bytes for one in among),
+    )
 
 
 def code_digest(recipe: Recipe) -> str:

@@ -101,13 +101,19 @@ def model_facts(recipe: Recipe) -> ModelFacts:
         num_params=sum(math.prod(tensor.shape) for tensor in found),
         tensors=tuple(found),
         config=config,
+        beside_bytes=sum(path.stat().st_size for path in _beside(folder, tokenizer_folder)),
     )
+
+
+def _beside(folder: Path, tokenizer_folder: Path) -> list[Path]:
+    """Return the small files of a model: what it is, and how its text becomes tokens."""
+    named = (folder / "config.json", *(tokenizer_folder / name for name in _TOKENIZER_FILES))
+    return [path for path in named if path.is_file()]
 
 
 def model_digest(folder: Path, tokenizer_folder: Path, changes: Mapping[str, Any]) -> str:
     """Return the identity of a model: config, tokenizer and every weight, with the *changes* to its config."""
-    small = (folder / "config.json", *(tokenizer_folder / name for name in _TOKENIZER_FILES))
-    named = [*(path for path in small if path.is_file()), *sorted(folder.glob("*.safetensors"))]
+    named = [*_beside(folder, tokenizer_folder), *sorted(folder.glob("*.safetensors"))]
     return files.digest_of([[(path.name, file_digest(path)) for path in named], dict(changes)])
 
 

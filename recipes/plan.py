@@ -26,7 +26,10 @@ class TensorFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """What the model really is. *digest* covers config, tokenizer and weight headers, not every weight."""
+    """What the model really is. *digest* covers config, tokenizer and weight headers, not every weight.
+
+    *beside_bytes* are those of its config and tokenizer, which lie with every checkpoint.
+    """
 
     folder: str
     tokenizer_folder: str
@@ -35,6 +38,7 @@ class ModelFacts:
     num_params: int
     tensors: tuple[TensorFacts, ...]
     config: dict[str, Any]
+    beside_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +54,17 @@ class SplitFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Room:
-    """What the store of the run can still take."""
+    """What the store of the run can still take, less what it is promised to *num_runs* other runs.
+
+    *source* is what sets the limit: free space, a quota, or the budget of the store.
+    """
 
     folder: str
     free_bytes: int
     free_inodes: int
+    source: str = "free space"
+    promised_bytes: int = 0
+    num_runs: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +121,11 @@ class Stage:
         """Whether its ranks compute on devices; the other kinds are one process each."""
         return self.kind in ("train", "predict", "sweep")
 
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of a train stage; 0 for the others."""
+        return self.batch.steps if self.batch else 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class ForecastLine:
@@ -121,13 +136,31 @@ class ForecastLine:
     formula: str
 
 
+Rung = Literal["full", "thinned best", "weights only", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ladder:
+    """How a train stage's checkpoints fit: the rung that holds, and the least change for a better one.
+
+    On "none" there is room for the weights at the end alone; *fits* says that at least these have it.
+    """
+
+    rung: Rung
+    fits: bool
+    room_bytes: int
+    full_bytes: int
+    change: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """What the run will take: storage at its peak, and memory on one device per train stage."""
+    """What the run will take: storage at its peak; of each train stage memory on one device, and its rung."""
 
     storage: tuple[ForecastLine, ...]
     storage_peak_bytes: int
     device: dict[str, tuple[ForecastLine, ...]]
+    ladders: dict[str, Ladder] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,14 +237,63 @@ class Plan:
         return json.dumps(check.to_plain(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+@dataclass(frozen=True, kw_only=True)
+class StageGlance:
+    """As much of a stage as telling its state takes."""
+
+    name: str
+    kind: Kind
+    num_tasks: int
+    steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Glance:
+    """As much of a plan as telling the states of its run takes."""
+
+    recipe_name: str
+    launcher: str
+    stages: tuple[StageGlance, ...]
+
+
+def glance(path: Path) -> Glance:
+    """Read the little of a frozen plan that an overview of many runs shows, which takes a tenth of reading it whole.
+
+    Raises:
+        UsageError: as for `read_plan`.
+    """
+    values = _values(path)
+    try:
+        stages = [
+            StageGlance(
+                name=stage["name"],
+                kind=stage["kind"],
+                num_tasks=stage["num_tasks"],
+                steps=stage["batch"]["steps"] if stage["batch"] else 0,
+            )
+            for stage in values["stages"]
+        ]
+        recipe, launcher = values["recipe"]["name"], values["site"]["launcher"]
+    except (TypeError, KeyError) as error:
+        raise UsageError(f"{path} is damaged: {error!r}") from error
+    return Glance(recipe_name=recipe, launcher=launcher, stages=tuple(stages))
+
+
 def read_plan(path: Path) -> Plan:
     """Read a frozen plan.
 
     Raises:
         UsageError: it was written by a version with another format, or is no plan.
     """
+    plan, faults = check.build(Plan, _values(path))
+    if plan is None:
+        raise UsageError(f"{path} is damaged: {'; '.join(map(str, faults[:3]))}")
+    return plan
+
+
+def _values(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         found = values["format"]
     except FileNotFoundError as error:
         raise NotFoundError(f"{path.parent} is no run folder: it has no plan.json") from error
@@ -222,7 +304,4 @@ def read_plan(path: Path) -> Plan:
             f"run folder {path.parent} was made by sousbatch {values.get('version', '?')} with plan format {found}; "
             f"this is {__version__}, which reads format {PLAN_FORMAT}: use that version, or submit the recipe again"
         )
-    plan, faults = check.build(Plan, values)
-    if plan is None:
-        raise UsageError(f"{path} is damaged: {'; '.join(map(str, faults[:3]))}")
-    return plan
+    return values

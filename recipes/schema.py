@@ -210,10 +210,22 @@ class Checkpoints:
     keep_every_steps: int | None = key(None, "those at multiples of this stay for good", at_least=1)
     metric: str = key("eval_loss", "what best means", also=("metric_for_best_model", "monitor"))
     goal: Literal["lowest", "highest"] = key("lowest", "which end of the metric is best", also=("greater_is_better",))
+    thin: bool = key(
+        False,
+        "best ones and those of every so many steps keep their weights only; else only where room is needed",
+        also=("save_only_model",),
+    )
+    archive_url: str | None = key(None, "folder or fsspec URL where checkpoints go that do not stay here")
     budget_gb: float | None = key(
         None,
         "most that the checkpoints of one train stage may hold, the one being written too (1 GB = 10^9 B)",
         above=0,
+    )
+    store_budget_gb: float | None = key(
+        None, "most that all runs in the folder of this one may hold together (1 GB = 10^9 B)", above=0
+    )
+    max_skipped: int | None = key(
+        3, "saves in a row that no room may cost before the run stops; null trains on to its end", at_least=0
     )
 
 

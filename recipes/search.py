@@ -56,12 +56,13 @@ def find_recipe(name: str) -> Path:
         if path.suffix != ".yaml":
             raise NotFoundError(f"recipe file {name!r} must be called *.yaml; rename it")
         return path.resolve()
-    recipes = {recipe.name: recipe.path for recipe in list_recipes()}
-    if name not in recipes:
-        hint = nearest(name, recipes)
-        raise NotFoundError(
-            f"recipe {name!r} is unknown; known: {', '.join(recipes)}"
-            + (f" ({hint})" if hint else "")
-            + "; your own recipe is named by its file, such as ./my-recipe.yaml"
-        )
-    return recipes[name]
+    for folder in search_dirs():
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    known = [recipe.name for recipe in list_recipes()]
+    hint = nearest(name, known)
+    raise NotFoundError(
+        f"recipe {name!r} is unknown; known: {', '.join(known)}"
+        + (f" ({hint})" if hint else "")
+        + "; your own recipe is named by its file, such as ./my-recipe.yaml"
+    )

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from sousbatch.cli import main
+from sousbatch.cluster import sandbox
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -36,7 +41,7 @@ def _own_folders(tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("SOUSBATCH_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("SOUSBATCH_CONFIG", str(tmp_path / "config.yaml"))
     monkeypatch.delenv("SOUSBATCH_RECIPES", raising=False)
-    no_slurm = tmp_path / "no-slurm.conf"  # a machine with a Slurm of its own gets no jobs from tests
+    no_slurm = cache_dir / "no-slurm.conf"  # a machine with a Slurm of its own gets no jobs from tests
     no_slurm.touch()
     monkeypatch.setenv("SLURM_CONF", str(no_slurm))
 
@@ -119,3 +124,56 @@ def sousbatch(capsys: pytest.CaptureFixture[str]) -> Run:
         return code, printed.out, printed.err
 
     return run
+
+
+# Waits for the end of its stdin, which comes however the tests end, and leaves nothing behind.
+_KEEPER = """
+import sys
+sys.stdin.read()
+from pathlib import Path
+from sousbatch.cluster import sandbox
+sandbox.stop(Path(sys.argv[1]))
+Path(sys.argv[1]).parent.rmdir()
+"""
+
+
+def _private_slurm(*, accounting: bool) -> Iterator[sandbox.Sandbox]:
+    if missing := sandbox.missing_packages(accounting=accounting):
+        pytest.skip(f"Slurm is not here; `{sandbox.install_command(missing)}` installs it")
+    folder = Path(tempfile.mkdtemp(prefix="sb-")) / "slurm"  # short, for the sake of sockets
+    command = [sys.executable, "-P", "-c", _KEEPER, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True):
+        yield sandbox.start(folder, accounting=accounting)
+
+
+@pytest.fixture(scope="session")
+def _slurm() -> Iterator[sandbox.Sandbox]:
+    yield from _private_slurm(accounting=False)
+
+
+@pytest.fixture(scope="session")
+def _slurm_accounting() -> Iterator[sandbox.Sandbox]:
+    yield from _private_slurm(accounting=True)
+
+
+def _for_one_test(box: sandbox.Sandbox, monkeypatch: pytest.MonkeyPatch) -> Iterator[sandbox.Sandbox]:
+    monkeypatch.setenv("SLURM_CONF", str(box.conf))
+    yield box
+    sandbox.start(box.folder)  # a test may have killed a daemon
+    subprocess.run(["scancel", f"--user={box.user}"], check=True)
+    deadline = time.monotonic() + 60
+    while subprocess.run(["squeue", "--noheader"], capture_output=True, check=True).stdout:
+        assert time.monotonic() < deadline, "jobs outlive their cancellation"
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def slurm(_slurm: sandbox.Sandbox, monkeypatch: pytest.MonkeyPatch) -> Iterator[sandbox.Sandbox]:
+    """A private Slurm without accounting, shared by a worker's tests; jobs that a test leaves are cancelled."""
+    yield from _for_one_test(_slurm, monkeypatch)
+
+
+@pytest.fixture
+def slurm_accounting(_slurm_accounting: sandbox.Sandbox, monkeypatch: pytest.MonkeyPatch) -> Iterator[sandbox.Sandbox]:
+    """The same with accounting."""
+    yield from _for_one_test(_slurm_accounting, monkeypatch)

@@ -25,7 +25,7 @@ LINE: tuple[set[str], ...] = (
     {"cluster"},
     {"recipes"},
     {"jobs", "launchers"},
-    {"cli", "__main__", "commands", "show", "doctor", "follow"},
+    {"cli", "__main__", "commands", "sandboxcommands", "show", "doctor", "follow", "report"},
 )
 
 

@@ -157,14 +157,20 @@ def test_a_client_does_not_go_on_when_its_intent_could_not_be_written(small_disk
     assert set(kinds(small_disk / "ledger")) == {"intent"}
 
 
-def test_another_fault_of_the_disk_is_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = ledger.open_job(tmp_path, "train", 0, 1)
+def test_a_store_that_went_away_costs_a_job_events_and_a_client_its_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, client = ledger.open_job(tmp_path, "train", 0, 1), ledger.open_client(tmp_path)
 
     def broken(descriptor: int, text: bytes) -> int:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(os, "write", broken)
-    with pytest.raises(OSError, match="Input/output"):
-        writer.write("saved")
-    monkeypatch.undo()
-    writer.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", broken)
+        job.write("saved")
+        with pytest.raises(OSError, match="Input/output"):
+            client.write("intent")
+    job.write("resumed")
+    job.close()
+    client.close()
+    assert kinds(tmp_path) == ["resumed"]

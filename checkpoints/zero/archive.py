@@ -5,6 +5,7 @@ The file is a zip whose records are stored, not compressed: one pickle, and one 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import pickle
@@ -236,6 +237,10 @@ def _named(path: Place) -> Iterator[None]:
         ) from None
     except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError) as error:
         raise DamagedError(f"{path}: cut off or damaged ({error}); copy it again or use an older checkpoint") from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a seek to before the file's begin
+            raise
+        raise DamagedError(f"{path}: its directory names places that are not in it; copy it again") from error
     except _MALFORMED as error:
         raise DamagedError(f"{path}: not what torch.save writes ({error})") from error
 

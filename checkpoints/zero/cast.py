@@ -99,7 +99,8 @@ def _num_flushed(values: _Bits, target: _Bits) -> int:
     """Count what is zero now, of either sign, and was not before."""
     count = 0
     for begin in range(0, len(values), _SLICE):
-        is_zero = (target[begin : begin + _SLICE] << 1) == 0
-        if is_zero.any():
-            count += int(np.count_nonzero(values[begin : begin + _SLICE][is_zero] << 1))
+        result = target[begin : begin + _SLICE] << 1
+        num_kept = int(np.count_nonzero(result))
+        if num_kept < len(result):
+            count += int(np.count_nonzero(values[begin : begin + _SLICE] << 1)) - num_kept
     return count

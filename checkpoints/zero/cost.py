@@ -9,9 +9,10 @@ from .reader import files_of
 from .source import DTYPES, SourceTensor
 from .tensorfile import Shard
 
-# Measured (benchmarks/README.md): Python, numpy and torch's library; two blocks and what a thread keeps.
+# Measured (docs/consolidation.md): Python, numpy and torch's library; two blocks and what a thread keeps; a segment.
 _START_BYTES = 110_000_000
 _WORKER_BYTES = 8_000_000
+_SEGMENT_BYTES = 150
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +38,16 @@ def cost_of(shards: Sequence[Shard], *, num_tasks: int, num_workers: int, bytes_
     loads = [
         sum(_num_bytes_read(shard) + shard.num_bytes for shard in shards[task::num_tasks]) for task in range(num_tasks)
     ]
+    sources = [tensor.source for shard in shards for tensor in shard.tensors]
+    num_segments = sum(len(source.segments) for source in sources)
     return Cost(
-        num_files=len(files_of([tensor.source for shard in shards for tensor in shard.tensors])),
+        num_files=len(files_of(sources)),
         num_shards=len(shards),
         num_tasks=num_tasks,
         read_bytes=sum(map(_num_bytes_read, shards)),
         written_bytes=sum(shard.num_bytes for shard in shards),
         largest_task_bytes=max(loads),
-        memory_bytes=_START_BYTES + num_workers * _WORKER_BYTES,
+        memory_bytes=_START_BYTES + num_workers * _WORKER_BYTES + _SEGMENT_BYTES * num_segments,
         seconds=max(loads) / bytes_per_second,
     )
 

@@ -112,7 +112,7 @@ def _tensors(root: Any) -> Iterator[_Tensor]:
     described: Mapping[str, Any] = root.get("state_dict_metadata")
     paths: Mapping[str, Any] = root.get("planner_data") or {}
     places: dict[tuple[str, tuple[int, ...] | None], Any] = {
-        (index.get("fqn"), index.get("offset")): info for index, info in root.get("storage_data").items()
+        (index.get("fqn"), index.state.get("offset")): info for index, info in root.get("storage_data").items()
     }
     heads = {str(_path_of(key, paths)[0]) for key in described}
     model_key = next((key for key in _MODEL_KEYS if key in heads), None)

@@ -51,9 +51,9 @@ RANKS: Mapping[str, int] = MappingProxyType({dtype.name: rank for rank, dtype in
 BY_TAG: Mapping[str, Dtype] = MappingProxyType({dtype.tag: dtype for dtype in _ALL})
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Segment:
-    """A run of elements that lie side by side in one file."""
+    """A run of elements that lie side by side in one file. There is one for each tensor and rank: half a million."""
 
     path: Place
     offset_bytes: int

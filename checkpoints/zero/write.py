@@ -132,10 +132,10 @@ def consolidate_part(
     try:
         with no_room_named(str(out)):
             manifest = _written(work, output, _Share(part=part, num_parts=num_parts), progress or _silent)
-        if manifest is not None:
-            if before_commit is not None:
-                before_commit()
-            output.commit(_encoded(to_json(manifest)))
+            if manifest is not None:
+                if before_commit is not None:
+                    before_commit()
+                output.commit(_encoded(to_json(manifest)))
     except (TakenAwayError, FileNotFoundError):
         done = _found(out, work)
         if done is None:

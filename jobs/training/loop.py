@@ -13,7 +13,7 @@ from ...errors import RunError
 from ...ledger import Ledger
 from ...recipes.plan import Batch
 from ...recipes.schema import Recipe
-from ..context import JobContext
+from ..context import JobContext, say
 from ..watchdog import Watchdog
 from . import schedule
 from .saving import Saver, make_deepspeed_safe
@@ -125,7 +125,7 @@ class Steering(TrainerCallback):
                 for name, value in values.items()
                 if name in ("loss", "eval_loss", "learning_rate")
             )
-            print(f"sousbatch: step {state.global_step} of {self._batch.steps}: {shown}", flush=True)
+            say(f"step {state.global_step} of {self._batch.steps}: {shown}")
         if self.ledger is not None:
             self.ledger.write("step", step=state.global_step, **values)
         if self._tracker is not None:
@@ -223,18 +223,26 @@ def start_process_group(job: JobContext) -> None:
 
 
 def last_checkpoint(job: JobContext, ranks: Ranks) -> Checkpoint | None:
-    """Return the checkpoint to go on from: the newest that rank 0 sees committed.
+    """Return the checkpoint to go on from: the newest full one that rank 0 sees committed.
 
     Raises:
         RunError: a rank does not see it, as on a store that is not shared.
     """
-    found = {one.step: one for one in commit.committed(job.paths.checkpoints(job.stage.name))}
-    (step,) = ranks.from_first([max(found, default=-1)])
-    if step >= 0 and step not in found:
-        raise RunError(
-            f"rank {ranks.rank} does not see the checkpoint of step {step}; all nodes must share the run folder"
-        )
-    return found.get(step)
+    found = [one for one in commit.committed(job.paths.checkpoints(job.stage.name)) if one.content == "full"]
+    attempt, step = ranks.from_first(list(found[-1].order if found else (-1, -1)))
+    if step < 0:
+        return None
+    for one in found:
+        if one.order == (attempt, step):
+            return one
+    raise RunError(f"rank {ranks.rank} does not see the checkpoint of step {step}; all nodes must share the run folder")
+
+
+def is_finished(job: JobContext, ranks: Ranks) -> bool:
+    """Say whether the last step is committed, in full or as weights."""
+    last = commit.last_committed(job.paths.checkpoints(job.stage.name))
+    is_there = job.batch is not None and last is not None and last.step >= job.batch.steps
+    return bool(ranks.from_first([int(is_there)])[0])
 
 
 def wrap_engine(trainer: Trainer) -> None:

@@ -1,4 +1,4 @@
-"""Save the training state once, under a temporary name; commit it, then rotate.
+"""Save the training state once, under a temporary name, and commit it.
 
 transformers writes a ZeRO-3 state twice and rotates by modification time; here each rank
 writes its own files once and rank 0 commits.
@@ -6,80 +6,145 @@ writes its own files once and rank 0 commits.
 
 from __future__ import annotations
 
+import dataclasses
+import errno
+import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ... import files
-from ...checkpoints import commit
-from ...checkpoints.commit import Checkpoint
-from ...checkpoints.retention import Policy
-from ...checkpoints.rotate import rotate
-from ...errors import NoRoomError
+from ...checkpoints import budget, commit
+from ...checkpoints.admission import RUNGS, Rung
+from ...checkpoints.commit import Content
+from ...checkpoints.rotate import STATE_NAME
+from ...errors import FencedError, NoRoomError
 from ...ledger import Ledger
-from ...recipes.forecast import checkpoint_of
-from ..context import JobContext
-from .together import Ranks
+from ...recipes.plan import Batch
+from ...recipes.storage import weights_dtype
+from ..context import JobContext, say
+from .keeping import Keeping
+from .together import Ranks, StoreError
+from .weights import largest_weight, safe_dtype, write_weights
+
+Log = Callable[[int, dict[str, Any]], None]
+_STORE_WAIT_S = 600.0  # how long the last save waits for a store that has gone away
 
 
 class Saver:
-    """Writes the checkpoints of one attempt."""
+    """Writes the checkpoints of one attempt, each as far down the ladder as its room asks for."""
 
-    def __init__(self, job: JobContext, ranks: Ranks, ledger: Ledger | None, tokenizer: Any) -> None:
-        self._job, self._ranks, self._ledger, self._tokenizer = job, ranks, ledger, tokenizer
+    def __init__(
+        self, job: JobContext, batch: Batch, ranks: Ranks, ledger: Ledger | None, tokenizer: Any, log: Log
+    ) -> None:
+        self._job, self._batch, self._ranks, self._tokenizer, self._log = job, batch, ranks, tokenizer, log
         self._folder = job.paths.checkpoints(job.stage.name)
-        policy = job.recipe.checkpoints
-        self._policy = Policy(
-            keep_last=policy.keep_last,
-            keep_best=policy.keep_best,
-            keep_every_steps=policy.keep_every_steps,
-            goal=policy.goal,
-        )
+        self._keeping = Keeping(job, batch, ledger) if ranks.rank == 0 else None
+        self._num_skipped = 0
 
     def save(self, trainer: Any) -> None:
-        """Save, commit and rotate; every rank calls it.
+        """Save in full, else the weights, else nothing; commit, and settle the older ones beside the training.
+
+        Every rank calls it. A save that finds no room, or no store, is left out; the next one may find it.
 
         Raises:
-            NoRoomError: on all ranks; what was committed before stands.
+            NoRoomError: on all ranks, at the last save or when too many in a row were left out;
+                the weights are safe wherever there was room for them.
             FencedError: a newer attempt runs.
         """
-        step, started = trainer.state.global_step, time.monotonic()
-        temporary = commit.temporary_dir(self._folder, step, self._job.attempt)
+        step = trainer.state.global_step
+        is_last = step >= self._batch.steps
+        rung, problem = self._descend(trainer, "full", is_last=is_last)
+        limit = self._job.recipe.checkpoints.max_skipped
+        self._num_skipped = 0 if rung != "none" else self._num_skipped + 1
+        if rung != "none":
+            return
+        if is_last:
+            raise NoRoomError(f"the checkpoint of the last step {step} was not saved: {problem}")
+        if limit is not None and self._num_skipped > limit:
+            rung, _ = self._descend(trainer, "weights", is_last=True)
+            what = f"the weights of step {step} are saved" if rung == "weights" else "the last checkpoint stands"
+            raise NoRoomError(
+                f"{self._num_skipped} saves in a row found no room ({problem}); {what}: free some space and resume, "
+                "or allow more with checkpoints.max_skipped"
+            )
+        if self._keeping is not None:
+            self._keeping.skipped(step, problem)
+            say(f"warning: step {step} is not saved: {problem}")
+
+    def close(self) -> None:
+        """Wait for what runs beside the training; only the later stages' room stays reserved."""
+        if self._keeping is not None:
+            self._keeping.close()
+
+    def _descend(self, trainer: Any, highest: Rung, *, is_last: bool) -> tuple[Rung, str]:
+        """Save on the highest rung that works and return it, or "none" and why."""
+        started, rung, problem = time.monotonic(), highest, "no room for it"
+        while True:
+            try:
+                rung = self._admit(trainer, rung, is_last=is_last)
+                if rung != "none":
+                    self._save(trainer, rung, started, is_last=is_last)
+                return rung, problem
+            except FencedError:
+                raise
+            except (NoRoomError, StoreError) as error:
+                problem = str(error)
+                if rung == "weights" or isinstance(error, StoreError):
+                    return "none", problem
+                rung = "weights"
+
+    def _admit(self, trainer: Any, highest: Rung, *, is_last: bool) -> Rung:
+        """Return what fits, as rank 0 finds it; all ranks learn it."""
+        found: list[Rung] = ["none"]
+
+        def ask() -> None:
+            if self._keeping is not None:
+                self._job.check_fence()
+                self._wait_for_store(1 if not is_last else _STORE_WAIT_S)
+                found[0] = self._keeping.admit(highest, state_bytes=_state_bytes(trainer), is_last=is_last)
+
+        self._ranks.do(f"making room for the checkpoint of step {trainer.state.global_step}", ask)
+        (place,) = self._ranks.from_first([(*RUNGS, "none").index(found[0])])
+        return (*RUNGS, "none")[place]
+
+    def _wait_for_store(self, timeout_s: float) -> None:
+        """Wait until the run's folder is there: a store that went away must not be made anew below its mount."""
+        deadline = time.monotonic() + timeout_s
+        while not self._job.paths.plan.exists():
+            if time.monotonic() > deadline:
+                raise FileNotFoundError(errno.ENOENT, "the run's folder is not there", str(self._job.paths.root))
+            time.sleep(0.5)
+
+    def _save(self, trainer: Any, rung: Rung, started: float, *, is_last: bool) -> None:
+        step = trainer.state.global_step
+        content: Content = "weights" if rung == "weights" else "full"
+        temporary = commit.temporary_dir(self._folder, step, self._job.attempt, content)
         try:
-            self._ranks.do(f"making room for the checkpoint of step {step}", lambda: self._begin(step))
-            self._ranks.do(f"saving the checkpoint of step {step}", lambda: self._write(trainer, temporary))
+            self._ranks.do(f"beginning the checkpoint of step {step}", lambda: self._begin(step, content))
+            if content == "full":
+                self._ranks.do(f"saving the checkpoint of step {step}", lambda: self._write(trainer, temporary))
+            else:
+                dtype = self._dtype(trainer)
+                self._ranks.do(
+                    f"saving the weights of step {step}", lambda: self._write_weights(trainer, temporary, dtype)
+                )
             self._ranks.do(
-                f"committing the checkpoint of step {step}", lambda: self._commit(trainer, temporary, step, started)
+                f"committing the checkpoint of step {step}",
+                lambda: self._commit(trainer, temporary, content, started, is_last=is_last),
             )
         except Exception:
             if self._ranks.rank == 0:
-                files.remove_tree(temporary)
+                files.discard(temporary)
             raise
 
-    def _begin(self, step: int) -> None:
-        if self._ranks.rank != 0:
-            return
-        self._job.check_fence()
-        commit.begin(self._folder, step, self._job.attempt)
-        need, room = self._expected_bytes(), os.statvfs(self._folder)
-        free = room.f_bavail * room.f_frsize
-        if need > free:
-            raise NoRoomError(
-                f"the checkpoint of step {step} needs {need:,} bytes and {self._folder} can take {free:,}"
-            )
-
-    def _expected_bytes(self) -> int:
-        """Return the size of the next checkpoint: that of the last one, or the forecast of the first."""
-        last = commit.last_committed(self._folder)
-        world_size = self._job.batch.world_size if self._job.batch else 1
-        return (
-            last.num_bytes
-            if last
-            else checkpoint_of(self._job.recipe, self._job.plan.inputs.model, world_size).num_bytes
-        )
+    def _begin(self, step: int, content: Content) -> None:
+        if self._ranks.rank == 0:
+            commit.begin(self._folder, step, self._job.attempt, content)
 
     def _write(self, trainer: Any, temporary: Path) -> None:
         if trainer.is_deepspeed_enabled:
@@ -91,18 +156,33 @@ class Saver:
         if self._ranks.rank == 0:
             trainer._save_scaler(str(temporary))
             torch.save(trainer.lr_scheduler.state_dict(), temporary / "scheduler.pt")
-            model = trainer.accelerator.unwrap_model(trainer.model)
-            model.config.save_pretrained(temporary)
-            if getattr(model, "generation_config", None) is not None:
-                model.generation_config.save_pretrained(temporary)
-            if hasattr(model, "peft_config"):
-                model.peft_config["default"].save_pretrained(temporary)
-            self._tokenizer.save_pretrained(temporary)
-            trainer.state.save_to_json(str(temporary / "trainer_state.json"))
+            self._write_beside(trainer, temporary)
+            trainer.state.save_to_json(str(temporary / STATE_NAME))
 
-    def _commit(self, trainer: Any, temporary: Path, step: int, started: float) -> None:
-        if self._ranks.rank != 0:
+    def _write_beside(self, trainer: Any, temporary: Path) -> None:
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        model.config.save_pretrained(temporary)
+        if getattr(model, "generation_config", None) is not None:
+            model.generation_config.save_pretrained(temporary)
+        if hasattr(model, "peft_config"):
+            model.peft_config["default"].save_pretrained(temporary)
+        self._tokenizer.save_pretrained(temporary)
+
+    def _dtype(self, trainer: Any) -> str:
+        """Return the dtype of a weights-only checkpoint, the same on all ranks."""
+        return safe_dtype(weights_dtype(self._job.recipe), self._ranks.largest(largest_weight(trainer)))
+
+    def _write_weights(self, trainer: Any, temporary: Path, dtype: str) -> None:
+        is_writer, max_shard_bytes = self._ranks.rank == 0, int(self._job.recipe.consolidate.max_shard_gb * 1e9)
+        write_weights(trainer, temporary, dtype, max_shard_bytes, is_writer=is_writer)
+        if is_writer:
+            self._write_beside(trainer, temporary)
+            files.write_json(temporary / STATE_NAME, {"global_step": trainer.state.global_step})
+
+    def _commit(self, trainer: Any, temporary: Path, content: Content, started: float, *, is_last: bool) -> None:
+        if self._keeping is None:
             return
+        step = trainer.state.global_step
         saved = commit.commit(
             temporary,
             step=step,
@@ -110,16 +190,24 @@ class Saver:
             metric=_metric(trainer, step, self._job.recipe.checkpoints.metric),
             world_size=trainer.args.world_size,
             check_fence=self._job.check_fence,
+            content=content,
         )
-        self._record("saved", saved, seconds=round(time.monotonic() - started, 3))
-        for gone in rotate(self._folder, self._policy, self._job.check_fence):
-            self._record("removed", gone)
+        stall_s = round(time.monotonic() - started, 3)
+        self._keeping.settle(saved, state_bytes=_state_bytes(trainer), is_last=is_last, stall_s=stall_s)
+        self._log(
+            step,
+            {
+                "storage/held_gb": budget.held_bytes(self._folder) / 1e9,
+                "storage/budget_gb": self._keeping.budget_bytes / 1e9,
+                "storage/checkpoint_gb": saved.num_bytes / 1e9,
+                "storage/stall_s": stall_s,
+            },
+        )
 
-    def _record(self, kind: str, checkpoint: Checkpoint, **data: Any) -> None:
-        if self._ledger is not None:
-            self._ledger.write(
-                kind, step=checkpoint.step, num_bytes=checkpoint.num_bytes, metric=checkpoint.metric, **data
-            )
+
+def _state_bytes(trainer: Any) -> int:
+    """Return the size that the trainer's state has as JSON; it grows with every log."""
+    return len(json.dumps(dataclasses.asdict(trainer.state), indent=2)) + 1
 
 
 def _metric(trainer: Any, step: int, name: str) -> float | None:
@@ -148,15 +236,22 @@ def make_deepspeed_safe(engine: Any) -> None:
 
     A write that fails on one rank is remembered until all have passed the engine's barriers,
     and a file is read by the restricted unpickler with the few classes that DeepSpeed stores.
+    Of an adapter's model only what is trained is written: DeepSpeed leaves frozen parameters out, but
+    not their second names (a tied head) and not bitsandbytes' constants, which every ZeRO-3 rank repeats.
     """
     from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
 
+    is_adapter = hasattr(engine.module, "peft_config")
+    trained = {name for name, value in engine.module.named_parameters() if value.requires_grad}
+
     class SafeEngine(TorchCheckpointEngine):
         error: Exception | None = None
 
         def save(self, state_dict: Any, path: str) -> None:
+            if is_adapter and state_dict.get("module") is not None:
+                state_dict = state_dict | {"module": {k: v for k, v in state_dict["module"].items() if k in trained}}
             try:
                 with open(path, "wb") as stream:
                     torch.save(state_dict, stream)

@@ -9,7 +9,11 @@ import torch.distributed as dist
 
 from ...errors import FencedError, NoRoomError, RunError, is_no_room
 
-_OK, _FAILED, _FENCED, _NO_ROOM = range(4)
+_OK, _STORE, _FAILED, _FENCED, _NO_ROOM = range(5)
+
+
+class StoreError(RunError):
+    """The store did not do what it was asked; it may again later."""
 
 
 class Ranks:
@@ -38,7 +42,7 @@ class Ranks:
             work()
         except Exception as error:  # whatever it is, the other ranks must learn of it
             cause = error
-            code = _NO_ROOM if is_no_room(error) else _FENCED if isinstance(error, FencedError) else _FAILED
+            code = _code_of(error)
         worst = self._worst(code)
         if worst == _OK:
             return
@@ -50,7 +54,16 @@ class Ranks:
             raise cause
         if worst == _FENCED:
             raise FencedError(f"a newer attempt took over while {what}") from cause
-        raise RunError(f"{what} failed" + (f": {cause}" if cause else " on another rank; its log says why")) from cause
+        failure = StoreError if worst == _STORE else RunError
+        raise failure(f"{what} failed" + (f": {cause}" if cause else " on another rank; its log says why")) from cause
+
+    def largest(self, value: float) -> float:
+        """Return the largest of all ranks' values."""
+        if not self.is_many:
+            return value
+        tensor = torch.tensor([value], dtype=torch.float64)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._group)
+        return float(tensor)
 
     def _worst(self, code: int) -> int:
         if not self.is_many:
@@ -58,3 +71,15 @@ class Ranks:
         tensor = torch.tensor([code])
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._group)
         return int(tensor)
+
+
+def _code_of(error: BaseException) -> int:
+    """Say what kind of failure *error* is; torch hides an OSError as the context of its RuntimeError."""
+    if is_no_room(error):
+        return _NO_ROOM
+    if isinstance(error, FencedError):
+        return _FENCED
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, OSError):
+        seen = seen.__cause__ or seen.__context__
+    return _FAILED if seen is None else _STORE

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sousbatch.checkpoints.commit import Checkpoint
-from sousbatch.checkpoints.retention import Policy, decide
+from sousbatch.checkpoints.retention import Policy, decide, make_room
 
 STEPS = (10, 20, 30, 40, 50)
 METRICS = (0.9, 0.3, 0.5, 0.2, 0.4)
@@ -79,9 +81,11 @@ def test_rules_add_up() -> None:
     assert found == [10, 30, 40, 50]
 
 
-def test_the_order_is_by_step_and_attempt_not_by_the_order_given() -> None:
+def test_the_order_is_by_attempt_and_step_not_by_the_order_given() -> None:
     shuffled = [made()[place] for place in (3, 0, 4, 2, 1)]
     assert kept(shuffled, keep_last=2, keep_best=0) == [40, 50]
+    went_back = replace(made()[1], step=25, attempt=2)
+    assert kept([*made(), went_back], keep_last=1, keep_best=0) == [25]
 
 
 def test_foreign_and_torn_ones_are_never_removed_and_count_for_nothing() -> None:
@@ -92,3 +96,101 @@ def test_foreign_and_torn_ones_are_never_removed_and_count_for_nothing() -> None
 
 def test_nothing_gives_nothing() -> None:
     assert kept([], keep_last=1) == []
+
+
+FULL, WEIGHTS = 100, 20
+
+
+def sized(*steps: int, best: int | None = None, pinned: Sequence[int] = (), weights: Sequence[int] = ()) -> list[Any]:
+    """Checkpoints of 100 bytes, or 20 where only the weights are left."""
+    return [
+        replace(
+            one,
+            num_bytes=WEIGHTS if one.step in weights else FULL,
+            content="weights" if one.step in weights else "full",
+        )
+        for one in made(steps, [0.1 if step == best else 0.5 for step in steps], pinned)
+    ]
+
+
+def cleared(checkpoints: Sequence[Checkpoint], free: int, need: int = FULL, **policy: Any) -> list[tuple[str, int]]:
+    found = make_room(checkpoints, Policy(**policy), need_bytes=need, free_bytes=free, weights_bytes=WEIGHTS)
+    left = free
+    for verdict in found.verdicts:
+        assert verdict.action != "thin" or left >= WEIGHTS, "no room for the thinned copy"
+        left += verdict.frees_bytes
+    assert found.is_enough == (left >= need)
+    return [(verdict.action, verdict.checkpoint.step) for verdict in found.verdicts] + [("short", 0)] * (left < need)
+
+
+EVERY = {"keep_every_steps": 10, "keep_last": 1, "keep_best": 1}
+CLEARINGS: dict[str, tuple[list[Any], int, dict[str, Any], list[tuple[str, int]]]] = {
+    "what the policies let go, whether it is needed or not": (
+        sized(10, 20, 30),
+        500,
+        {},
+        [("delete", 10), ("delete", 20)],
+    ),
+    "nothing where there is room": (sized(10, 20, best=10), 100, {}, []),
+    "the best is thinned": (sized(10, 20, best=10), 20, {}, [("thin", 10)]),
+    "the best is thinned only where its copy has room": (sized(10, 20, best=10), 19, {}, [("short", 0)]),
+    "the best never goes": (sized(10, 20, best=10, weights=[10]), 90, {}, [("short", 0)]),
+    "the newest is never touched, though it is not the best": (sized(20), 99, {}, [("short", 0)]),
+    "the pinned is never touched": (sized(10, 20, pinned=[10]), 20, {}, [("short", 0)]),
+    "thinning comes before going, the oldest first": (sized(10, 20, 30, 40, best=40), 20, EVERY, [("thin", 10)]),
+    "as few go as can": (sized(10, 20, 30, 40, best=40, weights=[20, 30]), 0, EVERY, [("delete", 10)]),
+    "the best is thinned last": (sized(10, 20, 30, best=10), 30, EVERY | {"keep_last": 2}, [("thin", 20)]),
+    "older last ones go before the best is touched": (
+        sized(10, 20, 30, best=10, weights=[10]),
+        0,
+        {"keep_last": 2},
+        [("delete", 20)],
+    ),
+    "what goes is archived where there is an archive": (
+        sized(10, 20),
+        0,
+        {"keep_best": 0, "archives": True},
+        [("archive", 10)],
+    ),
+    "of no full state the newest weights stay": (sized(10, 20, best=10, weights=[10, 20]), 70, {}, [("short", 0)]),
+    "weights do not stand in for the newest full state": (
+        sized(10, 20, 30, best=30, weights=[20, 30]),
+        70,
+        {},
+        [("delete", 20), ("short", 0)],
+    ),
+}
+
+
+@pytest.mark.parametrize(("checkpoints", "free", "policy", "expected"), CLEARINGS.values(), ids=CLEARINGS)
+def test_room_is_made_least_valuable_first(
+    checkpoints: list[Any], free: int, policy: dict[str, Any], expected: list[tuple[str, int]]
+) -> None:
+    assert cleared(checkpoints, free, **policy) == expected
+
+
+def test_a_policy_of_thinning_leaves_the_last_and_the_pinned_whole() -> None:
+    found = decide(
+        sized(10, 20, 30, 40, best=20, pinned=[30]), Policy(thins=True, keep_every_steps=10), weights_bytes=WEIGHTS
+    )
+    assert [(one.action, one.frees_bytes) for one in found] == [("thin", 80), ("thin", 80), ("keep", 0), ("keep", 0)]
+
+
+def test_weights_whose_full_state_is_still_there_go_first() -> None:
+    """A kill between the commit of the thinned one and the removal of the full one leaves both."""
+    full, newest = sized(10, 20, best=10)
+    spare = replace(full, path=Path("step-00000010-weights"), content="weights", num_bytes=WEIGHTS)
+    verdicts = decide([full, spare, newest], Policy())
+    assert [(one.action, one.frees_bytes) for one in verdicts] == [("keep", 0), ("delete", WEIGHTS), ("keep", 0)]
+
+
+def test_planning_over_10_000_checkpoints_takes_less_than_50_ms() -> None:
+    many = [replace(made([step], [step % 97])[0], num_bytes=FULL) for step in range(10_000)]
+    policy = Policy(keep_last=3, keep_best=5, keep_every_steps=10)
+    took = []
+    for _ in range(5):
+        started = time.perf_counter()
+        found = make_room(many, policy, need_bytes=10**7, free_bytes=0, weights_bytes=WEIGHTS)
+        took.append(time.perf_counter() - started)
+    assert len(found.verdicts) > 8_000
+    assert min(took) < 0.05

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from sousbatch.checkpoints import commit
-from sousbatch.checkpoints.retention import Policy
-from sousbatch.checkpoints.rotate import rotate
+from sousbatch.checkpoints.commit import Checkpoint
+from sousbatch.checkpoints.retention import Policy, Verdict, decide
+from sousbatch.checkpoints.rotate import Done, Means, carry_out, thin
+from sousbatch.checkpoints.zero.read import open_source
 from sousbatch.errors import FencedError
 
 LAST = Policy(keep_last=1, keep_best=0)
@@ -21,42 +24,65 @@ def no_fence() -> None:
     pass
 
 
-def make(folder: Path, steps: Sequence[int]) -> None:
+def make(folder: Path, steps: Sequence[int], write: Callable[[Path], object] | None = None) -> list[Checkpoint]:
+    found = []
     for step in steps:
         temporary = commit.begin(folder, step, 1)
-        (temporary / "weights").write_bytes(b"x" * 100)
-        commit.commit(temporary, step=step, attempt=1, metric=None, world_size=1, check_fence=no_fence)
+        (write or (lambda path: (path / "weights").write_bytes(b"x" * 100)))(temporary)
+        found.append(commit.commit(temporary, step=step, attempt=1, metric=None, world_size=1, check_fence=no_fence))
+    return found
+
+
+def rotate(folder: Path, policy: Policy = LAST, fence: Callable[[], None] = no_fence, url: str = "") -> list[Done]:
+    return list(carry_out(decide(commit.list_checkpoints(folder), policy), Means(check_fence=fence, archive_url=url)))
 
 
 def names(folder: Path) -> list[str]:
     return sorted(os.listdir(folder))
 
 
+def write_model(folder: Path) -> None:
+    """A checkpoint without DeepSpeed: a model, its config, and an optimizer beside it."""
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({"a.weight": torch.arange(6.0).reshape(2, 3)}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    (folder / "optimizer.pt").write_bytes(bytes(100_000))
+
+
 def test_what_the_policy_lets_go_is_removed_and_returned(tmp_path: Path) -> None:
     make(tmp_path, [1, 2, 3])
-    assert [one.step for one in rotate(tmp_path, LAST, no_fence)] == [1, 2]
+    assert [(done.checkpoint.step, done.outcome) for done in rotate(tmp_path)] == [(1, "removed"), (2, "removed")]
     assert names(tmp_path) == ["step-00000003"]
-    assert rotate(tmp_path, LAST, no_fence) == []
+    assert rotate(tmp_path) == []
 
 
-def test_foreign_folders_stay(tmp_path: Path) -> None:
-    make(tmp_path, [10, 20])
+def test_foreign_folders_and_links_stay(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    make(elsewhere, [5])
+    folder = tmp_path / "train"
+    make(folder, [10, 20])
     for name in ("checkpoint-5", "global_step7", "notes", "step-00000001"):
-        (tmp_path / name).mkdir()
-    rotate(tmp_path, LAST, no_fence)
-    assert names(tmp_path) == ["checkpoint-5", "global_step7", "notes", "step-00000001", "step-00000020"]
+        (folder / name).mkdir()
+    (folder / "step-00000005").symlink_to(elsewhere / "step-00000005")
+    assert [one.status for one in commit.list_checkpoints(folder) if one.step == 5] == ["foreign", "foreign"]
+    rotate(folder)
+    kept = ["checkpoint-5", "global_step7", "notes", "step-00000001", "step-00000005", "step-00000020"]
+    assert names(folder) == kept
+    assert commit.verify(commit.read_checkpoint(elsewhere / "step-00000005")) == ()
 
 
 def test_a_fenced_attempt_removes_nothing_more(tmp_path: Path) -> None:
     make(tmp_path, [1, 2, 3])
-    answers = iter([None, FencedError("replaced")])
+    answers = iter([None, None, FencedError("replaced")])
 
     def fence() -> None:
         if (answer := next(answers)) is not None:
             raise answer
 
     with pytest.raises(FencedError):
-        rotate(tmp_path, LAST, fence)
+        rotate(tmp_path, fence=fence)
     assert names(tmp_path) == ["step-00000002", "step-00000003"]
 
 
@@ -70,7 +96,60 @@ def test_a_removal_that_was_killed_half_way_is_no_checkpoint_and_goes_with_the_n
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(shutil, "rmtree", killed)
-        rotate(tmp_path, LAST, no_fence)
+        rotate(tmp_path)
     assert [one.step for one in commit.committed(tmp_path)] == [2]
     make(tmp_path, [3])
     assert names(tmp_path) == ["step-00000002", "step-00000003"]
+
+
+def test_a_busy_file_keeps_no_checkpoint_in_sight_and_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS keeps a file that another host has open under a name of its own."""
+    make(tmp_path, [1, 2])
+
+    def busy(path: Path) -> None:
+        raise OSError(39, "Directory not empty", str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    (done,) = rotate(tmp_path)
+    assert (done.outcome, "not empty" in done.problem) == ("kept", True)
+    assert [one.step for one in commit.committed(tmp_path)] == [2]
+
+
+def test_thinning_leaves_weights_that_consolidate_to_the_same_numbers(tmp_path: Path) -> None:
+    full, newest = make(tmp_path, [1, 2], write_model)
+    verdicts = [Verdict(checkpoint=full, action="thin", reason="among the best")]
+    assert [done.outcome for done in carry_out(verdicts, Means(check_fence=no_fence))] == ["thinned"]
+    assert names(tmp_path) == ["step-00000001-weights", "step-00000002"]
+    light = commit.list_checkpoints(tmp_path)[0]
+    assert (light.step, light.attempt, light.content, light.metric) == (1, 1, "weights", None)
+    assert light.num_bytes < 5_000 < full.num_bytes
+    assert commit.verify(light) == ()
+    (tensor,) = open_source(light.path).tensors
+    assert (tensor.name, tensor.shape, tensor.dtype) == ("a.weight", (2, 3), "float16")
+
+
+def test_what_cannot_be_thinned_stays_whole(tmp_path: Path) -> None:
+    (full, _) = make(tmp_path, [1, 2])
+    verdicts = [Verdict(checkpoint=full, action="thin", reason="")]
+    (done,) = carry_out(verdicts, Means(check_fence=no_fence))
+    assert (done.outcome, "holds no checkpoint" in done.problem) == ("kept", True)
+    assert names(tmp_path) == ["step-00000001", "step-00000002"]
+
+
+def test_thinning_that_was_cut_off_before_the_full_one_went_is_begun_again(tmp_path: Path) -> None:
+    full, _ = make(tmp_path, [1, 2], write_model)
+    thin(full, Means(check_fence=no_fence))
+    assert names(tmp_path) == ["step-00000001", "step-00000001-weights", "step-00000002"]
+    rotate(tmp_path, Policy(keep_last=2))
+    assert names(tmp_path) == ["step-00000001", "step-00000002"]
+
+
+def test_a_marker_that_names_what_lies_outside_is_damaged(tmp_path: Path) -> None:
+    (made, _) = make(tmp_path, [1, 2])
+    marker = made.path / commit.MARKER
+    marker.write_text(marker.read_text().replace('"weights"', '"../step-00000002/weights"', 1))
+    assert [one.status for one in commit.list_checkpoints(tmp_path)] == ["torn", "committed"]
+    rotate(tmp_path)
+    assert names(tmp_path) == ["step-00000001", "step-00000002"]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -105,53 +103,3 @@ def test_out_of_device_memory_halves_the_micro_batch_and_keeps_the_global_one(pl
         (event["micro_batch"], event["accumulation"]) for event in place.events("attempt") if "micro_batch" in event
     ]
     assert sizes == [(4, 1), (2, 2)]
-
-
-LYING_STATVFS = """
-import os
-true_statvfs = os.statvfs
-class Plenty:
-    f_bavail, f_frsize, f_favail = 10**9, 4096, 10**9
-if "RANK" in os.environ:
-    os.statvfs = lambda path: Plenty
-"""
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path):
-    """A file system of 24 MB where the runs go."""
-    runs = tmp_path / "runs"
-    runs.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(runs)]).returncode:
-        pytest.skip("mounting a small tmpfs needs root")
-    yield runs
-    subprocess.run(["umount", "-l", str(runs)], check=True)
-
-
-@pytest.mark.parametrize("statvfs", ["is right", "lies, as where a quota counts"])
-def test_a_full_disk_during_save_leaves_the_last_checkpoint_and_resume_goes_on(
-    small_disk, place, only_train, until, tmp_path, statvfs
-):
-    overrides = [*only_train, "train.steps=12"]
-    if statvfs != "is right":
-        (tmp_path / "code").mkdir()
-        (tmp_path / "code/sitecustomize.py").write_text(LYING_STATVFS)
-        overrides.append(f"environment.code=[{tmp_path / 'code'}]")
-    ballast = small_disk / "ballast"
-    client = place.start("submit", "hangul-restoration", *overrides)
-    until(lambda: place.events("saved"), "a first checkpoint", client)
-    fill(ballast, but_bytes=2_000_000)
-    _, err = client.communicate(timeout=120)
-    assert client.returncode == 1 and "no room" in err, err + place.logs()
-    assert "whole" in place.run("checkpoints", "verify", "hangul-restoration").stdout
-    assert not [path for path in place.run_dir().glob("checkpoints/train/.tmp-*")]
-    ballast.unlink()
-    place.run("resume", "hangul-restoration")
-    assert place.events("saved")[-1]["step"] == 12
-
-
-def fill(ballast: Path, but_bytes: int) -> None:
-    """Take all of a file system's free space but *but_bytes*."""
-    room = os.statvfs(ballast.parent)
-    with ballast.open("wb") as stream:
-        os.posix_fallocate(stream.fileno(), 0, room.f_bavail * room.f_frsize - but_bytes)

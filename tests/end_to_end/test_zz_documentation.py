@@ -10,12 +10,14 @@ import json
 import re
 import shlex
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from sousbatch.cli import build_parser
+from sousbatch.cluster import sandbox
 
 pytestmark = pytest.mark.xdist_group("finished")
 ROOT = Path(__file__).parents[2]
@@ -68,7 +70,11 @@ def arguments_of(command: str, place, run_id: str) -> list[str]:
     return words
 
 
-@pytest.mark.parametrize("command", [command for command in printed_commands() if " submit " not in command])
+def is_plain(command: str) -> bool:
+    return not re.search(" submit | sandbox ", command)
+
+
+@pytest.mark.parametrize("command", [command for command in printed_commands() if is_plain(command)])
 def test_a_printed_command_works(desk, command):
     place, run_id = desk
     shutil.rmtree(place.root / "model", ignore_errors=True)
@@ -85,9 +91,46 @@ def test_a_printed_submission_starts(place, command):
     place.run("cancel", "hangul-restoration")
 
 
+def test_the_printed_sandbox_commands_work(place):
+    """In the order of a user; start prints what a shell evaluates."""
+    if missing := sandbox.missing_packages(accounting=True):
+        pytest.skip(f"Slurm is not here; `{sandbox.install_command(missing)}` installs it")
+    shown = [shlex.split(command)[1:] for command in printed_commands() if " sandbox " in command]
+    verbs = sorted(shown, key=lambda words: (["start", "status", "stop"].index(words[1]), len(words)))
+    folder = Path(tempfile.mkdtemp(prefix="sb-"))
+    try:
+        for words in verbs:
+            done = place.run(*words, "--dir", str(folder / "slurm"))
+            assert words[1] != "start" or done.stdout == f"export SLURM_CONF={folder}/slurm/slurm.conf\n"
+        assert list(folder.iterdir()) == []
+    finally:
+        place.run("sandbox", "stop", "--dir", str(folder / "slurm"))
+        folder.rmdir()
+
+
 def test_a_smoke_run_goes_through_every_stage(place, five_stages):
     done = place.run("submit", "hangul-restoration", "--smoke", five_stages)
     assert "8 rows of test\n" in done.stdout
+
+
+def test_the_commands_of_the_slurm_page_work_in_their_order(place, small, slurm):
+    """With a small training as the only stage; RUN is what was submitted last, as the page says."""
+    commands = re.findall(r"^sousbatch .*$", (ROOT / "docs/slurm.md").read_text(), re.MULTILINE)
+    assert {command.split()[1] for command in commands} >= {"doctor", "plan", "submit", "status", "logs", "resume"}
+    run_id = ""
+    for command in commands:
+        words = [run_id if word == "RUN" else word for word in shlex.split(command)[1:]]
+        if "hangul-restoration" in words:
+            at = words.index("hangul-restoration") + 1
+            words[at:at] = [*small, "stages={train: {}}", "train.steps=300" if "--smoke" not in words else "seed=0"]
+        done = place.run(*words)
+        if words[0] == "submit":
+            run_id = done.stdout.split()[-1]
+        if words[:1] == ["logs"]:
+            assert "attempt 1" in done.stdout
+    states = json.loads(place.run("status", "--json").stdout)
+    assert states[0]["state"] == "done"
+    assert len(states) == 3
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -174,7 +174,7 @@ REFUSALS = {
     ),
     "pattern without a parameter": ({"model.freeze": ("layers:4-9",)}, "no parameter matches 'layers:4-9'"),
     "nothing left to train": ({"model.freeze": ("*",)}, "leaves nothing to train"),
-    "budget": ({"checkpoints.budget_gb": 1e-6}, "budget_gb is 1e-06, but stage 'train' will hold"),
+    "budget": ({"checkpoints.budget_gb": 1e-6}, "not even the weights of stage 'train' fit"),
 }
 
 
@@ -226,8 +226,12 @@ def test_an_adapter_needs_trained_weights(small: ModuleType) -> None:
 
 
 def test_a_full_disk_is_refused_with_the_largest_part_named(small: ModuleType) -> None:
+    inputs = _changed(small.INPUTS, {"room.free_bytes": 1000})
     with pytest.raises(PlanError, match="no room: .* the largest part is logs, ledger, W&B"):
-        compile(small.RECIPE, small.SITE, _changed(small.INPUTS, {"room.free_bytes": 1000}))
+        compile(small.RECIPE, small.SITE, inputs)
+    predict = replace(small.RECIPE, stages={"predict": StageSpec()})
+    with pytest.raises(PlanError, match="no room: the run will hold .* the largest part is logs, ledger, W&B"):
+        compile(predict, small.SITE, inputs)
 
 
 def test_all_reasons_come_at_once_and_each_once(small: ModuleType) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from sousbatch.recipes.forecast import device_memory, forecast, params_of, takes_adapter
+from sousbatch.recipes.forecast import device_memory, forecast
+from sousbatch.recipes.params import params_of, takes_adapter
 from sousbatch.recipes.plan import Batch, TensorFacts
-from sousbatch.recipes.schema import Adapter, Checkpoints, Model, Predict, Train, Zero
+from sousbatch.recipes.schema import Adapter, Model, Predict, Train, Zero
 
 BATCH = Batch(
     world_size=4, micro_batch=2, accumulation=1, steps=100, steps_per_epoch=10, warmup_steps=0, save_every_steps=10
@@ -86,26 +87,6 @@ def test_an_adapter_trains_rank_times_both_sides(small: ModuleType) -> None:
 def test_frozen_layers_do_not_train(small: ModuleType) -> None:
     recipe = replace(small.RECIPE, model=Model(path="m", freeze=("layers:0-0", "*embed*")))
     assert params_of(recipe, small.MODEL).frozen == 8 * 16 + 8 * 8 + 32 * 8
-
-
-KEPT = {
-    "last and best, and one being written": ({}, 3),
-    "last alone": ({"keep_best": 0}, 2),
-    "never more than are written": ({"keep_last": 50}, 10),
-    "some stay for good": ({"keep_every_steps": 50}, 5),
-    "multiples of both": ({"keep_every_steps": 15}, 6),
-}
-
-
-@pytest.mark.parametrize(("policy", "count"), KEPT.values(), ids=KEPT)
-def test_the_peak_of_checkpoints_is_all_that_stay_and_one_more(
-    small: ModuleType, policy: dict[str, Any], count: int
-) -> None:
-    recipe = replace(small.RECIPE, checkpoints=Checkpoints(**policy))
-    stage = replace(small.plan().stage("train"), batch=BATCH)
-    (line, _) = forecast(recipe, small.INPUTS, [stage]).storage
-    assert line.formula.startswith(f"{count} x ")
-    assert line.num_bytes == count * (12 * 904 + 4 * 64 * 1024)
 
 
 def test_predictions_are_held_twice_while_they_are_merged(small: ModuleType) -> None:

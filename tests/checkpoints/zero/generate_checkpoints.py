@@ -10,7 +10,9 @@ DeepSpeed's own converter returns for it (absent where that fails).
 
 from __future__ import annotations
 
+import argparse
 import gc
+import io
 import json
 import os
 import shutil
@@ -18,7 +20,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,12 +33,18 @@ import functorch.compile  # type: ignore[import-untyped]  # noqa: F401  # 580 mo
 import peft
 import torch
 import transformers
+from deepspeed.checkpoint import ds_to_universal  # type: ignore[import-untyped]
 from deepspeed.utils import (  # type: ignore[import-untyped]
     safe_get_full_fp32_param,
     zero_to_fp32,
     zero_to_torch,
 )
 from safetensors.torch import save_file
+from torch.distributed import checkpoint as distributed_checkpoint
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Shard, distribute_tensor
 
 # Without this each rank would compile the shared-memory communication extension.
 deepspeed.ops.__compatible_ops__ = {**deepspeed.ops.__compatible_ops__, "deepspeed_shm_comm": False}
@@ -56,9 +64,12 @@ class Case:
     is_embedding_frozen: bool = False
     is_frozen_excluded: bool = False
     has_converter: bool = True
+    has_one_group: bool = False
     zero: dict[str, Any] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
 
+
+_PLAIN_ADAM = {"zero_force_ds_cpu_optimizer": False}  # DeepSpeed's own would have to be built
 
 CASES = (
     Case(name="z3_bf16", stage=3, model="llama"),
@@ -81,7 +92,22 @@ CASES = (
     Case(name="z3_bf16_3_ranks", stage=3, world_size=3),
     Case(name="z3_frozen_3_ranks", stage=3, world_size=3, is_embedding_frozen=True),
     Case(name="z1_3_ranks", stage=1, world_size=3, dtype="fp16"),
+    Case(name="z3_one_group", stage=3, has_one_group=True),
+    Case(name="z3_offload", stage=3, zero={"offload_optimizer": {"device": "cpu"}}, extra=_PLAIN_ADAM),
+    Case(name="z3_hpz", stage=3, zero={"zero_hpz_partition_size": 2}),
+    Case(name="z3_tied_frozen_3_ranks", stage=3, world_size=3, model="tied", is_embedding_frozen=True),
+    Case(name="z3_lora_whole", stage=3, model="lora"),
+    Case(name="z2_bf16", stage=2),
+    Case(name="z2_fp32", stage=2, dtype="fp32"),
+    Case(name="z2_offload", stage=2, zero={"offload_optimizer": {"device": "cpu"}}, extra=_PLAIN_ADAM),
+    Case(name="z2_tied", stage=2, model="tied"),
+    Case(name="z2_round_robin_3_ranks", stage=2, world_size=3, zero={"round_robin_gradients": True}),
+    Case(name="z1_bf16", stage=1),
+    Case(name="z1_lora", stage=1, model="lora", has_converter=False),
+    Case(name="z1_frozen_tied", stage=1, model="tied", is_embedding_frozen=True, has_converter=False),
 )
+# Made into DeepSpeed's universal checkpoints too.
+UNIVERSAL = ("z3_bf16", "z3_frozen_3_ranks", "z2_frozen_fp16", "z2_tied")
 
 
 class OddNet(torch.nn.Module):
@@ -149,6 +175,8 @@ def build_engine(case: Case, model: Any) -> Any:
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": 0.1},
         {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
     ]
+    if case.has_one_group:
+        groups = [{"params": trained}]
     config = {
         "train_micro_batch_size_per_gpu": 2,
         "zero_optimization": {"stage": case.stage, **case.zero},
@@ -200,6 +228,25 @@ def run_case(case: Case, root: Path, rank: int) -> None:
     engine.destroy()
 
 
+def save_fsdp(folder: Path, rank: int) -> None:
+    """Save a model that torch's FSDP shards by rows as accelerate does, and one that is cut by columns."""
+    mesh = init_device_mesh("cpu", (3,))
+    torch.manual_seed(11)
+    model = OddNet()
+    fully_shard(model, mesh=mesh)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.arange(6)).backward()
+    optimizer.step()
+    weights, states = get_state_dict(model, optimizer)
+    distributed_checkpoint.save({"model": weights}, checkpoint_id=folder / "ck" / "pytorch_model_fsdp_0")
+    distributed_checkpoint.save({"model": weights, "optimizer": states}, checkpoint_id=folder / "together")
+    columns = distribute_tensor(torch.arange(5 * 7.0).view(5, 7), mesh, [Shard(1)])
+    distributed_checkpoint.save({"model": {"x.weight": columns}}, checkpoint_id=folder / "columns")
+    whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    if rank == 0:
+        save_file({name: tensor.contiguous() for name, tensor in whole.items()}, folder / "live.safetensors")
+
+
 def run_session(world_size: int, root: Path) -> list[int]:
     """Fork the ranks of one session and return their process ids."""
     with socket.socket() as probe:
@@ -230,6 +277,9 @@ def run_rank(rank: int, world_size: int, port: int, root: Path) -> None:
             if case.world_size == world_size:
                 with timed(case.name, rank):
                     run_case(case, root, rank)
+        if world_size == 3:
+            with timed("fsdp", rank):
+                save_fsdp(root / "fsdp", rank)
         code = 0
     except BaseException:
         import traceback
@@ -268,6 +318,23 @@ def convert_to_files(root: Path) -> None:
         out = root / case / f"zero_to_torch-{limit}"
         arguments = ["--dtype", "fp16", "--safe_serialization", "--max_shard_size", limit]
         zero_to_torch.main([str(root / case / "ck"), str(out), *arguments])
+
+
+def make_universal(root: Path) -> None:
+    """Run ds_to_universal.py on some cases; its own progress bars are of no interest."""
+    for name in UNIVERSAL:
+        with redirect_stdout(io.StringIO()):
+            ds_to_universal.main(
+                argparse.Namespace(
+                    input_folder=str(root / name / "ck" / "global_step1"),
+                    output_folder=str(root / name / "universal" / "global_step1_universal"),
+                    num_extract_workers=1,
+                    num_merge_workers=1,
+                    keep_temp_folder=False,
+                    strict=True,
+                    inject_missing_state=True,
+                )
+            )
 
 
 def lower_masters(root: Path) -> None:
@@ -326,6 +393,7 @@ def main(root: Path) -> None:
     for case in CASES:
         convert(case, root)
     convert_to_files(root)
+    make_universal(root)
     lower_masters(root)
     merge_with_peft(root)
     merge_conv1d_with_peft(root)

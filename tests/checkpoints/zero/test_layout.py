@@ -18,13 +18,16 @@ Tensors = dict[str, torch.Tensor]
 
 WITH_DEEPSPEED = (
     "z3_bf16 z3_fp32 z3_fp16 z3_subgroups z3_tied z3_bf16_masters z3_bf16_3_ranks z3_frozen_3_ranks "
-    "z2_round_robin z2_frozen_fp16 z1_3_ranks"
+    "z2_round_robin z2_frozen_fp16 z1_3_ranks "
+    "z3_one_group z3_offload z3_hpz z3_tied_frozen_3_ranks z2_bf16 z2_fp32 z2_offload z2_tied z2_round_robin_3_ranks "
+    "z1_bf16"
 ).split()
 # DeepSpeed drops frozen tensors at stage 1, and knows neither BF16_Optimizer nor stage 0.
 # Its live masters are wrong under round robin, and the doctored bf16 masters never lived.
 WITH_LIVE = (
     "z3_bf16 z3_fp32 z3_fp16 z3_subgroups z3_tied z3_bf16_3_ranks z3_frozen_3_ranks "
-    "z2_frozen_fp16 z1_frozen z1_fp32_accumulation z1_3_ranks z0_tied"
+    "z2_frozen_fp16 z1_frozen z1_fp32_accumulation z1_3_ranks z0_tied "
+    "z3_one_group z3_offload z3_hpz z3_tied_frozen_3_ranks z2_bf16 z2_fp32 z2_offload z2_tied z1_bf16 z1_frozen_tied"
 ).split()
 
 

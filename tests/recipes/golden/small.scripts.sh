@@ -1,59 +1,59 @@
 #!/bin/bash
-# sousbatch @VERSION@: run 'e263e9febb0a', stage train
+# sousbatch @VERSION@: run '76629ba59041', stage train
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/e263e9febb0a/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/76629ba59041/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage /runs/small/e263e9febb0a train
+exec /opt/python -m sousbatch.launchers.stage /runs/small/76629ba59041 train
 
 #!/bin/bash
-# sousbatch @VERSION@: run 'e263e9febb0a', stage consolidate
+# sousbatch @VERSION@: run '76629ba59041', stage consolidate
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/e263e9febb0a/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/76629ba59041/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage /runs/small/e263e9febb0a consolidate
+exec /opt/python -m sousbatch.launchers.stage /runs/small/76629ba59041 consolidate
 
 #!/bin/bash
-# sousbatch @VERSION@: run 'e263e9febb0a', stage predict
+# sousbatch @VERSION@: run '76629ba59041', stage predict
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/e263e9febb0a/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/76629ba59041/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage /runs/small/e263e9febb0a predict
+exec /opt/python -m sousbatch.launchers.stage /runs/small/76629ba59041 predict
 
 #!/bin/bash
-# sousbatch @VERSION@: run 'e263e9febb0a', stage merge
+# sousbatch @VERSION@: run '76629ba59041', stage merge
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/e263e9febb0a/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/76629ba59041/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage /runs/small/e263e9febb0a merge
+exec /opt/python -m sousbatch.launchers.stage /runs/small/76629ba59041 merge
 
 #!/bin/bash
-# sousbatch @VERSION@: run 'e263e9febb0a', stage score
+# sousbatch @VERSION@: run '76629ba59041', stage score
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/e263e9febb0a/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/76629ba59041/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage /runs/small/e263e9febb0a score
+exec /opt/python -m sousbatch.launchers.stage /runs/small/76629ba59041 score

@@ -1,0 +1,211 @@
+"""The bytes that a run may hold, shared with the other runs of its store.
+
+Each run has one reservation file, written by rename: what it may come to hold, what it surely holds,
+and who stands behind it. A grant is what is left of the store's room once the others' are counted.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from .. import files
+from ..errors import is_no_room
+from ..rundir import RunPaths
+from .zero.room import reserve as allocate
+
+RESERVE_NAME = ".reserve"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holder:
+    """Who stands behind a reservation: jobs as their launcher names them, and a process of a host's boot."""
+
+    jobs: tuple[str, ...] = ()
+    host: str = ""
+    boot_id: str = ""
+    pid: int = 0
+    started: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reservation:
+    """What a run may come to hold, and what it surely holds: never more than there really is."""
+
+    run: str
+    promised_bytes: int
+    held_bytes: int
+    holder: Holder
+
+
+def this_process(jobs: Sequence[str] = ()) -> Holder:
+    """Return this process as a holder."""
+    own = psutil.Process()
+    return Holder(
+        jobs=tuple(jobs), host=socket.gethostname(), boot_id=_boot_id(), pid=own.pid, started=own.create_time()
+    )
+
+
+def _boot_id() -> str:
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""
+
+
+def is_dead(holder: Holder, is_job_gone: Callable[[str], bool]) -> bool:
+    """Say whether nobody stands behind a reservation any more.
+
+    It lives while one of its jobs does, or its process; of a process on another host only its
+    jobs can tell.
+    """
+    if any(not is_job_gone(job) for job in holder.jobs):
+        return False
+    if holder.pid == 0 or holder.host != socket.gethostname():
+        return bool(holder.jobs) or holder.pid == 0
+    if holder.boot_id != _boot_id():
+        return True
+    try:  # a process of the same number may be another one; its start is counted in ticks from the boot
+        process = psutil.Process(holder.pid)
+        return process.status() == psutil.STATUS_ZOMBIE or abs(process.create_time() - holder.started) > 1
+    except psutil.NoSuchProcess:
+        return True
+
+
+def publish(paths: RunPaths, reservation: Reservation) -> None:
+    """Write a run's reservation; it goes with the run's folder."""
+    files.write_json(paths.reservation, asdict(reservation))
+
+
+def withdraw(paths: RunPaths) -> None:
+    """Take a run's reservation back."""
+    paths.reservation.unlink(missing_ok=True)
+
+
+def read_reservation(paths: RunPaths) -> Reservation | None:
+    """Return a run's reservation; None where there is none, or none that can be read."""
+    try:
+        values = files.read_json(paths.reservation)
+        holder = Holder(**values["holder"] | {"jobs": tuple(values["holder"]["jobs"])})
+        return Reservation(**values | {"holder": holder})
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+
+
+def others(store: Path, own: RunPaths | None, is_job_gone: Callable[[str], bool]) -> tuple[Reservation, ...]:
+    """Return the reservations of the other runs below *store*; a dead one promises only what it holds."""
+    found = []
+    for path in sorted(store.glob("*/*/reservation.json")):
+        paths = RunPaths(root=path.parent)
+        reservation = read_reservation(paths) if own is None or paths.root != own.root else None
+        if reservation is not None and is_dead(reservation.holder, is_job_gone):
+            held = held_bytes(paths.root)
+            reservation = Reservation(
+                run=reservation.run, promised_bytes=held, held_bytes=held, holder=reservation.holder
+            )
+        if reservation is not None:
+            found.append(reservation)
+    return tuple(found)
+
+
+def grant(
+    *, wanted_bytes: int, held_bytes: int, free_bytes: int, store_bytes: int | None, among: Sequence[Reservation]
+) -> int:
+    """Return how much a run may come to hold of the *wanted_bytes*; never less than it holds.
+
+    *free_bytes* is what the store can take now: what the others may yet write is not free.
+    *store_bytes* is the most that all runs may hold together, None for no such limit.
+    """
+    promised = sum(max(0, one.promised_bytes - one.held_bytes) for one in among)
+    most = held_bytes + free_bytes - promised
+    if store_bytes is not None:
+        most = min(most, store_bytes - sum(max(one.promised_bytes, one.held_bytes) for one in among))
+    return max(held_bytes, min(wanted_bytes, most))
+
+
+@contextmanager
+def store_locked(store: Path) -> Iterator[None]:
+    """Hold the lock under which grants are given; where a store knows no locks, `doctor` says so."""
+    with ExitStack() as stack:
+        with suppress(OSError):
+            stack.enter_context(files.locked(store / ".lock"))
+        yield
+
+
+def held_bytes(folder: Path) -> int:
+    """Return what *folder* and all below it hold, as `du` and a quota count: blocks, or sizes where more.
+
+    Links are not followed, and a file with several names counts once.
+    """
+    total, seen, folders = 0, set(), [str(folder)]
+    while folders:
+        place = folders.pop()
+        with suppress(FileNotFoundError, NotADirectoryError):  # removed since it was seen
+            total += _held(os.lstat(place))
+            with os.scandir(place) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                        continue
+                    with suppress(FileNotFoundError):
+                        status = entry.stat(follow_symlinks=False)
+                        if status.st_nlink == 1 or status.st_ino not in seen:
+                            total += _held(status)
+                            seen.add(status.st_ino)
+    return total
+
+
+def _held(status: os.stat_result) -> int:
+    return max(status.st_size, status.st_blocks * 512)
+
+
+def takes(folder: Path, num_bytes: int) -> int:
+    """Return how many of *num_bytes* the store gives when it is asked for them; they are given back at once.
+
+    A probe: what no figure shows, another user's quota say, shows here. Found to one part in 1024.
+    """
+    if num_bytes <= 0 or _can_take(folder, num_bytes):
+        return max(0, num_bytes)
+    least, most = 0, num_bytes
+    while most - least > num_bytes // 1024 + 1:
+        middle = (least + most) // 2
+        least, most = (middle, most) if _can_take(folder, middle) else (least, middle)
+    return least
+
+
+def _can_take(folder: Path, num_bytes: int) -> bool:
+    path = folder / f"{files.TEMPORARY_PREFIX}probe"
+    try:
+        with path.open("wb") as stream:
+            allocate(stream.fileno(), num_bytes)
+    except OSError as error:
+        if not is_no_room(error):
+            raise
+        return False
+    finally:
+        path.unlink(missing_ok=True)
+    return True
+
+
+def keep_reserve(folder: Path, num_bytes: int) -> None:
+    """Make *folder* hold a file of *num_bytes*, really allocated, for the last save; 0 releases it.
+
+    Raises:
+        OSError: ENOSPC or EDQUOT; there is no reserve then.
+    """
+    path = folder / RESERVE_NAME
+    if num_bytes == 0:
+        path.unlink(missing_ok=True)
+        return
+    try:
+        with path.open("ab") as stream:
+            if os.fstat(stream.fileno()).st_size != num_bytes:
+                allocate(stream.fileno(), num_bytes)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,257 @@
+"""One self-contained HTML page of a run: storage over time, what became of each checkpoint, stages, loss, scores.
+
+Everything comes from the run's own folder, as pure functions from its events to text. A clock that
+jumped back cannot fold the picture: events are drawn in the ledger's order, at times that never fall.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from html import escape
+from typing import Any
+
+from . import files, ledger
+from .ledger import Event
+from .recipes.plan import Plan
+from .rundir import RunPaths
+from .show import size
+
+_WIDTH, _LEFT, _RIGHT = 960, 80, 20
+_FATES = {
+    "kept": "still there",
+    "thinned": "thinned to its weights",
+    "archived": "moved to the archive",
+    "removed": "removed",
+}
+_STYLE = """
+:root { --ink: #1d2433; --soft: #667085; --line: #d5dae3; --page: #ffffff; --kept: #1b7f5c; --thinned: #c77700;
+  --archived: #2f6fd0; --removed: #9aa3b2; --limit: #c2342b; --curve: #2f6fd0; --other: #c77700; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e7eaf0; --soft: #98a2b3; --line: #39414f; --page: #14181f;
+  --kept: #3fb98c; --thinned: #eda63b; --archived: #6ea3f2; --removed: #6b7482; --limit: #f0746b; --curve: #6ea3f2;
+  --other: #eda63b; } }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); margin: 2rem auto;
+  max-width: 960px; padding: 0 1rem; }
+h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2.2rem; } p, td { overflow-wrap: anywhere; }
+table { border-collapse: collapse; width: 100%; } td, th { text-align: left; padding: .25rem .8rem .25rem 0;
+  border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums; }
+svg { width: 100%; height: auto; } text { font: 11px system-ui, sans-serif; fill: var(--soft); }
+.soft { color: var(--soft); } .key { display: inline-block; margin-right: 1.2rem; }
+.key i { display: inline-block; width: .8rem; height: .8rem; margin-right: .35rem; vertical-align: -1px; }
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Life:
+    """A checkpoint from birth to end, in seconds from the first event; *end_s* is None while it is there.
+
+    *thinned_s* is when only its weights were left. *num_bytes* is what it held first, *left_bytes* last.
+    """
+
+    stage: str
+    step: int
+    attempt: int
+    born_s: float
+    num_bytes: int
+    left_bytes: int
+    fate: str = "kept"
+    thinned_s: float | None = None
+    end_s: float | None = None
+
+
+def timed(events: Iterable[Event]) -> list[tuple[float, Event]]:
+    """Return *events* with seconds from the first one, which never fall from one to the next of a writer."""
+    found: list[tuple[float, Event]] = []
+    first = math.inf
+    latest: dict[tuple[str, str, int], float] = {}
+    for event in events:
+        writer = (event.role, event.stage, event.task)
+        latest[writer] = max(latest.get(writer, -math.inf), event.time)
+        first = min(first, latest[writer])
+        found.append((latest[writer], event))
+    return [(time - first, event) for time, event in found]
+
+
+def lives(events: Sequence[tuple[float, Event]]) -> list[Life]:
+    """Return the life of every checkpoint that was saved, in that order."""
+    found: dict[tuple[str, int], Life] = {}
+    for time, event in events:
+        key, data = (event.stage, event.data.get("step", -1)), event.data
+        if event.kind == "saved":
+            found[key] = Life(
+                stage=event.stage,
+                step=data["step"],
+                attempt=event.number,
+                born_s=time,
+                num_bytes=data["num_bytes"],
+                left_bytes=data["num_bytes"],
+            )
+        elif event.kind == "thinned" and key in found:
+            found[key] = replace(found[key], fate="thinned", thinned_s=time, left_bytes=data.get("left_bytes", 0))
+        elif event.kind in ("removed", "archived") and key in found and found[key].end_s is None:
+            fate = event.kind if event.kind == "archived" or found[key].fate == "kept" else "removed"
+            found[key] = replace(found[key], fate=fate, end_s=time)
+    return list(found.values())
+
+
+def page(plan: Plan, paths: RunPaths, states: Mapping[str, Any]) -> str:
+    """Return the whole page."""
+    events = timed(ledger.read(paths.ledger_dir))
+    scores = files.read_json(paths.metrics) if paths.metrics.is_file() else {}
+    stages = dict.fromkeys(event.stage for _, event in events if event.kind == "saved")
+    parts = [
+        f"<h1>{escape(plan.recipe.name)}</h1><p class=soft>run {escape(paths.run_id)} on {escape(plan.site.name)}, "
+        f"{plan.inputs.model.num_params:,} parameters, in {escape(str(paths.root))}</p>",
+        "<h2>Stages</h2>" + _table(("stage", "state", "progress", "reason"), _stage_rows(states)),
+    ]
+    for stage in stages:
+        mine = [(time, event) for time, event in events if event.stage == stage]
+        end = max(time for time, _ in mine)
+        parts += [
+            f"<h2>Storage of {escape(stage)}</h2>{_storage(mine, end)}{_bars(lives(mine), end)}{_saves(mine)}",
+            f"<h2>Loss of {escape(stage)}</h2>{_losses(mine)}",
+        ]
+    for name, result in scores.items():
+        rows = [
+            (metric, *(f"{result['scores'][who][metric]:.3f}" for who in ("model", "copy_input")))
+            for metric in result["scores"]["model"]
+        ]
+        parts.append(f"<h2>{escape(name)}</h2>" + _table(("", "model", "copying the input"), rows))
+    title = escape(f"{plan.recipe.name} {paths.run_id}")
+    return (
+        f'<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">'
+        f"<title>{title}</title><style>{_STYLE}</style><body>{''.join(parts)}</body></html>\n"
+    )
+
+
+def _stage_rows(states: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    return [
+        (name, state.word, f"{state.step}/{state.total}" if state.total else "", state.reason)
+        for name, state in states.items()
+    ]
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    head = "".join(f"<th>{escape(str(cell))}</th>" for cell in header)
+    body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _saves(events: Sequence[tuple[float, Event]]) -> str:
+    """Return how long training stood still at each save, and what was left out."""
+    rows = []
+    for time, event in events:
+        data = event.data
+        if event.kind == "saved":
+            metric = "" if data.get("metric") is None else f"{data['metric']:.4g}"
+            rows.append(
+                (
+                    data["step"],
+                    data.get("content", "full"),
+                    size(data["num_bytes"]),
+                    metric,
+                    f"{data.get('stall_s', 0):.2f} s",
+                    f"{time:.0f} s",
+                )
+            )
+        elif event.kind in ("skipped", "kept", "problem"):
+            rows.append((data.get("step", ""), event.kind, "", data.get("message", ""), "", f"{time:.0f} s"))
+    return _table(("step", "saved", "size", "metric", "training stood still", "at"), rows)
+
+
+def _scale(values: Iterable[float], low: float, high: float) -> tuple[float, Any]:
+    """Return the largest value and the function that puts 0 to it between *low* and *high*."""
+    most = max([*values, 1e-12])
+    return most, lambda value: low + (high - low) * value / most
+
+
+def _frame(height: int, top: str, bottom: str, right: str) -> str:
+    return (
+        f'<line x1={_LEFT} y1={height - 20} x2={_WIDTH - _RIGHT} y2={height - 20} stroke="var(--line)"/>'
+        f"<text x={_LEFT - 6} y=18 text-anchor=end>{escape(top)}</text>"
+        f"<text x={_LEFT - 6} y={height - 20} text-anchor=end>{escape(bottom)}</text>"
+        f"<text x={_WIDTH - _RIGHT} y={height - 5} text-anchor=end>{escape(right)}</text>"
+    )
+
+
+def _storage(events: Sequence[tuple[float, Event]], end: float) -> str:
+    """Draw the bytes that the checkpoints held, as steps, against what they were allowed."""
+    held = [(time, event.data["held_bytes"]) for time, event in events if "held_bytes" in event.data]
+    allowed = [(time, event.data["budget_bytes"]) for time, event in events if event.data.get("budget_bytes")]
+    height = 200
+    most, y = _scale([value for _, value in held], height - 20, 14)
+    limit = min((value for _, value in allowed), default=0)
+    if 0 < limit < 3 * most:  # a budget far above would flatten the curve
+        most, y = _scale([most, limit], height - 20, 14)
+    _, x = _scale([end], _LEFT, _WIDTH - _RIGHT)
+    steps = " ".join(f"H{x(time):.1f} V{y(value):.1f}" for time, value in held)
+    line = f'<path d="M{_LEFT} {y(0):.1f} {steps} H{_WIDTH - _RIGHT}" fill=none stroke="var(--curve)" stroke-width=2 />'
+    note = f"{size(max((value for _, value in held), default=0))} at most"
+    if 0 < limit <= most:
+        at = f"y1={y(limit):.1f} y2={y(limit):.1f}"
+        line += f'<line x1={_LEFT} x2={_WIDTH - _RIGHT} {at} stroke="var(--limit)" stroke-dasharray="6 4"/>'
+    if limit:
+        note += f" of a budget of {size(limit)}"
+    label = _frame(height, size(most), "0", f"{end:.0f} s")
+    return f"<p>Held by checkpoints: {note}.</p><svg {_box(height)}>{label}{line}</svg>"
+
+
+def _bars(found: Sequence[Life], end: float) -> str:
+    """Draw each checkpoint from birth to end, coloured by what became of it; half as high once thinned."""
+    _, x = _scale([end], _LEFT, _WIDTH - _RIGHT)
+    row = max(4, min(18, 480 // max(1, len(found))))
+    drawn = []
+    for place, life in enumerate(found):
+        stop = _WIDTH - _RIGHT if life.end_s is None else x(life.end_s)
+        turn = stop if life.thinned_s is None else x(life.thinned_s)
+        top = 4 + place * row
+        parts = [(x(life.born_s), turn, row - 3), (turn, stop, max(1, (row - 3) // 2))]
+        tip = f"step {life.step}, attempt {life.attempt}: {size(life.num_bytes)}, {_FATES[life.fate]}"
+        drawn.append(
+            f"<g fill='var(--{life.fate})'><title>{escape(tip)}</title>"
+            + "".join(
+                f"<rect x={left:.1f} y={top} width={max(1.5, right - left):.1f} height={tall} />"
+                for left, right, tall in parts
+                if right > left or (left, right, tall) == parts[0]
+            )
+            + "</g>"
+        )
+        if row >= 10:
+            drawn.append(f"<text x={_LEFT - 6} y={top + row - 5} text-anchor=end>step {life.step}</text>")
+    return f"{_keys(_FATES)}<svg {_box(row * len(found) + 8)}>{''.join(drawn)}</svg>"
+
+
+def _losses(events: Sequence[tuple[float, Event]]) -> str:
+    """Draw the losses over steps; of a step that was done twice the later value counts."""
+    curves = {
+        name: {
+            event.data["step"]: event.data[name] for _, event in events if event.kind == "step" and name in event.data
+        }
+        for name in ("loss", "eval_loss")
+    }
+    finite = {
+        name: {step: value for step, value in sorted(curve.items()) if math.isfinite(value)}
+        for name, curve in curves.items()
+    }
+    height = 220
+    most, y = _scale([value for curve in finite.values() for value in curve.values()], height - 20, 14)
+    last, x = _scale([step for curve in finite.values() for step in curve], _LEFT, _WIDTH - _RIGHT)
+    lines = "".join(
+        f'<polyline points="{" ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in curve.items())}" '
+        f'fill=none stroke="var(--{colour})" stroke-width=2 />'
+        for (_, curve), colour in zip(finite.items(), ("curve", "other"), strict=True)
+        if curve
+    )
+    frame = _frame(height, f"{most:.3g}", "0", f"step {last:.0f}")
+    return f"{_keys({'curve': 'training', 'other': 'validation'})}<svg {_box(height)}>{frame}{lines}</svg>"
+
+
+def _keys(words: Mapping[str, str]) -> str:
+    """Return what each colour means."""
+    marks = (f"<span class=key><i style='background:var(--{one})'></i>{what}</span>" for one, what in words.items())
+    return f"<p>{''.join(marks)}</p>"
+
+
+def _box(height: int) -> str:
+    return f"viewBox='0 0 {_WIDTH} {height}' role=img"

@@ -1,0 +1,42 @@
+"""kill -9 and a full disk at every system call of save, thin, archive and delete; see moments/keeping.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+MOMENTS = Path(__file__).parents[1] / "moments"
+
+
+@pytest.fixture(scope="session")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library that counts the calls which change files, and kills or fails at one of them."""
+    if shutil.which("gcc") is None or not sys.platform.startswith("linux"):
+        pytest.skip("needs gcc and Linux")
+    path = tmp_path_factory.mktemp("moments") / "moments.so"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", path, MOMENTS / "moments.c", "-ldl"], check=True)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("how", "stride", "at_least"), [("kill", 1, 100), ("half", 5, 20), ("ENOSPC", 5, 2), ("EDQUOT", 9, 1)]
+)
+def test_nothing_committed_is_lost_and_the_next_attempt_ends_the_work(
+    shim: Path, tmp_path: Path, how: str, stride: int, at_least: int
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-P", str(MOMENTS / "keeping.py"), str(tmp_path), how, str(stride)],
+        env=os.environ | {"LD_PRELOAD": str(shim), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads(done.stdout)
+    assert found["wrong"] == {}, done.stderr
+    assert found["moments"] >= 100 and found["ended"] >= at_least, found
