@@ -13,6 +13,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ..errors import SlurmError, UnreachableError
 from .environment import without_leaks
@@ -201,16 +202,19 @@ def requeue(job_id: str) -> None:
     call(["scontrol", "requeue", job_id], patience_s=60)
 
 
-def is_ours(job_id: str) -> bool:
-    """Say whether this process's job still runs, and was not started again elsewhere since."""
-    command = ["squeue", "--states=all", "--noheader", "--Format=StateCompact:|,RestartCnt:|", f"--jobs={job_id}"]
+def fate_of(job_id: str) -> Literal["running", "preempted", "gone"]:
+    """Say what became of this process's job: it runs, was preempted for good, or ended or started again elsewhere."""
+    fields = "StateCompact:|,RestartCnt:|,PreemptTime:|"
     try:
-        found = call(command, patience_s=60)
+        found = call(["squeue", "--states=all", "--noheader", f"--Format={fields}", f"--jobs={job_id}"], patience_s=60)
     except UnreachableError:
         raise
     except SlurmError:  # Invalid job id
-        return False
-    return found.split("\n")[0] == f"R|{os.environ.get('SLURM_RESTART_COUNT', '0')}|"
+        return "gone"
+    state, restarts, preempted, *_ = [*found.split("\n")[0].split("|"), "", "", ""]
+    if restarts != os.environ.get("SLURM_RESTART_COUNT", "0"):
+        return "gone"
+    return "running" if state == "R" else "preempted" if preempted[:1].isdigit() else "gone"
 
 
 def node_address(node: str) -> str:

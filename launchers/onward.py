@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from .. import ledger
 from ..cluster import slurm
-from ..errors import SlurmError, SousbatchError
+from ..errors import SlurmError, SousbatchError, UnreachableError
 from ..ledger import Event
 from ..recipes.plan import Stage
 from ..recipes.sweep import STAGE as SWEEP_STAGE
@@ -54,15 +54,26 @@ def continue_job(paths: RunPaths, stage: Stage, job_id: str, attempts: Sequence[
     if is_idle(attempts):
         return f"not requeued: {MAX_IDLE} starts in a row saved nothing new; is the time limit too short?"
     try:
-        if not slurm.is_ours(job_id):
+        fate = slurm.fate_of(job_id)
+        if fate == "gone":
             return "Slurm ends this job, or has requeued it"
-        try:
-            slurm.requeue(job_id)
+        refusal = "preempted, and the site cancels what it preempts" if fate == "preempted" else _requeue(job_id)
+        if not refusal:
             return "requeued"
-        except SlurmError as refusal:
-            if "SOUSBATCH_POINT" in os.environ:
-                return f"stopped, and not requeued: {refusal}; resume the sweep"
-            sent = go_on(paths, SlurmLauncher(), stage.name)
-            return f"not requeued ({refusal}), but continued by a new job of {', '.join(sent)}"
+        if "SOUSBATCH_POINT" in os.environ or stage.num_tasks > 1:
+            return f"stopped, and not requeued ({refusal}); resume sends what is left once the whole array has ended"
+        sent = go_on(paths, SlurmLauncher(), stage.name)
+        return f"not requeued ({refusal}), but continued by a new job of {', '.join(sent)}"
     except SousbatchError as error:
         return f"stopped, and not continued: {error}; `sousbatch resume {paths.run_id}` goes on"
+
+
+def _requeue(job_id: str) -> str:
+    """Requeue a job; return why Slurm refuses it, or the empty string."""
+    try:
+        slurm.requeue(job_id)
+    except UnreachableError:
+        raise
+    except SlurmError as refusal:
+        return str(refusal)
+    return ""

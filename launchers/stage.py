@@ -101,7 +101,7 @@ class _Task:
             return Stop(exit_code=EXIT_STOPPED, reason="stopped")
         try:  # it must not fence off the attempt that has replaced this one, nor start ranks in its place
             ledger.check_fence(self._paths.ledger_dir, self._stage.name, self._task, attempt.number)
-            if self._slurm_job and not slurm.is_ours(self._slurm_job):
+            if self._slurm_job and slurm.fate_of(self._slurm_job) != "running":
                 return Stop(exit_code=1, reason="Slurm has taken the nodes away, and starts the job again where it may")
         except SousbatchError as error:
             return Stop(exit_code=1, reason=str(error))

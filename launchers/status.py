@@ -150,7 +150,7 @@ def _state(stage: Stage | StageGlance, mine: Sequence[Event], job: JobState | No
     ends = {event.task: event for event in mine if event.kind == "ended"}
     newest = {event.task: event.number for event in mine if event.role != "client"}  # they come by number
     open_at = [start.time for task, start in starts.items() if task not in ends or ends[task].number < start.number]
-    word, source = job.word, "launcher"
+    word, source, code = job.word, "launcher", 0
     if word == "waiting" and any(time > job.seen_at for time in open_at):
         word, source = "running", "ledger"  # it began after the launcher was asked
     elif word == "lost" and ends and not open_at:
@@ -159,7 +159,9 @@ def _state(stage: Stage | StageGlance, mine: Sequence[Event], job: JobState | No
     if word == "running" and is_stopping:
         word = "stopping"
     errors = [event.data["message"] for event in mine if event.kind == "error" and event.number == newest[event.task]]
-    reason = errors[0] if word == "failed" and errors else "" if source == "ledger" else job.reason
+    reason = "" if source == "ledger" else job.reason
+    if word == "failed":
+        reason = errors[0] if errors else reason or f"ended with exit code {code}"
     return StageState(word=word, reason=reason, source=source, step=step, total=total)
 
 

@@ -31,7 +31,7 @@ def test_a_dead_nodes_training_goes_on_elsewhere_and_its_old_step_commits_nothin
     another_slurm: Start, start: Start, until: Start, noticed: str
 ) -> None:
     folder = another_slurm(SlurmdTimeout="5")
-    desk = start(steps=400 if noticed == "after-a-time" else 200, every=2)
+    desk = start(steps="(500 if attempt == 1 else 100)", every=2)
     desk.wait_until_saved(2)
     (first_rank,) = [path for path in (desk.paths.root / "ranks").iterdir()]
     node = first_rank.read_text().split()[-1]
@@ -56,15 +56,20 @@ def test_a_dead_nodes_prediction_task_is_done_elsewhere(
     another_slurm: Start, start: Start, make_stage: Callable[..., Stage], until: Start
 ) -> None:
     folder = another_slurm(SlurmdTimeout="5")
-    predict = make_stage("predict", After(stage="train"), kind="predict", tasks=8)
-    desk = start(predict, make_stage("next", After(stage="predict", condition="any")), steps=80)
-    until(lambda: len(desk.events("attempt", "predict")) == 8, 60)
-    sandbox.kill_node(folder, "n2")
-    assert desk.end(90) == {"train": "done", "predict": "done", "next": "done"}
-    again = {event.task for event in desk.events("attempt", "predict") if event.number > 1}
-    assert again and len(again) < 8
+    predict = make_stage("predict", After(stage="train"), kind="predict", tasks=4)
+    steps = "(120 if name == 'predict' else 1)"
+    desk = start(predict, make_stage("next", After(stage="predict", condition="any")), steps=steps)
+    until(lambda: len(desk.events("attempt", "predict")) == 4, 60)
+    rows = desk.slurm("squeue", "-h", "-r", "-t", "R", "-o", "%K %N", "-j", desk.job("predict")).splitlines()
+    node = rows[0].split()[1]
+    lost = {int(row.split()[0]) for row in rows if row.split()[1] == node}
+    sandbox.kill_node(folder, node)
+    desk.slurm("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=dead")
+    assert desk.end(120) == {"train": "done", "predict": "done", "next": "done"}
+    assert {event.task for event in desk.events("attempt", "predict") if event.number > 1} == lost
+    assert [path.name for path in desk.paths.root.glob("refused-*")] == ["refused-1"]
     ends = {event.task for event in desk.events("ended", "predict") if event.data["exit_code"] == 0}
-    assert ends == set(range(8))
+    assert ends == set(range(4))
 
 
 # A training fails with dependants queued
@@ -123,9 +128,7 @@ def test_a_job_that_must_not_be_requeued_and_is_preempted_goes_on_in_a_new_one(
     desk.wait_until_saved()
     first = desk.job()
     desk.slurm("sbatch", "-Q", "-p", "urgent", "--exclusive", "-N2", "-o", "/dev/null", "--wrap", "sleep 2")
-    ended = desk.end(90)
-    print(desk.log(), desk.states, desk.slurm("squeue", "--states=all"))
-    assert ended == {"train": "done", "next": "done"}
+    assert desk.end(90) == {"train": "done", "next": "done"}
     assert desk.job() != first
 
 
@@ -157,7 +160,7 @@ def test_a_job_that_is_started_again_after_it_was_done_does_nothing(start: Start
 def test_a_job_cancelled_with_scancel_stays_cancelled_and_can_be_resumed(
     start: Start, make_stage: Callable[..., Stage], until: Start
 ) -> None:
-    desk = start(make_stage("next", After(stage="train")), steps=30)
+    desk = start(make_stage("next", After(stage="train")), steps=15)
     desk.wait_until_saved()
     desk.slurm("scancel", desk.job())
     assert desk.end() == {"train": "cancelled", "next": "cancelled"}
@@ -215,9 +218,11 @@ def test_more_tasks_than_an_array_may_have_share_its_elements(
 def test_a_submit_limit_is_kept_and_a_second_run_that_does_not_fit_is_refused_in_words(
     another_slurm: Start, start: Start, make_stage: Callable[..., Stage], tmp_path: Path, desk_of: Start
 ) -> None:
-    another_slurm(accounting=True, AccountingStorageEnforce="associations,limits,qos")
-    limit = ["sacctmgr", "-i", "modify", "qos", "normal", "set", "MaxSubmitJobsPerUser=6"]
-    subprocess.run(limit, check=True, capture_output=True)
+    another_slurm(accounting=True, AccountingStorageEnforce="limits")
+    # slurmdbd 22.05 reads a user's unset limits as 0 from a newer MariaDB, until the account sets them
+    open_up = "account root set MaxJobs=99 MaxJobsAccrue=99 MaxSubmitJobs=99 MaxWall=9999"
+    for limit in (open_up, "qos normal set MaxSubmitJobsPerUser=6"):
+        subprocess.run(["sacctmgr", "-i", "modify", *limit.split()], check=True, capture_output=True)
     stages = [make_stage("predict", After(stage="train"), kind="predict", tasks=14)]
     stages.append(make_stage("next", After(stage="predict", condition="any")))
     desk = start(*stages, steps=1)

@@ -34,16 +34,13 @@ LEAKS = {
 }
 
 
-def test_a_run_in_a_hostile_folder_with_hostile_code_runs_requeues_and_is_found(
+def test_a_run_in_a_hostile_folder_with_hostile_code_runs(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_stage: Callable[..., Stage]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     predict = make_stage("predict", kind="predict", tasks=2)
-    desk = start(predict, runs=tmp_path / HOSTILE / "-rf", code=f"code {HOSTILE}", steps=20)
-    desk.wait_until_saved()
-    desk.slurm("scontrol", "requeue", desk.job())
+    desk = start(predict, runs=tmp_path / HOSTILE / "-rf", code=f"code {HOSTILE}", steps=1)
     assert desk.end() == {"train": "done", "predict": "done"}
-    assert desk.log().count("begins at step") == 2
     assert not list(tmp_path.rglob("x"))
 
 
