@@ -118,6 +118,8 @@ def _compose_files(path: Path, groups: list[str]) -> dict[str, Any]:
 
 def _resolved(values: dict[str, Any], name: str) -> dict[str, Any]:
     """Return *values* with every ${key} replaced: after the overrides, so that it sees them."""
+    if "${" not in repr(values):  # as in most recipes; OmegaConf takes milliseconds, and a sweep comes here often
+        return values
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
