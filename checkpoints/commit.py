@@ -61,15 +61,16 @@ class Checkpoint:
 
 
 def begin(folder: Path, step: int, attempt: int, content: Content = "full") -> Path:
-    """Return an empty temporary folder for the checkpoint of *step*; one rank calls it.
+    """Return an empty temporary folder for the checkpoint of *step*; one rank calls it, after `sweep`."""
+    sweep(folder)
+    return files.make_private_dir(temporary_dir(folder, step, attempt, content))
 
-    Removes what killed saves left: nothing that was committed has such a name.
-    """
-    files.make_private_dir(folder)
-    for path in folder.iterdir():
+
+def sweep(folder: Path) -> None:
+    """Remove what killed saves and removals left in *folder*: nothing that was committed has such a name."""
+    for path in files.make_private_dir(folder).iterdir():
         if path.name.startswith(files.TEMPORARY_PREFIX):
             files.discard(path)
-    return files.make_private_dir(temporary_dir(folder, step, attempt, content))
 
 
 def temporary_dir(folder: Path, step: int, attempt: int, content: Content = "full") -> Path:

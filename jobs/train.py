@@ -42,6 +42,8 @@ def train(job: JobContext) -> int:
         raise RunError(f"the plan has {job.batch.world_size} ranks and {arguments.world_size} work together")
     last = loop.last_checkpoint(job, ranks)
     if loop.is_finished(job, ranks):
+        if ranks.rank == 0:
+            loop.finish(job, job.batch)
         return 0
     ledger = job.open_ledger() if ranks.rank == 0 else None
     tracker = Tracker(job) if ranks.rank == 0 else None

@@ -63,7 +63,7 @@ class Keeping:
         *state_bytes* is the size that `trainer_state.json` will have: it grows with every log.
         """
         self.wait()
-        files.make_private_dir(self.folder)
+        commit.sweep(self.folder)  # what a kill left must not count against the next one
         need = self._need(state_bytes, is_last=is_last)
         with budget.store_locked(self._store):
             self._keep_reserve(need)
@@ -122,11 +122,14 @@ class Keeping:
             self._thread = None
 
     def close(self) -> None:
-        """End: nothing runs on, the reserve goes, and only what the later stages write is promised."""
+        """End: what should go has gone, the reserve too, and only what the later stages write is promised."""
         self.wait()
-        self._lock.close()
-        with suppress(OSError):
+        with suppress(OSError, FencedError):
+            self._job.check_fence()  # what looks left over may be what the next attempt writes
+            commit.sweep(self.folder)
             budget.keep_reserve(self.folder, 0)
+            self._settle(0, True)  # the attempt that saved last may have been killed before
+            self._lock.close()
             held = budget.held_bytes(self._job.paths.root)
             self._publish(held + self._later_bytes, held)
 

@@ -16,6 +16,7 @@ from ...recipes.schema import Recipe
 from ..context import JobContext, say
 from ..watchdog import Watchdog
 from . import schedule
+from .keeping import Keeping
 from .saving import Saver, make_deepspeed_safe
 from .together import Ranks
 from .tracking import Tracker
@@ -243,6 +244,13 @@ def is_finished(job: JobContext, ranks: Ranks) -> bool:
     last = commit.last_committed(job.paths.checkpoints(job.stage.name))
     is_there = job.batch is not None and last is not None and last.step >= job.batch.steps
     return bool(ranks.from_first([int(is_there)])[0])
+
+
+def finish(job: JobContext, batch: Batch) -> None:
+    """Do what a killed attempt left undone after its last save."""
+    ledger = job.open_ledger()
+    Keeping(job, batch, ledger).close()
+    ledger.close()
 
 
 def wrap_engine(trainer: Trainer) -> None:
