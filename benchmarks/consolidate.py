@@ -169,7 +169,7 @@ def move(checkpoint: Path, out: Path, num_workers: int) -> None:
             count = min(1 << 20, segment.num_elements - first)
             blocks.append((segment.path, segment.offset_bytes + 4 * first, count, position))
             position += 2 * count
-    sources = {path: os.open(path, os.O_RDONLY) for path, _, _, _ in blocks}
+    sources = {path: os.open(path, os.O_RDONLY) for path in {path for path, _, _, _ in blocks}}
     target = os.open(out, os.O_WRONLY | os.O_CREAT, 0o666)
     reserve(target, position)
 
@@ -185,6 +185,8 @@ def move(checkpoint: Path, out: Path, num_workers: int) -> None:
     for thread in threads:
         thread.join()
     os.fsync(target)
+    for descriptor in (target, *sources.values()):
+        os.close(descriptor)
 
 
 def command(tool: str, checkpoint: Path, out: Path, num_workers: int) -> list[str]:

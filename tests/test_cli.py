@@ -144,6 +144,12 @@ BAD_USE = {
     "no such folder": (["checkpoints", "list", "none"], "'none' is neither a folder nor a run"),
     "no checkpoint": (["checkpoints", "consolidate", "none", "out"], "none: no such folder"),
     "no size": (["checkpoints", "consolidate", "a", "b", "--max-shard-gb", "nan"], "'nan' is no number above 0"),
+    "no share": (["checkpoints", "consolidate", "a", "b", "--shard", "8/8"], "'8/8' is not I/N with I from 0 to N - 1"),
+    "no protocol": (["checkpoints", "consolidate", "nosuch://a", "b"], "nosuch"),
+    "kept and merged": (
+        ["checkpoints", "consolidate", "a", "b", "--adapter", "keep", "--base", "c"],
+        "contradict each other",
+    ),
     "no dtype": (["checkpoints", "consolidate", "a", "b", "--dtype", "int8"], "invalid choice: 'int8'"),
     "no shards": (["predictions", "merge", "none.jsonl", "--out", "o"], "none.jsonl: no such file or folder"),
     "no count": (["predictions", "merge", "a", "--out", "o", "--rows", "-1"], "'-1' is no whole number"),
