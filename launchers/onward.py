@@ -14,7 +14,7 @@ from ..recipes.sweep import STAGE as SWEEP_STAGE
 from ..rundir import RunPaths
 from .attempts import Attempt
 from .slurm import SlurmLauncher
-from .status import unsettled
+from .status import is_cancelled, unsettled
 from .submission import go_on
 
 MAX_IDLE = 3  # starts in a row that commit nothing before a job gives up its place in the queue
@@ -34,14 +34,11 @@ def is_stray(events: Sequence[Event], stage: str, job_id: str) -> bool:
     return bool(known) and job_id.partition("_")[0] not in known
 
 
-def is_cancelled(paths: RunPaths, stage: str) -> bool:
+def _is_cancelled(paths: RunPaths, stage: str) -> bool:
     """Say whether a person asked the newest job of *stage* to end; a point's job is that of its sweep."""
     if "SOUSBATCH_POINT" in os.environ:
         paths, stage = RunPaths(root=paths.root.parent.parent), SWEEP_STAGE
-    events = ledger.read(paths.ledger_dir)
-    sent = [event.number for event in events if event.kind in ("sent", "adopted") and event.stage == stage]
-    asked = [event.number for event in events if event.kind == "cancel" and stage in event.data["stages"]]
-    return bool(asked) and max(asked) > max(sent, default=0)
+    return is_cancelled(ledger.read(paths.ledger_dir), stage)
 
 
 def continue_job(paths: RunPaths, stage: Stage, job_id: str, attempts: Sequence[Attempt]) -> str:
@@ -49,7 +46,7 @@ def continue_job(paths: RunPaths, stage: Stage, job_id: str, attempts: Sequence[
 
     Requeued where Slurm takes it back, else continued by a new job, to which the dependants move.
     """
-    if is_cancelled(paths, stage.name):
+    if _is_cancelled(paths, stage.name):
         return f"cancelled; `sousbatch resume {paths.run_id}` goes on"
     if is_idle(attempts):
         return f"not requeued: {MAX_IDLE} starts in a row saved nothing new; is the time limit too short?"

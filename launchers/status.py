@@ -156,6 +156,8 @@ def _state(stage: Stage | StageGlance, mine: Sequence[Event], job: JobState | No
     elif word == "lost" and ends and not open_at:
         code = next((end.data["exit_code"] for end in ends.values() if end.data["exit_code"]), 0)
         word, source = ("stopped" if code in (0, EXIT_STOPPED) else "failed"), "ledger"
+    elif word == "lost" and is_cancelled(mine, stage.name):
+        word, source = "cancelled", "ledger"
     if word == "running" and is_stopping:
         word = "stopping"
     errors = [event.data["message"] for event in mine if event.kind == "error" and event.number == newest[event.task]]
@@ -163,6 +165,13 @@ def _state(stage: Stage | StageGlance, mine: Sequence[Event], job: JobState | No
     if word == "failed":
         reason = errors[0] if errors else reason or f"ended with exit code {code}"
     return StageState(word=word, reason=reason, source=source, step=step, total=total)
+
+
+def is_cancelled(events: Sequence[Event], stage: str) -> bool:
+    """Say whether a person asked the newest job of *stage* to end."""
+    sent = [event.number for event in events if event.kind in ("sent", "adopted") and event.stage == stage]
+    asked = [event.number for event in events if event.kind == "cancel" and event.stage == stage]
+    return bool(asked) and max(asked) > max(sent, default=0)
 
 
 def _progress(stage: Stage | StageGlance, mine: Sequence[Event]) -> tuple[int, int]:

@@ -83,7 +83,8 @@ def cancel(paths: RunPaths, launcher: Launcher, *, save: bool) -> tuple[str, ...
         live = tuple(name for name, state in states.items() if state.word not in FINAL_WORDS and name in refs)
         if live:
             client = ledger.open_client(paths.ledger_dir)  # first, so that no stage takes it for Slurm's own wish
-            client.write("cancel", stages=list(live), save=save)
+            for name in live:
+                client.write("cancel", stage=name, save=save)
             client.close()
             launcher.cancel([refs[name] for name in live], save=save)
     return live
