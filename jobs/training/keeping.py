@@ -29,6 +29,7 @@ from ..context import JobContext
 
 _SLACK_BYTES = 64 * 1024  # by how much two checkpoints of one run differ: loss scale, pickled counters
 _FORECAST_SLACK = 1.05  # what the forecast of a first checkpoint may be off by
+_RESERVE_SLACK_BYTES = 512 * 1024  # what others write on a full disk as soon as the reserve is released
 _TRIES = 6
 
 
@@ -161,8 +162,9 @@ class Keeping:
             room = self._room(need)
             mine = sum(one.num_bytes for one in self._mine() if not one.is_pinned)
             capacity = room.free_bytes + mine + _size(self.folder / budget.RESERVE_NAME)
-            wanted = 2 * (need.full_bytes + need.weights_bytes) + room.later_bytes
-            reserve = need.weights_bytes if capacity >= wanted else 0
+            size = need.weights_bytes + _RESERVE_SLACK_BYTES
+            wanted = 2 * need.full_bytes + need.weights_bytes + size + room.later_bytes
+            reserve = size if capacity >= wanted else 0
         with suppress(NoRoomError), no_room_named("the reserve"):
             budget.keep_reserve(self.folder, reserve)
 
