@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -183,15 +181,3 @@ def test_weights_whose_full_state_is_still_there_go_first() -> None:
     spare = replace(full, path=Path("step-00000010-weights"), content="weights", num_bytes=WEIGHTS)
     verdicts = decide([full, spare, newest], Policy())
     assert [(one.action, one.frees_bytes) for one in verdicts] == [("keep", 0), ("delete", WEIGHTS), ("keep", 0)]
-
-
-def test_planning_over_10_000_checkpoints_takes_less_than_50_ms() -> None:
-    many = [replace(made([step], [step % 97])[0], num_bytes=FULL) for step in range(10_000)]
-    policy = Policy(keep_last=3, keep_best=5, keep_every_steps=10)
-    took = [math.inf]
-    while min(took) > 0.05 and len(took) < 20:  # a machine that does other work has quiet moments
-        started = time.process_time()
-        found = make_room(many, policy, need_bytes=10**7, free_bytes=0, weights_bytes=WEIGHTS)
-        took.append(time.process_time() - started)
-    assert len(found.verdicts) > 8_000
-    assert min(took) < 0.05
