@@ -52,8 +52,9 @@ def call(
     folder: Path | None = None,
     text: str | None = None,
     keeps: Collection[int] = (),
+    reads_errors: bool = False,
 ) -> str:
-    """Run one of Slurm's commands and return what it printed.
+    """Run one of Slurm's commands and return what it printed, with *reads_errors* what it said on stderr.
 
     It is asked again for *patience_s* seconds while the controller does not answer. The command
     keeps the descriptors *keeps* open, also when this process dies.
@@ -69,7 +70,8 @@ def call(
     deadline, pause = time.monotonic() + patience_s, 0.5
     while True:
         try:
-            return _call_once(command, environment, folder, text, keeps)
+            done = _call_once(command, environment, folder, text, keeps)
+            return done.stderr if reads_errors else done.stdout
         except UnreachableError:
             if time.monotonic() + pause > deadline:
                 raise
@@ -83,7 +85,7 @@ def _call_once(
     folder: Path | None,
     text: str | None,
     keeps: Collection[int],
-) -> str:
+) -> subprocess.CompletedProcess[str]:
     try:
         done = subprocess.run(
             command,
@@ -102,7 +104,7 @@ def _call_once(
     except OSError as error:
         raise SlurmError(f"{command[0]} cannot be run: {error.strerror}") from error
     if done.returncode == 0:
-        return done.stdout
+        return done
     lines = [re.sub(r"^\w+: (error: |fatal: )?", "", line).strip() for line in done.stderr.splitlines()]
     said = "; ".join(dict.fromkeys(line for line in lines if line)) or f"exit code {done.returncode}"
     raise (UnreachableError if _TRANSIENT.search(said) else SlurmError)(f"{command[0]}: {said}")
@@ -126,14 +128,9 @@ def submit(
 
 def test(text: str, *, folder: Path, environment: Mapping[str, str]) -> str:
     """Ask whether Slurm would take a batch script, without sending it; return when and where it would start."""
-    command = ["sbatch", "--test-only"]
-    done = subprocess.run(
-        command, input=text, capture_output=True, text=True, timeout=TIMEOUT_S, env=dict(environment), cwd=folder
-    )
-    said = [re.sub(r"^(sbatch: )?((error|fatal): )?", "", line) for line in done.stderr.splitlines()]
-    if done.returncode:
-        raise SlurmError("; ".join(said) or "sbatch --test-only refuses it")
-    return re.sub(r"^Job \d+ to ", "would ", said[-1]) if said else ""
+    said = call(["sbatch", "--test-only"], folder=folder, environment=environment, text=text, reads_errors=True)
+    lines = [re.sub(r"^sbatch: ", "", line) for line in said.splitlines()]
+    return re.sub(r"^Job \d+ to ", "would ", lines[-1]) if lines else ""
 
 
 def queue(*, patience_s: float = 0) -> list[JobRow]:

@@ -105,6 +105,7 @@ class SlurmLauncher:
 
     def __init__(self, *, max_age_s: float = 0) -> None:
         self._max_age_s = max_age_s
+        self._seen: dict[str, JobRef] | None = None  # by key: what was there at the first sending, and sent since
 
     def prepare(self, plan: Plan, paths: RunPaths) -> tuple[Request, ...]:
         """Return the requests of all stages in order. Pure."""
@@ -136,18 +137,26 @@ class SlurmLauncher:
         options = [f"--comment={key}", *_dependency(request, after)]
         with files.locked(_send_lock()) as lock:
             deadline = time.monotonic() + PATIENCE_S
-            while not (known := self._known([key])):
+            known = self._known_before(key)
+            while not known:
                 try:
                     environment = handed_on(os.environ, request.inherit)
                     job_id = slurm.submit(request.text, options, folder=folder, environment=environment, lock=lock)
                     self._forget_queue()
-                    return JobRef(launcher=self.name, job_id=job_id)
+                    known = {key: JobRef(launcher=self.name, job_id=job_id)}
                 except UnreachableError:
                     if time.monotonic() > deadline:
                         raise
-                if known := self._find_late(key):
-                    break
+                    known = self._find_late(key)
+            self._seen = (self._seen or {}) | known
             return known[key]
+
+    def _known_before(self, key: str) -> dict[str, JobRef]:
+        """Look *key* up among what was there when this launcher first sent: one call for all stages of a run."""
+        if self._seen is None:
+            _, rows = self._queue()
+            self._seen = {row.comment: JobRef(launcher=self.name, job_id=row.job_id) for row in rows}
+        return {key: self._seen[key]} if key in self._seen else {}
 
     def _find_late(self, key: str) -> dict[str, JobRef]:
         """Look for a job that sbatch gave up on: the controller may still be working off what it was sent."""
