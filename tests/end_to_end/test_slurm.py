@@ -53,3 +53,18 @@ def test_a_real_training_that_is_warned_goes_on_with_the_same_wandb_run(place, s
     assert 0 < first["step"] < 40 and resumed["step"] == first["step"]
     tracked = [path.stem for path in place.run_dir().glob("tracking/wandb/offline-run-*/run-*-train.wandb")]
     assert len(tracked) == 2 and len(set(tracked)) == 1, "two attempts, one W&B run"
+
+
+def test_a_plan_says_when_slurm_would_start_each_stage_and_why_it_would_not(place, slurm):
+    told = place.run("plan", "hangul-restoration", "--launcher", "slurm").stdout
+    assert all(f"{stage} would start at " in told for stage in ("train", "consolidate", "predict", "merge", "score"))
+    refused = place.run(
+        "plan", "hangul-restoration", "--launcher", "slurm", 'resources.train.sbatch=["--gres=gpu:9"]', code=2
+    )
+    assert refused.stderr.startswith("sousbatch: stage 'train': sbatch: ") and "not available" in refused.stderr
+    assert _slurm("squeue", "--me", "--noheader") == ""
+
+
+def test_no_slurm_is_named_and_the_sandbox_offered(place):
+    refused = place.run("plan", "hangul-restoration", "--launcher", "slurm", code=2)
+    assert "no Slurm answers here" in refused.stderr and "sousbatch sandbox start" in refused.stderr
