@@ -22,6 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -222,8 +223,9 @@ def measure(arguments: list[str]) -> Run:
     reading = threading.Thread(target=process.wait)
     reading.start()
     while reading.is_alive():
-        found = re.search(r"RssAnon:\s+(\d+)", status.read_text()) if status.exists() else None
-        peak = max(peak, int(found[1]) / 1000) if found else peak
+        with suppress(OSError):  # it has just ended
+            found = re.search(r"RssAnon:\s+(\d+)", status.read_text())
+            peak = max(peak, int(found[1]) / 1000) if found else peak
         reading.join(0.005)
     wall_s = time.perf_counter() - started
     text, errors = process.communicate()
