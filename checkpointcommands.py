@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .checkpoints.rotate import Means
     from .checkpoints.zero.places import Place
     from .checkpoints.zero.source import Source
-    from .checkpoints.zero.write import Choices
+    from .checkpoints.zero.work import Choices
 
 
 def _checkpoint_dirs(text: str) -> list[Path]:
@@ -132,7 +132,7 @@ def consolidate(arguments: Namespace) -> int:
 
 def _choices(arguments: Namespace, checkpoint: Place) -> Choices:
     from .checkpoints.zero.places import place_of
-    from .checkpoints.zero.write import Choices
+    from .checkpoints.zero.work import Choices
 
     return Choices(
         dtype=arguments.dtype,
@@ -149,7 +149,7 @@ def _choices(arguments: Namespace, checkpoint: Place) -> Choices:
 
 def _show_cost(arguments: Namespace, source: Source, choices: Choices) -> int:
     from .checkpoints.zero.cost import cost_of
-    from .checkpoints.zero.write import shards_of
+    from .checkpoints.zero.work import shards_of
 
     cost = cost_of(
         shards_of(source, choices),

@@ -226,15 +226,15 @@ def _doctor(arguments: Namespace) -> int:
 
 def _report(arguments: Namespace) -> int:
     from . import files
-    from .launchers.local import LocalLauncher
-    from .launchers.status import run_states
+    from .launchers.choose import launcher_of
+    from .launchers.status import watch_states
     from .recipes.plan import read_plan
     from .report import page
 
     paths = find_run(arguments.run, newest=True)
     plan = read_plan(paths.plan)
     out = Path(arguments.out).expanduser() if arguments.out else paths.report
-    files.write_text(out, page(plan, paths, run_states(plan, paths, LocalLauncher())))
+    files.write_text(out, page(plan, paths, watch_states(plan, paths, launcher_of(plan, watches=True))))
     print(out)
     return 0
 

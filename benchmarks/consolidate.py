@@ -146,7 +146,8 @@ def inner(what: str, checkpoint: Path, out: Path, num_workers: int) -> None:
     """Consolidate, or move the same bytes, in this process; print the seconds after the imports."""
     from sousbatch.checkpoints.zero.read import open_source
     from sousbatch.checkpoints.zero.torchcast import copier
-    from sousbatch.checkpoints.zero.write import Choices, consolidate_part
+    from sousbatch.checkpoints.zero.work import Choices
+    from sousbatch.checkpoints.zero.write import consolidate_part
 
     choices = Choices(num_workers=num_workers, has_statistics=what == "ours")
     copier()

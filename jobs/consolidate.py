@@ -9,7 +9,8 @@ import sys
 from ..checkpoints.commit import best_committed, last_committed
 from ..checkpoints.zero.manifest import Manifest, read_manifest
 from ..checkpoints.zero.read import open_source
-from ..checkpoints.zero.write import Choices, consolidate_part
+from ..checkpoints.zero.work import Choices
+from ..checkpoints.zero.write import consolidate_part
 from ..cluster import processes
 from ..errors import RunError
 from ..files import make_private_dir

@@ -7,58 +7,26 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from ...errors import FencedError, NoRoomError, NotFoundError, RunError, UsageError, no_room_named
-from ...files import digest_of
-from .adapter import merge_adapter
-from .beside import ADAPTER_CONFIG_NAME, CONFIG_NAME, beside, last_config
+from ...errors import FencedError, NoRoomError, RunError, UsageError, no_room_named
+from .beside import CONFIG_NAME, beside, last_config
 from .card import CARD_NAME, card, origin
 from .manifest import MANIFEST_NAME, FileRecord, Manifest, digest_of_files, read_manifest, to_json
 from .output import Output, TakenAwayError, clear_leftovers, output_of
-from .places import Place, place_of
-from .read import open_source
+from .places import Place
 from .reader import check_twins
 from .source import Source
 from .stream import Settings, WrittenShard, write_shards
-from .tensorfile import INDEX_NAME, Shard, index_text, plan_shards
+from .tensorfile import INDEX_NAME, Shard, index_text
 from .verify import verify_shards
+from .work import Choices, OutputDtype, Overflow, Work, prepared
 
 logger = logging.getLogger(__name__)
 
-OutputDtype = Literal["float16", "bfloat16", "float32"]
-Overflow = Literal["refuse", "clamp", "bfloat16"]
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choices:
-    """How to consolidate.
-
-    Attributes:
-        num_workers: threads that read, cast, write and hash, each with 8 MB.
-        overflow: finite values beyond *dtype*: refuse them, clamp them to its limits, or write
-            the whole model in bfloat16.
-        is_merged: write an adapter's model, not the adapter; implied by *base_dir*.
-        base_dir: the model that the adapter was trained on. Without it the frozen base within the
-            checkpoint is taken, else the folder that the adapter's configuration names.
-        copy_from: the folder whose config.json and tokenizer go along, the dtype set; what it
-            lacks of a merged model comes from the base.
-        has_statistics: take the digest of every tensor and count the values that become zero.
-        is_verified: check the CRCs of what is read, and read back what was written (see verify.py).
-    """
-
-    dtype: OutputDtype = "float16"
-    max_shard_bytes: int = 5_000_000_000
-    num_workers: int = 1
-    overflow: Overflow = "refuse"
-    is_merged: bool = False
-    base_dir: Place | None = None
-    copy_from: Place | None = None
-    has_statistics: bool = True
-    is_verified: bool = False
 
 
 def consolidate(  # one keyword per choice of the caller
@@ -122,7 +90,7 @@ def consolidate_part(
     """
     if num_parts > 1 and choices.overflow == "bfloat16" and choices.dtype == "float16":
         raise UsageError("parts of one model cannot turn to bfloat16 alone; choose dtype bfloat16, or overflow clamp")
-    work = _prepared(source, choices)
+    work = prepared(source, choices)
     done = _found(out, work)
     if done is not None:
         return done
@@ -149,25 +117,6 @@ def consolidate_part(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Work:
-    """Everything that is decided before a weight is read. *request* stands for checkpoint and choices."""
-
-    source: Source
-    choices: Choices
-    copied_from: tuple[Place, ...]
-    request: str
-
-    def shards(self, dtype: str) -> tuple[Shard, ...]:
-        is_adapter = self.source.content == "adapter"  # peft loads a single file only
-        return plan_shards(
-            self.source.tensors,
-            dtype=dtype,
-            max_shard_bytes=None if is_adapter else self.choices.max_shard_bytes,
-            stem="adapter_model" if is_adapter else "model",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Share:
     """Which shards this call writes: those whose number is *part* modulo *num_parts*."""
 
@@ -188,32 +137,7 @@ class _Weights:
     num_overflowing: Mapping[str, int]
 
 
-def shards_of(source: Source, choices: Choices) -> tuple[Shard, ...]:
-    """Return the files that *source* becomes, planned from headers alone."""
-    return _prepared(source, choices).shards(choices.dtype)
-
-
-def _prepared(source: Source, choices: Choices) -> _Work:
-    source = _configured(source, choices.copy_from)
-    base = _base_dir(source, choices) if choices.is_merged or choices.base_dir is not None else None
-    if choices.is_merged or choices.base_dir is not None:
-        source = _merged(source, base)
-    copied_from = tuple(folder for folder in (base, choices.copy_from) if folder is not None)
-    source = _untied(source, copied_from)
-    if not source.tensors:
-        raise UsageError(f"{source.path}: holds no tensors")
-    asked = {
-        "source": source.digest,
-        "dtype": choices.dtype,
-        "max_shard_bytes": choices.max_shard_bytes,
-        "overflow": choices.overflow,
-        "has_statistics": choices.has_statistics,
-        "tensors": [tensor.name for tensor in source.tensors],
-    }
-    return _Work(source=source, choices=choices, copied_from=copied_from, request=digest_of(asked))
-
-
-def _written(work: _Work, output: Output, share: _Share, progress: Progress) -> Manifest | None:
+def _written(work: Work, output: Output, share: _Share, progress: Progress) -> Manifest | None:
     """Write the shards of *share*, and when then all are there the rest of the folder but its manifest."""
     plan = output.begin({"request": work.request, "dtype": work.choices.dtype, "num_overflowing": {}})
     while True:
@@ -237,7 +161,7 @@ def _written(work: _Work, output: Output, share: _Share, progress: Progress) -> 
         return _with_the_rest(work, output, weights)
 
 
-def _write_missing(work: _Work, output: Output, shards: Sequence[Shard], progress: Progress) -> None:
+def _write_missing(work: Work, output: Output, shards: Sequence[Shard], progress: Progress) -> None:
     settings = Settings(
         num_workers=work.choices.num_workers,
         clamp=work.choices.overflow == "clamp",
@@ -256,12 +180,12 @@ def _write_missing(work: _Work, output: Output, shards: Sequence[Shard], progres
         done += sum(tensor.num_bytes for shard in batch for tensor in shard.tensors)
 
 
-def _verify(work: _Work, output: Output, shards: Sequence[Shard]) -> None:
+def _verify(work: Work, output: Output, shards: Sequence[Shard]) -> None:
     places = [output.place(shard) for shard in shards]
     verify_shards(shards, places, num_workers=work.choices.num_workers, clamp=work.choices.overflow == "clamp")
 
 
-def _overflowing(work: _Work, dtype: str, written: Sequence[WrittenShard]) -> dict[str, int]:
+def _overflowing(work: Work, dtype: str, written: Sequence[WrittenShard]) -> dict[str, int]:
     """Return what overflows, by parameter; raise `RunError` where that, or NaN, is refused."""
     losses = {name: loss for shard in written for name, loss in shard.losses.items()}
     nonfinite = {name: loss.num_nonfinite for name, loss in losses.items() if loss.num_nonfinite}
@@ -278,7 +202,7 @@ def _overflowing(work: _Work, dtype: str, written: Sequence[WrittenShard]) -> di
     return overflowing
 
 
-def _with_the_rest(work: _Work, output: Output, weights: _Weights) -> Manifest:
+def _with_the_rest(work: Work, output: Output, weights: _Weights) -> Manifest:
     small: list[FileRecord] = []
     for name, content in _small_files(work, weights):
         output.write(name, content)
@@ -287,7 +211,7 @@ def _with_the_rest(work: _Work, output: Output, weights: _Weights) -> Manifest:
     return _manifest(work, weights, tuple(sorted(small, key=lambda file: file.name)))
 
 
-def _small_files(work: _Work, weights: _Weights) -> Iterator[tuple[str, bytes]]:
+def _small_files(work: Work, weights: _Weights) -> Iterator[tuple[str, bytes]]:
     if len(weights.shards) > 1:
         yield INDEX_NAME, index_text(weights.shards).encode()
     yield from beside(work.source, work.copied_from, weights.dtype)
@@ -302,7 +226,7 @@ def _small_files(work: _Work, weights: _Weights) -> Iterator[tuple[str, bytes]]:
     yield CARD_NAME, text.encode()
 
 
-def _manifest(work: _Work, weights: _Weights, files: tuple[FileRecord, ...]) -> Manifest:
+def _manifest(work: Work, weights: _Weights, files: tuple[FileRecord, ...]) -> Manifest:
     source = work.source
     large = tuple(written.file for written in weights.written)
     losses = [loss for written in weights.written for loss in written.losses.values()]
@@ -327,7 +251,7 @@ def _manifest(work: _Work, weights: _Weights, files: tuple[FileRecord, ...]) -> 
     )
 
 
-def _found(out: Place, work: _Work) -> Manifest | None:
+def _found(out: Place, work: Work) -> Manifest | None:
     """Return the manifest of *out* where this very consolidation has made it already."""
     if not (out / MANIFEST_NAME).is_file():
         return None
@@ -348,51 +272,6 @@ def _refuse_target(source: Source, out: Place) -> None:
     if isinstance(checkpoint, Path) and out.resolve().is_relative_to(checkpoint.resolve()):
         # It would make the checkpoint the newest by date, and trainers delete the others by date.
         raise UsageError(f"{out}: lies within the checkpoint {checkpoint}; name a folder outside of it")
-
-
-def _configured(source: Source, copy_from: Place | None) -> Source:
-    """Give an adapter its configuration: without its scaling the weights mean nothing."""
-    if source.content == "model" or source.adapter_config is not None:
-        return source
-    config = last_config([copy_from] if copy_from is not None else [], ADAPTER_CONFIG_NAME)
-    if config is None:
-        raise NotFoundError(
-            f"{source.path}: has no {ADAPTER_CONFIG_NAME} beside it, which holds the scaling; put it there"
-        )
-    return replace(source, adapter_config=config)
-
-
-def _base_dir(source: Source, choices: Choices) -> Place | None:
-    """Return the folder of an adapter's base, None where the checkpoint holds the base itself."""
-    if choices.base_dir is not None or source.base is not None:
-        return choices.base_dir
-    named = str((source.adapter_config or {}).get("base_model_name_or_path") or "")
-    if not named or not place_of(named).is_dir():
-        raise NotFoundError(f"{source.path}: its base model {named!r} is not a folder here; name the base's folder")
-    return place_of(named)
-
-
-def _merged(source: Source, base_dir: Place | None) -> Source:
-    if source.content != "adapter" or source.adapter_config is None:
-        raise UsageError(f"{source.path}: is a whole model, not an adapter; there is nothing to merge")
-    base = open_source(base_dir) if base_dir is not None else source.base
-    assert base is not None  # else a folder would have been named
-    merged = merge_adapter(source, base, source.adapter_config)
-    return replace(merged, base=None, digest=digest_of([source.digest, base.digest]))
-
-
-def _untied(source: Source, copied_from: Sequence[Place]) -> Source:
-    """Store shared weights under both names where the configuration says that loading will not tie them."""
-    if not copied_from or source.content == "adapter":
-        return source
-    config = last_config(copied_from, CONFIG_NAME)
-    if config is None:
-        raise NotFoundError(f"{copied_from[-1]}: has no {CONFIG_NAME}; give the folder of the model's configuration")
-    if config.get("tie_word_embeddings") is not False:
-        return source
-    stored = {tensor.name: tensor for tensor in source.tensors}
-    copies = tuple(replace(stored[kept], name=name) for name, kept in source.aliases)
-    return replace(source, tensors=source.tensors + copies, aliases=())
 
 
 def _named(counts: Mapping[str, int]) -> str:

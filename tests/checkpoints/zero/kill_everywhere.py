@@ -26,7 +26,8 @@ from sousbatch.checkpoints.zero import stream
 from sousbatch.checkpoints.zero.manifest import verify_manifest
 from sousbatch.checkpoints.zero.read import open_source
 from sousbatch.checkpoints.zero.torchcast import copier
-from sousbatch.checkpoints.zero.write import Choices, consolidate_part
+from sousbatch.checkpoints.zero.work import Choices
+from sousbatch.checkpoints.zero.write import consolidate_part
 from sousbatch.errors import NoRoomError
 
 CALLS = "pwrite fsync rename replace unlink rmdir mkdir ftruncate".split()

@@ -11,7 +11,7 @@ import torch
 
 from sousbatch.checkpoints.zero.cost import cost_of
 from sousbatch.checkpoints.zero.read import open_source
-from sousbatch.checkpoints.zero.write import Choices, shards_of
+from sousbatch.checkpoints.zero.work import Choices, shards_of
 from sousbatch.cli import main
 
 Weights = Callable[[Path], dict[str, torch.Tensor]]

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from sousbatch.checkpoints.zero.read import open_source
-from sousbatch.checkpoints.zero.write import Choices, consolidate, consolidate_part
+from sousbatch.checkpoints.zero.work import Choices
+from sousbatch.checkpoints.zero.write import consolidate, consolidate_part
 from sousbatch.errors import DamagedError, IncompleteError, UsageError
 
 Weights = Callable[[Path], dict[str, torch.Tensor]]

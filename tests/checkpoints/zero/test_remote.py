@@ -16,7 +16,8 @@ import torch
 from sousbatch.checkpoints.zero.manifest import MANIFEST_NAME, read_manifest
 from sousbatch.checkpoints.zero.places import RemotePath, place_of
 from sousbatch.checkpoints.zero.read import open_source
-from sousbatch.checkpoints.zero.write import Choices, consolidate, consolidate_part
+from sousbatch.checkpoints.zero.work import Choices
+from sousbatch.checkpoints.zero.write import consolidate, consolidate_part
 from sousbatch.errors import DamagedError, IncompleteError, RunError, UsageError
 
 

@@ -11,7 +11,8 @@ import torch
 from sousbatch.checkpoints.zero import write
 from sousbatch.checkpoints.zero.output import Output
 from sousbatch.checkpoints.zero.read import open_source
-from sousbatch.checkpoints.zero.write import Choices, consolidate_part
+from sousbatch.checkpoints.zero.work import Choices, Work
+from sousbatch.checkpoints.zero.write import consolidate_part
 from sousbatch.errors import DamagedError
 
 VERIFIED = Choices(is_verified=True)
@@ -63,7 +64,7 @@ def test_a_flipped_bit_of_what_was_written_is_found_and_the_tensor_named(
 ) -> None:
     whole = write._verify
 
-    def damaged(work: write._Work, output: Output, shards: list[write.Shard]) -> None:
+    def damaged(work: Work, output: Output, shards: list[write.Shard]) -> None:
         path = output.place(shards[0])
         assert isinstance(path, Path)
         data = bytearray(path.read_bytes())

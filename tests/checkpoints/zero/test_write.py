@@ -17,7 +17,8 @@ import torch
 from sousbatch.checkpoints.zero.manifest import Manifest, verify_manifest
 from sousbatch.checkpoints.zero.read import open_source
 from sousbatch.checkpoints.zero.source import Source
-from sousbatch.checkpoints.zero.write import Choices, consolidate, consolidate_part
+from sousbatch.checkpoints.zero.work import Choices
+from sousbatch.checkpoints.zero.write import consolidate, consolidate_part
 from sousbatch.errors import DamagedError, NotFoundError, RunError, UsageError
 from sousbatch.files import TEMPORARY_PREFIX
 
