@@ -85,6 +85,7 @@ def worsen(tmp_path: Path) -> None:
     (tmp_path / "code/sitecustomize.py").write_text(WORSE)
 
 
+@pytest.mark.faults
 def test_where_no_full_state_fits_a_training_ends_with_its_weights(place, only_train, tmp_path):
     """The 10.7B model on the 100 GB disk, smaller: 3 MB and a full state of 4.3 MB."""
     plan = place.run("plan", "hangul-restoration", *only_train, "checkpoints.budget_gb=0.003").stdout
@@ -143,6 +144,7 @@ def test_on_a_full_disk_a_training_goes_on_and_the_reserve_takes_its_weights(
     assert place.events("model")[0]["step"] == 12
 
 
+@pytest.mark.faults
 def test_a_training_stops_with_its_weights_when_too_many_saves_found_no_room(small_disk, place, only_train, until):
     overrides = [*only_train, "train.steps=40", "checkpoints.max_skipped=1"]
     client = place.start("submit", "hangul-restoration", *overrides)
@@ -158,6 +160,7 @@ def test_a_training_stops_with_its_weights_when_too_many_saves_found_no_room(sma
     assert kept(place)[-1] == (40, "full")
 
 
+@pytest.mark.faults
 def test_a_store_that_goes_away_and_comes_back_costs_saves_and_no_training(place, only_train, until):
     client = place.start(
         "submit", "hangul-restoration", *only_train, "train.steps=60", "checkpoints.max_skipped=null", "--detach"

@@ -113,6 +113,7 @@ def test_a_smoke_run_goes_through_every_stage(place, five_stages):
     assert "8 rows of test\n" in done.stdout
 
 
+@pytest.mark.faults
 def test_the_commands_of_the_slurm_page_work_in_their_order(place, small, slurm):
     """With a small training as the only stage; RUN is what was submitted last, as the page says."""
     commands = re.findall(r"^sousbatch .*$", (ROOT / "docs/slurm.md").read_text(), re.MULTILINE)
