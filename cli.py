@@ -236,7 +236,7 @@ def _add_consolidate(verbs: argparse._SubParsersAction[_Parser]) -> None:
         "consolidate",
         "make a half-precision model of a DeepSpeed or FSDP checkpoint",
         "checkpoints consolidate checkpoint-500 model",
-        "checkpoints consolidate s3://bucket/checkpoint-500 model --dtype bfloat16 --verify",
+        "checkpoints consolidate checkpoint-500 model --dtype bfloat16 --verify",
         "checkpoints consolidate checkpoint-500 model --shard 0/80",
     )
     convert.add_argument("path", metavar="CKPT", help="checkpoint folder or URL")
