@@ -120,7 +120,16 @@ def many_jobs(number: int) -> dict[str, tuple[str, ...]]:
     return {
         "sbatch --array": ("sbatch", f"--array=0-{MANY - 1}", "job.sh"),
         "submitit map_array": (sys.executable, "-c", SUBMITIT.format(call=f"map_array(print, range({MANY}))")),
-        "sousbatch submit --sweep": (*DOOR, "submit", *RECIPE, "--detach", "--sweep", seeds),
+        "sousbatch submit --sweep": (
+            *DOOR,
+            "submit",
+            *RECIPE,
+            "--detach",
+            "--runs",
+            f"runs-{number}",
+            "--sweep",
+            seeds,
+        ),
     }
 
 

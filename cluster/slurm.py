@@ -118,12 +118,9 @@ def submit(
     *folder* is the job's working folder, which relative log paths start from. *lock* is the
     descriptor of a lock that holds as long as sbatch lives, even if this process is killed.
     """
-    from submitit.slurm.slurm import SlurmExecutor
-
     keeps = () if lock is None else (lock,)
-    said = call(["sbatch", *options], folder=folder, environment=environment, text=text, keeps=keeps)
-    job_id: str = SlurmExecutor._get_job_id_from_submission_command(said)
-    return job_id
+    said = call(["sbatch", "--parsable", *options], folder=folder, environment=environment, text=text, keeps=keeps)
+    return said.strip().partition(";")[0]  # the cluster's name may follow
 
 
 def test(text: str, *, folder: Path, environment: Mapping[str, str]) -> str:
