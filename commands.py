@@ -66,13 +66,13 @@ def _plan_of(arguments: Namespace, *, is_smoke: bool = False) -> Plan:
     from .recipes.stages import smoke
 
     site, store = choose_site(arguments.launcher), runs_dir(arguments.runs)
+    reserving.release_dead(store, watchers())
     if getattr(arguments, "sweep", None):
         from .recipes.sweep import plan_sweep
 
         return plan_sweep(arguments.recipe, arguments.overrides, arguments.sweep, site, store, is_smoke=is_smoke)
     recipe = compose(arguments.recipe, arguments.overrides)
     recipe = smoke(recipe) if is_smoke else recipe
-    reserving.release_dead(store, watchers())
     return compile(recipe, site, inspect(recipe, store))
 
 

@@ -97,6 +97,7 @@ def thin(checkpoint: Checkpoint, means: Means) -> Checkpoint:
     Raises:
         SousbatchError: it cannot be consolidated; the message says why.
     """
+    from .zero.output import work_dir
     from .zero.read import open_source  # with torch, which `checkpoints list` does without
     from .zero.write import consolidate
 
@@ -123,4 +124,5 @@ def thin(checkpoint: Checkpoint, means: Means) -> Checkpoint:
         )
     except BaseException:
         files.discard(temporary)
+        files.discard(work_dir(temporary))  # on a full disk it may not wait for the next attempt to thin
         raise

@@ -55,11 +55,12 @@ class _Walk:
             if any(item.condition == "ok" and item.stage in failed for item in stage.after):
                 failed[stage.name] = failed[next(item.stage for item in stage.after if item.stage in failed)]
                 continue
-            code = max((self._run(stage, task) for task in self._missing(stage)), default=0)
-            if self._is_stopping or code == EXIT_STOPPED:
-                return EXIT_STOPPED
-            if code:
-                failed[stage.name] = code
+            for task in self._missing(stage):
+                code = self._run(stage, task)
+                if self._is_stopping or code == EXIT_STOPPED:
+                    return EXIT_STOPPED
+                if code:
+                    failed[stage.name] = code
         return next(iter(failed.values()), 0)
 
     def _missing(self, stage: Stage) -> list[int]:
@@ -70,8 +71,6 @@ class _Walk:
         return [task for task in range(stage.num_tasks) if task not in done]
 
     def _run(self, stage: Stage, task: int) -> int:
-        if self._is_stopping:
-            return EXIT_STOPPED
         log = self._paths.log(stage.name, task)
         files.make_private_dir(log.parent)
         environment = os.environ | {"SOUSBATCH_TASK": str(task), "SOUSBATCH_POINT": self._sweep}
@@ -83,6 +82,8 @@ class _Walk:
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
+        if self._is_stopping:  # since there was a child to tell
+            self._child.send_signal(signal.SIGTERM)
         code = self._child.wait()
         print(f"sousbatch: {stage.name} {task} of {self._paths.root} ended with exit code {code}", flush=True)
         return code if code >= 0 else 128 - code

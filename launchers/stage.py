@@ -70,7 +70,8 @@ class _Task:
         if self._slurm_job and past and past[-1].exit_code == 0:  # requeued, or sent twice, after it was done
             _say(f"{self._stage.name} is done already")
             return 0
-        if self._slurm_job in {attempt.job for attempt in past if attempt.job} and is_idle(past):
+        is_again = self._slurm_job in {attempt.job for attempt in past if attempt.job}
+        if is_again and self._stage.kind != "sweep" and is_idle(past):  # the stages of a point look for themselves
             _say(f"Slurm started this job again, but {MAX_IDLE} starts in a row committed nothing: it ends here")
             return 1
         batch = first_batch(past, self._stage.batch)
@@ -122,6 +123,8 @@ class _Task:
     def _attempt(self, batch: Batch | None) -> Attempt:
         writer = ledger.open_attempt(self._paths.ledger_dir, self._stage.name, self._task)
         self._number = writer.number
+        if not self._is_stopping:  # ranks that were ended because another had failed raised it
+            self._flag.unlink(missing_ok=True)
         sizes = {"micro_batch": batch.micro_batch, "accumulation": batch.accumulation} if batch else {}
         writer.write(
             "attempt",
@@ -304,7 +307,12 @@ def main(run: str, stage: str) -> int:
     try:
         with no_room_named(f"the ledger of {paths.root}"):
             plan = read_plan(paths.plan)
-            return _worst([_Task(paths, plan, plan.stage(stage), task, parent).run() for task in _tasks(plan, stage)])
+            codes = []
+            for task in _tasks(plan, stage):
+                codes.append(_Task(paths, plan, plan.stage(stage), task, parent).run())
+                if codes[-1] == EXIT_STOPPED:  # whoever wanted it meant all that this process has to do
+                    break
+            return _worst(codes)
     except SousbatchError as error:
         _say(str(error))
         return error.exit_code

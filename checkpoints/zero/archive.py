@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from ...errors import DamagedError, NotFoundError, UsageError
-from .places import Place, open_ranges
+from .places import Place, Positioned, open_ranges
 from .unpickle import RefusedGlobal, StoredTensor, Unpickler
 
 # What zipfile and pickle raise for bytes that are not theirs; a pickle may also ask for any amount of memory.
@@ -121,33 +121,16 @@ class Archive:
             yield stream
 
 
-class Slice(io.RawIOBase):
+class Slice(Positioned):
     """A part of a seekable stream, as a stream of its own."""
 
     def __init__(self, stream: IO[bytes], begin: int, num_bytes: int) -> None:
+        super().__init__(num_bytes)
         self._stream = stream
         self._begin = begin
-        self._size = num_bytes
-        self._position = 0
         end = stream.seek(0, io.SEEK_END)
         if begin < 0 or begin + num_bytes > end:
             raise EOFError(f"it has {end} bytes, {begin + num_bytes} are needed")
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        if start + offset < 0:
-            raise OSError(22, "seek before the part's begin")
-        self._position = start + offset
-        return self._position
 
     def read(self, size: int = -1, /) -> bytes:
         left = max(0, self._size - self._position)

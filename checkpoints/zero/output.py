@@ -74,6 +74,11 @@ def output_of(place: Place) -> Output:
     return _Folder(place) if isinstance(place, Path) else _Remote(place)
 
 
+def work_dir(out_dir: Path) -> Path:
+    """Return where the model of *out_dir* is until it is whole."""
+    return out_dir.parent / f"{TEMPORARY_PREFIX}{out_dir.name}.part"
+
+
 class _Folder:
     """`.tmp-OUT.part/` beside OUT: `model/` becomes OUT by one rename; `records/` and the plan are for resuming."""
 
@@ -82,7 +87,7 @@ class _Folder:
     def __init__(self, out_dir: Path) -> None:
         self._out = out_dir
         self._begun: set[Path] = set()
-        self._work = out_dir.parent / f"{TEMPORARY_PREFIX}{out_dir.name}.part"
+        self._work = work_dir(out_dir)
         self._model = self._work / "model"
         self._records = self._work / "records"
 

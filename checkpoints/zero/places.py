@@ -190,14 +190,12 @@ def inner_name(folder: Place, name: str) -> str:
     return name
 
 
-class _Ranges(io.RawIOBase):
-    """A remote file whose small reads come from blocks that were fetched before."""
+class Positioned(io.RawIOBase):
+    """A readable stream of a known size; how bytes are read is left to the subclass."""
 
-    def __init__(self, place: RemotePath) -> None:
-        self._place = place
-        self._size = num_bytes_of(place)
+    def __init__(self, num_bytes: int) -> None:
+        self._size = num_bytes
         self._position = 0
-        self._blocks: OrderedDict[int, bytes] = OrderedDict()
 
     def seekable(self) -> bool:
         return True
@@ -211,9 +209,18 @@ class _Ranges(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
         if start + offset < 0:
-            raise OSError(22, "seek before the file's begin")
+            raise OSError(22, "seek before the begin")
         self._position = start + offset
         return self._position
+
+
+class _Ranges(Positioned):
+    """A remote file whose small reads come from blocks that were fetched before."""
+
+    def __init__(self, place: RemotePath) -> None:
+        super().__init__(num_bytes_of(place))
+        self._place = place
+        self._blocks: OrderedDict[int, bytes] = OrderedDict()
 
     def read(self, size: int = -1, /) -> bytes:
         end = self._size if size < 0 else min(self._size, self._position + size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from sousbatch.checkpoints import commit
 from sousbatch.checkpoints.commit import Checkpoint
 from sousbatch.checkpoints.retention import Policy, Verdict, decide
 from sousbatch.checkpoints.rotate import Done, Means, carry_out, thin
+from sousbatch.checkpoints.zero import output
 from sousbatch.checkpoints.zero.read import open_source
 from sousbatch.errors import FencedError
 
@@ -136,6 +138,21 @@ def test_what_cannot_be_thinned_stays_whole(tmp_path: Path) -> None:
     (done,) = carry_out(verdicts, Means(check_fence=no_fence))
     assert (done.outcome, "holds no checkpoint" in done.problem) == ("kept", True)
     assert names(tmp_path) == ["step-00000001", "step-00000002"]
+
+
+def test_thinning_that_finds_no_room_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of several files that does not fit whole would be kept for resuming, and thinning never resumes."""
+    full, _ = make(tmp_path, [1, 2], write_model)
+
+    def half(source: object, out: Path, **_: object) -> None:
+        (output.work_dir(out) / "records").mkdir(parents=True)
+        (output.work_dir(out) / "records" / "1.json").touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("sousbatch.checkpoints.zero.write.consolidate", half)
+    with pytest.raises(OSError):
+        thin(full, Means(check_fence=no_fence))
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["step-00000001", "step-00000002"]
 
 
 def test_thinning_that_was_cut_off_before_the_full_one_went_is_begun_again(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from sousbatch.cluster import sandbox, slurm
 from sousbatch.cluster.slurm import JobRow
 from sousbatch.errors import SlurmError
 from sousbatch.launchers.slurm import job_state
-from sousbatch.launchers.submission import resume
+from sousbatch.launchers.submission import cancel, resume
 from sousbatch.recipes.plan import After, Stage
 from sousbatch.recipes.schema import Resources
 
@@ -215,6 +215,18 @@ def test_more_tasks_than_an_array_may_have_share_its_elements(
     assert sorted(event.task for event in desk.events("attempt", "predict")) == list(range(14))
     jobs = {event.data["job"] for event in desk.events("attempt", "predict")}
     assert len(jobs) == 11
+
+
+def test_an_element_that_is_asked_to_stop_begins_none_of_its_other_tasks(
+    another_slurm: Start, start: Start, make_stage: Callable[..., Stage], until: Start
+) -> None:
+    another_slurm(MaxArraySize="3")
+    predict = make_stage("predict", After(stage="train"), kind="predict", tasks=6)
+    desk = start(predict, steps="(100 if name == 'predict' else 1)")
+    until(lambda: {event.task for event in desk.events("saved", "predict")} == {0, 1, 2}, 60)
+    cancel(desk.paths, desk.launcher, save=True)
+    assert desk.end() == {"train": "done", "predict": "stopped"}
+    assert {event.task for event in desk.events("attempt", "predict")} == {0, 1, 2}
 
 
 @pytest.mark.faults

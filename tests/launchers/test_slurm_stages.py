@@ -43,6 +43,15 @@ def test_the_warning_before_the_time_limit_saves_and_requeues(start: Start) -> N
     assert "requeued" in desk.log()
 
 
+def test_a_rank_that_fails_costs_an_attempt_of_the_same_job_and_asks_nobody_to_stop(start: Start) -> None:
+    """srun ends the other rank by SIGTERM, which must not be taken for Slurm's wish to have the nodes back."""
+    fails = "if attempt == 1 and rank == 1:\n    time.sleep(1.2)\n    sys.exit(76)"
+    desk = start(steps=40, job=fails, resources=TWO_NODES)
+    assert desk.end() == {"train": "done"}
+    assert [event.data["micro_batch"] for event in desk.events("attempt")] == [4, 2]
+    assert "requeued" not in desk.log()
+
+
 def test_a_job_that_may_not_be_requeued_is_continued_by_a_new_one_and_its_dependants_follow(
     start: Start, make_stage: Callable[..., Stage]
 ) -> None:

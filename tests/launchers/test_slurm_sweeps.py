@@ -79,6 +79,18 @@ def test_a_requeued_point_goes_on_where_it_stood(sweep: Start, until: Start) -> 
     assert len(starts_of(desk, 0)) == 2 and starts_of(desk, 0)[1] != "0" and starts_of(desk, 1) == ["0"]
 
 
+@pytest.mark.faults
+def test_a_point_that_is_requeued_again_and_again_goes_on_while_it_saves(sweep: Start, until: Start) -> None:
+    desk = sweep("seed=1,2", steps=100)
+    for number in range(1, 5):
+        until(lambda number=number: saved_in(desk, 0) and len(starts_of(desk, 0)) == number, 60)
+        before = saved_in(desk, 0)
+        until(lambda before=before: saved_in(desk, 0) > before)
+        desk.slurm("scontrol", "requeue", f"{desk.job('sweep')}_0")
+    assert desk.end(90) == {"sweep": "done"} and points(desk) == ["done"] * 2
+    assert len(starts_of(desk, 0)) == 5
+
+
 def test_two_equal_points_share_a_run_that_is_done_once(sweep: Start) -> None:
     desk = sweep("train.epochs=1,1.0,2", "train.learning_rate=1e-4,0.0001", steps=3)
     assert desk.end() == {"sweep": "done"} and points(desk) == ["done"] * 3
