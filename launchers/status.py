@@ -131,14 +131,13 @@ def _by_stage(events: Sequence[Event]) -> dict[str, list[Event]]:
     return found
 
 
-def _is_done(stage: Stage | StageGlance, mine: Sequence[Event]) -> bool:
-    done = {event.task for event in mine if event.kind == "ended" and event.data["exit_code"] == 0}
-    return len(done) == stage.num_tasks
+def _num_done(mine: Sequence[Event]) -> int:
+    return len({event.task for event in mine if event.kind == "ended" and event.data["exit_code"] == 0})
 
 
 def _state(stage: Stage | StageGlance, mine: Sequence[Event], job: JobState | None, is_stopping: bool) -> StageState:
     step, total = _progress(stage, mine)
-    if _is_done(stage, mine):
+    if _num_done(mine) == stage.num_tasks:
         return StageState(word="done", source="ledger", step=total, total=total)
     if job is None:
         return StageState(
@@ -179,9 +178,7 @@ def _progress(stage: Stage | StageGlance, mine: Sequence[Event]) -> tuple[int, i
         steps = [event.data["step"] for event in mine if event.kind in ("step", "saved")]
         return (steps[-1] if steps else 0), stage.steps
     if stage.kind == "sweep":
-        return len(
-            {event.task for event in mine if event.kind == "ended" and event.data["exit_code"] == 0}
-        ), stage.num_tasks
+        return _num_done(mine), stage.num_tasks
     if stage.kind == "predict":
         rows = {event.data["unit"]: event.data["num_rows"] for event in mine if event.kind == "unit"}
         totals = [event.data["num_rows"] for event in mine if event.kind == "layout"]
@@ -289,5 +286,5 @@ def many_states(
 def _open_refs(plan: Plan | Glance, events: Sequence[Event], refs: Mapping[str, JobRef]) -> dict[str, JobRef]:
     """Return the jobs of stages that the ledger does not know to be done."""
     mine = _by_stage(events)
-    done = {stage.name for stage in plan.stages if _is_done(stage, mine.get(stage.name, []))}
+    done = {stage.name for stage in plan.stages if _num_done(mine.get(stage.name, [])) == stage.num_tasks}
     return {name: ref for name, ref in refs.items() if name not in done}
