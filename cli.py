@@ -267,7 +267,9 @@ def _add_consolidate(verbs: argparse._SubParsersAction[_Parser]) -> None:
     )
     convert.add_argument("--workers", type=_count, default=0, help="threads (default: one per core)")
     convert.add_argument(
-        "--verify", action="store_true", help="check the checksums of what is read, and read back what was written"
+        "--verify",
+        action="store_true",
+        help="read back what was written, and compare it by another path",
     )
     convert.add_argument(
         "--shard",
@@ -278,7 +280,9 @@ def _add_consolidate(verbs: argparse._SubParsersAction[_Parser]) -> None:
         "the last to end makes OUT appear",
     )
     convert.add_argument(
-        "--no-statistics", action="store_true", help="take no digests, do not count the values that become zero"
+        "--no-statistics",
+        action="store_true",
+        help="check no checksums, take no digests, count no zeros",
     )
     convert.add_argument("--dry-run", action="store_true", help="say what it costs, from headers alone; write nothing")
     convert.add_argument(

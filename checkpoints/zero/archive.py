@@ -61,8 +61,14 @@ class Archive:
         self._offsets: dict[str, int] = {}
 
     def read(self, name: str) -> bytes:
-        """Return a record's bytes, their CRC checked."""
-        return self._zip.read(self._root + name)
+        """Return a record's bytes, their CRC checked where torch has taken it (`set_crc32_options`)."""
+        info = self._zip.getinfo(self._root + name)
+        if info.CRC:
+            return self._zip.read(info)
+        offset = self._find(name)
+        with self._reopened() as stream:
+            stream.seek(offset)
+            return stream.read(info.file_size)
 
     def has(self, name: str) -> bool:
         return self._root + name in self._zip.NameToInfo
@@ -87,7 +93,7 @@ class Archive:
     def offset_of(self, key: str) -> int:
         if key not in self._offsets:
             with _named(self.path):
-                self._offsets[key] = self._base + self._find(key)
+                self._offsets[key] = self._base + self._find(f"data/{key}")
         return self._offsets[key]
 
     def records(self) -> list[Record]:
@@ -100,13 +106,13 @@ class Archive:
             for key in keys
         ]
 
-    def _find(self, key: str) -> int:
-        info = self._zip.getinfo(f"{self._root}data/{key}")
+    def _find(self, name: str) -> int:
+        info = self._zip.getinfo(self._root + name)
         with self._reopened() as stream:
             stream.seek(info.header_offset)
             header = stream.read(30)
         if header[:4] != b"PK\x03\x04" or info.compress_type != zipfile.ZIP_STORED:
-            raise ValueError(f"storage {key} is not stored plainly")
+            raise ValueError(f"{name} is not stored plainly")
         # The local header's own lengths count: its extra field holds the alignment that torch adds.
         skip = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
         return info.header_offset + 30 + skip

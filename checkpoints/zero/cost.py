@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .reader import files_of
+from .reader import segments_by_file
 from .source import DTYPES, SourceTensor
 from .tensorfile import Shard
 
@@ -41,7 +41,7 @@ def cost_of(shards: Sequence[Shard], *, num_tasks: int, num_workers: int, bytes_
     sources = [tensor.source for shard in shards for tensor in shard.tensors]
     num_segments = sum(len(source.segments) for source in sources)
     return Cost(
-        num_files=len(files_of(sources)),
+        num_files=len(segments_by_file(sources)),
         num_shards=len(shards),
         num_tasks=num_tasks,
         read_bytes=sum(map(_num_bytes_read, shards)),

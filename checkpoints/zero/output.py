@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from ...errors import DamagedError, UsageError
 from ...files import TEMPORARY_PREFIX, read_json, remove_tree, replacing, sync_dir, temporary_path, write_json
 from .cast import Loss
+from .crc import all_of
 from .manifest import MANIFEST_NAME, WeightFile
 from .places import Place, RemotePath, num_bytes_of
 from .stream import WrittenShard
@@ -260,7 +261,8 @@ class _Remote:
 
 
 def _to_json(written: WrittenShard) -> dict[str, Any]:
-    return {"file": asdict(written.file), "losses": {name: asdict(loss) for name, loss in written.losses.items()}}
+    losses = {name: asdict(loss) for name, loss in written.losses.items()}
+    return {"file": asdict(written.file), "losses": losses, "spans": dict(written.spans)}
 
 
 def _from_json(shard: Shard, text: str, place: Place) -> WrittenShard | None:
@@ -269,12 +271,13 @@ def _from_json(shard: Shard, text: str, place: Place) -> WrittenShard | None:
         values = json.loads(text)
         file = WeightFile(**values["file"])
         losses = {name: Loss(**loss) for name, loss in values["losses"].items()}
+        spans = all_of([values["spans"]])
     except (ValueError, LookupError, TypeError):
         return None
     is_same = (file.name, file.num_bytes) == (shard.file_name, shard.num_bytes) and num_bytes_of(
         place
     ) == shard.num_bytes
-    return WrittenShard(file=file, losses=losses) if is_same else None
+    return WrittenShard(file=file, losses=losses, spans=spans) if is_same else None
 
 
 def _encoded(value: Mapping[str, Any]) -> bytes:

@@ -8,14 +8,18 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...errors import DamagedError
 from .cast import bits_of, is_nan
 from .places import Place, RemotePath, at_once, read_ranges
-from .source import DTYPES, SourceTensor, cut
+from .source import DTYPES, Segment, SourceTensor, cut
 from .torchcast import Bytes, copier
+
+if TYPE_CHECKING:
+    from .crc import Sums
 
 _TWIN_ELEMENTS = 256
 _SPARE_DESCRIPTORS = 256  # for the files that are written, and what else the process has open
@@ -24,10 +28,12 @@ _SPARE_DESCRIPTORS = 256  # for the files that are written, and what else the pr
 class Reader:
     """Reads by position, for one thread.
 
-    A checkpoint of 1,000 ranks has more files than a process may hold open, so the least used are closed.
+    A checkpoint of 1,000 ranks has more files than a process may hold open, so the least used are closed. *sums*
+    gets all that is read.
     """
 
-    def __init__(self, max_open: int = 64) -> None:
+    def __init__(self, max_open: int = 64, sums: Sums | None = None) -> None:
+        self._sums = sums
         self._descriptors: OrderedDict[Path, int] = OrderedDict()
         self._max_open = max_open
 
@@ -56,12 +62,18 @@ class Reader:
             begin += len(view)
             if isinstance(segment.path, Path):
                 self._fill(segment.path, view, segment.offset_bytes)
+                self._add(segment.path, segment.offset_bytes, view)
             else:
                 far.append((segment.path, segment.offset_bytes, segment.offset_bytes + len(view)))
                 far_views.append(view)
-        for view, content in zip(far_views, read_ranges(far) if far else (), strict=True):
+        for (path, offset, _), view, content in zip(far, far_views, read_ranges(far) if far else (), strict=True):
             view[:] = content
+            self._add(path, offset, view)
         return target
+
+    def _add(self, path: Place, offset: int, view: memoryview) -> None:
+        if self._sums is not None:
+            self._sums.add(path, offset, view)
 
     def _fill(self, path: Path, view: memoryview, offset: int) -> None:
         descriptor = self._open(path)
@@ -131,8 +143,11 @@ def check_twin(reader: Reader, tensor: SourceTensor, first: int, count: int) -> 
         )
 
 
-def files_of(tensors: Sequence[SourceTensor]) -> set[Place]:
-    """Return every file that *tensors* and what is added to them lie in."""
-    files = {segment.path for tensor in tensors for segment in tensor.segments}
-    factors = [part for tensor in tensors if tensor.low_rank for part in (tensor.low_rank.a, tensor.low_rank.b)]
-    return files | (files_of(factors) if factors else set())
+def segments_by_file(tensors: Sequence[SourceTensor]) -> dict[Place, list[Segment]]:
+    """Return every file that *tensors* and what is added to them lie in, with what lies in it."""
+    found: dict[Place, list[Segment]] = {}
+    for tensor in tensors:
+        parts = [tensor, *((tensor.low_rank.a, tensor.low_rank.b) if tensor.low_rank else ())]
+        for segment in (segment for part in parts for segment in part.segments):
+            found.setdefault(segment.path, []).append(segment)
+    return found

@@ -19,9 +19,10 @@ from queue import Empty, SimpleQueue
 import numpy as np
 
 from .cast import Loss, cast_block
+from .crc import Spans, Sums, all_of
 from .lowrank import Added
 from .manifest import WeightFile
-from .reader import Reader, descriptors_each, files_of
+from .reader import Reader, descriptors_each, segments_by_file
 from .room import reserve, start_writing
 from .source import DTYPES
 from .tensorfile import PlacedTensor, Shard
@@ -34,19 +35,22 @@ _BLOCK_BYTES = 4 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How to stream. Without *has_statistics* nothing is hashed, nor are values counted that become zero."""
+    """How to stream. *has_statistics* hashes what is written and counts values that become zero, *has_sums* takes the
+    CRCs of what is read."""
 
     num_workers: int
     clamp: bool
     has_statistics: bool
+    has_sums: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenShard:
-    """One file, on disk, and what the cast lost by parameter."""
+    """One file, on disk, what the cast lost by parameter, and the CRCs of what was read for it."""
 
     file: WeightFile
     losses: Mapping[str, Loss]
+    spans: Spans
 
 
 def write_shards(
@@ -109,10 +113,10 @@ class _Pass:
         self._settings = settings
         self._finished = finished
         self._lock = threading.Lock()
-        self._outcomes: list[dict[str, tuple[str, Loss]]] = [{} for _ in shards]
+        self._outcomes: list[dict[str, _Outcome]] = [{} for _ in shards]
         self._todo: SimpleQueue[tuple[int, PlacedTensor]] = SimpleQueue()
         self._counts: SimpleQueue[int | None] = SimpleQueue()
-        num_files = len(files_of([tensor.source for shard in shards for tensor in shard.tensors]))
+        num_files = len(segments_by_file([tensor.source for shard in shards for tensor in shard.tensors]))
         self._max_open = descriptors_each(num_files, settings.num_workers)
         for number, shard in enumerate(shards):
             # The largest first, so that the threads end together.
@@ -133,8 +137,9 @@ class _Pass:
     def work(self) -> None:
         """Write tensors until there are none; be one thread."""
         try:
-            with Reader(self._max_open) as reader:
-                writer = _Writer(reader, self._settings, self._count)
+            sums = Sums() if self._settings.has_sums else None
+            with Reader(self._max_open, sums) as reader:
+                writer = _Writer(reader, sums, self._settings, self._count)
                 while True:
                     number, tensor = self._todo.get_nowait()
                     self._note(number, tensor, writer.write(tensor, self._targets[number]))
@@ -151,31 +156,41 @@ class _Pass:
             raise _Stopped
         self._counts.put(num_bytes)
 
-    def _note(self, number: int, tensor: PlacedTensor, outcome: tuple[str, Loss]) -> None:
+    def _note(self, number: int, tensor: PlacedTensor, outcome: _Outcome) -> None:
         shard, outcomes = self._shards[number], self._outcomes[number]
         with self._lock:
             outcomes[tensor.source.name] = outcome
             is_whole = len(outcomes) == len(shard.tensors)
         if is_whole:
             os.fsync(self._targets[number])
-            self._finished(shard, _outcome(shard, outcomes, self._settings.has_statistics))
+            self._finished(shard, _written(shard, outcomes, self._settings.has_statistics))
 
 
 class _Stopped(Exception):
     """Another thread failed, or the caller was interrupted."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Outcome:
+    """What came of a tensor: its digest, or the empty text, what the cast lost, and the CRCs of what was read."""
+
+    digest: str
+    loss: Loss
+    spans: Spans
+
+
 class _Writer:
     """One thread's buffers, and how it writes a tensor."""
 
-    def __init__(self, reader: Reader, settings: Settings, count: Callable[[int], None]) -> None:
+    def __init__(self, reader: Reader, sums: Sums | None, settings: Settings, count: Callable[[int], None]) -> None:
         self._reader = reader
+        self._sums = sums
         self._settings = settings
         self._count = count
         self._buffers = [np.empty(0, np.uint8), np.empty(0, np.uint8)]
 
-    def write(self, tensor: PlacedTensor, target: int) -> tuple[str, Loss]:
-        """Write a tensor at its place in *target*; return its digest, or the empty text, and what the cast lost."""
+    def write(self, tensor: PlacedTensor, target: int) -> _Outcome:
+        """Write a tensor at its place in *target*."""
         source, digest, loss = tensor.source, hashlib.sha256(), Loss()
         added = Added(self._reader, source.low_rank) if source.low_rank is not None else None
         for first, count in _blocks(tensor):
@@ -194,7 +209,11 @@ class _Writer:
             if self._settings.has_statistics:
                 digest.update(result.data)
             self._count(len(result))
-        return digest.hexdigest() if self._settings.has_statistics else "", loss
+        return _Outcome(
+            digest=digest.hexdigest() if self._settings.has_statistics else "",
+            loss=loss,
+            spans=self._sums.take() if self._sums is not None else {},
+        )
 
     def _read(self, tensor: PlacedTensor, first: int, count: int) -> Bytes:
         source = tensor.source
@@ -206,15 +225,19 @@ class _Writer:
         return self._buffers[number][:num_bytes]
 
 
-def _outcome(shard: Shard, outcomes: Mapping[str, tuple[str, Loss]], has_statistics: bool) -> WrittenShard:
-    ordered = [(tensor.source.name, *outcomes[tensor.source.name]) for tensor in shard.tensors]
+def _written(shard: Shard, outcomes: Mapping[str, _Outcome], has_statistics: bool) -> WrittenShard:
+    ordered = [(tensor.source.name, outcomes[tensor.source.name]) for tensor in shard.tensors]
     file = WeightFile(
         name=shard.file_name,
         num_bytes=shard.num_bytes,
         header_sha256=hashlib.sha256(shard.header).hexdigest(),
-        tensors={name: digest for name, digest, _ in ordered} if has_statistics else None,
+        tensors={name: outcome.digest for name, outcome in ordered} if has_statistics else None,
     )
-    return WrittenShard(file=file, losses={name: loss for name, _, loss in ordered if loss != Loss()})
+    return WrittenShard(
+        file=file,
+        losses={name: outcome.loss for name, outcome in ordered if outcome.loss != Loss()},
+        spans=all_of(outcome.spans for _, outcome in ordered),
+    )
 
 
 def _blocks(tensor: PlacedTensor) -> Iterator[tuple[int, int]]:

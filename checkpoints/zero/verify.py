@@ -1,14 +1,11 @@
 """Check a consolidation by another path than the one that made it.
 
-The source: the CRC-32 of every record that weights were read from, against its file's zip directory; and all of the
-16-bit copies that stages 1 and 2 keep. The result: read back through the safetensors library, and compared with the
-source cast by numpy's arithmetic, where torch's kernels made it.
+The source: all of the 16-bit copies that stages 1 and 2 keep, of which consolidation itself looks at the ends. The
+result: read back, and compared with the source cast by numpy's arithmetic, where torch's kernels made it.
 """
 
 from __future__ import annotations
 
-import zlib
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -17,11 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import DamagedError
-from .archive import Record, open_archive
 from .cast import bits_of
 from .places import Place, num_bytes_of
-from .reader import Reader, check_twin, files_of
-from .source import DTYPES, LowRank, Segment, SourceTensor
+from .reader import Reader, check_twin
+from .source import DTYPES, LowRank, SourceTensor
 from .tensorfile import PlacedTensor, Shard, read_tensors
 from .torchcast import Bytes
 
@@ -41,7 +37,6 @@ def verify_shards(shards: Sequence[Shard], places: Sequence[Place], *, num_worke
     sources = [tensor.source for tensor in tensors]
     for shard, place in zip(shards, places, strict=True):
         _check_header(shard, place)
-    _each(_check_records, _segments_by_file(sources).items(), num_workers)
     _each(_check_all_twins, [source for source in sources if source.twin is not None], num_workers)
     located = [(tensor, place) for shard, place in zip(shards, places, strict=True) for tensor in shard.tensors]
     _each(lambda each: _check_tensor(*each, clamp=clamp), located, num_workers)
@@ -51,44 +46,6 @@ def _each(check: Callable[[_T], None], items: Iterable[_T], num_workers: int) ->
     with ThreadPoolExecutor(num_workers) as pool:
         for _ in pool.map(check, items):
             pass
-
-
-def _segments_by_file(tensors: Sequence[SourceTensor]) -> dict[Place, list[Segment]]:
-    found: dict[Place, list[Segment]] = {path: [] for path in files_of(tensors)}
-    for tensor in tensors:
-        parts = [tensor, *((tensor.low_rank.a, tensor.low_rank.b) if tensor.low_rank else ())]
-        for segment in (segment for part in parts for segment in part.segments):
-            found[segment.path].append(segment)
-    return found
-
-
-def _check_records(of_file: tuple[Place, Sequence[Segment]]) -> None:
-    """Compare the checksums of the records that hold *segments*; a safetensors file has none."""
-    path, segments = of_file
-    if path.name.endswith((".safetensors", ".distcp")):
-        return
-    records = open_archive(path).records()
-    begins = [record.offset_bytes for record in records]
-    for number in sorted({bisect_right(begins, segment.offset_bytes) - 1 for segment in segments}):
-        if _crc_of(path, records[number]) != records[number].crc32:
-            raise DamagedError(
-                f"{path}: {records[number].num_bytes} bytes from {begins[number]} on have not the checksum that was "
-                "written with them; the file is damaged, copy it again or use an older checkpoint"
-            )
-
-
-def _crc_of(path: Place, record: Record) -> int:
-    whole = SourceTensor(
-        name="",
-        shape=(record.num_bytes,),
-        dtype="uint8",
-        segments=(Segment(path=path, offset_bytes=record.offset_bytes, num_elements=record.num_bytes),),
-    )
-    crc = 0
-    with Reader() as reader:
-        for first in range(0, record.num_bytes, _BLOCK_BYTES):
-            crc = zlib.crc32(reader.read(whole, first, min(_BLOCK_BYTES, record.num_bytes - first)).data, crc)
-    return crc
 
 
 def _check_all_twins(tensor: SourceTensor) -> None:

@@ -32,8 +32,9 @@ class Choices:
             checkpoint is taken, else the folder that the adapter's configuration names.
         copy_from: the folder whose config.json and tokenizer go along, the dtype set; what it
             lacks of a merged model comes from the base.
-        has_statistics: take the digest of every tensor and count the values that become zero.
-        is_verified: check the CRCs of what is read, and read back what was written (see verify.py).
+        has_statistics: take the digest of every tensor, count the values that become zero, and compare all that
+            was read with the checksums in the checkpoint's files.
+        is_verified: read back what was written, too (see verify.py).
     """
 
     dtype: OutputDtype = "float16"
@@ -45,6 +46,10 @@ class Choices:
     copy_from: Place | None = None
     has_statistics: bool = True
     is_verified: bool = False
+
+    @property
+    def checks_source(self) -> bool:
+        return self.has_statistics or self.is_verified
 
 
 @dataclass(frozen=True, kw_only=True)

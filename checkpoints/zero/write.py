@@ -14,6 +14,7 @@ from typing import Any
 from ...errors import FencedError, NoRoomError, RunError, UsageError, no_room_named
 from .beside import CONFIG_NAME, beside, last_config
 from .card import CARD_NAME, card, origin
+from .crc import all_of, check_records
 from .manifest import MANIFEST_NAME, FileRecord, Manifest, digest_of_files, read_manifest, to_json
 from .output import Output, TakenAwayError, clear_leftovers, output_of
 from .places import Place
@@ -146,6 +147,9 @@ def _written(work: Work, output: Output, share: _Share, progress: Progress) -> M
             output.write(INDEX_NAME, index_text(shards).encode())
         _write_missing(work, output, share.of(shards), progress)
         written = [found for found in map(output.written, shards) if found is not None]
+        is_whole = len(written) == len(shards)
+        if is_whole and work.choices.checks_source:  # first: a flipped bit makes NaN, which is not the training's fault
+            check_records(work.source.tensors, all_of(each.spans for each in written))
         overflowing = _overflowing(work, plan["dtype"], written)
         if overflowing and work.choices.overflow == "bfloat16" and plan["dtype"] == "float16":
             logger.warning("%s: values beyond float16 in %s; writing bfloat16", work.source.path, _named(overflowing))
@@ -154,7 +158,7 @@ def _written(work: Work, output: Output, share: _Share, progress: Progress) -> M
             continue
         if work.choices.is_verified:
             _verify(work, output, share.of(shards))
-        if len(written) < len(shards):
+        if not is_whole:
             return None
         lost = overflowing or plan["num_overflowing"]
         weights = _Weights(dtype=plan["dtype"], shards=shards, written=written, num_overflowing=lost)
@@ -166,6 +170,7 @@ def _write_missing(work: Work, output: Output, shards: Sequence[Shard], progress
         num_workers=work.choices.num_workers,
         clamp=work.choices.overflow == "clamp",
         has_statistics=work.choices.has_statistics,
+        has_sums=work.choices.checks_source,
     )
     missing = [shard for shard in shards if output.written(shard) is None]
     total = sum(tensor.num_bytes for shard in shards for tensor in shard.tensors)

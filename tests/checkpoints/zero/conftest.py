@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,7 +53,7 @@ def copied(cases: Path, tmp_path: Path) -> Callable[[str], Path]:
 
 @pytest.fixture
 def poke() -> Callable[[Source, str, int, bytes], None]:
-    """Overwrite one element of a parameter, in the rank file that holds it."""
+    """Overwrite one element of a parameter, in the rank file that holds it, as if the training had saved that."""
 
     def overwrite(source: Source, name: str, index: int, value: bytes) -> None:
         tensor = next(tensor for tensor in source.tensors if tensor.name == name)
@@ -59,8 +62,21 @@ def poke() -> Callable[[Source, str, int, bytes], None]:
         with segment.path.open("r+b") as stream:
             stream.seek(segment.offset_bytes + index * len(value))
             stream.write(value)
+        with_right_checksums(segment.path)
 
     return overwrite
+
+
+def with_right_checksums(path: Path) -> None:
+    """Put the CRC of what each record holds now into the zip directory."""
+    data = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        entry = archive.start_dir
+        for info in archive.infolist():
+            begin = info.header_offset + 30 + sum(struct.unpack_from("<HH", data, info.header_offset + 26))
+            struct.pack_into("<I", data, entry + 16, zlib.crc32(data[begin : begin + info.file_size]))
+            entry += 46 + sum(struct.unpack_from("<HHH", data, entry + 28))
+    path.write_bytes(data)
 
 
 @pytest.fixture

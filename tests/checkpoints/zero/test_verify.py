@@ -1,7 +1,9 @@
-"""Verifying finds what reading by ranges cannot see: flipped bits in the source, and in the result."""
+"""Flipped bits are found: those of the source always, those of the result where it is verified."""
 
 from __future__ import annotations
 
+import random
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,8 +11,10 @@ import pytest
 import torch
 
 from sousbatch.checkpoints.zero import write
+from sousbatch.checkpoints.zero.crc import Sums, all_of
 from sousbatch.checkpoints.zero.output import Output
 from sousbatch.checkpoints.zero.read import open_source
+from sousbatch.checkpoints.zero.source import Source
 from sousbatch.checkpoints.zero.work import Choices, Work
 from sousbatch.checkpoints.zero.write import consolidate_part
 from sousbatch.errors import DamagedError
@@ -40,22 +44,74 @@ def test_what_was_clamped_passes(copied: Callable[[str], Path], tmp_path: Path) 
     assert consolidate_part(open_source(path), tmp_path / "out", Choices(overflow="clamp", is_verified=True))
 
 
-@pytest.mark.parametrize("case", ["z3_bf16", "z2_round_robin"])
-def test_a_flipped_bit_of_a_rank_file_is_found_and_the_file_named(
-    case: str, copied: Callable[[str], Path], tmp_path: Path
-) -> None:
-    source = open_source(copied(case))
+def flip_a_bit(source: Source, byte_of_number: int = 0, mask: int = 1) -> str:
+    """Flip a bit in the middle of the largest tensor; return its file's name."""
     tensor = max(source.tensors, key=lambda tensor: tensor.num_elements)
     segment = tensor.segments[-1]
     assert isinstance(segment.path, Path)
     with segment.path.open("r+b") as stream:
-        stream.seek(segment.offset_bytes + 4 * (segment.num_elements // 2))
+        stream.seek(segment.offset_bytes + 4 * (segment.num_elements // 2) + byte_of_number)
         byte = stream.read(1)
         stream.seek(-1, 1)
-        stream.write(bytes([byte[0] ^ 1]))
-    with pytest.raises(DamagedError, match=rf"{segment.path.name}: .* have not the checksum"):
-        consolidate_part(source, tmp_path / "results" / "out", VERIFIED)
+        stream.write(bytes([byte[0] ^ mask]))
+    return segment.path.name
+
+
+@pytest.mark.parametrize("case", ["z3_bf16", "z2_round_robin", "z1_fp32_accumulation", "z0_tied"])
+@pytest.mark.parametrize(
+    "choices",
+    [Choices(), Choices(num_workers=3, max_shard_bytes=2000), Choices(has_statistics=False, is_verified=True)],
+    ids=["default", "many shards", "verified, no statistics"],
+)
+def test_a_flipped_bit_of_a_rank_file_is_found_and_the_file_named(
+    case: str, choices: Choices, copied: Callable[[str], Path], tmp_path: Path
+) -> None:
+    source = open_source(copied(case))
+    name = flip_a_bit(source)
+    with pytest.raises(DamagedError, match=rf"{name}: .* have not the checksum"):
+        consolidate_part(source, tmp_path / "results" / "out", choices)
     assert not list((tmp_path / "results").iterdir())
+
+
+def test_a_flipped_bit_is_not_blamed_on_the_training(copied: Callable[[str], Path], tmp_path: Path) -> None:
+    source = open_source(copied("z3_bf16"))
+    name = flip_a_bit(source, byte_of_number=3, mask=0x40)  # of the exponent: far beyond float16
+    with pytest.raises(DamagedError, match=rf"{name}: .* have not the checksum"):
+        consolidate_part(source, tmp_path / "out", Choices())
+
+
+def test_tasks_of_an_array_find_a_flipped_bit_together(copied: Callable[[str], Path], tmp_path: Path) -> None:
+    path = copied("z3_bf16")
+    name = flip_a_bit(open_source(path))
+    choices = Choices(max_shard_bytes=2000)
+    for part in (2, 0):
+        assert consolidate_part(open_source(path), tmp_path / "out", choices, part=part, num_parts=3) is None
+    with pytest.raises(DamagedError, match=rf"{name}: .* have not the checksum"):
+        consolidate_part(open_source(path), tmp_path / "out", choices, part=1, num_parts=3)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_torch_saved_without_checksums_is_consolidated(copied: Callable[[str], Path], tmp_path: Path) -> None:
+    path = copied("z3_bf16")
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        for file in path.glob("*/*.pt"):
+            torch.save(torch.load(file, weights_only=False), file)
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert consolidate_part(open_source(path), tmp_path / "out", VERIFIED)
+
+
+def test_pieces_in_any_order_have_the_checksum_of_the_whole() -> None:
+    data = random.Random(7).randbytes(5000)
+    cuts = sorted({0, 5000, *random.Random(8).sample(range(5000), 40)})
+    pieces = list(zip(cuts, cuts[1:], strict=False))
+    random.Random(9).shuffle(pieces)
+    sums, place = [Sums(), Sums()], Path("file")
+    for number, (begin, end) in enumerate(pieces):
+        sums[number % 2].add(place, begin, data[begin:end])
+    assert all_of(each.take() for each in sums) == {"file": [(0, 5000, zlib.crc32(data))]}
 
 
 @pytest.mark.parametrize("where", ["header", "weights"])
