@@ -91,8 +91,8 @@ def _stage_row(stage: Stage) -> list[str]:
     wanted, batch = stage.resources, stage.batch
     counts = [(stage.num_tasks, "task"), (wanted.nodes, "node"), (wanted.devices_per_node, wanted.device)]
     where = " x ".join(f"{count} {what}{'s' * (count > 1)}" for count, what in counts if count > 1 or what != "task")
-    if stage.kind in ("consolidate", "merge", "score"):
-        where = "1 process"
+    if not stage.uses_devices:
+        where = f"{stage.num_tasks} process" + "es" * (stage.num_tasks > 1)
     what = ""
     if batch is not None:
         shares = f"{batch.world_size} ranks x {batch.micro_batch} x {batch.accumulation}"

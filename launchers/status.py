@@ -177,7 +177,7 @@ def _progress(stage: Stage | StageGlance, mine: Sequence[Event]) -> tuple[int, i
     if stage.steps:
         steps = [event.data["step"] for event in mine if event.kind in ("step", "saved")]
         return (steps[-1] if steps else 0), stage.steps
-    if stage.kind == "sweep":
+    if stage.kind == "sweep" or (stage.kind == "consolidate" and stage.num_tasks > 1):
         return _num_done(mine), stage.num_tasks
     if stage.kind == "predict":
         rows = {event.data["unit"]: event.data["num_rows"] for event in mine if event.kind == "unit"}

@@ -290,7 +290,7 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What one stage gets. A task is one job of an array; only predict has several."""
+    """What one stage gets. A task is one job of an array; only predict and consolidate have several."""
 
     nodes: int = key(
         1,
@@ -305,7 +305,13 @@ class Resources:
         at_least=1,
     )
     device: Literal["gpu", "cpu"] = key("gpu", "what a rank computes on")
-    tasks: int = key(1, "tasks that share the rows of a predict stage", also=("num_shards",), at_least=1)
+    tasks: int | None = key(
+        None,
+        "tasks that share the rows of a predict stage, 1 when not given, or the weight files of a consolidate stage, "
+        "where on Slurm a large model gets one for every 40 GB",
+        also=("num_shards",),
+        at_least=1,
+    )
     tasks_at_once: int | None = key(None, "at most so many of them run together", at_least=1)
     cpus_per_device: int = key(1, "cores of a rank, and its OpenMP threads", also=("cpus_per_task",), at_least=1)
     memory_gb: float | None = key(

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 import sousbatch
-from sousbatch.cluster.site import this_machine
+from sousbatch.cluster.site import NodeKind, Partition, this_machine
 from sousbatch.errors import PlanError
 from sousbatch.recipes.compile import compile
 from sousbatch.recipes.compose import compose
 from sousbatch.recipes.inputs import inspect
 from sousbatch.recipes.plan import Inputs, Plan, read_plan
-from sousbatch.recipes.schema import Recipe, StageSpec
+from sousbatch.recipes.schema import Recipe, Resources, StageSpec
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -105,6 +105,40 @@ def test_the_run_id_changes_with_the_data(small: ModuleType) -> None:
 def test_steps_follow_from_rows_and_batch(small: ModuleType, changes: dict[str, Any], batch: dict[str, int]) -> None:
     found = compile(_changed(small.RECIPE, changes), small.SITE, small.INPUTS).stage("train").batch
     assert {name: getattr(found, name) for name in batch} == batch
+
+
+@pytest.mark.parametrize(
+    ("launcher", "changes", "num_tasks"),
+    [
+        ("slurm", {}, 1),
+        ("slurm", {"consolidate.max_shard_gb": 1e-7}, 1),  # many files, but small ones
+        ("slurm 70B", {}, 4),
+        ("slurm 70B", {"resources": {"default": Resources(device="cpu", tasks=9)}}, 9),
+        ("slurm 70B", {"resources": {"default": Resources(device="cpu", tasks=99)}}, 29),  # 141 GB in files of 5
+        ("slurm 70B", {"consolidate.overflow": "bfloat16"}, 1),
+        ("local 70B", {}, 1),
+        ("local 70B", {"resources": {"default": Resources(device="cpu", tasks=2)}}, 2),
+    ],
+    ids=str,
+)
+def test_a_large_model_is_consolidated_by_several_tasks_on_slurm(
+    small: ModuleType, launcher: str, changes: dict[str, Any], num_tasks: int
+) -> None:
+    where, _, size = launcher.partition(" ")
+    nodes = (NodeKind(count=2, cpus=8, memory_mb=500_000),)
+    cluster = replace(
+        small.SITE,
+        launcher="slurm",
+        partitions=(Partition(name="all", is_default=True, nodes=nodes, max_minutes=None),),
+    )
+    model = small.MODEL
+    if size:
+        layer = replace(model.tensors[0], name="model.layers.0.mlp.up_proj.weight", shape=(70_553_706, 1000))
+        model = replace(model, num_params=70_553_706_000, tensors=(*model.tensors, layer))
+    inputs = replace(small.INPUTS, model=model, room=replace(small.INPUTS.room, free_bytes=10**14))
+    plan = compile(_changed(small.RECIPE, changes), cluster if where == "slurm" else small.SITE, inputs)
+    assert plan.stage("consolidate").num_tasks == num_tasks
+    assert all(plan.stage(name).num_tasks == 1 for name in ("train", "merge", "score"))
 
 
 def test_accumulation_makes_up_the_global_batch(small: ModuleType) -> None:
