@@ -10,7 +10,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -82,11 +82,6 @@ def publish(paths: RunPaths, reservation: Reservation) -> None:
     files.write_json(paths.reservation, asdict(reservation))
 
 
-def withdraw(paths: RunPaths) -> None:
-    """Take a run's reservation back."""
-    paths.reservation.unlink(missing_ok=True)
-
-
 def read_reservation(paths: RunPaths) -> Reservation | None:
     """Return a run's reservation; None where there is none, or none that can be read."""
     try:
@@ -97,19 +92,24 @@ def read_reservation(paths: RunPaths) -> Reservation | None:
         return None
 
 
-def others(store: Path, own: RunPaths | None, is_job_gone: Callable[[str], bool]) -> tuple[Reservation, ...]:
-    """Return the reservations of the other runs below *store*; a dead one promises only what it holds."""
+def others(
+    store: Path, own: RunPaths | None, is_job_gone: Callable[[str], bool], *, measures: bool
+) -> tuple[Reservation, ...]:
+    """Return the reservations of the other runs below *store*; a dead one promises only what it holds.
+
+    What dead ones hold is *measured* where it counts, for a limit to what all runs hold together: that
+    walks through their folders.
+    """
     found = []
     for path in sorted(store.glob("*/*/reservation.json")):
         paths = RunPaths(root=path.parent)
         reservation = read_reservation(paths) if own is None or paths.root != own.root else None
-        if reservation is not None and is_dead(reservation.holder, is_job_gone):
-            held = held_bytes(paths.root)
-            reservation = Reservation(
-                run=reservation.run, promised_bytes=held, held_bytes=held, holder=reservation.holder
-            )
-        if reservation is not None:
-            found.append(reservation)
+        if reservation is None:
+            continue
+        if is_dead(reservation.holder, is_job_gone):
+            held = held_bytes(paths.root) if measures else reservation.held_bytes
+            reservation = replace(reservation, promised_bytes=held, held_bytes=held)
+        found.append(reservation)
     return tuple(found)
 
 

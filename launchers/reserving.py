@@ -6,7 +6,8 @@ taken back when nobody stands behind it any more.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from .. import ledger
@@ -32,20 +33,27 @@ def reserve(plan: Plan, paths: RunPaths) -> None:
 
 def release_dead(store: Path, launchers: Mapping[str, Launcher]) -> None:
     """Leave runs below *store* whose jobs and process are gone with what they hold, and no promise."""
+    found: dict[Path, Reservation] = {}
     for path in sorted(store.glob("*/*/reservation.json")):
-        paths = RunPaths(root=path.parent)
-        found = budget.read_reservation(paths)
-        if found is not None and budget.is_dead(found.holder, lambda job: _is_gone(job, launchers)):
-            held = budget.held_bytes(paths.root)
+        reservation = budget.read_reservation(RunPaths(root=path.parent))
+        if reservation is not None and reservation.holder != Holder():  # else it was released before
+            found[path.parent] = reservation
+    gone = _gone({job for reservation in found.values() for job in reservation.holder.jobs}, launchers)
+    for root, reservation in found.items():
+        if budget.is_dead(reservation.holder, gone.__contains__):
+            held = budget.held_bytes(root)
+            released = Reservation(run=reservation.run, promised_bytes=held, held_bytes=held, holder=Holder())
             with budget.store_locked(store):
-                budget.publish(paths, Reservation(run=found.run, promised_bytes=held, held_bytes=held, holder=Holder()))
+                budget.publish(RunPaths(root=root), released)
 
 
-def _is_gone(job: str, launchers: Mapping[str, Launcher]) -> bool:
-    """Say whether the launcher of *job* knows that it has ended; while it does not answer, nobody can tell."""
-    name, _, job_id = job.partition(":")
-    ref = JobRef(launcher=name, job_id=job_id)
-    try:
-        return name in launchers and launchers[name].states([ref])[ref].word in FINAL_WORDS
-    except UnreachableError:
-        return False
+def _gone(jobs: Collection[str], launchers: Mapping[str, Launcher]) -> set[str]:
+    """Return those of *jobs* whose launcher knows that they have ended; while it does not answer, nobody can tell."""
+    gone: set[str] = set()
+    for name, launcher in launchers.items():
+        ids = [job.removeprefix(f"{name}:") for job in jobs if job.startswith(f"{name}:")]
+        refs = [JobRef(launcher=name, job_id=job_id) for job_id in ids]
+        with suppress(UnreachableError):
+            states = launcher.states(refs)
+            gone |= {f"{name}:{ref.job_id}" for ref, state in states.items() if state.word in FINAL_WORDS}
+    return gone

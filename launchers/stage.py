@@ -35,9 +35,11 @@ from ..ledger import Event
 from ..recipes.plan import Batch, Plan, Stage, read_plan
 from ..rundir import RunPaths
 from .attempts import Attempt, Stop, first_batch, next_batch, read_attempts
+from .choose import watchers
 from .container import around
 from .frozen import verify
 from .onward import MAX_IDLE, continue_job, is_idle, is_stray
+from .reserving import release_dead
 from .sbatch import array_size
 
 _POLL_S = 0.1
@@ -75,6 +77,9 @@ class _Task:
             _say(f"Slurm started this job again, but {MAX_IDLE} starts in a row committed nothing: it ends here")
             return 1
         batch = first_batch(past, self._stage.batch)
+        if self._stage.kind == "train":  # its saves count what other runs are promised, and ranks ask for no jobs
+            with suppress(OSError, SousbatchError):
+                release_dead(self._paths.root.parent.parent, watchers())
         try:
             while True:
                 attempt = self._attempt(batch)

@@ -48,7 +48,7 @@ def inspect(recipe: Recipe, store: Path) -> Inputs:
 def room_of(store: Path, store_budget_gb: float | None = None) -> Room:
     """Return what *store* can still take: its free space and quotas, less what its other runs are promised."""
     limit = least(limits_of(store))
-    among = budget.others(store, None, lambda job: False)
+    among = budget.others(store, None, lambda job: False, measures=store_budget_gb is not None)
     promised = sum(max(0, one.promised_bytes - one.held_bytes) for one in among)
     free, source = (limit.num_bytes or 0) - promised, limit.source
     if store_budget_gb is not None:

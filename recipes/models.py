@@ -10,10 +10,12 @@ import struct
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from .. import files
+from ..checkpoints.quota import least, limits_of
 from ..errors import UsageError, nearest
 from .look import cached, file_digest
 from .plan import ModelFacts, TensorFacts
@@ -26,12 +28,8 @@ logger = logging.getLogger(__name__)
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt")
 
 
-def local_folder(key: str, name: str, revision: str | None = None, *, has_code: bool = False) -> Path:
-    """Return the local folder of what *key* names; a hub repository is fetched into the hub's cache.
-
-    Raises:
-        UsageError: there is no such folder, or no network and no token to fetch it with.
-    """
+def _folder_here(key: str, name: str) -> Path | None:
+    """Return the local folder that *key* names, None where it is to be had from the hub."""
     if name.startswith("library:"):
         folder = LIBRARY_DIR / "models" / name.removeprefix("library:")
         known = sorted(place.name for place in (LIBRARY_DIR / "models").iterdir() if place.is_dir())
@@ -46,16 +44,27 @@ def local_folder(key: str, name: str, revision: str | None = None, *, has_code: 
         raise UsageError(
             f"{key} {name!r} does not exist; give a local folder, a hub id such as org/name, or library:NAME"
         )
-    return _from_hub(key, name, revision, has_code=has_code)
+    return None
 
 
-def _from_hub(key: str, name: str, revision: str | None, *, has_code: bool) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+def _from_hub(key: str, name: str, revision: str | None = None, *, has_code: bool = False) -> Path:
+    """Return the folder of a hub repository in the hub's cache, into which it is fetched if there is room."""
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import (
+        DryRunError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
 
     patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"] + ["*.py"] * has_code
     logger.warning("%s %s is fetched from the hub where it is not in its cache", key, name)
     try:
+        with suppress(DryRunError):  # the hub does not answer: what the cache has must do
+            found = snapshot_download(name, revision=revision, allow_patterns=patterns, dry_run=True)
+            wanted = sum(file.file_size or 0 for file in found if file.will_download)
+            _check_cache(key, name, wanted, Path(constants.HF_HUB_CACHE))
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except HFValidationError as error:
         raise UsageError(f"{key} {name!r} is neither a folder nor a hub id: {error}") from error
@@ -67,6 +76,15 @@ def _from_hub(key: str, name: str, revision: str | None, *, has_code: bool) -> P
         ) from error
 
 
+def _check_cache(key: str, name: str, wanted_bytes: int, cache: Path) -> None:
+    room = least(limits_of(cache))
+    if wanted_bytes > (room.num_bytes or 0):
+        raise UsageError(
+            f"{key} {name!r} is {wanted_bytes / 1e9:,.3g} GB to fetch, and the hub's cache {cache} can take "
+            f"{(room.num_bytes or 0) / 1e9:,.3g} GB ({room.source}); set HF_HOME to a folder with room"
+        )
+
+
 def model_facts(recipe: Recipe) -> ModelFacts:
     """Return what the recipe's model is: its folder, its identity, its tensors.
 
@@ -76,9 +94,13 @@ def model_facts(recipe: Recipe) -> ModelFacts:
     spec = recipe.model
     if recipe.task != "causal_lm":
         raise UsageError(f"task {recipe.task!r} can be written down but not run by this version; causal_lm can")
-    folder = local_folder("model.path", spec.path, spec.revision, has_code=spec.trust_remote_code)
+    here = _folder_here("model.path", spec.path)
+    folder = here or _from_hub("model.path", spec.path, spec.revision, has_code=spec.trust_remote_code)
     config = _read_config(spec.path, folder)
-    tokenizer_folder = local_folder("model.tokenizer", spec.tokenizer) if spec.tokenizer else folder
+    tokenizer_folder = folder
+    if spec.tokenizer:
+        key = "model.tokenizer"
+        tokenizer_folder = _folder_here(key, spec.tokenizer) or _from_hub(key, spec.tokenizer)
     _check_tokenizer(recipe, tokenizer_folder)
     weights = sorted(folder.glob("*.safetensors"))
     headers = [_safetensors_header(path) for path in weights]
@@ -102,6 +124,7 @@ def model_facts(recipe: Recipe) -> ModelFacts:
         tensors=tuple(found),
         config=config,
         beside_bytes=sum(path.stat().st_size for path in _beside(folder, tokenizer_folder)),
+        cached_bytes=0 if here else sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
     )
 
 

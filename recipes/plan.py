@@ -28,7 +28,8 @@ class TensorFacts:
 class ModelFacts:
     """What the model really is. *digest* covers config, tokenizer and weight headers, not every weight.
 
-    *beside_bytes* are those of its config and tokenizer, which lie with every checkpoint.
+    *beside_bytes* are those of its config and tokenizer, which lie with every checkpoint; *cached_bytes* lie in the
+    hub's cache already, for a model that comes from there.
     """
 
     folder: str
@@ -39,6 +40,7 @@ class ModelFacts:
     tensors: tuple[TensorFacts, ...]
     config: dict[str, Any]
     beside_bytes: int = 0
+    cached_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

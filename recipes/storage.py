@@ -109,6 +109,9 @@ def storage_of(recipe: Recipe, inputs: Inputs, stages: Sequence[Stage]) -> tuple
     steps = sum(stage.batch.steps for stage in stages if stage.batch)
     log_bytes = _FIXED_LOG_BYTES + _LOG_BYTES_PER_STEP * steps
     beside.append(ForecastLine(what="logs, ledger, W&B", num_bytes=log_bytes, formula=f"2 MB + 200 B x {steps} steps"))
+    if cached := inputs.model.cached_bytes:  # jobs work offline and install nothing, so no cache grows after planning
+        formula = f"{cached:,} B of the model are there already, and no longer count as free"
+        beside.append(ForecastLine(what="the hub's cache", num_bytes=0, formula=formula))
     free = inputs.room.free_bytes - sum(line.num_bytes for line in beside)
     ladders = _ladders(recipe, inputs.model, stages, free)
     kept = [

@@ -65,17 +65,15 @@ def test_a_reservation_is_read_back_and_an_unreadable_one_is_none(tmp_path: Path
     assert budget.read_reservation(paths) == made
     paths.reservation.write_text('{"run": "r", "holder": 3}')
     assert budget.read_reservation(paths) is None
-    assert budget.others(tmp_path, None, no_job_is_gone) == ()
-    budget.withdraw(paths)
-    budget.withdraw(paths)
+    assert budget.others(tmp_path, None, no_job_is_gone, measures=True) == ()
 
 
 def test_a_runs_own_promise_does_not_count_against_it(tmp_path: Path) -> None:
     mine, other = run(tmp_path, 1), run(tmp_path, 2)
     for paths, promised in ((mine, 100), (other, 7)):
         budget.publish(paths, promise(promised, 0, budget.this_process()))
-    assert [one.promised_bytes for one in budget.others(tmp_path, mine, no_job_is_gone)] == [7]
-    assert len(budget.others(tmp_path, None, no_job_is_gone)) == 2
+    assert [one.promised_bytes for one in budget.others(tmp_path, mine, no_job_is_gone, measures=True)] == [7]
+    assert len(budget.others(tmp_path, None, no_job_is_gone, measures=True)) == 2
 
 
 def test_a_process_is_dead_when_its_number_its_boot_or_its_start_is_another() -> None:
@@ -102,7 +100,7 @@ def test_a_queued_run_keeps_its_promise_and_a_dead_one_only_what_it_holds(tmp_pa
     (dead.root / "file").write_bytes(bytes(10_000))
     budget.publish(queued, promise(100, 0, Holder(jobs=("slurm:7",))))
     budget.publish(dead, promise(10**9, 0, Holder(jobs=("slurm:8",))))
-    found = budget.others(tmp_path, None, lambda job: job == "slurm:8")
+    found = budget.others(tmp_path, None, lambda job: job == "slurm:8", measures=True)
     assert [one.promised_bytes - one.held_bytes for one in found] == [100, 0]
     assert 10_000 <= found[1].held_bytes < 40_000
 
@@ -159,7 +157,7 @@ def writer(store: Path, number: int, begin: Callable[[], int]) -> None:
                 held_bytes=budget.held_bytes(paths.root),
                 free_bytes=10**9,
                 store_bytes=STORE_BYTES,
-                among=budget.others(store, paths, no_job_is_gone),
+                among=budget.others(store, paths, no_job_is_gone, measures=True),
             )
             now = budget.held_bytes(paths.root)
             budget.publish(paths, promise(max(granted, now), now, budget.this_process()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -26,8 +27,10 @@ class Launcher:
 
     def __init__(self, word: StateWord) -> None:
         self.word = word
+        self.asked: list[Collection[JobRef]] = []
 
     def states(self, refs: Collection[JobRef]) -> dict[JobRef, JobState]:
+        self.asked.append(refs)
         return {ref: JobState(word=self.word) for ref in refs}
 
 
@@ -87,3 +90,18 @@ def test_another_launchers_jobs_are_left_alone(queued: tuple[Plan, RunPaths], tm
     reserving.release_dead(tmp_path / "runs", {"slurm": launcher})  # type: ignore[arg-type]
     found = budget.read_reservation(paths)
     assert found is not None and found.promised_bytes > found.held_bytes
+
+
+def test_many_dead_runs_cost_one_question_and_are_measured_once(
+    queued: tuple[Plan, RunPaths], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, paths = queued
+    for number in range(20):
+        shutil.copytree(paths.root, paths.root.with_name(f"run-{number}"))
+    launcher, measured = Launcher("done"), []
+    monkeypatch.setattr(budget, "held_bytes", lambda folder: measured.append(folder) or 7)
+    for _ in range(2):
+        reserving.release_dead(tmp_path / "runs", {"local": launcher})  # type: ignore[arg-type]
+    assert [len(refs) for refs in launcher.asked] == [1, 0], "all have the same job"
+    assert len(measured) == 21
+    assert room_of(tmp_path / "runs").promised_bytes == 0

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from sousbatch import files, ledger
+from sousbatch.checkpoints import budget
 from sousbatch.errors import EXIT_NO_ROOM, EXIT_STOPPED
 from sousbatch.launchers.attempts import read_attempts
 from sousbatch.launchers.base import FINAL_WORDS, JobState, Request
@@ -109,6 +110,16 @@ def test_a_job_that_is_done_is_one_attempt(bench: Bench) -> None:
     (begun,) = bench.events("attempt")
     assert begun.data["micro_batch"] == 4 and begun.data["pid"] and begun.data["host"]
     assert bench.codes() == [0]
+
+
+def test_a_training_that_starts_releases_what_a_dead_run_was_promised(bench: Bench) -> None:
+    dead = RunPaths(root=bench.paths.root.parent / "dead")
+    files.make_private_dir(dead.root)
+    holder = budget.Holder(jobs=("local:no such job",))
+    budget.publish(dead, budget.Reservation(run="dead", promised_bytes=10**12, held_bytes=0, holder=holder))
+    assert bench.run("")[0] == 0
+    left = budget.read_reservation(dead)
+    assert left is not None and left.promised_bytes == left.held_bytes < 10**6
 
 
 def test_a_crash_after_progress_is_tried_again_and_one_without_ends_it(bench: Bench) -> None:
