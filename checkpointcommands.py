@@ -16,7 +16,7 @@ from .rundir import RunPaths, find_run
 
 if TYPE_CHECKING:
     from .checkpoints.retention import Policy
-    from .checkpoints.rotate import Means
+    from .checkpoints.rotate import Done, Means
     from .checkpoints.zero.places import Place
     from .checkpoints.zero.source import Source
     from .checkpoints.zero.work import Choices
@@ -69,8 +69,34 @@ def prune(arguments: Namespace) -> int:
     for folder, policy, means in found:
         for verdict, done in prune(folder, policy, means, is_dry=arguments.dry_run):
             print(show.verdict(verdict, done))
-            problems += done is not None and bool(done.problem)
+            if done is not None:
+                _record(folder, done)
+                problems += bool(done.problem)
     return 1 if problems else 0
+
+
+def _record(folder: Path, done: Done) -> None:
+    """Tell the run that *folder* belongs to, if any, what became of a checkpoint; its report shows that."""
+    from . import ledger
+    from .checkpoints.budget import held_bytes
+
+    paths = RunPaths(root=folder.parent.parent)
+    if not paths.ledger_dir.is_dir() or folder != paths.checkpoints(folder.name):
+        return
+    client = ledger.open_client(paths.ledger_dir)
+    client.write(
+        done.outcome,
+        stage=folder.name,
+        step=done.checkpoint.step,
+        attempt=done.checkpoint.attempt,
+        content=done.checkpoint.content,
+        num_bytes=done.checkpoint.num_bytes,
+        held_bytes=held_bytes(folder),
+        left_bytes=done.left_bytes,
+        reason=done.reason,
+        message=done.problem,
+    )
+    client.close()
 
 
 def _policy_of(folder: Path, arguments: Namespace) -> tuple[Policy, Means]:

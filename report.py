@@ -46,7 +46,8 @@ svg { width: 100%; height: auto; } text { font: 11px system-ui, sans-serif; fill
 class Life:
     """A checkpoint from birth to end, in seconds from the first event; *end_s* is None while it is there.
 
-    *thinned_s* is when only its weights were left. *num_bytes* is what it held first, *left_bytes* last.
+    *thinned_s* is when only its weights were left. *num_bytes* is what it held first, *left_bytes* last; *why* is the
+    reason of its end.
     """
 
     stage: str
@@ -58,6 +59,7 @@ class Life:
     fate: str = "kept"
     thinned_s: float | None = None
     end_s: float | None = None
+    why: str = ""
 
 
 def timed(events: Iterable[Event]) -> list[tuple[float, Event]]:
@@ -76,8 +78,11 @@ def timed(events: Iterable[Event]) -> list[tuple[float, Event]]:
 def lives(events: Sequence[tuple[float, Event]]) -> list[Life]:
     """Return the life of every checkpoint that was saved, in that order."""
     found: dict[tuple[str, int], Life] = {}
-    for time, event in events:
+    # What a person pruned comes last: a client's number says nothing of the attempts that it came after.
+    for time, event in sorted(events, key=lambda each: each[1].role == "client"):
         key, data = (event.stage, event.data.get("step", -1)), event.data
+        if key in found and data.get("attempt", found[key].attempt) != found[key].attempt:
+            continue  # another attempt has saved this step again
         if event.kind == "saved":
             found[key] = Life(
                 stage=event.stage,
@@ -88,10 +93,16 @@ def lives(events: Sequence[tuple[float, Event]]) -> list[Life]:
                 left_bytes=data["num_bytes"],
             )
         elif event.kind == "thinned" and key in found:
-            found[key] = replace(found[key], fate="thinned", thinned_s=time, left_bytes=data.get("left_bytes", 0))
+            found[key] = replace(
+                found[key],
+                fate="thinned",
+                thinned_s=time,
+                left_bytes=data.get("left_bytes", 0),
+                why=data.get("reason", ""),
+            )
         elif event.kind in ("removed", "archived") and key in found and found[key].end_s is None:
             fate = event.kind if event.kind == "archived" or found[key].fate == "kept" else "removed"
-            found[key] = replace(found[key], fate=fate, end_s=time)
+            found[key] = replace(found[key], fate=fate, end_s=time, why=data.get("reason", ""))
     return list(found.values())
 
 
@@ -139,11 +150,13 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def _saves(events: Sequence[tuple[float, Event]]) -> str:
-    """Return how long training stood still at each save, and what was left out."""
+    """Return how long training stood still at each save, what became of what was saved, and what was left out."""
+    ends = {(life.step, life.attempt): life for life in lives(events)}
     rows = []
     for time, event in events:
         data = event.data
         if event.kind == "saved":
+            life = ends.get((data["step"], event.number))  # none where a later attempt saved the same step again
             metric = "" if data.get("metric") is None else f"{data['metric']:.4g}"
             rows.append(
                 (
@@ -153,11 +166,18 @@ def _saves(events: Sequence[tuple[float, Event]]) -> str:
                     metric,
                     f"{data.get('stall_s', 0):.2f} s",
                     f"{time:.0f} s",
+                    _end(life) if life is not None else "saved again",
                 )
             )
         elif event.kind in ("skipped", "kept", "problem"):
-            rows.append((data.get("step", ""), event.kind, "", data.get("message", ""), "", f"{time:.0f} s"))
-    return _table(("step", "saved", "size", "metric", "training stood still", "at"), rows)
+            rows.append((data.get("step", ""), event.kind, "", "", "", f"{time:.0f} s", data.get("message", "")))
+    return _table(("step", "saved", "size", "metric", "training stood still", "at", "what became of it"), rows)
+
+
+def _end(life: Life) -> str:
+    """Say what became of a checkpoint, when and why."""
+    at = life.thinned_s if life.end_s is None else life.end_s
+    return _FATES[life.fate] + (f" at {at:.0f} s" if at is not None else "") + (f": {life.why}" if life.why else "")
 
 
 def _scale(values: Iterable[float], low: float, high: float) -> tuple[float, Any]:
@@ -207,7 +227,7 @@ def _bars(found: Sequence[Life], end: float) -> str:
         turn = stop if life.thinned_s is None else x(life.thinned_s)
         top = 4 + place * row
         parts = [(x(life.born_s), turn, row - 3), (turn, stop, max(1, (row - 3) // 2))]
-        tip = f"step {life.step}, attempt {life.attempt}: {size(life.num_bytes)}, {_FATES[life.fate]}"
+        tip = f"step {life.step}, attempt {life.attempt}: {size(life.num_bytes)}, {_end(life)}"
         drawn.append(
             f"<g fill='var(--{life.fate})'><title>{escape(tip)}</title>"
             + "".join(

@@ -39,10 +39,12 @@ class Means:
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """What became of a checkpoint; *problem* says why one is kept against its verdict, *left_bytes* what is left."""
+    """What became of a checkpoint and why; *problem* says why one is kept against its verdict, *left_bytes* what is
+    left."""
 
     checkpoint: Checkpoint
     outcome: Outcome
+    reason: str
     problem: str = ""
     left_bytes: int = 0
 
@@ -73,9 +75,9 @@ def _one(verdict: Verdict, means: Means) -> Done:
     except FencedError:
         raise
     except (SousbatchError, OSError) as error:  # the next rotation decides anew, from what is there
-        return Done(checkpoint=one, outcome="kept", problem=str(error), left_bytes=one.num_bytes)
+        return Done(checkpoint=one, outcome="kept", reason=verdict.reason, problem=str(error), left_bytes=one.num_bytes)
     outcomes: dict[str, Outcome] = {"thin": "thinned", "archive": "archived", "delete": "removed"}
-    return Done(checkpoint=one, outcome=outcomes[verdict.action], left_bytes=left_bytes)
+    return Done(checkpoint=one, outcome=outcomes[verdict.action], reason=verdict.reason, left_bytes=left_bytes)
 
 
 def prune(folder: Path, policy: Policy, means: Means, *, is_dry: bool) -> Iterator[tuple[Verdict, Done | None]]:

@@ -91,7 +91,8 @@ def test_the_page_stands_alone_and_nothing_of_the_run_is_markup(run: RunPaths) -
     for step in (1, 2):
         writer.write("step", step=step, loss=2.0 / step, eval_loss=float("nan") if step == 1 else 1.5)
         writer.write("saved", step=step, num_bytes=5_000_000, held_bytes=5_000_000 * step, budget_bytes=12_000_000)
-    writer.write("removed", step=1, num_bytes=5_000_000, held_bytes=5_000_000, budget_bytes=12_000_000)
+    gone = {"step": 1, "num_bytes": 5_000_000, "held_bytes": 5_000_000, "budget_bytes": 12_000_000}
+    writer.write("removed", **gone, reason="older than the last")
     writer.write("skipped", step=3, message="no room <script>alert(1)</script>")
     writer.close()
     text = page(read_plan(run.plan), run, {"train": StageState(word="failed", reason="<i>")})
@@ -102,6 +103,7 @@ def test_the_page_stands_alone_and_nothing_of_the_run_is_markup(run: RunPaths) -
     assert "10 MB at most of a budget of 12 MB" in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
     assert text.count("<polyline") == 2
+    assert text.count("removed at 0 s: older than the last") == 2, "in the table, and beside the bar"
 
 
 def test_a_run_that_has_not_begun_has_a_page(run: RunPaths) -> None:

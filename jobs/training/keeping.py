@@ -203,7 +203,7 @@ class Keeping:
         found = []
         for done in carry_out(verdicts, self._means):
             more = {"message": done.problem} if done.problem else {"left_bytes": done.left_bytes}
-            self._record(done.outcome, done.checkpoint, **more)
+            self._record(done.outcome, done.checkpoint, reason=done.reason, **more)
             found.append(done)
         return found
 
