@@ -6,8 +6,9 @@ import os
 import signal
 import sys
 
+from .. import ledger
 from ..checkpoints.commit import best_committed, last_committed
-from ..checkpoints.zero.manifest import Manifest, read_manifest
+from ..checkpoints.zero.manifest import MANIFEST_NAME, Manifest, read_manifest
 from ..checkpoints.zero.read import open_source
 from ..checkpoints.zero.work import Choices
 from ..checkpoints.zero.write import consolidate_part
@@ -24,15 +25,21 @@ def consolidate(job: JobContext) -> int:
     Each task of an array writes its share of the weight files, and the last to end makes the model appear.
     """
     target = job.paths.model(job.stage.name)
-    if not (target / "manifest.json").is_file():
-        manifest = _write(job)
-        if manifest is None:
-            print(f"sousbatch: task {job.task} of {job.stage.num_tasks} is done, others are not", flush=True)
-        else:
-            _report(job, manifest)
+    manifest = read_manifest(target) if (target / MANIFEST_NAME).is_file() else _write(job)
+    if manifest is None:
+        print(f"sousbatch: task {job.task} of {job.stage.num_tasks} is done, others are not", flush=True)
+    elif _is_reported(job, manifest):
+        print(f"sousbatch: {target} is there already: {str(manifest.digest)[:12]}", flush=True)
     else:
-        print(f"sousbatch: {target} is there already: {str(read_manifest(target).digest)[:12]}", flush=True)
+        _report(job, manifest)
     return 0
+
+
+def _is_reported(job: JobContext, manifest: Manifest) -> bool:
+    """Say whether the ledger knows the model: whoever made it appear may have been killed before it said so."""
+    events = ledger.read(job.paths.ledger_dir)
+    known = [event for event in events if (event.kind, event.stage) == ("model", job.stage.name)]
+    return any(event.data["digest"] == manifest.digest for event in known)
 
 
 def _write(job: JobContext) -> Manifest | None:
@@ -74,9 +81,9 @@ def _report(job: JobContext, manifest: Manifest) -> None:
         "digest": manifest.digest,
         "num_overflowing": sum(manifest.num_overflowing.values()),
     }
-    ledger = job.open_ledger()
-    ledger.write("model", **facts)
-    ledger.close()
+    writer = job.open_ledger()
+    writer.write("model", **facts)
+    writer.close()
     tracker = Tracker(job)
     tracker.summary(facts)
     tracker.finish(0)

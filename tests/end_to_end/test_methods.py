@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -29,6 +31,18 @@ def test_it_trains_and_consolidates(place, only_train, overrides):
     assert str(model.dtype) == "torch.float16"
     assert sum(parameter.numel() for parameter in model.parameters()) == 349_952
     assert place.events("saved")[-1]["step"] == 6
+    _check_that_the_next_attempt_tells_of_the_model(place)
+
+
+def _check_that_the_next_attempt_tells_of_the_model(place):
+    """As after a kill between the model's appearing and the record of it."""
+    run = place.run_dir()
+    (told,) = place.events("model")
+    for number in (0, 1):
+        if number == 0:
+            (run / "ledger" / told["file"]).unlink()
+        subprocess.run([sys.executable, "-P", "-m", "sousbatch.jobs.consolidate", run, "consolidate"], check=True)
+        assert [event["digest"] for event in place.events("model")] == [told["digest"]]
 
 
 def test_an_adapter_is_trained_on_an_earlier_stages_model_and_merged_into_it(place, small):
