@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from .. import files
 from ..errors import DamagedError, NotFoundError
@@ -131,12 +131,13 @@ def _fingerprint(path: Path) -> dict[str, Any]:
     """
     size = path.stat().st_size
     if path.suffix == ".pt" and zipfile.is_zipfile(path):
-        return {"num_bytes": size, "zip_directory": _zip_directory(path)}
+        return {"num_bytes": size, "zip_directory": zip_directory(path)}
     return {"num_bytes": size, "sha256": files.digest_file(path)}
 
 
-def _zip_directory(path: Path) -> str:
-    with zipfile.ZipFile(path) as archive:
+def zip_directory(file: Path | IO[bytes]) -> str:
+    """Return the digest of a zip file's directory: its records' names, sizes, CRC-32s and places."""
+    with zipfile.ZipFile(file) as archive:
         rows = [(info.filename, info.file_size, info.CRC, info.header_offset) for info in archive.infolist()]
     return hashlib.sha256(files.canonical_json(rows).encode()).hexdigest()
 
@@ -255,7 +256,7 @@ def _problem(path: Path, name: str, entry: dict[str, Any]) -> str:
         return "" if files.digest_file(path) == entry["sha256"] else f"{name} has other bytes than were committed"
     if problem := _zip_problem(path, name):
         return problem
-    return "" if _zip_directory(path) == entry["zip_directory"] else f"{name} is another file than was committed"
+    return "" if zip_directory(path) == entry["zip_directory"] else f"{name} is another file than was committed"
 
 
 def _zip_problem(path: Path, name: str) -> str:
