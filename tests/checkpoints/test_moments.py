@@ -39,9 +39,9 @@ def memory_dir(tmp_path: Path) -> Iterator[Path]:
     ("how", "stride", "at_least"),
     [
         ("kill", 1, 200),
-        ("half", 7, 20),
-        ("ENOSPC", 7, 2),
-        ("EDQUOT", 9, 1),
+        ("half", 15, 8),
+        ("ENOSPC", 15, 1),
+        ("EDQUOT", 29, 1),
         pytest.param("half", 1, 100, marks=pytest.mark.faults),
         pytest.param("ENOSPC", 1, 10, marks=pytest.mark.faults),
         pytest.param("EDQUOT", 1, 10, marks=pytest.mark.faults),

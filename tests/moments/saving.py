@@ -37,9 +37,9 @@ from sousbatch.recipes.schema import Checkpoints, Model, Recipe, Resources, Trai
 from sousbatch.rundir import RunPaths
 
 SHIM = ctypes.CDLL(None)
-METRICS = {1: 0.9, 2: 0.1, 3: 0.8, 4: 0.7}  # 2 is the best, and will be thinned
-STEPS, WIDTH = len(METRICS), 40_000
+STEPS, BEST, WIDTH = 4, 2, 40_000  # the best will be thinned
 KILL, KILL_BOTH = 0, -1
+FULL_BYTES = 12 * WIDTH
 STARTS_AT, BUDGET_BYTES = 0.5, 2_500_000
 WHOM = {"rank 0": (1, 0), "rank 1": (0, 1), "both": (1, 0)}  # whose moment is counted
 
@@ -90,7 +90,7 @@ class Trainer:
     def step(self) -> None:
         self.state.global_step += 1
         self.learn()
-        self.state.log_history.append({"step": self.state.global_step, "eval_loss": METRICS[self.state.global_step]})
+        self.state.log_history.append({"step": self.state.global_step, "eval_loss": abs(self.state.global_step - BEST)})
 
     def learn(self) -> None:
         self.model(torch.ones(WIDTH)).backward()
@@ -131,12 +131,15 @@ class ZeroTrainer(Trainer):
         self.model_wrapped.step()
 
 
-def context(root: Path, attempt: int, zero_stage: int) -> JobContext:
+def context(
+    paths: RunPaths, attempt: int, *, zero_stage: int = 0, peak_bytes: int = 3 * FULL_BYTES, **budget: float
+) -> JobContext:
+    """Return a job that saves at every step within a *budget*, as the recipe's checkpoints name it."""
     recipe = Recipe(
         name="r",
         model=Model(path="m"),
         train=Train(precision="float32", zero=Zero(stage=zero_stage)),
-        checkpoints=Checkpoints(every_steps=1, thin=True, budget_gb=BUDGET_BYTES / 1e9),
+        checkpoints=Checkpoints(every_steps=1, thin=True, **budget),
     )
     batch = Batch(
         world_size=2, micro_batch=1, accumulation=1, steps=STEPS, steps_per_epoch=5, warmup_steps=0, save_every_steps=1
@@ -151,16 +154,15 @@ def context(root: Path, attempt: int, zero_stage: int) -> JobContext:
         site=Site(name="here", launcher="local", cpus_per_node=1, memory_bytes=1, gpus_per_node=0, gpu_memory_bytes=0),
         inputs=Inputs(model=model, splits={}, room=Room(folder="/", free_bytes=1, free_inodes=1), code_digest=""),
         stages=(stage,),
-        forecast=Forecast(storage=(), storage_peak_bytes=3 * 12 * WIDTH, device={}),
+        forecast=Forecast(storage=(), storage_peak_bytes=peak_bytes, device={}),
     )
-    paths = RunPaths(root=root / "runs" / "r" / "1")
     return JobContext(paths=paths, plan=plan, stage=stage, recipe=recipe, task=0, attempt=attempt, batch=batch)
 
 
 def work(root: Path, rank: int, attempt: int, zero_stage: int, moment: int, mode: int) -> None:
     """One rank: resume, train, save at every step; the moment is counted from the second save on."""
     dist.init_process_group("gloo", init_method=f"file://{root}/meeting-{attempt}", rank=rank, world_size=2)
-    job = context(root, attempt, zero_stage)
+    job = context(RunPaths(root=root / "runs/r/1"), attempt, zero_stage=zero_stage, budget_gb=BUDGET_BYTES / 1e9)
     last = [one for one in commit.committed(job.paths.checkpoints("train")) if one.content == "full"]
     trainer = ZeroTrainer(rank, zero_stage) if zero_stage else Trainer(rank)
     if last:
@@ -209,7 +211,7 @@ def group(root: Path, attempt: int, zero_stage: int, moments: tuple[int, int], m
 
 def tried(root: Path, zero_stage: int, moments: tuple[int, int], mode: int) -> tuple[list[int], list[str]]:
     shutil.rmtree(root, ignore_errors=True)
-    paths = context(root, 1, zero_stage).paths
+    paths = RunPaths(root=root / "runs/r/1")
     paths.root.mkdir(parents=True)
     paths.plan.write_text("{}")
     codes = group(root, 1, zero_stage, moments, mode)
@@ -232,11 +234,14 @@ def tried(root: Path, zero_stage: int, moments: tuple[int, int], mode: int) -> t
 
 
 def main(root: Path, how: str, zero_stage: int, count: int | None = None, part: int = 0, parts: int = 1) -> None:
-    torch.set_num_threads(1)
+    prepare()
     if zero_stage:
         prepare_deepspeed()
     is_kill = how == "kill"
-    codes, wrong = tried(root / "work", zero_stage, (0, 0), KILL if is_kill else getattr(errno, how))
+    (root / "work" / "runs/r/1").mkdir(parents=True)
+    (root / "work" / "runs/r/1/plan.json").write_text("{}")
+    if group(root / "work", 1, zero_stage, (0, 0), KILL if is_kill else getattr(errno, how)) != [0, 0]:
+        raise SystemExit("\n".join(path.read_text() for path in (root / "work").glob("error-1-*")))
     num_moments = [int((root / "work" / f"moments-{rank}").read_text()) for rank in range(2)]
     todo = [
         (whom, moment)
@@ -244,8 +249,9 @@ def main(root: Path, how: str, zero_stage: int, count: int | None = None, part: 
         for moment in range(1, first * num_moments[0] + second * num_moments[1] + 1)
     ]
     if count is not None:
-        todo = todo[:: len(todo) // count | 1]  # odd, so that before and after a call take turns
-    faults, num_ended = {"undisturbed": wrong} if wrong or any(codes) else {}, 0
+        stride = len(todo) // count | 1  # odd, so that before and after a call take turns
+        todo = todo[stride // 2 :: stride]
+    faults, num_ended = dict[str, list[str]](), 0
     for whom, moment in todo[part::parts]:
         mode = getattr(errno, how) if not is_kill else KILL_BOTH if whom == "both" else KILL
         first, second = WHOM[whom] if is_kill or whom != "both" else (1, 1)
@@ -256,8 +262,17 @@ def main(root: Path, how: str, zero_stage: int, count: int | None = None, part: 
     print(json.dumps({"moments": num_moments, "tried": len(todo[part::parts]), "ended": num_ended, "wrong": faults}))
 
 
+def prepare() -> None:
+    """Import once, before the forks, what each process would import: a first step takes a second."""
+    import sousbatch.checkpoints.sound
+    import sousbatch.checkpoints.zero.write  # noqa: F401
+
+    torch.set_num_threads(1)
+    Trainer(0).step()
+
+
 def prepare_deepspeed() -> None:
-    """Import it once, before the forks; without its extensions, which each rank would compile."""
+    """The same of DeepSpeed, without its extensions, which each rank would compile."""
     os.environ |= {"DS_ACCELERATOR": "cpu", "DS_IGNORE_CUDA_DETECTION": "1", "DS_SKIP_CUDA_CHECK": "1"}
     import deepspeed
     import deepspeed.ops

