@@ -237,13 +237,23 @@ def verify(checkpoint: Checkpoint) -> tuple[str, ...]:
     A foreign one has no marker: of it the zip records' CRCs are checked.
     """
     if checkpoint.status == "torn":
-        return (f"{checkpoint.path} was never committed",)
+        return (_why_torn(checkpoint.path),)
     if checkpoint.status == "foreign":
         problems = [_zip_problem(path, path.name) for path in sorted(checkpoint.path.rglob("*.pt"))]
         return tuple(problem for problem in problems if problem)
     entries: dict[str, dict[str, Any]] = files.read_json(checkpoint.path / MARKER)["files"]
     problems = [_problem(checkpoint.path / name, name, entry) for name, entry in sorted(entries.items())]
     return tuple(problem for problem in problems if problem)
+
+
+def _why_torn(path: Path) -> str:
+    try:
+        read_checkpoint(path)
+    except DamagedError as error:
+        return str(error)
+    except NotFoundError:
+        pass
+    return f"{path} was never committed"
 
 
 def _problem(path: Path, name: str, entry: dict[str, Any]) -> str:

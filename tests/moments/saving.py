@@ -256,6 +256,7 @@ def main(root: Path, how: str, zero_stage: int, count: int | None = None, part: 
         mode = getattr(errno, how) if not is_kill else KILL_BOTH if whom == "both" else KILL
         first, second = WHOM[whom] if is_kill or whom != "both" else (1, 1)
         codes, wrong = tried(root / "work", zero_stage, (first * moment, second * moment), mode)
+        print(f"{whom} at {moment}: {codes} {wrong}", file=sys.stderr, flush=True)
         if wrong:
             faults[f"{whom} at {moment}"] = wrong
         num_ended += any(codes)
