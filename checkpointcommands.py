@@ -122,15 +122,15 @@ def _config_dir(checkpoint: Place) -> Place | None:
 
 
 def consolidate(arguments: Namespace) -> int:
+    from .checkpoints.sound import open_sound
     from .checkpoints.zero.places import place_of
-    from .checkpoints.zero.read import open_source
     from .checkpoints.zero.write import consolidate_part
 
     if arguments.adapter == "keep" and arguments.base:
         raise UsageError("--adapter keep and --base contradict each other; leave out one of them")
     checkpoint, out = place_of(arguments.path), place_of(arguments.out)
     choices = _choices(arguments, checkpoint)
-    source = open_source(checkpoint)
+    source = open_sound(checkpoint)
     if arguments.dry_run:
         return _show_cost(arguments, source, choices)
     started = time.monotonic()

@@ -46,10 +46,17 @@ class Reservation:
 
 def this_process(jobs: Sequence[str] = ()) -> Holder:
     """Return this process as a holder."""
-    own = psutil.Process()
-    return Holder(
-        jobs=tuple(jobs), host=socket.gethostname(), boot_id=_boot_id(), pid=own.pid, started=own.create_time()
-    )
+    pid = os.getpid()
+    return Holder(jobs=tuple(jobs), host=socket.gethostname(), boot_id=_boot_id(), pid=pid, started=_started(pid))
+
+
+def _started(pid: int) -> float:
+    """Return when a process began, in seconds from the boot: the time of day may have been set since."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except OSError:  # no such process, or no /proc
+        return psutil.Process(pid).create_time()
 
 
 def _boot_id() -> str:
@@ -70,9 +77,9 @@ def is_dead(holder: Holder, is_job_gone: Callable[[str], bool]) -> bool:
         return bool(holder.jobs) or holder.pid == 0
     if holder.boot_id != _boot_id():
         return True
-    try:  # a process of the same number may be another one; its start is counted in ticks from the boot
-        process = psutil.Process(holder.pid)
-        return process.status() == psutil.STATUS_ZOMBIE or abs(process.create_time() - holder.started) > 1
+    try:  # a process of the same number may be another one
+        is_zombie = psutil.Process(holder.pid).status() == psutil.STATUS_ZOMBIE
+        return is_zombie or abs(_started(holder.pid) - holder.started) > 1
     except psutil.NoSuchProcess:
         return True
 

@@ -99,8 +99,8 @@ def thin(checkpoint: Checkpoint, means: Means) -> Checkpoint:
     Raises:
         SousbatchError: it cannot be consolidated; the message says why.
     """
+    from .sound import open_sound  # with torch, which `checkpoints list` does without
     from .zero.output import work_dir
-    from .zero.read import open_source  # with torch, which `checkpoints list` does without
     from .zero.write import consolidate
 
     folder, step, attempt = checkpoint.path.parent, checkpoint.step, checkpoint.attempt
@@ -108,7 +108,7 @@ def thin(checkpoint: Checkpoint, means: Means) -> Checkpoint:
     files.discard(temporary)
     try:
         consolidate(
-            open_source(checkpoint.path),
+            open_sound(checkpoint.path),
             temporary,
             dtype=means.dtype,
             overflow=means.overflow,

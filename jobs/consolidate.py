@@ -8,8 +8,8 @@ import sys
 
 from .. import ledger
 from ..checkpoints.commit import best_committed, last_committed
+from ..checkpoints.sound import open_sound
 from ..checkpoints.zero.manifest import MANIFEST_NAME, Manifest, read_manifest
-from ..checkpoints.zero.read import open_source
 from ..checkpoints.zero.work import Choices
 from ..checkpoints.zero.write import consolidate_part
 from ..cluster import processes
@@ -63,7 +63,7 @@ def _write(job: JobContext) -> Manifest | None:
         is_verified=True,  # it costs seconds, after hours of training
     )
     return consolidate_part(
-        open_source(chosen.path),
+        open_sound(chosen.path),
         job.paths.model(job.stage.name),
         choices,
         part=job.task,

@@ -40,11 +40,11 @@ def train(job: JobContext) -> int:
     ranks = Ranks()
     if arguments.world_size != job.batch.world_size:
         raise RunError(f"the plan has {job.batch.world_size} ranks and {arguments.world_size} work together")
-    last = loop.last_checkpoint(job, ranks)
     if loop.is_finished(job, ranks):
         if ranks.rank == 0:
             loop.finish(job, job.batch)
         return 0
+    last = loop.last_checkpoint(job, ranks)
     ledger = job.open_ledger() if ranks.rank == 0 else None
     tracker = Tracker(job) if ranks.rank == 0 else None
     steering = loop.Steering(job, job.batch, ranks, ledger, tracker, watchdog)

@@ -163,10 +163,29 @@ def test_thinning_that_was_cut_off_before_the_full_one_went_is_begun_again(tmp_p
     assert names(tmp_path) == ["step-00000001", "step-00000002"]
 
 
-def test_a_marker_that_names_what_lies_outside_is_damaged(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["../step-00000002/weights", "/etc/passwd", "a/../../b", ".."])
+def test_a_marker_that_names_what_lies_outside_is_damaged(name: str, tmp_path: Path) -> None:
     (made, _) = make(tmp_path, [1, 2])
     marker = made.path / commit.MARKER
-    marker.write_text(marker.read_text().replace('"weights"', '"../step-00000002/weights"', 1))
-    assert [one.status for one in commit.list_checkpoints(tmp_path)] == ["torn", "committed"]
+    marker.write_text(marker.read_text().replace('"weights"', json.dumps(name), 1))
+    torn, whole = commit.list_checkpoints(tmp_path)
+    assert (torn.status, whole.status) == ("torn", "committed")
+    assert f"it names {name!r}" in commit.verify(torn)[0]
     rotate(tmp_path)
     assert names(tmp_path) == ["step-00000001", "step-00000002"]
+
+
+def test_what_links_in_a_checkpoint_lead_to_stays_when_it_goes(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "precious").write_text("x")
+
+    def linked(folder: Path) -> None:
+        (folder / "folder").symlink_to(tmp_path / "elsewhere")
+        (folder / "file").symlink_to(tmp_path / "elsewhere" / "precious")
+
+    make(tmp_path / "train", [1, 2], linked)
+    rotate(tmp_path / "train")
+    (tmp_path / "train" / ".tmp-step-00000009").symlink_to(tmp_path / "elsewhere")
+    commit.sweep(tmp_path / "train")
+    assert names(tmp_path / "train") == ["step-00000002"]
+    assert (tmp_path / "elsewhere" / "precious").read_text() == "x"

@@ -1,8 +1,8 @@
 """Save, thin, archive and delete once, killed or failed at a moment: run with moments.so preloaded.
 
-`keeping.py FOLDER kill|half|ENOSPC|EDQUOT [STRIDE]` prints one JSON line: how many moments there are, how
-many were tried, and what was wrong after any of them. Each is tried in a child of its own, on a
-folder that is made anew; then a second child, which nothing befalls, takes up what the first left.
+`keeping.py FOLDER kill|half|ENOSPC|EDQUOT [STRIDE]` prints one JSON line: how many moments there are (of a kill:
+before and after each call), how many were tried, and what was wrong after any of them. Each is tried in a child of its
+own, on a folder that is made anew; then a second child, which nothing befalls, takes up what the first left.
 """
 
 from __future__ import annotations
@@ -101,11 +101,11 @@ def tried(root: Path, moment: int, mode: int) -> tuple[int, list[str]]:
     return status, found + problems(folder, archive, is_over=True)
 
 
-def count(root: Path) -> int:
+def count(root: Path, mode: int) -> int:
     """Return how many moments the work has when nothing befalls it."""
     shutil.copytree(root / "before", root / "train")
     (root / "archive").mkdir()
-    SHIM.arm(0, 0)
+    SHIM.arm(0, mode)
     keep(root / "train", root / "archive")
     return int(SHIM.counted())
 
@@ -117,7 +117,7 @@ def main(root: Path, how: str, stride: int) -> None:
         save(before, step)
     torch.set_num_threads(1)
     mode = {"kill": 0, "half": 1, "ENOSPC": errno.ENOSPC, "EDQUOT": errno.EDQUOT}[how]
-    moment, wrong, ended, num_tried, num_moments = 1, {}, 0, 0, count(root)
+    moment, wrong, ended, num_tried, num_moments = 1, {}, 0, 0, count(root, mode)
     while True:
         status, found = tried(root, moment, mode)
         num_tried += 1

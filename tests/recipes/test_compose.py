@@ -139,6 +139,8 @@ SOUND = {
     "no data": ("data: {splits: {}}", "data.splits is missing"),
     "code folders of one name": ("environment: {code: [a/src, b/src/]}", "environment.code has 2 folders called 'src'"),
     "code folder without a name": ("environment: {code: [..]}", "give the folder by its name"),
+    "a name that leads out of the runs": ("name: ../../x", "name is '../../x'"),
+    "a stage that leads out of its run": ("stages: {../x: {kind: train}}", "stages.../x is no name for a stage"),
     "unclosed prompt": ("data: {prompt: 'Q {input'}", "data.prompt is 'Q {input'"),
     "prompt with a position": ("data: {prompt: '{0}'}", "{0} is not the name of a column"),
     "prompt with an attribute": ("data: {prompt: '{a.b}'}", "{a.b} is not the name of a column"),

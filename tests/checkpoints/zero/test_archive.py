@@ -18,6 +18,7 @@ import torch
 
 from sousbatch.checkpoints.zero.archive import load_state
 from sousbatch.checkpoints.zero.unpickle import StoredTensor
+from sousbatch.cli import main
 from sousbatch.errors import DamagedError, NotFoundError, UsageError
 
 
@@ -63,6 +64,92 @@ def test_a_hidden_call_through_a_tensor_subclass_is_refused(tmp_path: Path) -> N
     torch.save({"module": Hidden()}, tmp_path / "x.pt")
     with pytest.raises(DamagedError, match="would call posix.system"):
         load_state(tmp_path / "x.pt")
+
+
+def text(value: str) -> bytes:
+    return b"X" + len(value).to_bytes(4, "little") + value.encode()
+
+
+def stack_global(module: str, name: str) -> bytes:
+    return text(module) + text(name) + b"\x93"
+
+
+SYSTEM, COMMAND = stack_global("os", "system"), b"(" + text("touch called")
+REBUILD, FLOATS = stack_global("torch._utils", "_rebuild_tensor_v2"), stack_global("torch", "FloatStorage")
+STORAGE = b"(" + text("storage") + FLOATS + text("0") + text("cpu") + b"K\x0atQ"
+SET_INIT = b"N}" + text("__init__") + SYSTEM + b"s\x86b"  # BUILD with a state for the slots: a plain setattr
+HOSTILE = {
+    "STACK_GLOBAL and REDUCE": (SYSTEM + COMMAND + b"tR.", r"would call os\.system"),
+    "INST": (COMMAND + b"iposix\nsystem\n.", r"would call posix\.system"),
+    "OBJ": (b"(cposix\nsystem\n" + COMMAND[1:] + b"o.", r"would call posix\.system"),
+    "a reduce in a reduce": (
+        stack_global("builtins", "set") + b"(" + SYSTEM + COMMAND + b"tRtR.",
+        r"would call os\.system",
+    ),
+    "getattr": (stack_global("builtins", "getattr") + b"(NNtR.", r"would call builtins\.getattr"),
+    "a partial": (stack_global("functools", "partial") + b"(" + SYSTEM + b"tR)R.", r"would call functools\.partial"),
+    "NEWOBJ": (stack_global("subprocess", "Popen") + COMMAND + b"t\x81\x85.", "holds tuple, not the mapping"),
+    "a name of many parts": (stack_global("collections", "OrderedDict.__init__.__globals__") + b".", "not the mapping"),
+    "__setstate__ in a state": (
+        SYSTEM + b")\x81}" + text("__setstate__") + SYSTEM + b"sb" + COMMAND[1:] + b"b\x85.",
+        "holds tuple, not the mapping",
+    ),
+    "BUILD on a class of the file": (stack_global("x", "Y") + SET_INIT + COMMAND + b"tR.", "not what torch.save"),
+    "BUILD on a class of ours": (stack_global("collections", "OrderedDict") + SET_INIT + b".", "not what torch.save"),
+    "BUILD on a function of ours": (REBUILD + SET_INIT + b".", "not what torch.save"),
+    "BUILD on a tensor": (
+        REBUILD + b"(" + STORAGE + b"K\x00K\x05\x85K\x01\x85\x89}tR" + b"N}" + text("key") + text("../x") + b"s\x86b.",
+        "not what torch.save",
+    ),
+    "a persistent id that is a number": (b"K\x05Q.", "not what torch.save"),
+    "a persistent id of a wrong type": (
+        b"(" + text("storage") + b"N" + text("0") + b"NK\x05tQ.",
+        "not what torch.save",
+    ),
+    "a persistent id that names nothing": (
+        b"(" + text("storage") + FLOATS + text("../1") + b"NK\x05tQ.",
+        "not what torch.save",
+    ),
+    "a storage of 2^127 elements": (
+        b"(" + text("storage") + FLOATS + text("0") + b"N\x8a\x10" + b"\x7f" * 16 + b"tQ.",
+        "storage 0 has 40 bytes",
+    ),
+    "a tensor of no storage": (REBUILD + b"(NK\x00K\x05\x85K\x01\x85\x89}tR.", "not what torch.save"),
+    "a tensor of words": (REBUILD + b"(" + STORAGE + b"K\x00" + text("a") * 2 + b"\x89}tR.", "not what torch.save"),
+    "bytes of 2^62": (b"\x8e" + (1 << 62).to_bytes(8, "little") + b"x.", "x.pt"),
+    "a frame of 2^62": (b"\x95" + (1 << 62).to_bytes(8, "little") + b"N.", "cut off or damaged"),
+    "a number of 5,000 digits": (
+        stack_global("deepspeed.runtime.zero.config", "ZeroStageEnum") + b"(" + text("9" * 5000) + b"tR.",
+        "not what torch.save",
+    ),
+    "a hundred thousand nested lists": (b"]" * 100_000 + b"a" * 99_999 + b".", "holds list, not the mapping"),
+    "a tuple that doubles forty times": (
+        b"K\x01\x85" + b"".join(b"q%c0(h%ch%ct" % (i, i, i) for i in range(1, 41)) + b".",
+        "holds tuple, not the mapping",
+    ),
+    "an extension code": (b"\x82\x01.", "not what torch.save"),
+    "no end": (b"}", "cut off or damaged"),
+}
+
+
+@pytest.mark.parametrize(("pickled", "expected"), HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_pickle_runs_nothing_and_is_one_clear_error(
+    pickled: bytes, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Through the reader, and through the command line as the file of a rank."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "global_step1"
+    folder.mkdir()
+    for path in (tmp_path / "x.pt", folder / "zero_pp_rank_0_mp_rank_00_optim_states.pt"):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", b"\x80\x04" + pickled)
+            archive.writestr("archive/data/0", bytes(40))
+    with pytest.raises(DamagedError, match=rf"x\.pt: .*{expected}" if expected != "x.pt" else expected):
+        load_state(tmp_path / "x.pt")
+    assert main(["checkpoints", "consolidate", str(folder), str(tmp_path / "out")]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "rank_0_mp_rank_00_optim_states.pt" in line and len(line) < 600
+    assert not (tmp_path / "called").exists() and not (tmp_path / "out").exists()
 
 
 def test_objects_of_unknown_classes_are_left_empty(tmp_path: Path) -> None:

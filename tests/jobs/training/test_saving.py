@@ -14,11 +14,24 @@ import pytest
 MOMENTS = Path(__file__).parents[2] / "moments"
 
 
-@pytest.mark.parametrize(("how", "first", "stride", "count"), [("kill", 20, 31, 3), ("ENOSPC", 2, 40, 2)])
+@pytest.mark.parametrize(
+    ("how", "zero_stage", "count"),
+    [
+        ("kill", 3, 2),
+        ("ENOSPC", 0, 2),
+        pytest.param("kill", 3, 100, marks=pytest.mark.faults),
+        pytest.param("kill", 0, 40, marks=pytest.mark.faults),
+        pytest.param("ENOSPC", 3, 30, marks=pytest.mark.faults),
+        pytest.param("EDQUOT", 3, 20, marks=pytest.mark.faults),
+    ],
+)
 def test_a_kill_or_a_full_disk_at_any_moment_of_a_save_costs_no_committed_checkpoint(
-    tmp_path: Path, how: str, first: int, stride: int, count: int
+    tmp_path: Path, how: str, zero_stage: int, count: int
 ) -> None:
-    """One rank, the other, and both; then a second attempt of two ranks resumes and ends."""
+    """One rank, the other, and both at once; then a second attempt of two ranks resumes and ends.
+
+    Without a count the script tries every moment, which takes some hours.
+    """
     if shutil.which("gcc") is None or not sys.platform.startswith("linux"):
         pytest.skip("needs gcc and Linux")
     shim = tmp_path / "moments.so"
@@ -27,18 +40,40 @@ def test_a_kill_or_a_full_disk_at_any_moment_of_a_save_costs_no_committed_checkp
         [
             sys.executable,
             "-P",
-            str(MOMENTS / "saving.py"),
-            str(tmp_path / "runs"),
+            "-W",
+            "ignore",
+            MOMENTS / "saving.py",
+            tmp_path / "runs",
             how,
-            str(first),
-            str(stride),
+            str(zero_stage),
             str(count),
         ],
         env=os.environ | {"LD_PRELOAD": str(shim), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        check=True,
+        check=False,
     )
+    assert done.returncode == 0, done.stderr[-5000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["wrong"] == {}, done.stderr
-    assert found["ended"] >= 1, f"no moment was reached: {found}"  # a rank makes fewer calls when the other clears up
+    assert found["wrong"] == {}, done.stderr[-5000:]
+    assert min(found["moments"]) >= 3 and found["tried"] >= count - 1
+    assert found["ended"] >= (found["tried"] if how == "kill" else 1), "no moment was reached"
+
+
+def test_eight_runs_on_one_budget_never_hold_more_than_it_though_two_are_killed(tmp_path: Path) -> None:
+    """Real processes, each with the real Saver, watched every few milliseconds."""
+    store = tmp_path / "runs"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", MOMENTS / "sharing.py", store],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["store_bytes"] // 2 < found["most"] <= found["store_bytes"], found
+    assert found["killed"] >= 2 and found["looks"] > 50, found
+    assert set(found["ends"].values()) == {0} and len(found["ends"]) == 8, done.stderr[-5000:]
+    assert all((those[0][0], those[-1][0]) == (2, 4) for those in found["committed"].values()), found
+    assert found["wrong"] == []
