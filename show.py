@@ -71,8 +71,12 @@ def plan(value: Plan) -> str:
     model, room = value.inputs.model, value.inputs.room
     splits = [[name, split.num_rows, size(split.num_bytes), split.path] for name, split in value.inputs.splits.items()]
     storage = [[line.what, size(line.num_bytes), line.formula] for line in value.forecast.storage]
-    others = f", {size(room.promised_bytes)} promised to {room.num_runs} other runs" if room.num_runs else ""
-    room_line = f"{room.folder} can take {size(room.free_bytes)} ({room.source}{others})"
+    others = (
+        f", {size(room.promised_bytes)} promised to {room.num_runs} other run{'s' * (room.num_runs > 1)}"
+        if room.num_runs
+        else ""
+    )
+    room_line = f"{room.folder} can take {size(max(0, room.free_bytes))} ({room.source}{others})"
     storage.append(["peak", size(value.forecast.storage_peak_bytes), room_line])
     parts = [
         f"{value.recipe.name} on {value.site.name}: run {value.run_id}, {model.num_params:,} parameters",

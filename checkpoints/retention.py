@@ -137,6 +137,8 @@ def make_room(
     they are. A thinned copy is written before the full one goes, so it needs *weights_bytes* first.
     Where even all of this is not enough, nothing but what the policies let go is touched.
     """
+    if free_bytes >= need_bytes:
+        return Clearing(verdicts=(), is_enough=True)
     ranks = _rank(checkpoints, policy)
     settled = _verdicts(ranks.mine, ranks, policy, weights_bytes)
     first = [one for one in settled if one.action in ("delete", "archive")]

@@ -50,7 +50,8 @@ def _write(job: JobContext) -> Manifest | None:
     chosen = best_committed(folder, job.recipe.checkpoints.goal) if spec.choose == "best" else last_committed(folder)
     if chosen is None:
         raise RunError(f"{folder} has no committed checkpoint; `sousbatch resume {job.paths.run_id}` trains on")
-    print(f"sousbatch: the {spec.choose} checkpoint is step {chosen.step}, metric {chosen.metric}", flush=True)
+    measured = f"metric {chosen.metric:.6g}" if chosen.metric is not None else "not measured"
+    print(f"sousbatch: the {spec.choose} checkpoint is step {chosen.step}, {measured}", flush=True)
     is_adapter = job.recipe.adapter.method != "full"
     make_private_dir(job.paths.model(job.stage.name).parent)
     choices = Choices(

@@ -15,7 +15,7 @@ from .params import takes_adapter
 from .plan import After, Batch, Forecast, Inputs, Plan, Stage
 from .schema import Kind, Predict, Recipe, Resources
 from .stages import kind_of, resources_of, source_of, stage_view, stages_of
-from .storage import model_of
+from .storage import is_own_limit, model_of
 
 _TASK_BYTES = 40_000_000_000  # of the consolidated model: 120 GB move, 2 minutes at 1 GB/s
 
@@ -33,7 +33,7 @@ def compile(recipe: Recipe, site: Site, inputs: Inputs) -> Plan:
     if reasons:
         raise PlanError(list(dict.fromkeys(reasons)))
     found = forecast(recipe, inputs, stages)
-    reasons += _storage_refusals(found, inputs)
+    reasons += _storage_refusals(recipe, found, inputs)
     if reasons:
         raise PlanError(reasons)
     warnings = list(by_stage(stages, doubts, site))
@@ -167,18 +167,23 @@ def _parameter_refusals(view: Recipe, stage: Stage, inputs: Inputs) -> Iterator[
         yield f"model.freeze {list(freeze)} leaves nothing to train"
 
 
-def _storage_refusals(found: Forecast, inputs: Inputs) -> Iterator[str]:
+def _storage_refusals(recipe: Recipe, found: Forecast, inputs: Inputs) -> Iterator[str]:
     """Refuse what cannot even keep its weights; everything above is a rung of the ladder."""
     room = inputs.room
-    where = f"{room.folder} can take {_gb(room.free_bytes)} ({room.source})"
+    where = f"{room.folder} can take {_gb(max(0, room.free_bytes))} ({room.source})"
     largest = max(found.storage, key=lambda line: line.num_bytes)
     for name, ladder in found.ladders.items():
-        if not ladder.fits:
-            yield (
-                f"no room: not even the weights of stage {name!r} fit into the {_gb(max(0, ladder.room_bytes))} left "
-                f"for them; {where} and the run will hold {_gb(found.storage_peak_bytes)}, the largest part is "
-                f"{largest.what}: {ladder.change}, or another folder with --runs"
-            )
+        if ladder.fits:
+            continue
+        what = f"no room: not even the weights of stage {name!r}, {_gb(ladder.least_bytes)}, fit into"
+        if is_own_limit(stage_view(recipe, name), ladder.room_bytes):
+            yield f"{what} checkpoints.budget_gb={ladder.room_bytes / 1e9:g}: {ladder.change}"
+            continue
+        yield (
+            f"{what} the {_gb(max(0, ladder.room_bytes))} left for them; {where} and the run will hold "
+            f"{_gb(found.storage_peak_bytes)}, the largest part is {largest.what}: {ladder.change}, or another folder "
+            "with --runs"
+        )
     if not found.ladders and found.storage_peak_bytes > room.free_bytes:
         yield (
             f"no room: the run will hold {_gb(found.storage_peak_bytes)} and {where}; the largest part is "
@@ -188,7 +193,7 @@ def _storage_refusals(found: Forecast, inputs: Inputs) -> Iterator[str]:
 
 def _storage_warnings(stage: Stage, found: Forecast) -> Iterator[str]:
     does = {
-        "thinned best": "older ones will keep their weights only",
+        "thinned best": "two full states and the weights of the best one will be kept",
         "weights only": "only weights will be saved, and a kill starts training again",
         "none": "only the weights at the end will be saved, and a kill starts training again",
     }
@@ -234,7 +239,8 @@ def _warnings(recipe: Recipe, site: Site, inputs: Inputs, stage: Stage, found: F
 
 
 def _gb(num_bytes: float) -> str:
-    return f"{num_bytes / 1e9:,.3g} GB"
+    value = num_bytes / 1e9
+    return f"{value:,.0f} GB" if abs(value) >= 1000 else f"{value:.3g} GB"
 
 
 def _slurm_only(recipe: Recipe, site: Site) -> Iterator[str]:

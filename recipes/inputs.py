@@ -6,12 +6,13 @@ import hashlib
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .. import files
 from ..checkpoints import budget
-from ..checkpoints.quota import least, limits_of
+from ..checkpoints.quota import existing, least, limits_of
+from ..checkpoints.zero.places import place_of
 from ..errors import PlanError, UsageError
 from .look import collect
 from .models import model_facts
@@ -28,7 +29,7 @@ def inspect(recipe: Recipe, store: Path) -> Inputs:
     Raises:
         PlanError: every reason why the model or the data cannot be used.
     """
-    reasons: list[str] = []
+    reasons = list(_archive_reasons(recipe))
     model = collect(reasons, lambda: model_facts(recipe))
     splits = collect(reasons, lambda: splits_of(recipe)) or {}
     code = collect(reasons, lambda: code_digest(recipe))
@@ -45,6 +46,22 @@ def inspect(recipe: Recipe, store: Path) -> Inputs:
     return Inputs(model=model, splits=splits, room=room, code_digest=code, versions=versions)
 
 
+def _archive_reasons(recipe: Recipe) -> Iterator[str]:
+    """Return why the archive cannot be one, as far as that can be told without writing to it."""
+    for url in dict.fromkeys(stage_view(recipe, name).checkpoints.archive_url for name in stages_of(recipe)):
+        if url is None:
+            continue
+        try:
+            place = place_of(url)
+        except UsageError as error:
+            yield f"checkpoints.archive_url: {error}"
+            continue
+        if url.startswith("memory:"):
+            yield f"checkpoints.archive_url {url!r} ends with the process that writes to it; name a folder or a store"
+        elif isinstance(place, Path) and not (existing(place).is_dir() and os.access(existing(place), os.W_OK)):
+            yield f"checkpoints.archive_url {url!r}: {existing(place)} is not a folder that you may write to"
+
+
 def room_of(store: Path, store_budget_gb: float | None = None) -> Room:
     """Return what *store* can still take: its free space and quotas, less what its other runs are promised."""
     limit = least(limits_of(store))
@@ -53,10 +70,12 @@ def room_of(store: Path, store_budget_gb: float | None = None) -> Room:
     free, source = (limit.num_bytes or 0) - promised, limit.source
     if store_budget_gb is not None:
         left = int(store_budget_gb * 1e9) - sum(max(one.promised_bytes, one.held_bytes) for one in among)
-        free, source = min((free, source), (left, "checkpoints.store_budget_gb"))
+        held = (store_budget_gb * 1e9 - left) / 1e9
+        told = f"checkpoints.store_budget_gb={store_budget_gb:g}, of which other runs have {held:,.3g} GB"
+        free, source = min((free, source), (left, told))
     return Room(
         folder=str(store),
-        free_bytes=max(0, free),
+        free_bytes=free,
         free_inodes=limit.num_files or 0,
         source=source,
         promised_bytes=promised,

@@ -145,7 +145,7 @@ Rung = Literal["full", "thinned best", "weights only", "none"]
 class Ladder:
     """How a train stage's checkpoints fit: the rung that holds, and the least change for a better one.
 
-    On "none" there is room for the weights at the end alone; *fits* says that at least these have it.
+    On "none" there is room for the weights at the end alone; *fits* says that at least these, *least_bytes*, have it.
     """
 
     rung: Rung
@@ -153,6 +153,7 @@ class Ladder:
     room_bytes: int
     full_bytes: int
     change: str
+    least_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

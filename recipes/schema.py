@@ -208,14 +208,18 @@ class Checkpoints:
     keep_last: int = key(1, "newest ones that stay", also=("save_total_limit", "total_limit"), at_least=1)
     keep_best: int = key(1, "best ones by the metric that stay", also=("save_top_k",), at_least=0)
     keep_every_steps: int | None = key(None, "those at multiples of this stay for good", at_least=1)
-    metric: str = key("eval_loss", "what best means", also=("metric_for_best_model", "monitor"))
+    metric: Literal["eval_loss", "loss"] = key(
+        "eval_loss",
+        "what best means: on train.eval_split, or while training",
+        also=("metric_for_best_model", "monitor"),
+    )
     goal: Literal["lowest", "highest"] = key("lowest", "which end of the metric is best", also=("greater_is_better",))
     thin: bool = key(
         False,
         "best ones and those of every so many steps keep their weights only; else only where room is needed",
         also=("save_only_model",),
     )
-    archive_url: str | None = key(None, "folder or fsspec URL where checkpoints go that do not stay here")
+    archive_url: str | None = key(None, "absolute folder or fsspec URL where checkpoints go that do not stay here")
     budget_gb: float | None = key(
         None,
         "most that the checkpoints of one train stage may hold, the one being written too (1 GB = 10^9 B)",

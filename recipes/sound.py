@@ -13,7 +13,7 @@ from ..rundir import NAME_PATTERN
 from . import check
 from .prompt import prompt_fields
 from .schema import KINDS, Recipe, Resources
-from .stages import NEEDS_SOURCE, SOURCES, fitting_sources, kind_of, stage_view, stages_of
+from .stages import NEEDS_SOURCE, SOURCES, fitting_sources, is_measured, kind_of, stage_view, stages_of
 
 # sbatch options that a run depends on, and what to write instead.
 _OWNED = {
@@ -146,6 +146,26 @@ def _sbatch(key: str, wanted: Resources) -> Iterator[Fault]:
             yield Fault(key=f"{key}.sbatch", problem=f"has --{option[1]}", hint=_OWNED[option[1]])
 
 
+def _kept(view: Recipe) -> Iterator[Fault]:
+    """Return what is wrong with the checkpoints that are to stay."""
+    spec = view.checkpoints
+    if spec.keep_best > 1 and not is_measured(view):
+        problem = f"is {spec.keep_best}, and nothing measures {spec.metric}"
+        yield Fault(
+            key="checkpoints.keep_best", problem=problem, hint="set train.eval_split, or checkpoints.metric=loss"
+        )
+    if spec.keep_best == 0 and view.consolidate.choose == "best" and is_measured(view):
+        problem = "is 0, and consolidate.choose is best"
+        yield Fault(key="checkpoints.keep_best", problem=problem, hint="keep 1, or set consolidate.choose=last")
+    url = spec.archive_url
+    if url is not None and "://" not in url and not url.startswith("/"):
+        yield Fault(
+            key="checkpoints.archive_url",
+            problem=f"is {url!r}",
+            hint=f"an absolute folder, such as /data/{url}, or a URL",
+        )
+
+
 def _sections(view: Recipe) -> Iterator[Fault]:
     """Return what is wrong between keys of one section, in the recipe as some stage sees it."""
     schedule, train, predict = view.train.schedule, view.train, view.predict
@@ -158,6 +178,7 @@ def _sections(view: Recipe) -> Iterator[Fault]:
         yield Fault(key=key, problem=f"is missing: schedule {schedule.name} needs it", hint="such as 500")
     if train.patience is not None and train.eval_split is None:
         yield Fault(key="train.patience", problem="needs train.eval_split", hint="such as validation")
+    yield from _kept(view)
     if predict.min_new_tokens > predict.max_new_tokens:
         problem = f"is {predict.min_new_tokens}, above max_new_tokens {predict.max_new_tokens}"
         yield Fault(key="predict.min_new_tokens", problem=problem)

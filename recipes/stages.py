@@ -80,6 +80,11 @@ def layered_resources(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Res
     return {str(name): layered(name) for name in given}
 
 
+def is_measured(view: Recipe) -> bool:
+    """Say whether a train stage measures what `checkpoints.metric` names at each save."""
+    return view.checkpoints.metric == "loss" or view.train.eval_split is not None
+
+
 def stage_view(recipe: Recipe, stage: str) -> Recipe:
     """Return the recipe as *stage* sees it: its `set` laid over the sections."""
     changes = stages_of(recipe)[stage].set

@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from ..checkpoints.retention import Policy
 from ..checkpoints.rotate import Means
@@ -18,7 +19,7 @@ from ..rundir import RunPaths
 from .params import params_of
 from .plan import Batch, Forecast, ForecastLine, Inputs, Ladder, ModelFacts, Rung, Stage
 from .schema import Adapter, Dtype, Recipe
-from .stages import stage_view
+from .stages import is_measured, stage_view
 
 RUNGS: tuple[Rung, ...] = ("full", "thinned best", "weights only", "none")
 _CHECKPOINTS_OF = "checkpoints of "
@@ -27,12 +28,17 @@ _LOG_BYTES_PER_STEP = 200  # one line of log and one ledger event, seldom more
 _FIXED_LOG_BYTES = 2_000_000  # start-up messages of every stage, W&B's own files: measured 1 to 2 MB
 
 
+def with_slack(num_bytes: int) -> int:
+    """Return the room to ask for something of a forecast size: right to 2 %, and files take whole blocks."""
+    return int(num_bytes * 1.02) + 64 * 1024
+
+
 def policy_of(recipe: Recipe) -> Policy:
     """Return the retention policy of a recipe."""
     spec = recipe.checkpoints
     return Policy(
         keep_last=spec.keep_last,
-        keep_best=spec.keep_best,
+        keep_best=spec.keep_best if is_measured(recipe) else 0,
         keep_every_steps=spec.keep_every_steps,
         goal=spec.goal,
         thins=spec.thin,
@@ -128,17 +134,18 @@ def needs(view: Recipe, model: ModelFacts, stage: Stage) -> dict[Rung, int]:
     The newest full state, its successor that is being written, the best one's weights; without
     full states the weights of the last, the best and the one being written; at least those at the end.
     """
-    return {rung: sum(count * size for count, size, _ in _parts(view, model, stage, rung)) for rung in RUNGS}
+    parts = {rung: _parts(view, model, stage, rung) for rung in RUNGS}
+    return {rung: sum(count * with_slack(size) for count, size, _ in those) for rung, those in parts.items()}
 
 
 def _parts(view: Recipe, model: ModelFacts, stage: Stage, rung: Rung) -> list[tuple[int, int, str]]:
     """Return (how many, bytes of one, formula of one) of what a train stage holds at its peak."""
     assert stage.batch is not None, "only train stages have checkpoints"
-    spec, batch = view.checkpoints, stage.batch
+    spec, policy, batch = view.checkpoints, policy_of(view), stage.batch
     size, weights = checkpoint_of(view, model, batch), weights_of(view, model)
     full, light = (size.num_bytes, size.formula), (weights.num_bytes, f"weights: {weights.formula}")
     saves = math.ceil(batch.steps / batch.save_every_steps)
-    older = spec.keep_best + (
+    older = policy.keep_best + (
         batch.steps // math.lcm(spec.keep_every_steps, batch.save_every_steps) if spec.keep_every_steps else 0
     )
     if rung == "full" and spec.thin:
@@ -147,9 +154,9 @@ def _parts(view: Recipe, model: ModelFacts, stage: Stage, rung: Rung) -> list[tu
     if rung == "full":
         return [(min(saves, spec.keep_last + older + 1), *full)]
     if rung == "thinned best":
-        return [(min(saves, 2), *full), (min(max(0, saves - 2), spec.keep_best, 1), *light)]
+        return [(min(saves, 2), *full), (min(max(0, saves - 2), policy.keep_best, 1), *light)]
     if rung == "weights only":
-        return [(min(saves, 2 + min(1, spec.keep_best)), *light)]
+        return [(min(saves, 2 + min(1, policy.keep_best)), *light)]
     return [(1, *light)]
 
 
@@ -190,6 +197,7 @@ def _ladders(recipe: Recipe, model: ModelFacts, stages: Sequence[Stage], free_by
             rung=rung or "none",
             room_bytes=room,
             full_bytes=wanted[name]["full"],
+            least_bytes=wanted[name]["none"],
             fits=rung is not None,
             change="" if rung == "full" else _smallest_change(view, model, stage, room),
         )
@@ -207,31 +215,49 @@ def _smallest_change(view: Recipe, model: ModelFacts, stage: Stage, room_bytes: 
     """
     wanted = needs(view, model, stage)
     target: Rung = "full" if _rung(wanted, room_bytes) else "none"
-    ways = (text for text, changed in _changes(view) if needs(changed, model, stage)[target] <= room_bytes)
+    may_adapt = view.adapter.method == "full" and (model.has_weights or stage.of is not None)
+    ways = (text for text, changed in _changes(view, may_adapt) if needs(changed, model, stage)[target] <= room_bytes)
     more = f"{_up((wanted[target] - room_bytes) / 1e9)} GB more in the store"
-    if view.checkpoints.budget_gb is not None and room_bytes == int(view.checkpoints.budget_gb * 1e9):
+    if is_own_limit(view, room_bytes):
         more = f"checkpoints.budget_gb={_up(wanted[target] / 1e9)}"
     return " or ".join([*itertools.islice(ways, 1), more])
 
 
-def _changes(view: Recipe) -> Iterator[tuple[str, Recipe]]:
-    """Yield ways to need less, the mildest first; the last ones are all of them, and an adapter."""
-    spec = view.checkpoints
-    fewer = (
-        ("thin=true", replace(spec, thin=True)),
-        ("keep_every_steps=null", replace(spec, keep_every_steps=None)),
-        ("keep_last=1", replace(spec, keep_last=1)),
-        ("keep_best=0", replace(spec, keep_best=0)),
-        (
-            "keep_last=1 checkpoints.keep_best=0 checkpoints.keep_every_steps=null",
-            replace(spec, keep_last=1, keep_best=0, keep_every_steps=None),
-        ),
-    )
-    for text, changed in fewer:
-        if changed != spec:
-            yield f"checkpoints.{text}", replace(view, checkpoints=changed)
-    if view.adapter.method == "full":
+def is_own_limit(view: Recipe, room_bytes: int) -> bool:
+    """Say whether it is the train stage's own budget that leaves it *room_bytes*."""
+    return view.checkpoints.budget_gb is not None and room_bytes == int(view.checkpoints.budget_gb * 1e9)
+
+
+def _changes(view: Recipe, may_adapt: bool) -> Iterator[tuple[str, Recipe]]:
+    """Yield ways to need less, the mildest first: thinning, fewer, both, the fewest, an adapter."""
+    spec, thin = view.checkpoints, {"checkpoints.thin": True}
+    fewer: list[dict[str, Any]] = [
+        {"checkpoints.keep_every_steps": None},
+        *({"checkpoints.keep_last": number} for number in range(spec.keep_last - 1, 0, -1)),
+        *({"checkpoints.keep_best": number} for number in range(spec.keep_best - 1, 0, -1)),
+    ]
+    least = {"checkpoints.keep_every_steps": None, "checkpoints.keep_last": 1, "checkpoints.keep_best": 1}
+    none = {"checkpoints.keep_best": 0, "consolidate.choose": "last"}
+    ways = [thin, *fewer, *({**way, **thin} for way in fewer), {**least, **thin}, none, {**least, **none}]
+    for way in ways:
+        changed = view
+        for key, value in way.items():
+            section, _, name = key.partition(".")
+            changed = replace(changed, **{section: replace(getattr(changed, section), **{name: value})})
+        if changed != view:
+            told = {key: value for key, value in way.items() if _value(view, key) != value}
+            yield " ".join(f"{key}={_written(value)}" for key, value in told.items()), changed
+    if may_adapt:
         yield "adapter=lora", replace(view, adapter=Adapter(method="lora"))
+
+
+def _value(view: Recipe, key: str) -> Any:
+    section, _, name = key.partition(".")
+    return getattr(getattr(view, section), name)
+
+
+def _written(value: Any) -> str:
+    return "null" if value is None else str(value).lower()
 
 
 def _up(value_gb: float) -> str:

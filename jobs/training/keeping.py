@@ -15,7 +15,7 @@ from typing import Any
 
 from ... import files
 from ...checkpoints import budget, commit
-from ...checkpoints.admission import RUNGS, Need, Rung, admit
+from ...checkpoints.admission import RUNGS, Need, Rung, admit, holds_reserve
 from ...checkpoints.budget import Reservation
 from ...checkpoints.commit import Checkpoint
 from ...checkpoints.quota import least, limits_of
@@ -24,11 +24,11 @@ from ...checkpoints.rotate import STATE_NAME, WRITER_LOCK, Done, carry_out
 from ...errors import FencedError, NoRoomError, no_room_named
 from ...ledger import Ledger
 from ...recipes.plan import Batch
-from ...recipes.storage import checkpoint_of, later_bytes, means_of, policy_of, weights_of
-from ..context import JobContext
+from ...recipes.storage import checkpoint_of, later_bytes, means_of, policy_of, weights_of, with_slack
+from ..context import JobContext, say
 
 _SLACK_BYTES = 64 * 1024  # by how much two checkpoints of one run differ: loss scale, pickled counters
-_FORECAST_SLACK = 1.05  # what the forecast of a first checkpoint may be off by
+_PEAK_SLACK = 1.05  # what the forecast of all that a run holds may be off by
 _RESERVE_SLACK_BYTES = 512 * 1024  # what others write on a full disk as soon as the reserve is released
 _TRIES = 6
 
@@ -52,6 +52,7 @@ class Keeping:
         self._store = job.paths.root.parent.parent
         self._later_bytes = later_bytes(job.plan.forecast)
         self._granted_bytes = 0
+        self._told: set[str] = set()
         self.budget_bytes = 0
         self._thread: threading.Thread | None = None
         self._lock = ExitStack()
@@ -68,6 +69,7 @@ class Keeping:
         need = self._need(state_bytes, is_last=is_last)
         with budget.store_locked(self._store):
             self._keep_reserve(need)
+            need = replace(need, has_reserve=self._has_reserve())
             for rung in RUNGS[RUNGS.index(highest) :]:
                 if self._clear(rung, need):
                     return rung
@@ -76,7 +78,7 @@ class Keeping:
     def _clear(self, rung: Rung, need: Need) -> bool:
         """Make room for *rung* and say whether it is there; what was freed is measured, not believed."""
         stuck: set[Path] = set()
-        wanted = need.full_bytes if rung == "full" else need.weights_bytes
+        wanted = need.bytes_of(rung)
         for _ in range(_TRIES):
             room = self._room(need)
             free = room.free_bytes
@@ -88,7 +90,7 @@ class Keeping:
             found = admit(mine, self._policy, need, free_bytes=free, highest=rung)
             if found.rung != rung:
                 return False
-            if free >= wanted:
+            if not found.verdicts:
                 return True
             stuck |= {done.checkpoint.path for done in self._carry_out(found.verdicts) if done.problem}
         return False
@@ -145,26 +147,31 @@ class Keeping:
         recipe, model = self._job.recipe, self._job.plan.inputs.model
         world_size = self._batch.world_size
         alike = [one for one in self._mine() if one.content == "full" and one.world_size == world_size]
-        full = int(checkpoint_of(recipe, model, self._batch).num_bytes * _FORECAST_SLACK)
+        full = with_slack(checkpoint_of(recipe, model, self._batch).num_bytes)
         if alike:
-            full = budget.held_bytes(alike[-1].path) + max(0, state_bytes - _size(alike[-1].path / STATE_NAME))
+            grown = max(0, state_bytes - _size(alike[-1].path / STATE_NAME))
+            full = budget.held_bytes(alike[-1].path) + grown + _SLACK_BYTES
         return Need(
-            full_bytes=full + _SLACK_BYTES,
-            weights_bytes=weights_of(recipe, model).num_bytes + _SLACK_BYTES,
+            full_bytes=full,
+            weights_bytes=with_slack(weights_of(recipe, model).num_bytes),
             later_bytes=self._later_bytes,
             is_last=is_last,
+            has_reserve=self._has_reserve(),
         )
 
+    def _has_reserve(self) -> bool:
+        return (self.folder / budget.RESERVE_NAME).exists()
+
     def _keep_reserve(self, need: Need) -> None:
-        """Hold room for the weights at the end, where it leaves two full states and the best one's weights theirs."""
+        """Hold room for the weights at the end, where that costs no rung; release it for the last save."""
         reserve = 0
         if not need.is_last:
             room = self._room(need)
             mine = sum(one.num_bytes for one in self._mine() if not one.is_pinned)
             capacity = room.free_bytes + mine + _size(self.folder / budget.RESERVE_NAME)
             size = need.weights_bytes + _RESERVE_SLACK_BYTES
-            wanted = 2 * need.full_bytes + need.weights_bytes + size + room.later_bytes
-            reserve = size if capacity >= wanted else 0
+            need = replace(need, later_bytes=room.later_bytes)
+            reserve = size if holds_reserve(need, self._policy, capacity_bytes=capacity, reserve_bytes=size) else 0
         with suppress(NoRoomError), no_room_named("the reserve"):
             budget.keep_reserve(self.folder, reserve)
 
@@ -174,7 +181,7 @@ class Keeping:
         limit = least(limits_of(self.folder))
         is_short_of_files = limit.num_files is not None and limit.num_files < self._num_files()
         spec = self._spec
-        peak = int(self._job.plan.forecast.storage_peak_bytes * _FORECAST_SLACK) + _SLACK_BYTES
+        peak = int(self._job.plan.forecast.storage_peak_bytes * _PEAK_SLACK) + _SLACK_BYTES
         self._granted_bytes = budget.grant(
             wanted_bytes=max(peak, run_held + need.full_bytes + 2 * need.weights_bytes + need.later_bytes),
             held_bytes=run_held,
@@ -203,6 +210,9 @@ class Keeping:
         found = []
         for done in carry_out(verdicts, self._means):
             more = {"message": done.problem} if done.problem else {"left_bytes": done.left_bytes}
+            if done.problem and done.problem not in self._told:
+                self._told.add(done.problem)
+                say(f"warning: step {done.checkpoint.step} is kept: {done.problem}")
             self._record(done.outcome, done.checkpoint, reason=done.reason, **more)
             found.append(done)
         return found

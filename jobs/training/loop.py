@@ -81,8 +81,9 @@ class Steering(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._watchdog.step()
         step = state.global_step
-        control.should_log = step % args.logging_steps == 0 or step == self._batch.steps
         is_due = step % self._batch.save_every_steps == 0 or step >= self._batch.steps
+        is_metric = is_due and self._job.recipe.checkpoints.metric == "loss"
+        control.should_log = step % args.logging_steps == 0 or step == self._batch.steps or is_metric
         control.should_save = is_due
         control.should_evaluate = is_due and bool(self._job.recipe.train.eval_split)
         control.should_training_stop = step >= self._batch.steps

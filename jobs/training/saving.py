@@ -45,6 +45,7 @@ class Saver:
         self._folder = job.paths.checkpoints(job.stage.name)
         self._keeping = Keeping(job, batch, ledger) if ranks.rank == 0 else None
         self._num_skipped = 0
+        self._rung: Rung = "full"
 
     def save(self, trainer: Any) -> None:
         """Save in full, else the weights, else nothing; commit, and settle the older ones beside the training.
@@ -59,22 +60,43 @@ class Saver:
         step = trainer.state.global_step
         is_last = step >= self._batch.steps
         rung, problem = self._descend(trainer, "full", is_last=is_last)
-        limit = self._job.recipe.checkpoints.max_skipped
         self._num_skipped = 0 if rung != "none" else self._num_skipped + 1
         if rung != "none":
+            self._tell(step, rung)
             return
         if is_last:
-            raise NoRoomError(f"the checkpoint of the last step {step} was not saved: {problem}")
+            raise NoRoomError(f"the checkpoint of the last step {step} was not saved: {problem}; {self._way_out()}")
+        limit = None if self._plans_none() else self._job.recipe.checkpoints.max_skipped
         if limit is not None and self._num_skipped > limit:
             rung, _ = self._descend(trainer, "weights", is_last=True)
             what = f"the weights of step {step} are saved" if rung == "weights" else "the last checkpoint stands"
             raise NoRoomError(
-                f"{self._num_skipped} saves in a row found no room ({problem}); {what}: free some space and resume, "
-                "or allow more with checkpoints.max_skipped"
+                f"{self._num_skipped} saves in a row found no room ({problem}); {what}; {self._way_out()} "
+                "(checkpoints.max_skipped=null trains on without)"
             )
         if self._keeping is not None:
             self._keeping.skipped(step, problem)
             say(f"warning: step {step} is not saved: {problem}")
+
+    def _tell(self, step: int, rung: Rung) -> None:
+        """Say when the saves begin or cease to hold weights only: a kill costs more then."""
+        if rung != self._rung and self._keeping is not None:
+            weights_only = (
+                "only weights are saved, for no full state fits; after a kill training goes on from the last one"
+            )
+            say(f"step {step}: " + (weights_only if rung == "weights" else "there is room for full states again"))
+        self._rung = rung
+
+    def _plans_none(self) -> bool:
+        """Say whether the plan has room for the weights at the end alone: that saves are skipped is no surprise."""
+        ladder = self._job.plan.forecast.ladders.get(self._job.stage.name)
+        return ladder is not None and ladder.rung == "none"
+
+    def _way_out(self) -> str:
+        budget_gb = self._job.recipe.checkpoints.budget_gb
+        if budget_gb is not None:
+            return f"submit again with more than checkpoints.budget_gb={budget_gb:g}, or free some space and resume"
+        return "free some space and resume"
 
     def close(self) -> None:
         """Wait for what runs beside the training; only the later stages' room stays reserved."""

@@ -28,10 +28,10 @@ CASES: dict[str, tuple[list[Checkpoint], dict[str, Any], int, tuple[str, list[st
     "the best is thinned": ([full(1, **BEST), full(2)], {}, 20, ("full", ["thin 1"])),
     "weights, where no second full state fits": ([full(1)], {}, 60, ("weights", [])),
     "not even weights": ([full(1)], {}, 19, ("none", [])),
-    "the first full state must leave room for the best and the last weights": ([], {}, 139, ("weights", [])),
-    "it leaves it": ([], {}, 140, ("full", [])),
+    "a full state that stays must leave room for the best, the last and new weights": ([], {}, 159, ("weights", [])),
+    "it leaves it": ([], {}, 160, ("full", [])),
     "the last save needs to leave none": ([], {"is_last": True}, 120, ("full", [])),
-    "what follows training counts": ([], {"later_bytes": 10}, 149, ("weights", [])),
+    "what follows training counts": ([], {"later_bytes": 10}, 169, ("weights", [])),
     "what follows is left alone by weights, too": ([], {"later_bytes": 150}, 169, ("none", [])),
     "but not by the last ones": ([], {"later_bytes": 150, "is_last": True}, 20, ("weights", [])),
     "older weights go for newer ones": ([light(1, **BEST), light(2), light(3)], {}, 0, ("weights", ["delete 2"])),
@@ -52,4 +52,8 @@ def test_no_rung_above_the_one_asked_for_is_taken() -> None:
 
 
 def test_a_pinned_checkpoint_is_room_for_nobody() -> None:
-    assert admit([full(1, is_pinned=True), full(2)], Policy(keep_best=0), Need(**NEED), free_bytes=20).rung == "weights"
+    mine, policy = [full(1, is_pinned=True), full(2)], Policy(keep_best=0)
+    assert [admit(mine, policy, Need(**NEED), free_bytes=free).rung for free in (39, 40, 99, 100)] == [
+        *("none", "weights"),  # besides this one's, there must be room for those at the end
+        *("weights", "full"),
+    ]

@@ -124,12 +124,13 @@ def cleared(checkpoints: Sequence[Checkpoint], free: int, need: int = FULL, **po
 
 EVERY = {"keep_every_steps": 10, "keep_last": 1, "keep_best": 1}
 CLEARINGS: dict[str, tuple[list[Any], int, dict[str, Any], list[tuple[str, int]]]] = {
-    "what the policies let go, whether it is needed or not": (
+    "all that the policies let go, also where less would do": (
         sized(10, 20, 30),
-        500,
+        99,
         {},
         [("delete", 10), ("delete", 20)],
     ),
+    "and nothing of it where there is room": (sized(10, 20, 30), 100, {}, []),
     "nothing where there is room": (sized(10, 20, best=10), 100, {}, []),
     "the best is thinned": (sized(10, 20, best=10), 20, {}, [("thin", 10)]),
     "the best is thinned only where its copy has room": (sized(10, 20, best=10), 19, {}, [("short", 0)]),

@@ -208,7 +208,7 @@ REFUSALS = {
     ),
     "pattern without a parameter": ({"model.freeze": ("layers:4-9",)}, "no parameter matches 'layers:4-9'"),
     "nothing left to train": ({"model.freeze": ("*",)}, "leaves nothing to train"),
-    "budget": ({"checkpoints.budget_gb": 1e-6}, "not even the weights of stage 'train' fit"),
+    "budget": ({"checkpoints.budget_gb": 1e-6}, "not even the weights of stage 'train'"),
 }
 
 
