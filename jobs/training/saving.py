@@ -62,7 +62,8 @@ class Saver:
         rung, problem = self._descend(trainer, "full", is_last=is_last)
         self._num_skipped = 0 if rung != "none" else self._num_skipped + 1
         if rung != "none":
-            self._tell(step, rung)
+            if not is_last:
+                self._tell(step, rung)
             return
         if is_last:
             raise NoRoomError(f"the checkpoint of the last step {step} was not saved: {problem}; {self._way_out()}")
