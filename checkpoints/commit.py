@@ -78,6 +78,11 @@ def temporary_dir(folder: Path, step: int, attempt: int, content: Content = "ful
     return folder / f"{files.TEMPORARY_PREFIX}{name_of(step, content)}.{attempt:04d}"
 
 
+def is_cut_off(name: str, *, has_marker: bool) -> bool:
+    """Say whether a folder of this name is what a save of ours left that was killed, or a removal."""
+    return name.startswith(f"{files.TEMPORARY_PREFIX}step-") or (bool(_NAME.fullmatch(name)) and not has_marker)
+
+
 def name_of(step: int, content: Content) -> str:
     """Return the name of a checkpoint's folder."""
     return f"step-{step:08d}" + ("-weights" if content == "weights" else "")
