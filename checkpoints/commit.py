@@ -78,9 +78,9 @@ def temporary_dir(folder: Path, step: int, attempt: int, content: Content = "ful
     return folder / f"{files.TEMPORARY_PREFIX}{name_of(step, content)}.{attempt:04d}"
 
 
-def is_cut_off(name: str, *, has_marker: bool) -> bool:
-    """Say whether a folder of this name is what a save of ours left that was killed, or a removal."""
-    return name.startswith(f"{files.TEMPORARY_PREFIX}step-") or (bool(_NAME.fullmatch(name)) and not has_marker)
+def is_name_of_save(name: str) -> bool:
+    """Say whether a folder's name is one that our saves give, also before they are committed."""
+    return name.startswith(f"{files.TEMPORARY_PREFIX}step-") or bool(_NAME.fullmatch(name))
 
 
 def name_of(step: int, content: Content) -> str:

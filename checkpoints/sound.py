@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DamagedError, UsageError
-from ..files import digest_file
-from .commit import MARKER, is_cut_off, zip_directory
+from ..files import TEMPORARY_PREFIX, digest_file
+from .commit import MARKER, is_name_of_save, zip_directory
 from .zero.places import Place, at_once, num_bytes_of, open_ranges
 from .zero.read import open_source
 from .zero.source import Source
@@ -42,7 +42,9 @@ def open_sound(path: Place) -> Source:
 
 def _refuse_cut_off(path: Place) -> None:
     for folder in (path, path.parent):
-        if folder.is_dir() and is_cut_off(folder.name, has_marker=(folder / MARKER).is_file()):
+        if not is_name_of_save(folder.name) or not folder.is_dir():
+            continue
+        if folder.name.startswith(TEMPORARY_PREFIX) or not (folder / MARKER).is_file():
             raise UsageError(
                 f"{folder}: was never committed: it is what a save or a removal left that was killed; use another "
                 "checkpoint, or rename it if another trainer wrote it"
