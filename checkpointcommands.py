@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from argparse import Namespace
 from dataclasses import replace
@@ -11,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import show
-from .errors import NotFoundError, UsageError
+from .errors import NotFoundError, RunError, UsageError
 from .rundir import RunPaths, find_run
 
 if TYPE_CHECKING:
-    from .checkpoints.retention import Policy
-    from .checkpoints.rotate import Done, Means
+    from .checkpoints.commit import Checkpoint
+    from .checkpoints.rotate import Done, Rules
+    from .checkpoints.zero.manifest import Manifest
     from .checkpoints.zero.places import Place
     from .checkpoints.zero.source import Source
     from .checkpoints.zero.work import Choices
@@ -25,10 +27,13 @@ if TYPE_CHECKING:
 def _checkpoint_dirs(text: str) -> list[Path]:
     """Return the folders of checkpoints that *text* means: a folder, or those of a run's train stages."""
     folder = Path(text).expanduser()
+    above = folder.resolve().parent
+    if folder.resolve().name == "checkpoints" and (above / "plan.json").is_file():
+        folder = above
     if folder.is_dir() and not (folder / "plan.json").is_file():
         return [folder]
     try:
-        base = find_run(text, newest=True).root / "checkpoints"
+        base = find_run(str(folder), newest=True).root / "checkpoints"
     except NotFoundError as error:
         raise NotFoundError(f"{text!r} is neither a folder nor a run; `sousbatch status` lists the runs") from error
     return sorted(path for path in base.iterdir() if path.is_dir()) if base.is_dir() else []
@@ -46,30 +51,47 @@ def listing(arguments: Namespace) -> int:
 
 
 def verify(arguments: Namespace) -> int:
-    from .checkpoints.commit import list_checkpoints, verify
+    from .checkpoints.commit import list_checkpoints
 
     found = [checkpoint for folder in _checkpoint_dirs(arguments.path) for checkpoint in list_checkpoints(folder)]
     bad = 0
     for checkpoint in found:
-        problems = verify(checkpoint)
+        problems, unread = _look_through(checkpoint)
         bad += bool(problems)
-        print(f"{checkpoint.path}: " + ("; ".join(problems) if problems else "whole"))
+        print(f"{checkpoint.path}: " + ("; ".join(problems) if problems else f"whole{unread}"))
     if not found:
         raise NotFoundError(f"no checkpoints in {arguments.path}")
     return 1 if bad else 0
 
 
+def _look_through(checkpoint: Checkpoint) -> tuple[tuple[str, ...], str]:
+    """Return what is wrong with a checkpoint, and of another trainer's why it cannot be read here, if so."""
+    from .checkpoints.commit import verify
+    from .checkpoints.zero.read import open_source
+
+    problems = verify(checkpoint)
+    if problems or checkpoint.status != "foreign":
+        return problems, ""
+    try:
+        open_source(checkpoint.path)
+    except RunError as error:
+        return (str(error),), ""
+    except UsageError as error:
+        return (), f", as far as its files tell; it cannot be consolidated here: {error}"
+    return (), ""
+
+
 def prune(arguments: Namespace) -> int:
     from .checkpoints.rotate import prune
 
-    found = [(folder, *_policy_of(folder, arguments)) for folder in _checkpoint_dirs(arguments.path)]
+    found = [(folder, _rules_of(folder, arguments)) for folder in _checkpoint_dirs(arguments.path)]
     if not found:
         raise NotFoundError(f"no checkpoints in {arguments.path}")
     problems = 0
-    for folder, policy, means in found:
-        for verdict, done in prune(folder, policy, means, is_dry=arguments.dry_run):
+    for folder, rules in found:
+        for verdict, done in prune(folder, rules, is_dry=arguments.dry_run):
             print(show.verdict(verdict, done))
-            if done is not None:
+            if done is not None and verdict.checkpoint.status == "committed":
                 _record(folder, done)
                 problems += bool(done.problem)
     return 1 if problems else 0
@@ -80,8 +102,8 @@ def _record(folder: Path, done: Done) -> None:
     from . import ledger
     from .checkpoints.budget import held_bytes
 
-    paths = RunPaths(root=folder.parent.parent)
-    if not paths.ledger_dir.is_dir() or folder != paths.checkpoints(folder.name):
+    paths = _run_of(folder)
+    if paths is None or not paths.ledger_dir.is_dir():
         return
     client = ledger.open_client(paths.ledger_dir)
     client.write(
@@ -99,21 +121,35 @@ def _record(folder: Path, done: Done) -> None:
     client.close()
 
 
-def _policy_of(folder: Path, arguments: Namespace) -> tuple[Policy, Means]:
-    """Return the policy of the run that *folder* belongs to, else the usual one, with what the command line says."""
+def _run_of(folder: Path) -> RunPaths | None:
+    """Return the run whose stage writes its checkpoints to *folder*, if any."""
+    folder = folder.resolve()
+    paths = RunPaths(root=folder.parent.parent)
+    return paths if paths.plan.is_file() and folder == paths.checkpoints(folder.name) else None
+
+
+def _rules_of(folder: Path, arguments: Namespace) -> Rules:
+    """Return the rules of the run that *folder* belongs to, else the usual ones, with what the command line says."""
     from .checkpoints.retention import Policy
-    from .checkpoints.rotate import Means
+    from .checkpoints.rotate import Means, Rules
     from .recipes.plan import read_plan
     from .recipes.stages import stage_view
-    from .recipes.storage import means_of, policy_of
+    from .recipes.storage import means_of, policy_of, weights_of
 
-    policy, means = Policy(), Means(check_fence=lambda: None)
-    paths = RunPaths(root=folder.parent.parent)
-    if paths.plan.is_file() and folder == paths.checkpoints(folder.name):
-        view = stage_view(read_plan(paths.plan).recipe, folder.name)
-        policy, means = policy_of(view), means_of(view, paths, folder.name, lambda: None)
+    rules = Rules(policy=Policy(), means=Means(check_fence=lambda: None))
+    paths = _run_of(folder)
+    if paths is not None:
+        plan = read_plan(paths.plan)
+        view = stage_view(plan.recipe, folder.name)
+        rules = Rules(
+            policy=policy_of(view),
+            means=means_of(view, paths, folder.name, lambda: None),
+            weights_bytes=weights_of(view, plan.inputs.model).num_bytes,
+            owns_leftovers=True,
+        )
     asked = {"keep_last": arguments.keep_last, "keep_best": arguments.keep_best, "thins": arguments.thin or None}
-    return replace(policy, **{key: value for key, value in asked.items() if value is not None}), means
+    given = {key: value for key, value in asked.items() if value is not None}
+    return replace(rules, policy=replace(rules.policy, **given))
 
 
 def _config_dir(checkpoint: Place) -> Place | None:
@@ -122,38 +158,79 @@ def _config_dir(checkpoint: Place) -> Place | None:
 
 
 def consolidate(arguments: Namespace) -> int:
-    from .checkpoints.sound import open_sound
+    from .checkpoints.zero.manifest import MANIFEST_NAME
     from .checkpoints.zero.places import place_of
-    from .checkpoints.zero.write import consolidate_part
+    from .checkpoints.zero.write import consolidate_part, refuse_within
 
     if arguments.adapter == "keep" and arguments.base:
         raise UsageError("--adapter keep and --base contradict each other; leave out one of them")
+    if arguments.out.startswith("memory:"):
+        raise UsageError(f"{arguments.out}: is gone when this command ends; name a folder or a store's URL")
     checkpoint, out = place_of(arguments.path), place_of(arguments.out)
+    source = _open(arguments.path, checkpoint)
     choices = _choices(arguments, checkpoint)
-    source = open_sound(checkpoint)
     if arguments.dry_run:
         return _show_cost(arguments, source, choices)
+    refuse_within(checkpoint, out)
+    was_there = (out / MANIFEST_NAME).is_file()
     started = time.monotonic()
     part, num_parts = arguments.shard
-    with show.byte_progress("consolidating") as progress:
-        manifest = consolidate_part(
-            source,
-            out.absolute() if isinstance(out, Path) else out,
-            choices,
-            part=part,
-            num_parts=num_parts,
-            progress=progress,
-        )
+    try:
+        with show.byte_progress("consolidating") as progress:
+            manifest = consolidate_part(
+                source,
+                out.absolute() if isinstance(out, Path) else out,
+                choices,
+                part=part,
+                num_parts=num_parts,
+                begins_anew=num_parts == 1,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        print(f"sousbatch: {arguments.out}: interrupted; the same command goes on where it stood", file=sys.stderr)
+        raise
     took = f"{time.monotonic() - started:.1f} s"
     if manifest is None:
         print(f"{arguments.out}: part {part} of {num_parts} is written, others are missing, {took}")
         return 0
-    flushed = "" if manifest.num_flushed is None else f", {manifest.num_flushed:,} values became zero"
-    print(
-        f"{arguments.out}: {manifest.num_params:,} parameters, {manifest.dtype}, {show.size(manifest.num_bytes)}"
-        f"{flushed}, {took}"
-    )
+    print(f"{arguments.out}: {'was there already: ' * was_there}{_made(manifest, choices)}, {took}")
+    if manifest.content == "model" and all(file.name != "config.json" for file in manifest.files):
+        print(
+            f"sousbatch: warning: no config.json lies beside {arguments.path}, so from_pretrained cannot load "
+            f"{arguments.out}; remove it and consolidate again with --copy-from DIR, the folder of the model's config",
+            file=sys.stderr,
+        )
     return 0
+
+
+def _made(manifest: Manifest, choices: Choices) -> str:
+    """Return what a model is, and what its dtype could not keep."""
+    text = f"{manifest.num_params:,} parameters, {manifest.dtype}, {show.size(manifest.num_bytes)}"
+    clamped = sum(manifest.num_overflowing.values())
+    if clamped and choices.overflow == "clamp":
+        text += f", {clamped:,} values were clamped"
+    return text + ("" if manifest.num_flushed is None else f", {manifest.num_flushed:,} values became zero")
+
+
+def _open(text: str, checkpoint: Place) -> Source:
+    """Open the checkpoint that *text* names; where it means a run, or a folder of several, name the newest."""
+    from .checkpoints.commit import list_checkpoints
+    from .checkpoints.sound import open_sound
+
+    try:
+        return open_sound(checkpoint)
+    except NotFoundError as error:
+        try:
+            found = [one for folder in _checkpoint_dirs(text) for one in list_checkpoints(folder)]
+        except NotFoundError:
+            raise error from None
+        whole = [one for one in found if one.status != "torn" and one.path != checkpoint]
+        if not whole:
+            raise
+        newest = max(whole, key=lambda one: (one.status == "committed", one.order))
+        raise UsageError(
+            f"{text}: is no checkpoint, but holds {len(whole)}; give one, the newest is {newest.path}"
+        ) from error
 
 
 def _choices(arguments: Namespace, checkpoint: Place) -> Choices:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -35,6 +36,11 @@ class _Parser(argparse.ArgumentParser):
             known = [name for action in self._subparsers._group_actions for name in action.choices or ()]
             hint = f" ({nearest(word, known)})" if nearest(word, known) else ""
             message = f"{self.prog} has no command {word!r}; known: {', '.join(known)}{hint}"
+        lacking = re.fullmatch(r"argument (\S+): expected one argument", message)
+        if lacking:
+            option = lacking[1]
+            kind = next((each.metavar for each in self._actions if option in each.option_strings), None)
+            message = f"{option} needs a value ({kind or 'one word'}) that does not begin with '-'"
         print(f"sousbatch: {message}; see {self.prog} --help", file=sys.stderr)
         sys.exit(2)
 
@@ -51,7 +57,13 @@ def _size_gb(text: str) -> float:
 
 def _count(text: str) -> int:
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
     return int(text)
 
 
@@ -202,6 +214,8 @@ def _add_checkpoint_commands(commands: argparse._SubParsersAction[_Parser]) -> N
         "checkpoints",
         "look at, check and convert checkpoints, also those of other trainers",
         "checkpoints list runs/hangul-restoration/3f2a",
+        "checkpoints prune 3f2a --dry-run",
+        "checkpoints consolidate checkpoint-500 model",
     )
     verbs = checkpoints.add_subparsers(dest="verb", metavar="VERB", required=True)
     listing = _add(verbs, "list", "list the checkpoints of a run or a folder", "checkpoints list 3f2a")
@@ -219,7 +233,7 @@ def _add_checkpoint_commands(commands: argparse._SubParsersAction[_Parser]) -> N
     prune.add_argument("path", metavar="PATH", help="folder, or a run")
     prune.add_argument("--dry-run", action="store_true", help="only say what would happen to each, and what it frees")
     prune.add_argument(
-        "--keep-last", type=_count, metavar="N", help="newest ones that stay (default: the recipe's, else 1)"
+        "--keep-last", type=_positive, metavar="N", help="newest ones that stay (default: the recipe's, else 1)"
     )
     prune.add_argument(
         "--keep-best", type=_count, metavar="N", help="best ones that stay (default: the recipe's, else 1)"

@@ -173,6 +173,18 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[int | None]:
                 return
 
 
+def is_locked(path: Path) -> bool:
+    """Say whether another holds the lock file *path*; it may not be there."""
+    try:
+        with path.open("r") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
+
+
 def _is_named(stream: IO[str], path: Path) -> bool:
     """Say whether *stream* is still what *path* names: its folder may have been removed while it waited."""
     try:

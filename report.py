@@ -10,9 +10,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from . import files, ledger
+from .checkpoints.commit import committed
 from .ledger import Event
 from .recipes.plan import Plan
 from .rundir import RunPaths
@@ -24,13 +26,15 @@ _FATES = {
     "thinned": "thinned to its weights",
     "archived": "moved to the archive",
     "removed": "removed",
+    "gone": "no longer there",
 }
+_TOLD = ("skipped", "kept", "problem")
 _STYLE = """
 :root { --ink: #1d2433; --soft: #667085; --line: #d5dae3; --page: #ffffff; --kept: #1b7f5c; --thinned: #c77700;
-  --archived: #2f6fd0; --removed: #9aa3b2; --limit: #c2342b; --curve: #2f6fd0; --other: #c77700; }
+  --archived: #2f6fd0; --removed: #9aa3b2; --gone: #9aa3b2; --limit: #c2342b; --curve: #2f6fd0; --other: #c77700; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e7eaf0; --soft: #98a2b3; --line: #39414f; --page: #14181f;
-  --kept: #3fb98c; --thinned: #eda63b; --archived: #6ea3f2; --removed: #6b7482; --limit: #f0746b; --curve: #6ea3f2;
-  --other: #eda63b; } }
+  --kept: #3fb98c; --thinned: #eda63b; --archived: #6ea3f2; --removed: #6b7482; --gone: #6b7482; --limit: #f0746b;
+  --curve: #6ea3f2; --other: #eda63b; } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); margin: 2rem auto;
   max-width: 960px; padding: 0 1rem; }
 h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2.2rem; } p, td { overflow-wrap: anywhere; }
@@ -106,6 +110,12 @@ def lives(events: Sequence[tuple[float, Event]]) -> list[Life]:
     return list(found.values())
 
 
+def _looked_up(found: Iterable[Life], folder: Path) -> list[Life]:
+    """Return *found* less what is no longer in *folder*: who removed it may have been killed before it said so."""
+    is_there = {one.step for one in committed(folder)}
+    return [one if one.end_s is not None or one.step in is_there else replace(one, fate="gone") for one in found]
+
+
 def page(plan: Plan, paths: RunPaths, states: Mapping[str, Any]) -> str:
     """Return the whole page."""
     events = timed(ledger.read(paths.ledger_dir))
@@ -119,8 +129,9 @@ def page(plan: Plan, paths: RunPaths, states: Mapping[str, Any]) -> str:
     for stage in stages:
         mine = [(time, event) for time, event in events if event.stage == stage]
         end = max(time for time, _ in mine)
+        found = _looked_up(lives(mine), paths.checkpoints(stage))
         parts += [
-            f"<h2>Storage of {escape(stage)}</h2>{_storage(mine, end)}{_bars(lives(mine), end)}{_saves(mine)}",
+            f"<h2>Storage of {escape(stage)}</h2>{_storage(mine, end)}{_bars(found, end)}{_saves(mine, found)}",
             f"<h2>Loss of {escape(stage)}</h2>{_losses(mine)}",
         ]
     for name, result in scores.items():
@@ -149,10 +160,14 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return f"<table><tr>{head}</tr>{body}</table>"
 
 
-def _saves(events: Sequence[tuple[float, Event]]) -> str:
+def _saves(events: Sequence[tuple[float, Event]], found: Sequence[Life]) -> str:
     """Return how long training stood still at each save, what became of what was saved, and what was left out."""
-    ends = {(life.step, life.attempt): life for life in lives(events)}
-    rows = []
+    ends = {(life.step, life.attempt): life for life in found}
+    rows: list[tuple[object, ...]] = []
+    told: dict[tuple[object, ...], list[float]] = {}  # what is said again and again, such as at each save, is one row
+    for time, event in events:
+        if event.kind in _TOLD:
+            told.setdefault(_words(event), []).append(time)
     for time, event in events:
         data = event.data
         if event.kind == "saved":
@@ -169,9 +184,15 @@ def _saves(events: Sequence[tuple[float, Event]]) -> str:
                     _end(life) if life is not None else "saved again",
                 )
             )
-        elif event.kind in ("skipped", "kept", "problem"):
-            rows.append((data.get("step", ""), event.kind, "", "", "", f"{time:.0f} s", data.get("message", "")))
+        elif event.kind in _TOLD and (times := told.pop(_words(event), [])):
+            step, kind, message = _words(event)
+            often = f" (said {len(times)} times, last at {times[-1]:.0f} s)" if len(times) > 1 else ""
+            rows.append((step, kind, "", "", "", f"{time:.0f} s", f"{message}{often}"))
     return _table(("step", "saved", "size", "metric", "training stood still", "at", "what became of it"), rows)
+
+
+def _words(event: Event) -> tuple[object, str, str]:
+    return event.data.get("step", ""), event.kind, str(event.data.get("message", ""))
 
 
 def _end(life: Life) -> str:
@@ -196,23 +217,28 @@ def _frame(height: int, top: str, bottom: str, right: str) -> str:
 
 
 def _storage(events: Sequence[tuple[float, Event]], end: float) -> str:
-    """Draw the bytes that the checkpoints held, as steps, against what they were allowed."""
+    """Draw the bytes that the checkpoints held, as steps, against what they were allowed, which may change."""
     held = [(time, event.data["held_bytes"]) for time, event in events if "held_bytes" in event.data]
     allowed = [(time, event.data["budget_bytes"]) for time, event in events if event.data.get("budget_bytes")]
     height = 200
     most, y = _scale([value for _, value in held], height - 20, 14)
-    limit = min((value for _, value in allowed), default=0)
-    if 0 < limit < 3 * most:  # a budget far above would flatten the curve
-        most, y = _scale([most, limit], height - 20, 14)
+    limits = [value for _, value in allowed]
+    if limits:  # a budget far above would flatten the curve
+        most, y = _scale([most, min(max(limits), 3 * most)], height - 20, 14)
     _, x = _scale([end], _LEFT, _WIDTH - _RIGHT)
     steps = " ".join(f"H{x(time):.1f} V{y(value):.1f}" for time, value in held)
     line = f'<path d="M{_LEFT} {y(0):.1f} {steps} H{_WIDTH - _RIGHT}" fill=none stroke="var(--curve)" stroke-width=2 />'
     note = f"{size(max((value for _, value in held), default=0))} at most"
-    if 0 < limit <= most:
-        at = f"y1={y(limit):.1f} y2={y(limit):.1f}"
-        line += f'<line x1={_LEFT} x2={_WIDTH - _RIGHT} {at} stroke="var(--limit)" stroke-dasharray="6 4"/>'
-    if limit:
-        note += f" of a budget of {size(limit)}"
+    if limits and min(limits) <= most:  # cut off at the top where it is further above
+        steps = " ".join(f"H{x(time):.1f} V{y(min(value, most)):.1f}" for time, value in allowed)
+        line += (
+            f'<path d="M{_LEFT} {y(min(limits[0], most)):.1f} {steps} H{_WIDTH - _RIGHT}" fill=none '
+            'stroke="var(--limit)" stroke-dasharray="6 4" />'
+        )
+    if limits and size(min(limits)) == size(max(limits)):
+        note += f" of a budget of {size(max(limits))}"
+    elif limits:
+        note += f"; allowed were {size(min(limits))} to {size(max(limits))}, as the store had room"
     label = _frame(height, size(most), "0", f"{end:.0f} s")
     return f"<p>Held by checkpoints: {note}.</p><svg {_box(height)}>{label}{line}</svg>"
 

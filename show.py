@@ -213,7 +213,8 @@ def verdict(value: Verdict, done: Done | None) -> str:
     one = value.checkpoint
     if done is not None and done.problem:
         return f"{one.path}: kept: {done.problem}"
-    frees = f", {size(value.frees_bytes)}" if value.action != "keep" else ""
+    frees_bytes = value.frees_bytes if done is None else one.num_bytes - done.left_bytes
+    frees = f", {size(frees_bytes)}" if value.action != "keep" else ""
     return f"{one.path}: {value.action if done is None else done.outcome} ({value.reason}{frees})"
 
 

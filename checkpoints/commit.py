@@ -78,6 +78,11 @@ def temporary_dir(folder: Path, step: int, attempt: int, content: Content = "ful
     return folder / f"{files.TEMPORARY_PREFIX}{name_of(step, content)}.{attempt:04d}"
 
 
+def is_name_of_save(name: str) -> bool:
+    """Say whether a folder's name is one that our saves give, also before they are committed."""
+    return name.startswith(f"{files.TEMPORARY_PREFIX}step-") or bool(_NAME.fullmatch(name))
+
+
 def name_of(step: int, content: Content) -> str:
     """Return the name of a checkpoint's folder."""
     return f"step-{step:08d}" + ("-weights" if content == "weights" else "")

@@ -5,7 +5,7 @@ What replaces a checkpoint, its weights or its copy in the archive, is committed
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,19 @@ class Means:
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     overflow: Literal["refuse", "clamp", "bfloat16"] = "refuse"
     archive_url: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """How the checkpoints of a folder are pruned: the policy, what a thinned one holds, and whether it is a run's.
+
+    *owns_leftovers* says that whatever has a temporary name there is ours, and goes.
+    """
+
+    policy: Policy
+    means: Means
+    weights_bytes: int = 0
+    owns_leftovers: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +93,7 @@ def _one(verdict: Verdict, means: Means) -> Done:
     return Done(checkpoint=one, outcome=outcomes[verdict.action], reason=verdict.reason, left_bytes=left_bytes)
 
 
-def prune(folder: Path, policy: Policy, means: Means, *, is_dry: bool) -> Iterator[tuple[Verdict, Done | None]]:
+def prune(folder: Path, rules: Rules, *, is_dry: bool) -> Iterator[tuple[Verdict, Done | None]]:
     """Yield the verdict on everything in *folder*, and unless *is_dry* what was done about it.
 
     Raises:
@@ -89,8 +102,22 @@ def prune(folder: Path, policy: Policy, means: Means, *, is_dry: bool) -> Iterat
     with ExitStack() as stack:
         if not is_dry and not stack.enter_context(files.locked(folder / WRITER_LOCK, wait=False)):
             raise UsageError(f"a job writes checkpoints to {folder} now and prunes them by itself; see --dry-run")
-        for verdict in decide(commit.list_checkpoints(folder), policy):
-            yield verdict, None if is_dry else next(carry_out([verdict], means), None)
+        found = commit.list_checkpoints(folder)
+        if rules.owns_leftovers and not (is_dry and files.is_locked(folder / WRITER_LOCK)):
+            left = [one for one in found if one.path.name.startswith(files.TEMPORARY_PREFIX)]
+            found = tuple(one for one in found if one not in left)
+            yield from _swept(folder, left, is_dry=is_dry)
+        for verdict in decide(found, rules.policy, weights_bytes=rules.weights_bytes):
+            yield verdict, None if is_dry else next(carry_out([verdict], rules.means), None)
+
+
+def _swept(folder: Path, left: Sequence[Checkpoint], *, is_dry: bool) -> Iterator[tuple[Verdict, Done | None]]:
+    if not is_dry:
+        commit.sweep(folder)
+    for one in left:
+        reason = "left by a save or a removal that was killed"
+        verdict = Verdict(checkpoint=one, action="delete", reason=reason, frees_bytes=one.num_bytes)
+        yield verdict, None if is_dry else Done(checkpoint=one, outcome="removed", reason=reason)
 
 
 def thin(checkpoint: Checkpoint, means: Means) -> Checkpoint:

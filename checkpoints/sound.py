@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import DamagedError
-from ..files import digest_file
-from .commit import MARKER, zip_directory
+from ..errors import DamagedError, UsageError
+from ..files import TEMPORARY_PREFIX, digest_file
+from .commit import MARKER, is_name_of_save, zip_directory
 from .zero.places import Place, at_once, num_bytes_of, open_ranges
 from .zero.read import open_source
 from .zero.source import Source
@@ -26,8 +26,10 @@ def open_sound(path: Place) -> Source:
     are read once more, unless they are far away: an archive was compared when it was written.
 
     Raises:
+        UsageError: a save of ours that was never committed.
         DamagedError: a file is not the one that was committed; and as `open_source`.
     """
+    _refuse_cut_off(path.absolute() if isinstance(path, Path) else path)
     source = open_source(path)
     folder = next((place for place in (path, path.parent) if (place / MARKER).is_file()), None)
     if folder is not None:
@@ -36,6 +38,17 @@ def open_sound(path: Place) -> Source:
         todo = [(place, *named[str(place)]) for place in sorted(_files_of(source), key=str) if str(place) in named]
         at_once(lambda each: _check(*each), todo)
     return source
+
+
+def _refuse_cut_off(path: Place) -> None:
+    for folder in (path, path.parent):
+        if not is_name_of_save(folder.name) or not folder.is_dir():
+            continue
+        if folder.name.startswith(TEMPORARY_PREFIX) or not (folder / MARKER).is_file():
+            raise UsageError(
+                f"{folder}: was never committed: it is what a save or a removal left that was killed; use another "
+                "checkpoint, or rename it if another trainer wrote it"
+            )
 
 
 def _entries(marker: Place) -> Mapping[str, Mapping[str, Any]]:

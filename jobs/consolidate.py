@@ -9,7 +9,7 @@ import sys
 from .. import ledger
 from ..checkpoints.commit import best_committed, last_committed
 from ..checkpoints.sound import open_sound
-from ..checkpoints.zero.manifest import MANIFEST_NAME, Manifest, read_manifest
+from ..checkpoints.zero.manifest import MANIFEST_NAME, Manifest, verify_manifest
 from ..checkpoints.zero.work import Choices
 from ..checkpoints.zero.write import consolidate_part
 from ..cluster import processes
@@ -25,7 +25,7 @@ def consolidate(job: JobContext) -> int:
     Each task of an array writes its share of the weight files, and the last to end makes the model appear.
     """
     target = job.paths.model(job.stage.name)
-    manifest = read_manifest(target) if (target / MANIFEST_NAME).is_file() else _write(job)
+    manifest = verify_manifest(target) if (target / MANIFEST_NAME).is_file() else _write(job)
     if manifest is None:
         print(f"sousbatch: task {job.task} of {job.stage.num_tasks} is done, others are not", flush=True)
     elif _is_reported(job, manifest):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+import signal
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,14 @@ class JobState:
     word: StateWord
     reason: str = ""
     seen_at: float = math.inf
+
+
+def how_ended(code: int) -> str:
+    """Say how a process ended by its exit code: a shell's is 128 + N, and Python's -N, after signal N."""
+    number = -code if code < 0 else code - 128
+    if not 0 < number < 65:
+        return f"ended with exit code {code}"
+    return f"was killed by signal {number}" + (" (often: no host memory left)" if number == signal.SIGKILL else "")
 
 
 class Launcher(Protocol):

@@ -93,7 +93,7 @@ class LocalLauncher:
         return {
             key: JobRef(launcher=self.name, job_id=key)
             for key, folder in folders.items()
-            if (folder / "pid").exists() or _is_locked(folder / "lock")
+            if (folder / "pid").exists() or files.is_locked(folder / "lock")
         }
 
     def states(self, refs: Collection[JobRef]) -> dict[JobRef, JobState]:
@@ -147,7 +147,7 @@ def job_state(folder: Path) -> JobState:
     """Return a job's state: its lock first, then what it wrote at its end."""
     if not (folder / "job.json").is_file():
         return JobState(word="lost", reason="this machine does not know the job")
-    if _is_locked(folder / "lock"):
+    if files.is_locked(folder / "lock"):
         word: StateWord = "running" if (folder / "started").exists() else "waiting"
         return JobState(word=word, reason="another run uses this machine" if (folder / "queued").exists() else "")
     text = (folder / "end.json").read_text()
@@ -167,17 +167,6 @@ def write_end(folder: Path, state: JobState) -> None:
     with (folder / "end.json").open("r+b", buffering=0) as stream:
         stream.write(text.encode().ljust(_END_BYTES))
         os.fsync(stream.fileno())
-
-
-def _is_locked(path: Path) -> bool:
-    try:
-        with path.open("r") as stream:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        return False
-    return False
 
 
 def _parallel(resources: Resources) -> int:

@@ -21,7 +21,7 @@ from typing import IO, Any, Literal
 from .. import files
 from ..cluster import processes
 from ..errors import EXIT_DEVICE_MEMORY, EXIT_NO_ROOM, EXIT_STOPPED
-from .base import FINAL_WORDS, JobState
+from .base import FINAL_WORDS, JobState, how_ended
 from .local import POLL_S, job_state, write_end
 
 _GRACE_S = 5.0
@@ -153,8 +153,7 @@ class _Job:
         failed = [(task, code) for task, code in sorted(self._codes.items()) if code not in (0, EXIT_STOPPED)]
         if failed:
             task, code = failed[0]
-            how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-            return JobState(word="failed", reason=f"task {task} {_MEANING.get(code, how)}")
+            return JobState(word="failed", reason=f"task {task} {_MEANING.get(code) or how_ended(code)}")
         if len(self._codes) < self._spec["num_tasks"] or EXIT_STOPPED in self._codes.values():
             return JobState(word="stopped", reason="stopped after saving")
         return JobState(word="done")

@@ -19,7 +19,7 @@ from ..cluster.slurm import JobRow
 from ..errors import EXIT_DEVICE_MEMORY, EXIT_NO_ROOM, EXIT_STOPPED, SlurmError, UnreachableError
 from ..recipes.plan import Plan, Stage
 from ..rundir import RunPaths, state_dir
-from .base import JobRef, JobState, Request, StateWord, script
+from .base import JobRef, JobState, Request, StateWord, how_ended, script
 from .sbatch import array_size, header
 
 TASK_LINE = 'export SOUSBATCH_TASK="${SLURM_ARRAY_TASK_ID:-0}"'
@@ -306,7 +306,7 @@ def _reason(word: StateWord, row: JobRow) -> str:
     if number > 31:  # no signal, but Slurm's own error number
         how = f"was not started by Slurm ({row.reason}); ask `scontrol show job {row.job_id}`"
     elif number:
-        how = f"was killed by signal {number}"
+        how = how_ended(-number)
     else:
-        how = _MEANING.get(code, f"ended with exit code {code}")
+        how = _MEANING.get(code) or how_ended(code)
     return f"task {row.task or 0} {how}"

@@ -11,7 +11,7 @@ from ..errors import EXIT_STOPPED, UnreachableError, UsageError
 from ..ledger import Event
 from ..recipes.plan import Glance, Plan, Stage, StageGlance, glance
 from ..rundir import RunPaths
-from .base import JobRef, JobState, Launcher, StateWord
+from .base import JobRef, JobState, Launcher, StateWord, how_ended
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +162,7 @@ def _state(stage: Stage | StageGlance, mine: Sequence[Event], job: JobState | No
     errors = [event.data["message"] for event in mine if event.kind == "error" and event.number == newest[event.task]]
     reason = "" if source == "ledger" else job.reason
     if word == "failed":
-        reason = errors[0] if errors else reason or f"ended with exit code {code}"
+        reason = errors[0] if errors else reason or how_ended(code)
     return StageState(word=word, reason=reason, source=source, step=step, total=total)
 
 

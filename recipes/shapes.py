@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import sys
 
+from ..errors import nearest
+
 
 def main(folder: str, changes: str, trusts: str) -> None:
     """Write one JSON object to stdout: the config, and a list of (name, shape, dtype)."""
@@ -16,7 +18,12 @@ def main(folder: str, changes: str, trusts: str) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     options = {"trust_remote_code": trusts == "True"}
-    config = AutoConfig.from_pretrained(folder, **options, **json.loads(changes))
+    config, unused = AutoConfig.from_pretrained(folder, **options, **json.loads(changes), return_unused_kwargs=True)
+    unknown = sorted(unused.keys() & json.loads(changes).keys())
+    if unknown:  # transformers passes over it
+        known = sorted({*config.to_dict(), *config.attribute_map})
+        hint = nearest(unknown[0], known) or f"it has {', '.join(known)}"
+        sys.exit(f"model.config has {unknown[0]!r}, which {type(config).__name__} does not ({hint})")
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, **options)
     tensors = [(name, list(tensor.shape), "float32") for name, tensor in model.named_parameters()]

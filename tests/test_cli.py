@@ -145,6 +145,13 @@ BAD_USE = {
     "no checkpoint": (["checkpoints", "consolidate", "none", "out"], "none: no such folder"),
     "no size": (["checkpoints", "consolidate", "a", "b", "--max-shard-gb", "nan"], "'nan' is no number above 0"),
     "no share": (["checkpoints", "consolidate", "a", "b", "--shard", "8/8"], "'8/8' is not I/N with I from 0 to N - 1"),
+    "a share below nothing": (
+        ["checkpoints", "consolidate", "a", "b", "--shard", "-1/2"],
+        "--shard needs a value (I/N)",
+    ),
+    "no workers": (["checkpoints", "consolidate", "a", "b", "--workers", "-3"], "'-3' is no whole number from 0 on"),
+    "fewer than no best": (["checkpoints", "prune", "a", "--keep-best", "-1"], "'-1' is no whole number from 0 on"),
+    "no last": (["checkpoints", "prune", "a", "--keep-last", "0"], "'0' is no whole number above 0"),
     "no protocol": (["checkpoints", "consolidate", "nosuch://a", "b"], "nosuch"),
     "kept and merged": (
         ["checkpoints", "consolidate", "a", "b", "--adapter", "keep", "--base", "c"],

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from sousbatch import ledger
+from sousbatch.checkpoints import commit
 from sousbatch.launchers.status import StageState
 from sousbatch.ledger import Event
 from sousbatch.recipes.plan import read_plan
@@ -108,3 +109,52 @@ def test_the_page_stands_alone_and_nothing_of_the_run_is_markup(run: RunPaths) -
 
 def test_a_run_that_has_not_begun_has_a_page(run: RunPaths) -> None:
     assert "<h2>Stages</h2>" in page(read_plan(run.plan), run, {})
+
+
+def storage(text: str) -> str:
+    """Return the sentence on what was held and allowed."""
+    return re.findall(r"Held by checkpoints: (.*?)</p>", text)[0]
+
+
+def test_a_checkpoint_that_is_gone_from_the_folder_is_not_still_there(run: RunPaths) -> None:
+    """Whoever removed it was killed before it could say so."""
+    temporary = commit.begin(run.checkpoints("train"), 2, 1)
+    commit.commit(temporary, step=2, attempt=1, metric=None, world_size=1, check_fence=lambda: None)
+    writer = ledger.open_job(run.ledger_dir, "train", 0, 1)
+    for step in (1, 2):
+        writer.write("saved", step=step, num_bytes=5_000_000, held_bytes=5_000_000, budget_bytes=12_000_000)
+    writer.close()
+    rows = re.findall(r"<tr><td>(\d)</td>.*?<td>([^<]*)</td></tr>", page(read_plan(run.plan), run, {}))
+    assert rows == [("1", "no longer there"), ("2", "still there")]
+
+
+@pytest.mark.parametrize(
+    ("allowed", "said", "height"),
+    [
+        ([12_000_000, 12_000_000], "10 MB at most of a budget of 12 MB.", {14.0}),
+        ([8_000_000, 16_000_000], "10 MB at most; allowed were 8 MB to 16 MB, as the store had room.", {97.0, 14.0}),
+        ([90_000_000, 90_000_000], "10 MB at most of a budget of 90 MB.", set()),
+    ],
+)
+def test_a_budget_that_moves_is_drawn_as_it_moved(
+    allowed: list[int], said: str, height: set[float], run: RunPaths
+) -> None:
+    writer = ledger.open_job(run.ledger_dir, "train", 0, 1)
+    for step, budget in enumerate(allowed, 1):
+        writer.write("saved", step=step, num_bytes=5_000_000, held_bytes=5_000_000 * step, budget_bytes=budget)
+    writer.close()
+    text = page(read_plan(run.plan), run, {})
+    assert storage(text) == said
+    limits = re.findall(r'<path d="([^"]*)" fill=none stroke="var\(--limit\)"', text)
+    assert {float(y) for path in limits for y in re.findall(r"V([\d.]+)", path)} == height
+
+
+def test_what_is_said_at_every_save_is_one_row_of_the_page(run: RunPaths) -> None:
+    writer = ledger.open_job(run.ledger_dir, "train", 0, 1)
+    writer.write("saved", step=1, num_bytes=5, held_bytes=5, budget_bytes=9)
+    for _ in range(30):
+        writer.write("kept", step=1, message="it is damaged")
+    writer.write("kept", step=2, message="it is damaged")
+    writer.close()
+    text = page(read_plan(run.plan), run, {})
+    assert re.findall(r"<td>it is damaged(.*?)</td>", text) == [" (said 30 times, last at 0 s)", ""]

@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-from ...errors import DamagedError, UsageError
+from ...errors import DamagedError, UsageError, is_no_room
 from ...files import TEMPORARY_PREFIX, read_json, remove_tree, replacing, sync_dir, temporary_path, write_json
 from .cast import Loss
 from .crc import all_of
@@ -70,9 +70,9 @@ class Output(Protocol):
         """Take away, after a failure, what this process left unfinished; all, where nothing else is worth keeping."""
 
 
-def output_of(place: Place) -> Output:
-    """Return the output for a folder or a URL."""
-    return _Folder(place) if isinstance(place, Path) else _Remote(place)
+def output_of(place: Place, *, begins_anew: bool = True) -> Output:
+    """Return the output for a folder or a URL; *begins_anew* says that a folder's leftovers of others may go."""
+    return _Folder(place, begins_anew=begins_anew) if isinstance(place, Path) else _Remote(place)
 
 
 def work_dir(out_dir: Path) -> Path:
@@ -85,8 +85,9 @@ class _Folder:
 
     has_room_for_all = True
 
-    def __init__(self, out_dir: Path) -> None:
+    def __init__(self, out_dir: Path, *, begins_anew: bool = True) -> None:
         self._out = out_dir
+        self._begins_anew = begins_anew
         self._begun: set[Path] = set()
         self._work = work_dir(out_dir)
         self._model = self._work / "model"
@@ -97,6 +98,11 @@ class _Folder:
         if found is not None and found.get("request") == plan["request"]:
             self._make_dirs()
             return found
+        if found is not None and not self._begins_anew:
+            raise UsageError(
+                f"{self._out}: parts of another checkpoint, or made with other choices, wait in {self._work}; "
+                "go on with those choices, or remove that folder to begin anew"
+            )
         if found is not None:
             logger.warning("%s: left by a consolidation with other choices; starting anew", self._work)
             remove_tree(self._work)
@@ -159,7 +165,8 @@ class _Folder:
 
     def clear(self) -> None:
         """Remove what is only for resuming."""
-        remove_tree(self._work)
+        if self._work.is_dir():
+            remove_tree(self._work)
 
     @contextmanager
     def _not_taken_away(self) -> Iterator[None]:
@@ -175,13 +182,18 @@ class _Folder:
         write_json(self._work / _PLAN_NAME, dict(plan))
 
     def _make_dirs(self) -> None:
-        self._model.mkdir(parents=True, exist_ok=True)
+        try:
+            self._model.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if is_no_room(error) or self._out.exists():  # a twin of this process has just ended
+                raise
+            raise UsageError(f"{self._out}: cannot be made ({error.strerror}); name a place to write to") from error
         self._records.mkdir(exist_ok=True)
 
     def _found_plan(self) -> dict[str, Any] | None:
         try:
             found = read_json(self._work / _PLAN_NAME)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # the latter is told when the folder is made
             return None
         return found if isinstance(found, dict) else {}
 

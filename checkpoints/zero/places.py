@@ -249,6 +249,7 @@ def read_ranges(wanted: Sequence[tuple[RemotePath, int, int]]) -> list[bytes]:
 
     Raises:
         RunError: the store does not answer.
+        UsageError: its server does not serve ranges.
         DamagedError: it gave less than was asked for.
     """
     first = wanted[0][0]
@@ -256,6 +257,11 @@ def read_ranges(wanted: Sequence[tuple[RemotePath, int, int]]) -> list[bytes]:
     with first._asked("read"):
         found = first.fs.cat_ranges([path.path for path in paths], begins, ends, on_error="raise")
     for (path, begin, end), content in zip(wanted, found, strict=True):
+        if len(content) > end - begin:
+            raise UsageError(
+                f"{path}: its server does not serve ranges (it gave {len(content):,} bytes where {end - begin:,} were "
+                "asked for); download the checkpoint first, or use a server that does, such as nginx"
+            )
         if len(content) != end - begin:
             raise DamagedError(f"{path}: gave {len(content)} bytes where {end - begin} were asked for")
     return list(found)

@@ -34,8 +34,8 @@ def open_source(path: Place) -> Source:
     model, the shards are taken: they are fp32.
 
     Raises:
-        NotFoundError: no such folder.
-        UsageError: nothing in it, or a kind that is not converted here; the way out is named.
+        NotFoundError: no such folder, or no checkpoint in it.
+        UsageError: a kind that is not converted here; the way out is named.
         IncompleteError: a rank's or a shard's file is missing.
         DamagedError: files that are cut off or do not fit together.
     """
@@ -65,7 +65,7 @@ def open_source(path: Place) -> Source:
                 f"{path}: holds a pickled model ({name}), which is not converted here; load it with torch and "
                 "save_pretrained() it again"
             )
-    raise UsageError(
+    raise NotFoundError(
         f"{path}: holds no checkpoint; known: DeepSpeed (latest, global_step*, latest_universal), FSDP (.metadata), "
         "model.safetensors, adapter_model.safetensors"
     )

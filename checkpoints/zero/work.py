@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -79,9 +79,12 @@ def shards_of(source: Source, choices: Choices) -> tuple[Shard, ...]:
 def prepared(source: Source, choices: Choices) -> Work:
     """Return what is to be written; reads headers and configurations only."""
     source = _configured(source, choices.copy_from)
-    base = _base_dir(source, choices) if choices.is_merged or choices.base_dir is not None else None
+    base = None
     if choices.is_merged or choices.base_dir is not None:
-        source = _merged(source, base)
+        if source.content != "adapter" or source.adapter_config is None:
+            raise UsageError(f"{source.path}: is a whole model, not an adapter; there is nothing to merge")
+        base = _base_dir(source, choices)
+        source = _merged(source, base, source.adapter_config)
     copied_from = tuple(folder for folder in (base, choices.copy_from) if folder is not None)
     source = _untied(source, copied_from)
     if not source.tensors:
@@ -119,12 +122,10 @@ def _base_dir(source: Source, choices: Choices) -> Place | None:
     return place_of(named)
 
 
-def _merged(source: Source, base_dir: Place | None) -> Source:
-    if source.content != "adapter" or source.adapter_config is None:
-        raise UsageError(f"{source.path}: is a whole model, not an adapter; there is nothing to merge")
+def _merged(source: Source, base_dir: Place | None, config: Mapping[str, object]) -> Source:
     base = open_source(base_dir) if base_dir is not None else source.base
     assert base is not None  # else a folder would have been named
-    merged = merge_adapter(source, base, source.adapter_config)
+    merged = merge_adapter(source, base, config)
     return replace(merged, base=None, digest=digest_of([source.digest, base.digest]))
 
 

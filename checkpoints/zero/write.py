@@ -15,7 +15,7 @@ from ...errors import FencedError, NoRoomError, RunError, UsageError, no_room_na
 from .beside import CONFIG_NAME, beside, last_config
 from .card import CARD_NAME, card, origin
 from .crc import all_of, check_records
-from .manifest import MANIFEST_NAME, FileRecord, Manifest, digest_of_files, read_manifest, to_json
+from .manifest import MANIFEST_NAME, FileRecord, Manifest, digest_of_files, read_manifest, to_json, verify_manifest
 from .output import Output, TakenAwayError, clear_leftovers, output_of
 from .places import Place
 from .reader import check_twins
@@ -64,6 +64,7 @@ def consolidate_part(
     *,
     part: int = 0,
     num_parts: int = 1,
+    begins_anew: bool = True,
     progress: Progress | None = None,
     before_commit: Callable[[], None] | None = None,
 ) -> Manifest | None:
@@ -77,27 +78,29 @@ def consolidate_part(
     Args:
         out: a folder or URL, absent or empty, not within the checkpoint. A folder appears whole
             or not at all; behind a URL the manifest appears last.
+        begins_anew: drop what was left unfinished of another checkpoint or with other choices; else refuse.
         progress: gets (bytes written, all bytes) after each block, in the caller's thread.
         before_commit: called when all is on disk; what it raises keeps *out* from appearing.
 
     Returns:
-        The manifest of the whole model, None while shards of other parts are missing.
+        The manifest of the whole model, None while shards of other parts are missing. A model that is there
+        already is compared with its manifest, by sizes, and where *choices* ask to verify by digests.
 
     Raises:
         UsageError: *out* is taken, or adapter and base cannot be merged here.
         RunError: NaN, infinite or overflowing values; the parameters are named.
         NoRoomError: the store is full; known before the first byte is read.
-        DamagedError: the checkpoint does not fit together.
+        DamagedError: the checkpoint does not fit together, or the model that is there is not what its manifest says.
     """
     if num_parts > 1 and choices.overflow == "bfloat16" and choices.dtype == "float16":
         raise UsageError("parts of one model cannot turn to bfloat16 alone; choose dtype bfloat16, or overflow clamp")
     work = prepared(source, choices)
-    done = _found(out, work)
+    done = _found(out, work, reads_all=choices.is_verified)
     if done is not None:
         return done
     _refuse_target(source, out)
     check_twins(work.source.tensors)
-    output = output_of(out)
+    output = output_of(out, begins_anew=begins_anew)
     try:
         with no_room_named(str(out)):
             manifest = _written(work, output, _Share(part=part, num_parts=num_parts), progress or _silent)
@@ -106,7 +109,7 @@ def consolidate_part(
                     before_commit()
                 output.commit(_encoded(to_json(manifest)))
     except (TakenAwayError, FileNotFoundError):
-        done = _found(out, work)
+        done = _found(out, work, reads_all=False)
         if done is None:
             raise
         return done  # by a twin of this process, such as another task of the same array
@@ -196,8 +199,9 @@ def _overflowing(work: Work, dtype: str, written: Sequence[WrittenShard]) -> dic
     nonfinite = {name: loss.num_nonfinite for name, loss in losses.items() if loss.num_nonfinite}
     if nonfinite:
         raise RunError(
-            f"{work.source.path}: NaN or infinite values in {_named(nonfinite)}; the training had diverged by "
-            f"step {work.source.step}, use an older checkpoint"
+            f"{work.source.path}: NaN or infinite values in {_named(nonfinite)}; the training had diverged"
+            + ("" if work.source.step is None else f" by step {work.source.step}")
+            + ", use an older checkpoint"
         )
     overflowing = {name: loss.num_overflowing for name, loss in losses.items() if loss.num_overflowing}
     may_fall_back = work.choices.overflow == "bfloat16" and dtype == "float16"
@@ -256,13 +260,14 @@ def _manifest(work: Work, weights: _Weights, files: tuple[FileRecord, ...]) -> M
     )
 
 
-def _found(out: Place, work: Work) -> Manifest | None:
+def _found(out: Place, work: Work, *, reads_all: bool) -> Manifest | None:
     """Return the manifest of *out* where this very consolidation has made it already."""
     if not (out / MANIFEST_NAME).is_file():
         return None
     manifest = read_manifest(out)
     if manifest.request != work.request:
         raise UsageError(f"{out}: holds another consolidated model already; remove it or name another place")
+    verify_manifest(out, reads_all=reads_all)
     clear_leftovers(out)
     return manifest
 
@@ -272,10 +277,20 @@ def _refuse_target(source: Source, out: Place) -> None:
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out}: exists and is not an empty folder; name another")
-    parent = source.path.parent
-    checkpoint = parent if re.fullmatch(r"(checkpoint|step)-\d+", parent.name) else source.path
-    if isinstance(checkpoint, Path) and out.resolve().is_relative_to(checkpoint.resolve()):
-        # It would make the checkpoint the newest by date, and trainers delete the others by date.
+    if isinstance(source.path, Path):
+        parent = source.path.parent
+        is_named = any(re.fullmatch(r"(checkpoint|step)-\d+", path.name) for path in (parent, parent.resolve()))
+        refuse_within(parent if is_named else source.path, out)
+
+
+def refuse_within(checkpoint: Place, out: Place) -> None:
+    """Raise `UsageError` where *out* lies in the folder *checkpoint*, by whatever links.
+
+    It would make the checkpoint the newest by date, and trainers delete the others by date.
+    """
+    if not (isinstance(checkpoint, Path) and isinstance(out, Path)):
+        return
+    if out.resolve().is_relative_to(checkpoint.resolve()):
         raise UsageError(f"{out}: lies within the checkpoint {checkpoint}; name a folder outside of it")
 
 

@@ -15,7 +15,7 @@ from sousbatch.checkpoints import commit
 from sousbatch.checkpoints.archive import upload
 from sousbatch.checkpoints.commit import Checkpoint
 from sousbatch.checkpoints.retention import Verdict
-from sousbatch.checkpoints.rotate import Means, carry_out
+from sousbatch.checkpoints.rotate import Means, carry_out, thin
 from sousbatch.checkpoints.sound import open_sound
 from sousbatch.checkpoints.zero.places import place_of
 from sousbatch.cli import main
@@ -132,3 +132,56 @@ def test_what_consolidation_does_not_read_may_be_gone(made: Checkpoint) -> None:
     """Somebody who needs room may have removed another rank's states of the model."""
     (made.path / RANK_1.replace("optim", "model")).write_bytes(b"")
     assert len(open_sound(made.path / "global_step1").tensors) == 2
+
+
+def test_a_flipped_bit_of_thinned_weights_is_found_by_consolidate(
+    made: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    light = thin(made, Means(check_fence=lambda: None))
+    assert light.path.name == "step-00000200-weights"
+    consolidate = ["checkpoints", "consolidate", str(light.path), str(tmp_path / "model")]
+    data = bytearray((light.path / "model.safetensors").read_bytes())
+    data[-5] ^= 1
+    (light.path / "model.safetensors").write_bytes(data)
+    assert main(consolidate) == 1 and not (tmp_path / "model").exists()
+    assert "model.safetensors: is another file than was committed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["step-00000020", ".tmp-step-00000020.0001", ".tmp-step-00000020.0a1b2c3d"])
+@pytest.mark.parametrize("below", ["", "global_step1"])
+def test_what_a_killed_save_or_removal_left_makes_no_model(
+    name: str, below: str, tmp_path: Path, write_zero3: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_zero3(tmp_path / name, shapes={"a.weight": (3, 2)}, world_size=2)
+    if name.startswith(".tmp-"):
+        (path / commit.MARKER).write_text("{}")  # the last that is written before the rename, and goes with the rest
+    assert main(["checkpoints", "consolidate", str(path / below), str(tmp_path / "model")]) == 2
+    said = capsys.readouterr().err
+    assert f"{path}: was never committed" in said and "rename it if another trainer wrote it" in said
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code", "said"),
+    [
+        (lambda path: None, 0, ": whole\n"),
+        (Path.unlink, 1, "optim_states of rank 1 of 2 missing"),
+        (
+            lambda path: path.rename(path.with_name("mp_rank_01_model_states.pt")),
+            0,
+            ": whole, as far as its files tell",
+        ),
+    ],
+    ids=["whole", "incomplete", "tensor parallel"],
+)
+def test_verify_opens_what_another_trainer_wrote(
+    spoil: Callable[[Path], object],
+    code: int,
+    said: str,
+    tmp_path: Path,
+    write_zero3: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = write_zero3(tmp_path / "checkpoint-5", shapes={"a.weight": (3, 2)}, world_size=2)
+    spoil(path / RANK_1)
+    assert main(["checkpoints", "verify", str(tmp_path)]) == code
+    assert said in capsys.readouterr().out

@@ -192,7 +192,9 @@ def test_a_job_that_nobody_knows_is_lost() -> None:
         (row("FAILED", code=75), ("stopped", "stopped after saving")),
         (row("FAILED", signal=10), ("stopped", "stopped after saving")),  # SIGUSR1 met a batch shell not yet listening
         (row("FAILED", code=128 + 15), ("stopped", "stopped after saving")),
-        (row("FAILED", signal=9, task="3"), ("failed", "task 3 was killed by signal 9")),
+        (row("FAILED", signal=9, task="3"), ("failed", "task 3 was killed by signal 9 (often: no host memory left)")),
+        (row("FAILED", code=137), ("failed", "task 0 was killed by signal 9 (often: no host memory left)")),
+        (row("FAILED", code=128 + 11), ("failed", "task 0 was killed by signal 11")),
         (
             row("FAILED", signal=53, reason="RaisedSignal:53"),
             ("failed", "task 0 was not started by Slurm (RaisedSignal:53); ask `scontrol show job 7`"),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sousbatch.errors import PlanError, UsageError
+from sousbatch.recipes import shapes
 from sousbatch.recipes.compose import compose
 from sousbatch.recipes.inputs import code_digest_of, inspect, room_of
 
@@ -31,6 +32,23 @@ def test_a_model_from_scratch_takes_the_shapes_of_its_config(project: Path, monk
     monkeypatch.setattr("sousbatch.recipes.models._run_shapes", lambda *look: shapes)
     model = inspect(compose("./small.yaml", ["model.from_scratch=true", "model.config.vocab_size=7"]), project).model
     assert (model.has_weights, model.num_params) == (False, 15)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (
+            '{"hiden_size": 4}',
+            "model.config has 'hiden_size', which LlamaConfig does not (did you mean 'hidden_size'?)",
+        ),
+        ('{"colour": 4}', "model.config has 'colour', which LlamaConfig does not (it has "),
+    ],
+)
+def test_a_key_that_the_models_configuration_does_not_have_is_named(changes: str, reason: str, project: Path) -> None:
+    """In this process, for the sake of its imports; planning shows the last line of the other one."""
+    with pytest.raises(SystemExit) as caught:
+        shapes.main(str(project / "model"), changes, "False")
+    assert str(caught.value).startswith(reason)
 
 
 MODELS = {

@@ -1,14 +1,18 @@
-"""`checkpoints consolidate` on the command line: parts, cost, adapters, URLs."""
+"""`checkpoints consolidate` on the command line: parts, cost, adapters, URLs, and what it says of mistakes."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
+import fsspec
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 
+from sousbatch.checkpoints.zero import stream
 from sousbatch.checkpoints.zero.cost import cost_of
 from sousbatch.checkpoints.zero.read import open_source
 from sousbatch.checkpoints.zero.work import Choices, shards_of
@@ -84,11 +88,145 @@ def test_the_base_is_found_by_the_name_in_the_adapters_configuration(
     assert "'org/model-on-a-hub' is not a folder here; name the base's folder" in capsys.readouterr().err
 
 
-def test_a_url_is_a_place_to_write_to(cases: Path, tmp_path: Path) -> None:
-    import fsspec
+class Bucket(MemoryFileSystem):
+    """A store that outlives the command, as far as the command knows."""
 
-    assert consolidate(cases / "z3_bf16" / "ck", "memory://models/one") == 0
+    protocol = "bucket"
+    store: ClassVar[dict[str, object]] = {}
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(super()._strip_protocol(path.removeprefix("bucket://")))
+
+
+@pytest.fixture
+def bucket() -> Iterator[Bucket]:
+    fsspec.register_implementation("bucket", Bucket, clobber=True)
+    yield fsspec.filesystem("bucket")
+    Bucket.store.clear()
+
+
+def test_a_url_is_a_place_to_write_to(cases: Path, tmp_path: Path, bucket: Bucket) -> None:
+    assert consolidate(cases / "z3_bf16" / "ck", "bucket://models/one") == 0
     assert consolidate(cases / "z3_bf16" / "ck", tmp_path / "here") == 0
-    fs = fsspec.filesystem("memory")
-    stored = {path.rpartition("/")[2]: fs.cat_file(path) for path in fs.ls("/models/one", detail=False)}
+    stored = {path.rpartition("/")[2]: bucket.cat_file(path) for path in bucket.ls("/models/one", detail=False)}
     assert stored == {path.name: path.read_bytes() for path in (tmp_path / "here").iterdir()}
+
+
+def test_memory_is_no_place_to_write_to(model_dir: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert consolidate(model_dir({"a": torch.ones(2)}), "memory://models/one") == 2
+    assert "memory://models/one: is gone when this command ends" in capsys.readouterr().err
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+@pytest.mark.parametrize(
+    ("damage", "options"), [(Path.unlink, []), (cut, []), (cut, ["--verify"]), (flip, ["--verify"])]
+)
+def test_the_model_that_is_there_already_is_compared_with_its_manifest(
+    damage: Callable[[Path], None],
+    options: list[str],
+    name: str,
+    model_dir: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    again = [model_dir({"a": torch.ones(2)}, {"model_type": "llama"}), tmp_path / "out", *options]
+    assert (consolidate(*again), consolidate(*again)) == (0, 0)
+    assert [": was there already: 2 parameters" in line for line in capsys.readouterr().out.splitlines()] == [
+        False,
+        True,
+    ]
+    damage(tmp_path / "out" / name)
+    assert consolidate(*again) == 1
+    printed = capsys.readouterr()
+    assert f"out: is not what manifest.json says ({name} " in printed.err and not printed.out
+    assert "/out and consolidate again" in printed.err
+
+
+def test_a_url_that_has_the_model_already_is_compared_too(
+    model_dir: Callable[..., Path], bucket: Bucket, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = [model_dir({"a": torch.ones(2)}), "bucket://models/two", "--verify"]
+    assert (consolidate(*again), consolidate(*again)) == (0, 0)
+    data = bucket.cat_file("/models/two/model.safetensors")
+    bucket.pipe_file("/models/two/model.safetensors", data[:-1] + b"!")
+    assert consolidate(*again) == 1
+    assert "(model.safetensors has other bytes in 'a')" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("values", "config", "options", "said"),
+    [
+        ([1e6, -7e4, 1.0], {}, ["--overflow", "clamp"], "2 values were clamped"),
+        ([1.0], None, [], "warning: no config.json lies beside"),
+        ([1.0], None, ["--adapter", "merge"], "is a whole model, not an adapter; there is nothing to merge"),
+        ([float("nan")], {}, [], "NaN or infinite values in 'a' (1); the training had diverged, use an older"),
+    ],
+)
+def test_what_a_model_lost_or_lacks_is_said(
+    values: list[float],
+    config: dict[str, object] | None,
+    options: list[str],
+    said: str,
+    model_dir: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    consolidate(model_dir({"a": torch.tensor(values)}, config), tmp_path / "out", *options)
+    printed = "".join(capsys.readouterr())
+    assert said in printed and "Traceback" not in printed
+    assert ("--copy-from" in printed) == (config is None and not options)
+
+
+def test_a_part_does_not_throw_away_what_others_made_with_other_choices(
+    model_dir: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = model_dir({"a": torch.ones(9), "b": torch.ones(9)}, {})
+    apart = [model, tmp_path / "out", "--max-shard-gb", 2e-8, "--shard"]
+    assert consolidate(*apart, "0/2") == 0
+    assert consolidate(*apart, "1/2", "--dtype", "bfloat16") == 2
+    assert f"wait in {tmp_path}/.tmp-out.part; go on with those choices, or remove" in capsys.readouterr().err
+    assert consolidate(*apart, "1/2") == 0 and (tmp_path / "out" / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize("out", ["/proc/none", "{}/file/out"])
+def test_a_place_that_cannot_be_written_is_named_as_it_was_given(
+    out: str, model_dir: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert consolidate(model_dir({"a": torch.ones(2)}), out.format(tmp_path)) == 2
+    said = capsys.readouterr().err
+    assert f"sousbatch: {out.format(tmp_path)}: cannot be made (" in said and ".tmp-" not in said
+
+
+@pytest.mark.parametrize(("checkpoint", "out"), [("model", "model/export"), ("model", "link/x"), ("link", "model/x")])
+def test_a_model_within_its_checkpoint_is_refused_by_whatever_way(
+    checkpoint: str, out: str, model_dir: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "link").symlink_to(model_dir({"a": torch.ones(2)}))
+    assert consolidate(tmp_path / checkpoint, tmp_path / out) == 2
+    assert f"{out}: lies within the checkpoint" in capsys.readouterr().err
+
+
+def test_an_interrupted_consolidation_says_how_it_goes_on(
+    model_dir: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stream, "cast_block", interrupt)
+    assert consolidate(model_dir({"a": torch.ones(2)}), tmp_path / "out") == 130
+    assert "interrupted; the same command goes on where it stood" in capsys.readouterr().err

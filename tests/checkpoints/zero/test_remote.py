@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from sousbatch.checkpoints.zero.manifest import MANIFEST_NAME, read_manifest
 from sousbatch.checkpoints.zero.places import RemotePath, place_of
@@ -32,6 +33,7 @@ class Server:
     lock: threading.Lock = field(default_factory=threading.Lock)
     wrong_size: bool = False
     is_gone: bool = False
+    has_ranges: bool = True
 
 
 @pytest.fixture
@@ -62,7 +64,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
                 return
             data, size = path.read_bytes(), path.stat().st_size
             asked = self.headers.get("Range")
-            if asked is None:
+            if asked is None or not found.has_ranges:
                 self.send(200, data, {"Accept-Ranges": "bytes"}, with_body)
                 return
             first, _, last = asked.removeprefix("bytes=").partition("-")
@@ -171,6 +173,15 @@ def store() -> Iterator[RemotePath]:
 
 def stored(store: RemotePath) -> dict[str, bytes]:
     return {place.name: place.read_bytes() for place in store.iterdir()}
+
+
+def test_a_server_without_ranges_is_named_with_the_way_out(server: Server) -> None:
+    """`python -m http.server` sends the whole file, whatever was asked for."""
+    server.has_ranges = False
+    (server.root / "ck").mkdir()
+    save_file({"a": torch.ones(100_000)}, server.root / "ck" / "model.safetensors")
+    with pytest.raises(UsageError, match="does not serve ranges .*; download the checkpoint first, or use a server"):
+        open_source(place_of(f"{server.url}/ck"))
 
 
 @pytest.mark.parametrize("num_parts", [1, 3])
