@@ -18,13 +18,15 @@ RUNGS: tuple[Rung, ...] = ("full", "weights")
 class Need:
     """What a save takes: of a full state, of its weights, and of what the run writes after training.
 
-    *has_reserve* says that room for the weights at the end is held already.
+    *is_stop*: the training stops here and goes on later, from this one. *has_reserve*: room for the weights at the end
+    is held already.
     """
 
     full_bytes: int
     weights_bytes: int
     later_bytes: int = 0
     is_last: bool = False
+    is_stop: bool = False
     has_reserve: bool = False
 
     def bytes_of(self, rung: Rung) -> int:
@@ -104,13 +106,13 @@ def _left_by(checkpoints: Sequence[Checkpoint], policy: Policy, need: Need, rung
     """Return what must be free, or free to be made, once *rung* is saved: the weights at the end come first.
 
     A full state that no newer one will ever replace also leaves room for weights now and then: soon it is too old to
-    be worth more than they are.
+    be worth more than they are. But where training stops, nothing is worth more than a full state.
     """
     if need.is_last:
         return need.later_bytes if rung == "full" else 0
     capacity = free_bytes + sum(one.num_bytes for one in checkpoints if one.status == "committed" and not one.is_pinned)
     rungs = _rungs(need, policy)
-    if rung == "full" and capacity - need.later_bytes < rungs.full:
+    if rung == "full" and not need.is_stop and capacity - need.later_bytes < rungs.full:
         return need.later_bytes + rungs.weights
     return need.later_bytes + (0 if need.has_reserve else need.weights_bytes)
 

@@ -43,7 +43,8 @@ def read_attempts(events: Sequence[Event], stage: str, task: int, batch: Batch |
             sizes = {name: event.data[name] for name in ("micro_batch", "accumulation") if name in event.data}
             own = replace(batch, **sizes) if batch else None
             known = replace(known, batch=own, job=event.data.get("job", ""))
-        elif event.kind in ("saved", "unit"):
+        elif event.kind == "unit" or (event.kind == "saved" and event.data.get("content") != "weights"):
+            # nothing goes on from weights alone: to save them again and again is no progress
             known = replace(known, progress=known.progress + 1)
         elif event.kind == "ended":
             known = replace(known, exit_code=event.data["exit_code"])

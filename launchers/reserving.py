@@ -31,12 +31,14 @@ def reserve(plan: Plan, paths: RunPaths) -> None:
         budget.publish(paths, Reservation(run=paths.run_id, promised_bytes=promised, held_bytes=held, holder=holder))
 
 
-def release_dead(store: Path, launchers: Mapping[str, Launcher]) -> None:
-    """Leave runs below *store* whose jobs and process are gone with what they hold, and no promise."""
+def release_dead(store: Path, launchers: Mapping[str, Launcher], own: RunPaths | None = None) -> None:
+    """Leave runs below *store*, but for one's *own*, whose jobs and process are gone with what they hold, and no
+    promise. Where no other run is promised anything, no launcher is asked."""
     found: dict[Path, Reservation] = {}
     for path in sorted(store.glob("*/*/reservation.json")):
         reservation = budget.read_reservation(RunPaths(root=path.parent))
-        if reservation is not None and reservation.holder != Holder():  # else it was released before
+        is_own = own is not None and path.parent == own.root
+        if reservation is not None and reservation.holder != Holder() and not is_own:  # else it was released before
             found[path.parent] = reservation
     gone = _gone({job for reservation in found.values() for job in reservation.holder.jobs}, launchers)
     for root, reservation in found.items():

@@ -35,12 +35,14 @@ from ..ledger import Event
 from ..recipes.plan import Batch, Plan, Stage, read_plan
 from ..rundir import RunPaths
 from .attempts import Attempt, Stop, first_batch, next_batch, read_attempts
-from .choose import watchers
+from .base import Launcher
 from .container import around
 from .frozen import verify
+from .local import LocalLauncher
 from .onward import MAX_IDLE, continue_job, is_idle, is_stray
 from .reserving import release_dead
 from .sbatch import array_size
+from .slurm import SlurmLauncher
 
 _POLL_S = 0.1
 _STRAGGLER_S = 30.0  # how long the other nodes may take after the first one failed
@@ -79,7 +81,9 @@ class _Task:
         batch = first_batch(past, self._stage.batch)
         if self._stage.kind == "train":  # its saves count what other runs are promised, and ranks ask for no jobs
             with suppress(OSError, SousbatchError):
-                release_dead(self._paths.root.parent.parent, watchers())
+                # not as watchers, who share an answer for half a minute
+                launchers: dict[str, Launcher] = {"local": LocalLauncher(), "slurm": SlurmLauncher()}
+                release_dead(self._paths.root.parent.parent, launchers, self._paths)
         try:
             while True:
                 attempt = self._attempt(batch)

@@ -59,7 +59,7 @@ class Keeping:
         with suppress(OSError):  # a store without locks; `doctor` says so
             self._lock.enter_context(files.locked(files.make_private_dir(self.folder) / WRITER_LOCK, wait=False))
 
-    def admit(self, highest: Rung, *, state_bytes: int, is_last: bool) -> Rung:
+    def admit(self, highest: Rung, *, state_bytes: int, is_last: bool, is_stop: bool) -> Rung:
         """Make room for the next checkpoint and return what of it fits, not above *highest*.
 
         *state_bytes* is the size that `trainer_state.json` will have: it grows with every log.
@@ -69,7 +69,7 @@ class Keeping:
         need = self._need(state_bytes, is_last=is_last)
         with budget.store_locked(self._store):
             self._keep_reserve(need)
-            need = replace(need, has_reserve=self._has_reserve())
+            need = replace(need, is_stop=is_stop, has_reserve=self._has_reserve())
             for rung in RUNGS[RUNGS.index(highest) :]:
                 if self._clear(rung, need):
                     return rung
@@ -183,7 +183,8 @@ class Keeping:
         spec = self._spec
         peak = int(self._job.plan.forecast.storage_peak_bytes * _PEAK_SLACK) + _SLACK_BYTES
         self._granted_bytes = budget.grant(
-            wanted_bytes=max(peak, run_held + need.full_bytes + 2 * need.weights_bytes + need.later_bytes),
+            # with that much the rungs do not depend on what was promised, which knows nothing of stops
+            wanted_bytes=max(peak, run_held + need.full_bytes + 4 * need.weights_bytes + need.later_bytes),
             held_bytes=run_held,
             free_bytes=0 if is_short_of_files else limit.num_bytes or 0,
             store_bytes=None if spec.store_budget_gb is None else int(spec.store_budget_gb * 1e9),

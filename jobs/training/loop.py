@@ -48,7 +48,7 @@ class RecipeTrainer(Trainer):
         return scheduler
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        self._saver.save(self)
+        self._saver.save(self, is_stop=self.control.should_training_stop)
 
 
 class Steering(TrainerCallback):

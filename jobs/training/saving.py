@@ -47,10 +47,11 @@ class Saver:
         self._num_skipped = 0
         self._rung: Rung = "full"
 
-    def save(self, trainer: Any) -> None:
+    def save(self, trainer: Any, *, is_stop: bool = False) -> None:
         """Save in full, else the weights, else nothing; commit, and settle the older ones beside the training.
 
-        Every rank calls it. A save that finds no room, or no store, is left out; the next one may find it.
+        With *is_stop* the training ends after it, to go on later. Every rank calls it. A save that finds no room, or
+        no store, is left out; the next one may find it.
 
         Raises:
             NoRoomError: on all ranks, at the last save or when too many in a row were left out;
@@ -59,7 +60,7 @@ class Saver:
         """
         step = trainer.state.global_step
         is_last = step >= self._batch.steps
-        rung, problem = self._descend(trainer, "full", is_last=is_last)
+        rung, problem = self._descend(trainer, "full", is_last=is_last, is_stop=is_stop)
         self._num_skipped = 0 if rung != "none" else self._num_skipped + 1
         if rung != "none":
             if not is_last:
@@ -104,12 +105,12 @@ class Saver:
         if self._keeping is not None:
             self._keeping.close()
 
-    def _descend(self, trainer: Any, highest: Rung, *, is_last: bool) -> tuple[Rung, str]:
+    def _descend(self, trainer: Any, highest: Rung, *, is_last: bool, is_stop: bool = False) -> tuple[Rung, str]:
         """Save on the highest rung that works and return it, or "none" and why."""
         started, rung, problem = time.monotonic(), highest, "no room for it"
         while True:
             try:
-                rung = self._admit(trainer, rung, is_last=is_last)
+                rung = self._admit(trainer, rung, is_last=is_last, is_stop=is_stop)
                 if rung != "none":
                     self._save(trainer, rung, started, is_last=is_last)
                 return rung, problem
@@ -121,7 +122,7 @@ class Saver:
                     return "none", problem
                 rung = "weights"
 
-    def _admit(self, trainer: Any, highest: Rung, *, is_last: bool) -> Rung:
+    def _admit(self, trainer: Any, highest: Rung, *, is_last: bool, is_stop: bool) -> Rung:
         """Return what fits, as rank 0 finds it; all ranks learn it."""
         found: list[Rung] = ["none"]
 
@@ -129,7 +130,9 @@ class Saver:
             if self._keeping is not None:
                 self._job.check_fence()
                 self._wait_for_store(1 if not is_last else _STORE_WAIT_S)
-                found[0] = self._keeping.admit(highest, state_bytes=_state_bytes(trainer), is_last=is_last)
+                found[0] = self._keeping.admit(
+                    highest, state_bytes=_state_bytes(trainer), is_last=is_last, is_stop=is_stop
+                )
 
         self._ranks.do(f"making room for the checkpoint of step {trainer.state.global_step}", ask)
         (place,) = self._ranks.from_first([(*RUNGS, "none").index(found[0])])

@@ -30,6 +30,8 @@ CASES: dict[str, tuple[list[Checkpoint], dict[str, Any], int, tuple[str, list[st
     "not even weights": ([full(1)], {}, 19, ("none", [])),
     "a full state that stays must leave room for the best, the last and new weights": ([], {}, 159, ("weights", [])),
     "it leaves it": ([], {}, 160, ("full", [])),
+    "where training stops, it need only leave the last weights theirs": ([], {"is_stop": True}, 120, ("full", [])),
+    "and these it must": ([], {"is_stop": True}, 119, ("weights", [])),
     "the last save needs to leave none": ([], {"is_last": True}, 120, ("full", [])),
     "what follows training counts": ([], {"later_bytes": 10}, 169, ("weights", [])),
     "what follows is left alone by weights, too": ([], {"later_bytes": 150}, 169, ("none", [])),

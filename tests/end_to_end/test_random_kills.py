@@ -6,6 +6,8 @@ import json
 import random
 import time
 
+from .conftest import wait_for
+
 
 def test_after_five_random_kills_every_row_is_there_once(place, small, five_stages):
     chance = random.Random(20261122)
@@ -23,4 +25,4 @@ def test_after_five_random_kills_every_row_is_there_once(place, small, five_stag
     place.run(*arguments)
     lines = (place.run_dir() / "predictions/predict/predictions.jsonl").read_text().splitlines()
     assert [json.loads(line)["index"] for line in lines] == list(range(24)), moments
-    assert place.processes() == []
+    wait_for(lambda: not place.processes(), "the end of all processes", timeout_s=10)

@@ -50,7 +50,7 @@ def test_the_demo_runs_through_all_stages_with_accounting(place, small, slurm_ac
 
 
 def test_a_real_training_that_is_warned_goes_on_with_the_same_wandb_run(place, small, slurm):
-    steps = [*small, "train.steps=40", "checkpoints.every_steps=40", *ONLY_TRAIN]
+    steps = [*small, "train.steps=150", "checkpoints.every_steps=150", *ONLY_TRAIN]
     client = place.start("submit", "hangul-restoration", "--launcher", "slurm", *steps)
     wait_for(lambda: any(event["step"] >= 1 for event in place.events("step")), "a step", client)
     (job,) = {event["job"] for event in place.events("attempt")}
@@ -59,7 +59,7 @@ def test_a_real_training_that_is_warned_goes_on_with_the_same_wandb_run(place, s
     assert client.returncode == 0, said + place.logs()
     first, *_ = place.events("saved")
     (resumed,) = place.events("resumed")
-    assert 0 < first["step"] < 40 and resumed["step"] == first["step"]
+    assert 0 < first["step"] < 150 and resumed["step"] == first["step"]
     tracked = [path.stem for path in place.run_dir().glob("tracking/wandb/offline-run-*/run-*-train.wandb")]
     assert len(tracked) == 2 and len(set(tracked)) == 1, "two attempts, one W&B run"
 

@@ -87,7 +87,8 @@ def test_attempts_are_read_from_the_events_of_their_own_task() -> None:
         event("sent", role="client", number=9),
         event("attempt", micro_batch=4, accumulation=2),
         event("saved", role="job"),
-        event("saved", role="job"),
+        event("saved", role="job", content="full"),
+        event("saved", role="job", content="weights"),  # no training goes on from these
         event("ended", exit_code=76),
         event("attempt", number=2, micro_batch=2, accumulation=4),
         event("unit", number=2, role="job"),

@@ -15,6 +15,7 @@ from sousbatch.launchers import reserving
 from sousbatch.launchers.base import JobRef, JobState, StateWord
 from sousbatch.recipes.inputs import room_of
 from sousbatch.recipes.plan import Plan, read_plan
+from sousbatch.recipes.storage import later_bytes
 from sousbatch.rundir import RunPaths
 
 Run = Callable[..., tuple[int, str, str]]
@@ -63,7 +64,8 @@ def test_a_second_run_is_planned_into_what_the_first_one_leaves(
     queued: tuple[Plan, RunPaths], sousbatch: Run, tmp_path: Path
 ) -> None:
     plan, paths = queued
-    peak, held = plan.forecast.storage_peak_bytes, budget.held_bytes(paths.root)
+    ladder, held = plan.forecast.ladders["train"], budget.held_bytes(paths.root)
+    peak = later_bytes(plan.forecast) + ladder.full_bytes
     runs = ["--runs", str(tmp_path / "runs")]
     for store, rung in ((2 * peak, "full"), (2 * peak - 1000, "thinned best")):
         budget.publish(
