@@ -90,7 +90,7 @@ def _stores(runs: Path) -> Iterator[Finding]:
     room = room_of(runs)
     yield Finding(
         what="room for runs",
-        finding=f"{size(room.free_bytes)} ({room.source}) and {room.free_inodes:,} files at {runs}",
+        finding=f"{size(max(0, room.free_bytes))} ({room.source}) and {room.free_inodes:,} files at {runs}",
         is_good=room.free_bytes > 10**9,
         remedy="" if room.free_bytes > 10**9 else "give a folder with more room: --runs DIR or SOUSBATCH_RUNS",
     )

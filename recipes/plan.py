@@ -58,7 +58,8 @@ class SplitFacts:
 class Room:
     """What the store of the run can still take, less what it is promised to *num_runs* other runs.
 
-    *source* is what sets the limit: free space, a quota, or the budget of the store.
+    *source* is what sets the limit: free space, a quota, or the budget of the store. *free_bytes* is below 0 by
+    what the others hold or were promised beyond that limit.
     """
 
     folder: str

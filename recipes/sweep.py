@@ -143,7 +143,8 @@ def _joined(sweep: Sweep, plans: Sequence[Plan], site: Site) -> Plan:
         raise PlanError(
             [
                 f"no room: {num_points} points will hold {line.num_bytes / 1e9:.3g} GB and {first.inputs.room.folder} "
-                f"can take {first.inputs.room.free_bytes / 1e9:.3g} GB; keep fewer checkpoints or sweep fewer points"
+                f"can take {max(0, first.inputs.room.free_bytes) / 1e9:.3g} GB; keep fewer checkpoints "
+                "or sweep fewer points"
             ]
         )
     return Plan(

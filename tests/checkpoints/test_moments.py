@@ -7,8 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,15 +22,6 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("moments") / "moments.so"
     subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", path, MOMENTS / "moments.c", "-ldl"], check=True)
     return path
-
-
-@pytest.fixture
-def memory_dir(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory where there is one: thousands of syncs cost nothing there."""
-    shm = Path("/dev/shm")
-    folder = Path(tempfile.mkdtemp(dir=shm if os.access(shm, os.W_OK) else tmp_path))
-    yield folder
-    shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize(

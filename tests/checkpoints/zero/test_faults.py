@@ -7,8 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,15 +21,6 @@ from sousbatch.errors import DamagedError, IncompleteError
 
 Copied = Callable[[str], Path]
 HARNESS = Path(__file__).with_name("kill_everywhere.py")
-
-
-@pytest.fixture
-def memory_dir(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory where there is one: hundreds of syncs cost nothing there."""
-    shm = Path("/dev/shm")
-    folder = Path(tempfile.mkdtemp(dir=shm if os.access(shm, os.W_OK) else tmp_path))
-    yield folder
-    shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize(("how", "least"), [("kill", 200), ("full", 100)])
