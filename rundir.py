@@ -15,7 +15,7 @@ from pathlib import Path
 from . import files
 from .errors import NotFoundError, UsageError
 
-PLAN_FORMAT = 2
+PLAN_FORMAT = 3
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 
