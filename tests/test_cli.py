@@ -125,7 +125,7 @@ def test_a_run_of_another_version_is_answered_in_one_line(sousbatch: Run, tmp_pa
     assert "was made by sousbatch 9.0.0 with plan format 99" in said and "submit the recipe again" in said
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"format": 2}', '{"format": 2, "recipe": 5}'])
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"format": 3}', '{"format": 3, "recipe": 5}'])
 def test_a_damaged_plan_is_answered_in_one_line(sousbatch: Run, tmp_path: Path, text: str) -> None:
     (tmp_path / "plan.json").write_text(text)
     assert "plan.json is" in _said(sousbatch, "status", str(tmp_path))
