@@ -25,6 +25,8 @@ class Sandbox:
     gpus: int
     memory_mb: int
     ports: tuple[int, ...]
+    prefix: str
+    version: str
     accounting: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)
 
