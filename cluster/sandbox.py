@@ -23,7 +23,7 @@ from .. import files
 from ..errors import NotFoundError, RunError, SlurmError, UsageError
 from ..rundir import state_dir
 from .ranks import LOOPBACK, free_port
-from .sandboxconf import Daemon, Sandbox, daemons, gres_conf, slurm_conf, slurmdbd_conf
+from .sandboxconf import Daemon, Sandbox, cgroup_conf, daemons, gres_conf, slurm_conf, slurmdbd_conf
 from .sandboxprocs import end_all, processes, running
 from .slurm import call
 
@@ -181,9 +181,26 @@ def stop(folder: Path) -> int:
     with _locked(folder) as lock:
         count = end_all(folder)
         if (folder / _SHAPE).is_file():
+            _remove_control_groups(folder)
             shutil.rmtree(folder)
         lock.unlink()
     return count
+
+
+def _remove_control_groups(folder: Path) -> None:
+    """Remove what proctrack/cgroup leaves of version 1's hierarchies; of version 2 nothing is left."""
+    try:
+        box = read(folder)
+    except RunError:
+        return
+    if "cgroup" not in str(box.settings):
+        return
+    for top in (path for name in box.node_names for path in Path("/sys/fs/cgroup").glob(f"*/slurm_{name}")):
+        for path, _, _ in os.walk(top, topdown=False):  # its files cannot be removed, and need not be
+            try:
+                os.rmdir(path)
+            except OSError:  # another cluster on this machine uses it
+                break
 
 
 def daemons_alive(folder: Path) -> dict[str, bool]:
@@ -280,6 +297,8 @@ def _check(folder: Path, *, nodes: int, cpus: int, gpus: int, settings: Mapping[
         if not least <= count <= most:
             raise UsageError(f"a sandbox has {least} to {most} {what}, not {count}")
     for key, value in settings.items():
+        if key.lower() == "slurmuser" and os.getuid() != 0 and value != pwd.getpwuid(os.getuid()).pw_name:
+            raise UsageError(f"SlurmUser={value}: only root can start a sandbox whose daemons become another user")
         if not key.isalpha() or key.lower() in ("nodename", "partitionname", "include") or not value.isprintable():
             raise UsageError(f"{key}={value!r} is no value of slurm.conf that can be set; such as JobRequeue=0")
 
@@ -311,7 +330,11 @@ def _lay_out(box: Sandbox) -> None:
     _write(box.folder / "munge.key", os.urandom(128), mode=0o600)
     _write(box.conf, slurm_conf(box).encode())
     _write(box.folder / "gres.conf", gres_conf(box).encode())
+    _write(box.folder / "cgroup.conf", cgroup_conf().encode())
     _write(box.folder / "slurmdbd.conf", slurmdbd_conf(box).encode(), mode=0o600)
+    if box.slurm_user != box.user:
+        for path in (box.database_dir, *(box.folder / name for name in ("run", "log", "state", "slurmdbd.conf"))):
+            shutil.chown(path, box.slurm_user)
     shape = asdict(box)
     del shape["folder"]
     files.write_json(box.folder / _SHAPE, shape)

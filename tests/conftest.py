@@ -130,6 +130,9 @@ def sousbatch(capsys: pytest.CaptureFixture[str]) -> Run:
     return run
 
 
+# The folder of a sandbox that another user has started, for `.ci/test-slurm-as`.
+GIVEN = os.environ.get("SOUSBATCH_TEST_SANDBOX", "")
+
 # Waits for the end of its stdin, which comes however the tests end, and leaves nothing behind.
 _KEEPER = """
 import sys
@@ -148,6 +151,9 @@ def slurm_settings() -> dict[str, str]:
 
 
 def _private_slurm(settings: dict[str, str], *, accounting: bool) -> Iterator[sandbox.Sandbox]:
+    if GIVEN:
+        yield sandbox.read(Path(GIVEN))
+        return
     if missing := sandbox.missing_packages(accounting=accounting):
         pytest.skip(f"Slurm is not here; `{sandbox.install_command(missing)}` installs it")
     folder = Path(tempfile.mkdtemp(prefix="sb-")) / "slurm"  # short, for the sake of sockets
@@ -167,10 +173,15 @@ def _slurm_accounting(slurm_settings: dict[str, str]) -> Iterator[sandbox.Sandbo
 
 
 def _for_one_test(box: sandbox.Sandbox, monkeypatch: pytest.MonkeyPatch) -> Iterator[sandbox.Sandbox]:
-    monkeypatch.setenv("SLURM_CONF", str(box.conf))
+    if "enable_configless" in box.settings.get("SlurmctldParameters", ""):
+        monkeypatch.delenv("SLURM_CONF")
+        monkeypatch.setenv("SLURM_CONF_SERVER", f"{box.address}:{box.ports[0]}")
+    else:
+        monkeypatch.setenv("SLURM_CONF", str(box.conf))
     yield box
-    sandbox.start(box.folder)  # a test may have killed a daemon
-    subprocess.run(["scancel", f"--user={box.user}"], check=True)
+    if not GIVEN:
+        sandbox.start(box.folder)  # a test may have killed a daemon
+    subprocess.run(["scancel", f"--user={os.getuid()}"], check=True)
     deadline = time.monotonic() + 60
     while subprocess.run(["squeue", "--noheader"], capture_output=True, check=True).stdout:
         assert time.monotonic() < deadline, "jobs outlive their cancellation"
