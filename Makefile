@@ -5,20 +5,36 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := $(shell git ls-files '*.py' '*.yaml' '*.json' setup.cfg pyproject.toml 2>/dev/null)
 
-.PHONY: demo test test-faults check types install clean
+.PHONY: demo test test-faults test-slurm test-slurm-as slurm check types install clean
 
 # Runs the library's demo recipe through every stage on this machine's CPU.
 demo: $(STAMP)
 	$(BIN)/sousbatch submit hangul-restoration
 
+# Tests take the Slurm whose sbatch is on PATH; SLURM=PREFIX puts another's there. SET has values of slurm.conf.
+SLURM_ENV = $(if $(SLURM),PATH="$(SLURM)/bin:$$PATH" )SOUSBATCH_TEST_SET="$(SET)" OMP_NUM_THREADS=1
+PYTEST = $(SLURM_ENV) $(BIN)/python -P -m pytest -n $(or $(WORKERS),2) --dist loadgroup -q
+
 # The suite runs against the installed wheel, two processes at once; with a private Slurm where there may be one.
 test: $(STAMP)
 	@sh .ci/install-slurm
-	OMP_NUM_THREADS=1 $(BIN)/python -P -m pytest -n 2 --dist loadgroup -q $(TESTS)
+	$(PYTEST) $(TESTS)
 
 # The slow faults, each on a private Slurm: some minutes.
 test-faults: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -P -m pytest -n 2 --dist loadgroup -q -m faults $(TESTS)
+	$(PYTEST) -m faults $(TESTS)
+
+# What needs a Slurm, on that of a prefix, and with values of slurm.conf: make test-slurm SLURM=DIR SET="KEY=VALUE ..."
+test-slurm: $(STAMP)
+	$(PYTEST) -m "slurm and not faults" $(or $(TESTS),tests/cluster tests/launchers tests/end_to_end)
+
+# The same as an ordinary user, while Slurm's daemons are root's and its SlurmUser's: root only. make test-slurm-as AS=games
+test-slurm-as: $(STAMP)
+	$(SLURM_ENV) sh .ci/test-slurm-as $(AS) $(or $(TESTS),tests/launchers tests/end_to_end/test_slurm.py)
+
+# A newer Slurm than Debian's, built into the user's cache: make slurm, or make slurm SOURCE=DIR
+slurm:
+	@sh .ci/build-slurm $(if $(SOURCE),--source $(SOURCE))
 
 check: $(VENV)/.checks types
 	$(BIN)/ruff format --check .

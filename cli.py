@@ -379,6 +379,11 @@ def _add_sandbox_commands(commands: argparse._SubParsersAction[_Parser]) -> None
     start.add_argument("--gpus", type=_count, default=2, help="pretend GPUs of each node (default 2)")
     start.add_argument("--accounting", action="store_true", help="with slurmdbd and MariaDB, so that sacct answers")
     start.add_argument(
+        "--slurm",
+        metavar="PREFIX",
+        help="daemons and commands of the Slurm installed there (default: the one whose sbatch is on PATH)",
+    )
+    start.add_argument(
         "--set",
         action="append",
         default=[],

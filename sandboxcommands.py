@@ -17,7 +17,7 @@ def _folder(arguments: Namespace) -> Path:
 
 
 def start(arguments: Namespace) -> int:
-    """Start it, or what of it has died; print the line that a shell evaluates."""
+    """Start it, or what of it has died; print what a shell evaluates."""
     from .cluster import sandbox
 
     folder = _folder(arguments)
@@ -28,10 +28,13 @@ def start(arguments: Namespace) -> int:
         cpus=arguments.cpus,
         gpus=arguments.gpus,
         accounting=arguments.accounting,
+        prefix=Path(arguments.slurm) if arguments.slurm else None,
         settings=dict(arguments.settings),
     )
     print(f"sousbatch: {show.sandbox_started(box, before)}", file=sys.stderr)
     print(f"export SLURM_CONF={shlex.quote(str(box.conf))}")
+    if sandbox.default_prefix() != Path(box.prefix):  # this shell would find the commands of another Slurm
+        print(f'export PATH={shlex.quote(f"{box.prefix}/bin")}:"$PATH"')
     return 0
 
 

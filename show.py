@@ -288,7 +288,7 @@ def sandbox_started(box: Sandbox, before: Mapping[str, bool]) -> str:
     if not where.startswith("127."):
         where += f" (a line '127.0.0.1 {box.hostname}' in /etc/hosts would keep it to loopback)"
     ends = f"sousbatch sandbox stop --dir {box.folder}"
-    return f"a private Slurm {word} in {box.folder}: {counts}; it listens at {where}; `{ends}` ends it"
+    return f"a private Slurm {box.version} {word} in {box.folder}: {counts}; it listens at {where}; `{ends}` ends it"
 
 
 def sandbox(found: Status) -> str:
@@ -299,7 +299,8 @@ def sandbox(found: Status) -> str:
         (found.partitions, ("partition", "state", "longest job", "nodes")),
         (found.jobs, ("job", "partition", "state", "time", "where, or why not", "name")),
     ]
-    parts = [columns(rows, header=header) for rows, header in tables if rows]
+    parts = [f"Slurm {found.box.version} of {found.box.prefix}"]
+    parts += [columns(rows, header=header) for rows, header in tables if rows]
     if not all(found.alive.values()):
         parts.append("`sousbatch sandbox start` starts what is dead")
     return "\n\n".join(parts)

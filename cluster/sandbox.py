@@ -14,7 +14,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,25 +23,24 @@ from .. import files
 from ..errors import NotFoundError, RunError, SlurmError, UsageError
 from ..rundir import state_dir
 from .ranks import LOOPBACK, free_port
-from .sandboxconf import Daemon, Sandbox, daemons, gres_conf, slurm_conf, slurmdbd_conf
+from .sandboxconf import Daemon, Sandbox, cgroup_conf, daemons, gres_conf, slurm_conf, slurmdbd_conf
 from .sandboxprocs import end_all, processes, running
 from .slurm import call
 
 _SHAPE = "sandbox.json"
 _PATH = os.pathsep.join(("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"))
+_SQL_FOLDERS = ("/usr/share/mysql", "/usr/share/mariadb")
 _START_S = 60.0
 _GONE_S = 1.0  # a daemon forks twice to detach, and a list of processes may show neither
 _READY = {"idle", "mixed", "allocated", "completing", "drained", "draining", "reserved"}  # of nodes that answer
 _MAX_FOLDER = 80  # a socket's path takes 107 bytes, and slurmstepd's lie in FOLDER/n12/
 
-# What is run, and the Debian package that has it.
-_SLURM = {
-    "slurmctld": "slurmctld",
-    "slurmd": "slurmd",
-    "sbatch": "slurm-client",
-    "munged": "munge",
-}
-_ACCOUNTING = {"slurmdbd": "slurmdbd", "mariadbd": "mariadb-server-core"}
+# What is run, and the Debian package that has it: Slurm's own, all from one prefix, and what any Slurm works with.
+_SLURM = {"slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client"}
+_SLURM_ACCOUNTING = {"slurmdbd": "slurmdbd"}
+_OTHER = {"munged": "munge"}
+_OTHER_ACCOUNTING = {"mariadbd": "mariadb-server-core"}
+_DEBIAN = Path("/usr")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +63,29 @@ def default_folder() -> Path:
     return state_dir() / "sandbox"
 
 
-def missing_packages(*, accounting: bool = False) -> tuple[str, ...]:
-    """Return the Debian packages that a sandbox needs and this machine lacks."""
-    wanted = _SLURM | (_ACCOUNTING if accounting else {})
-    return tuple(package for binary, package in wanted.items() if shutil.which(binary, path=_PATH) is None)
+def default_prefix() -> Path:
+    """Return the prefix of the Slurm whose sbatch this shell finds, if it has daemons, too, else Debian's."""
+    sbatch = shutil.which("sbatch")
+    prefix = Path(sbatch).resolve().parent.parent if sbatch else _DEBIAN
+    return _DEBIAN if _lacking(prefix, _SLURM) else prefix
+
+
+def missing_packages(*, accounting: bool = False, prefix: Path | None = None) -> tuple[str, ...]:
+    """Return the Debian packages that a sandbox needs and this machine lacks; *prefix* is that of a Slurm."""
+    slurm = _SLURM | (_SLURM_ACCOUNTING if accounting else {})
+    other = _OTHER | (_OTHER_ACCOUNTING if accounting else {})
+    packages = [slurm[binary] for binary in _lacking(prefix or default_prefix(), slurm)]
+    return (*packages, *(package for binary, package in other.items() if shutil.which(binary, path=_PATH) is None))
+
+
+def _lacking(prefix: Path, binaries: Iterable[str]) -> list[str]:
+    """Return those of Slurm's *binaries* that *prefix* does not have."""
+    return [binary for binary in binaries if shutil.which(binary, path=f"{prefix}/sbin:{prefix}/bin") is None]
+
+
+def version_of(prefix: Path) -> str:
+    """Return the version of the Slurm in *prefix*, such as 24.11.5."""
+    return call([f"{prefix}/sbin/slurmctld", "-V"], environment={"LANG": "C.UTF-8"}).split()[-1]
 
 
 def install_command(packages: tuple[str, ...]) -> str:
@@ -83,12 +101,14 @@ def start(
     cpus: int = 4,
     gpus: int = 2,
     accounting: bool = False,
+    prefix: Path | None = None,
     settings: Mapping[str, str] | None = None,
 ) -> Sandbox:
     """Start the sandbox in *folder*, or what of it has died, and return it once every node answers.
 
-    A sandbox that is there keeps the shape it was started with. *settings* are values of
-    slurm.conf laid over ours.
+    A sandbox that is there keeps the shape it was started with. Daemons and clients are those of
+    the Slurm in *prefix*, by default of `default_prefix`. *settings* are values of slurm.conf laid
+    over ours.
 
     Raises:
         UsageError: packages are missing, or a value cannot work.
@@ -96,11 +116,8 @@ def start(
     """
     folder = _absolute(folder)
     _check(folder, nodes=nodes, cpus=cpus, gpus=gpus, settings=settings or {})
-    if missing := missing_packages(accounting=accounting):
-        raise UsageError(
-            f"a sandbox needs {', '.join(missing)}, which this machine lacks; `{install_command(missing)}` installs "
-            f"{'it' if len(missing) == 1 else 'them'}"
-        )
+    prefix = _absolute(prefix) if prefix else default_prefix()
+    _check_programs(prefix, accounting=accounting)
     files.make_private_dir(folder.parent)
     with _locked(folder):
         if not (folder / _SHAPE).is_file():
@@ -117,6 +134,8 @@ def start(
                     gpus=gpus,
                     memory_mb=max(8000, (os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20) // nodes),
                     ports=tuple(free_port(address or LOOPBACK) for _ in range(nodes + 2)),
+                    prefix=str(prefix),
+                    version=version_of(prefix),
                     accounting=accounting,
                     settings=dict(settings or {}),
                 )
@@ -162,9 +181,26 @@ def stop(folder: Path) -> int:
     with _locked(folder) as lock:
         count = end_all(folder)
         if (folder / _SHAPE).is_file():
+            _remove_control_groups(folder)
             shutil.rmtree(folder)
         lock.unlink()
     return count
+
+
+def _remove_control_groups(folder: Path) -> None:
+    """Remove what proctrack/cgroup leaves of version 1's hierarchies; of version 2 nothing is left."""
+    try:
+        box = read(folder)
+    except RunError:
+        return
+    if "cgroup" not in str(box.settings):
+        return
+    for top in (path for name in box.node_names for path in Path("/sys/fs/cgroup").glob(f"*/slurm_{name}")):
+        for path, _, _ in os.walk(top, topdown=False):  # its files cannot be removed, and need not be
+            try:
+                os.rmdir(path)
+            except OSError:  # another cluster on this machine uses it
+                break
 
 
 def daemons_alive(folder: Path) -> dict[str, bool]:
@@ -261,8 +297,25 @@ def _check(folder: Path, *, nodes: int, cpus: int, gpus: int, settings: Mapping[
         if not least <= count <= most:
             raise UsageError(f"a sandbox has {least} to {most} {what}, not {count}")
     for key, value in settings.items():
+        if key.lower() == "slurmuser" and os.getuid() != 0 and value != pwd.getpwuid(os.getuid()).pw_name:
+            raise UsageError(f"SlurmUser={value}: only root can start a sandbox whose daemons become another user")
         if not key.isalpha() or key.lower() in ("nodename", "partitionname", "include") or not value.isprintable():
             raise UsageError(f"{key}={value!r} is no value of slurm.conf that can be set; such as JobRequeue=0")
+
+
+def _check_programs(prefix: Path, *, accounting: bool) -> None:
+    missing = missing_packages(accounting=accounting, prefix=prefix)
+    lacking = _lacking(prefix, _SLURM | (_SLURM_ACCOUNTING if accounting else {}))
+    if lacking and prefix != _DEBIAN:
+        raise UsageError(
+            f"the Slurm in {prefix} lacks {', '.join(lacking)}; name a prefix that has bin/sbatch, sbin/slurmctld and "
+            "sbin/slurmd, with accounting sbin/slurmdbd, too"
+        )
+    if missing:
+        raise UsageError(
+            f"a sandbox needs {', '.join(missing)}, which this machine lacks; `{install_command(missing)}` installs "
+            f"{'it' if len(missing) == 1 else 'them'}"
+        )
 
 
 def _lay_out(box: Sandbox) -> None:
@@ -277,7 +330,11 @@ def _lay_out(box: Sandbox) -> None:
     _write(box.folder / "munge.key", os.urandom(128), mode=0o600)
     _write(box.conf, slurm_conf(box).encode())
     _write(box.folder / "gres.conf", gres_conf(box).encode())
+    _write(box.folder / "cgroup.conf", cgroup_conf().encode())
     _write(box.folder / "slurmdbd.conf", slurmdbd_conf(box).encode(), mode=0o600)
+    if box.slurm_user != box.user:
+        for path in (box.database_dir, *(box.folder / name for name in ("run", "log", "state", "slurmdbd.conf"))):
+            shutil.chown(path, box.slurm_user)
     shape = asdict(box)
     del shape["folder"]
     files.write_json(box.folder / _SHAPE, shape)
@@ -294,11 +351,37 @@ def _bring_up(box: Sandbox) -> None:
     found = processes(box.folder)
     for daemon in daemons(box):
         if not running(daemon, found):
+            if daemon.name == "mariadbd":
+                _make_system_tables(box)
             _launch(box, daemon, deadline)
     while not (states := _node_states(box)) or not _READY.issuperset(states):
         if time.monotonic() > deadline:
             raise RunError(f"sandbox: its nodes are {', '.join(states)}: {_tail(box.log_dir / 'slurmctld.log')}")
         time.sleep(0.05)
+
+
+def _make_system_tables(box: Sandbox) -> None:
+    """Give MariaDB its own tables where it has none.
+
+    Without `proc` it has no stored procedures, with which slurmdbd tells what a limit inherits:
+    every limit that is not set would read 0. mariadb-install-db is not in Debian's smallest package.
+    """
+    if (box.database_dir / "mysql").is_dir():
+        return
+    found = [path for folder in _SQL_FOLDERS for path in sorted(Path(folder).glob("*_system_tables*.sql"))]
+    if not found:
+        raise RunError(f"sandbox: MariaDB's *_system_tables.sql are in none of {', '.join(_SQL_FOLDERS)}")
+    statements = ["create database mysql;\nuse mysql;\n", *(path.read_text() for path in found)]
+    database = next(daemon for daemon in daemons(box) if daemon.name == "mariadbd")
+    done = subprocess.run(
+        (*database.command, "--bootstrap"),
+        input="".join(statements),
+        capture_output=True,
+        text=True,
+        env=_environment(box),
+    )
+    if done.returncode:
+        raise RunError(f"sandbox: MariaDB made no system tables: {done.stderr[-400:].strip()}")
 
 
 def _node_states(box: Sandbox) -> list[str]:
@@ -339,7 +422,7 @@ def _answers(address: str, place: int | Path) -> bool:
 def _environment(box: Sandbox) -> dict[str, str]:
     """Return the daemons' environment: nothing of the caller's shell reaches jobs through slurmd."""
     return {
-        "PATH": _PATH,
+        "PATH": f"{box.prefix}/sbin:{box.prefix}/bin:{_PATH}",
         "HOME": pwd.getpwuid(os.getuid()).pw_dir,
         "LANG": "C.UTF-8",
         "SLURM_CONF": str(box.conf),

@@ -1,6 +1,6 @@
 """The texts that configure a private Slurm; pure, so that one shape always gives the same cluster.
 
-Every choice below was tried on Slurm 22.05.8.
+Every choice below was tried on Slurm 21.08.8, 22.05.8, 24.11.5 and 26.05.3: no key differs between them.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ class Sandbox:
     gpus: int
     memory_mb: int
     ports: tuple[int, ...]
+    prefix: str
+    version: str
     accounting: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)
 
@@ -62,6 +64,11 @@ class Sandbox:
     def cluster(self) -> str:
         """A name that no other sandbox has: it marks the processes of this one's jobs."""
         return cluster_name(self.folder)
+
+    @property
+    def slurm_user(self) -> str:
+        """Who slurmctld and slurmdbd become; another than who starts them needs root."""
+        return next((value for key, value in self.settings.items() if key.lower() == "slurmuser"), self.user)
 
     @property
     def node_names(self) -> tuple[str, ...]:
@@ -125,7 +132,7 @@ def _accounting(box: Sandbox) -> tuple[Daemon, ...]:
         "--skip-networking",
         "--skip-grant-tables",
         *_options(
-            user=box.user,
+            user=box.slurm_user,
             datadir=box.database_dir,
             socket=box.database_socket,
             innodb_lock_wait_timeout=900,
@@ -237,6 +244,11 @@ def gres_conf(box: Sandbox) -> str:
     return f"NodeName={','.join(box.node_names)} Name=gpu Flags=nvidia_gpu_env File={files}\n" if box.gpus else ""
 
 
+def cgroup_conf() -> str:
+    """Return cgroup.conf, which is read where ProctrackType or TaskPlugin was set to Linux's control groups."""
+    return "ConstrainRAMSpace=yes\n"
+
+
 def slurmdbd_conf(box: Sandbox) -> str:
     """Return slurmdbd.conf; MYSQL_UNIX_PORT in its environment leads to the database."""
     values = {
@@ -246,7 +258,7 @@ def slurmdbd_conf(box: Sandbox) -> str:
         "DbdAddr": box.address,
         "DbdPort": str(box.ports[-1]),
         **_binding(box),
-        "SlurmUser": box.user,
+        "SlurmUser": box.slurm_user,
         "PidFile": str(box.run_dir / "slurmdbd.pid"),
         "LogFile": str(box.log_dir / "slurmdbd.log"),
         "StorageType": "accounting_storage/mysql",

@@ -7,6 +7,7 @@ reads headers and needs no torch, three data files, and a recipe for the CPU.
 from __future__ import annotations
 
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -21,11 +22,14 @@ from sousbatch.cli import main
 from sousbatch.cluster import sandbox
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are selected by their markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep tests that share checkpoints of real DeepSpeed runs on one worker: they are made once a worker."""
+    """Keep tests that share checkpoints of real DeepSpeed runs on one worker, and mark those that need a Slurm."""
     for item in items:
-        if "checkpoints/zero" in item.path.as_posix():
+        if "checkpoints/zero" in item.path.as_posix():  # they are made once a worker
             item.add_marker(pytest.mark.xdist_group("zero"))
+        if {"slurm", "slurm_accounting"}.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slurm)
 
 
 @pytest.fixture(scope="session")
@@ -126,6 +130,9 @@ def sousbatch(capsys: pytest.CaptureFixture[str]) -> Run:
     return run
 
 
+# The folder of a sandbox that another user has started, for `.ci/test-slurm-as`.
+GIVEN = os.environ.get("SOUSBATCH_TEST_SANDBOX", "")
+
 # Waits for the end of its stdin, which comes however the tests end, and leaves nothing behind.
 _KEEPER = """
 import sys
@@ -137,30 +144,44 @@ Path(sys.argv[1]).parent.rmdir()
 """
 
 
-def _private_slurm(*, accounting: bool) -> Iterator[sandbox.Sandbox]:
+@pytest.fixture(scope="session")
+def slurm_settings() -> dict[str, str]:
+    """Values of slurm.conf that every sandbox of the tests gets, such as `make test-slurm SET="JobRequeue=0"` names."""
+    return dict(word.split("=", 1) for word in os.environ.get("SOUSBATCH_TEST_SET", "").split())
+
+
+def _private_slurm(settings: dict[str, str], *, accounting: bool) -> Iterator[sandbox.Sandbox]:
+    if GIVEN:
+        yield sandbox.read(Path(GIVEN))
+        return
     if missing := sandbox.missing_packages(accounting=accounting):
         pytest.skip(f"Slurm is not here; `{sandbox.install_command(missing)}` installs it")
     folder = Path(tempfile.mkdtemp(prefix="sb-")) / "slurm"  # short, for the sake of sockets
     command = [sys.executable, "-P", "-c", _KEEPER, str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True):
-        yield sandbox.start(folder, accounting=accounting)
+        yield sandbox.start(folder, accounting=accounting, settings=settings)
 
 
 @pytest.fixture(scope="session")
-def _slurm() -> Iterator[sandbox.Sandbox]:
-    yield from _private_slurm(accounting=False)
+def _slurm(slurm_settings: dict[str, str]) -> Iterator[sandbox.Sandbox]:
+    yield from _private_slurm(slurm_settings, accounting=False)
 
 
 @pytest.fixture(scope="session")
-def _slurm_accounting() -> Iterator[sandbox.Sandbox]:
-    yield from _private_slurm(accounting=True)
+def _slurm_accounting(slurm_settings: dict[str, str]) -> Iterator[sandbox.Sandbox]:
+    yield from _private_slurm(slurm_settings, accounting=True)
 
 
 def _for_one_test(box: sandbox.Sandbox, monkeypatch: pytest.MonkeyPatch) -> Iterator[sandbox.Sandbox]:
-    monkeypatch.setenv("SLURM_CONF", str(box.conf))
+    if "enable_configless" in box.settings.get("SlurmctldParameters", ""):
+        monkeypatch.delenv("SLURM_CONF")
+        monkeypatch.setenv("SLURM_CONF_SERVER", f"{box.address}:{box.ports[0]}")
+    else:
+        monkeypatch.setenv("SLURM_CONF", str(box.conf))
     yield box
-    sandbox.start(box.folder)  # a test may have killed a daemon
-    subprocess.run(["scancel", f"--user={box.user}"], check=True)
+    if not GIVEN:
+        sandbox.start(box.folder)  # a test may have killed a daemon
+    subprocess.run(["scancel", f"--user={os.getuid()}"], check=True)
     deadline = time.monotonic() + 60
     while subprocess.run(["squeue", "--noheader"], capture_output=True, check=True).stdout:
         assert time.monotonic() < deadline, "jobs outlive their cancellation"

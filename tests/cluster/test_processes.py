@@ -142,6 +142,24 @@ print(processes.end_descendants(grace_s=0.2), len(processes.descendants()), chil
 """
 
 
+def named(process: psutil.Process) -> str:
+    """Return `sleep`, or another program's pid, since Python shares its name; nothing of the dead."""
+    try:
+        name = "sleep" if process.name() == "sleep" else str(process.pid)
+        return name if process.status() != psutil.STATUS_ZOMBIE else ""
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def wait_until_below(pid: int, expected: list[str]) -> None:
+    """Wait until *pid* has these living descendants and no other."""
+    deadline, found = time.monotonic() + DEADLINE_S, [""]
+    while found != expected:
+        assert time.monotonic() < deadline, f"{found} in place of {expected}"
+        time.sleep(0.02)
+        found = sorted(filter(None, map(named, psutil.Process(pid).children(recursive=True))))
+
+
 def test_descendants_in_their_own_sessions_and_orphans_are_ended(record: Path) -> None:
     ender = subprocess.Popen(
         [sys.executable, "-c", ENDER, str(record.parent / "tree.py"), str(record)],
@@ -151,6 +169,8 @@ def test_descendants_in_their_own_sessions_and_orphans_are_ended(record: Path) -
     )
     found = pids(record, 3)
     os.kill(found[1], signal.SIGKILL)  # its child is an orphan now, and adopted
+    # until the shells between are gone, the trap is set, and the killed one is dead
+    wait_until_below(ender.pid, sorted([str(found[0]), str(found[2]), "sleep", "sleep"]))
     output, _ = ender.communicate("go\n", timeout=DEADLINE_S)
     assert_gone(found)
     ended, left, child_code, own_code = output.split()[1:]

@@ -18,7 +18,11 @@ from sousbatch.cluster import sandbox
 from sousbatch.cluster.sandboxprocs import processes
 from sousbatch.errors import UsageError
 
-needs_slurm = pytest.mark.skipif(bool(sandbox.missing_packages()), reason="Slurm is not installed")
+is_missing = pytest.mark.skipif(bool(sandbox.missing_packages()), reason="Slurm is not installed")
+
+
+def needs_slurm(test: Callable[..., None]) -> Callable[..., None]:
+    return pytest.mark.slurm(is_missing(test))
 
 
 def until(condition: Callable[[], Any], timeout_s: float = 60) -> Any:
@@ -56,7 +60,10 @@ def test_start_prints_what_a_shell_evaluates_and_stop_leaves_nothing(folder: Pat
     command = ("sandbox", "start", "--dir", str(folder), "--nodes", "3", "--gpus", "0", "--set", "maxarraysize=11")
     code, out, err = sousbatch(*command)
     assert (code, out) == (0, f"export SLURM_CONF={folder}/slurm.conf\n")
-    assert "a private Slurm runs in" in err and f"sousbatch sandbox stop --dir {folder}" in err
+    assert (
+        f"a private Slurm {sandbox.version_of(sandbox.default_prefix())} runs in" in err
+        and f"sousbatch sandbox stop --dir {folder}" in err
+    )
     assert "MaxArraySize            = 11\n" in run("scontrol", "show", "config")
 
     again = sousbatch("sandbox", "start", "--dir", str(folder))
@@ -173,9 +180,11 @@ def test_missing_packages_are_named_with_the_command_that_installs_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sousbatch: Callable[..., Any]
 ):
     monkeypatch.setattr(sandbox, "_PATH", str(tmp_path))
+    monkeypatch.setattr(sandbox, "_DEBIAN", tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(os, "getuid", lambda: 1000)
     code, out, err = sousbatch("sandbox", "start", "--accounting", "--dir", str(tmp_path / "own"))
-    packages = "slurmctld slurmd slurm-client munge slurmdbd mariadb-server-core"
+    packages = "slurmctld slurmd slurm-client slurmdbd munge mariadb-server-core"
     assert (code, out) == (2, "")
     assert f"`sudo apt-get install --no-install-recommends {packages}`" in err
     assert not (tmp_path / "own").exists()

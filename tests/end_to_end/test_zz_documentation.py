@@ -91,6 +91,7 @@ def test_a_printed_submission_starts(place, command):
     place.run("cancel", "hangul-restoration")
 
 
+@pytest.mark.slurm
 def test_the_printed_sandbox_commands_work(place):
     """In the order of a user; start prints what a shell evaluates."""
     if missing := sandbox.missing_packages(accounting=True):

@@ -262,14 +262,17 @@ def desk_of(slurm: object, tmp_path: Path) -> Callable[..., Desk]:
 
 
 @pytest.fixture
-def another_slurm(slurm: object, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
+def another_slurm(
+    slurm: object, slurm_settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Path]]:
     """Start a private Slurm of the test's own, to set otherwise or to break, and return its folder."""
     folder = Path(tempfile.mkdtemp(prefix="sandbox-"))
 
     def start_another(*, accounting: bool = False, **settings: str) -> Path:
         if missing := sandbox.missing_packages(accounting=accounting):
             pytest.skip(f"needs {', '.join(missing)}")
-        own.setenv("SLURM_CONF", str(sandbox.start(folder, accounting=accounting, settings=settings).conf))
+        box = sandbox.start(folder, accounting=accounting, settings=slurm_settings | settings)
+        own.setenv("SLURM_CONF", str(box.conf))
         return folder
 
     with monkeypatch.context() as own:

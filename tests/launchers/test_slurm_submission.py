@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -72,7 +73,7 @@ def sbatch_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
         stand_in = folder / "sbatch"
         stand_in.write_text(SBATCH.format(place=folder, times=times, what=what.replace("sbatch", real), sbatch=real))
         stand_in.chmod(0o755)
-        monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+        monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
 
     return put
 
