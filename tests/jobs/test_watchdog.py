@@ -25,7 +25,8 @@ def busy():
 def stuck_in_a_collective():
     if end == "close":
         time.sleep(1.5)
-    while end == "hang" and (rank == 0 or "stuck" not in open(sys.argv[3]).read()):
+    deadline = time.monotonic() + 20
+    while end == "hang" and time.monotonic() < deadline and (rank == 0 or "stuck" not in open(sys.argv[3]).read()):
         time.sleep(0.05)
 busy()
 print("worked", flush=True)
