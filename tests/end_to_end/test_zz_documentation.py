@@ -108,11 +108,6 @@ def test_the_printed_sandbox_commands_work(place):
         folder.rmdir()
 
 
-def test_a_smoke_run_goes_through_every_stage(place, five_stages):
-    done = place.run("submit", "hangul-restoration", "--smoke", five_stages)
-    assert "8 rows of test\n" in done.stdout
-
-
 @pytest.mark.faults
 def test_the_commands_of_the_slurm_page_work_in_their_order(place, small, slurm):
     """With a small training as the only stage; RUN is what was submitted last, as the page says."""
