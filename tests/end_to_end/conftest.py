@@ -42,7 +42,7 @@ ONLY_TRAIN = ["stages={train: {}, consolidate: {}}"]
 HOOK = """
 import os
 if "RANK" in os.environ:
-    import signal, time, transformers, torch
+    import signal, sys, time, transformers, torch
     is_first = os.environ["SOUSBATCH_ATTEMPT"] == "1"
     true_step = transformers.Trainer.training_step
     def training_step(self, *args, **kwargs):
@@ -51,7 +51,9 @@ if "RANK" in os.environ:
         return true_step(self, *args, **kwargs)
     transformers.Trainer.training_step = training_step
 """
-KILL_A_RANK = "if is_first and rank == 1 and step == 4: os.kill(os.getpid(), signal.SIGKILL)"
+KILL_A_RANK = (
+    "if is_first and sys.argv[-1] == 'train' and rank == 1 and step == 4: os.kill(os.getpid(), signal.SIGKILL)"
+)
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,16 @@ def load(folder):
 
 
 @pytest.fixture(scope="module")
-def without_deepspeed(shared_place, only_train):
-    """A training in float32, of which a rank is killed."""
+def without_deepspeed(shared_place, small):
+    """A training of which a rank is killed, and one of an adapter, with DeepSpeed, that starts from its model."""
     place = shared_place()
-    place.run("submit", "hangul-restoration", *only_train, "train.zero.stage=0", place.hook(KILL_A_RANK))
+    adapter = "adapter: {method: lora, rank: 4}"
+    stages = (
+        f"stages={{train: {{}}, consolidate: {{}}, "
+        f"tune: {{kind: train, of: consolidate, set: {{{adapter}, train: {{zero: {{stage: 3}}}}}}}}, "
+        f"merged: {{kind: consolidate, of: tune, set: {{{adapter}}}}}, predict: {{of: merged}}, merge: {{}}}}"
+    )
+    place.run("submit", "hangul-restoration", *small, stages, "train.zero.stage=0", place.hook(KILL_A_RANK))
     return place
 
 
@@ -43,11 +49,12 @@ def test_it_trains_and_consolidates(request, method):
     model = load(place.run_dir() / "model/consolidate")
     assert str(model.dtype) == "torch.float16"
     assert sum(parameter.numel() for parameter in model.parameters()) == 349_952
-    assert place.events("saved")[-1]["step"] == 6
+    assert [event["step"] for event in place.events("saved") if ".train-" in event["file"]][-1] == 6
 
 
 def test_a_killed_rank_costs_an_attempt_without_deepspeed_too(without_deepspeed):
-    assert len(without_deepspeed.events("attempt")) == 3  # two of train, one of consolidate
+    attempts = [event["file"] for event in without_deepspeed.events("attempt") if ".train-" in event["file"]]
+    assert len(attempts) == 2
     assert without_deepspeed.events("resumed")[0]["step"] >= 2
 
 
@@ -66,16 +73,11 @@ def test_the_next_attempt_tells_of_the_model(zero_2):
         assert [event["digest"] for event in zero_2.events("model")] == [told["digest"]]
 
 
-def test_an_adapter_is_trained_on_an_earlier_stages_model_and_merged_into_it(place, small):
+def test_an_adapter_is_trained_on_an_earlier_stages_model_and_merged_into_it(without_deepspeed):
     """Chained training: the second stage starts from the first one's model."""
     import torch
 
-    adapter = "set: {adapter: {method: lora, rank: 4}}"
-    stages = (
-        f"stages={{train: {{}}, consolidate: {{}}, tune: {{kind: train, of: consolidate, {adapter}}}, "
-        f"merged: {{kind: consolidate, of: tune, {adapter}}}, predict: {{of: merged}}, merge: {{}}}}"
-    )
-    place.run("submit", "hangul-restoration", *small, stages, "train.steps=4")
+    place = without_deepspeed
     run = place.run_dir()
     base, merged = load(run / "model/consolidate"), load(run / "model/merged")
     changed = {name for name, weight in merged.state_dict().items() if not torch.equal(weight, base.state_dict()[name])}

@@ -68,18 +68,19 @@ def test_a_job_that_may_not_be_requeued_is_continued_by_a_new_one_and_its_depend
     assert len(desk.events("attempt")) == 2 and len(desk.events("attempt", "after")) == 1
 
 
-@pytest.mark.parametrize("partition", ["main", "strict"])
-def test_a_preempted_job_saves_and_goes_on(start: Start, partition: str) -> None:
+def test_preempted_jobs_save_and_go_on(start: Start) -> None:
     """`main` requeues what it preempts; `strict` cancels it after a time of grace in which ranks get SIGTERM."""
-    every = 1000 if partition == "strict" else 5
-    desk = start(steps=UNTIL_INTERRUPTED, every=every, resources=replace(TWO_NODES, partition=partition))
-    desk.wait_until_begun()
-    if partition == "main":
-        desk.wait_until_saved()
-    desk.slurm("sbatch", "-Q", "-p", "urgent", "--exclusive", "-N2", "-o", "/dev/null", "--wrap", "true")
-    assert desk.end(90) == {"train": "done"}
-    assert len(desk.events("attempt")) == 2
-    assert "rank 0 begins at step 0\n" in desk.log() and desk.log().count("rank 0 begins") == 2
+    desks = [
+        start(steps=UNTIL_INTERRUPTED, every=every, code=name, resources=replace(TWO_NODES, partition=name))
+        for name, every in (("main", 5), ("strict", 1000))
+    ]
+    desks[0].wait_until_saved()
+    desks[1].wait_until_begun()
+    desks[0].slurm("sbatch", "-Q", "-p", "urgent", "--exclusive", "-N2", "-o", "/dev/null", "--wrap", "true")
+    for desk in desks:
+        assert desk.end(90) == {"train": "done"}
+        assert len(desk.events("attempt")) == 2
+        assert "rank 0 begins at step 0\n" in desk.log() and desk.log().count("rank 0 begins") == 2
 
 
 def test_cancelling_with_save_stays_cancelled_until_it_is_resumed(start: Start) -> None:
