@@ -30,6 +30,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group("zero"))
         if {"slurm", "slurm_accounting"}.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slurm)
+    items[:] = _in_turn(items)
+
+
+def _in_turn(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Put trainings between tests of launchers: these wait for Slurm while those of the other worker use the cores.
+
+    Without it both workers would train at once, and later both would wait at once.
+    """
+    trainings: dict[str, list[pytest.Item]] = {}
+    waiting, others = [], []
+    for item in items:
+        group = item.get_closest_marker("xdist_group")
+        if "/end_to_end/" in item.path.as_posix():
+            trainings.setdefault(group.args[0] if group else item.nodeid, []).append(item)
+        elif "/launchers/" in item.path.as_posix():
+            waiting.append(item)
+        else:
+            others.append(item)
+    mixed = []
+    for number, training in enumerate(trainings.values()):
+        mixed += training + waiting[number :: len(trainings)]
+    return (mixed or waiting) + others
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,32 @@ SMALL = [
     "checkpoints.every_steps=2",
     "predict.unit_rows=5",
     "predict.max_new_tokens=12",
+    "tracking.mode=disabled",  # W&B takes seconds of each job to begin and to end
 ]
+TRACKED = [*SMALL, "tracking.mode=offline"]
 # One split instead of the demo's two.
 FIVE_STAGES = "stages={train: {}, consolidate: {}, predict: {}, merge: {}, score: {}}"
 # The two stages that faults of training are about.
 ONLY_TRAIN = ["stages={train: {}, consolidate: {}}"]
+
+
+# What a rank does at a moment that no test could hit from outside. Python imports it at every start, from the run's
+# own code folder.
+HOOK = """
+import os
+if "RANK" in os.environ:
+    import signal, sys, time, transformers, torch
+    is_first = os.environ["SOUSBATCH_ATTEMPT"] == "1"
+    true_step = transformers.Trainer.training_step
+    def training_step(self, *args, **kwargs):
+        step, rank = self.state.global_step, int(os.environ["RANK"])
+        WHAT
+        return true_step(self, *args, **kwargs)
+    transformers.Trainer.training_step = training_step
+"""
+KILL_A_RANK = (
+    "if is_first and sys.argv[-1] == 'train' and rank == 1 and step == 4: os.kill(os.getpid(), signal.SIGKILL)"
+)
 
 
 @dataclass(frozen=True)
@@ -64,6 +86,12 @@ class Place:
         out, err = process.communicate(timeout=400)
         assert process.returncode == code, f"{arguments} gave {process.returncode}\n{out}\n{err}\n{self.logs()}"
         return subprocess.CompletedProcess(arguments, code, out, err)
+
+    def hook(self, what: str) -> str:
+        """Return the override by which each rank does *what*, one line of Python, before each micro-batch."""
+        (self.root / "code").mkdir()
+        (self.root / "code/sitecustomize.py").write_text(HOOK.replace("WHAT", what))
+        return f"environment.code=[{self.root / 'code'}]"
 
     def run_dir(self) -> Path:
         (plan,) = (self.root / "runs").glob("*/*/plan.json")
@@ -120,12 +148,27 @@ def wait_for(
     raise AssertionError(f"{what} did not happen within {timeout_s} s")
 
 
+@contextmanager
+def place_at(root: Path, shared_cache: Path) -> Iterator[Place]:
+    (root / "cache").symlink_to(shared_cache)
+    found = Place(root)
+    try:
+        yield found
+    finally:
+        found.kill_all()
+
+
 @pytest.fixture
 def place(tmp_path: Path, shared_cache: Path) -> Iterator[Place]:
-    (tmp_path / "cache").symlink_to(shared_cache)
-    found = Place(tmp_path)
-    yield found
-    found.kill_all()
+    with place_at(tmp_path, shared_cache) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def shared_place(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Iterator[Callable[[], Place]]:
+    """Make places for runs that several tests of a module look at; they need one xdist_group."""
+    with ExitStack() as stack:
+        yield lambda: stack.enter_context(place_at(tmp_path_factory.mktemp("shared"), shared_cache))
 
 
 @pytest.fixture(scope="session")
@@ -159,8 +202,5 @@ def finished(
     tmp_path_factory: pytest.TempPathFactory, shared_cache: Path
 ) -> Iterator[tuple[Place, subprocess.CompletedProcess[str]]]:
     """One run of the whole chain, and what `submit` printed."""
-    root = tmp_path_factory.mktemp("finished")
-    (root / "cache").symlink_to(shared_cache)
-    found = Place(root)
-    yield found, found.run("submit", "hangul-restoration", *SMALL)
-    found.kill_all()
+    with place_at(tmp_path_factory.mktemp("finished"), shared_cache) as found:
+        yield found, found.run("submit", "hangul-restoration", *TRACKED)

@@ -7,6 +7,8 @@ import stat
 
 import pytest
 
+from .conftest import TRACKED
+
 pytestmark = pytest.mark.xdist_group("finished")
 
 
@@ -88,10 +90,10 @@ def test_run_folders_are_private(finished):
     assert stat.S_IMODE(place.run_dir().stat().st_mode) == 0o700
 
 
-def test_submitting_again_says_that_it_is_done_and_does_nothing(finished, small):
+def test_submitting_again_says_that_it_is_done_and_does_nothing(finished):
     place, _ = finished
     before = len(place.events("attempt"))
-    done = place.run("submit", "hangul-restoration", *small)
+    done = place.run("submit", "hangul-restoration", *TRACKED)
     assert "done already" in done.stderr and "--again" in done.stderr
     assert len(place.events("attempt")) == before
 

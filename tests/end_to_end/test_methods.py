@@ -8,6 +8,11 @@ import sys
 
 import pytest
 
+from .conftest import KILL_A_RANK
+
+pytestmark = pytest.mark.xdist_group("methods")
+OUT_OF_MEMORY = "if is_first: raise torch.OutOfMemoryError('CUDA out of memory (played by a test)')"
+
 
 def load(folder):
     from transformers import AutoModelForCausalLM
@@ -15,46 +20,64 @@ def load(folder):
     return AutoModelForCausalLM.from_pretrained(folder)
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        pytest.param(["train.zero.stage=0"], id="without DeepSpeed"),
-        pytest.param(
-            ["train.zero.stage=2", "train.precision=bfloat16", "model.freeze=[layers:0-0]"],
-            id="ZeRO-2, bfloat16, frozen layer",
-        ),
-    ],
-)
-def test_it_trains_and_consolidates(place, only_train, overrides):
-    place.run("submit", "hangul-restoration", *only_train, *overrides)
+@pytest.fixture(scope="module")
+def without_deepspeed(shared_place, small):
+    """A training of which a rank is killed, and one of an adapter, with DeepSpeed, that starts from its model."""
+    place = shared_place()
+    adapter = "adapter: {method: lora, rank: 4}"
+    stages = (
+        f"stages={{train: {{}}, consolidate: {{}}, "
+        f"tune: {{kind: train, of: consolidate, set: {{{adapter}, train: {{zero: {{stage: 3}}}}}}}}, "
+        f"merged: {{kind: consolidate, of: tune, set: {{{adapter}}}}}, predict: {{of: merged}}, merge: {{}}}}"
+    )
+    place.run("submit", "hangul-restoration", *small, stages, "train.zero.stage=0", place.hook(KILL_A_RANK))
+    return place
+
+
+@pytest.fixture(scope="module")
+def zero_2(shared_place, only_train):
+    """A training in bfloat16 with a frozen layer, whose first attempt runs out of device memory."""
+    place = shared_place()
+    method = ["train.zero.stage=2", "train.precision=bfloat16", "model.freeze=[layers:0-0]"]
+    place.run("submit", "hangul-restoration", *only_train, *method, place.hook(OUT_OF_MEMORY))
+    return place
+
+
+@pytest.mark.parametrize("method", ["without_deepspeed", "zero_2"])
+def test_it_trains_and_consolidates(request, method):
+    place = request.getfixturevalue(method)
     model = load(place.run_dir() / "model/consolidate")
     assert str(model.dtype) == "torch.float16"
     assert sum(parameter.numel() for parameter in model.parameters()) == 349_952
-    assert place.events("saved")[-1]["step"] == 6
-    _check_that_the_next_attempt_tells_of_the_model(place)
+    assert [event["step"] for event in place.events("saved") if ".train-" in event["file"]][-1] == 6
 
 
-def _check_that_the_next_attempt_tells_of_the_model(place):
+def test_a_killed_rank_costs_an_attempt_without_deepspeed_too(without_deepspeed):
+    attempts = [event["file"] for event in without_deepspeed.events("attempt") if ".train-" in event["file"]]
+    assert len(attempts) == 2
+    assert without_deepspeed.events("resumed")[0]["step"] >= 2
+
+
+def test_out_of_device_memory_halves_the_micro_batch_and_keeps_the_global_one(zero_2):
+    attempts = [event for event in zero_2.events("attempt") if "micro_batch" in event]
+    assert [(event["micro_batch"], event["accumulation"]) for event in attempts] == [(4, 1), (2, 2)]
+
+
+def test_the_next_attempt_tells_of_the_model(zero_2):
     """As after a kill between the model's appearing and the record of it."""
-    run = place.run_dir()
-    (told,) = place.events("model")
-    for number in (0, 1):
-        if number == 0:
-            (run / "ledger" / told["file"]).unlink()
+    run = zero_2.run_dir()
+    (told,) = zero_2.events("model")
+    (run / "ledger" / told["file"]).unlink()
+    for _ in range(2):
         subprocess.run([sys.executable, "-P", "-m", "sousbatch.jobs.consolidate", run, "consolidate"], check=True)
-        assert [event["digest"] for event in place.events("model")] == [told["digest"]]
+        assert [event["digest"] for event in zero_2.events("model")] == [told["digest"]]
 
 
-def test_an_adapter_is_trained_on_an_earlier_stages_model_and_merged_into_it(place, small):
+def test_an_adapter_is_trained_on_an_earlier_stages_model_and_merged_into_it(without_deepspeed):
     """Chained training: the second stage starts from the first one's model."""
     import torch
 
-    adapter = "set: {adapter: {method: lora, rank: 4}}"
-    stages = (
-        f"stages={{train: {{}}, consolidate: {{}}, tune: {{kind: train, of: consolidate, {adapter}}}, "
-        f"merged: {{kind: consolidate, of: tune, {adapter}}}, predict: {{of: merged}}, merge: {{}}}}"
-    )
-    place.run("submit", "hangul-restoration", *small, stages, "train.steps=4")
+    place = without_deepspeed
     run = place.run_dir()
     base, merged = load(run / "model/consolidate"), load(run / "model/merged")
     changed = {name for name, weight in merged.state_dict().items() if not torch.equal(weight, base.state_dict()[name])}

@@ -6,9 +6,12 @@ import json
 import random
 import time
 
+import pytest
+
 from .conftest import wait_for
 
 
+@pytest.mark.faults
 def test_after_five_random_kills_every_row_is_there_once(place, small, five_stages):
     chance = random.Random(20261122)
     arguments = ["submit", "hangul-restoration", *small, five_stages, "predict.unit_rows=3"]

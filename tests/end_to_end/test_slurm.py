@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from .conftest import FIVE_STAGES, ONLY_TRAIN, wait_for
+from .conftest import FIVE_STAGES, TRACKED, wait_for
 
 # Ranks compute on the CPU, and hold the pretend GPUs that a real cluster would give them.
 GPUS = 'resources.default.sbatch=["--gres=gpu:2"]'
@@ -49,9 +49,10 @@ def test_the_demo_runs_through_all_stages_with_accounting(place, small, slurm_ac
     _check_whole_chain(place, small)
 
 
-def test_a_real_training_that_is_warned_goes_on_with_the_same_wandb_run(place, small, slurm):
-    steps = [*small, "train.steps=150", "checkpoints.every_steps=150", *ONLY_TRAIN]
-    client = place.start("submit", "hangul-restoration", "--launcher", "slurm", *steps)
+def test_a_real_training_that_is_warned_goes_on_with_the_same_wandb_run(place, slurm):
+    steps = [*TRACKED, "train.steps=30", "checkpoints.every_steps=30", "stages={train: {}}"]
+    slow = place.hook("is_first and step >= 12 and time.sleep(1)")  # so that the warning comes before the end
+    client = place.start("submit", "hangul-restoration", "--launcher", "slurm", *steps, slow)
     wait_for(lambda: any(event["step"] >= 1 for event in place.events("step")), "a step", client)
     (job,) = {event["job"] for event in place.events("attempt")}
     _slurm("scancel", "--batch", "--signal=USR1", job)
@@ -59,7 +60,7 @@ def test_a_real_training_that_is_warned_goes_on_with_the_same_wandb_run(place, s
     assert client.returncode == 0, said + place.logs()
     first, *_ = place.events("saved")
     (resumed,) = place.events("resumed")
-    assert 0 < first["step"] < 150 and resumed["step"] == first["step"]
+    assert 0 < first["step"] < 30 and resumed["step"] == first["step"]
     tracked = [path.stem for path in place.run_dir().glob("tracking/wandb/offline-run-*/run-*-train.wandb")]
     assert len(tracked) == 2 and len(set(tracked)) == 1, "two attempts, one W&B run"
 

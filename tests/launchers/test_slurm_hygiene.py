@@ -97,9 +97,10 @@ def test_secrets_and_spaced_values_reach_ranks_and_are_written_nowhere(
         .replace("'sesame-42", "'sesame-' '42")
         .replace('"sesame-42', '"sesame-" "42')
     )
-    desk = start(steps=30, environment=environment, job=job)
+    desk = start(steps=10**6, environment=environment, job=job)
     desk.wait_until_saved()
     told = [desk.slurm("scontrol", "show", "job", desk.job()), desk.slurm("squeue", "-O", "Command:999,Comment:999")]
+    (desk.paths.root / "enough").touch()
     assert desk.end() == {"train": "done"}
     if accounting:
         told.append(desk.slurm("sacct", "-P", "-a", "-o", "JobID,JobName,SubmitLine,Comment"))

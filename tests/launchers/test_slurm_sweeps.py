@@ -46,9 +46,12 @@ def starts_of(desk: Any, index: int) -> list[str]:
 
 
 def test_a_point_that_was_killed_goes_on_when_the_sweep_is_resumed(sweep: Start, until: Start) -> None:
-    desk = sweep("seed=1,2,3", steps=30)
+    desk = sweep("seed=1,2,3", steps=10**6)
     until(lambda: saved_in(desk, 1) and saved_in(desk, 0) and saved_in(desk, 2))
     desk.slurm("scancel", f"{desk.job('sweep')}_1")
+    until(lambda: points(desk)[1] == "stopped")
+    for point in point_states(desk.plan, desk.paths):
+        (point.folder / "enough").touch()
     assert desk.end() == {"sweep": "cancelled"}
     assert points(desk) == ["done", "stopped", "done"]
     assert resume(desk.paths, desk.launcher).sent == ("sweep",)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import gc
 import json
 import os
 import shutil
@@ -116,6 +117,7 @@ def main(root: Path, how: str, stride: int) -> None:
     for step in OLD:
         save(before, step)
     torch.set_num_threads(1)
+    gc.freeze()  # a collection in a child would copy every page that torch's objects lie on
     mode = {"kill": 0, "half": 1, "ENOSPC": errno.ENOSPC, "EDQUOT": errno.EDQUOT}[how]
     moment, wrong, ended, num_tried, num_moments = 1, {}, 0, 0, count(root, mode)
     while True:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import gc
 import json
 import os
 import shutil
@@ -237,6 +238,7 @@ def main(root: Path, how: str, zero_stage: int, count: int | None = None, part: 
     prepare()
     if zero_stage:
         prepare_deepspeed()
+    gc.freeze()  # a collection in a child would copy every page that torch's objects lie on
     is_kill = how == "kill"
     (root / "work" / "runs/r/1").mkdir(parents=True)
     (root / "work" / "runs/r/1/plan.json").write_text("{}")

@@ -10,6 +10,7 @@ was found wrong.
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import json
 import os
@@ -120,6 +121,7 @@ def is_whole(out: Path, expected: dict[str, bytes]) -> bool:
 def main(how: str, source_dir: Path, folder: Path) -> None:
     """Stop one consolidation at each of its moments, from a fresh start and while going on."""
     copier()  # before the forks: loading torch's library takes 0.2 s
+    gc.freeze()  # a collection in a fork would copy every page of the modules
     reference = folder / "reference"
     consolidate_part(open_source(source_dir), reference, CHOICES)
     verify_manifest(reference)

@@ -88,7 +88,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
         found.url = f"http://127.0.0.1:{listening.server_port}"
-        thread = threading.Thread(target=listening.serve_forever, daemon=True)
+        thread = threading.Thread(target=listening.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         yield found
         listening.shutdown()
