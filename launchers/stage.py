@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 
 from .. import __version__, files, ledger
+from ..checkpoints.budget import run_of, store_of
 from ..cluster import processes, slurm
 from ..cluster.ranks import LOOPBACK, free_port
 from ..errors import (
@@ -40,7 +41,7 @@ from .container import around
 from .frozen import verify
 from .local import LocalLauncher
 from .onward import MAX_IDLE, continue_job, is_idle, is_stray
-from .reserving import release_dead
+from .reserving import release_dead, reserve
 from .sbatch import array_size
 from .slurm import SlurmLauncher
 
@@ -83,7 +84,7 @@ class _Task:
             with suppress(OSError, SousbatchError):
                 # not as watchers, who share an answer for half a minute
                 launchers: dict[str, Launcher] = {"local": LocalLauncher(), "slurm": SlurmLauncher()}
-                release_dead(self._paths.root.parent.parent, launchers, self._paths)
+                release_dead(store_of(self._paths), launchers, run_of(self._paths))
         try:
             while True:
                 attempt = self._attempt(batch)
@@ -147,6 +148,8 @@ class _Task:
         _say(f"attempt {writer.number} of {self._stage.name} on {socket.gethostname()}")
         try:
             verify(self._paths, self._plan, self._stage)
+            if self._stage.kind == "train":  # no training starts whose final weights are not held for it
+                reserve(self._plan, self._paths)
             code = self._run_job(writer.number, batch)
         except Exception as error:  # an attempt always ends with a record
             code = EXIT_NO_ROOM if is_no_room(error) else 1

@@ -49,7 +49,7 @@ class Keeping:
         self.folder = job.paths.checkpoints(job.stage.name)
         self._spec, self._policy = job.recipe.checkpoints, policy_of(job.recipe)
         self._means = means_of(job.recipe, job.paths, job.stage.name, job.check_fence)
-        self._store = job.paths.root.parent.parent
+        self._store = budget.store_of(job.paths)
         self._later_bytes = later_bytes(job.plan.forecast)
         self._granted_bytes = 0
         self._told: set[str] = set()
@@ -191,6 +191,7 @@ class Keeping:
             among=budget.others(
                 self._store, self._job.paths, lambda job: False, measures=spec.store_budget_gb is not None
             ),
+            kept_bytes=min(budget.promised_before(self._job.paths), run_held + need.final_bytes),
         )
         self._publish(self._granted_bytes, run_held)
         in_store = self._granted_bytes - run_held
