@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 
+from ..redaction import holds_secret, is_secret
 from .processes import PARENT_VARIABLE
 
 # What a shell inside a job, or inside another launcher's, would hand on to this one.
@@ -20,7 +20,6 @@ _LEAKING_NAMES = frozenset(
     | {"RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
     | {PARENT_VARIABLE}
 )
-_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_KEY|PRIVATE_KEY", re.IGNORECASE)
 
 
 def without_leaks(environment: Mapping[str, str]) -> dict[str, str]:
@@ -35,9 +34,17 @@ def without_leaks(environment: Mapping[str, str]) -> dict[str, str]:
 def handed_on(environment: Mapping[str, str], inherit: Collection[str] = ()) -> dict[str, str]:
     """Return what a job gets of the submitting shell's *environment*: all but leaks, and secrets only by name.
 
-    A variable whose name looks like a secret's goes only where *inherit* names it: Slurm keeps
+    What is a secret by its name or its value goes only where *inherit* names it: Slurm keeps
     a job's environment on the controller's disk.
     """
     return {
-        name: value for name, value in without_leaks(environment).items() if name in inherit or not _SECRET.search(name)
+        name: value
+        for name, value in without_leaks(environment).items()
+        if name in inherit or not is_secret(name, value)
     }
+
+
+def withheld(environment: Mapping[str, str], inherit: Collection[str] = ()) -> list[str]:
+    """Return the variables that a job does not get for their values, though their names say nothing of a secret."""
+    names = (name for name, value in without_leaks(environment).items() if holds_secret(value) and name not in inherit)
+    return sorted(name for name in names if not is_secret(name, "a word"))

@@ -34,6 +34,7 @@ from ..errors import (
 )
 from ..ledger import Event
 from ..recipes.plan import Batch, Plan, Stage, read_plan
+from ..redaction import redacted
 from ..rundir import RunPaths
 from .attempts import Attempt, Stop, first_batch, next_batch, read_attempts
 from .base import Launcher
@@ -154,8 +155,9 @@ class _Task:
         except Exception as error:  # an attempt always ends with a record
             code = EXIT_NO_ROOM if is_no_room(error) else 1
             message = str(error) if isinstance(error, SousbatchError) else f"{type(error).__name__}: {error}"
+            message = redacted(" ".join(message.split()))
             _say(message)
-            writer.write("error", message=" ".join(message.split())[:500])
+            writer.write("error", message=message[:500])
         events = ledger.read(self._paths.ledger_dir)
         code = _worst([code, *_told(events, self._stage.name, self._task, writer.number)]) if code else 0
         if code == 0 and self._slurm_job and self._stage.kind != "sweep" and not self._is_finished(events):
