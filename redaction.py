@@ -23,7 +23,8 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _IN_URL = re.compile(
-    r"(?<=://)[^/\s:@'\"]*:[^/\s@'\"$]+(?=@)"  # user:password@
+    # user:password@, also where a Path has made one slash of two
+    r"(?:(?<=://)|(?<=[a-z0-9]:/))[^/\s:@'\"]*:[^/\s@'\"$]+(?=@)"
     r"|(?<=[?&;])(?:X-Amz-(?:Signature|Security-Token)|sig|signature|access_token|token|api_key|password)=[^&;\s'\"$]+",
     re.IGNORECASE,
 )

@@ -109,10 +109,13 @@ def _refusal(plan: Plan, paths: RunPaths, missing_bytes: int, limit: Limit, amon
     if budget_gb is not None:
         where, way = f"checkpoints.store_budget_gb={budget_gb:g}", "raise checkpoints.store_budget_gb"
     what = "what its points write" if plan.sweep else "its final weights and what follows them"
+    beside = (
+        f" beside what is promised to {', '.join(names)}{more}; wait until one of these has ended, " if names else "; "
+    )
+    help_ = "`sousbatch cancel` or `sousbatch clean` one, or " if names else ""
     return (
-        f"no room for run {paths.run_id}: {what} take {_gb(missing_bytes)} more, which {where} cannot hold beside what "
-        f"is promised to {', '.join(names) or 'no other run'}{more}; wait until one of these has ended, "
-        f"`sousbatch cancel` or `sousbatch clean` one, or {way}"
+        f"no room for run {paths.run_id}: {what} take {_gb(missing_bytes)} more, which {where} cannot hold"
+        f"{beside}{help_}{way}"
     )
 
 

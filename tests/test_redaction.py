@@ -23,6 +23,7 @@ VALUES = [
     "-----BEGIN OPENSSH PRIVATE KEY-----\n" + "b3BlbnNzaC1rZXk\n-----END OPENSSH PRIVATE KEY-----",
     "postgresql://anna:sesame@db.example.org:5432/runs",
     "http://anna:sesame@proxy.example.org:3128",
+    "https:/anna:sesame@example.org/x",
     "https://data.example.org/train.jsonl?X-Amz-Signature=0123abc&X-Amz-Date=1",
 ]
 
