@@ -18,7 +18,7 @@ import psutil
 
 from .. import files
 from ..errors import is_no_room
-from ..rundir import RunPaths
+from ..rundir import RunPaths, state_dir
 from .zero.room import reserve as allocate
 
 RESERVE_NAME = ".reserve"
@@ -26,10 +26,14 @@ RESERVE_NAME = ".reserve"
 
 @dataclass(frozen=True, kw_only=True)
 class Holder:
-    """Who stands behind a reservation: jobs as their launcher names them, and a process of a host's boot."""
+    """Who stands behind a reservation: jobs as their launcher names them, and a process of a host's boot.
+
+    *state* is the state folder, on *host*, that knows of local jobs: seen from another one, all of them look lost.
+    """
 
     jobs: tuple[str, ...] = ()
     host: str = ""
+    state: str = ""
     boot_id: str = ""
     pid: int = 0
     started: float = 0.0
@@ -52,7 +56,22 @@ class Reservation:
 def this_process(jobs: Sequence[str] = ()) -> Holder:
     """Return this process as a holder."""
     pid = os.getpid()
-    return Holder(jobs=tuple(jobs), host=socket.gethostname(), boot_id=_boot_id(), pid=pid, started=_started(pid))
+    return replace(these_jobs(jobs), pid=pid, started=_started(pid))
+
+
+def these_jobs(jobs: Sequence[str]) -> Holder:
+    """Return *jobs* that were sent from here as a holder, without a process."""
+    return Holder(jobs=tuple(jobs), host=socket.gethostname(), state=str(state_dir()), boot_id=_boot_id())
+
+
+def is_from_here(holder: Holder) -> bool:
+    """Say whether the launcher for this machine, with this state folder, knows of a holder's local jobs."""
+    return not holder.state or (holder.host, holder.state) == (socket.gethostname(), str(state_dir()))
+
+
+def has_restarted(holder: Holder) -> bool:
+    """Say whether a holder's machine is this one and has started again since: no local job lives through that."""
+    return holder.host == socket.gethostname() and holder.boot_id != _boot_id()
 
 
 def _started(pid: int) -> float:

@@ -129,7 +129,7 @@ def stand_behind(paths: RunPaths) -> None:
         known, jobs = budget.read_reservation(paths), _jobs(paths)
         if known is not None and jobs:
             is_own = replace(known.holder, jobs=()) == budget.this_process()
-            holder = Holder(jobs=jobs) if is_own else replace(known.holder, jobs=jobs)
+            holder = budget.these_jobs(jobs) if is_own else replace(known.holder, jobs=jobs)
             budget.publish(paths, replace(known, holder=holder))
 
 
@@ -143,7 +143,11 @@ def release_dead(store: Path, launchers: Mapping[str, Launcher], own: RunPaths |
         if reservation is not None and reservation.holder != Holder() and not is_own:  # else it was released before
             found[path.parent] = reservation
     behind = {root: _behind(RunPaths(root=root), one.holder) for root, one in found.items()}
-    gone = _gone({job for holder in behind.values() for job in holder.jobs}, launchers)
+    known = {job for one in behind.values() for job in one.jobs if not _is_local(job) or budget.is_from_here(one)}
+    gone = _gone(known, launchers)
+    for root, holder in behind.items():
+        if not budget.is_from_here(holder):
+            gone |= _ended(RunPaths(root=root), holder)
     for root, reservation in found.items():
         if budget.is_dead(behind[root], gone.__contains__):
             held = budget.held_bytes(root)
@@ -158,6 +162,19 @@ def _behind(paths: RunPaths, holder: Holder) -> Holder:
     if holder.jobs or not budget.is_dead(holder, lambda job: False):
         return holder
     return replace(holder, jobs=_jobs(paths))
+
+
+def _is_local(job: str) -> bool:
+    return job.startswith("local:")
+
+
+def _ended(paths: RunPaths, holder: Holder) -> set[str]:
+    """Return the local jobs of another machine or state folder that the run's own ledger shows to have ended."""
+    if budget.has_restarted(holder):
+        return {job for job in holder.jobs if _is_local(job)}
+    events = ledger.read(paths.ledger_dir)
+    done = {one.stage for one in events if one.kind == "ended" and not one.data["exit_code"]}
+    return {f"{ref.launcher}:{ref.job_id}" for stage, ref in job_refs(events).items() if stage in done}
 
 
 def _jobs(paths: RunPaths) -> tuple[str, ...]:

@@ -98,6 +98,23 @@ def test_another_launchers_jobs_are_left_alone(queued: tuple[Plan, RunPaths], tm
     assert found is not None and found.promised_bytes > found.held_bytes
 
 
+def test_jobs_of_another_state_folder_are_not_lost_because_this_one_does_not_know_them(
+    queued: tuple[Plan, RunPaths], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, paths = queued
+    made = budget.read_reservation(paths)
+    assert made is not None and made.promised_bytes > made.held_bytes
+    monkeypatch.setenv("SOUSBATCH_STATE", str(tmp_path / "another state"))
+    reserving.release_dead(tmp_path / "runs", {"local": LocalLauncher()})
+    assert budget.read_reservation(paths) == made
+    client = ledger.open_client(paths.ledger_dir)
+    client.write("ended", stage="train", exit_code=0)  # all that was sent
+    client.close()
+    reserving.release_dead(tmp_path / "runs", {"local": LocalLauncher()})
+    found = budget.read_reservation(paths)
+    assert found is not None and found.promised_bytes == found.held_bytes
+
+
 def test_many_dead_runs_cost_one_question_and_are_measured_once(
     queued: tuple[Plan, RunPaths], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
