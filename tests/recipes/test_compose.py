@@ -254,6 +254,7 @@ PASSWORD = "sesame-1234"
 SECRETS = {
     "a secret's value": ("environment.variables.NOTE=ghp_" + "0123456789abcdefghij", "environment.variables.NOTE"),
     "a secret's name": (f"environment.variables.OPENAI_KEY={PASSWORD}", "environment.variables.OPENAI_KEY"),
+    "a number": ("environment.variables.DB_PASSWORD=12340123456789", "environment.variables.DB_PASSWORD"),
     "a variable of this shell": ('environment.variables={A: "${oc.env:HF_TOKEN}"}', "environment.variables.A"),
     "anywhere": ("description=${oc.env:HF_TOKEN}", "description"),
     "a line of set-up": (f"environment.setup=['export API_KEY={PASSWORD}']", "environment.setup.0"),
