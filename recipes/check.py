@@ -214,7 +214,7 @@ def _scalar(hint: Any, value: Any, key: str, faults: list[Fault]) -> Any:
     if is_right and not (hint is float and not math.isfinite(value)):
         return value
     expected = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text, in quotes,"}[hint]
-    is_hidden = key.startswith("environment.variables.") and is_secret(key, str(value))
+    is_hidden = key.startswith("environment.variables.") and is_secret(key.rpartition(".")[2], str(value))
     problem = "is a secret, and no text" if is_hidden else f"is {value!r}"
     faults.append(Fault(key=key, problem=problem, hint=f"{expected} is expected"))
     return None
