@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import files, ledger
-from ..errors import NoRoomError, NotFoundError, UsageError, no_room_named
+from ..errors import NoRoomError, NotFoundError, PlanError, UsageError, no_room_named
 from ..recipes.plan import Plan, read_plan
 from ..rundir import RunPaths, forget_run, remember_run
 from .base import FINAL_WORDS, JobRef, Launcher, Request
@@ -41,6 +41,7 @@ def submit(plan: Plan, launcher: Launcher, runs: Path, *, again: bool = False) -
 
     Raises:
         UsageError: the run was stopped or has failed; the message names `resume`.
+        PlanError: what other runs are promised leaves no room for its final weights; nothing was sent.
         NoRoomError: the store is full; nothing was sent that is not on record.
     """
     paths = _run_paths(plan, runs, again)
@@ -64,7 +65,7 @@ def submit(plan: Plan, launcher: Launcher, runs: Path, *, again: bool = False) -
             )
         try:
             return _send(frozen, launcher, paths, found, is_new=is_new)
-        except NoRoomError:
+        except PlanError:
             if is_new and not job_refs(ledger.read(paths.ledger_dir)):  # nothing was sent, so it never was a run
                 forget_run(paths)
                 files.remove_tree(paths.root)
@@ -175,7 +176,10 @@ def _send(
     if outdated:
         launcher.cancel(outdated, save=False)
     if pending:
-        reserve(plan, paths, {launcher.name: launcher})
+        try:
+            reserve(plan, paths, {launcher.name: launcher})
+        except NoRoomError as error:
+            raise PlanError([str(error)]) from error
         client = ledger.open_client(paths.ledger_dir)
         requests = {request.stage: request for request in launcher.prepare(plan, paths)}
         try:

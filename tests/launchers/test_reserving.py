@@ -12,7 +12,7 @@ import pytest
 
 from sousbatch import ledger
 from sousbatch.checkpoints import budget
-from sousbatch.errors import NoRoomError
+from sousbatch.errors import NoRoomError, PlanError
 from sousbatch.launchers import reserving, submission
 from sousbatch.launchers.base import JobRef, JobState, StateWord
 from sousbatch.launchers.local import LocalLauncher
@@ -166,7 +166,7 @@ def test_a_run_whose_final_weights_are_not_held_is_refused_before_anything_is_se
     plan, other = on_budget(queued[0], queued[0].forecast.storage_peak_bytes), folder_of(tmp_path / "store", "other")
     full = budget.Reservation(run="other", promised_bytes=10**9, held_bytes=0, holder=budget.this_process())
     budget.publish(other, full)
-    with pytest.raises(NoRoomError, match="promised to other"):
+    with pytest.raises(PlanError, match="promised to other"):
         submission.submit(plan, LocalLauncher(), tmp_path / "store")
     assert not (tmp_path / "store" / plan.recipe.name / plan.run_id).exists() and not known_runs()
 
