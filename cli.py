@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from . import __version__
 from .errors import SousbatchError, nearest
+from .redaction import redacted
 
 _DESCRIPTION = """\
 Turn a fine-tuning recipe into jobs on this machine, and get back a half-precision
@@ -426,7 +427,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except OSError as error:  # a folder that cannot be written, a disk that is full
-        print(f"sousbatch: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        what = f"{error.filename or 'a file'}: {error.strerror or error}"
+        print(f"sousbatch: {redacted(what)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

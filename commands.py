@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import time
@@ -100,12 +101,20 @@ def _plan(arguments: Namespace) -> int:
 
 
 def _submit(arguments: Namespace) -> int:
+    from .cluster.environment import withheld
     from .launchers.choose import launcher_of
     from .launchers.submission import submit
 
     plan = _plan_of(arguments, is_smoke=arguments.smoke)
     for warning in plan.warnings:
         print(f"sousbatch: warning: {warning}", file=sys.stderr)
+    inherit = plan.recipe.environment.inherit
+    if plan.site.launcher == "slurm" and (names := withheld(os.environ, inherit)):
+        print(
+            f"sousbatch: warning: {', '.join(names)} of this shell hold passwords or tokens, and jobs do not get them; "
+            f"environment.inherit=[{','.join([*inherit, *names])}] hands them on",
+            file=sys.stderr,
+        )
     done = submit(plan, launcher_of(plan), runs_dir(arguments.runs), again=arguments.again)
     return _after_sending(done, arguments.detach)
 

@@ -26,6 +26,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from .redaction import redacted
+
 EXIT_STOPPED = 75
 EXIT_DEVICE_MEMORY = 76
 EXIT_NO_ROOM = 77
@@ -33,9 +35,12 @@ _FAILED_WRITES = ("iostream error", "PytorchStreamWriter failed", "(os error 28)
 
 
 class SousbatchError(Exception):
-    """Base of all: shown as one line, without a traceback."""
+    """Base of all: shown as one line, without a traceback, and without the secrets of what it quotes."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return redacted(super().__str__())
 
 
 class UsageError(SousbatchError):

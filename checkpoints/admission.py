@@ -29,6 +29,11 @@ class Need:
     is_stop: bool = False
     has_reserve: bool = False
 
+    @property
+    def final_bytes(self) -> int:
+        """What must stay free for the end: the weights, unless they have their reserve, and what is written later."""
+        return self.later_bytes + (0 if self.has_reserve else self.weights_bytes)
+
     def bytes_of(self, rung: Rung) -> int:
         return {"full": self.full_bytes, "weights": self.weights_bytes, "none": 0}[rung]
 
@@ -114,7 +119,7 @@ def _left_by(checkpoints: Sequence[Checkpoint], policy: Policy, need: Need, rung
     rungs = _rungs(need, policy)
     if rung == "full" and not need.is_stop and capacity - need.later_bytes < rungs.full:
         return need.later_bytes + rungs.weights
-    return need.later_bytes + (0 if need.has_reserve else need.weights_bytes)
+    return need.final_bytes
 
 
 def _after(checkpoints: Sequence[Checkpoint], verdicts: Sequence[Verdict], need: Need) -> list[Checkpoint]:

@@ -1,7 +1,8 @@
 """The bytes that a run may hold, shared with the other runs of its store.
 
 Each run has one reservation file, written by rename: what it may come to hold, what it surely holds,
-and who stands behind it. A grant is what is left of the store's room once the others' are counted.
+and who stands behind it. A grant is what is left of the store's room once the others' are counted. What a
+run was promised before anything was sent, its final weights at least, every later grant leaves it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import psutil
 
 from .. import files
 from ..errors import is_no_room
-from ..rundir import RunPaths
+from ..rundir import RunPaths, state_dir
 from .zero.room import reserve as allocate
 
 RESERVE_NAME = ".reserve"
@@ -25,10 +26,14 @@ RESERVE_NAME = ".reserve"
 
 @dataclass(frozen=True, kw_only=True)
 class Holder:
-    """Who stands behind a reservation: jobs as their launcher names them, and a process of a host's boot."""
+    """Who stands behind a reservation: jobs as their launcher names them, and a process of a host's boot.
+
+    *state* is the state folder, on *host*, that knows of local jobs: seen from another one, all of them look lost.
+    """
 
     jobs: tuple[str, ...] = ()
     host: str = ""
+    state: str = ""
     boot_id: str = ""
     pid: int = 0
     started: float = 0.0
@@ -36,18 +41,37 @@ class Holder:
 
 @dataclass(frozen=True, kw_only=True)
 class Reservation:
-    """What a run may come to hold, and what it surely holds: never more than there really is."""
+    """What a run may come to hold, and what it surely holds: never more than there really is.
+
+    A sweep's is shared out among its *num_points*, each of which has one of its own from its start on.
+    """
 
     run: str
     promised_bytes: int
     held_bytes: int
     holder: Holder
+    num_points: int = 0
 
 
 def this_process(jobs: Sequence[str] = ()) -> Holder:
     """Return this process as a holder."""
     pid = os.getpid()
-    return Holder(jobs=tuple(jobs), host=socket.gethostname(), boot_id=_boot_id(), pid=pid, started=_started(pid))
+    return replace(these_jobs(jobs), pid=pid, started=_started(pid))
+
+
+def these_jobs(jobs: Sequence[str]) -> Holder:
+    """Return *jobs* that were sent from here as a holder, without a process."""
+    return Holder(jobs=tuple(jobs), host=socket.gethostname(), state=str(state_dir()), boot_id=_boot_id())
+
+
+def is_from_here(holder: Holder) -> bool:
+    """Say whether the launcher for this machine, with this state folder, knows of a holder's local jobs."""
+    return not holder.state or (holder.host, holder.state) == (socket.gethostname(), str(state_dir()))
+
+
+def has_restarted(holder: Holder) -> bool:
+    """Say whether a holder's machine is this one and has started again since: no local job lives through that."""
+    return holder.host == socket.gethostname() and holder.boot_id != _boot_id()
 
 
 def _started(pid: int) -> float:
@@ -99,15 +123,44 @@ def read_reservation(paths: RunPaths) -> Reservation | None:
         return None
 
 
+def run_of(paths: RunPaths) -> RunPaths:
+    """Return the run that was submitted: of a sweep's point the sweep, else *paths*."""
+    above = RunPaths(root=paths.root.parent.parent)
+    return above if above.plan.is_file() else paths
+
+
+def store_of(paths: RunPaths) -> Path:
+    """Return the folder of all runs that share the store of *paths*."""
+    return run_of(paths).root.parent.parent
+
+
+def promised_before(paths: RunPaths) -> int:
+    """Return what the other runs leave to *paths* already: its own promise, or its share of its sweep's."""
+    own, sweep = read_reservation(paths), run_of(paths)
+    if own is None and sweep != paths and (whole := read_reservation(sweep)) is not None and whole.num_points:
+        return 0 if _is_unheld(whole) else whole.promised_bytes // whole.num_points
+    return 0 if own is None or (_is_unheld(own) and sweep == paths) else own.promised_bytes
+
+
+def _is_unheld(reservation: Reservation) -> bool:
+    """Say whether the other runs count what it holds only; of jobs nobody is asked here, so they live."""
+    return is_dead(reservation.holder, lambda job: False)
+
+
 def others(
-    store: Path, own: RunPaths | None, is_job_gone: Callable[[str], bool], *, measures: bool
+    store: Path,
+    own: RunPaths | None,
+    is_job_gone: Callable[[str], bool],
+    *,
+    measures: bool,
+    looks: bool = False,
 ) -> tuple[Reservation, ...]:
     """Return the reservations of the other runs below *store*; a dead one promises only what it holds.
 
     What dead ones hold is *measured* where it counts, for a limit to what all runs hold together: that
-    walks through their folders.
+    walks through their folders. Who *looks* also walks through those of the others, for what they have not published.
     """
-    found = []
+    found: list[Reservation] = []
     for path in sorted(store.glob("*/*/reservation.json")):
         paths = RunPaths(root=path.parent)
         reservation = read_reservation(paths) if own is None or paths.root != own.root else None
@@ -116,23 +169,50 @@ def others(
         if is_dead(reservation.holder, is_job_gone):
             held = held_bytes(paths.root) if measures else reservation.held_bytes
             reservation = replace(reservation, promised_bytes=held, held_bytes=held)
+        elif reservation.num_points:
+            found += _points(paths, reservation, own)
+            continue
+        elif looks:
+            reservation = replace(reservation, held_bytes=max(reservation.held_bytes, held_bytes(paths.root)))
         found.append(reservation)
     return tuple(found)
 
 
+def _points(sweep: RunPaths, whole: Reservation, own: RunPaths | None) -> Iterator[Reservation]:
+    """Yield what the points of a *sweep* are promised that have begun, but for one's *own*, and the shares of the rest.
+
+    A point lives as long as its sweep: between two of its stages nobody else stands behind it.
+    """
+    roots = [path.parent for path in sweep.root.glob("*/*/reservation.json")]
+    begun = {root: read_reservation(RunPaths(root=root)) for root in roots}
+    if own is not None and run_of(own) == sweep:
+        begun[own.root] = None  # counted as begun
+    num_waiting = max(0, whole.num_points - len(begun))
+    yield replace(whole, promised_bytes=num_waiting * whole.promised_bytes // whole.num_points, held_bytes=0)
+    yield from (reservation for reservation in begun.values() if reservation is not None)
+
+
 def grant(
-    *, wanted_bytes: int, held_bytes: int, free_bytes: int, store_bytes: int | None, among: Sequence[Reservation]
+    *,
+    wanted_bytes: int,
+    held_bytes: int,
+    free_bytes: int,
+    store_bytes: int | None,
+    among: Sequence[Reservation],
+    kept_bytes: int = 0,
 ) -> int:
-    """Return how much a run may come to hold of the *wanted_bytes*; never less than it holds.
+    """Return how much a run may come to hold of the *wanted_bytes*; never less than it holds, or than *kept_bytes*.
 
     *free_bytes* is what the store can take now: what the others may yet write is not free.
     *store_bytes* is the most that all runs may hold together, None for no such limit.
+    *kept_bytes* is what the run was promised before and cannot do without: all others have left that alone since. What
+    another run has written and not published yet would else count twice, since it is neither free nor held.
     """
     promised = sum(max(0, one.promised_bytes - one.held_bytes) for one in among)
     most = held_bytes + free_bytes - promised
     if store_bytes is not None:
         most = min(most, store_bytes - sum(max(one.promised_bytes, one.held_bytes) for one in among))
-    return max(held_bytes, min(wanted_bytes, most))
+    return max(held_bytes, min(kept_bytes, held_bytes + free_bytes), min(wanted_bytes, most))
 
 
 @contextmanager

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 
+from ..redaction import holds_secret, is_secret
 from .processes import PARENT_VARIABLE
 
 # What a shell inside a job, or inside another launcher's, would hand on to this one.
@@ -23,7 +23,6 @@ _LEAKING_NAMES = frozenset(
 # How Slurm's commands find their controller and show who asks (configless login nodes, auth/slurm, auth/jwt).
 # They belong to the machine that calls, not to the job: slurmd tells a job of its own.
 SLURM_CLIENT_NAMES = ("SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_SACK_JWKS", "SLURM_SACK_KEY", "SLURM_SACK_SOCKET")
-_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_KEY|PRIVATE_KEY", re.IGNORECASE)
 
 
 def without_leaks(environment: Mapping[str, str]) -> dict[str, str]:
@@ -43,9 +42,17 @@ def slurm_client(environment: Mapping[str, str]) -> dict[str, str]:
 def handed_on(environment: Mapping[str, str], inherit: Collection[str] = ()) -> dict[str, str]:
     """Return what a job gets of the submitting shell's *environment*: all but leaks, and secrets only by name.
 
-    A variable whose name looks like a secret's goes only where *inherit* names it: Slurm keeps
+    What is a secret by its name or its value goes only where *inherit* names it: Slurm keeps
     a job's environment on the controller's disk.
     """
     return {
-        name: value for name, value in without_leaks(environment).items() if name in inherit or not _SECRET.search(name)
+        name: value
+        for name, value in without_leaks(environment).items()
+        if name in inherit or not is_secret(name, value)
     }
+
+
+def withheld(environment: Mapping[str, str], inherit: Collection[str] = ()) -> list[str]:
+    """Return the variables that a job does not get for their values, though their names say nothing of a secret."""
+    names = (name for name, value in without_leaks(environment).items() if holds_secret(value) and name not in inherit)
+    return sorted(name for name in names if not is_secret(name, "a word"))

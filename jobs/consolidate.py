@@ -60,6 +60,7 @@ def _write(job: JobContext) -> Manifest | None:
         num_workers=len(os.sched_getaffinity(0)),
         overflow=spec.overflow,
         base_dir=job.base_model_dir(source) if is_adapter else None,
+        base_model=job.plan.inputs.model.folder if job.plan.inputs.model.has_weights else "",
         copy_from=chosen.path,
         is_verified=True,  # it costs seconds, after hours of training
     )

@@ -14,6 +14,7 @@ from ..errors import EXIT_DEVICE_MEMORY, EXIT_NO_ROOM, SousbatchError, UsageErro
 from ..recipes.compose import stage_view
 from ..recipes.plan import Batch, Plan, Stage, read_plan
 from ..recipes.schema import Recipe
+from ..redaction import redacted
 from ..rundir import RunPaths
 
 
@@ -111,7 +112,7 @@ def run_job(kind: str, work: Callable[[JobContext], int], arguments: Sequence[st
         return work(job)
     except Exception as error:  # the last frame of a process: every end needs its code and its record
         code = _exit_code(error)
-        text = f"sousbatch: {error}\n" if isinstance(error, SousbatchError) else traceback.format_exc()
+        text = f"sousbatch: {error}\n" if isinstance(error, SousbatchError) else redacted(traceback.format_exc())
         with suppress(OSError):  # the log may be on the full disk that is the error
             os.write(2, text.encode())
         if job is not None:
@@ -133,5 +134,5 @@ def _record(job: JobContext, error: BaseException, code: int) -> None:
     """Leave the error where `status` finds it."""
     message = str(error) if isinstance(error, SousbatchError) else f"{type(error).__name__}: {error}"
     writer = job.open_ledger(rank=int(os.environ.get("RANK", "0")))
-    writer.write("error", message=" ".join(message.split())[:500], exit_code=code)
+    writer.write("error", message=redacted(" ".join(message.split()))[:500], exit_code=code)
     writer.close()

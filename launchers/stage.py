@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 
 from .. import __version__, files, ledger
+from ..checkpoints.budget import run_of, store_of
 from ..cluster import processes, slurm
 from ..cluster.ranks import LOOPBACK, free_port
 from ..errors import (
@@ -33,6 +34,7 @@ from ..errors import (
 )
 from ..ledger import Event
 from ..recipes.plan import Batch, Plan, Stage, read_plan
+from ..redaction import redacted
 from ..rundir import RunPaths
 from .attempts import Attempt, Stop, first_batch, next_batch, read_attempts
 from .base import Launcher
@@ -40,7 +42,7 @@ from .container import around
 from .frozen import verify
 from .local import LocalLauncher
 from .onward import MAX_IDLE, continue_job, is_idle, is_stray
-from .reserving import release_dead
+from .reserving import release_dead, reserve
 from .sbatch import array_size
 from .slurm import SlurmLauncher
 
@@ -84,7 +86,7 @@ class _Task:
             with suppress(OSError, SousbatchError):
                 # not as watchers, who share an answer for half a minute
                 launchers: dict[str, Launcher] = {"local": LocalLauncher(), "slurm": SlurmLauncher()}
-                release_dead(self._paths.root.parent.parent, launchers, self._paths)
+                release_dead(store_of(self._paths), launchers, run_of(self._paths))
         try:
             while True:
                 attempt = self._attempt(batch)
@@ -148,6 +150,8 @@ class _Task:
         _say(f"attempt {writer.number} of {self._stage.name} on {socket.gethostname()}")
         try:
             verify(self._paths, self._plan, self._stage)
+            if self._stage.kind == "train":  # no training starts whose final weights are not held for it
+                reserve(self._plan, self._paths)
             begins = os.fstat(1).st_size
             code = self._run_job(writer.number, batch)
             if code not in (0, EXIT_STOPPED) and self._slurm_job:
@@ -155,8 +159,9 @@ class _Task:
         except Exception as error:  # an attempt always ends with a record
             code = EXIT_NO_ROOM if is_no_room(error) else 1
             message = str(error) if isinstance(error, SousbatchError) else f"{type(error).__name__}: {error}"
+            message = redacted(" ".join(message.split()))
             _say(message)
-            writer.write("error", message=" ".join(message.split())[:500])
+            writer.write("error", message=message[:500])
         events = ledger.read(self._paths.ledger_dir)
         code = _worst([code, *_told(events, self._stage.name, self._task, writer.number)]) if code else 0
         if code == 0 and self._slurm_job and self._stage.kind != "sweep" and not self._is_finished(events):

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from .. import files, ledger
-from ..errors import NotFoundError, UsageError, no_room_named
+from ..errors import NoRoomError, NotFoundError, PlanError, UsageError, no_room_named
 from ..recipes.plan import Plan, read_plan
 from ..rundir import RunPaths, forget_run, remember_run
 from .base import FINAL_WORDS, JobRef, Launcher, Request
 from .frozen import freeze
-from .reserving import reserve
+from .reserving import reserve, stand_behind
 from .status import StageState, adoptable, is_final, job_refs, run_states
 
 
@@ -41,6 +41,7 @@ def submit(plan: Plan, launcher: Launcher, runs: Path, *, again: bool = False) -
 
     Raises:
         UsageError: the run was stopped or has failed; the message names `resume`.
+        PlanError: what other runs are promised leaves no room for its final weights; nothing was sent.
         NoRoomError: the store is full; nothing was sent that is not on record.
     """
     paths = _run_paths(plan, runs, again)
@@ -62,7 +63,13 @@ def submit(plan: Plan, launcher: Launcher, runs: Path, *, again: bool = False) -
                 f"run {paths.run_id} is there already and did not finish "
                 f"({words}); `sousbatch resume {paths.run_id}` goes on"
             )
-        return _send(frozen, launcher, paths, found, is_new=is_new)
+        try:
+            return _send(frozen, launcher, paths, found, is_new=is_new)
+        except PlanError:
+            if is_new and not job_refs(ledger.read(paths.ledger_dir)):  # nothing was sent, so it never was a run
+                forget_run(paths)
+                files.remove_tree(paths.root)
+            raise
 
 
 def resume(paths: RunPaths, launcher: Launcher) -> Submitted:
@@ -169,12 +176,18 @@ def _send(
     if outdated:
         launcher.cancel(outdated, save=False)
     if pending:
+        try:
+            reserve(plan, paths, {launcher.name: launcher})
+        except NoRoomError as error:
+            raise PlanError([str(error)]) from error
         client = ledger.open_client(paths.ledger_dir)
         requests = {request.stage: request for request in launcher.prepare(plan, paths)}
-        for name in pending:
-            refs[name] = _send_one(requests[name], launcher, client, paths, refs)
+        try:
+            for name in pending:
+                refs[name] = _send_one(requests[name], launcher, client, paths, refs)
+        finally:
+            stand_behind(paths)
         client.close()
-        reserve(plan, paths)
     return Submitted(paths=paths, plan=plan, sent=tuple(pending), found=found, is_new=is_new)
 
 

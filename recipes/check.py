@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, TypeVar, Union
 
 from ..errors import Fault, nearest
+from ..redaction import is_secret
 
 T = TypeVar("T")
 _WORDS = {bool: "true or false", int: "whole number", float: "number", str: "text"}
@@ -213,7 +214,9 @@ def _scalar(hint: Any, value: Any, key: str, faults: list[Fault]) -> Any:
     if is_right and not (hint is float and not math.isfinite(value)):
         return value
     expected = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text, in quotes,"}[hint]
-    faults.append(Fault(key=key, problem=f"is {value!r}", hint=f"{expected} is expected"))
+    is_hidden = key.startswith("environment.variables.") and is_secret(key.rpartition(".")[2], str(value))
+    problem = "is a secret, and no text" if is_hidden else f"is {value!r}"
+    faults.append(Fault(key=key, problem=problem, hint=f"{expected} is expected"))
     return None
 
 

@@ -51,6 +51,9 @@ def recipe_of(values: dict[str, Any], faults: Sequence[Fault] = (), *, source: s
         RecipeError: every fault of the values, after the *faults* found before.
     """
     name = str(values["name"])
+    borrowed = sound.borrowed_secrets(values)
+    if borrowed:  # before a fault elsewhere could tell what they resolve to
+        raise RecipeError(name, [*faults, *borrowed])
     values = _resolved(values, source or name)
     recipe, found = check.build(Recipe, values)
     found = [*faults, *found]

@@ -345,9 +345,9 @@ class Environment:
     container: str | None = key(None, "image that the ranks of a Slurm job run in; python is then the one inside")
     container_runtime: Literal["pyxis", "apptainer"] = key("pyxis", "what starts it")
     mounts: tuple[str, ...] = key((), "more folders that it sees, as FROM:TO; run, model and data are there")
-    variables: dict[str, str] = key(dict, "environment variables; never secrets, they are written into files")
+    variables: dict[str, str] = key(dict, "environment variables; a secret is refused, for they are written into files")
     inherit: tuple[str, ...] = key(
-        (), "names of secrets that the submitting shell hands on, such as HF_TOKEN; Slurm gets no others"
+        (), "names of secrets that the submitting shell hands on, such as HF_TOKEN, HTTPS_PROXY; Slurm gets no others"
     )
     code: tuple[str, ...] = key((), "folders of your own code, copied at submission and put on the import path")
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..errors import Fault, nearest
+from ..redaction import holds_secret, is_secret
 from ..rundir import NAME_PATTERN
 from . import check
 from .prompt import prompt_fields
@@ -32,6 +35,8 @@ _OWNED = {
     **dict.fromkeys(("export", "export-file"), "name the variables in environment.variables or environment.inherit"),
     **dict.fromkeys(("wrap", "job-name", "clusters"), "leave it out"),
 }
+# A value that a line of shell spells out; one that it reads from elsewhere begins with $ or `.
+_ASSIGNED = re.compile(r"""(?<![\w$])([A-Za-z_]\w*)=["']?([^\s"'$`;]+)""")
 _NAME_HINT = "lower-case letters, digits and '-', 63 at most"
 # There is one of each in a run, so a stage cannot have its own.
 _SHARED = (
@@ -42,7 +47,7 @@ _SHARED = (
 
 def faults_of(recipe: Recipe) -> list[Fault]:
     """Return every fault of a recipe whose types are right."""
-    faults = [*_basics(recipe), *_variables(recipe), *_code(recipe), *_stages(recipe)]
+    faults = [*_secrets(recipe), *_basics(recipe), *_variables(recipe), *_code(recipe), *_stages(recipe)]
     if not faults:  # what follows needs stages with kinds
         common = list(_sections(recipe))
         faults += [*_resources(recipe), *_sources(recipe), *_prompts(recipe), *common]
@@ -72,6 +77,48 @@ def _variables(recipe: Recipe) -> Iterator[Fault]:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 hint = "letters, digits and '_', no digit first"
                 yield Fault(key=f"environment.{key}", problem=f"has {name!r}, which is no variable's name", hint=hint)
+
+
+def _secrets(recipe: Recipe) -> Iterator[Fault]:
+    """Return which keys hold a secret: a recipe is written into plan, requests and scripts. Its value is never told."""
+    for name, value in recipe.environment.variables.items():
+        if is_secret(name, value):
+            hint = f"`export {name}=...` where you submit, and set environment.inherit=[{name}]"
+            yield Fault(
+                key=f"environment.variables.{name}", problem="holds a secret, which would be written", hint=hint
+            )
+    for number, line in enumerate(recipe.environment.setup):
+        assigned = _ASSIGNED.findall(line)
+        if holds_secret(line) or any(is_secret(name, value) for name, value in assigned):
+            hint = "read it from a file there, or `export` it where you submit and name it in environment.inherit"
+            yield Fault(key=f"environment.setup.{number}", problem="holds a secret, which would be written", hint=hint)
+    plain = check.to_plain(recipe)
+    plain["environment"] |= {"variables": {}, "setup": []}
+    for key, value in _texts(plain, ""):
+        if holds_secret(value) or (key.startswith("tracking.") and is_secret("WANDB", value)):
+            hint = "leave user, password and token out of it; export them where you submit, by environment.inherit"
+            yield Fault(key=key, problem="holds a secret, which would be written", hint=hint)
+
+
+def borrowed_secrets(values: dict[str, Any]) -> list[Fault]:
+    """Return which keys of a recipe that is not resolved yet take a secret from this shell, of whatever shape it is."""
+    hint = "name the variable in environment.inherit, and read it in the job"
+    return [
+        Fault(key=key, problem=f"takes the secret {name} from this shell, and it would be written", hint=hint)
+        for key, value in _texts(values, "")
+        for name in re.findall(r"\$\{oc\.env:\s*['\"]?([A-Za-z_]\w*)", value)
+        if is_secret(name, os.environ.get(name, "a word"))
+    ]
+
+
+def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    """Yield every text of plain values, with its key."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, (dict, list)):
+        inner = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, item in inner:
+            yield from _texts(item, f"{key}.{name}" if key else str(name))
 
 
 def _code(recipe: Recipe) -> Iterator[Fault]:

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from ...errors import DamagedError
+from .card import published
 from .places import Place, listing
 from .source import Source
 
@@ -45,12 +46,12 @@ def beside(source: Source, copied_from: Sequence[Place], dtype: str) -> Iterator
     A later folder of *copied_from* goes before an earlier one, file by file.
     """
     if source.content == "adapter" and source.adapter_config is not None:
-        yield ADAPTER_CONFIG_NAME, _json(source.adapter_config)
+        yield ADAPTER_CONFIG_NAME, _json(published(source.adapter_config))
     config = last_config(copied_from, CONFIG_NAME)
     if config is not None and source.content == "model":
         if not any(tensor.dtype in ("int8", "uint8") for tensor in source.tensors):
             config.pop("quantization_config", None)  # an adapter was trained on a quantised base; this is plain
-        yield CONFIG_NAME, _json(with_dtype(config, dtype))
+        yield CONFIG_NAME, _json(with_dtype(published(config), dtype))
     copied = {
         path.name: path
         for origin in copied_from
@@ -59,7 +60,19 @@ def beside(source: Source, copied_from: Sequence[Place], dtype: str) -> Iterator
     }
     for name, path in copied.items():
         if path.is_file():
-            yield name, path.read_bytes()
+            yield name, _published(name, path.read_bytes())
+
+
+def _published(name: str, content: bytes) -> bytes:
+    """Return a small file without places of this machine; the same bytes where it names none."""
+    if not name.endswith("_config.json"):
+        return content
+    try:
+        config = json.loads(content)
+    except ValueError:
+        return content  # whoever loads it says so
+    cleared = published(config) if isinstance(config, dict) else config
+    return content if cleared == config else _json(cleared)
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

@@ -30,6 +30,7 @@ class Choices:
         is_merged: write an adapter's model, not the adapter; implied by *base_dir*.
         base_dir: the model that the adapter was trained on. Without it the frozen base within the
             checkpoint is taken, else the folder that the adapter's configuration names.
+        base_model: what the training started from, by id or folder; the card names it if it has a hub id.
         copy_from: the folder whose config.json and tokenizer go along, the dtype set; what it
             lacks of a merged model comes from the base.
         has_statistics: take the digest of every tensor, count the values that become zero, and compare all that
@@ -43,6 +44,7 @@ class Choices:
     overflow: Overflow = "refuse"
     is_merged: bool = False
     base_dir: Place | None = None
+    base_model: str = ""
     copy_from: Place | None = None
     has_statistics: bool = True
     is_verified: bool = False

@@ -13,7 +13,7 @@ from typing import Any
 
 from ...errors import FencedError, NoRoomError, RunError, UsageError, no_room_named
 from .beside import CONFIG_NAME, beside, last_config
-from .card import CARD_NAME, card, origin
+from .card import CARD_NAME, card, hub_id, origin
 from .crc import all_of, check_records
 from .manifest import MANIFEST_NAME, FileRecord, Manifest, digest_of_files, read_manifest, to_json, verify_manifest
 from .output import Output, TakenAwayError, clear_leftovers, output_of
@@ -224,12 +224,13 @@ def _small_files(work: Work, weights: _Weights) -> Iterator[tuple[str, bytes]]:
     if len(weights.shards) > 1:
         yield INDEX_NAME, index_text(weights.shards).encode()
     yield from beside(work.source, work.copied_from, weights.dtype)
-    base_model = (work.source.adapter_config or {}).get("base_model_name_or_path")
-    config = last_config(work.copied_from, CONFIG_NAME) or {}
+    adapter, config = work.source.adapter_config or {}, last_config(work.copied_from, CONFIG_NAME) or {}
+    named = (work.choices.base_model, adapter.get("base_model_name_or_path"), config.get("_name_or_path"))
+    base_model = next((found for name in named if name and (found := hub_id(str(name)))), None)
     text = card(
         work.source,
         dtype=weights.dtype,
-        base_model=str(base_model or config.get("_name_or_path") or ""),
+        base_model=base_model,
         num_overflowing=weights.num_overflowing,
     )
     yield CARD_NAME, text.encode()

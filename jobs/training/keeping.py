@@ -22,7 +22,7 @@ from ...checkpoints.quota import least, limits_of
 from ...checkpoints.retention import Verdict, decide
 from ...checkpoints.rotate import STATE_NAME, WRITER_LOCK, Done, carry_out
 from ...errors import FencedError, NoRoomError, no_room_named
-from ...ledger import Ledger
+from ...ledger import Ledger, read
 from ...recipes.plan import Batch
 from ...recipes.storage import checkpoint_of, later_bytes, means_of, policy_of, weights_of, with_slack
 from ..context import JobContext, say
@@ -49,8 +49,8 @@ class Keeping:
         self.folder = job.paths.checkpoints(job.stage.name)
         self._spec, self._policy = job.recipe.checkpoints, policy_of(job.recipe)
         self._means = means_of(job.recipe, job.paths, job.stage.name, job.check_fence)
-        self._store = job.paths.root.parent.parent
-        self._later_bytes = later_bytes(job.plan.forecast)
+        self._store = budget.store_of(job.paths)
+        self._later_bytes = later_bytes(job.plan.forecast) + _other_weights_bytes(job)
         self._granted_bytes = 0
         self._told: set[str] = set()
         self.budget_bytes = 0
@@ -191,6 +191,7 @@ class Keeping:
             among=budget.others(
                 self._store, self._job.paths, lambda job: False, measures=spec.store_budget_gb is not None
             ),
+            kept_bytes=min(budget.promised_before(self._job.paths), run_held + need.final_bytes),
         )
         self._publish(self._granted_bytes, run_held)
         in_store = self._granted_bytes - run_held
@@ -241,6 +242,14 @@ class Keeping:
     def _note(self, kind: str, **data: Any) -> None:
         if self._ledger is not None:
             self._ledger.write(kind, **data)
+
+
+def _other_weights_bytes(job: JobContext) -> int:
+    """Return what the final weights of the run's other trainings take that have not ended."""
+    events = read(job.paths.ledger_dir)
+    done = {one.stage for one in events if one.kind == "ended" and not one.data["exit_code"]}
+    ladders = job.plan.forecast.ladders
+    return sum(ladder.least_bytes for name, ladder in ladders.items() if name not in done | {job.stage.name})
 
 
 def _size(path: Path) -> int:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sousbatch import ledger
 from sousbatch.checkpoints import budget
-from sousbatch.launchers import reserving
+from sousbatch.errors import NoRoomError, PlanError
+from sousbatch.launchers import reserving, submission
 from sousbatch.launchers.base import JobRef, JobState, StateWord
+from sousbatch.launchers.local import LocalLauncher
 from sousbatch.recipes.inputs import room_of
 from sousbatch.recipes.plan import Plan, read_plan
 from sousbatch.recipes.storage import later_bytes
-from sousbatch.rundir import RunPaths
+from sousbatch.rundir import RunPaths, known_runs
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -48,6 +51,7 @@ def queued(sousbatch: Run, project: Path, tmp_path: Path) -> tuple[Plan, RunPath
     client.close()
     plan = read_plan(paths.plan)
     reserving.reserve(plan, paths)
+    reserving.stand_behind(paths)
     return plan, paths
 
 
@@ -94,6 +98,23 @@ def test_another_launchers_jobs_are_left_alone(queued: tuple[Plan, RunPaths], tm
     assert found is not None and found.promised_bytes > found.held_bytes
 
 
+def test_jobs_of_another_state_folder_are_not_lost_because_this_one_does_not_know_them(
+    queued: tuple[Plan, RunPaths], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, paths = queued
+    made = budget.read_reservation(paths)
+    assert made is not None and made.promised_bytes > made.held_bytes
+    monkeypatch.setenv("SOUSBATCH_STATE", str(tmp_path / "another state"))
+    reserving.release_dead(tmp_path / "runs", {"local": LocalLauncher()})
+    assert budget.read_reservation(paths) == made
+    client = ledger.open_client(paths.ledger_dir)
+    client.write("ended", stage="train", exit_code=0)  # all that was sent
+    client.close()
+    reserving.release_dead(tmp_path / "runs", {"local": LocalLauncher()})
+    found = budget.read_reservation(paths)
+    assert found is not None and found.promised_bytes == found.held_bytes
+
+
 def test_many_dead_runs_cost_one_question_and_are_measured_once(
     queued: tuple[Plan, RunPaths], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,3 +128,100 @@ def test_many_dead_runs_cost_one_question_and_are_measured_once(
     assert [len(refs) for refs in launcher.asked] == [1, 0], "all have the same job"
     assert len(measured) == 21
     assert room_of(tmp_path / "runs").promised_bytes == 0
+
+
+def on_budget(plan: Plan, num_bytes: float) -> Plan:
+    """Return *plan* as it was made when the store, of *num_bytes* in all, had no other run."""
+    spec = replace(plan.recipe.checkpoints, store_budget_gb=num_bytes / 1e9)
+    return replace(plan, recipe=replace(plan.recipe, checkpoints=spec))
+
+
+def folder_of(store: Path, name: str) -> RunPaths:
+    paths = RunPaths(root=store / "small" / name)
+    paths.root.mkdir(parents=True)
+    return paths
+
+
+def test_of_runs_submitted_at_once_each_that_starts_is_promised_its_final_weights(
+    queued: tuple[Plan, RunPaths], tmp_path: Path
+) -> None:
+    """All three were planned "full" into an empty store; it holds two, and the third one's weights."""
+    peak = queued[0].forecast.storage_peak_bytes
+    least = later_bytes(queued[0].forecast) + queued[0].forecast.ladders["train"].least_bytes
+    plan = on_budget(queued[0], 2 * peak + least + 100_000)
+    first, second, third, fourth = (folder_of(tmp_path / "store", name) for name in ("a", "b", "c", "d"))
+    for paths in (first, second, third):
+        reserving.reserve(plan, paths)
+    promised = [found.promised_bytes for paths in (first, second, third) if (found := budget.read_reservation(paths))]
+    assert promised[:2] == [peak, peak] and least <= promised[2] < peak and sum(promised) <= 2 * peak + least + 100_000
+    with pytest.raises(NoRoomError, match=r"final weights.*store_budget_gb=.* promised to a \(.*b \(.*clean") as error:
+        reserving.reserve(plan, fourth)
+    assert "\n" not in str(error.value) and budget.read_reservation(fourth) is None
+    reserving.reserve(plan, third)  # its training starts: what it was promised stands
+
+
+def test_a_run_whose_final_weights_are_not_held_is_refused_before_anything_is_sent(
+    queued: tuple[Plan, RunPaths], tmp_path: Path
+) -> None:
+    plan, other = on_budget(queued[0], queued[0].forecast.storage_peak_bytes), folder_of(tmp_path / "store", "other")
+    full = budget.Reservation(run="other", promised_bytes=10**9, held_bytes=0, holder=budget.this_process())
+    budget.publish(other, full)
+    with pytest.raises(PlanError, match="promised to other"):
+        submission.submit(plan, LocalLauncher(), tmp_path / "store")
+    assert not (tmp_path / "store" / plan.recipe.name / plan.run_id).exists() and not known_runs()
+
+
+def test_a_run_that_is_resumed_needs_its_room_once_more(queued: tuple[Plan, RunPaths], tmp_path: Path) -> None:
+    plan, paths = on_budget(queued[0], queued[0].forecast.storage_peak_bytes), folder_of(tmp_path / "store", "mine")
+    reserving.reserve(plan, paths)
+    reserving.release_dead(tmp_path / "store", {})
+    assert budget.promised_before(paths) == plan.forecast.storage_peak_bytes, "this process stands behind it"
+    budget.publish(paths, budget.Reservation(run="mine", promised_bytes=0, held_bytes=0, holder=budget.Holder()))
+    budget.publish(
+        folder_of(tmp_path / "store", "other"),
+        budget.Reservation(run="other", promised_bytes=10**9, held_bytes=0, holder=budget.this_process()),
+    )
+    with pytest.raises(NoRoomError, match="promised to other"):
+        reserving.reserve(plan, paths)
+    client = ledger.open_client(paths.ledger_dir)
+    client.write("ended", stage="train", exit_code=0)
+    client.close()
+    reserving.reserve(plan, paths)  # what follows the training loses no weights
+
+
+def test_a_promise_whose_client_was_killed_lives_with_the_jobs_of_the_ledger(
+    queued: tuple[Plan, RunPaths], tmp_path: Path
+) -> None:
+    _, paths = queued
+    made = budget.read_reservation(paths)
+    assert made is not None
+    killed = replace(budget.this_process(), boot_id="another boot")
+    for word, is_kept in (("waiting", True), ("lost", False)):
+        budget.publish(paths, replace(made, holder=killed))
+        reserving.release_dead(tmp_path / "runs", {"local": Launcher(word)})  # type: ignore[arg-type]
+        found = budget.read_reservation(paths)
+        assert found is not None and (found.promised_bytes == made.promised_bytes) == is_kept
+
+
+def test_the_points_of_a_sweep_share_its_promise_with_nobody_else(
+    queued: tuple[Plan, RunPaths], tmp_path: Path
+) -> None:
+    plan, store = on_budget(queued[0], 10**9), tmp_path / "store"
+    peak = plan.forecast.storage_peak_bytes
+    sweep, other = folder_of(store, "sweep"), folder_of(store, "other")
+    sweep.plan.write_text("{}")
+    budget.publish(
+        sweep,
+        budget.Reservation(
+            run="sweep", promised_bytes=3 * peak, held_bytes=0, holder=budget.Holder(jobs=("local:s",)), num_points=3
+        ),
+    )
+    point = folder_of(sweep.root, "point")
+    assert budget.store_of(point) == store and budget.promised_before(point) == peak
+    tight = on_budget(queued[0], 3 * peak)  # nothing is left beside the sweep
+    reserving.reserve(tight, point)
+    with pytest.raises(NoRoomError, match="promised to sweep"):
+        reserving.reserve(tight, other)
+    for seen_by, expected in ((other, [2 * peak, peak]), (point, [2 * peak])):
+        among = budget.others(store, seen_by, lambda job: False, measures=False)
+        assert [one.promised_bytes for one in among] == expected

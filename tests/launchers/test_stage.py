@@ -26,8 +26,8 @@ from sousbatch.launchers.local import LocalLauncher
 from sousbatch.launchers.stage import _Task
 from sousbatch.launchers.status import stage_states
 from sousbatch.ledger import Event
-from sousbatch.recipes.plan import Batch, Plan, SplitFacts, Stage
-from sousbatch.recipes.schema import Environment, Resources
+from sousbatch.recipes.plan import Batch, Ladder, Plan, SplitFacts, Stage
+from sousbatch.recipes.schema import Checkpoints, Environment, Resources
 from sousbatch.rundir import RunPaths
 
 CPU = Resources(device="cpu")
@@ -120,6 +120,19 @@ def test_a_training_that_starts_releases_what_a_dead_run_was_promised(bench: Ben
     assert bench.run("")[0] == 0
     left = budget.read_reservation(dead)
     assert left is not None and left.promised_bytes == left.held_bytes < 10**6
+
+
+def test_no_training_starts_whose_final_weights_are_not_held(
+    tmp_path: Path, make_plan: Callable[..., Plan], until: Callable[..., Any]
+) -> None:
+    train = Stage(name="train", kind="train", of=None, resources=CPU, num_tasks=1, after=(), batch=BATCH)
+    plan = make_plan([train], checkpoints=Checkpoints(store_budget_gb=0.001))
+    ladder = Ladder(rung="full", room_bytes=0, full_bytes=0, least_bytes=2_000_000, fits=True, change="")
+    plan = dataclasses.replace(plan, forecast=dataclasses.replace(plan.forecast, ladders={"train": ladder}))
+    bench = Bench(plan, tmp_path, until)
+    code, output = bench.run("print('worked', flush=True)")
+    assert code == EXIT_NO_ROOM and "worked" not in output and bench.codes() == [EXIT_NO_ROOM]
+    assert "final weights" in reason(bench) and "raise checkpoints.store_budget_gb" in reason(bench)
 
 
 def test_a_crash_after_progress_is_tried_again_and_one_without_ends_it(bench: Bench) -> None:

@@ -21,7 +21,7 @@ from sousbatch.checkpoints import budget, commit
 from sousbatch.errors import EXIT_NO_ROOM, NoRoomError
 from sousbatch.jobs.training.saving import Saver
 from sousbatch.jobs.training.together import Ranks
-from sousbatch.launchers.reserving import reserve
+from sousbatch.launchers.reserving import reserve, stand_behind
 from sousbatch.rundir import RunPaths
 
 NUM_RUNS, PEAK_BYTES = 8, 900_000  # a full state, and weights beside it
@@ -66,6 +66,7 @@ def submit(store: Path, number: int) -> RunPaths:
     client.write("sent", stage="train", key="k", launcher="local", job_id="k")
     client.close()
     reserve(context(paths, 1, peak_bytes=PEAK_BYTES).plan, paths)
+    stand_behind(paths)
     return paths
 
 

@@ -248,3 +248,41 @@ def test_site_defaults_have_nothing_of_what_is_computed() -> None:
     Path(path).write_text("resources: [\n")
     with pytest.raises(UsageError, match="cannot be read"):
         compose("hangul-restoration")
+
+
+PASSWORD = "sesame-1234"
+SECRETS = {
+    "a secret's value": ("environment.variables.NOTE=ghp_" + "0123456789abcdefghij", "environment.variables.NOTE"),
+    "a secret's name": (f"environment.variables.OPENAI_KEY={PASSWORD}", "environment.variables.OPENAI_KEY"),
+    "a number": ("environment.variables.DB_PASSWORD=12340123456789", "environment.variables.DB_PASSWORD"),
+    "a variable of this shell": ('environment.variables={A: "${oc.env:HF_TOKEN}"}', "environment.variables.A"),
+    "anywhere": ("description=${oc.env:HF_TOKEN}", "description"),
+    "a line of set-up": (f"environment.setup=['export API_KEY={PASSWORD}']", "environment.setup.0"),
+    "a model": (f"model.path='https://anna:{PASSWORD}@example.org/model'", "model.path"),
+    "a split": (f"data.splits.train='https://anna:{PASSWORD}@example.org/t.jsonl'", "data.splits.train"),
+    "an archive": (f"checkpoints.archive_url='sftp://anna:{PASSWORD}@example.org/a'", "checkpoints.archive_url"),
+    "W&B": ("tracking.entity='" + "0123456789" * 4 + "'", "tracking.entity"),
+    "a stage": (
+        f"+stages={{train: {{set: {{data: {{prompt: 'x://a:{PASSWORD}@b'}}}}}}}}".removeprefix("+"),
+        "stages.train.set.data.prompt",
+    ),
+}
+
+
+@pytest.mark.parametrize(("override", "key"), SECRETS.values(), ids=SECRETS)
+def test_a_recipe_that_holds_a_secret_is_refused_by_its_key_and_not_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str, key: str
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", PASSWORD)
+    with pytest.raises(RecipeError) as caught:
+        compose(_write(tmp_path, BASE), [override])
+    assert any(fault.key == key and "secret" in fault.problem and fault.hint for fault in caught.value.faults)
+    assert not any(part in str(caught.value) for part in (PASSWORD, "0123456789"))
+
+
+def test_set_up_lines_and_variables_that_name_no_secret_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAX_TOKENS", "512")
+    lines = "setup: ['export HF_TOKEN=$(cat ~/.token)', 'export KEY=$KEY', module load cuda/12.1]"
+    variables = 'variables: {MAX_TOKENS: "${oc.env:MAX_TOKENS}", HTTPS_PROXY: "http://proxy:3128"}'
+    recipe = compose(_write(tmp_path, BASE + f"environment:\n  {lines}\n  {variables}\n"))
+    assert recipe.environment.variables["MAX_TOKENS"] == "512"
