@@ -86,7 +86,7 @@ def _plan(arguments: Namespace) -> int:
     requests = launcher.prepare(plan, RunPaths(root=runs / plan.recipe.name / plan.run_id))
     starts: list[str] = []
     if isinstance(launcher, SlurmLauncher):
-        refusals, starts = launcher.objections(requests, runs)
+        refusals, starts = launcher.objections(requests, plan, runs)
         if refusals:
             raise PlanError(refusals)
     if arguments.json:

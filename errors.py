@@ -6,6 +6,7 @@
     |   |-- PlanError             2   a recipe that this site, model or data cannot run
     |   |-- NotFoundError         2   a run, stage, checkpoint or file that does not exist
     |   `-- SlurmError            2   Slurm refused a request
+    |       |-- NoSlurmError      2   no Slurm is configured here
     |       `-- UnreachableError  2   Slurm does not answer; what it did is unknown
     `-- RunError                  1   the work failed
         |-- DamagedError          1   a file is not what its marker or format says
@@ -57,6 +58,10 @@ class NotFoundError(UsageError):
 
 class SlurmError(UsageError):
     """Slurm refused a request, in its own words."""
+
+
+class NoSlurmError(SlurmError):
+    """No Slurm is configured on this machine."""
 
 
 class UnreachableError(SlurmError):

@@ -20,6 +20,9 @@ _LEAKING_NAMES = frozenset(
     | {"RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
     | {PARENT_VARIABLE}
 )
+# How Slurm's commands find their controller and show who asks (configless login nodes, auth/slurm, auth/jwt).
+# They belong to the machine that calls, not to the job: slurmd tells a job of its own.
+SLURM_CLIENT_NAMES = ("SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_SACK_JWKS", "SLURM_SACK_KEY", "SLURM_SACK_SOCKET")
 _SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_KEY|PRIVATE_KEY", re.IGNORECASE)
 
 
@@ -30,6 +33,11 @@ def without_leaks(environment: Mapping[str, str]) -> dict[str, str]:
         for name, value in environment.items()
         if name == "SLURM_CONF" or not (name.startswith(_LEAKING) or name in _LEAKING_NAMES)
     }
+
+
+def slurm_client(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return what Slurm's commands need of *environment* to reach their controller, beside SLURM_CONF."""
+    return {name: environment[name] for name in SLURM_CLIENT_NAMES if name in environment}
 
 
 def handed_on(environment: Mapping[str, str], inherit: Collection[str] = ()) -> dict[str, str]:

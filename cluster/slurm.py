@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..errors import SlurmError, UnreachableError
-from .environment import without_leaks
+from ..errors import NoSlurmError, SlurmError, UnreachableError
+from .environment import slurm_client, without_leaks
 
 TIMEOUT_S = 30.0
 # What Slurm's commands say when the controller is busy, restarting or out of reach: asking again may help.
@@ -24,8 +25,17 @@ _TRANSIENT = re.compile(
     r"unable to contact slurm|socket timed out|connection (refused|reset|timed out)|communication (connection )?failure"
     r"|temporarily unable|transport endpoint|zero bytes were transmitted|unable to establish controller machine"
     r"|slurm backup controller in standby|resource temporarily unavailable|i/o error"
-    r"|unexpected message received",
+    r"|unexpected message received|protocol authentication error|munge (en|de)code failed|host name lookup failure"
+    r"|rejected request, retry|rate limit",
     re.IGNORECASE,
+)
+# No slurm.conf or an empty one, and no server to fetch one from: the name service has answered that it knows none.
+_NOT_CONFIGURED = re.compile(r"could not establish a configuration source|s_p_parse_file: file .* is empty", re.I)
+_NO_ERROR = re.compile(r"_add_delay: |^$")  # the library holds its own calls back under a rate limit (23.02 on)
+# How squeue and sacct print an exit status, by version; the value is that of wait(2).
+_EXIT_STATUS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], int]], ...] = (
+    (re.compile(r"(\d+):(\d+)"), lambda found: int(found[1]) << 8 | int(found[2])),  # CODE:SIGNAL, squeue since 23.02
+    (re.compile(r"(\d+)"), lambda found: int(found[1])),  # the bare status, squeue up to 22.05
 )
 _FIELDS = ("ArrayJobID", "ArrayTaskID", "State", "exit_code", "StartTime", "Reason", "Comment")
 _FORMAT = ",".join(f"{name}:|" for name in _FIELDS)
@@ -33,12 +43,16 @@ _FORMAT = ",".join(f"{name}:|" for name in _FIELDS)
 
 @dataclass(frozen=True, kw_only=True)
 class JobRow:
-    """A job, or the waiting rest of an array, as Slurm tells it. *exit_status* is that of wait(2)."""
+    """A job, or the waiting rest of an array, as Slurm tells it.
+
+    *exit_status* is that of wait(2); None when Slurm's word for it, *exit_text*, was not understood.
+    """
 
     job_id: str
     task: str = ""
     state: str
-    exit_status: int = 0
+    exit_status: int | None = 0
+    exit_text: str = ""
     reason: str = ""
     start: str = ""
     comment: str = ""
@@ -53,24 +67,27 @@ def call(
     text: str | None = None,
     keeps: Collection[int] = (),
     reads_errors: bool = False,
+    answer: str | None = None,
 ) -> str:
     """Run one of Slurm's commands and return what it printed, with *reads_errors* what it said on stderr.
 
     It is asked again for *patience_s* seconds while the controller does not answer. The command
-    keeps the descriptors *keeps* open, also when this process dies.
+    keeps the descriptors *keeps* open, also when this process dies. What it printed is taken
+    whatever its exit code where the text *answer* is in it.
 
     Raises:
+        NoSlurmError: no Slurm is configured here.
         UnreachableError: the controller did not answer; whether it acted is unknown.
         SlurmError: Slurm refused; the message is its own.
     """
-    environment = environment or without_leaks(os.environ)
-    conf = environment.get("SLURM_CONF")
-    if conf and not os.path.isfile(conf):  # Slurm's commands would wait a minute for it
-        raise SlurmError(f"SLURM_CONF names {conf}, which does not exist; unset it, or start the sandbox it belongs to")
+    environment = {**(environment or without_leaks(os.environ)), **slurm_client(os.environ)}
+    _check_conf(environment.get("SLURM_CONF"))
     deadline, pause = time.monotonic() + patience_s, 0.5
     while True:
         try:
             done = _call_once(command, environment, folder, text, keeps)
+            if done.returncode and not (answer and answer in done.stdout):
+                raise _error_of(command[0], done)
             return done.stderr if reads_errors else done.stdout
         except UnreachableError:
             if time.monotonic() + pause > deadline:
@@ -87,7 +104,7 @@ def _call_once(
     keeps: Collection[int],
 ) -> subprocess.CompletedProcess[str]:
     try:
-        done = subprocess.run(
+        return subprocess.run(
             command,
             input=text,
             stdin=subprocess.DEVNULL if text is None else None,
@@ -100,14 +117,38 @@ def _call_once(
             pass_fds=tuple(keeps),
         )
     except subprocess.TimeoutExpired as error:
-        raise UnreachableError(f"{command[0]} got no answer in {TIMEOUT_S:.0f} s") from error
+        # such as "Slurm job queue full, sleeping and retrying", which sbatch would go on doing
+        said = _complaints(error.stderr.decode(errors="replace") if isinstance(error.stderr, bytes) else "")
+        told = f", and said: {said}" if said else ""
+        raise UnreachableError(f"{command[0]} got no answer in {TIMEOUT_S:.0f} s{told}") from error
+    except FileNotFoundError as error:
+        raise NoSlurmError(f"{command[0]} is not on this machine's PATH") from error
     except OSError as error:
         raise SlurmError(f"{command[0]} cannot be run: {error.strerror}") from error
-    if done.returncode == 0:
-        return done
-    lines = [re.sub(r"^\w+: (error: |fatal: )?", "", line).strip() for line in done.stderr.splitlines()]
-    said = "; ".join(dict.fromkeys(line for line in lines if line)) or f"exit code {done.returncode}"
-    raise (UnreachableError if _TRANSIENT.search(said) else SlurmError)(f"{command[0]}: {said}")
+
+
+def _check_conf(conf: str | None) -> None:
+    if conf and not os.path.isfile(conf):  # Slurm's commands would wait a minute for it
+        raise SlurmError(f"SLURM_CONF names {conf}, which does not exist; unset it, or start the sandbox it belongs to")
+
+
+def _complaints(text: str) -> str:
+    """Return what a command said on stderr in one line, without its own name and the library's notes."""
+    lines = [re.sub(r"^\w+: (error: |fatal: )?", "", line).strip() for line in text.splitlines()]
+    return "; ".join(dict.fromkeys(line for line in lines if not _NO_ERROR.match(line)))
+
+
+def _error_of(name: str, done: subprocess.CompletedProcess[str]) -> SlurmError:
+    said = _complaints(done.stderr) or f"exit code {done.returncode}"
+    if _TRANSIENT.search(said):
+        return UnreachableError(f"{name}: {said}")
+    return (NoSlurmError if _NOT_CONFIGURED.search(said) else SlurmError)(f"{name}: {said}")
+
+
+def parse_exit_status(text: str) -> int | None:
+    """Return the status of wait(2) that squeue or sacct printed, in any version's form; None for another form."""
+    found = ((pattern.fullmatch(text.strip()), value) for pattern, value in _EXIT_STATUS)
+    return next((value(match) for match, value in found if match), None)
 
 
 def submit(
@@ -126,8 +167,9 @@ def submit(
 def test(text: str, *, folder: Path, environment: Mapping[str, str]) -> str:
     """Ask whether Slurm would take a batch script, without sending it; return when and where it would start."""
     said = call(["sbatch", "--test-only"], folder=folder, environment=environment, text=text, reads_errors=True)
-    lines = [re.sub(r"^sbatch: ", "", line) for line in said.splitlines()]
-    return re.sub(r"^Job \d+ to ", "would ", lines[-1]) if lines else ""
+    # other lines may follow, such as "Preempts: 19"; 24.11 and 26.05 write a stray "a" behind the time
+    found = re.search(r"to start at (\S+)(?: a)? (using .*)", said)
+    return f"would start at {found[1]} {found[2]}" if found else ""
 
 
 def queue(*, patience_s: float = 0) -> list[JobRow]:
@@ -148,7 +190,8 @@ def queue(*, patience_s: float = 0) -> list[JobRow]:
                 job_id=job_id,
                 task=task if task.isdigit() else "",
                 state=state,
-                exit_status=int(status) if status.isdigit() else 0,
+                exit_status=parse_exit_status(status),
+                exit_text=status,
                 reason=reason,
                 start=start if start[:1].isdigit() else "",
                 comment=comment.removesuffix("|"),
@@ -168,10 +211,17 @@ def ended(job_ids: Collection[str]) -> list[JobRow]:
         return []
     rows = []
     for name, values in found.items():
-        code, _, number = values["ExitCode"].partition(":")
-        status = (int(code) << 8 | int(number)) if code.isdigit() and number.isdigit() else 0
         job_id, _, task = name.partition("_")
-        rows.append(JobRow(job_id=job_id, task=task, state=values["State"].split()[0], exit_status=status))
+        status = values["ExitCode"]
+        rows.append(
+            JobRow(
+                job_id=job_id,
+                task=task,
+                state=values["State"].split()[0],
+                exit_status=parse_exit_status(status),
+                exit_text=status,
+            )
+        )
     return rows
 
 
@@ -196,19 +246,29 @@ def requeue(job_id: str) -> None:
     call(["scontrol", "requeue", job_id], patience_s=60)
 
 
+def forbid_requeue(job_id: str) -> None:
+    """Keep Slurm from starting a job again, as it does with what it has preempted."""
+    call(["scontrol", "update", f"JobId={job_id}", "Requeue=0"], patience_s=60)
+
+
 def fate_of(job_id: str) -> Literal["running", "preempted", "gone"]:
-    """Say what became of this process's job: it runs, was preempted for good, or ended or started again elsewhere."""
-    fields = "StateCompact:|,RestartCnt:|,PreemptTime:|"
+    """Say what became of this process's job: it runs, is being preempted, or ended or started again elsewhere.
+
+    A preempted job runs on through its GraceTime. A PreemptTime before the start is one of an earlier start.
+    """
+    fields = "StateCompact:|,RestartCnt:|,PreemptTime:|,StartTime:|"
     try:
         found = call(["squeue", "--states=all", "--noheader", f"--Format={fields}", f"--jobs={job_id}"], patience_s=60)
     except UnreachableError:
         raise
     except SlurmError:  # Invalid job id
         return "gone"
-    state, restarts, preempted, *_ = [*found.split("\n")[0].split("|"), "", "", ""]
+    state, restarts, preempted, started, *_ = [*found.split("\n")[0].split("|"), "", "", "", ""]
     if restarts != os.environ.get("SLURM_RESTART_COUNT", "0"):
         return "gone"
-    return "running" if state == "R" else "preempted" if preempted[:1].isdigit() else "gone"
+    if preempted[:1].isdigit() and preempted >= started:  # both in ISO 8601: SLURM_TIME_FORMAT is not handed on
+        return "preempted"
+    return "running" if state == "R" else "gone"
 
 
 def node_address(node: str) -> str:
@@ -229,6 +289,22 @@ def first_node() -> str:
     from submitit.slurm.slurm import SlurmJobEnvironment
 
     return str(SlurmJobEnvironment().hostnames[0])
+
+
+def first_failure(text: str) -> tuple[str, int | None]:
+    """Return what srun said in *text* of the first task that failed, such as `n1: task 0: Killed`, and its exit code.
+
+    srun's own exit code is the highest of all tasks, those that it ended after the first included,
+    and 1 for one that the kernel killed for want of host memory. The code is None where srun does
+    not tell one; nothing found is ('', None).
+    """
+    found = re.search(r"^srun: error: (\S+: tasks? [\d,-]+: (.+))$", text, re.MULTILINE)
+    if found is None:
+        return "", None
+    code = re.fullmatch(r"Exited with exit code (\d+)", found[2])
+    names = {signal.strsignal(number): 128 + number for number in (signal.SIGKILL, signal.SIGTERM)}
+    word = "Killed" if found[2] == "Out Of Memory" else found[2]
+    return found[1], int(code[1]) if code else names.get(word)
 
 
 def srun(

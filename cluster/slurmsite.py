@@ -10,6 +10,7 @@ from ..errors import SlurmError
 from .site import NodeKind, Partition, Site
 from .slurm import call
 
+_TAKES_JOBS = ("up", "down")  # one that is down queues them; drained and inactive ones refuse them
 _UNLIMITED = ("infinite", "UNLIMITED", "n/a", "NONE", "")
 
 
@@ -17,15 +18,19 @@ def read_site(*, patience_s: float = 0) -> Site:
     """Return what Slurm offers to this user; a controller that does not answer is asked for *patience_s* seconds.
 
     Raises:
+        NoSlurmError: no Slurm is configured here.
         UnreachableError: there is a Slurm, and it does not answer.
-        SlurmError: there is no Slurm here.
+        SlurmError: Slurm refuses to tell, or has no partition for this user.
     """
-    config = _pairs(call(["scontrol", "show", "config"], patience_s=patience_s), r"^(\w+)\s*= (.*)$")
+    # The configuration ends with a ping, which alone may fail, under a rate limit for example: then the exit code is 1
+    text = call(["scontrol", "show", "config"], patience_s=patience_s, answer="ClusterName ")
+    config = _pairs(text, r"^(\w+)\s*= (.*)$")
     partitions = _partitions(has_memory_default=_has_memory_default(config))
     if not partitions:
-        raise SlurmError("Slurm has no partition that is up for this user; ask `sinfo`")
+        raise SlurmError("Slurm has no partition that takes jobs of this user now; `sinfo` shows why")
     usual = next((one for one in partitions if one.is_default), partitions[0])
-    has_accounting = "none" not in config.get("AccountingStorageType", "none")
+    # without accounting it is accounting_storage/none up to 23.02, and (null) since 23.11
+    has_accounting = config.get("AccountingStorageType", "(null)") not in ("accounting_storage/none", "(null)", "")
     return Site(
         name=f"Slurm ({config.get('ClusterName', 'cluster')} {config.get('SLURM_VERSION', '')})".replace(" )", ")"),
         launcher="slurm",
@@ -48,7 +53,7 @@ def _partitions(*, has_memory_default: bool) -> list[Partition]:
     kinds: dict[str, list[NodeKind]] = {}
     for line in call(["sinfo", "--noheader", "--format=%R|%a|%D|%c|%m|%G"]).splitlines():
         name, availability, count, cpus, memory, devices = line.split("|", 5)
-        if availability == "up" and count != "0":
+        if availability in _TAKES_JOBS and count != "0":
             gpus, gpu_type = parse_gpus(devices)
             kind = NodeKind(count=int(count), cpus=_least(cpus), memory_mb=_least(memory), gpus=gpus, gpu_type=gpu_type)
             kinds.setdefault(name, []).append(kind)
@@ -70,6 +75,16 @@ def _partitions(*, has_memory_default: bool) -> list[Partition]:
             )
         )
     return found
+
+
+def nodes_away(partition: str) -> str:
+    """Say how many nodes of *partition* take no job now, being down, drained or reserved; '' when all do."""
+    lines = call(["sinfo", "--noheader", f"--partition={partition}", "--format=%a|%F"]).splitlines()
+    states = [line.split("|") for line in lines]
+    counts = [[int(number) for number in numbers.split("/")] for _, numbers in states]  # allocated/idle/other/total
+    total = sum(count[-1] for count in counts)
+    away = total if any(availability == "down" for availability, _ in states) else sum(count[-2] for count in counts)
+    return f"{away} of {total} nodes of partition {partition} are down, drained or reserved" if away else ""
 
 
 def _has_memory_default(values: dict[str, str]) -> bool:
@@ -111,8 +126,7 @@ def _max_jobs() -> int | None:
     if services:
         names = ",".join(sorted(services))
         limits += _lines(["sacctmgr", "-nP", "show", "qos", names, "format=MaxSubmitJobsPerUser"])
-    # slurmdbd 22.05 shows 0 for a limit that it inherits, and a true 0 would let nobody submit
-    return min((int(limit) for limit in limits if limit.isdigit() and int(limit)), default=None)
+    return min((int(limit) for limit in limits if limit.isdigit()), default=None)
 
 
 def _lines(command: list[str]) -> list[str]:

@@ -54,10 +54,17 @@ def continue_job(paths: RunPaths, stage: Stage, job_id: str, attempts: Sequence[
         fate = slurm.fate_of(job_id)
         if fate == "gone":
             return "Slurm ends this job, or has requeued it"
-        refusal = "preempted, and the site cancels what it preempts" if fate == "preempted" else _requeue(job_id)
+        is_shared = "SOUSBATCH_POINT" in os.environ or stage.num_tasks > 1
+        if fate == "preempted" and not is_shared:
+            # Since 24.05 a requeued job keeps its mark of a preemption, and ends as PREEMPTED also when all went well,
+            # which kills what waits for it (job_mgr.c, GRACE_PREEMPT); and a site may cancel what it preempts.
+            slurm.forbid_requeue(job_id)
+            refusal = "preempted"
+        else:
+            refusal = _requeue(job_id)
         if not refusal:
             return "requeued"
-        if "SOUSBATCH_POINT" in os.environ or stage.num_tasks > 1:
+        if is_shared:
             return f"stopped, and not requeued ({refusal}); resume sends what is left once the whole array has ended"
         sent = go_on(paths, SlurmLauncher(), stage.name)
         return f"not requeued ({refusal}), but continued by a new job of {', '.join(sent)}"

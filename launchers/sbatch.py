@@ -9,6 +9,7 @@ from ..cluster.site import Partition, Site
 from ..recipes.schema import Resources
 
 _WARNING_S = 600  # the longest notice before the time limit; writing a checkpoint seldom takes longer
+_GPU_OPTIONS = ("--gres", "--gpus", "-G")  # beginnings: --gpus-per-node and its kin, too
 _ONE_LINE = ("partition", "account", "qos", "constraint", "exclude", "reservation")
 
 
@@ -56,7 +57,8 @@ def _size(resources: Resources, site: Site, *, uses_devices: bool) -> Iterator[s
     memory = _memory_mb(resources, site, cpus=tasks * resources.cpus_per_device, gpus=gpus)
     if memory is not None:
         yield f"--mem={memory}M"
-    if gpus:
+    # Slurm refuses --gpus-per-node beside --gres since 26.05; the recipe's own line says it all
+    if gpus and not any(line.startswith(_GPU_OPTIONS) for line in resources.sbatch):
         yield f"--gres=gpu:{gpus}"
 
 

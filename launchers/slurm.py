@@ -13,8 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from .. import files
-from ..cluster import slurm
-from ..cluster.environment import handed_on
+from ..cluster import slurm, slurmsite
+from ..cluster.environment import SLURM_CLIENT_NAMES, handed_on
 from ..cluster.slurm import JobRow
 from ..errors import EXIT_DEVICE_MEMORY, EXIT_NO_ROOM, EXIT_STOPPED, SlurmError, UnreachableError
 from ..recipes.plan import Plan, Stage
@@ -22,6 +22,8 @@ from ..rundir import RunPaths, state_dir
 from .base import JobRef, JobState, Request, StateWord, how_ended, script
 from .sbatch import array_size, header
 
+_NO_NODE_NOW = "Requested node configuration is not available"
+CLIENT_LINE = f"unset {' '.join(SLURM_CLIENT_NAMES)}  # sbatch's own: the node has others"
 TASK_LINE = 'export SOUSBATCH_TASK="${SLURM_ARRAY_TASK_ID:-0}"'
 PATIENCE_S = 60.0
 _SETTLING_S = (1.0, 3.0, 6.0)
@@ -111,8 +113,11 @@ class SlurmLauncher:
         """Return the requests of all stages in order. Pure."""
         return tuple(_request(plan, paths, stage) for stage in plan.stages)
 
-    def objections(self, requests: Iterable[Request], runs: Path) -> tuple[list[str], list[str]]:
-        """Ask Slurm about requests without sending them; return why it would refuse, and when it would start them."""
+    def objections(self, requests: Iterable[Request], plan: Plan, runs: Path) -> tuple[list[str], list[str]]:
+        """Ask Slurm about requests without sending them; return why it would refuse, and when it would start them.
+
+        With --test-only Slurm refuses what no node could run at this moment; a job that is sent waits for nodes.
+        """
         refusals, starts = [], []
         folder = next(one for one in (runs, *runs.parents) if one.is_dir())
         if re.search(r"[%\\]", str(runs)):
@@ -122,7 +127,12 @@ class SlurmLauncher:
                 told = slurm.test(request.text, folder=folder, environment=handed_on(os.environ, request.inherit))
                 starts.append(f"{request.stage} {told}")
             except SlurmError as error:
-                refusals.append(f"stage {request.stage!r}: {error}")
+                partition = plan.site.partition(request.resources.partition)
+                waits = partition and _NO_NODE_NOW in str(error) and slurmsite.nodes_away(partition.name)
+                if waits:
+                    starts.append(f"{request.stage} would wait: {waits}")
+                else:
+                    refusals.append(f"stage {request.stage!r}: {error}")
         return refusals, starts
 
     def send(self, request: Request, key: str, after: Mapping[str, JobRef]) -> JobRef:
@@ -244,7 +254,7 @@ def _request(plan: Plan, paths: RunPaths, stage: Stage) -> Request:
     )
     return Request(
         stage=stage.name,
-        text=script(plan, paths, stage, [*lines, *_ranks(stage), TASK_LINE]),
+        text=script(plan, paths, stage, [*lines, *_ranks(stage), CLIENT_LINE, TASK_LINE]),
         num_tasks=stage.num_tasks,
         after=stage.after,
         resources=stage.resources,
@@ -282,7 +292,8 @@ def job_state(rows: Sequence[JobRow], seen_at: float) -> JobState:
 
 
 def _word(row: JobRow) -> StateWord:
-    if row.state == "FAILED" and (row.exit_status >> 8 in _STOPPED or row.exit_status & 0x7F in _ASKED):
+    status = row.exit_status
+    if row.state == "FAILED" and status is not None and (status >> 8 in _STOPPED or status & 0x7F in _ASKED):
         return "stopped"
     return STATES.get(row.state, _FALLBACK)
 
@@ -294,14 +305,16 @@ def _reason(word: StateWord, row: JobRow) -> str:
     if word == "waiting":
         reason = _REASONS.get(row.reason, f"Slurm says {row.reason}")
         return f"{reason}, expected to start {row.start.replace('T', ' ')}" if row.start and reason else reason
-    if word == "cancelled":
-        return _REASONS.get(row.reason, "") or "cancelled"
+    if word == "cancelled":  # the reason is the last one that it waited for, and says why only in this case
+        return _REASONS[row.reason] if row.reason == "DependencyNeverSatisfied" else "cancelled"
     if row.state in _ENDS:
         return _ENDS[row.state]
     if word == "stopped":
         return "stopped after saving"
     if word != "failed":
         return ""
+    if row.exit_status is None:
+        return f"task {row.task or 0} failed; Slurm's exit status {row.exit_text!r} is of no form known here"
     code, number = row.exit_status >> 8, row.exit_status & 0x7F
     if number > 31:  # no signal, but Slurm's own error number
         how = f"was not started by Slurm ({row.reason}); ask `scontrol show job {row.job_id}`"

@@ -45,6 +45,7 @@ from .sbatch import array_size
 from .slurm import SlurmLauncher
 
 _POLL_S = 0.1
+_LOG_END_BYTES = 1 << 18  # srun's own lines are among the last of a log
 _STRAGGLER_S = 30.0  # how long the other nodes may take after the first one failed
 
 
@@ -147,7 +148,10 @@ class _Task:
         _say(f"attempt {writer.number} of {self._stage.name} on {socket.gethostname()}")
         try:
             verify(self._paths, self._plan, self._stage)
+            begins = os.fstat(1).st_size
             code = self._run_job(writer.number, batch)
+            if code not in (0, EXIT_STOPPED) and self._slurm_job:
+                code = _first_of(code, begins, writer, self._stage.name)
         except Exception as error:  # an attempt always ends with a record
             code = EXIT_NO_ROOM if is_no_room(error) else 1
             message = str(error) if isinstance(error, SousbatchError) else f"{type(error).__name__}: {error}"
@@ -294,6 +298,20 @@ def _told(events: Sequence[Event], stage: str, task: int, attempt: int) -> list[
         if (event.kind, event.stage, event.task, event.number) == ("error", stage, task, attempt)
         and "exit_code" in event.data
     ]
+
+
+def _first_of(code: int, begins: int, writer: ledger.Ledger, stage: str) -> int:
+    """Return the exit code of the rank that failed first, from what srun wrote to the log from byte *begins* on."""
+    try:
+        with open("/proc/self/fd/1", "rb") as log:
+            log.seek(max(begins, os.fstat(1).st_size - _LOG_END_BYTES))
+            told, own = slurm.first_failure(log.read().decode(errors="replace"))
+    except OSError:  # not a log that can be read again
+        return code
+    if told.endswith("Out Of Memory"):
+        message = f"{told.removesuffix(': Out Of Memory')} took more host memory than the job has"
+        writer.write("error", message=f"{message}; raise resources.{stage}.memory_gb")
+    return own or code
 
 
 def _say(text: str) -> None:

@@ -81,7 +81,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Slurm's answers by the beginning of a command line; those that are taken out are refused."""
     answers = dict(ANSWERS)
 
-    def call(command: Sequence[str], *, patience_s: float = 0) -> str:
+    def call(command: Sequence[str], *, patience_s: float = 0, answer: str | None = None) -> str:
         line = " ".join(command)
         for beginning, text in answers.items():
             if line.startswith(beginning):
@@ -92,11 +92,11 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return answers
 
 
-def test_a_site_has_the_partitions_that_are_up(asked: dict[str, str]) -> None:
+def test_a_site_has_the_partitions_that_take_jobs(asked: dict[str, str]) -> None:
     site = slurmsite.read_site()
     assert (site.name, site.launcher, site.max_array_size) == ("Slurm (big 23.02.7)", "slurm", 501)
-    assert [one.name for one in site.partitions] == ["cpu", "gpu"]
-    cpu, gpu = site.partitions
+    assert [one.name for one in site.partitions] == ["cpu", "gpu", "old"]
+    cpu, gpu, _ = site.partitions
     assert (cpu.is_default, cpu.max_minutes, cpu.default_minutes, cpu.max_nodes) == (True, 2880, 60, None)
     assert (gpu.is_default, gpu.max_minutes, gpu.default_minutes, gpu.max_nodes) == (False, None, None, 4)
     assert [(kind.count, kind.cpus, kind.gpus, kind.gpu_type) for kind in gpu.nodes] == [
@@ -111,8 +111,9 @@ def test_the_smallest_submit_limit_counts(asked: dict[str, str]) -> None:
     assert slurmsite.read_site().max_jobs == 50
 
 
-def test_without_accounting_nobody_is_asked_for_limits(asked: dict[str, str]) -> None:
-    asked["scontrol show config"] = CONFIG.replace("accounting_storage/slurmdbd", "accounting_storage/none")
+@pytest.mark.parametrize("storage", ["accounting_storage/none", "(null)"])  # up to 23.02, and since 23.11
+def test_without_accounting_nobody_is_asked_for_limits(asked: dict[str, str], storage: str) -> None:
+    asked["scontrol show config"] = CONFIG.replace("accounting_storage/slurmdbd", storage)
     del asked["sacctmgr"]
     site = slurmsite.read_site()
     assert (site.has_accounting, site.max_jobs) == (False, None)
@@ -125,6 +126,29 @@ def test_an_accounting_that_is_down_keeps_nobody_from_submitting(asked: dict[str
 
 
 def test_a_slurm_without_a_partition_is_no_site(asked: dict[str, str]) -> None:
-    asked["sinfo"] = NODES.replace("|up|", "|down|")
-    with pytest.raises(SlurmError, match="no partition that is up"):
+    asked["sinfo"] = NODES.replace("|up|", "|inact|").replace("|down|", "|drain|")
+    with pytest.raises(SlurmError, match="no partition that takes jobs"):
         slurmsite.read_site()
+
+
+def test_a_partition_that_is_down_for_a_maintenance_queues_jobs(asked: dict[str, str]) -> None:
+    asked["sinfo"] = NODES.replace("|up|", "|down|")
+    assert [one.name for one in slurmsite.read_site().partitions] == ["cpu", "gpu", "old"]
+
+
+def test_a_limit_of_zero_is_one_and_an_empty_field_is_none(asked: dict[str, str]) -> None:
+    asked["sacctmgr"] = "0\n\n"
+    assert slurmsite.read_site().max_jobs == 0
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("up|3/5/0/8\nup|0/2/0/2\n", ""),
+        ("up|3/1/4/8\n", "4 of 8 nodes of partition gpu are down, drained or reserved"),
+        ("down|3/5/0/8\n", "8 of 8 nodes of partition gpu are down, drained or reserved"),
+    ],
+)
+def test_nodes_that_take_no_job_now_are_counted(asked: dict[str, str], text: str, told: str) -> None:
+    asked["sinfo"] = text
+    assert slurmsite.nodes_away("gpu") == told

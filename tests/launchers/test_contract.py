@@ -17,7 +17,7 @@ from sousbatch.cluster.slurmsite import read_site
 from sousbatch.launchers.base import FINAL_WORDS, JobRef, JobState, Launcher, Request
 from sousbatch.launchers.local import LocalLauncher
 from sousbatch.launchers.sbatch import header
-from sousbatch.launchers.slurm import TASK_LINE, SlurmLauncher
+from sousbatch.launchers.slurm import CLIENT_LINE, TASK_LINE, SlurmLauncher
 from sousbatch.recipes.plan import After, Plan, Stage
 from sousbatch.recipes.schema import Environment, Resources
 from sousbatch.rundir import RunPaths
@@ -281,7 +281,7 @@ class TestSlurm(LauncherContract):
         size = num_tasks if num_tasks > 1 else None
         log = f"logs/{stage}-{'%5a' if size else '00000'}.log"
         lines = header(f"toy.{stage}", log, CPU, read_site(), uses_devices=False, array_size=size)
-        return (*lines, TASK_LINE)
+        return (*lines, CLIENT_LINE, TASK_LINE)
 
     def test_slurm_does_not_see_secrets_unless_the_recipe_names_them(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("OTHER_API_KEY", "sesame-1")

@@ -88,6 +88,7 @@ def test_every_word_of_the_recipe_becomes_a_line_and_its_own_lines_come_last() -
         (replace(TRAIN, device="cpu"), True, ["--nodes=2", "--ntasks-per-node=4"], ["--gres"]),
         (TRAIN, False, ["--nodes=1", "--ntasks-per-node=1", "--cpus-per-task=8"], ["--gres"]),
         (replace(TRAIN, sbatch=("--hold",)), True, ["--hold"], ["--array"]),
+        (replace(TRAIN, sbatch=("--gpus-per-node=a100:4",)), True, ["--gpus-per-node=a100:4"], ["--gres"]),
     ],
 )
 def test_only_ranks_on_gpus_ask_for_them(
@@ -210,6 +211,7 @@ def test_a_job_that_nobody_knows_is_lost() -> None:
         (row("NODE_FAIL"), ("failed", "its node failed")),
         (row("PREEMPTED"), ("stopped", "a job of higher priority took its place")),
         (row("CANCELLED"), ("cancelled", "cancelled")),
+        (row("CANCELLED", reason="Dependency"), ("cancelled", "cancelled")),
         (row("CANCELLED", reason="DependencyNeverSatisfied"), ("cancelled", "an earlier stage did not end well")),
         (row("PENDING", reason="Resources"), ("waiting", "waits for free nodes")),
         (
