@@ -14,8 +14,11 @@ from pathlib import Path
 
 from . import files
 from .cluster.ranks import free_port
-from .cluster.sandbox import install_command, missing_packages
+from .cluster.sandboxslurm import install_command, missing_packages
 from .cluster.site import this_machine
+from .cluster.slurm import call
+from .cluster.slurmsite import read_site
+from .errors import SlurmError
 from .recipes.inputs import room_of
 from .rundir import cache_dir, state_dir
 from .show import size
@@ -75,8 +78,7 @@ def _machine() -> Iterator[Finding]:
             is_good=False,
             remedy="ranks meet on a port of 127.0.0.1; free one between 10000 and 60000",
         )
-    where = shutil.which("sbatch")
-    yield Finding(what="Slurm", finding=where or "no sbatch: stages run on this machine")
+    yield _slurm()
     missing = missing_packages(accounting=True)
     yield Finding(
         what="sandbox",
@@ -84,6 +86,30 @@ def _machine() -> Iterator[Finding]:
         is_good=None if missing else True,
         remedy=install_command(missing) if missing else "",
     )
+
+
+def _slurm() -> Finding:
+    """Say which Slurm sbatch belongs to, and whether its controller answers."""
+    where = shutil.which("sbatch")
+    if where is None:
+        return Finding(what="Slurm", finding="no sbatch: stages run on this machine")
+    try:
+        return Finding(what="Slurm", finding=f"{where}; {read_site().name} answers", is_good=True)
+    except SlurmError as error:
+        return Finding(
+            what="Slurm",
+            finding=f"{where}, {_version(where)}, but {error}",
+            is_good=False,
+            remedy="ask the administrator; `sousbatch sandbox start` makes a Slurm to try with, and --launcher local "
+            "runs recipes on this machine",
+        )
+
+
+def _version(sbatch: str) -> str:
+    try:
+        return call([sbatch, "--version"]).strip()
+    except SlurmError:  # it reads slurm.conf for that, too
+        return "which does not tell its version"
 
 
 def _stores(runs: Path) -> Iterator[Finding]:

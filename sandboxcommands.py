@@ -19,6 +19,7 @@ def _folder(arguments: Namespace) -> Path:
 def start(arguments: Namespace) -> int:
     """Start it, or what of it has died; print what a shell evaluates."""
     from .cluster import sandbox
+    from .cluster.sandboxslurm import default_prefix
 
     folder = _folder(arguments)
     before = sandbox.daemons_alive(folder)
@@ -33,7 +34,7 @@ def start(arguments: Namespace) -> int:
     )
     print(f"sousbatch: {show.sandbox_started(box, before)}", file=sys.stderr)
     print(f"export SLURM_CONF={shlex.quote(str(box.conf))}")
-    if sandbox.default_prefix() != Path(box.prefix):  # this shell would find the commands of another Slurm
+    if default_prefix() != Path(box.prefix):  # this shell would find the commands of another Slurm
         print(f'export PATH={shlex.quote(f"{box.prefix}/bin")}:"$PATH"')
     return 0
 

@@ -14,7 +14,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,22 +25,14 @@ from ..rundir import state_dir
 from .ranks import LOOPBACK, free_port
 from .sandboxconf import Daemon, Sandbox, cgroup_conf, daemons, gres_conf, slurm_conf, slurmdbd_conf
 from .sandboxprocs import end_all, processes, running
+from .sandboxslurm import PATH, check_programs, default_prefix, make_system_tables, version_of
 from .slurm import call
 
 _SHAPE = "sandbox.json"
-_PATH = os.pathsep.join(("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"))
-_SQL_FOLDERS = ("/usr/share/mysql", "/usr/share/mariadb")
 _START_S = 60.0
 _GONE_S = 1.0  # a daemon forks twice to detach, and a list of processes may show neither
 _READY = {"idle", "mixed", "allocated", "completing", "drained", "draining", "reserved"}  # of nodes that answer
 _MAX_FOLDER = 80  # a socket's path takes 107 bytes, and slurmstepd's lie in FOLDER/n12/
-
-# What is run, and the Debian package that has it: Slurm's own, all from one prefix, and what any Slurm works with.
-_SLURM = {"slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client"}
-_SLURM_ACCOUNTING = {"slurmdbd": "slurmdbd"}
-_OTHER = {"munged": "munge"}
-_OTHER_ACCOUNTING = {"mariadbd": "mariadb-server-core"}
-_DEBIAN = Path("/usr")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,37 +53,6 @@ class Status:
 def default_folder() -> Path:
     """Return the folder of the user's own sandbox."""
     return state_dir() / "sandbox"
-
-
-def default_prefix() -> Path:
-    """Return the prefix of the Slurm whose sbatch this shell finds, if it has daemons, too, else Debian's."""
-    sbatch = shutil.which("sbatch")
-    prefix = Path(sbatch).resolve().parent.parent if sbatch else _DEBIAN
-    return _DEBIAN if _lacking(prefix, _SLURM) else prefix
-
-
-def missing_packages(*, accounting: bool = False, prefix: Path | None = None) -> tuple[str, ...]:
-    """Return the Debian packages that a sandbox needs and this machine lacks; *prefix* is that of a Slurm."""
-    slurm = _SLURM | (_SLURM_ACCOUNTING if accounting else {})
-    other = _OTHER | (_OTHER_ACCOUNTING if accounting else {})
-    packages = [slurm[binary] for binary in _lacking(prefix or default_prefix(), slurm)]
-    return (*packages, *(package for binary, package in other.items() if shutil.which(binary, path=_PATH) is None))
-
-
-def _lacking(prefix: Path, binaries: Iterable[str]) -> list[str]:
-    """Return those of Slurm's *binaries* that *prefix* does not have."""
-    return [binary for binary in binaries if shutil.which(binary, path=f"{prefix}/sbin:{prefix}/bin") is None]
-
-
-def version_of(prefix: Path) -> str:
-    """Return the version of the Slurm in *prefix*, such as 24.11.5."""
-    return call([f"{prefix}/sbin/slurmctld", "-V"], environment={"LANG": "C.UTF-8"}).split()[-1]
-
-
-def install_command(packages: tuple[str, ...]) -> str:
-    """Return the command line that installs Debian packages."""
-    sudo = "" if os.getuid() == 0 else "sudo "
-    return f"{sudo}apt-get install --no-install-recommends {' '.join(packages)}"
 
 
 def start(
@@ -117,7 +78,7 @@ def start(
     folder = _absolute(folder)
     _check(folder, nodes=nodes, cpus=cpus, gpus=gpus, settings=settings or {})
     prefix = _absolute(prefix) if prefix else default_prefix()
-    _check_programs(prefix, accounting=accounting)
+    check_programs(prefix, accounting=accounting)
     files.make_private_dir(folder.parent)
     with _locked(folder):
         if not (folder / _SHAPE).is_file():
@@ -303,21 +264,6 @@ def _check(folder: Path, *, nodes: int, cpus: int, gpus: int, settings: Mapping[
             raise UsageError(f"{key}={value!r} is no value of slurm.conf that can be set; such as JobRequeue=0")
 
 
-def _check_programs(prefix: Path, *, accounting: bool) -> None:
-    missing = missing_packages(accounting=accounting, prefix=prefix)
-    lacking = _lacking(prefix, _SLURM | (_SLURM_ACCOUNTING if accounting else {}))
-    if lacking and prefix != _DEBIAN:
-        raise UsageError(
-            f"the Slurm in {prefix} lacks {', '.join(lacking)}; name a prefix that has bin/sbatch, sbin/slurmctld and "
-            "sbin/slurmd, with accounting sbin/slurmdbd, too"
-        )
-    if missing:
-        raise UsageError(
-            f"a sandbox needs {', '.join(missing)}, which this machine lacks; `{install_command(missing)}` installs "
-            f"{'it' if len(missing) == 1 else 'them'}"
-        )
-
-
 def _lay_out(box: Sandbox) -> None:
     """Write all that the daemons read; the shape last."""
     box.folder.mkdir(exist_ok=True)
@@ -352,36 +298,12 @@ def _bring_up(box: Sandbox) -> None:
     for daemon in daemons(box):
         if not running(daemon, found):
             if daemon.name == "mariadbd":
-                _make_system_tables(box)
+                make_system_tables(box, _environment(box))
             _launch(box, daemon, deadline)
     while not (states := _node_states(box)) or not _READY.issuperset(states):
         if time.monotonic() > deadline:
             raise RunError(f"sandbox: its nodes are {', '.join(states)}: {_tail(box.log_dir / 'slurmctld.log')}")
         time.sleep(0.05)
-
-
-def _make_system_tables(box: Sandbox) -> None:
-    """Give MariaDB its own tables where it has none.
-
-    Without `proc` it has no stored procedures, with which slurmdbd tells what a limit inherits:
-    every limit that is not set would read 0. mariadb-install-db is not in Debian's smallest package.
-    """
-    if (box.database_dir / "mysql").is_dir():
-        return
-    found = [path for folder in _SQL_FOLDERS for path in sorted(Path(folder).glob("*_system_tables*.sql"))]
-    if not found:
-        raise RunError(f"sandbox: MariaDB's *_system_tables.sql are in none of {', '.join(_SQL_FOLDERS)}")
-    statements = ["create database mysql;\nuse mysql;\n", *(path.read_text() for path in found)]
-    database = next(daemon for daemon in daemons(box) if daemon.name == "mariadbd")
-    done = subprocess.run(
-        (*database.command, "--bootstrap"),
-        input="".join(statements),
-        capture_output=True,
-        text=True,
-        env=_environment(box),
-    )
-    if done.returncode:
-        raise RunError(f"sandbox: MariaDB made no system tables: {done.stderr[-400:].strip()}")
 
 
 def _node_states(box: Sandbox) -> list[str]:
@@ -422,7 +344,7 @@ def _answers(address: str, place: int | Path) -> bool:
 def _environment(box: Sandbox) -> dict[str, str]:
     """Return the daemons' environment: nothing of the caller's shell reaches jobs through slurmd."""
     return {
-        "PATH": f"{box.prefix}/sbin:{box.prefix}/bin:{_PATH}",
+        "PATH": f"{box.prefix}/sbin:{box.prefix}/bin:{PATH}",
         "HOME": pwd.getpwuid(os.getuid()).pw_dir,
         "LANG": "C.UTF-8",
         "SLURM_CONF": str(box.conf),

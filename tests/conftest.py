@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from sousbatch.cli import main
-from sousbatch.cluster import sandbox
+from sousbatch.cluster import sandbox, sandboxslurm
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are selected by their markers
@@ -160,7 +160,7 @@ _KEEPER = """
 import sys
 sys.stdin.read()
 from pathlib import Path
-from sousbatch.cluster import sandbox
+from sousbatch.cluster import sandbox, sandboxslurm
 sandbox.stop(Path(sys.argv[1]))
 Path(sys.argv[1]).parent.rmdir()
 """
@@ -176,8 +176,8 @@ def _private_slurm(settings: dict[str, str], *, accounting: bool) -> Iterator[sa
     if GIVEN:
         yield sandbox.read(Path(GIVEN))
         return
-    if missing := sandbox.missing_packages(accounting=accounting):
-        pytest.skip(f"Slurm is not here; `{sandbox.install_command(missing)}` installs it")
+    if missing := sandboxslurm.missing_packages(accounting=accounting):
+        pytest.skip(f"Slurm is not here; `{sandboxslurm.install_command(missing)}` installs it")
     folder = Path(tempfile.mkdtemp(prefix="sb-")) / "slurm"  # short, for the sake of sockets
     command = [sys.executable, "-P", "-c", _KEEPER, str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True):

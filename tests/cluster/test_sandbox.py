@@ -14,11 +14,11 @@ from typing import Any
 import psutil
 import pytest
 
-from sousbatch.cluster import sandbox
+from sousbatch.cluster import sandbox, sandboxslurm
 from sousbatch.cluster.sandboxprocs import processes
 from sousbatch.errors import UsageError
 
-is_missing = pytest.mark.skipif(bool(sandbox.missing_packages()), reason="Slurm is not installed")
+is_missing = pytest.mark.skipif(bool(sandboxslurm.missing_packages()), reason="Slurm is not installed")
 
 
 def needs_slurm(test: Callable[..., None]) -> Callable[..., None]:
@@ -61,7 +61,7 @@ def test_start_prints_what_a_shell_evaluates_and_stop_leaves_nothing(folder: Pat
     code, out, err = sousbatch(*command)
     assert (code, out) == (0, f"export SLURM_CONF={folder}/slurm.conf\n")
     assert (
-        f"a private Slurm {sandbox.version_of(sandbox.default_prefix())} runs in" in err
+        f"a private Slurm {sandboxslurm.version_of(sandboxslurm.default_prefix())} runs in" in err
         and f"sousbatch sandbox stop --dir {folder}" in err
     )
     assert "MaxArraySize            = 11\n" in run("scontrol", "show", "config")
@@ -84,12 +84,40 @@ def test_start_prints_what_a_shell_evaluates_and_stop_leaves_nothing(folder: Pat
 
 
 @needs_slurm
+def test_daemons_and_commands_are_those_of_one_prefix(folder: Path, tmp_path: Path, sousbatch: Callable[..., Any]):
+    """Another prefix is made of links to what is here."""
+    real = sandboxslurm.default_prefix()
+    for name in ("bin/sbatch", "bin/sinfo", "bin/squeue", "sbin/slurmctld", "sbin/slurmd"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to(real / name)
+    code, out, _ = sousbatch("sandbox", "start", "--dir", str(folder), "--slurm", str(tmp_path), "--nodes", "1")
+    assert (code, out) == (0, f'export SLURM_CONF={folder}/slurm.conf\nexport PATH={tmp_path}/bin:"$PATH"\n')
+    assert sousbatch("sandbox", "start", "--dir", str(folder))[1] == out, "it keeps the Slurm it was started with"
+    paths = [one.environ()["PATH"] for one in processes(folder) if one.name() in ("slurmctld", "slurmd")]
+    assert len(paths) == 2 and all(path.startswith(f"{tmp_path}/sbin:{tmp_path}/bin:") for path in paths)
+    told = sousbatch("sandbox", "status", "--dir", str(folder))[1]
+    assert told.startswith(f"Slurm {sandboxslurm.version_of(real)} of {tmp_path}\n") and "n1    idle" in told
+
+
+@needs_slurm
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can start daemons that become other users")
+def test_slurmctld_may_be_another_users_and_jobs_a_third_ones(folder: Path):
+    folder.parent.chmod(0o755)
+    sandbox.start(folder, nodes=1, settings={"SlurmUser": "daemon", "SlurmdUser": "root"})
+    owners = {one.name(): one.username() for one in processes(folder)}
+    assert (owners["slurmctld"], owners["slurmd"]) == ("daemon", "root")
+    assert subprocess.run(["srun", "id", "-un"], user="games", cwd="/", capture_output=True).stdout == b"games\n"
+
+
+@needs_slurm
 def test_what_died_is_told_and_started_again_and_jobs_run_on(slurm: sandbox.Sandbox, sousbatch: Callable[..., Any]):
     where = ("--dir", str(slurm.folder))
-    submitted_at, saved = time.time(), slurm.folder / "state" / "job_state"
+    saved = slurm.folder / "state" / "job_state"
     job = submit("--nodelist=n1")
     until(lambda: state(job) == "RUNNING")
-    until(lambda: saved.exists() and saved.stat().st_mtime > submitted_at)  # slurmctld forgets what it has not saved
+    running_at = time.time()
+    run("scontrol", "update", f"jobid={job}", "comment=is saved again")  # slurmctld forgets what it has not saved
+    until(lambda: saved.exists() and saved.stat().st_mtime > running_at)
     for process in processes(slurm.folder):
         if process.name().startswith(("munged", "slurmctld", "slurmd")):
             process.send_signal(signal.SIGKILL)
@@ -176,11 +204,17 @@ def test_accounting_answers(slurm_accounting: sandbox.Sandbox):
     )
 
 
+def test_a_limit_that_is_not_set_is_empty(slurm_accounting: sandbox.Sandbox):
+    told = run("sacctmgr", "-nP", "show", "assoc", "format=user,maxsubmitjobs,grpsubmitjobs")
+    assert told.split("\n") == ["||", "root||"]
+    assert run("sacctmgr", "-nP", "show", "qos", "format=name,maxsubmitjobsperuser") == "normal|"
+
+
 def test_missing_packages_are_named_with_the_command_that_installs_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sousbatch: Callable[..., Any]
 ):
-    monkeypatch.setattr(sandbox, "_PATH", str(tmp_path))
-    monkeypatch.setattr(sandbox, "_DEBIAN", tmp_path)
+    monkeypatch.setattr(sandboxslurm, "PATH", str(tmp_path))
+    monkeypatch.setattr(sandboxslurm, "_DEBIAN", tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(os, "getuid", lambda: 1000)
     code, out, err = sousbatch("sandbox", "start", "--accounting", "--dir", str(tmp_path / "own"))
@@ -207,6 +241,7 @@ def test_a_start_that_fails_says_why_and_leaves_nothing(folder: Path, sousbatch:
     ("name", "options", "words"),
     [
         ("own", {"nodes": 0}, "1 to 99 nodes, not 0"),
+        ("own", {"prefix": Path("/nowhere")}, "the Slurm in /nowhere lacks slurmctld, slurmd, sbatch; name a prefix"),
         ("own", {"settings": {"NodeName": "n9"}}, "no value of slurm.conf that can be set"),
         ("own", {"settings": {"KillWait": "2\nSlurmUser=x"}}, "no value of slurm.conf that can be set"),
         ("a b", {}, "characters that slurm.conf cannot hold"),

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from sousbatch import ledger
-from sousbatch.cluster import sandbox
+from sousbatch.cluster import sandbox, sandboxslurm
 from sousbatch.cluster.site import Site
 from sousbatch.cluster.slurmsite import read_site
 from sousbatch.launchers.slurm import SlurmLauncher
@@ -271,7 +271,7 @@ def another_slurm(
     folder = Path(tempfile.mkdtemp(prefix="sandbox-"))
 
     def start_another(*, accounting: bool = False, **settings: str) -> Path:
-        if missing := sandbox.missing_packages(accounting=accounting):
+        if missing := sandboxslurm.missing_packages(accounting=accounting):
             pytest.skip(f"needs {', '.join(missing)}")
         box = sandbox.start(folder, accounting=accounting, settings=slurm_settings | settings)
         own.setenv("SLURM_CONF", str(box.conf))
