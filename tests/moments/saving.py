@@ -33,8 +33,20 @@ from sousbatch.jobs.context import JobContext
 from sousbatch.jobs.training.saving import Saver, make_deepspeed_safe
 from sousbatch.jobs.training.together import Ranks
 from sousbatch.ledger import open_job
-from sousbatch.recipes.plan import Batch, Forecast, Inputs, ModelFacts, Plan, Room, Stage, TensorFacts
+from sousbatch.recipes.plan import (
+    Batch,
+    Forecast,
+    ForecastLine,
+    Inputs,
+    Ladder,
+    ModelFacts,
+    Plan,
+    Room,
+    Stage,
+    TensorFacts,
+)
 from sousbatch.recipes.schema import Checkpoints, Model, Recipe, Resources, Train, Zero
+from sousbatch.recipes.storage import weights_of, with_slack
 from sousbatch.rundir import RunPaths
 
 SHIM = ctypes.CDLL(None)
@@ -150,12 +162,19 @@ def context(
     model = ModelFacts(
         folder="m", tokenizer_folder="m", digest="", has_weights=True, num_params=WIDTH, tensors=(tensor,), config={}
     )
+    least_bytes = with_slack(weights_of(recipe, model).num_bytes)
+    ladder = Ladder(rung="full", room_bytes=0, full_bytes=0, least_bytes=least_bytes, fits=True, change="")
     plan = Plan(
         recipe=recipe,
         site=Site(name="here", launcher="local", cpus_per_node=1, memory_bytes=1, gpus_per_node=0, gpu_memory_bytes=0),
         inputs=Inputs(model=model, splits={}, room=Room(folder="/", free_bytes=1, free_inodes=1), code_digest=""),
         stages=(stage,),
-        forecast=Forecast(storage=(), storage_peak_bytes=peak_bytes, device={}),
+        forecast=Forecast(
+            storage=(ForecastLine(what="logs", num_bytes=60_000, formula=""),),
+            storage_peak_bytes=peak_bytes,
+            device={},
+            ladders={"train": ladder},
+        ),
     )
     return JobContext(paths=paths, plan=plan, stage=stage, recipe=recipe, task=0, attempt=attempt, batch=batch)
 

@@ -1,6 +1,7 @@
 """Eight runs that train and save with the real Saver in one store, two of them killed and started again.
 
-`sharing.py STORE` prints one JSON line: the most bytes that all runs held at once, how many looks there were, how often
+`sharing.py STORE [PEAKS]`, where STORE has room for PEAKS of their forecasts (8), starts those that it has room for. It
+prints one JSON line: the most bytes that all runs held at once, how many looks there were, how often
 something was killed, and of each run how it ended, what is committed and what is wrong with it.
 """
 
@@ -25,7 +26,7 @@ from sousbatch.launchers.reserving import reserve, stand_behind
 from sousbatch.rundir import RunPaths
 
 NUM_RUNS, PEAK_BYTES = 8, 900_000  # a full state, and weights beside it
-STORE_BYTES = NUM_RUNS * PEAK_BYTES
+STORE_BYTES = int(float(sys.argv[2] if len(sys.argv) > 2 else NUM_RUNS) * PEAK_BYTES)
 
 
 def work(paths: RunPaths, attempt: int) -> None:
@@ -57,24 +58,30 @@ def start(paths: RunPaths, attempt: int) -> int:
         os._exit(code)
 
 
-def submit(store: Path, number: int) -> RunPaths:
-    """Do what a submission does to the store: a plan, a job in the ledger, and a promise for both."""
+def submit(store: Path, number: int) -> RunPaths | None:
+    """Do what a submission does to the store: a plan, a job in the ledger, and a promise for both, or nothing."""
     paths = RunPaths(root=store / "r" / f"run{number}")
     paths.root.mkdir(parents=True)
     paths.plan.write_text("{}")
     client = ledger.open_client(paths.ledger_dir)
     client.write("sent", stage="train", key="k", launcher="local", job_id="k")
     client.close()
-    reserve(context(paths, 1, peak_bytes=PEAK_BYTES).plan, paths)
+    try:
+        reserve(context(paths, 1, peak_bytes=PEAK_BYTES, store_budget_gb=STORE_BYTES / 1e9).plan, paths)
+    except NoRoomError:
+        return None
     stand_behind(paths)
     return paths
 
 
 def main(store: Path) -> None:
     prepare()
-    runs = [submit(store, number) for number in range(NUM_RUNS)]
+    runs = [paths for number in range(NUM_RUNS) if (paths := submit(store, number))]
     alive = {start(paths, 1): (paths, 1) for paths in runs}
-    kills = {runs[0]: 2, runs[5]: 2}  # each is killed in the middle of a save, and so is its next attempt
+    kills = {
+        runs[0]: 2,
+        runs[len(runs) * 5 // 8]: 2,
+    }  # each is killed in the middle of a save, and so is its next attempt
     killed, ends = set[int](), dict[str, int]()
     most = num_looks = 0
     while alive:

@@ -61,11 +61,17 @@ def test_a_kill_or_a_full_disk_at_any_moment_of_a_save_costs_no_committed_checkp
     assert found["ended"] >= (0.9 * found["tried"] if how == "kill" else 1), "no moment was reached"
 
 
-def test_eight_runs_on_one_budget_never_hold_more_than_it_though_two_are_killed(tmp_path: Path) -> None:
-    """Real processes, each with the real Saver, watched every few milliseconds."""
+@pytest.mark.parametrize(
+    ("peaks", "num_started"),
+    [(8, 8), *(pytest.param(*one, marks=pytest.mark.faults) for one in [(3.3, 4), (2.25, 3), (1.5, 2)])],
+)
+def test_of_eight_runs_on_one_budget_each_that_starts_ends_with_its_weights_though_two_are_killed(
+    tmp_path: Path, peaks: float, num_started: int
+) -> None:
+    """Real processes, each with the real Saver, watched every few milliseconds; the budget holds *peaks* forecasts."""
     store = tmp_path / "runs"
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", MOMENTS / "sharing.py", store],
+        [sys.executable, "-W", "ignore", MOMENTS / "sharing.py", store, str(peaks)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -75,6 +81,7 @@ def test_eight_runs_on_one_budget_never_hold_more_than_it_though_two_are_killed(
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["store_bytes"] // 2 < found["most"] <= found["store_bytes"], found
     assert found["killed"] >= 2 and found["looks"] > 50, found
-    assert set(found["ends"].values()) == {0} and len(found["ends"]) == 8, done.stderr[-5000:]
-    assert all((those[0][0], those[-1][0]) == (2, 4) for those in found["committed"].values()), found
+    assert set(found["ends"].values()) == {0} and len(found["ends"]) == num_started, done.stderr[-5000:]
+    assert all(those[-1][0] == 4 for those in found["committed"].values()), found
+    assert num_started < 8 or all(those[0][0] == 2 for those in found["committed"].values()), found
     assert found["wrong"] == []
