@@ -43,7 +43,7 @@ HOOK = """
 import os
 if "RANK" in os.environ:
     import signal, sys, time, transformers, torch
-    is_first = os.environ["SOUSBATCH_ATTEMPT"] == "1"
+    is_first = os.environ.get("SOUSBATCH_ATTEMPT") == "1"
     true_step = transformers.Trainer.training_step
     def training_step(self, *args, **kwargs):
         step, rank = self.state.global_step, int(os.environ["RANK"])
