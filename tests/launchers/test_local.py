@@ -1,4 +1,4 @@
-"""The local launcher beyond the contract: kills, full disks, the machine's one claim."""
+"""The local launcher beyond the contract: kills, full disks, a machine that jobs share."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 
+from sousbatch.cluster import site
 from sousbatch.launchers import local
 from sousbatch.launchers.base import FINAL_WORDS, JobRef, JobState, Request
 from sousbatch.launchers.local import LocalLauncher, job_state, write_end
+from sousbatch.recipes.plan import After
 from sousbatch.recipes.schema import Resources
 
 
@@ -113,31 +115,140 @@ def test_a_look_at_the_state_never_keeps_a_job_from_starting(
     assert end(launcher, launcher.send(request_of("true"), "key", {})).word == "done"
 
 
-def test_two_runs_take_the_machine_in_turn(
-    launcher: LocalLauncher, request_of: Callable[..., Request], tmp_path: Path, until: Callable[..., Any]
-) -> None:
-    text = f"mkdir {tmp_path}/busy || exit 9; touch {tmp_path}/a; sleep 0.4; rmdir {tmp_path}/busy"
-    first = launcher.send(request_of(text, uses_devices=True), "first", {})
-    until((tmp_path / "a").exists)
-    second = launcher.send(request_of(text, uses_devices=True), "second", {})
-    until(lambda: launcher.states([second])[second].reason == "another run uses this machine")
-    assert end(launcher, first).word == end(launcher, second).word == "done"
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight cores, and four GPUs as nvidia-smi tells."""
+    monkeypatch.setattr(site, "usable_cores", lambda: tuple(range(8)))
+    monkeypatch.setattr(site, "memory_bytes", lambda: 64 * 10**9)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    rows = "".join(f"{index}, GPU-{index}a, 40960\\n" for index in range(4))
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "nvidia-smi").write_text(f"#!/bin/sh\nprintf '{rows}'\n")
+    (tmp_path / "bin" / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
 
 
-def test_a_kill_frees_the_machine(
-    launcher: LocalLauncher, request_of: Callable[..., Request], tmp_path: Path, until: Callable[..., Any]
+@pytest.fixture
+def work(request_of: Callable[..., Request], tmp_path: Path) -> Callable[..., Request]:
+    """Make requests of runs: one writes its devices to `got-RUN`, then runs until the file `go-RUN` is there."""
+
+    def make(run: str, stage: str = "train", **resources: Any) -> Request:
+        root = tmp_path / "toy" / run
+        root.mkdir(parents=True, exist_ok=True)
+        text = f"echo $SOUSBATCH_DEVICES > {tmp_path}/got-{run}; until [ -e {tmp_path}/go-{run} ]; do sleep 0.02; done"
+        wanted = Resources(**{"device": "cpu"} | resources)
+        return request_of(
+            text, stage=stage, log_dir=str(root / "logs"), resources=wanted, uses_devices=stage != "merge"
+        )
+
+    return make
+
+
+def test_four_jobs_of_one_gpu_run_at_once_each_on_its_own(
+    launcher: LocalLauncher, work: Callable[..., Request], tmp_path: Path, until: Callable[..., Any], machine: None
 ) -> None:
-    first = launcher.send(request_of("sleep 0.5", uses_devices=True), "first", {})
-    until(lambda: launcher.states([first])[first].word == "running")
-    os.kill(pid_of(tmp_path / "jobs" / "first"), signal.SIGKILL)
-    assert end(launcher, launcher.send(request_of("true", uses_devices=True), "second", {})).word == "done"
-    until(lambda: not subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True).stdout)
+    refs = [launcher.send(work(run, device="gpu"), run, {}) for run in "abcd"]
+    until(lambda: len(list(tmp_path.glob("got-*"))) == 4)
+    large = launcher.send(work("large", device="gpu", devices_per_node=2), "large", {})
+    small = launcher.send(work("small", device="gpu"), "small", {})
+    until(lambda: launcher.states([small])[small].reason.endswith("2 more; number 2 in line"))
+    (tmp_path / "go-b").touch()
+    assert end(launcher, refs[1]).word == "done"
+    until(lambda: "toy/b" not in launcher.states([small])[small].reason)
+    assert launcher.states([large])[large].word == "waiting", "it is not passed by a smaller one"
+    (tmp_path / "go-d").touch()
+    until((tmp_path / "got-large").exists)
+    for run in ("a", "c", "large", "small"):
+        (tmp_path / f"go-{run}").touch()
+    assert {end(launcher, ref).word for ref in [*refs, large, small]} == {"done"}
+    got = {path.name[4:]: path.read_text().strip() for path in tmp_path.glob("got-*")}
+    assert [got[run] for run in "abcd"] == ["0", "1", "2", "3"] and got["large"] == "1,3"
+
+
+def test_granted_devices_are_named_as_the_submitting_shell_names_them(
+    launcher: LocalLauncher, work: Callable[..., Request], tmp_path: Path, machine: None, monkeypatch: Any
+) -> None:
+    (tmp_path / "go-a").touch()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-3a,2")
+    assert end(launcher, launcher.send(work("a", device="gpu", nodes=2), "a", {})).word == "done"
+    assert (tmp_path / "got-a").read_text() == "GPU-3a,2\n"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    state = end(
+        LocalLauncher(tmp_path / "jobs"),
+        LocalLauncher(tmp_path / "jobs").send(work("b", device="gpu", nodes=2), "b", {}),
+    )
+    assert (state.word, state.reason[:45]) == ("failed", "it asks for 2 GPUs and this machine shows 1; ")
+
+
+def test_two_jobs_of_one_core_run_side_by_side_on_two_cores_and_a_third_says_for_whom_it_waits(
+    launcher: LocalLauncher,
+    work: Callable[..., Request],
+    tmp_path: Path,
+    until: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(site, "usable_cores", lambda: (0, 1))
+    refs = [launcher.send(work(run), run, {}) for run in "ab"]
+    until(lambda: len(list(tmp_path.glob("got-*"))) == 2)
+    third = launcher.send(work("c", nodes=2), "c", {})
+    expected = "waits for 2 of 2 cores; run toy/a (train) uses 1 core, run toy/b (train) uses 1 core"
+    until(lambda: launcher.states([third])[third] == JobState(word="waiting", reason=expected))
+    (tmp_path / "go-a").touch()
+    until(lambda: launcher.states([third])[third].reason == expected.replace("run toy/a (train) uses 1 core, ", ""))
+    for run in "bc":
+        (tmp_path / f"go-{run}").touch()
+    assert {end(launcher, ref).word for ref in [*refs, third]} == {"done"}
+
+
+def test_the_next_stage_of_an_earlier_run_goes_before_a_later_run(
+    launcher: LocalLauncher,
+    work: Callable[..., Request],
+    tmp_path: Path,
+    until: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(site, "usable_cores", lambda: (0,))
+    first = launcher.send(work("a"), "a.train", {})
+    until((tmp_path / "got-a").exists)
+    other = launcher.send(work("b"), "b.train", {})
+    after = {"after": (After(stage="train"),)}
+    again = dataclasses.replace(work("a", "predict"), text=f"ls {tmp_path} > {tmp_path}/seen\n", **after)
+    second = launcher.send(again, "a.predict", {"train": first})
+    until(lambda: launcher.states([other])[other].reason)
+    for run in "ab":
+        (tmp_path / f"go-{run}").touch()
+    assert {end(launcher, ref).word for ref in (first, second, other)} == {"done"}
+    assert "got-b" not in (tmp_path / "seen").read_text().split()
+
+
+@pytest.mark.parametrize("victim", ["holder", "waiter"])
+def test_a_kill_of_anyone_in_line_lets_the_others_go_on(
+    launcher: LocalLauncher,
+    work: Callable[..., Request],
+    tmp_path: Path,
+    until: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    victim: str,
+) -> None:
+    monkeypatch.setattr(site, "usable_cores", lambda: (0, 1))
+    holder = launcher.send(work("a"), "holder", {})
+    until((tmp_path / "got-a").exists)
+    waiter = launcher.send(work("b", nodes=2), "waiter", {})
+    last = launcher.send(work("c"), "last", {})
+    until(lambda: "number 2 in line" in launcher.states([last])[last].reason)
+    os.kill(pid_of(tmp_path / "jobs" / victim), signal.SIGKILL)
+    until((tmp_path / ("got-b" if victim == "holder" else "got-c")).exists)
+    for run in "abc":
+        (tmp_path / f"go-{run}").touch()
+    words = [end(launcher, ref).word for ref in (holder, waiter, last)]
+    assert words == (["lost", "done", "done"] if victim == "holder" else ["done", "lost", "done"])
 
 
 def test_a_job_waiting_for_the_machine_is_cancelled(
     launcher: LocalLauncher, request_of: Callable[..., Request], until: Callable[..., Any]
 ) -> None:
-    first = launcher.send(request_of("exec sleep 60", uses_devices=True), "first", {})
+    whole = Resources(device="cpu", cpus_per_device=1024)
+    first = launcher.send(request_of("exec sleep 60", uses_devices=True, resources=whole), "first", {})
     until(lambda: launcher.states([first])[first].word == "running")
     second = launcher.send(request_of("true", uses_devices=True), "second", {})
     until(lambda: launcher.states([second])[second].reason)
@@ -147,12 +258,20 @@ def test_a_job_waiting_for_the_machine_is_cancelled(
     assert end(launcher, first).word == "cancelled"
 
 
-def test_no_more_tasks_run_at_once_than_fit_and_each_has_a_slot_of_its_own(
-    launcher: LocalLauncher, request_of: Callable[..., Request], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("at_once, cores", [(None, 2), (2, 8)])
+def test_no_more_tasks_run_at_once_than_fit_and_than_are_allowed(
+    launcher: LocalLauncher,
+    request_of: Callable[..., Request],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    at_once: int | None,
+    cores: int,
 ) -> None:
-    monkeypatch.setattr(local, "_parallel", lambda resources: 2)
-    text = f"mkdir {tmp_path}/slot-$SOUSBATCH_SLOT || exit 9; sleep 0.1; rmdir {tmp_path}/slot-$SOUSBATCH_SLOT"
-    ref = launcher.send(request_of(text, num_tasks=5), "key", {})
+    monkeypatch.setattr(site, "usable_cores", lambda: tuple(range(cores)))
+    text = f"mkdir {tmp_path}/1 || mkdir {tmp_path}/2 || exit 9; sleep 0.3; rmdir {tmp_path}/2 || rmdir {tmp_path}/1"
+    ref = launcher.send(
+        request_of(text, num_tasks=5, resources=Resources(device="cpu", tasks_at_once=at_once)), "k", {}
+    )
     assert end(launcher, ref).word == "done"
     assert len(list((tmp_path / "logs").iterdir())) == 5
 
