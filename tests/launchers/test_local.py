@@ -106,6 +106,37 @@ def test_a_killed_send_was_accepted_or_never_starts(
     assert (tmp_path / "ran").exists() is is_accepted
 
 
+SHELL = """
+import sys
+from contextlib import suppress
+from pathlib import Path
+from sousbatch.cli import main
+from sousbatch.launchers.base import Request
+from sousbatch.launchers.local import LocalLauncher
+from sousbatch.recipes.schema import Resources
+
+with suppress(SystemExit):
+    main(["--help"])
+place = Path(sys.argv[1])
+text = f"until [ -e {place}/go ]; do sleep 0.02; done\\n"
+request = Request(stage="work", text=text, num_tasks=1, after=(),
+                  resources=Resources(device="cpu"), uses_devices=False, log_dir=str(place / "logs"))
+LocalLauncher(place / "jobs").send(request, "key", {})
+"""
+
+
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", "<&- >&-", ">&- 2>&-"])
+def test_a_job_lives_though_the_submitting_shell_has_its_streams_closed(
+    launcher: LocalLauncher, tmp_path: Path, until: Callable[..., Any], closed: str
+) -> None:
+    subprocess.run(["bash", "-c", f'"$@" {closed}', "-", sys.executable, "-c", SHELL, str(tmp_path)], check=True)
+    (ref,) = launcher.find(["key"]).values()
+    until(lambda: launcher.states([ref])[ref].word in ("running", "lost"))
+    assert launcher.states([ref])[ref].word == "running"
+    (tmp_path / "go").touch()
+    assert end(launcher, ref).word == "done"
+
+
 def test_a_look_at_the_state_never_keeps_a_job_from_starting(
     launcher: LocalLauncher, request_of: Callable[..., Request], monkeypatch: pytest.MonkeyPatch
 ) -> None:
