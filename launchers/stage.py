@@ -7,12 +7,14 @@ by module path, arguments and exit code only.
 
 from __future__ import annotations
 
+import getpass
 import os
 import platform
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -180,6 +182,8 @@ class _Task:
             self._on_stop(signal.SIGTERM, None)
         code = _worst(self._wait())
         processes.end_descendants(grace_s=2)
+        with suppress(OSError, KeyError):  # not empty, so in use; or a user without a name
+            (Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}").rmdir()  # torch makes it when imported
         return EXIT_STOPPED if self._is_stopping and code == 128 + signal.SIGTERM else code
 
     def _wait(self) -> list[int]:
@@ -222,6 +226,7 @@ class _Task:
                 *[*python, "-m", "sousbatch.launchers.agent"],
                 *[f"--nnodes={wanted.nodes}", f"--node-rank={node}", f"--nproc-per-node={wanted.devices_per_node}"],
                 *["--rdzv-backend=static", f"--master-addr={LOOPBACK}", f"--master-port={port}", "--max-restarts=0"],
+                f"--log-dir={os.devnull}",  # else torchrun leaves a folder of empty folders in TMPDIR
                 *["-m", *job],
             ]
             for node in range(wanted.nodes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -362,3 +363,47 @@ def test_ended_jobs_are_forgotten_and_living_ones_are_not(
     assert words[0] == "this machine does not know the job" and words[0] not in words[1:]
     launcher.cancel([living], save=False)
     end(launcher, living)
+
+
+@pytest.mark.parametrize("stage", ["runs", "waits for its turn", "waits for a stage"])
+def test_a_job_whose_run_folder_was_deleted_ends_and_says_so(
+    launcher: LocalLauncher,
+    work: Callable[..., Request],
+    tmp_path: Path,
+    until: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+) -> None:
+    monkeypatch.setattr(site, "usable_cores", lambda: (0,))
+    first = ref = launcher.send(work("a"), "first", {})
+    until((tmp_path / "got-a").exists)
+    doomed = "a"
+    if stage == "waits for its turn":
+        doomed, ref = "b", launcher.send(work("b"), "second", {})
+        until(lambda: launcher.states([ref])[ref].reason)
+    elif stage == "waits for a stage":
+        request = dataclasses.replace(work("b"), after=(After(stage="train"),))
+        doomed, ref = "b", launcher.send(request, "second", {"train": ref})
+        until((tmp_path / "toy" / "b" / "logs").exists)
+    shutil.rmtree(tmp_path / "toy" / doomed)
+    (tmp_path / "toy" / doomed).mkdir()  # as a rank does that saves in that moment
+    state = end(launcher, ref)
+    assert state.word == "failed"
+    assert state.reason == f"its run folder {tmp_path}/toy/{doomed} was deleted or moved away"
+    (tmp_path / "go-a").touch()
+    end(launcher, first)
+
+
+def test_a_run_folder_that_is_elsewhere_for_a_while_ends_nothing(
+    launcher: LocalLauncher, work: Callable[..., Request], tmp_path: Path, until: Callable[..., Any]
+) -> None:
+    request = dataclasses.replace(work("a"), num_tasks=2, resources=Resources(device="cpu", tasks_at_once=1))
+    ref = launcher.send(request, "key", {})
+    until((tmp_path / "got-a").exists)
+    (tmp_path / "toy" / "a").rename(tmp_path / "elsewhere")
+    (tmp_path / "go-a").touch()  # the second task would start now
+    time.sleep(0.5)
+    assert launcher.states([ref])[ref].word == "running" and not (tmp_path / "toy" / "a").exists()
+    (tmp_path / "elsewhere").rename(tmp_path / "toy" / "a")
+    assert end(launcher, ref).word == "done"
+    assert (tmp_path / "toy" / "a" / "logs" / "train-00001.log").is_file()
