@@ -70,9 +70,9 @@ class Line:
             tickets = self._tickets(found | {self._key: mine})
             granted = admit(tickets)[self._key]
             mine |= {"wants": wants - len(granted), "held": asdict(_sum([tickets[self._key].held, *granted]))}
-            if mine != before:
+            if (text := _text(mine)) != _text(before):
                 with self._path.open("r+b", buffering=0) as stream:
-                    stream.write(_text(mine))
+                    stream.write(text)
                     stream.truncate()
                 os.utime(self._folder)  # tells the others to look
             return granted, "" if granted else why_waiting(tickets, self._key)

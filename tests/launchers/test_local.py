@@ -15,10 +15,12 @@ from typing import Any
 
 import pytest
 
+from sousbatch import follow
 from sousbatch.cluster import site
 from sousbatch.launchers import local
 from sousbatch.launchers.base import FINAL_WORDS, JobRef, JobState, Request
 from sousbatch.launchers.local import LocalLauncher, job_state, write_end
+from sousbatch.launchers.status import StageState
 from sousbatch.recipes.plan import After
 from sousbatch.recipes.schema import Resources
 
@@ -225,6 +227,10 @@ def test_two_jobs_of_one_core_run_side_by_side_on_two_cores_and_a_third_says_for
     third = launcher.send(work("c", nodes=2), "c", {})
     expected = "waits for 2 of 2 cores; run toy/a (train) uses 1 core, run toy/b (train) uses 1 core"
     until(lambda: launcher.states([third])[third] == JobState(word="waiting", reason=expected))
+    (line,) = tmp_path.glob("machine-*")
+    before = line.stat().st_mtime_ns
+    time.sleep(0.3)
+    assert line.stat().st_mtime_ns == before, "one who looks and changes nothing makes nobody else look"
     (tmp_path / "go-a").touch()
     until(lambda: launcher.states([third])[third].reason == expected.replace("run toy/a (train) uses 1 core, ", ""))
     for run in "bc":
@@ -251,6 +257,21 @@ def test_the_next_stage_of_an_earlier_run_goes_before_a_later_run(
         (tmp_path / f"go-{run}").touch()
     assert {end(launcher, ref).word for ref in (first, second, other)} == {"done"}
     assert "got-b" not in (tmp_path / "seen").read_text().split()
+
+
+def test_a_wait_is_told_without_a_terminal_and_again_when_its_reason_changes(
+    make_plan: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = follow._Lines(make_plan([]))
+    for reason in ("", "waits for 1 of 1 core; run a", "waits for 1 of 1 core; run a", "waits for 1 of 1 core; run b"):
+        lines.update({"train": StageState(word="waiting", reason=reason)}, [])
+    lines.update({"train": StageState(word="running")}, [])
+    told = [line.partition("] ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert told == [
+        "train is waiting: waits for 1 of 1 core; run a",
+        "train is waiting: waits for 1 of 1 core; run b",
+        "train is running",
+    ]
 
 
 @pytest.mark.parametrize("victim", ["holder", "waiter"])
