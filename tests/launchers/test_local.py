@@ -259,6 +259,28 @@ def test_the_next_stage_of_an_earlier_run_goes_before_a_later_run(
     assert "got-b" not in (tmp_path / "seen").read_text().split()
 
 
+def test_the_place_of_what_follows_a_short_stage_is_kept(
+    launcher: LocalLauncher,
+    work: Callable[..., Request],
+    tmp_path: Path,
+    until: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(site, "usable_cores", lambda: (0, 1))
+    merge = launcher.send(work("a", "merge"), "a.merge", {})
+    until((tmp_path / "got-a").exists)
+    request = dataclasses.replace(work("a", "train-more"), after=(After(stage="merge"),))
+    following = launcher.send(request, "a.more", {"merge": merge})
+    later = launcher.send(work("b"), "b.train", {})
+    expected = (
+        "waits for 1 of 2 cores; run toy/a (merge) uses 1 core, run toy/a (train-more) is before it; number 2 in line"
+    )
+    until(lambda: launcher.states([later])[later].reason == expected)
+    for run in "ab":
+        (tmp_path / f"go-{run}").touch()
+    assert {end(launcher, ref).word for ref in (merge, following, later)} == {"done"}
+
+
 def test_a_wait_is_told_without_a_terminal_and_again_when_its_reason_changes(
     make_plan: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
