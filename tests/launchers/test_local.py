@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -17,7 +18,7 @@ import pytest
 
 from sousbatch import follow
 from sousbatch.cluster import site
-from sousbatch.launchers import local
+from sousbatch.launchers import local, localjob
 from sousbatch.launchers.base import FINAL_WORDS, JobRef, JobState, Request
 from sousbatch.launchers.local import LocalLauncher, job_state, write_end
 from sousbatch.launchers.status import StageState
@@ -450,3 +451,17 @@ def test_a_run_folder_that_is_elsewhere_for_a_while_ends_nothing(
     (tmp_path / "elsewhere").rename(tmp_path / "toy" / "a")
     assert end(launcher, ref).word == "done"
     assert (tmp_path / "toy" / "a" / "logs" / "train-00001.log").is_file()
+
+
+def test_a_run_folder_that_stays_elsewhere_ends_its_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, spec = tmp_path / "toy" / "a", {"stage": "train", "num_tasks": 1, "after": []}
+    for folder in (root, tmp_path / "jobs" / "key"):
+        folder.mkdir(parents=True)
+    (tmp_path / "jobs" / "key" / "job.json").write_text(json.dumps(spec | {"log_dir": str(root / "logs")}))
+    job = localjob._Job(tmp_path / "jobs" / "key")
+    job._held_dir = os.open(root, os.O_PATH)
+    root.rename(tmp_path / "elsewhere")
+    assert not job._is_stopping()
+    monkeypatch.setattr(localjob, "_AWAY_S", -1.0)
+    assert job._is_stopping() and job._outcome().reason == f"its run folder {root} was deleted or moved away"
+    os.close(job._held_dir)
