@@ -99,7 +99,7 @@ LocalLauncher(place / "jobs").send(request, "key", {})
 
 @pytest.mark.parametrize("where, is_accepted", [("before rename", False), ("before start", False), ("after", True)])
 def test_a_killed_send_was_accepted_or_never_starts(
-    launcher: LocalLauncher, tmp_path: Path, where: str, is_accepted: bool
+    launcher: LocalLauncher, request_of: Callable[..., Request], tmp_path: Path, where: str, is_accepted: bool
 ) -> None:
     client = subprocess.run([sys.executable, "-c", CLIENT, str(tmp_path), where])
     assert client.returncode == -signal.SIGKILL
@@ -108,6 +108,9 @@ def test_a_killed_send_was_accepted_or_never_starts(
     for ref in found.values():
         assert end(launcher, ref).word == "done"
     assert (tmp_path / "ran").exists() is is_accepted
+    whole = Resources(device="cpu", cpus_per_device=1024)
+    after = launcher.send(request_of("true", resources=whole), "next", {})
+    assert end(launcher, after).word == "done", "what was never started keeps no place in line"
 
 
 SHELL = """
