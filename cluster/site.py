@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")  # microseconds of each period, or "max"
+
 
 @dataclass(frozen=True, kw_only=True)
 class NodeKind:
@@ -84,7 +86,7 @@ def usable_cores() -> tuple[int, ...]:
     """Return the numbers of the cores this process may use: by affinity, and as many as its cgroup pays for."""
     cores = sorted(os.sched_getaffinity(0))
     try:
-        quota, _, period = Path("/sys/fs/cgroup/cpu.max").read_text().strip().partition(" ")
+        quota, _, period = _CPU_LIMIT.read_text().strip().partition(" ")
     except OSError:
         return tuple(cores)
     return tuple(cores[: max(1, int(quota) // int(period))]) if quota.isdigit() else tuple(cores)

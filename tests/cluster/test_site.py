@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,19 @@ def test_this_machine_has_cores_and_memory() -> None:
     assert here.launcher == "local"
     assert here.cpus_per_node == len(os.sched_getaffinity(0))
     assert here.memory_bytes > 100 * MIB
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("max 100000", (1, 3, 5)), ("200000 100000", (1, 3)), ("50000 100000", (1,)), ("900000 100000", (1, 3, 5))],
+)
+def test_cores_are_those_of_the_affinity_as_many_as_the_cgroup_pays_for(
+    text: str, expected: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpu.max").write_text(text + "\n")
+    monkeypatch.setattr(site, "_CPU_LIMIT", tmp_path / "cpu.max")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {5, 1, 3})
+    assert site.usable_cores() == expected
 
 
 ROWS = "0, GPU-5c4f-1, 10\n1, GPU-77aa-2, 20\n 2, GPU-9b00-3, [N/A] \n\n"
