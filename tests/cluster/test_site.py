@@ -15,7 +15,7 @@ MIB = 1 << 20
 def test_this_machine_has_cores_and_memory() -> None:
     here = site.this_machine()
     assert here.launcher == "local"
-    assert here.cpus_per_node == len(os.sched_getaffinity(0))
+    assert 0 < here.cpus_per_node <= len(os.sched_getaffinity(0))
     assert here.memory_bytes > 100 * MIB
 
 
