@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -413,6 +414,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 the run failed, 2 it cannot work."""
+    _open_standard_files()
     parsed = _parse(arguments)
     from . import commands
 
@@ -432,6 +434,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _open_standard_files() -> None:
+    """Give stdin, stdout and stderr a file where the shell closed them, which the next file opened would take.
+
+    A child that is started with streams of its own loses what has such a number, a lock it should inherit, say.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))
 
 
 if __name__ == "__main__":

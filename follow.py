@@ -89,8 +89,9 @@ class _Lines:
 
     def update(self, states: Mapping[str, StageState], events: list[Any]) -> None:
         for name, state in states.items():
-            if self._words.get(name) != state.word:
-                self._words[name] = state.word
+            now = state.word + (state.reason if state.word == "waiting" else "")  # for what and for whom may change
+            if self._words.get(name) != now:
+                self._words[name] = now
                 if state.word != "waiting" or state.reason:
                     self.say(f"{name} is {state.word}" + (f": {state.reason}" if state.reason else ""))
             elif (

@@ -15,7 +15,7 @@ _LEAKING = (
 _LEAKING_NAMES = frozenset(
     {
         f"SOUSBATCH_{name}"
-        for name in ("TASK", "SLOT", "JOB", "ATTEMPT", "MICRO_BATCH", "ACCUMULATION", "STOP_FLAG", "POINT")
+        for name in ("TASK", "DEVICES", "JOB", "ATTEMPT", "MICRO_BATCH", "ACCUMULATION", "STOP_FLAG", "POINT")
     }
     | {"RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
     | {PARENT_VARIABLE}

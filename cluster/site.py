@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")  # microseconds of each period, or "max"
+
 
 @dataclass(frozen=True, kw_only=True)
 class NodeKind:
@@ -58,20 +60,39 @@ class Site:
         return next(chosen, None)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """A GPU of this machine. *name* is what CUDA_VISIBLE_DEVICES may call it; *key* is the same for all its names."""
+
+    key: str
+    name: str
+    memory_bytes: int
+
+
 def this_machine() -> Site:
     """Return this machine as a site; the only effects are reads."""
-    gpus = _gpu_memories()
+    gpus = visible_gpus()
     return Site(
         name="this machine",
         launcher="local",
-        cpus_per_node=len(os.sched_getaffinity(0)),
-        memory_bytes=_memory_bytes(),
+        cpus_per_node=len(usable_cores()),
+        memory_bytes=memory_bytes(),
         gpus_per_node=len(gpus),
-        gpu_memory_bytes=min(gpus, default=0),
+        gpu_memory_bytes=min((gpu.memory_bytes for gpu in gpus), default=0),
     )
 
 
-def _memory_bytes() -> int:
+def usable_cores() -> tuple[int, ...]:
+    """Return the numbers of the cores this process may use: by affinity, and as many as its cgroup pays for."""
+    cores = sorted(os.sched_getaffinity(0))
+    try:
+        quota, _, period = _CPU_LIMIT.read_text().strip().partition(" ")
+    except OSError:
+        return tuple(cores)
+    return tuple(cores[: max(1, int(quota) // int(period))]) if quota.isdigit() else tuple(cores)
+
+
+def memory_bytes() -> int:
     """Return the memory this process may use: the machine's, or its cgroup's if that is less."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
@@ -81,33 +102,31 @@ def _memory_bytes() -> int:
     return min(total, int(limit)) if limit.isdigit() else total
 
 
-def _gpu_memories() -> list[int]:
-    """Return the memory of each visible NVIDIA GPU in bytes, without importing torch."""
+def visible_gpus() -> tuple[Gpu, ...]:
+    """Return the NVIDIA GPUs that CUDA would show to this process, without importing torch."""
     if shutil.which("nvidia-smi") is None:
-        return []
-    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+        return ()
+    command = ["nvidia-smi", "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
-        return []
-    return _visible(parse_memories(done.stdout), os.environ.get("CUDA_VISIBLE_DEVICES"))
+        return ()
+    return shown(done.stdout, os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
-def parse_memories(text: str) -> list[int]:
-    """Return the bytes in nvidia-smi's lines of MiB; 0 where it says [N/A], as for memory shared with the host."""
-    return [int(float(line)) << 20 if line[:1].isdigit() else 0 for line in map(str.strip, text.splitlines()) if line]
+def shown(text: str, names: str | None) -> tuple[Gpu, ...]:
+    """Return the GPUs in nvidia-smi's lines of index, uuid and MiB that CUDA_VISIBLE_DEVICES names.
 
-
-def _visible(memories: list[int], names: str | None) -> list[int]:
-    """Return the memories of the devices that CUDA_VISIBLE_DEVICES names; like CUDA, stop at the first wrong one."""
-    if names is None:
-        return memories
-    found = []
-    for name in map(str.strip, names.split(",")):
-        if name.isdigit() and int(name) < len(memories):
-            found.append(memories[int(name)])
-        elif name.startswith(("GPU-", "MIG-")):
-            found.append(min(memories, default=0))
-        else:
+    Like CUDA, stop at the first wrong name, and at one that comes twice. Memory is 0 where nvidia-smi says [N/A],
+    as for memory shared with the host; a part of a GPU (MIG) counts as having the least of all.
+    """
+    rows = [[cell.strip() for cell in line.split(",")] for line in text.splitlines() if line.count(",") == 2]
+    memories = {index: int(float(size)) << 20 if size[:1].isdigit() else 0 for index, _, size in rows}
+    found: dict[str, Gpu] = {}
+    for name in map(str.strip, memories if names is None else names.split(",")):
+        is_uuid = name.startswith(("GPU-", "MIG-"))
+        key = next((index for index, uuid, _ in rows if is_uuid and uuid.startswith(name)), name)
+        if key in found or not (is_uuid or name in memories):
             break
-    return found
+        found[key] = Gpu(key=key, name=name, memory_bytes=memories.get(key, min(memories.values(), default=0)))
+    return tuple(found.values())

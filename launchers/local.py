@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import IO
 
 from .. import files
+from ..cluster import site
 from ..cluster.environment import without_leaks
-from ..cluster.site import this_machine
 from ..recipes.plan import Plan
-from ..recipes.schema import Resources
 from ..rundir import RunPaths, state_dir
 from .base import FINAL_WORDS, JobRef, JobState, Request, StateWord, script
+from .machine import Need, Share
+from .queue import Form, Line
 
 POLL_S = 0.1
 _END_BYTES = 4096
@@ -39,6 +40,7 @@ class LocalLauncher:
 
     def __init__(self, jobs_dir: Path | None = None) -> None:
         self._jobs_dir = jobs_dir or state_dir() / "jobs"
+        self._gpus: tuple[site.Gpu, ...] | None = None
 
     def prepare(self, plan: Plan, paths: RunPaths) -> tuple[Request, ...]:
         """Return the requests of all stages in order. Pure."""
@@ -60,7 +62,7 @@ class LocalLauncher:
         folder = files.make_private_dir(self._jobs_dir) / key
         if not folder.exists():
             self._write(folder, request, after)
-        _start(folder)
+        _start(folder, self._form(request, after))
         return JobRef(launcher=self.name, job_id=key)
 
     def _write(self, folder: Path, request: Request, after: Mapping[str, JobRef]) -> None:
@@ -72,8 +74,9 @@ class LocalLauncher:
                 for item in request.after
                 if item.stage in after
             ],
-            "parallel": _parallel(request.resources),
-            "uses_devices": request.uses_devices,
+            "at_once": request.resources.tasks_at_once or request.num_tasks,
+            "num_devices": _need(request).devices,
+            "device_names": {gpu.key: gpu.name for gpu in self._gpus_for(request)},
             "log_dir": request.log_dir,
         }
         temporary = files.make_private_dir(files.temporary_path(folder))
@@ -86,6 +89,27 @@ class LocalLauncher:
             shutil.rmtree(temporary, ignore_errors=True)
             if not (folder / "job.json").is_file():  # else another client sent the same key meanwhile
                 raise
+
+    def _form(self, request: Request, after: Mapping[str, JobRef]) -> Form:
+        run = Path(request.log_dir).parent
+        cores = sum(1 << core for core in site.usable_cores())
+        devices = tuple(gpu.key for gpu in self._gpus_for(request))
+        return Form(
+            run=str(run),
+            who=f"{run.parent.name}/{run.name} ({request.stage})",
+            after=tuple(after[item.stage].job_id for item in request.after if item.stage in after),
+            is_short=not request.uses_devices,
+            seen=Share(cores=cores, devices=devices, memory=site.memory_bytes()),
+            need=_need(request),
+            wants=min(request.num_tasks, request.resources.tasks_at_once or request.num_tasks),
+        )
+
+    def _gpus_for(self, request: Request) -> tuple[site.Gpu, ...]:
+        if _need(request).devices == 0:
+            return ()
+        if self._gpus is None:  # nvidia-smi takes a second on some machines: once for all stages that are sent
+            self._gpus = site.visible_gpus()
+        return self._gpus
 
     def find(self, keys: Collection[str]) -> dict[str, JobRef]:
         """Return the jobs accepted under *keys*: those whose process was started."""
@@ -114,8 +138,8 @@ class LocalLauncher:
                 files.remove_tree(folder)
 
 
-def _start(folder: Path) -> None:
-    """Start the process of a job that never had one; it inherits the lock that is taken here."""
+def _start(folder: Path, form: Form) -> None:
+    """Put a job that never had a process into the line and start one; it inherits the lock that is taken here."""
     with (folder / "lock").open("a") as lock:
         while not _try_lock(lock):  # a look at the job's state holds the lock for an instant
             if (folder / "pid").exists():
@@ -123,6 +147,7 @@ def _start(folder: Path) -> None:
             time.sleep(0.01)
         if (folder / "pid").exists():
             return
+        Line(folder.parent, folder.name).enter(form)
         with (folder / "output").open("a") as output:
             subprocess.Popen(
                 [sys.executable, "-m", "sousbatch.launchers.localjob", str(folder), str(lock.fileno())],
@@ -149,12 +174,19 @@ def job_state(folder: Path) -> JobState:
         return JobState(word="lost", reason="this machine does not know the job")
     if files.is_locked(folder / "lock"):
         word: StateWord = "running" if (folder / "started").exists() else "waiting"
-        return JobState(word=word, reason="another run uses this machine" if (folder / "queued").exists() else "")
+        return JobState(word=word, reason=_why_waiting(folder) if word == "waiting" else "")
     text = (folder / "end.json").read_text()
     if not text.strip():
         return JobState(word="lost", reason="its process was killed")
     end = json.loads(text)
     return JobState(word=end["word"], reason=end["reason"])
+
+
+def _why_waiting(folder: Path) -> str:
+    try:
+        return (folder / "queued").read_text()
+    except OSError:  # it does not stand in line yet, or no longer
+        return ""
 
 
 def write_end(folder: Path, state: JobState) -> None:
@@ -169,10 +201,12 @@ def write_end(folder: Path, state: JobState) -> None:
         os.fsync(stream.fileno())
 
 
-def _parallel(resources: Resources) -> int:
-    """Return how many tasks of a job this machine runs at once."""
-    if resources.device == "gpu":
-        room = this_machine().gpus_per_node // resources.devices_per_node
-    else:
-        room = len(os.sched_getaffinity(0)) // resources.cpus_per_device
-    return max(1, min(room, resources.tasks_at_once or room))
+def _need(request: Request) -> Need:
+    """Return what one task takes of this machine, that of all its simulated nodes together."""
+    wanted = request.resources
+    nodes, ranks = (wanted.nodes, wanted.devices_per_node) if request.uses_devices else (1, 1)
+    return Need(
+        cores=nodes * ranks * wanted.cpus_per_device,
+        devices=nodes * ranks if request.uses_devices and wanted.device == "gpu" else 0,
+        memory=int(nodes * (wanted.memory_gb or 0) * 1e9),
+    )

@@ -6,25 +6,27 @@ descendants do, none outlives it.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from .. import files
 from ..cluster import processes
 from ..errors import EXIT_DEVICE_MEMORY, EXIT_NO_ROOM, EXIT_STOPPED
 from .base import FINAL_WORDS, JobState, how_ended
 from .local import POLL_S, job_state, write_end
+from .machine import Share
+from .queue import Line
 
 _GRACE_S = 5.0
+_LOOK_S = 1.0  # between looks at the line when nobody has changed it: a kill changes nothing
+_AWAY_S = 30.0  # how long a run folder may be elsewhere
 _MEANING = {EXIT_NO_ROOM: "found no room left on the store", EXIT_DEVICE_MEMORY: "ran out of device memory"}
 # A task that was asked to stop before it could listen, or while the recipe's set-up lines ran.
 _DIED_OF_ASKING = (-signal.SIGTERM, 128 + signal.SIGTERM)
@@ -37,8 +39,15 @@ class _Job:
         self._folder = folder
         self._spec: dict[str, Any] = files.read_json(folder / "job.json")
         self._stop: Literal["save", "now"] | None = None
+        self._line = Line(folder.parent, folder.name)
+        self._run_dir = Path(self._spec["log_dir"]).parent
+        self._held_dir = -1
+        self._away_since: float | None = None
+        self._has_lost_folder = False
+        self._waiting = list(range(self._spec["num_tasks"]))
         self._running: dict[int, subprocess.Popen[bytes]] = {}
-        self._slots: dict[int, int] = {}
+        self._shares: dict[int, Share] = {}
+        self._looked, self._why = (0, 0.0), ""
         self._asked: set[int] = set()
         self._codes: dict[int, int] = {}
 
@@ -50,6 +59,8 @@ class _Job:
         with suppress(OSError):  # for people; that it exists is what counts
             (self._folder / "pid").write_text(f"{os.getpid()}\n")
         try:
+            files.make_private_dir(Path(self._spec["log_dir"]))
+            self._held_dir = os.open(self._run_dir, os.O_PATH)
             end = self._wait_for_jobs() or self._work()
         except Exception as error:  # a job always ends with a record
             self._stop = "now"
@@ -58,14 +69,16 @@ class _Job:
             end = JobState(word="failed", reason=f"{type(error).__name__}: {error}")
         processes.end_descendants(grace_s=0 if self._stop == "now" else _GRACE_S)
         write_end(self._folder, end)
+        self._line.leave()
         return 0 if end.word == "done" else 1
 
     def _on_sigterm(self, *_: object) -> None:
         self._stop = self._stop or "save"
 
     def _is_stopping(self) -> bool:
-        """Look whether someone asked the job to end."""
-        if (self._folder / "cancel-now").exists():
+        """Look whether someone asked the job to end, or took its run folder away."""
+        self._has_lost_folder = self._has_lost_folder or self._is_folder_gone()
+        if self._has_lost_folder or (self._folder / "cancel-now").exists():
             self._stop = "now"
         elif (self._folder / "cancel-save").exists():
             self._stop = self._stop or "save"
@@ -76,56 +89,75 @@ class _Job:
         for item in self._spec["after"]:
             while (state := job_state(self._folder.parent / item["job"])).word not in FINAL_WORDS:
                 if self._is_stopping():
-                    return JobState(word="cancelled", reason="cancelled while waiting")
+                    return self._outcome()
                 time.sleep(POLL_S)
             if item["condition"] == "ok" and state.word != "done":
                 return JobState(word="cancelled", reason=f"{item['stage']} is {state.word}")
         return None
 
+    def _is_folder_gone(self) -> bool:
+        """Say whether the run folder was deleted, or has been elsewhere for long; what comes back goes on."""
+        try:
+            is_here = os.path.samestat(self._run_dir.stat(), os.fstat(self._held_dir))
+        except OSError:
+            is_here = False
+        if is_here:
+            self._away_since = None
+            return False
+        self._away_since = self._away_since or time.monotonic()
+        with suppress(OSError):  # else another host deleted it (ESTALE)
+            if os.fstat(self._held_dir).st_nlink:
+                return time.monotonic() - self._away_since > _AWAY_S
+        return True
+
     def _work(self) -> JobState:
-        with self._machine():
+        wanted, seen = self._spec["num_devices"], len(self._spec["device_names"])
+        if wanted > seen:
+            reason = f"it asks for {wanted} GPUs and this machine shows {seen}; see nvidia-smi and CUDA_VISIBLE_DEVICES"
+            return JobState(word="failed", reason=reason)
+        while self._waiting or self._running:
             if self._is_stopping():
-                return JobState(word="cancelled", reason="cancelled while waiting")
-            (self._folder / "started").touch()
-            (self._folder / "queued").unlink(missing_ok=True)
-            self._run_tasks()
+                self._pass_on()
+            else:
+                self._start_what_fits()
+            self._reap()
+            time.sleep(POLL_S if self._running or self._waiting else 0)
         return self._outcome()
 
-    def _machine(self) -> IO[str]:
-        """Wait until no other job of this user uses the machine; the returned file holds the claim."""
-        # by host: the state folder may lie in a home that several machines share
-        lock = (self._folder.parent / f"machine-{socket.gethostname()}.lock").open("a")
-        while self._spec["uses_devices"] and not self._is_stopping():
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                (self._folder / "queued").touch()
-                time.sleep(POLL_S)
-        return lock
+    def _start_what_fits(self) -> None:
+        """Start the tasks that the machine has room for now; else note why the first one waits."""
+        wants = min(len(self._waiting), self._spec["at_once"] - len(self._running))
+        look = (self._line.changed_at(), time.monotonic())
+        if wants <= 0 or self._away_since or (look[0] == self._looked[0] and look[1] - self._looked[1] < _LOOK_S):
+            return
+        shares, why = self._line.settle(wants, self._shares.values())
+        self._looked = look
+        for share in shares:
+            self._start(self._waiting.pop(0), share)
+        if why != self._why and not self._codes:
+            self._why = why
+            with suppress(OSError):  # for people
+                files.write_text(self._folder / "queued", why)
 
-    def _run_tasks(self) -> None:
-        waiting = list(range(self._spec["num_tasks"]))
-        while waiting or self._running:
-            if self._is_stopping():
-                waiting.clear()
-                self._pass_on()
-            while waiting and len(self._running) < self._spec["parallel"]:
-                self._start(waiting.pop(0))
-            for task, process in list(self._running.items()):
-                if process.poll() is not None:
-                    asked = task in self._asked and process.returncode in _DIED_OF_ASKING
-                    self._codes[task] = EXIT_STOPPED if asked else process.returncode
-                    del self._running[task]
-            time.sleep(POLL_S if self._running else 0)
+    def _reap(self) -> None:
+        """Take the codes of the tasks that have ended, and give back what they had."""
+        ended = [task for task, process in self._running.items() if process.poll() is not None]
+        for task in ended:
+            code = self._running.pop(task).returncode
+            self._codes[task] = EXIT_STOPPED if task in self._asked and code in _DIED_OF_ASKING else code
+            del self._shares[task]
+        if ended and self._running and not self._waiting:  # the last one's goes with the job, so that no other
+            self._line.settle(0, self._shares.values())  # slips in before what waits for this job
+        if ended:
+            self._looked = (0, 0.0)
 
-    def _start(self, task: int) -> None:
+    def _start(self, task: int, share: Share) -> None:
         log_dir = files.make_private_dir(Path(self._spec["log_dir"]))
-        taken = {self._slots[other] for other in self._running}
-        self._slots[task] = min(set(range(self._spec["parallel"])) - taken)
+        (self._folder / "started").touch()
+        names = self._spec["device_names"]
         environment = os.environ | {
             "SOUSBATCH_TASK": str(task),
-            "SOUSBATCH_SLOT": str(self._slots[task]),
+            "SOUSBATCH_DEVICES": ",".join(names[key] for key in share.devices),
             "SOUSBATCH_JOB": self._folder.name,
         }
         with (log_dir / f"{self._spec['stage']}-{task:05d}.log").open("a") as log:
@@ -137,9 +169,13 @@ class _Job:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        self._shares[task] = share
 
     def _pass_on(self) -> None:
-        """Hand the wish to stop to the tasks: once as SIGTERM, or at once as SIGKILL to all."""
+        """Hand the wish to stop to the tasks: once as SIGTERM, or at once as SIGKILL to all. None starts any more."""
+        if self._waiting:
+            self._waiting.clear()
+            self._line.settle(0, self._shares.values())
         if self._stop == "now":
             processes.end_descendants(grace_s=0)
             return
@@ -148,6 +184,10 @@ class _Job:
             self._asked.add(task)
 
     def _outcome(self) -> JobState:
+        if self._has_lost_folder:
+            return JobState(word="failed", reason=f"its run folder {self._run_dir} was deleted or moved away")
+        if not (self._folder / "started").exists():
+            return JobState(word="cancelled", reason="cancelled while waiting")
         if self._stop == "now":
             return JobState(word="cancelled", reason="cancelled")
         failed = [(task, code) for task, code in sorted(self._codes.items()) if code not in (0, EXIT_STOPPED)]

@@ -7,12 +7,14 @@ by module path, arguments and exit code only.
 
 from __future__ import annotations
 
+import getpass
 import os
 import platform
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -183,12 +185,14 @@ class _Task:
         environment = os.environ | self._environment(attempt, batch)
         self._running = []
         for node, command in enumerate(commands):
-            own = processes.child_environment(environment | self._devices(node, len(commands)))
+            own = processes.child_environment(environment | self._devices(node))
             self._running.append(subprocess.Popen(command, env=own, stdin=subprocess.DEVNULL))
         if self._is_stopping:
             self._on_stop(signal.SIGTERM, None)
         code = _worst(self._wait())
         processes.end_descendants(grace_s=2)
+        with suppress(OSError, KeyError):  # not empty, so in use; or a user without a name
+            (Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}").rmdir()  # torch makes it when imported
         return EXIT_STOPPED if self._is_stopping and code == 128 + signal.SIGTERM else code
 
     def _wait(self) -> list[int]:
@@ -231,6 +235,7 @@ class _Task:
                 *[*python, "-m", "sousbatch.launchers.agent"],
                 *[f"--nnodes={wanted.nodes}", f"--node-rank={node}", f"--nproc-per-node={wanted.devices_per_node}"],
                 *["--rdzv-backend=static", f"--master-addr={LOOPBACK}", f"--master-port={port}", "--max-restarts=0"],
+                f"--log-dir={os.devnull}",  # else torchrun leaves a folder of empty folders in TMPDIR
                 *["-m", *job],
             ]
             for node in range(wanted.nodes)
@@ -271,16 +276,17 @@ class _Task:
             }
         return variables
 
-    def _devices(self, node: int, num_nodes: int) -> dict[str, str]:
+    def _devices(self, node: int) -> dict[str, str]:
         """Return what makes the processes of a node see their own devices only."""
         if self._stage.resources.device == "cpu":
             return {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
         if self._slurm_job:
             return {}  # Slurm has chosen them, and shows each node its own
+        granted = os.environ.get("SOUSBATCH_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES"))
         each = self._stage.resources.devices_per_node
-        first = (int(os.environ.get("SOUSBATCH_SLOT", "0")) * num_nodes + node) * each
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        names = visible.split(",") if visible else [str(number) for number in range(first + each)]
+        first, names = node * each, granted.split(",") if granted else []
+        if granted is None:  # run by hand, where all devices are visible
+            names = [str(number) for number in range(first + each)]
         return {"CUDA_VISIBLE_DEVICES": ",".join(names[first : first + each])}
 
 

@@ -49,7 +49,7 @@ BAD_RECIPES = {
 def test_a_plan_that_cannot_work_is_answered_in_one_line(
     sousbatch: Run, project: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], line: str
 ) -> None:
-    monkeypatch.setattr("sousbatch.cluster.site._gpu_memories", list)
+    monkeypatch.setattr("sousbatch.cluster.site.visible_gpus", tuple)
     if "column" in line:  # it is missing in every split
         arguments = [*arguments, "stages={train: {set: {train: {eval_split: null}}}}"]
     assert line in _said(sousbatch, "plan", *arguments)

@@ -67,7 +67,9 @@ class Place:
         own = {"STATE": "state", "CACHE": "cache", "RUNS": "runs"}
         paths = {f"SOUSBATCH_{name}": str(self.root / folder) for name, folder in own.items()}
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("SOUSBATCH_", "WANDB_"))}
-        return kept | paths | {"OMP_NUM_THREADS": "1", "TORCH_EXTENSIONS_DIR": str(self.root / "extensions")}
+        (self.root / "tmp").mkdir(exist_ok=True)
+        own = {"TMPDIR": str(self.root / "tmp"), "TORCH_EXTENSIONS_DIR": str(self.root / "extensions")}
+        return kept | paths | own | {"OMP_NUM_THREADS": "1"}
 
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
         return subprocess.Popen(

@@ -21,6 +21,11 @@ def test_submit_prints_where_model_predictions_and_scores_lie(finished):
     assert "copying the input" in done.stdout
 
 
+def test_no_stage_leaves_anything_in_the_temporary_folder(finished):
+    place, _ = finished
+    assert list((place.root / "tmp").iterdir()) == []
+
+
 def test_every_row_is_predicted_once_and_in_order(finished):
     place, _ = finished
     lines = (place.run_dir() / "predictions/predict/predictions.jsonl").read_text().splitlines()

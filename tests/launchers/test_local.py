@@ -1,9 +1,11 @@
-"""The local launcher beyond the contract: kills, full disks, the machine's one claim."""
+"""The local launcher beyond the contract: kills, full disks, a machine that jobs share."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +16,13 @@ from typing import Any
 
 import pytest
 
-from sousbatch.launchers import local
+from sousbatch import follow
+from sousbatch.cluster import site
+from sousbatch.launchers import local, localjob
 from sousbatch.launchers.base import FINAL_WORDS, JobRef, JobState, Request
 from sousbatch.launchers.local import LocalLauncher, job_state, write_end
+from sousbatch.launchers.status import StageState
+from sousbatch.recipes.plan import After
 from sousbatch.recipes.schema import Resources
 
 
@@ -93,7 +99,7 @@ LocalLauncher(place / "jobs").send(request, "key", {})
 
 @pytest.mark.parametrize("where, is_accepted", [("before rename", False), ("before start", False), ("after", True)])
 def test_a_killed_send_was_accepted_or_never_starts(
-    launcher: LocalLauncher, tmp_path: Path, where: str, is_accepted: bool
+    launcher: LocalLauncher, request_of: Callable[..., Request], tmp_path: Path, where: str, is_accepted: bool
 ) -> None:
     client = subprocess.run([sys.executable, "-c", CLIENT, str(tmp_path), where])
     assert client.returncode == -signal.SIGKILL
@@ -102,6 +108,40 @@ def test_a_killed_send_was_accepted_or_never_starts(
     for ref in found.values():
         assert end(launcher, ref).word == "done"
     assert (tmp_path / "ran").exists() is is_accepted
+    whole = Resources(device="cpu", cpus_per_device=1024)
+    after = launcher.send(request_of("true", resources=whole), "next", {})
+    assert end(launcher, after).word == "done", "what was never started keeps no place in line"
+
+
+SHELL = """
+import sys
+from contextlib import suppress
+from pathlib import Path
+from sousbatch.cli import main
+from sousbatch.launchers.base import Request
+from sousbatch.launchers.local import LocalLauncher
+from sousbatch.recipes.schema import Resources
+
+with suppress(SystemExit):
+    main(["--help"])
+place = Path(sys.argv[1])
+text = f"until [ -e {place}/go ]; do sleep 0.02; done\\n"
+request = Request(stage="work", text=text, num_tasks=1, after=(),
+                  resources=Resources(device="cpu"), uses_devices=False, log_dir=str(place / "logs"))
+LocalLauncher(place / "jobs").send(request, "key", {})
+"""
+
+
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", "<&- >&-", ">&- 2>&-"])
+def test_a_job_lives_though_the_submitting_shell_has_its_streams_closed(
+    launcher: LocalLauncher, tmp_path: Path, until: Callable[..., Any], closed: str
+) -> None:
+    subprocess.run(["bash", "-c", f'"$@" {closed}', "-", sys.executable, "-c", SHELL, str(tmp_path)], check=True)
+    (ref,) = launcher.find(["key"]).values()
+    until(lambda: launcher.states([ref])[ref].word in ("running", "lost"))
+    assert launcher.states([ref])[ref].word == "running"
+    (tmp_path / "go").touch()
+    assert end(launcher, ref).word == "done"
 
 
 def test_a_look_at_the_state_never_keeps_a_job_from_starting(
@@ -113,31 +153,181 @@ def test_a_look_at_the_state_never_keeps_a_job_from_starting(
     assert end(launcher, launcher.send(request_of("true"), "key", {})).word == "done"
 
 
-def test_two_runs_take_the_machine_in_turn(
-    launcher: LocalLauncher, request_of: Callable[..., Request], tmp_path: Path, until: Callable[..., Any]
-) -> None:
-    text = f"mkdir {tmp_path}/busy || exit 9; touch {tmp_path}/a; sleep 0.4; rmdir {tmp_path}/busy"
-    first = launcher.send(request_of(text, uses_devices=True), "first", {})
-    until((tmp_path / "a").exists)
-    second = launcher.send(request_of(text, uses_devices=True), "second", {})
-    until(lambda: launcher.states([second])[second].reason == "another run uses this machine")
-    assert end(launcher, first).word == end(launcher, second).word == "done"
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight cores, and four GPUs as nvidia-smi tells."""
+    monkeypatch.setattr(site, "usable_cores", lambda: tuple(range(8)))
+    monkeypatch.setattr(site, "memory_bytes", lambda: 64 * 10**9)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    rows = "".join(f"{index}, GPU-{index}a, 40960\\n" for index in range(4))
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "nvidia-smi").write_text(f"#!/bin/sh\nprintf '{rows}'\n")
+    (tmp_path / "bin" / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
 
 
-def test_a_kill_frees_the_machine(
-    launcher: LocalLauncher, request_of: Callable[..., Request], tmp_path: Path, until: Callable[..., Any]
+@pytest.fixture
+def work(request_of: Callable[..., Request], tmp_path: Path) -> Callable[..., Request]:
+    """Make requests of runs: one writes its devices to `got-RUN`, then runs until the file `go-RUN` is there."""
+
+    def make(run: str, stage: str = "train", **resources: Any) -> Request:
+        root = tmp_path / "toy" / run
+        root.mkdir(parents=True, exist_ok=True)
+        text = f"echo $SOUSBATCH_DEVICES > {tmp_path}/got-{run}; until [ -e {tmp_path}/go-{run} ]; do sleep 0.02; done"
+        wanted = Resources(**{"device": "cpu"} | resources)
+        return request_of(
+            text, stage=stage, log_dir=str(root / "logs"), resources=wanted, uses_devices=stage != "merge"
+        )
+
+    return make
+
+
+def test_four_jobs_of_one_gpu_run_at_once_each_on_its_own(
+    launcher: LocalLauncher, work: Callable[..., Request], tmp_path: Path, until: Callable[..., Any], machine: None
 ) -> None:
-    first = launcher.send(request_of("sleep 0.5", uses_devices=True), "first", {})
-    until(lambda: launcher.states([first])[first].word == "running")
-    os.kill(pid_of(tmp_path / "jobs" / "first"), signal.SIGKILL)
-    assert end(launcher, launcher.send(request_of("true", uses_devices=True), "second", {})).word == "done"
-    until(lambda: not subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True).stdout)
+    refs = [launcher.send(work(run, device="gpu"), run, {}) for run in "abcd"]
+    until(lambda: len(list(tmp_path.glob("got-*"))) == 4)
+    large = launcher.send(work("large", device="gpu", devices_per_node=2), "large", {})
+    small = launcher.send(work("small", device="gpu"), "small", {})
+    until(lambda: launcher.states([small])[small].reason.endswith("2 more; number 2 in line"))
+    (tmp_path / "go-b").touch()
+    assert end(launcher, refs[1]).word == "done"
+    until(lambda: "toy/b" not in launcher.states([small])[small].reason)
+    assert launcher.states([large])[large].word == "waiting", "it is not passed by a smaller one"
+    (tmp_path / "go-d").touch()
+    until((tmp_path / "got-large").exists)
+    for run in ("a", "c", "large", "small"):
+        (tmp_path / f"go-{run}").touch()
+    assert {end(launcher, ref).word for ref in [*refs, large, small]} == {"done"}
+    got = {path.name[4:]: path.read_text().strip() for path in tmp_path.glob("got-*")}
+    assert [got[run] for run in "abcd"] == ["0", "1", "2", "3"] and got["large"] == "1,3"
+
+
+def test_granted_devices_are_named_as_the_submitting_shell_names_them(
+    launcher: LocalLauncher, work: Callable[..., Request], tmp_path: Path, machine: None, monkeypatch: Any
+) -> None:
+    (tmp_path / "go-a").touch()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-3a,2")
+    assert end(launcher, launcher.send(work("a", device="gpu", nodes=2), "a", {})).word == "done"
+    assert (tmp_path / "got-a").read_text() == "GPU-3a,2\n"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    state = end(
+        LocalLauncher(tmp_path / "jobs"),
+        LocalLauncher(tmp_path / "jobs").send(work("b", device="gpu", nodes=2), "b", {}),
+    )
+    assert (state.word, state.reason[:45]) == ("failed", "it asks for 2 GPUs and this machine shows 1; ")
+
+
+def test_two_jobs_of_one_core_run_side_by_side_on_two_cores_and_a_third_says_for_whom_it_waits(
+    launcher: LocalLauncher,
+    work: Callable[..., Request],
+    tmp_path: Path,
+    until: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(site, "usable_cores", lambda: (0, 1))
+    refs = [launcher.send(work(run), run, {}) for run in "ab"]
+    until(lambda: len(list(tmp_path.glob("got-*"))) == 2)
+    third = launcher.send(work("c", nodes=2), "c", {})
+    expected = "waits for 2 of 2 cores; run toy/a (train) uses 1 core, run toy/b (train) uses 1 core"
+    until(lambda: launcher.states([third])[third] == JobState(word="waiting", reason=expected))
+    (line,) = tmp_path.glob("machine-*")
+    before = line.stat().st_mtime_ns
+    time.sleep(0.3)
+    assert line.stat().st_mtime_ns == before, "one who looks and changes nothing makes nobody else look"
+    (tmp_path / "go-a").touch()
+    until(lambda: launcher.states([third])[third].reason == expected.replace("run toy/a (train) uses 1 core, ", ""))
+    for run in "bc":
+        (tmp_path / f"go-{run}").touch()
+    assert {end(launcher, ref).word for ref in [*refs, third]} == {"done"}
+
+
+def test_the_next_stage_of_an_earlier_run_goes_before_a_later_run(
+    launcher: LocalLauncher,
+    work: Callable[..., Request],
+    tmp_path: Path,
+    until: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(site, "usable_cores", lambda: (0,))
+    first = launcher.send(work("a"), "a.train", {})
+    until((tmp_path / "got-a").exists)
+    other = launcher.send(work("b"), "b.train", {})
+    after = {"after": (After(stage="train"),)}
+    again = dataclasses.replace(work("a", "predict"), text=f"ls {tmp_path} > {tmp_path}/seen\n", **after)
+    second = launcher.send(again, "a.predict", {"train": first})
+    until(lambda: launcher.states([other])[other].reason)
+    for run in "ab":
+        (tmp_path / f"go-{run}").touch()
+    assert {end(launcher, ref).word for ref in (first, second, other)} == {"done"}
+    assert "got-b" not in (tmp_path / "seen").read_text().split()
+
+
+def test_the_place_of_what_follows_a_short_stage_is_kept(
+    launcher: LocalLauncher,
+    work: Callable[..., Request],
+    tmp_path: Path,
+    until: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(site, "usable_cores", lambda: (0, 1))
+    merge = launcher.send(work("a", "merge"), "a.merge", {})
+    until((tmp_path / "got-a").exists)
+    request = dataclasses.replace(work("a", "train-more"), after=(After(stage="merge"),))
+    following = launcher.send(request, "a.more", {"merge": merge})
+    later = launcher.send(work("b"), "b.train", {})
+    expected = (
+        "waits for 1 of 2 cores; run toy/a (merge) uses 1 core, run toy/a (train-more) is before it; number 2 in line"
+    )
+    until(lambda: launcher.states([later])[later].reason == expected)
+    for run in "ab":
+        (tmp_path / f"go-{run}").touch()
+    assert {end(launcher, ref).word for ref in (merge, following, later)} == {"done"}
+
+
+def test_a_wait_is_told_without_a_terminal_and_again_when_its_reason_changes(
+    make_plan: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = follow._Lines(make_plan([]))
+    for reason in ("", "waits for 1 of 1 core; run a", "waits for 1 of 1 core; run a", "waits for 1 of 1 core; run b"):
+        lines.update({"train": StageState(word="waiting", reason=reason)}, [])
+    lines.update({"train": StageState(word="running")}, [])
+    told = [line.partition("] ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert told == [
+        "train is waiting: waits for 1 of 1 core; run a",
+        "train is waiting: waits for 1 of 1 core; run b",
+        "train is running",
+    ]
+
+
+@pytest.mark.parametrize("victim", ["holder", "waiter"])
+def test_a_kill_of_anyone_in_line_lets_the_others_go_on(
+    launcher: LocalLauncher,
+    work: Callable[..., Request],
+    tmp_path: Path,
+    until: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    victim: str,
+) -> None:
+    monkeypatch.setattr(site, "usable_cores", lambda: (0, 1))
+    holder = launcher.send(work("a"), "holder", {})
+    until((tmp_path / "got-a").exists)
+    waiter = launcher.send(work("b", nodes=2), "waiter", {})
+    last = launcher.send(work("c"), "last", {})
+    until(lambda: "number 2 in line" in launcher.states([last])[last].reason)
+    os.kill(pid_of(tmp_path / "jobs" / victim), signal.SIGKILL)
+    until((tmp_path / ("got-b" if victim == "holder" else "got-c")).exists)
+    for run in "abc":
+        (tmp_path / f"go-{run}").touch()
+    words = [end(launcher, ref).word for ref in (holder, waiter, last)]
+    assert words == (["lost", "done", "done"] if victim == "holder" else ["done", "lost", "done"])
 
 
 def test_a_job_waiting_for_the_machine_is_cancelled(
     launcher: LocalLauncher, request_of: Callable[..., Request], until: Callable[..., Any]
 ) -> None:
-    first = launcher.send(request_of("exec sleep 60", uses_devices=True), "first", {})
+    whole = Resources(device="cpu", cpus_per_device=1024)
+    first = launcher.send(request_of("exec sleep 60", uses_devices=True, resources=whole), "first", {})
     until(lambda: launcher.states([first])[first].word == "running")
     second = launcher.send(request_of("true", uses_devices=True), "second", {})
     until(lambda: launcher.states([second])[second].reason)
@@ -147,12 +337,20 @@ def test_a_job_waiting_for_the_machine_is_cancelled(
     assert end(launcher, first).word == "cancelled"
 
 
-def test_no_more_tasks_run_at_once_than_fit_and_each_has_a_slot_of_its_own(
-    launcher: LocalLauncher, request_of: Callable[..., Request], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("at_once, cores", [(None, 2), (2, 8)])
+def test_no_more_tasks_run_at_once_than_fit_and_than_are_allowed(
+    launcher: LocalLauncher,
+    request_of: Callable[..., Request],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    at_once: int | None,
+    cores: int,
 ) -> None:
-    monkeypatch.setattr(local, "_parallel", lambda resources: 2)
-    text = f"mkdir {tmp_path}/slot-$SOUSBATCH_SLOT || exit 9; sleep 0.1; rmdir {tmp_path}/slot-$SOUSBATCH_SLOT"
-    ref = launcher.send(request_of(text, num_tasks=5), "key", {})
+    monkeypatch.setattr(site, "usable_cores", lambda: tuple(range(cores)))
+    text = f"mkdir {tmp_path}/1 || mkdir {tmp_path}/2 || exit 9; sleep 0.3; rmdir {tmp_path}/2 || rmdir {tmp_path}/1"
+    ref = launcher.send(
+        request_of(text, num_tasks=5, resources=Resources(device="cpu", tasks_at_once=at_once)), "k", {}
+    )
     assert end(launcher, ref).word == "done"
     assert len(list((tmp_path / "logs").iterdir())) == 5
 
@@ -212,3 +410,61 @@ def test_ended_jobs_are_forgotten_and_living_ones_are_not(
     assert words[0] == "this machine does not know the job" and words[0] not in words[1:]
     launcher.cancel([living], save=False)
     end(launcher, living)
+
+
+@pytest.mark.parametrize("stage", ["runs", "waits for its turn", "waits for a stage"])
+def test_a_job_whose_run_folder_was_deleted_ends_and_says_so(
+    launcher: LocalLauncher,
+    work: Callable[..., Request],
+    tmp_path: Path,
+    until: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+) -> None:
+    monkeypatch.setattr(site, "usable_cores", lambda: (0,))
+    first = ref = launcher.send(work("a"), "first", {})
+    until((tmp_path / "got-a").exists)
+    doomed = "a"
+    if stage == "waits for its turn":
+        doomed, ref = "b", launcher.send(work("b"), "second", {})
+        until(lambda: launcher.states([ref])[ref].reason)
+    elif stage == "waits for a stage":
+        request = dataclasses.replace(work("b"), after=(After(stage="train"),))
+        doomed, ref = "b", launcher.send(request, "second", {"train": ref})
+        until((tmp_path / "toy" / "b" / "logs").exists)
+    shutil.rmtree(tmp_path / "toy" / doomed)
+    (tmp_path / "toy" / doomed).mkdir()  # as a rank does that saves in that moment
+    state = end(launcher, ref)
+    assert state.word == "failed"
+    assert state.reason == f"its run folder {tmp_path}/toy/{doomed} was deleted or moved away"
+    (tmp_path / "go-a").touch()
+    end(launcher, first)
+
+
+def test_a_run_folder_that_is_elsewhere_for_a_while_ends_nothing(
+    launcher: LocalLauncher, work: Callable[..., Request], tmp_path: Path, until: Callable[..., Any]
+) -> None:
+    request = dataclasses.replace(work("a"), num_tasks=2, resources=Resources(device="cpu", tasks_at_once=1))
+    ref = launcher.send(request, "key", {})
+    until((tmp_path / "got-a").exists)
+    (tmp_path / "toy" / "a").rename(tmp_path / "elsewhere")
+    (tmp_path / "go-a").touch()  # the second task would start now
+    time.sleep(0.5)
+    assert launcher.states([ref])[ref].word == "running" and not (tmp_path / "toy" / "a").exists()
+    (tmp_path / "elsewhere").rename(tmp_path / "toy" / "a")
+    assert end(launcher, ref).word == "done"
+    assert (tmp_path / "toy" / "a" / "logs" / "train-00001.log").is_file()
+
+
+def test_a_run_folder_that_stays_elsewhere_ends_its_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, spec = tmp_path / "toy" / "a", {"stage": "train", "num_tasks": 1, "after": []}
+    for folder in (root, tmp_path / "jobs" / "key"):
+        folder.mkdir(parents=True)
+    (tmp_path / "jobs" / "key" / "job.json").write_text(json.dumps(spec | {"log_dir": str(root / "logs")}))
+    job = localjob._Job(tmp_path / "jobs" / "key")
+    job._held_dir = os.open(root, os.O_PATH)
+    root.rename(tmp_path / "elsewhere")
+    assert not job._is_stopping()
+    monkeypatch.setattr(localjob, "_AWAY_S", -1.0)
+    assert job._is_stopping() and job._outcome().reason == f"its run folder {root} was deleted or moved away"
+    os.close(job._held_dir)

@@ -359,28 +359,28 @@ def test_the_job_is_told_its_attempt_batch_and_wandb_run(bench: Bench, monkeypat
 
 
 @pytest.mark.parametrize(
-    "slot, num_nodes, node, visible, expected",
+    "granted, node, visible, expected",
     [
-        (0, 1, 0, None, "0,1"),
-        (0, 2, 1, None, "2,3"),
-        (1, 1, 0, None, "2,3"),
-        (0, 2, 1, "4,5,6,7", "6,7"),
+        ("3,1", 0, None, "3,1"),
+        ("3,1,GPU-5c4f,0", 1, "0,1,GPU-5c4f,3", "GPU-5c4f,0"),
+        ("", 0, "0,1", ""),
+        (None, 1, None, "2,3"),
+        (None, 1, "4,5,6,7", "6,7"),
     ],
 )
-def test_pretend_nodes_and_slots_see_devices_of_their_own(
+def test_simulated_nodes_see_devices_of_their_own_among_those_granted(
     bench: Bench,
     monkeypatch: pytest.MonkeyPatch,
-    slot: int,
-    num_nodes: int,
+    granted: str | None,
     node: int,
     visible: str | None,
     expected: str,
 ) -> None:
-    monkeypatch.setenv("SOUSBATCH_SLOT", str(slot))
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    resources = Resources(device="gpu", nodes=num_nodes, devices_per_node=2)
+    for name, value in (("SOUSBATCH_DEVICES", granted), ("CUDA_VISIBLE_DEVICES", visible)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    resources = Resources(device="gpu", nodes=2, devices_per_node=2)
     stage = dataclasses.replace(bench.plan.stages[0], resources=resources)
     task = _Task(bench.paths, bench.plan, stage, 0, None)
-    assert task._devices(node, num_nodes)["CUDA_VISIBLE_DEVICES"] == expected
+    assert task._devices(node)["CUDA_VISIBLE_DEVICES"] == expected
