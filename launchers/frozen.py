@@ -56,7 +56,7 @@ def freeze(
 
 def verify(paths: RunPaths, plan: Plan, stage: Stage) -> None:
     """Raise a RunError when what was frozen at submission is not what is there now."""
-    frozen = [event.data["plan"] for event in ledger.read(paths.ledger_dir) if event.kind == "frozen"]
+    frozen = [event.data["plan"] for event in ledger.read(paths.ledger_dir, max_steps=1) if event.kind == "frozen"]
     text = paths.plan.read_text(encoding="utf-8")
     if not paths.run_id.startswith(plan.run_id) or (frozen and files.digest_of(text) != frozen[-1]):
         raise RunError(f"{paths.plan} was changed after submission; submit the recipe again")

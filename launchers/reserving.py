@@ -22,7 +22,9 @@ from .status import job_refs
 
 def reserve(plan: Plan, paths: RunPaths) -> None:
     """Promise a run its forecast, less what it holds; its jobs stand behind it."""
-    jobs = tuple(f"{ref.launcher}:{ref.job_id}" for ref in job_refs(ledger.read(paths.ledger_dir)).values())
+    jobs = tuple(
+        f"{ref.launcher}:{ref.job_id}" for ref in job_refs(ledger.read(paths.ledger_dir, max_steps=1)).values()
+    )
     held = budget.held_bytes(paths.root)
     known = budget.read_reservation(paths)
     holder = Holder(jobs=jobs) if known is None else Holder(**vars(known.holder) | {"jobs": jobs})

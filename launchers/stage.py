@@ -66,7 +66,7 @@ class _Task:
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._on_stop)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        events = ledger.read(self._paths.ledger_dir)
+        events = ledger.read(self._paths.ledger_dir, max_steps=1)
         past = read_attempts(events, self._stage.name, self._task, self._stage.batch)
         if self._slurm_job and is_stray(events, self._stage.name, self._slurm_job):
             _say(f"job {self._slurm_job} was accepted twice, and another one does this work")
@@ -153,7 +153,7 @@ class _Task:
             message = str(error) if isinstance(error, SousbatchError) else f"{type(error).__name__}: {error}"
             _say(message)
             writer.write("error", message=" ".join(message.split())[:500])
-        events = ledger.read(self._paths.ledger_dir)
+        events = ledger.read(self._paths.ledger_dir, max_steps=1)
         code = _worst([code, *_told(events, self._stage.name, self._task, writer.number)]) if code else 0
         if code == 0 and self._slurm_job and self._stage.kind != "sweep" and not self._is_finished(events):
             code = 1
