@@ -13,7 +13,7 @@ from pathlib import Path
 from .. import ledger
 from ..checkpoints import budget
 from ..checkpoints.budget import Holder, Reservation
-from ..errors import UnreachableError
+from ..errors import SlurmError
 from ..recipes.plan import Plan
 from ..rundir import RunPaths
 from .base import FINAL_WORDS, JobRef, Launcher
@@ -57,7 +57,7 @@ def _gone(jobs: Collection[str], launchers: Mapping[str, Launcher]) -> set[str]:
     for name, launcher in launchers.items():
         ids = [job.removeprefix(f"{name}:") for job in jobs if job.startswith(f"{name}:")]
         refs = [JobRef(launcher=name, job_id=job_id) for job_id in ids]
-        with suppress(UnreachableError):
+        with suppress(SlurmError):  # also of a Slurm that is not there any more
             states = launcher.states(refs)
             gone |= {f"{name}:{ref.job_id}" for ref, state in states.items() if state.word in FINAL_WORDS}
     return gone

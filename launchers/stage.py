@@ -28,6 +28,7 @@ from ..errors import (
     EXIT_STOPPED,
     FencedError,
     SousbatchError,
+    as_event,
     is_no_room,
     no_room_named,
 )
@@ -150,9 +151,9 @@ class _Task:
             code = self._run_job(writer.number, batch)
         except Exception as error:  # an attempt always ends with a record
             code = EXIT_NO_ROOM if is_no_room(error) else 1
-            message = str(error) if isinstance(error, SousbatchError) else f"{type(error).__name__}: {error}"
-            _say(message)
-            writer.write("error", message=" ".join(message.split())[:500])
+            told = as_event(error)
+            _say(told["message"])
+            writer.write("error", **told)
         events = ledger.read(self._paths.ledger_dir, max_steps=1)
         code = _worst([code, *_told(events, self._stage.name, self._task, writer.number)]) if code else 0
         if code == 0 and self._slurm_job and self._stage.kind != "sweep" and not self._is_finished(events):

@@ -18,8 +18,8 @@ from sousbatch.cluster import sandbox, slurm
 from sousbatch.errors import SlurmError, UnreachableError, UsageError
 from sousbatch.launchers import slurm as launcher
 from sousbatch.launchers.choose import choose_site
+from sousbatch.launchers.overview import many_states
 from sousbatch.launchers.slurm import SlurmLauncher
-from sousbatch.launchers.status import many_states
 from sousbatch.launchers.submission import submit
 from sousbatch.recipes.plan import After, Plan, Stage
 from sousbatch.rundir import RunPaths
