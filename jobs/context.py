@@ -130,7 +130,8 @@ def _exit_code(error: BaseException) -> int:
 
 
 def _record(job: JobContext, error: BaseException, code: int) -> None:
-    """Leave the error where `status` finds it."""
-    writer = job.open_ledger(rank=int(os.environ.get("RANK", "0")))
-    writer.write("error", **as_event(error), exit_code=code)
-    writer.close()
+    """Leave the error where `status` finds it, if there is room for it: the exit code tells most of it, too."""
+    with suppress(OSError):
+        writer = job.open_ledger(rank=int(os.environ.get("RANK", "0")))
+        writer.write("error", **as_event(error), exit_code=code)
+        writer.close()
