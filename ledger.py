@@ -54,6 +54,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "versions": (dict,),
 }
 _LARGEST = 1 << 63
+_BLOCK_BYTES = 1 << 20
 _STEP_MARK, _MARK_BYTES = b'"kind": "step"', 100  # where `Ledger.write` puts the kind of a line
 
 
@@ -212,39 +213,51 @@ class LedgerReader:
 
     def _new_lines(self, path: Path) -> Iterator[bytes]:
         """Yield the lines since the last poll that have their end."""
+        offset = self._offsets.get(path.name, 0)
         try:
-            with path.open("rb") as stream:
-                stream.seek(self._offsets.get(path.name, 0))
+            with path.open("rb", buffering=_BLOCK_BYTES) as stream:
+                stream.seek(offset)
                 for line in stream:
                     if line.endswith(b"\n"):
-                        self._offsets[path.name] = self._offsets.get(path.name, 0) + len(line)
+                        offset += len(line)
                         yield line
+            self._offsets[path.name] = offset
         except OSError as error:
             raise DamagedError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _thinned(lines: Iterator[bytes], max_steps: int) -> Iterator[bytes]:
     """Yield *lines*, but of the steps, and of those with a validation loss, every n-th and the last."""
-    found: dict[bool, list[bytes]] = {}
-    every: dict[bool, int] = {}
-    counts: dict[bool, int] = {}
-    newest: dict[bool, bytes] = {}
+    plain, validated = _Spread(max_steps), _Spread(max_steps)
     for line in lines:
-        if _STEP_MARK not in line[:_MARK_BYTES]:
+        if line.find(_STEP_MARK, 0, _MARK_BYTES) < 0:
             yield line
-            continue
-        kind = b'"eval_loss"' in line
-        kept, counts[kind] = found.setdefault(kind, []), counts.get(kind, 0) + 1
-        newest[kind] = line
-        if counts[kind] % every.setdefault(kind, 1) == 0:
-            kept.append(line)
-            if len(kept) > max_steps:
-                every[kind] *= 2
-                found[kind] = kept[1::2]
-    for kind, kept in found.items():
-        yield from kept
-        if kept[-1:] != [newest[kind]]:
-            yield newest[kind]
+        else:
+            (validated if b'"eval_loss"' in line else plain).add(line)
+    yield from plain.lines()
+    yield from validated.lines()
+
+
+class _Spread:
+    """At most so many lines of any number, evenly spread, and the last one."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._every, self._count = most, 1, 0
+        self._kept: list[bytes] = []
+        self._newest = b""
+
+    def add(self, line: bytes) -> None:
+        self._newest = line
+        self._count += 1
+        if self._count % self._every == 0:
+            self._kept.append(line)
+            if len(self._kept) > self._most:
+                self._every *= 2
+                self._kept = self._kept[1::2]
+
+    def lines(self) -> list[bytes]:
+        is_newest_kept = self._count % self._every == 0
+        return self._kept if is_newest_kept and self._kept or not self._count else [*self._kept, self._newest]
 
 
 def read(folder: Path, *, max_steps: int | None = None) -> list[Event]:
