@@ -150,7 +150,7 @@ def jobs_left(
             continue
         try:
             known = launcher_of(name).find(list(ask))
-            states = launcher_of(name).states(list(known.values()))
+            states = launcher_of(name).states(list(known.values())) if known else {}
         except SlurmError as error:
             return found, NO_ANSWER.format(error=error)
         for key, ref in known.items():

@@ -308,6 +308,19 @@ def test_output_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> No
         assert (done.returncode, done.stderr) == (2, "sousbatch: a file: No space left on device\n")
 
 
+@pytest.mark.parametrize(("command", "code"), [("submit", 141), ("resume", 141), ("status", 0)])
+def test_a_reader_that_goes_away_is_told_by_the_exit_code_where_a_run_goes_on(command: str, code: int) -> None:
+    text = (
+        "import sys\nfrom sousbatch import cli, commands\n"
+        "def run(_):\n    while True:\n        print('a line', flush=True)\n"
+        "commands.run = run\nsys.exit(cli.main())\n"
+    )
+    words = [command, "x"] if command != "status" else [command]
+    line = f"{shlex.join([sys.executable, '-c', text, *words])} 2>&1 | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "a line\n", "")
+
+
 def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
     command = f"{shlex.quote(sys.executable)} -m sousbatch recipes show --keys | head -1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=tmp_path, capture_output=True, text=True)
