@@ -53,7 +53,7 @@ def _extent(text: str) -> tuple[int, int]:
             size, height, anchor = open_nodes.pop()
             found = anchors[anchor or ""] = (size, height + 1)
         elif isinstance(event, yaml.AliasEvent):
-            found = anchors.get(event.anchor, (1, 1))
+            found = anchors.get(event.anchor or "", (1, 1))
         elif isinstance(event, yaml.ScalarEvent):
             found = anchors[event.anchor or ""] = (1, 1)
         else:
@@ -83,4 +83,4 @@ def limited_files() -> Iterator[None]:
     try:
         yield
     finally:
-        OmegaConf.load = staticmethod(real)  # type: ignore[method-assign, assignment]
+        OmegaConf.load = staticmethod(real)  # type: ignore[method-assign]
