@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -190,6 +191,11 @@ def _add_run_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
     resume = _add(commands, "resume", "go on where a run stood", "resume 3f2a", "resume 3f2a --detach")
     resume.add_argument("run", metavar="RUN", help=_RUN)
     resume.add_argument("--detach", action="store_true", help="return when the jobs are sent")
+    resume.add_argument(
+        "--accept-environment",
+        action="store_true",
+        help="go on with the Python and packages of now, though others were there at submission; this is recorded",
+    )
     clean = _add(
         commands,
         "clean",
@@ -201,6 +207,11 @@ def _add_run_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
     clean.add_argument("run", nargs="?", metavar="RUN", help=_RUN)
     clean.add_argument("--older", metavar="AGE", help="every finished run that was submitted longer ago: 30d, 12h")
     clean.add_argument("--all", action="store_true", help="the whole run folder, results too")
+    clean.add_argument(
+        "--although-jobs-may-run",
+        action="store_true",
+        help="with --all: also where nobody can say whether the run's jobs have ended, such as without its Slurm",
+    )
     report = _add(
         commands, "report", "write one HTML page: storage over time, checkpoints, stages, loss, scores", "report 3f2a"
     )
@@ -413,27 +424,30 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 the run failed, 2 it cannot work."""
+    """Run one command and return its exit code: 0 done, 1 failed, 2 cannot work, 141 goes on unread."""
     _open_standard_files()
-    parsed = _parse(arguments)
-    from . import commands
-
     try:
-        code = commands.run(parsed)
-        sys.stdout.flush()
-        return code
+        return _run(arguments)
     except SousbatchError as error:
-        print(f"sousbatch: {error}", file=sys.stderr)
-        return error.exit_code if error.exit_code in (1, 2) else 1
+        return _refuse(str(error), error.exit_code if error.exit_code in (1, 2) else 1)
     except BrokenPipeError:  # the reader, such as head, has seen enough
-        sys.stderr.close()
-        return 0
+        _write_no_more()
+        words = sys.argv[1:] if arguments is None else arguments
+        return 128 + signal.SIGPIPE if {"submit", "resume"} & set(words[:1]) else 0  # not done: the run goes on
     except OSError as error:  # a folder that cannot be written, a disk that is full
-        what = f"{error.filename or 'a file'}: {error.strerror or error}"
-        print(f"sousbatch: {redacted(what)}", file=sys.stderr)
-        return 2
+        return _refuse(redacted(f"{error.filename or 'a file'}: {error.strerror or error}"), 2)
     except KeyboardInterrupt:
         return 130
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
+        parsed = _parse(arguments)
+        from . import commands
+
+        return commands.run(parsed)
+    finally:  # while a failure to print can still be told
+        sys.stdout.flush()
 
 
 def _open_standard_files() -> None:
@@ -447,6 +461,24 @@ def _open_standard_files() -> None:
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))
+
+
+def _refuse(message: str, code: int) -> int:
+    """Say why in one line, where there is anybody to say it to."""
+    try:
+        print(f"sousbatch: {message}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+    except OSError:
+        _write_no_more()
+    return code
+
+
+def _write_no_more() -> None:
+    """Let what Python still holds for stdout and stderr go nowhere, or it would complain at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number in (1, 2):
+        os.dup2(nowhere, number)
+    os.close(nowhere)
 
 
 if __name__ == "__main__":

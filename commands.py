@@ -116,6 +116,9 @@ def _submit(arguments: Namespace) -> int:
             file=sys.stderr,
         )
     done = submit(plan, launcher_of(plan), runs_dir(arguments.runs), again=arguments.again)
+    if done.ended:
+        words = ", ".join(f"{name} {word}" for name, word in done.ended.items())
+        print(f"sousbatch: run {done.paths.run_id} is there already ({words}); it goes on", file=sys.stderr)
     return _after_sending(done, arguments.detach)
 
 
@@ -125,94 +128,112 @@ def _resume(arguments: Namespace) -> int:
     from .recipes.plan import read_plan
 
     paths = find_run(arguments.run)
-    return _after_sending(resume(paths, launcher_of(read_plan(paths.plan))), arguments.detach, joins=True)
+    launcher = launcher_of(read_plan(paths.plan))
+    return _after_sending(resume(paths, launcher, accepts_environment=arguments.accept_environment), arguments.detach)
 
 
-def _after_sending(done: Submitted, detach: bool, *, joins: bool = False) -> int:
-    """Follow what was sent; with *joins* also what was under way already."""
+def _after_sending(done: Submitted, detach: bool) -> int:
+    """Follow what was sent or is under way."""
     from . import follow
-    from .launchers.choose import launcher_of
+    from .launchers.choose import WATCH_S, launcher_of
 
-    words = {state.word for state in done.found.values()}
+    is_done = all(state.word == "done" for state in done.found.values())
     run_id = done.paths.run_id
-    if words == {"done"}:
+    if is_done:
         print(f"sousbatch: run {run_id} is done already; --again makes another", file=sys.stderr)
-        print(show.results(done.plan, done.paths))
-        return 0
-    if not done.sent and not joins:
-        print(f"sousbatch: run {run_id} is under way already; `sousbatch resume {run_id}` follows it", file=sys.stderr)
-        return 0
-    print(f"sousbatch: run {run_id} on {done.plan.site.name}, in {done.paths.root}", file=sys.stderr)
+    else:
+        already = "" if done.sent else " is under way already,"
+        print(f"sousbatch: run {run_id}{already} on {done.plan.site.name}, in {done.paths.root}", file=sys.stderr)
     if detach:
         print(run_id)
         return 0
-    return follow.follow(done.plan, done.paths, launcher_of(done.plan, watches=True))
+    if is_done:
+        print(show.results(done.plan, done.paths))
+        return 0
+    return follow.follow(done.plan, done.paths, launcher_of(done.plan, max_age_s=WATCH_S))
 
 
 def _status(arguments: Namespace) -> int:
-    from .launchers.choose import launcher_named
-    from .launchers.status import is_final, many_states
-    from .recipes.plan import read_plan
+    from .launchers.base import FINAL_WORDS
+    from .launchers.choose import LOOK_S, WATCH_S, launcher_named
+    from .launchers.overview import many_states
 
+    # one look tells the truth of now; those who look again and again share an answer
+    look = partial(launcher_named, max_age_s=WATCH_S if arguments.watch else LOOK_S)
     while True:
-        runs = [find_run(arguments.run, newest=True)] if arguments.run else known_runs()
-        found = many_states(runs, partial(launcher_named, watches=True))
+        chosen = [find_run(arguments.run, newest=True, gone=True)] if arguments.run else known_runs()
+        found = many_states(chosen, look)
+        if not arguments.run:  # of those whose folder is gone, what still runs is told
+            found += [row for row in many_states(known_runs(gone=True), look) if row[2]]
         if arguments.json:
             print(json.dumps(show.status_json(found), indent=1, ensure_ascii=False), flush=True)
         else:
-            text = show.run_status(read_plan(runs[0].plan), *found[0][1:]) if arguments.run else show.status(found)
-            print(text, flush=True)
-        if not arguments.watch or all(is_final(states) for _, _, states in found):
+            print(show.one_run(*found[0]) if arguments.run else show.status(found), flush=True)
+        words = {state.word for run, _, states in found for state in states.values() if not run.problem}
+        if not arguments.watch or words <= FINAL_WORDS:  # what cannot be read will not be told later either
             return 0
         time.sleep(2)
 
 
 def _logs(arguments: Namespace) -> int:
     from . import follow
-    from .launchers.choose import launcher_of
-    from .recipes.plan import read_plan
+    from .launchers.choose import WATCH_S, launcher_named
+    from .recipes.plan import glance
 
     paths = find_run(arguments.run, newest=True)
-    plan = read_plan(paths.plan)
-    launcher = launcher_of(plan, watches=True)
+    plan = glance(paths.plan)
+    if not plan.stages:
+        logs = paths.log("", 0).parent
+        raise UsageError(f"run {paths.run_id}: {plan.problem}; what its stages printed is in {logs}")
+    launcher = launcher_named(plan.launcher, max_age_s=WATCH_S)
     stage = plan.stage(arguments.stage) if arguments.stage else follow.telling_stage(plan, paths, launcher)
     return follow.print_log(plan, paths, stage, launcher, until_end=arguments.follow)
 
 
 def _cancel(arguments: Namespace) -> int:
-    from .launchers.choose import launcher_of
-    from .launchers.submission import cancel
+    from .launchers.choose import launcher_named, launcher_of
+    from .launchers.overview import problem_of
+    from .launchers.submission import cancel, cancel_left
     from .recipes.plan import read_plan
 
-    paths = find_run(arguments.run)
-    stages = cancel(paths, launcher_of(read_plan(paths.plan)), save=arguments.save)
+    paths = find_run(arguments.run, gone=True)
+    problem = problem_of(paths)
+    if problem:
+        print(f"sousbatch: run {paths.run_id}: {problem}; its jobs are looked for by their names", file=sys.stderr)
+        stages, advice = cancel_left(paths, launcher_named), ""
+    else:
+        stages = cancel(paths, launcher_of(read_plan(paths.plan)), save=arguments.save)
+        advice = f"; `sousbatch resume {paths.run_id}` goes on"
     if not stages:
         print(f"sousbatch: nothing of run {paths.run_id} is waiting or running", file=sys.stderr)
         return 0
-    print(
-        f"sousbatch: cancelled {', '.join(stages)} of run {paths.run_id}; `sousbatch resume {paths.run_id}` goes on",
-        file=sys.stderr,
-    )
+    print(f"sousbatch: cancelled {', '.join(stages)} of run {paths.run_id}{advice}", file=sys.stderr)
     return 0
 
 
 def _clean(arguments: Namespace) -> int:
-    from .launchers.choose import launcher_of
+    from .launchers.choose import launcher_named
     from .launchers.local import LocalLauncher
     from .launchers.submission import clean
-    from .recipes.plan import read_plan
 
     if bool(arguments.run) == bool(arguments.older):
         raise UsageError("clean takes a run or --older AGE")
+    if arguments.although_jobs_may_run and not (arguments.run and arguments.all):
+        raise UsageError("--although-jobs-may-run is for the whole of one run: clean RUN --all --although-jobs-may-run")
     if arguments.run:
-        chosen = [find_run(arguments.run)]
+        chosen = [find_run(arguments.run, gone=True)]
     else:
         limit = time.time() - _age_s(arguments.older)
-        chosen = [paths for paths in known_runs() if paths.plan.stat().st_mtime < limit]
+        chosen = [paths for paths in known_runs() if paths.plan.is_file() and paths.plan.stat().st_mtime < limit]
     freed = 0
     for paths in chosen:
-        launcher = launcher_of(read_plan(paths.plan))
-        freed += clean(paths, launcher, whole=arguments.all, is_named=bool(arguments.run))
+        freed += clean(
+            paths,
+            launcher_named,
+            whole=arguments.all,
+            is_named=bool(arguments.run),
+            despite_jobs=arguments.although_jobs_may_run,
+        )
         if not paths.root.exists():
             LocalLauncher().forget(f"{paths.recipe_name}.{paths.run_id}.")
     print(f"{len(chosen)} run{'s' * (len(chosen) != 1)} looked at, {show.size(freed)} freed")
@@ -235,15 +256,15 @@ def _doctor(arguments: Namespace) -> int:
 
 def _report(arguments: Namespace) -> int:
     from . import files
-    from .launchers.choose import launcher_of
-    from .launchers.status import watch_states
+    from .launchers.choose import LOOK_S, launcher_named
+    from .launchers.overview import many_states
     from .recipes.plan import read_plan
     from .report import page
 
     paths = find_run(arguments.run, newest=True)
-    plan = read_plan(paths.plan)
+    ((plan, _, states),) = many_states([paths], partial(launcher_named, max_age_s=LOOK_S))
     out = Path(arguments.out).expanduser() if arguments.out else paths.report
-    files.write_text(out, page(plan, paths, watch_states(plan, paths, launcher_of(plan, watches=True))))
+    files.write_text(out, page(plan if plan.problem else read_plan(paths.plan), paths, states))
     print(out)
     return 0
 

@@ -35,9 +35,18 @@ _FAILED_WRITES = ("iostream error", "PytorchStreamWriter failed", "(os error 28)
 
 
 class SousbatchError(Exception):
-    """Base of all: shown as one line, without a traceback, and without the secrets of what it quotes."""
+    """Base of all: shown as one line, without a traceback, and without the secrets of what it quotes.
+
+    *advice* is what helps a run that ended with it; where there is none, `resume` does.
+    """
 
     exit_code = 1
+    advice = ""
+
+    def __init__(self, *message: object, advice: str | None = None) -> None:
+        super().__init__(*message)
+        if advice is not None:
+            self.advice = advice
 
     def __str__(self) -> str:
         return redacted(super().__str__())
@@ -47,6 +56,7 @@ class UsageError(SousbatchError):
     """The request cannot work as it was made."""
 
     exit_code = 2
+    advice = "`resume` would end in the same way: correct the recipe or its data and submit it again"
 
 
 class PlanError(UsageError):
@@ -60,9 +70,13 @@ class PlanError(UsageError):
 class NotFoundError(UsageError):
     """What was named does not exist."""
 
+    advice = ""
+
 
 class SlurmError(UsageError):
     """Slurm refused a request, in its own words."""
+
+    advice = ""
 
 
 class NoSlurmError(SlurmError):
@@ -152,6 +166,13 @@ def is_no_room(error: BaseException) -> bool:
             return True
         seen = seen.__cause__ or seen.__context__
     return False
+
+
+def as_event(error: BaseException) -> dict[str, str]:
+    """Return what a run's ledger keeps of an error: its message in one line, and its advice, if any."""
+    message = str(error) if isinstance(error, SousbatchError) else f"{type(error).__name__}: {error}"
+    advice = error.advice if isinstance(error, SousbatchError) else ""
+    return {"message": redacted(" ".join(message.split()))[:500]} | ({"advice": advice} if advice else {})
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -10,11 +10,12 @@ from types import FrameType
 from typing import Any
 
 from . import show
-from .launchers.base import Launcher
-from .launchers.status import StageState, is_final, job_refs, watch_states
+from .launchers.base import FINAL_WORDS, Launcher
+from .launchers.overview import watch_states
+from .launchers.status import StageState, is_final, job_refs
 from .launchers.submission import cancel
 from .ledger import LedgerReader, read
-from .recipes.plan import Plan, Stage
+from .recipes.plan import Glance, Plan, StageGlance, glance
 from .rundir import RunPaths
 
 _POLL_S = 0.5
@@ -62,12 +63,19 @@ def _conclude(plan: Plan, paths: RunPaths, states: Mapping[str, StageState]) -> 
     if all(state.word == "done" for state in states.values()):
         print(show.results(plan, paths))
         return 0
-    print(show.run_status(plan, paths, states), file=sys.stderr)
-    print(
-        f"sousbatch: run {paths.run_id} is not finished; `sousbatch resume {paths.run_id}` goes on where it stands",
-        file=sys.stderr,
-    )
+    _tell(show.run_status(glance(paths.plan), paths, states))
+    _tell(f"sousbatch: run {paths.run_id} is not finished; {show.what_helps(paths, states)}")
     return 1
+
+
+def _tell(text: str) -> None:
+    """Print to stderr; a full disk under it ends no following, but a reader that went away does."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        return
 
 
 class _Lines:
@@ -85,7 +93,7 @@ class _Lines:
         return None
 
     def say(self, text: str) -> None:
-        print(f"[{time.monotonic() - self._started:6.1f} s] {text}", file=sys.stderr, flush=True)
+        _tell(f"[{time.monotonic() - self._started:6.1f} s] {text}")
 
     def update(self, states: Mapping[str, StageState], events: list[Any]) -> None:
         for name, state in states.items():
@@ -148,11 +156,11 @@ class _Bars:
             total = state.total or 1
             done = total if state.word == "done" else state.step
             self._progress.update(bar, total=total, completed=done, note=f"{state.word} {note} {state.reason}")
-            if state.word not in ("waiting", "running", "stopping"):
+            if state.word in FINAL_WORDS:
                 self._progress.stop_task(bar)
 
 
-def telling_stage(plan: Plan, paths: RunPaths, launcher: Launcher) -> Stage:
+def telling_stage(plan: Glance, paths: RunPaths, launcher: Launcher) -> StageGlance:
     """Return the stage whose log tells most: the first that failed, else the newest that began."""
     states = watch_states(plan, paths, launcher)
     failed = [stage for stage in plan.stages if states[stage.name].word == "failed"]
@@ -160,7 +168,7 @@ def telling_stage(plan: Plan, paths: RunPaths, launcher: Launcher) -> Stage:
     return (failed or begun[-1:] or [plan.stages[0]])[0]
 
 
-def print_log(plan: Plan, paths: RunPaths, stage: Stage, launcher: Launcher, *, until_end: bool) -> int:
+def print_log(plan: Glance, paths: RunPaths, stage: StageGlance, launcher: Launcher, *, until_end: bool) -> int:
     """Print the logs of a stage's tasks; with *until_end* go on until it has ended."""
     offsets = [0] * stage.num_tasks
     while True:
@@ -175,17 +183,14 @@ def print_log(plan: Plan, paths: RunPaths, stage: Stage, launcher: Launcher, *, 
     return 0
 
 
-def _has_ended(plan: Plan, paths: RunPaths, stage: Stage, launcher: Launcher) -> bool:
-    return stage.name not in job_refs(read(paths.ledger_dir)) or watch_states(plan, paths, launcher)[
-        stage.name
-    ].word not in (
-        "waiting",
-        "running",
-        "stopping",
-    )
+def _has_ended(plan: Glance, paths: RunPaths, stage: StageGlance, launcher: Launcher) -> bool:
+    if stage.name not in job_refs(read(paths.ledger_dir, max_steps=1)):
+        return True
+    # of a run that cannot be read nothing more will be told
+    return bool(plan.problem) or watch_states(plan, paths, launcher)[stage.name].word in FINAL_WORDS
 
 
-def _print_new(paths: RunPaths, stage: Stage, task: int, offset: int) -> int:
+def _print_new(paths: RunPaths, stage: StageGlance, task: int, offset: int) -> int:
     path = paths.log(stage.name, task)
     if not path.is_file():
         return offset

@@ -9,20 +9,53 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import re
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from . import files
-from .errors import FencedError, NoRoomError, is_no_room
+from .errors import DamagedError, FencedError, NoRoomError, is_no_room
 
 _FILE_PATTERN = re.compile(
     r"(?P<role>client|stage|job|rank[0-9]+)(\.(?P<stage>[a-z0-9-]+)-(?P<task>\d{5}))?\.(?P<number>\d{4,})\.jsonl"
 )
+
+
+# What each kind needs, and the types of what anybody reads: a line with others is as good as none.
+_NEEDED = {
+    "intent": ("stage", "key"),
+    "sent": ("stage", "key", "launcher", "job_id"),
+    "adopted": ("stage", "key", "launcher", "job_id"),
+    "cancel": ("stage",),
+    "accepted": ("versions",),
+    "ended": ("exit_code",),
+    "error": ("message",),
+    "step": ("step",),
+    "saved": ("step",),
+    "unit": ("unit", "num_rows"),
+    "layout": ("num_rows",),
+}
+_WORDS = ("stage", "key", "launcher", "job_id", "job", "message", "advice", "content", "reason")
+_COUNTS = (
+    *("task", "of", "exit_code", "progress", "step", "unit", "num_rows", "attempt", "micro_batch", "accumulation"),
+    *("num_bytes", "left_bytes", "held_bytes", "point"),
+)
+_NUMBERS = ("loss", "eval_loss", "metric", "stall_s", "budget_bytes")  # there may be no metric and no budget
+_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(_WORDS, (str,)),
+    **dict.fromkeys(_COUNTS, (int,)),
+    **dict.fromkeys(_NUMBERS, (int, float, type(None))),
+    "versions": (dict,),
+}
+_LARGEST = 1 << 63
+_BLOCK_BYTES = 1 << 20
+_STEP_MARK, _MARK_BYTES = b'"kind": "step"', 100  # where `Ledger.write` puts the kind of a line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,14 +173,25 @@ def check_fence(folder: Path, stage: str, task: int, attempt: int) -> None:
 
 
 class LedgerReader:
-    """Reads a ledger folder; each poll returns only what is new."""
+    """Reads a ledger folder; each poll returns only what is new.
 
-    def __init__(self, folder: Path) -> None:
+    With *max_steps* it returns no more than so many `step` events of a file, evenly spread, and the last one: a
+    training of a year leaves more of them than anybody can look at, and to parse them takes minutes. *damage* says
+    what a client's file holds beside events: no writer of ours leaves that there, so something may be missing.
+    """
+
+    def __init__(self, folder: Path, *, max_steps: int | None = None) -> None:
+        self.damage = ""
         self._folder = folder
+        self._max_steps = max_steps
         self._offsets: dict[str, int] = {}
 
     def poll(self) -> list[Event]:
-        """Return the events since the last poll, by number, writer and sequence."""
+        """Return the events since the last poll, by number, writer and sequence.
+
+        Raises:
+            DamagedError: a file cannot be read at all.
+        """
         events: list[Event] = []
         if not self._folder.is_dir():
             return events
@@ -158,34 +202,87 @@ class LedgerReader:
             events += self._read(Path(entry.path), match)
         return sorted(events, key=lambda event: (event.number, event.role, event.stage, event.task, event.sequence))
 
-    def _read(self, path: Path, match: re.Match[str]) -> list[Event]:
-        with path.open("rb") as stream:
-            stream.seek(self._offsets.get(path.name, 0))
-            text = stream.read()
-        whole = text[: text.rfind(b"\n") + 1]
-        self._offsets[path.name] = self._offsets.get(path.name, 0) + len(whole)
-        return [event for line in whole.split(b"\n") if (event := _parse(line, match)) is not None]
+    def _read(self, path: Path, match: re.Match[str]) -> Iterator[Event]:
+        lines = self._new_lines(path)
+        for line in lines if self._max_steps is None else _thinned(lines, self._max_steps):
+            event = _parse(line, match)
+            if event is not None:
+                yield event
+            elif match["role"] == "client" and line.strip():
+                self.damage = f"{path} is damaged: it has a line that is no event ({line[:40]!r})"
+
+    def _new_lines(self, path: Path) -> Iterator[bytes]:
+        """Yield the lines since the last poll that have their end."""
+        offset = self._offsets.get(path.name, 0)
+        try:
+            with path.open("rb", buffering=_BLOCK_BYTES) as stream:
+                stream.seek(offset)
+                for line in stream:
+                    if line.endswith(b"\n"):
+                        offset += len(line)
+                        yield line
+            self._offsets[path.name] = offset
+        except OSError as error:
+            raise DamagedError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def read(folder: Path) -> list[Event]:
-    """Return all events of a ledger folder, by number, writer and sequence."""
-    return LedgerReader(folder).poll()
+def _thinned(lines: Iterator[bytes], max_steps: int) -> Iterator[bytes]:
+    """Yield *lines*, but of the steps, and of those with a validation loss, every n-th and the last."""
+    plain, validated = _Spread(max_steps), _Spread(max_steps)
+    for line in lines:
+        if line.find(_STEP_MARK, 0, _MARK_BYTES) < 0:
+            yield line
+        else:
+            (validated if b'"eval_loss"' in line else plain).add(line)
+    yield from plain.lines()
+    yield from validated.lines()
+
+
+class _Spread:
+    """At most so many lines of any number, evenly spread, and the last one."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._every, self._count = most, 1, 0
+        self._kept: list[bytes] = []
+        self._newest = b""
+
+    def add(self, line: bytes) -> None:
+        self._newest = line
+        self._count += 1
+        if self._count % self._every == 0:
+            self._kept.append(line)
+            if len(self._kept) > self._most:
+                self._every *= 2
+                self._kept = self._kept[1::2]
+
+    def lines(self) -> list[bytes]:
+        is_newest_kept = self._count % self._every == 0
+        return self._kept if is_newest_kept and self._kept or not self._count else [*self._kept, self._newest]
+
+
+def read(folder: Path, *, max_steps: int | None = None) -> list[Event]:
+    """Return all events of a ledger folder, by number, writer and sequence; *max_steps* is `LedgerReader`'s."""
+    return LedgerReader(folder, max_steps=max_steps).poll()
 
 
 def _sequence_in(line: bytes) -> int:
     """Return the sequence number of a line, or -1 when it is torn."""
     try:
         return int(json.loads(line)["sequence"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return -1
 
 
 def _parse(line: bytes, match: re.Match[str]) -> Event | None:
-    """Return the event of a line; a line torn by a kill or a full disk is none."""
+    """Return the event of a line; one torn by a kill or a full disk, or with values of other types, is none."""
     try:
         data = json.loads(line)
         sequence, moment, kind = data.pop("sequence"), data.pop("time"), data.pop("kind")
-    except (ValueError, KeyError, TypeError, AttributeError):
+        if type(sequence) is not int or type(kind) is not str or not _is_right(kind, data):
+            return None
+        if type(moment) not in (int, float) or not math.isfinite(moment):
+            return None
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
     return Event(
         kind=kind,
@@ -197,3 +294,12 @@ def _parse(line: bytes, match: re.Match[str]) -> Event | None:
         task=int(match["task"] or data.get("task", 0)),
         data=data,
     )
+
+
+def _is_right(kind: str, data: dict[str, Any]) -> bool:
+    """Say whether an event has what its kind needs, and nothing of another type than readers expect."""
+    for name, value in data.items():
+        types = _TYPES.get(name)
+        if types is not None and (type(value) not in types or (type(value) is int and abs(value) >= _LARGEST)):
+            return False
+    return all(name in data for name in _NEEDED.get(kind, ()))

@@ -13,12 +13,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from . import files, ledger
+from . import ledger
 from .checkpoints.commit import committed
 from .ledger import Event
-from .recipes.plan import Plan
+from .recipes.plan import Glance, Plan
 from .rundir import RunPaths
-from .show import size
+from .show import scores_of, size
 
 _WIDTH, _LEFT, _RIGHT = 960, 80, 20
 _FATES = {
@@ -28,6 +28,7 @@ _FATES = {
     "removed": "removed",
     "gone": "no longer there",
 }
+_MAX_STEPS = 4000  # more points than the picture has pixels
 _TOLD = ("skipped", "kept", "problem")
 _STYLE = """
 :root { --ink: #1d2433; --soft: #667085; --line: #d5dae3; --page: #ffffff; --kept: #1b7f5c; --thinned: #c77700;
@@ -93,8 +94,8 @@ def lives(events: Sequence[tuple[float, Event]]) -> list[Life]:
                 step=data["step"],
                 attempt=event.number,
                 born_s=time,
-                num_bytes=data["num_bytes"],
-                left_bytes=data["num_bytes"],
+                num_bytes=data.get("num_bytes", 0),
+                left_bytes=data.get("num_bytes", 0),
             )
         elif event.kind == "thinned" and key in found:
             found[key] = replace(
@@ -116,14 +117,17 @@ def _looked_up(found: Iterable[Life], folder: Path) -> list[Life]:
     return [one if one.end_s is not None or one.step in is_there else replace(one, fate="gone") for one in found]
 
 
-def page(plan: Plan, paths: RunPaths, states: Mapping[str, Any]) -> str:
-    """Return the whole page."""
-    events = timed(ledger.read(paths.ledger_dir))
-    scores = files.read_json(paths.metrics) if paths.metrics.is_file() else {}
+def page(plan: Plan | Glance, paths: RunPaths, states: Mapping[str, Any]) -> str:
+    """Return the whole page; of a plan that cannot be read whole it says why."""
+    events = timed(ledger.read(paths.ledger_dir, max_steps=_MAX_STEPS))
+    scores, told = scores_of(paths), f"run {paths.run_id}"
+    if isinstance(plan, Plan):
+        told += f" on {plan.site.name}, {plan.inputs.model.num_params:,} parameters"
+    else:
+        told += f" ({plan.problem})"
     stages = dict.fromkeys(event.stage for _, event in events if event.kind == "saved")
     parts = [
-        f"<h1>{escape(plan.recipe.name)}</h1><p class=soft>run {escape(paths.run_id)} on {escape(plan.site.name)}, "
-        f"{plan.inputs.model.num_params:,} parameters, in {escape(str(paths.root))}</p>",
+        f"<h1>{escape(paths.recipe_name)}</h1><p class=soft>{escape(told)}, in {escape(str(paths.root))}</p>",
         "<h2>Stages</h2>" + _table(("stage", "state", "progress", "reason"), _stage_rows(states)),
     ]
     for stage in stages:
@@ -140,7 +144,7 @@ def page(plan: Plan, paths: RunPaths, states: Mapping[str, Any]) -> str:
             for metric in result["scores"]["model"]
         ]
         parts.append(f"<h2>{escape(name)}</h2>" + _table(("", "model", "copying the input"), rows))
-    title = escape(f"{plan.recipe.name} {paths.run_id}")
+    title = escape(f"{paths.recipe_name} {paths.run_id}")
     return (
         f'<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">'
         f"<title>{title}</title><style>{_STYLE}</style><body>{''.join(parts)}</body></html>\n"
@@ -177,9 +181,9 @@ def _saves(events: Sequence[tuple[float, Event]], found: Sequence[Life]) -> str:
                 (
                     data["step"],
                     data.get("content", "full"),
-                    size(data["num_bytes"]),
+                    size(data.get("num_bytes", 0)),
                     metric,
-                    f"{data.get('stall_s', 0):.2f} s",
+                    f"{data.get('stall_s') or 0:.2f} s",
                     f"{time:.0f} s",
                     _end(life) if life is not None else "saved again",
                 )

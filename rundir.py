@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,8 +163,8 @@ def forget_run(paths: RunPaths) -> None:
     (_index_dir() / f"{paths.recipe_name}.{paths.run_id}").unlink(missing_ok=True)
 
 
-def known_runs() -> tuple[RunPaths, ...]:
-    """Return the runs of the index that still exist, oldest submission first."""
+def known_runs(*, gone: bool = False) -> tuple[RunPaths, ...]:
+    """Return the runs of the index, oldest submission first: those whose folder is there, or with *gone* the others."""
     folder = _index_dir()
     if not folder.is_dir():
         return ()
@@ -171,27 +172,36 @@ def known_runs() -> tuple[RunPaths, ...]:
     for link in folder.iterdir():
         with suppress(OSError):  # removed since the listing, or no link
             found.append((link.lstat().st_mtime_ns, link.name, RunPaths(root=Path(os.readlink(link)))))
-    return tuple(paths for _, name, paths in sorted(found, key=lambda entry: entry[:2]) if _is_run(name, paths))
+    return tuple(
+        paths
+        for _, name, paths in sorted(found, key=lambda entry: entry[:2])
+        if not name.startswith(files.TEMPORARY_PREFIX) and paths.root.is_dir() is not gone
+    )
 
 
-def _is_run(name: str, paths: RunPaths) -> bool:
-    return not name.startswith(files.TEMPORARY_PREFIX) and paths.plan.is_file()
-
-
-def find_run(name: str, *, newest: bool = False) -> RunPaths:
+def find_run(name: str, *, newest: bool = False, gone: bool = False) -> RunPaths:
     """Return the run that *name* means: a folder, an id or its beginning, or a recipe's name.
 
-    Where a recipe has several runs, *newest* takes the one submitted last, for those who only look.
+    Where a recipe has several runs, *newest* takes the one submitted last, for those who only look. With *gone* a run
+    is found whose folder is there no more.
 
     Raises:
         NotFoundError: no run answers to *name*.
         UsageError: more than one does.
     """
     folder = Path(name).expanduser()
-    if folder.is_dir() and (folder / "plan.json").is_file():
+    if folder.is_dir() and ((folder / "plan.json").is_file() or (folder / "ledger").is_dir()):
         return RunPaths(root=folder.resolve())
     runs = known_runs()
-    matches = [paths for paths in runs if paths.run_id.startswith(name) or paths.recipe_name == name]
+    matches = _called(name, runs)
+    if not matches and (lost := _called(name, known_runs(gone=True))):
+        if not gone:
+            root = lost[-1].root
+            raise NotFoundError(
+                f"run {root.name}: its folder {root} is gone; put it back, or name it where it is now; "
+                f"`sousbatch cancel {root.name}` ends what still runs of it"
+            )
+        matches = lost
     exact = [paths for paths in matches if paths.run_id == name]
     if len(exact) == 1:
         return exact[0]
@@ -207,3 +217,7 @@ def find_run(name: str, *, newest: bool = False) -> RunPaths:
         ids = ", ".join(paths.run_id for paths in matches)
         raise UsageError(f"{name!r} names {len(matches)} runs: {ids}; give one id")
     return matches[0]
+
+
+def _called(name: str, runs: Sequence[RunPaths]) -> list[RunPaths]:
+    return [paths for paths in runs if paths.run_id.startswith(name) or paths.recipe_name == name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import sys
 import time
@@ -110,42 +111,62 @@ def status(found: Sequence[tuple[Glance, RunPaths, Mapping[str, StageState]]]) -
     """Return one line a run."""
     if not found:
         return "no runs yet; `sousbatch submit hangul-restoration` makes one"
-    rows = [[paths.run_id, plan.recipe_name, *_summary(states), paths.root] for plan, paths, states in found]
-    return columns(rows, header=("run", "recipe", "state", "stage", "folder"))
+    rows, header = [], ["run", "recipe", "state", "stage", "folder"]
+    for plan, paths, states in found:
+        word, stage, reason = _summary(plan, states)
+        rows.append([paths.run_id, plan.recipe_name, word, stage, paths.root, reason])
+    if not any(row[-1] for row in rows):
+        return columns([row[:-1] for row in rows], header=header)
+    return columns(rows, header=[*header, "reason"])
 
 
-def _summary(states: Mapping[str, StageState]) -> tuple[str, str]:
-    """Return the word and the stage that tell most about a run."""
-    if all(state.word == "done" for state in states.values()):
-        return "done", ""
-    for words in (("running", "stopping"), ("failed",), ("stopped",), ("cancelled",), ("waiting",), ("lost",)):
+def _summary(plan: Glance, states: Mapping[str, StageState]) -> tuple[str, str, str]:
+    """Return the word and the stage that tell most about a run, and why nothing more is known of it."""
+    if states and all(state.word == "done" for state in states.values()):
+        return "done", "", ""
+    order = (("running", "stopping"), ("unknown",), ("failed",), ("stopped",), ("cancelled",), ("waiting",), ("lost",))
+    for words in order if states else ():
         for name, state in states.items():
             if state.word in words:
                 progress = f" {state.step}/{state.total}" if state.total else ""
-                return state.word, name + progress
-    return "lost", ""
+                return state.word, name + progress, state.reason if state.word == "unknown" else ""
+    return ("unknown", "", plan.problem) if plan.problem else ("lost", "", "")
 
 
-def run_status(plan: Plan, paths: RunPaths, states: Mapping[str, StageState]) -> str:
-    """Return one line a stage, and for what failed where its log is."""
-    rows = []
-    for stage in plan.stages:
-        state = states[stage.name]
-        rows.append([stage.name, state.word, f"{state.step}/{state.total}" if state.total else "", state.reason])
-    text = f"run {paths.run_id} of {plan.recipe.name} in {paths.root}\n" + columns(
-        rows, header=("stage", "state", "", "reason")
-    )
+def run_status(plan: Glance, paths: RunPaths, states: Mapping[str, StageState]) -> str:
+    """Return one line a stage, and for what failed where its log is and what helps."""
+    rows = [
+        [name, state.word, f"{state.step}/{state.total}" if state.total else "", state.reason]
+        for name, state in states.items()
+    ]
+    text = f"run {paths.run_id} of {plan.recipe_name} in {paths.root}\n"
+    text += columns(rows, header=("stage", "state", "", "reason")) if rows else f"unknown: {plan.problem}"
     failed = [name for name, state in states.items() if state.word == "failed"]
-    if plan.sweep is not None:
-        text += f"\n\n{points(plan, paths)}"
+    if plan.is_sweep and not plan.problem:
+        from .recipes.plan import read_plan
+
+        text += f"\n\n{points(read_plan(paths.plan), paths)}"
     elif failed:
         text += f"\n\n{log_tail(paths, failed[0])}"
     return text
 
 
+def one_run(plan: Glance, paths: RunPaths, states: Mapping[str, StageState]) -> str:
+    """Return `run_status`, and what helps where `resume` does not."""
+    text = run_status(plan, paths, states)
+    return f"{text}\n\n{what_helps(paths, states)}" if any(state.advice for state in states.values()) else text
+
+
+def what_helps(paths: RunPaths, states: Mapping[str, StageState]) -> str:
+    """Return the next step for a run that is not finished."""
+    if not paths.root.is_dir():
+        return f"its folder {paths.root} is gone; put it back, and `sousbatch resume {paths.run_id}` goes on"
+    told = [state.advice for state in states.values() if state.advice]
+    return told[0] if told else f"`sousbatch resume {paths.run_id}` goes on where it stands"
+
+
 def points(plan: Plan, paths: RunPaths) -> str:
     """Return one line a point of a sweep that has begun, with its first score, and how many have not."""
-    from . import files
     from .launchers.status import point_states
 
     found = point_states(plan, paths)
@@ -154,11 +175,9 @@ def points(plan: Plan, paths: RunPaths) -> str:
         if point.folder is None:
             continue
         score = ""
-        metrics = RunPaths(root=point.folder).metrics
-        if metrics.is_file():
-            for name, result in list(files.read_json(metrics).items())[:1]:
-                metric, value = next(iter(result["scores"]["model"].items()))
-                score = f"{metric} {value:.4g} ({name})"
+        for name, result in list(scores_of(RunPaths(root=point.folder)).items())[:1]:
+            metric, value = next(iter(result["scores"]["model"].items()))
+            score = f"{metric} {value:.4g} ({name})"
         rows.append([point.index, point.word, point.label, score, point.folder])
     waiting = sum(point.word == "waiting" for point in found)
     text = columns(rows, header=("point", "state", "values", "score", "folder")) if rows else ""
@@ -184,7 +203,8 @@ def status_json(found: Sequence[tuple[Glance, RunPaths, Mapping[str, StageState]
             "run": paths.run_id,
             "recipe": plan.recipe_name,
             "folder": str(paths.root),
-            "state": _summary(states)[0],
+            "state": _summary(plan, states)[0],
+            "reason": _summary(plan, states)[2],
             "stages": {name: dataclasses.asdict(state) for name, state in states.items()},
         }
         for plan, paths, states in found
@@ -225,10 +245,27 @@ def scores(found: Mapping[str, Mapping[str, float]]) -> str:
     return columns(rows, header=("", "model", "copying the input"))
 
 
+def scores_of(paths: RunPaths) -> dict[str, Any]:
+    """Return the scores of a run by stage, less what is no score: the file may be damaged."""
+    try:
+        found = json.loads(paths.metrics.read_text(encoding="utf-8"))
+        return {name: result for name, result in found.items() if _is_score(result)}
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return {}
+
+
+def _is_score(result: Any) -> bool:
+    try:
+        both = [result["scores"][who] for who in ("model", "copy_input")]
+        values = [value for each in both for value in each.values()]
+        same = both[0].keys() == both[1].keys() and bool(both[0])
+        return same and {"num_rows", "split"} <= result.keys() and all(type(one) in (int, float) for one in values)
+    except (TypeError, KeyError, AttributeError):
+        return False
+
+
 def results(plan: Plan, paths: RunPaths) -> str:
     """Return where a run's model, predictions and scores lie, and the scores."""
-    from . import files
-
     rows: list[tuple[str, object]] = []
     for stage in plan.stages:
         if stage.kind == "consolidate" and paths.model(stage.name).is_dir():
@@ -240,7 +277,7 @@ def results(plan: Plan, paths: RunPaths) -> str:
     text = ""
     if paths.metrics.is_file():
         rows.append(("scores", paths.metrics))
-        for name, result in files.read_json(paths.metrics).items():
+        for name, result in scores_of(paths).items():
             text += f"\n\n{name}: {result['num_rows']} rows of {result['split']}\n{scores(result['scores'])}"
     return columns(rows) + text
 

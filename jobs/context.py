@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import ledger
-from ..errors import EXIT_DEVICE_MEMORY, EXIT_NO_ROOM, SousbatchError, UsageError, is_no_room
+from ..errors import EXIT_DEVICE_MEMORY, EXIT_NO_ROOM, SousbatchError, UsageError, as_event, is_no_room
 from ..recipes.compose import stage_view
 from ..recipes.plan import Batch, Plan, Stage, read_plan
 from ..recipes.schema import Recipe
@@ -131,8 +131,8 @@ def _exit_code(error: BaseException) -> int:
 
 
 def _record(job: JobContext, error: BaseException, code: int) -> None:
-    """Leave the error where `status` finds it."""
-    message = str(error) if isinstance(error, SousbatchError) else f"{type(error).__name__}: {error}"
-    writer = job.open_ledger(rank=int(os.environ.get("RANK", "0")))
-    writer.write("error", message=redacted(" ".join(message.split()))[:500], exit_code=code)
-    writer.close()
+    """Leave the error where `status` finds it, if there is room for it: the exit code tells most of it, too."""
+    with suppress(OSError):
+        writer = job.open_ledger(rank=int(os.environ.get("RANK", "0")))
+        writer.write("error", **as_event(error), exit_code=code)
+        writer.close()

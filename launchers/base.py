@@ -14,7 +14,8 @@ from ..recipes.plan import After, Plan, Stage
 from ..recipes.schema import Resources
 from ..rundir import RunPaths
 
-StateWord = Literal["waiting", "running", "stopping", "done", "stopped", "failed", "cancelled", "lost"]
+StateWord = Literal["waiting", "running", "stopping", "done", "stopped", "failed", "cancelled", "lost", "unknown"]
+# "unknown" is not final: what cannot be asked may well run, and nothing may be sent in its place.
 FINAL_WORDS: frozenset[StateWord] = frozenset({"done", "stopped", "failed", "cancelled", "lost"})
 
 
@@ -69,7 +70,10 @@ class Launcher(Protocol):
         """Start the job of *request* under the unique *key*; *after* has the jobs it waits for."""
 
     def find(self, keys: Collection[str]) -> dict[str, JobRef]:
-        """Return the jobs that were accepted under *keys*, however `send` ended."""
+        """Return the jobs that were accepted under *keys*, however `send` ended.
+
+        A key that ends with a point stands for all that begin with it.
+        """
 
     def states(self, refs: Collection[JobRef]) -> dict[JobRef, JobState]:
         """Return the state of each job; one that is unknown is lost."""

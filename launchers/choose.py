@@ -13,6 +13,7 @@ from .local import LocalLauncher
 from .slurm import PATIENCE_S, SlurmLauncher
 
 WATCH_S = 30.0  # sites ask for no more than a call or two a minute
+LOOK_S = 1.0  # one look is the truth of now; in one command it is one call, however many runs there are
 
 
 def choose_site(name: str | None) -> Site:
@@ -42,13 +43,13 @@ def watchers() -> dict[str, Launcher]:
     return {"local": LocalLauncher(), "slurm": SlurmLauncher(max_age_s=WATCH_S)}
 
 
-def launcher_of(plan: Plan, *, watches: bool = False) -> Launcher:
-    """Return the launcher of a plan; one that only *watches* takes answers that are up to half a minute old."""
-    return launcher_named(plan.site.launcher, watches=watches)
+def launcher_of(plan: Plan, *, max_age_s: float | None = None) -> Launcher:
+    """Return the launcher of a plan; *max_age_s* is that of `launcher_named`."""
+    return launcher_named(plan.site.launcher, max_age_s=max_age_s)
 
 
-def launcher_named(name: str, *, watches: bool = False) -> Launcher:
-    """Return the launcher called *name*; *watches* is that of `launcher_of`."""
+def launcher_named(name: str, *, max_age_s: float | None = None) -> Launcher:
+    """Return the launcher called *name*; for one who only looks its answers may be *max_age_s* old."""
     if name == "slurm":
-        return SlurmLauncher(max_age_s=WATCH_S if watches else 0)
+        return SlurmLauncher(max_age_s=max_age_s)
     return LocalLauncher()

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from .. import files, ledger
 from ..errors import RunError, UsageError
+from ..ledger import Event
 from ..recipes import check
 from ..recipes.compose import stage_view
 from ..recipes.inputs import code_digest_of, code_files
 from ..recipes.models import model_digest
 from ..recipes.plan import Plan, Stage
-from ..recipes.versions import installed
+from ..recipes.versions import installed, versions_of
 from ..rundir import RunPaths, remember_run
 from .base import Launcher
+
+_AGAIN = "`resume` would end in the same way: put it back, or submit the recipe with --again, which makes another run"
+_PUT_BACK = (
+    "put back what it was and `resume`, or submit the recipe again, which makes another run of what is there now"
+)
 
 
 def freeze(
@@ -56,21 +64,25 @@ def freeze(
 
 def verify(paths: RunPaths, plan: Plan, stage: Stage) -> None:
     """Raise a RunError when what was frozen at submission is not what is there now."""
-    frozen = [event.data["plan"] for event in ledger.read(paths.ledger_dir) if event.kind == "frozen"]
+    events = ledger.read(paths.ledger_dir, max_steps=1)
+    frozen = [event.data["plan"] for event in events if event.kind == "frozen"]
     text = paths.plan.read_text(encoding="utf-8")
     if not paths.run_id.startswith(plan.run_id) or (frozen and files.digest_of(text) != frozen[-1]):
-        raise RunError(f"{paths.plan} was changed after submission; submit the recipe again")
+        raise RunError(f"{paths.plan} was changed after submission", advice=_AGAIN)
     if _frozen_code(plan, paths) != plan.inputs.code_digest:
-        raise RunError(f"the code in {paths.code_dir} was changed after submission; submit the recipe again")
+        raise RunError(f"the code in {paths.code_dir} was changed after submission", advice=_AGAIN)
+    asked = RunPaths(root=paths.root.parent.parent) if "SOUSBATCH_POINT" in os.environ else paths
+    expected = _accepted(ledger.read(asked.ledger_dir, max_steps=1)) or plan.inputs.versions
     found = installed()
     changed = [
         f"{name} was {version} and is {found.get(name, 'gone')}"
-        for name, version in plan.inputs.versions.items()
+        for name, version in expected.items()
         if found.get(name) != version
     ]
     if changed:
         raise RunError(
-            f"the environment was changed after submission: {', '.join(changed)}; put it back, or submit with --again"
+            f"the environment was changed after submission: {', '.join(changed)}",
+            advice=f"put it back, or go on in this one: `sousbatch resume {asked.run_id} --accept-environment`",
         )
     if plan.sweep is not None:
         return  # each point checks its own
@@ -78,18 +90,29 @@ def verify(paths: RunPaths, plan: Plan, stage: Stage) -> None:
     if stage.kind in ("train", "predict") and stage.of is None:
         now = model_digest(Path(model.folder), Path(model.tokenizer_folder), plan.recipe.model.config)
         if now != model.digest:
-            raise RunError(
-                f"the model in {model.folder} was changed or removed after submission; submit the recipe again"
-            )
+            raise RunError(f"the model in {model.folder} was changed or removed after submission", advice=_PUT_BACK)
     for name in _splits_used(plan, stage):
         split = plan.inputs.splits.get(name)
         if split is None:
             continue
         where = f"data file {split.path} (split {name!r})"
         if not Path(split.path).is_file():
-            raise RunError(f"{where} is gone since submission; put it back or submit again")
+            raise RunError(f"{where} is gone since submission", advice=_PUT_BACK)
         if files.digest_file(Path(split.path)) != split.digest:
-            raise RunError(f"{where} was changed after submission; put it back or submit again")
+            raise RunError(f"{where} was changed after submission", advice=_PUT_BACK)
+
+
+def accept_environment(plan: Plan, paths: RunPaths) -> None:
+    """Record that a person lets the run go on with the package versions of now; those are checked from here on."""
+    client = ledger.open_client(paths.ledger_dir)
+    was = _accepted(ledger.read(paths.ledger_dir, max_steps=1)) or plan.inputs.versions
+    client.write("accepted", versions=versions_of(plan.recipe.environment), was=was)
+    client.close()
+
+
+def _accepted(events: Sequence[Event]) -> dict[str, str]:
+    """Return the versions that a person accepted last."""
+    return next((event.data["versions"] for event in reversed(events) if event.kind == "accepted"), {})
 
 
 def _frozen_code(plan: Plan, paths: RunPaths) -> str:

@@ -113,10 +113,13 @@ class LocalLauncher:
 
     def find(self, keys: Collection[str]) -> dict[str, JobRef]:
         """Return the jobs accepted under *keys*: those whose process was started."""
-        folders = {key: self._jobs_dir / key for key in keys}
+        folders = [self._jobs_dir / key for key in keys if not key.endswith(".")]
+        beginnings = tuple(key for key in keys if key.endswith("."))
+        if beginnings and self._jobs_dir.is_dir():
+            folders += [self._jobs_dir / name for name in os.listdir(self._jobs_dir) if name.startswith(beginnings)]
         return {
-            key: JobRef(launcher=self.name, job_id=key)
-            for key, folder in folders.items()
+            folder.name: JobRef(launcher=self.name, job_id=folder.name)
+            for folder in folders
             if (folder / "pid").exists() or files.is_locked(folder / "lock")
         }
 

@@ -38,7 +38,7 @@ def _is_cancelled(paths: RunPaths, stage: str) -> bool:
     """Say whether a person asked the newest job of *stage* to end; a point's job is that of its sweep."""
     if "SOUSBATCH_POINT" in os.environ:
         paths, stage = RunPaths(root=paths.root.parent.parent), SWEEP_STAGE
-    return is_cancelled(ledger.read(paths.ledger_dir), stage)
+    return is_cancelled(ledger.read(paths.ledger_dir, max_steps=1), stage)
 
 
 def continue_job(paths: RunPaths, stage: Stage, job_id: str, attempts: Sequence[Attempt]) -> str:

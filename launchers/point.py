@@ -64,7 +64,7 @@ class _Walk:
         return next(iter(failed.values()), 0)
 
     def _missing(self, stage: Stage) -> list[int]:
-        events = ledger.read(self._paths.ledger_dir)
+        events = ledger.read(self._paths.ledger_dir, max_steps=1)
         done = {
             one.task for one in events if one.kind == "ended" and one.stage == stage.name and not one.data["exit_code"]
         }

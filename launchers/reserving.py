@@ -16,7 +16,7 @@ from ..checkpoints import budget, commit
 from ..checkpoints.budget import Holder, Reservation
 from ..checkpoints.quota import Limit, least, limits_of
 from ..checkpoints.retention import make_room
-from ..errors import NoRoomError, UnreachableError
+from ..errors import NoRoomError, SlurmError
 from ..recipes.plan import Plan
 from ..recipes.stages import stage_view
 from ..recipes.storage import later_bytes, policy_of
@@ -178,7 +178,9 @@ def _ended(paths: RunPaths, holder: Holder) -> set[str]:
 
 
 def _jobs(paths: RunPaths) -> tuple[str, ...]:
-    return tuple(f"{ref.launcher}:{ref.job_id}" for ref in job_refs(ledger.read(paths.ledger_dir)).values())
+    return tuple(
+        f"{ref.launcher}:{ref.job_id}" for ref in job_refs(ledger.read(paths.ledger_dir, max_steps=1)).values()
+    )
 
 
 def _gone(jobs: Collection[str], launchers: Mapping[str, Launcher]) -> set[str]:
@@ -187,7 +189,7 @@ def _gone(jobs: Collection[str], launchers: Mapping[str, Launcher]) -> set[str]:
     for name, launcher in launchers.items():
         ids = [job.removeprefix(f"{name}:") for job in jobs if job.startswith(f"{name}:")]
         refs = [JobRef(launcher=name, job_id=job_id) for job_id in ids]
-        with suppress(UnreachableError):
+        with suppress(SlurmError):  # also of a Slurm that is not there any more
             states = launcher.states(refs)
             gone |= {f"{name}:{ref.job_id}" for ref, state in states.items() if state.word in FINAL_WORDS}
     return gone

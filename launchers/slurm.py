@@ -100,12 +100,13 @@ _REASONS = {
 class SlurmLauncher:
     """Sends jobs to the Slurm of this machine.
 
-    Answers about states may be *max_age_s* old, so that all who watch share one call.
+    Who only looks gives *max_age_s*: answers may be that old, so that all who watch share one call, and nobody waits
+    for a controller that does not answer.
     """
 
     name = "slurm"
 
-    def __init__(self, *, max_age_s: float = 0) -> None:
+    def __init__(self, *, max_age_s: float | None = None) -> None:
         self._max_age_s = max_age_s
         self._seen: dict[str, JobRef] | None = None  # by key: what was there at the first sending, and sent since
 
@@ -183,12 +184,14 @@ class SlurmLauncher:
         """
         if not keys:
             return {}
-        with nullcontext() if self._max_age_s else files.locked(_send_lock()):
+        with nullcontext() if self._max_age_s is not None else files.locked(_send_lock()):
             return self._known(keys)
 
     def _known(self, keys: Collection[str]) -> dict[str, JobRef]:
-        wanted, (_, rows) = set(keys), self._queue()
-        return {row.comment: JobRef(launcher=self.name, job_id=row.job_id) for row in rows if row.comment in wanted}
+        wanted, beginnings = set(keys), tuple(key for key in keys if key.endswith("."))
+        _, rows = self._queue()
+        found = [row for row in rows if row.comment in wanted or row.comment.startswith(beginnings)]
+        return {row.comment: JobRef(launcher=self.name, job_id=row.job_id) for row in found}
 
     def states(self, refs: Collection[JobRef]) -> dict[JobRef, JobState]:
         """Return the state of each job: from the queue, else from the accounting, else it is lost."""
@@ -215,7 +218,7 @@ class SlurmLauncher:
 
     def _queue(self) -> tuple[float, list[JobRow]]:
         """Return when the queue was asked, and its rows: those who watch share the answer."""
-        if not self._max_age_s:
+        if self._max_age_s is None:
             return time.time(), slurm.queue(patience_s=PATIENCE_S)
         path = _queue_file()
         with files.locked(path.with_suffix(".lock")):

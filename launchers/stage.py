@@ -31,12 +31,12 @@ from ..errors import (
     EXIT_STOPPED,
     FencedError,
     SousbatchError,
+    as_event,
     is_no_room,
     no_room_named,
 )
 from ..ledger import Event
 from ..recipes.plan import Batch, Plan, Stage, read_plan
-from ..redaction import redacted
 from ..rundir import RunPaths
 from .attempts import Attempt, Stop, first_batch, next_batch, read_attempts
 from .base import Launcher
@@ -71,7 +71,7 @@ class _Task:
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._on_stop)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        events = ledger.read(self._paths.ledger_dir)
+        events = ledger.read(self._paths.ledger_dir, max_steps=1)
         past = read_attempts(events, self._stage.name, self._task, self._stage.batch)
         if self._slurm_job and is_stray(events, self._stage.name, self._slurm_job):
             _say(f"job {self._slurm_job} was accepted twice, and another one does this work")
@@ -160,11 +160,10 @@ class _Task:
                 code = _first_of(code, begins, writer, self._stage.name)
         except Exception as error:  # an attempt always ends with a record
             code = EXIT_NO_ROOM if is_no_room(error) else 1
-            message = str(error) if isinstance(error, SousbatchError) else f"{type(error).__name__}: {error}"
-            message = redacted(" ".join(message.split()))
-            _say(message)
-            writer.write("error", message=message[:500])
-        events = ledger.read(self._paths.ledger_dir)
+            told = as_event(error)
+            _say(told["message"])
+            writer.write("error", **told)
+        events = ledger.read(self._paths.ledger_dir, max_steps=1)
         code = _worst([code, *_told(events, self._stage.name, self._task, writer.number)]) if code else 0
         if code == 0 and self._slurm_job and self._stage.kind != "sweep" and not self._is_finished(events):
             code = 1

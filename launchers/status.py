@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from .. import ledger
-from ..errors import EXIT_STOPPED, UnreachableError, UsageError
+from ..errors import EXIT_STOPPED, SlurmError, UnreachableError, UsageError
 from ..ledger import Event
-from ..recipes.plan import Glance, Plan, Stage, StageGlance, glance
+from ..recipes.plan import Glance, Plan, Stage, StageGlance
 from ..rundir import RunPaths
-from .base import JobRef, JobState, Launcher, StateWord, how_ended
+from .base import FINAL_WORDS, JobRef, JobState, Launcher, StateWord, how_ended
+
+NO_ANSWER = "nobody can say now whether its jobs run: {error}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageState:
-    """Where a stage stands. *step* of *total*: optimizer steps of a train stage, rows of a predict stage."""
+    """Where a stage stands. *step* of *total*: optimizer steps of a train stage, rows of a predict stage.
+
+    *advice* is what helps a failed one where `resume` does not.
+    """
 
     word: StateWord
     reason: str = ""
@@ -24,6 +31,7 @@ class StageState:
     step: int = 0
     total: int = 0
     was_sent: bool = True
+    advice: str = ""
 
 
 def unsettled(events: Sequence[Event]) -> dict[str, Event]:
@@ -75,38 +83,38 @@ def adoptable(events: Sequence[Event], launcher: Launcher) -> list[tuple[Event, 
     return found
 
 
-def run_states(plan: Plan, paths: RunPaths, launcher: Launcher) -> dict[str, StageState]:
-    """Return the state of every stage of a run, in the plan's order.
+def run_states(plan: Plan | Glance, paths: RunPaths, launcher: Launcher) -> dict[str, StageState]:
+    """Return the state of every stage of a run, in the plan's order, for one who decides by it.
 
     Raises:
-        UnreachableError: the scheduler does not answer, and nothing may be decided without it.
+        UnreachableError: the scheduler cannot be asked, and nothing may be decided without it.
+        UsageError: the ledger is damaged, so that it may lack a job.
     """
-    events = ledger.read(paths.ledger_dir)
-    refs = _open_refs(plan, events, job_refs(events, launcher))
-    jobs = launcher.states(list(refs.values()))
-    return stage_states(plan, events, {name: jobs[ref] for name, ref in refs.items()}, stopping=_stopping(plan, paths))
+    reader = ledger.LedgerReader(paths.ledger_dir, max_steps=1)
+    events = reader.poll()
+    if reader.damage or not events:
+        problem = reader.damage or f"{paths.ledger_dir} is empty"
+        raise UsageError(
+            f"run {paths.run_id}: {problem}, so that a job of it may be unknown; "
+            f"`sousbatch cancel {paths.run_id}` ends what runs, and submitting with --again makes another run"
+        )
+    with asking(paths):
+        refs = open_refs(plan, events, job_refs(events, launcher))
+        jobs = launcher.states(list(refs.values()))
+    found = {name: jobs[ref] for name, ref in refs.items()}
+    return stage_states(plan, events, found, stopping=stopping_stages(plan, paths))
 
 
-def watch_states(plan: Plan, paths: RunPaths, launcher: Launcher) -> dict[str, StageState]:
-    """Return the same for one who only looks: what the ledger knows, while the scheduler does not answer."""
-    events = ledger.read(paths.ledger_dir)
-    refs = _open_refs(plan, events, _tolerant_refs(events, launcher))
-    jobs = _tolerant_states(launcher, list(refs.values()))
-    return stage_states(plan, events, {name: jobs[ref] for name, ref in refs.items()}, stopping=_stopping(plan, paths))
-
-
-def _tolerant_refs(events: Sequence[Event], launcher: Launcher) -> dict[str, JobRef]:
+@contextmanager
+def asking(paths: RunPaths) -> Iterator[None]:
+    """Name the run whose jobs cannot be asked about, and what to do."""
     try:
-        return job_refs(events, launcher)
-    except UnreachableError:
-        return job_refs(events)
-
-
-def _tolerant_states(launcher: Launcher, refs: Sequence[JobRef]) -> dict[JobRef, JobState]:
-    try:
-        return launcher.states(refs)
-    except UnreachableError as error:  # seen at no time, so that all the ledger has is newer
-        return {ref: JobState(word="waiting", reason=f"no answer: {error}", seen_at=0) for ref in refs}
+        yield
+    except SlurmError as error:
+        raise UnreachableError(
+            f"run {paths.run_id}: {NO_ANSWER.format(error=error)}; nothing was changed: "
+            "try again where and when Slurm answers"
+        ) from error
 
 
 def stage_states(
@@ -117,14 +125,15 @@ def stage_states(
     stopping: frozenset[str] = frozenset(),
 ) -> dict[str, StageState]:
     """Return the states that *events* and the launcher's words *jobs* (by stage) add up to. Pure."""
-    mine = _by_stage(events)
+    mine = by_stage(events)
     return {
         stage.name: _state(stage, mine.get(stage.name, []), jobs.get(stage.name), stage.name in stopping)
         for stage in plan.stages
     }
 
 
-def _by_stage(events: Sequence[Event]) -> dict[str, list[Event]]:
+def by_stage(events: Sequence[Event]) -> dict[str, list[Event]]:
+    """Return the events of each stage."""
     found: dict[str, list[Event]] = {}
     for event in events:
         found.setdefault(event.stage, []).append(event)
@@ -139,6 +148,10 @@ def _state(stage: Stage | StageGlance, mine: Sequence[Event], job: JobState | No
     step, total = _progress(stage, mine)
     if _num_done(mine) == stage.num_tasks:
         return StageState(word="done", source="ledger", step=total, total=total)
+    if job is not None and job.word == "unknown":
+        return StageState(
+            word="unknown", reason=f"{job.reason}{_last_seen(mine)}", source="ledger", step=step, total=total
+        )
     if job is None:
         return StageState(
             word="lost", reason="not sent; `resume` sends it", source="ledger", step=step, total=total, was_sent=False
@@ -159,11 +172,24 @@ def _state(stage: Stage | StageGlance, mine: Sequence[Event], job: JobState | No
         word, source = "cancelled", "ledger"
     if word == "running" and is_stopping:
         word = "stopping"
-    errors = [event.data["message"] for event in mine if event.kind == "error" and event.number == newest[event.task]]
-    reason = "" if source == "ledger" else job.reason
+    errors = [event.data for event in mine if event.kind == "error" and event.number == newest[event.task]]
+    reason, advice = ("" if source == "ledger" else job.reason), ""
     if word == "failed":
-        reason = errors[0] if errors else reason or how_ended(code)
-    return StageState(word=word, reason=reason, source=source, step=step, total=total)
+        reason = errors[0]["message"] if errors else reason or how_ended(code)
+        advice = errors[0].get("advice", "") if errors else ""
+    return StageState(word=word, reason=reason, source=source, step=step, total=total, advice=advice)
+
+
+def _last_seen(mine: Sequence[Event]) -> str:
+    """Say what a stage's own ledger knows of it, while nobody else can be asked."""
+    own = [event for event in mine if event.role != "client"]
+    if not own:
+        return ""
+    newest, at = own[-1], max(event.time for event in own)
+    codes = [event.data["exit_code"] for event in own if event.kind == "ended" and event.number == newest.number]
+    steps = [event.data["step"] for event in own if event.kind in ("step", "saved")]
+    how = (how_ended(codes[-1]) if codes else "running") + (f" at step {steps[-1]}" if steps else "")
+    return f"; last seen at {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(at))}: {how}"
 
 
 def is_cancelled(events: Sequence[Event], stage: str) -> bool:
@@ -217,7 +243,8 @@ def point_states(plan: Plan, paths: RunPaths) -> list[PointState]:
     ]
 
 
-def _stopping(plan: Plan | Glance, paths: RunPaths) -> frozenset[str]:
+def stopping_stages(plan: Plan | Glance, paths: RunPaths) -> frozenset[str]:
+    """Return the stages whose ranks were asked to save and stop."""
     try:
         flags = {path.name for path in paths.stop_dir.iterdir()}
     except OSError:  # nothing was ever asked to stop
@@ -231,60 +258,11 @@ def _stopping(plan: Plan | Glance, paths: RunPaths) -> frozenset[str]:
 
 def is_final(states: Mapping[str, StageState]) -> bool:
     """Say whether nothing of the run is waiting or running."""
-    return all(state.word not in ("waiting", "running", "stopping") for state in states.values())
+    return all(state.word in FINAL_WORDS for state in states.values())
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Look:
-    """What was read of a run before the scheduler was asked."""
-
-    plan: Glance
-    paths: RunPaths
-    events: Sequence[Event]
-    refs: Mapping[str, JobRef]
-
-
-def many_states(
-    runs: Sequence[RunPaths], launcher_of: Callable[[str], Launcher]
-) -> list[tuple[Glance, RunPaths, dict[str, StageState]]]:
-    """Return the states of many runs with one call to each launcher; unreadable runs are left out.
-
-    Nobody is asked about stages that the ledger knows to be done.
-    """
-    looks, launchers = list[_Look](), dict[str, Launcher]()
-    for paths in runs:
-        try:
-            plan = glance(paths.plan)
-        except UsageError:
-            if len(runs) == 1:
-                raise
-            continue
-        if plan.launcher not in launchers:
-            launchers[plan.launcher] = launcher_of(plan.launcher)
-        events = ledger.read(paths.ledger_dir)
-        refs = _open_refs(plan, events, _tolerant_refs(events, launchers[plan.launcher]))
-        looks.append(_Look(plan=plan, paths=paths, events=events, refs=refs))
-    jobs: dict[JobRef, JobState] = {}
-    for name, launcher in launchers.items():
-        asked = [ref for look in looks if look.plan.launcher == name for ref in look.refs.values()]
-        jobs |= _tolerant_states(launcher, asked)
-    return [
-        (
-            look.plan,
-            look.paths,
-            stage_states(
-                look.plan,
-                look.events,
-                {name: jobs[ref] for name, ref in look.refs.items()},
-                stopping=_stopping(look.plan, look.paths),
-            ),
-        )
-        for look in looks
-    ]
-
-
-def _open_refs(plan: Plan | Glance, events: Sequence[Event], refs: Mapping[str, JobRef]) -> dict[str, JobRef]:
+def open_refs(plan: Plan | Glance, events: Sequence[Event], refs: Mapping[str, JobRef]) -> dict[str, JobRef]:
     """Return the jobs of stages that the ledger does not know to be done."""
-    mine = _by_stage(events)
+    mine = by_stage(events)
     done = {stage.name for stage in plan.stages if _num_done(mine.get(stage.name, [])) == stage.num_tasks}
     return {name: ref for name, ref in refs.items() if name not in done}

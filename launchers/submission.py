@@ -7,20 +7,21 @@ between, the next submission looks the key up and adopts what it finds: no job t
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .. import files, ledger
-from ..errors import NoRoomError, NotFoundError, PlanError, UsageError, no_room_named
+from ..errors import NoRoomError, NotFoundError, PlanError, UnreachableError, UsageError, no_room_named
 from ..recipes.plan import Plan, read_plan
 from ..rundir import RunPaths, forget_run, remember_run
-from .base import FINAL_WORDS, JobRef, Launcher, Request
-from .frozen import freeze
+from .base import FINAL_WORDS, JobRef, Launcher, Request, StateWord
+from .frozen import accept_environment, freeze
+from .overview import jobs_left, many_states
 from .reserving import reserve, stand_behind
-from .status import StageState, adoptable, is_final, job_refs, run_states
+from .status import StageState, adoptable, asking, job_refs, run_states
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +34,24 @@ class Submitted:
     found: Mapping[str, StageState]
     is_new: bool
 
+    @property
+    def ended(self) -> dict[str, StateWord]:
+        """The stages that were sent before and had ended, but not well, with their words."""
+        return {
+            name: state.word
+            for name, state in self.found.items()
+            if state.word in FINAL_WORDS and state.word != "done" and state.was_sent
+        }
+
 
 def submit(plan: Plan, launcher: Launcher, runs: Path, *, again: bool = False) -> Submitted:
     """Freeze *plan* into its run folder below *runs* and send what is not under way yet.
 
-    The same plan finds its run: a finished or running one is left alone.
+    The same plan finds its run: a finished or running one is left alone, one that was interrupted, stopped or has
+    failed goes on.
 
     Raises:
-        UsageError: the run was stopped or has failed; the message names `resume`.
+        UnreachableError: the run is there, and nobody can say whether its jobs run.
         PlanError: what other runs are promised leaves no room for its final weights; nothing was sent.
         NoRoomError: the store is full; nothing was sent that is not on record.
     """
@@ -51,20 +62,8 @@ def submit(plan: Plan, launcher: Launcher, runs: Path, *, again: bool = False) -
             freeze(plan, launcher, paths)
         frozen = plan if is_new else read_plan(paths.plan)
         _adopt(launcher, paths)
-        found = run_states(frozen, paths, launcher)
-        ended = [
-            name
-            for name, state in found.items()
-            if state.word in ("failed", "stopped", "cancelled", "lost") and state.was_sent
-        ]
-        if ended:
-            words = ", ".join(f"{name} {found[name].word}" for name in ended)
-            raise UsageError(
-                f"run {paths.run_id} is there already and did not finish "
-                f"({words}); `sousbatch resume {paths.run_id}` goes on"
-            )
         try:
-            return _send(frozen, launcher, paths, found, is_new=is_new)
+            return _send(frozen, launcher, paths, run_states(frozen, paths, launcher), is_new=is_new)
         except PlanError:
             if is_new and not job_refs(ledger.read(paths.ledger_dir)):  # nothing was sent, so it never was a run
                 forget_run(paths)
@@ -72,13 +71,19 @@ def submit(plan: Plan, launcher: Launcher, runs: Path, *, again: bool = False) -
             raise
 
 
-def resume(paths: RunPaths, launcher: Launcher) -> Submitted:
-    """Send every stage of a run that is neither done nor under way."""
+def resume(paths: RunPaths, launcher: Launcher, *, accepts_environment: bool = False) -> Submitted:
+    """Send every stage of a run that is neither done nor under way.
+
+    With *accepts_environment* the jobs may find the package versions of now in place of those at submission.
+    """
     with no_room_named(f"the run {paths.root}"), _held(paths):
         plan = read_plan(paths.plan)
         _adopt(launcher, paths)
         remember_run(paths)
-        return _send(plan, launcher, paths, run_states(plan, paths, launcher), is_new=False)
+        found = run_states(plan, paths, launcher)
+        if accepts_environment:
+            accept_environment(plan, paths)
+        return _send(plan, launcher, paths, found, is_new=False)
 
 
 def cancel(paths: RunPaths, launcher: Launcher, *, save: bool) -> tuple[str, ...]:
@@ -86,7 +91,7 @@ def cancel(paths: RunPaths, launcher: Launcher, *, save: bool) -> tuple[str, ...
     with _held(paths):  # a submission that goes on would send what follows
         plan = read_plan(paths.plan)
         states = run_states(plan, paths, launcher)
-        refs = job_refs(ledger.read(paths.ledger_dir), launcher)
+        refs = job_refs(ledger.read(paths.ledger_dir, max_steps=1), launcher)
         live = tuple(name for name, state in states.items() if state.word not in FINAL_WORDS and name in refs)
         if live:
             client = ledger.open_client(paths.ledger_dir)  # first, so that no stage takes it for Slurm's own wish
@@ -95,6 +100,28 @@ def cancel(paths: RunPaths, launcher: Launcher, *, save: bool) -> tuple[str, ...
             client.close()
             launcher.cancel([refs[name] for name in live], save=save)
     return live
+
+
+def cancel_left(paths: RunPaths, launcher_of: Callable[[str], Launcher]) -> tuple[str, ...]:
+    """End the jobs of a run whose folder is gone, or of which nothing can be read; return their stages.
+
+    Raises:
+        UnreachableError: Slurm, which may have jobs of it, cannot be asked.
+    """
+    left, silence = jobs_left([paths], launcher_of)
+    live = [job for job in left.get(paths.root, ()) if job.state.word not in FINAL_WORDS]
+    if silence and not left:
+        raise UnreachableError(f"run {paths.run_id}: {silence}; try again where and when Slurm answers")
+    stages = tuple(dict.fromkeys(job.stage for job in live))
+    if live and paths.ledger_dir.is_dir():
+        with suppress(OSError):  # it may be what is damaged
+            client = ledger.open_client(paths.ledger_dir)
+            for stage in stages:
+                client.write("cancel", stage=stage, save=False)
+            client.close()
+    for name in {job.ref.launcher for job in live}:
+        launcher_of(name).cancel([job.ref for job in live if job.ref.launcher == name], save=False)
+    return stages
 
 
 def go_on(paths: RunPaths, launcher: Launcher, stage: str) -> tuple[str, ...]:
@@ -106,34 +133,53 @@ def go_on(paths: RunPaths, launcher: Launcher, stage: str) -> tuple[str, ...]:
         return _send(plan, launcher, paths, found, is_new=False).sent
 
 
-def clean(paths: RunPaths, launcher: Launcher, *, whole: bool, is_named: bool) -> int:
+def clean(
+    paths: RunPaths,
+    launcher_of: Callable[[str], Launcher],
+    *,
+    whole: bool,
+    is_named: bool,
+    despite_jobs: bool = False,
+) -> int:
     """Remove what a finished run can do without, or with *whole* all of it; return the bytes freed.
 
+    With *despite_jobs* also the whole of a run of which nobody can say whether its jobs still run.
+
     Raises:
-        UsageError: the run is under way, or *is_named* and it could still be resumed.
+        UsageError: the run is under way or may be, or *is_named* and it could still be resumed.
     """
-    with _held(paths):
-        states = run_states(read_plan(paths.plan), paths, launcher)
-        is_done = all(state.word == "done" for state in states.values())
-        if not is_final(states) or not (is_done or whole):
-            if not is_named:
-                return 0
-            advice = (
-                "cancel it first"
-                if not is_final(states)
-                else "resume needs its checkpoints; --all removes the whole run"
-            )
-            raise UsageError(f"run {paths.run_id} is not finished: {advice}")
-        doomed = (
-            [paths.root]
-            if whole
-            else [paths.root / "checkpoints", *(path.parent for path in paths.root.glob("predictions/*/*/layout.json"))]
-        )
-        freed = sum(files.num_bytes_below(path) for path in doomed)
-        if whole:
-            forget_run(paths)
-        for path in doomed:
-            files.remove_tree(path)
+    with _held(paths) if paths.root.is_dir() else nullcontext():
+        objection = _why_kept(paths, launcher_of, whole=whole, despite_jobs=despite_jobs)
+        if objection and is_named:
+            raise UsageError(f"run {paths.run_id} {objection}")
+        return 0 if objection else _remove(paths, whole=whole)
+
+
+def _why_kept(paths: RunPaths, launcher_of: Callable[[str], Launcher], *, whole: bool, despite_jobs: bool) -> str:
+    """Return why a run is not to be cleaned, or the empty string."""
+    ((look, _, states),) = many_states([paths], launcher_of)
+    words = {state.word for state in states.values()}
+    if words == {"done"}:
+        return ""
+    left, silence = jobs_left([paths], launcher_of) if look.problem else ({}, "")
+    live = [job for job in left.get(paths.root, ()) if job.state.word not in FINAL_WORDS]
+    if live or words & {"waiting", "running", "stopping"}:
+        return "is not finished: cancel it first"
+    if not look.problem and "unknown" in words:
+        silence = next(state.reason for state in states.values() if state.word == "unknown")
+    if silence and not left and not (whole and despite_jobs):
+        return f"may be under way: {silence}; --all --although-jobs-may-run removes the whole run all the same"
+    return "" if whole else "is not finished: resume needs its checkpoints; --all removes the whole run"
+
+
+def _remove(paths: RunPaths, *, whole: bool) -> int:
+    units = (path.parent for path in paths.root.glob("predictions/*/*/layout.json"))
+    doomed = [paths.root] if whole else [paths.root / "checkpoints", *units]
+    freed = sum(files.num_bytes_below(path) for path in doomed)
+    if whole:
+        forget_run(paths)
+    for path in doomed:
+        files.remove_tree(path)
     return freed
 
 
@@ -157,7 +203,8 @@ def _run_paths(plan: Plan, runs: Path, again: bool) -> RunPaths:
 
 def _adopt(launcher: Launcher, paths: RunPaths) -> None:
     """Record the jobs that were accepted while the record of it was lost."""
-    found = adoptable(ledger.read(paths.ledger_dir), launcher)
+    with asking(paths):
+        found = adoptable(ledger.read(paths.ledger_dir, max_steps=1), launcher)
     if not found:
         return
     client = ledger.open_client(paths.ledger_dir)
@@ -171,7 +218,11 @@ def _send(
     plan: Plan, launcher: Launcher, paths: RunPaths, found: Mapping[str, StageState], *, is_new: bool
 ) -> Submitted:
     pending = _pending(plan, found)
-    refs = {name: ref for name, ref in job_refs(ledger.read(paths.ledger_dir)).items() if found[name].word != "done"}
+    refs = {
+        name: ref
+        for name, ref in job_refs(ledger.read(paths.ledger_dir, max_steps=1)).items()
+        if found[name].word != "done"
+    }
     outdated = [refs.pop(name) for name in pending if name in refs and found[name].word not in FINAL_WORDS]
     if outdated:
         launcher.cancel(outdated, save=False)

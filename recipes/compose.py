@@ -19,6 +19,7 @@ from .schema import Recipe
 from .search import find_recipe, search_dirs
 from .stages import layered_resources
 from .stages import stage_view as stage_view  # jobs and the stage process know it from here
+from .yamlfiles import check_size, limited_files
 
 
 def compose(name: str, texts: Sequence[str] = ()) -> Recipe:
@@ -70,7 +71,9 @@ def _site_defaults(faults: list[Fault]) -> dict[str, Any]:
 
     path, known = config_file(), ("resources", "environment", "tracking")
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        text = path.read_text(encoding="utf-8")
+        check_size(path, text)
+        found = yaml.safe_load(text) or {}
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -103,7 +106,11 @@ def _compose_files(path: Path, groups: list[str]) -> dict[str, Any]:
     places = ",".join("'file://" + str(place).replace("'", "\\'") + "'" for place in search_dirs())
     search = f"hydra.searchpath=[{places}]"
     try:
-        with initialize_config_dir(config_dir=str(path.parent), version_base="1.3"), warnings.catch_warnings():
+        with (
+            initialize_config_dir(config_dir=str(path.parent), version_base="1.3"),
+            warnings.catch_warnings(),
+            limited_files(),
+        ):
             # a defaults list without _self_: the recipe's own values win, as they should
             warnings.filterwarnings("ignore", message=".*is missing `_self_`")
             config = hydra_compose(path.stem, overrides=[search], return_hydra_config=True)
@@ -116,6 +123,10 @@ def _compose_files(path: Path, groups: list[str]) -> dict[str, Any]:
         values = OmegaConf.to_container(config, resolve=False)
     except (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from error
+    except RecursionError as error:
+        raise UsageError(
+            f"recipe {str(path)!r} cannot be read: files of its defaults list name each other in a circle"
+        ) from error
     return {str(key): value for key, value in values.items()} if isinstance(values, dict) else {}
 
 

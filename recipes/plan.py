@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from .. import __version__, files
 from ..cluster.site import Site
@@ -223,11 +224,7 @@ class Plan:
 
     def stage(self, name: str) -> Stage:
         """Return the stage called *name*, or raise a NotFoundError that lists all."""
-        for stage in self.stages:
-            if stage.name == name:
-                return stage
-        known = ", ".join(stage.name for stage in self.stages)
-        raise NotFoundError(f"stage {name!r} is not in this run; its stages: {known}")
+        return _named(name, self.stages)
 
     def upstream(self, stage: Stage, kind: Kind) -> Stage | None:
         """Return the nearest stage of *kind* among those that *stage* works on, itself included."""
@@ -253,34 +250,69 @@ class StageGlance:
 
 @dataclass(frozen=True, kw_only=True)
 class Glance:
-    """As much of a plan as telling the states of its run takes."""
+    """As much of a plan as telling the states of its run takes. *problem* is why no more of it can be told."""
 
     recipe_name: str
     launcher: str
     stages: tuple[StageGlance, ...]
+    problem: str = ""
+    is_sweep: bool = False
+
+    def stage(self, name: str) -> StageGlance:
+        """Return the stage called *name*, or raise a NotFoundError that lists all."""
+        return _named(name, self.stages)
+
+
+_AnyStage = TypeVar("_AnyStage", Stage, StageGlance)
+
+
+def _named(name: str, stages: Sequence[_AnyStage]) -> _AnyStage:
+    for stage in stages:
+        if stage.name == name:
+            return stage
+    known = ", ".join(stage.name for stage in stages)
+    raise NotFoundError(f"stage {name!r} is not in this run; its stages: {known}")
 
 
 def glance(path: Path) -> Glance:
     """Read the little of a frozen plan that an overview of many runs shows, which takes a tenth of reading it whole.
 
-    Raises:
-        UsageError: as for `read_plan`.
+    A damaged plan, or one of another version, has a *problem*, and as many stages as can be read all the same.
     """
-    values = _values(path)
+    values: Any = None
+    problem = ""
     try:
-        stages = [
-            StageGlance(
-                name=stage["name"],
-                kind=stage["kind"],
-                num_tasks=stage["num_tasks"],
-                steps=stage["batch"]["steps"] if stage["batch"] else 0,
-            )
-            for stage in values["stages"]
-        ]
-        recipe, launcher = values["recipe"]["name"], values["site"]["launcher"]
-    except (TypeError, KeyError) as error:
-        raise UsageError(f"{path} is damaged: {error!r}") from error
-    return Glance(recipe_name=recipe, launcher=launcher, stages=tuple(stages))
+        values = _json(path)
+        _check_format(path, values)
+    except UsageError as error:
+        problem = str(error)
+    try:
+        return Glance(
+            recipe_name=_typed(values["recipe"]["name"], str),
+            launcher=_typed(values["site"]["launcher"], str),
+            stages=tuple(map(_stage_glance, values["stages"])),
+            problem=problem,
+            is_sweep=values.get("sweep") is not None,
+        )
+    except (TypeError, KeyError, AttributeError) as error:
+        found = problem or f"{path} is damaged: {type(error).__name__} {error}"
+        return Glance(recipe_name=path.parent.parent.name, launcher="", stages=(), problem=found)
+
+
+def _stage_glance(stage: dict[str, Any]) -> StageGlance:
+    steps = stage["batch"]["steps"] if stage["batch"] else 0
+    return StageGlance(
+        name=_typed(stage["name"], str),
+        kind=_typed(stage["kind"], str),
+        num_tasks=_typed(stage["num_tasks"], int),
+        steps=_typed(steps, int),
+    )
+
+
+def _typed(value: Any, kind: type) -> Any:
+    if type(value) is not kind:
+        raise TypeError(f"{value!r} is no {kind.__name__}")
+    return value
 
 
 def read_plan(path: Path) -> Plan:
@@ -296,16 +328,27 @@ def read_plan(path: Path) -> Plan:
 
 
 def _values(path: Path) -> dict[str, Any]:
+    values = _json(path)
+    _check_format(path, values)
+    return values
+
+
+def _json(path: Path) -> dict[str, Any]:
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        found = values["format"]
+        values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise NotFoundError(f"{path.parent} is no run folder: it has no plan.json") from error
-    except (ValueError, TypeError, KeyError) as error:
-        raise UsageError(f"{path} is no plan: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is damaged: {error}") from error
+    if not isinstance(values, dict) or "format" not in values:
+        raise UsageError(f"{path} is damaged: it is no plan")
+    return values
+
+
+def _check_format(path: Path, values: dict[str, Any]) -> None:
+    found = values["format"]
     if found != PLAN_FORMAT:
         raise UsageError(
             f"run folder {path.parent} was made by sousbatch {values.get('version', '?')} with plan format {found}; "
             f"this is {__version__}, which reads format {PLAN_FORMAT}: use that version, or submit the recipe again"
         )
-    return values

@@ -6,7 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import NotFoundError, nearest
+from ..errors import NotFoundError, UsageError, nearest
+from .yamlfiles import check_size
 
 LIBRARY_DIR = Path(__file__).parent / "library"
 
@@ -35,8 +36,10 @@ def list_recipes() -> tuple[RecipeFile, ...]:
     for folder in search_dirs():
         for path in sorted(folder.glob("*.yaml")):
             try:
-                values = yaml.safe_load(path.read_text(encoding="utf-8"))
-            except (yaml.YAMLError, UnicodeDecodeError):
+                text = path.read_text(encoding="utf-8")
+                check_size(path, text)
+                values = yaml.safe_load(text)
+            except (yaml.YAMLError, UnicodeDecodeError, UsageError):
                 values = None
             description = values.get("description") if isinstance(values, dict) else "cannot be read"
             found.setdefault(path.stem, RecipeFile(name=path.stem, path=path, description=str(description or "")))

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from .. import files
-from ..errors import PlanError, UsageError, nearest
+from ..errors import PlanError, UsageError, is_no_room, nearest
 from ..rundir import cache_dir
 from . import check, hangul
 from .look import cached, collect
@@ -121,9 +121,16 @@ def _local_file(split: str, text: str) -> Path:
             with fsspec.open(text, "rb") as source, files.replacing(path) as target:
                 while block := source.read(1 << 20):
                     target.write(block)
-        except (OSError, ValueError, ImportError) as error:
-            raise UsageError(f"data.splits.{split}: {text!r} cannot be fetched: {error}") from error
+        except Exception as error:  # each store has errors of its own; hf:// alone has those of three libraries
+            if is_no_room(error):
+                raise
+            raise UsageError(f"data.splits.{split}: {text!r} cannot be fetched: {_first_line(error)}") from error
     return path
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:300]}"
 
 
 def _split(name: str, text: str) -> SplitFacts:

@@ -118,17 +118,30 @@ def test_an_unknown_run_is_answered_in_one_line(sousbatch: Run, command: str) ->
     assert "run '3f2a' does not exist; newest known: none yet" in _said(sousbatch, command, "3f2a")
 
 
-@pytest.mark.parametrize("command", ["status", "logs", "cancel", "resume", "clean"])
-def test_a_run_of_another_version_is_answered_in_one_line(sousbatch: Run, tmp_path: Path, command: str) -> None:
-    (tmp_path / "plan.json").write_text(json.dumps({"format": 99, "version": "9.0.0"}))
-    said = _said(sousbatch, command, str(tmp_path))
-    assert "was made by sousbatch 9.0.0 with plan format 99" in said and "submit the recipe again" in said
+def test_a_run_of_another_version_is_told_and_kept_but_not_gone_on_with(sousbatch: Run, tmp_path: Path) -> None:
+    run = tmp_path / "toy" / "3f2a"
+    run.mkdir(parents=True)
+    stage = {"name": "train", "kind": "train", "num_tasks": 1, "batch": None}
+    plan = {"recipe": {"name": "toy"}, "site": {"launcher": "local"}, "stages": [stage]}
+    (run / "plan.json").write_text(json.dumps(plan | {"format": 2, "version": "0.3.0"}))
+    told = "was made by sousbatch 0.3.0 with plan format 2"
+    for command in ("status", "cancel"):
+        code, out, err = sousbatch(command, str(run))
+        assert code == 0 and told in out + err
+    assert told in _said(sousbatch, "resume", str(run))
+    assert sousbatch("logs", str(run)) == (0, "", "sousbatch: train has printed nothing yet\n")
+    assert "--all removes the whole run" in _said(sousbatch, "clean", str(run))
+    code, _, _ = sousbatch("report", str(run))
+    assert code == 0 and told in (run / "report.html").read_text()
+    assert sousbatch("clean", str(run), "--all")[0] == 0 and not run.exists()
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"format": 3}', '{"format": 3, "recipe": 5}'])
-def test_a_damaged_plan_is_answered_in_one_line(sousbatch: Run, tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 99_999, '{"format": 3}', '{"format": 3, "recipe": 5}'])
+def test_a_damaged_plan_is_told_and_refused_where_it_is_needed(sousbatch: Run, tmp_path: Path, text: str) -> None:
     (tmp_path / "plan.json").write_text(text)
-    assert "plan.json is" in _said(sousbatch, "status", str(tmp_path))
+    code, out, err = sousbatch("status", str(tmp_path))
+    assert (code, err) == (0, "") and "plan.json is damaged" in out
+    assert "plan.json is damaged" in _said(sousbatch, "resume", str(tmp_path))
 
 
 BAD_USE = {
@@ -278,6 +291,34 @@ def test_the_exit_code_reaches_the_shell_without_a_traceback(tmp_path: Path, arg
     command = [sys.executable, "-m", "sousbatch", *arguments]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_standard_file_is_no_error(tmp_path: Path, closed: str) -> None:
+    command = f"{shlex.quote(sys.executable)} -m sousbatch status {closed}"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has /dev/full")
+def test_output_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> None:
+    for words in ("status", "recipes show --keys"):
+        command = f"{shlex.quote(sys.executable)} -m sousbatch {words} >/dev/full"
+        done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (2, "sousbatch: a file: No space left on device\n")
+
+
+@pytest.mark.parametrize(("command", "code"), [("submit", 141), ("resume", 141), ("status", 0)])
+def test_a_reader_that_goes_away_is_told_by_the_exit_code_where_a_run_goes_on(command: str, code: int) -> None:
+    text = (
+        "import sys\nfrom sousbatch import cli, commands\n"
+        "def run(_):\n    while True:\n        print('a line', flush=True)\n"
+        "commands.run = run\nsys.exit(cli.main())\n"
+    )
+    words = [command, "x"] if command != "status" else [command]
+    line = f"{shlex.join([sys.executable, '-c', text, *words])} 2>&1 | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "a line\n", "")
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:

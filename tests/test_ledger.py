@@ -93,9 +93,69 @@ def test_files_of_others_are_passed_over(tmp_path: Path) -> None:
     (tmp_path / "client.bak.jsonl").write_text('{"sequence": 0, "time": 0, "kind": "x"}\n')
     (tmp_path / "notes.txt").write_text("hello\n")
     writer = ledger.open_client(tmp_path)
-    writer.write("intent")
+    writer.write("frozen")
     writer.close()
-    assert writer.number == 1 and kinds(tmp_path) == ["intent"]
+    assert writer.number == 1 and kinds(tmp_path) == ["frozen"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"sequence": "x", "time": 0, "kind": "ended", "exit_code": 0}',
+        '{"sequence": true, "time": 0, "kind": "ended", "exit_code": 0}',
+        '{"sequence": 1, "time": "now", "kind": "ended", "exit_code": 0}',
+        '{"sequence": 1, "time": NaN, "kind": "ended", "exit_code": 0}',
+        '{"sequence": 1, "time": 1' + "0" * 400 + ', "kind": "ended", "exit_code": 0}',
+        '{"sequence": 1, "time": 0, "kind": ["ended"], "exit_code": 0}',
+        '{"sequence": 1, "time": 0, "kind": "ended", "exit_code": "0"}',
+        '{"sequence": 1, "time": 0, "kind": "ended"}',
+        '{"sequence": 1, "time": 0, "kind": "error"}',
+        '{"sequence": 1, "time": 0, "kind": "step", "step": 1' + "0" * 100 + "}",
+        '{"sequence": 1, "time": 0, "kind": "step", "step": 1, "loss": "low"}',
+        '{"sequence": 1, "time": 0, "kind": "unit", "unit": [0], "num_rows": 1}',
+        "[" * 100_000,
+    ],
+)
+def test_a_line_with_values_of_other_types_is_passed_over(tmp_path: Path, line: str) -> None:
+    writer = ledger.open_job(tmp_path, "train", 0, 1)
+    writer.write("one")
+    with writer.path.open("a") as stream:
+        stream.write(line + "\n")
+    writer.write("two")
+    writer.close()
+    assert kinds(tmp_path) == ["one", "two"]
+    ledger.open_job(tmp_path, "train", 0, 1).close()  # which looks for the last sequence number
+
+
+@pytest.mark.parametrize("line", ['{"sequence": 1, "time": 0, "kind": "sent", "key": 7}\n', "\0\0\0\n", "[1]\n"])
+def test_a_clients_line_that_is_no_event_is_told_since_a_job_may_be_missing(tmp_path: Path, line: str) -> None:
+    writer = ledger.open_client(tmp_path)
+    writer.write("frozen")
+    reader = ledger.LedgerReader(tmp_path)
+    assert [event.kind for event in reader.poll()] == ["frozen"] and reader.damage == ""
+    with writer.path.open("a") as stream:
+        stream.write(line)
+    writer.close()
+    assert reader.poll() == [] and f"{writer.path} is damaged" in reader.damage
+
+
+def test_of_many_steps_those_asked_for_are_read_evenly_with_the_last_and_all_else(tmp_path: Path) -> None:
+    writer = ledger.open_job(tmp_path, "train", 0, 1)
+    for step in range(1, 1001):
+        if step % 10 == 0:
+            writer.write("step", step=step, eval_loss=1.0)
+        writer.write("step", step=step, loss=1.0)
+        if step % 500 == 0:
+            writer.write("saved", step=step)
+    writer.close()
+    found = ledger.read(tmp_path, max_steps=20)
+    steps = [event.data["step"] for event in found if "loss" in event.data]
+    assert 10 <= len(steps) <= 21 and steps[-1] == 1000 and steps == sorted(steps)
+    gaps = {after - before for before, after in zip(steps[:-2], steps[1:-1], strict=True)}
+    assert len(gaps) == 1, "evenly spread"
+    assert 10 <= len([event for event in found if "eval_loss" in event.data]) <= 21
+    assert [event.data["step"] for event in found if event.kind == "saved"] == [500, 1000]
+    assert [event.data["step"] for event in ledger.read(tmp_path, max_steps=1) if "loss" in event.data][-1] == 1000
 
 
 OPENER = """
@@ -152,7 +212,7 @@ def test_a_client_does_not_go_on_when_its_intent_could_not_be_written(small_disk
     writer = ledger.open_client(small_disk / "ledger")
     with pytest.raises(NoRoomError, match=r"no room left to write .*client\.0001\.jsonl; free some space"):
         for _ in range(1000):
-            writer.write("intent", key="x" * 500)
+            writer.write("intent", stage="train", key="x" * 500)
     writer.close()
     assert set(kinds(small_disk / "ledger")) == {"intent"}
 

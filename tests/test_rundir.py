@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -65,13 +66,17 @@ def test_an_unknown_run_names_the_known_ones(tmp_path: Path) -> None:
 
 def test_the_index_forgets_what_is_gone_and_survives_what_is_strange(tmp_path: Path) -> None:
     kept, removed, forgotten = (make_run(tmp_path, "toy", f"{n}23456789abc") for n in range(3))
-    removed.plan.unlink()
+    shutil.rmtree(removed.root)
     rundir.forget_run(forgotten)
     rundir.forget_run(forgotten)
     index = rundir.state_dir() / "runs"
     (index / "no-link").write_text("?")
     (index / ".tmp-left-by-a-kill").symlink_to(kept.root)
-    assert rundir.known_runs() == (kept,)
+    kept.plan.unlink()  # a damaged run is never left out
+    assert rundir.known_runs() == (kept,) and rundir.known_runs(gone=True) == (removed,)
+    with pytest.raises(NotFoundError, match="its folder .*123456789abc is gone; .*`sousbatch cancel 123456789abc`"):
+        rundir.find_run("1234")
+    assert rundir.find_run("1234", gone=True) == removed
 
 
 def test_runs_come_in_the_order_of_their_submission(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ...errors import RunError
+from ...errors import RunError, UsageError
 from ...recipes.rows import Row, read_rows
 from ...recipes.schema import Columns
 from ...recipes.schema import Data as DataSpec
@@ -57,7 +57,8 @@ def prompt_ids(spec: DataSpec, rows: Sequence[Row], tokenizer: Any) -> list[list
         for text, ids in zip(texts, found, strict=True):
             if len(ids) > spec.pad_input_to:
                 raise RunError(
-                    f"a prompt has {len(ids)} tokens and data.pad_input_to is {spec.pad_input_to}: {text[:60]!r}"
+                    f"a prompt has {len(ids)} tokens and data.pad_input_to is {spec.pad_input_to}: {text[:60]!r}",
+                    advice=UsageError.advice,
                 )
             ids += [pad_id(tokenizer)] * (spec.pad_input_to - len(ids))
     separator = tokenizer(spec.separator, add_special_tokens=False)["input_ids"] if spec.separator else []
@@ -118,14 +119,18 @@ def _encode(spec: DataSpec, rows: Iterable[Row], tokenizer: Any, name: str) -> I
             if len(one.ids) > spec.max_tokens and not spec.keep_long:
                 raise RunError(
                     f"row {number} of {name} has {len(one.ids)} tokens and data.max_tokens is {spec.max_tokens}; "
-                    "raise it, or set data.keep_long=true to cut such rows"
+                    "raise it, or set data.keep_long=true to cut such rows",
+                    advice=UsageError.advice,
                 )
             cut = _Encoded(one.ids[: spec.max_tokens], one.num_ignored)
             counted += max(0, len(cut.ids) - cut.num_ignored)
             yield cut
         first += len(batch)
     if first and not counted:
-        raise RunError(f"no row of {name} has a token that counts in the loss; check data.columns and data.max_tokens")
+        raise RunError(
+            f"no row of {name} has a token that counts in the loss; check data.columns and data.max_tokens",
+            advice=UsageError.advice,
+        )
 
 
 def _encode_batch(spec: DataSpec, rows: Sequence[Row], tokenizer: Any) -> list[_Encoded]:

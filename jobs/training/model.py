@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ...errors import RunError
+from ...errors import RunError, UsageError
 from ...recipes.freeze import is_frozen
 from ...recipes.schema import Recipe
 
@@ -42,7 +42,7 @@ def build_model(recipe: Recipe, folder: Path, tokenizer: Any, *, has_weights: bo
         if is_frozen(name, recipe.model.freeze):
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise RunError(f"model.freeze {list(recipe.model.freeze)} leaves nothing to train")
+        raise RunError(f"model.freeze {list(recipe.model.freeze)} leaves nothing to train", advice=UsageError.advice)
     model.config.use_cache = False
     checkpointing = recipe.train.gradient_checkpointing
     if recipe.adapter.method == "qlora":

@@ -21,13 +21,14 @@ from sousbatch.checkpoints import budget
 from sousbatch.errors import EXIT_NO_ROOM, EXIT_STOPPED
 from sousbatch.launchers.attempts import read_attempts
 from sousbatch.launchers.base import FINAL_WORDS, JobState, Request
-from sousbatch.launchers.frozen import freeze
+from sousbatch.launchers.frozen import accept_environment, freeze
 from sousbatch.launchers.local import LocalLauncher
 from sousbatch.launchers.stage import _Task
 from sousbatch.launchers.status import stage_states
 from sousbatch.ledger import Event
 from sousbatch.recipes.plan import Batch, Ladder, Plan, SplitFacts, Stage
 from sousbatch.recipes.schema import Checkpoints, Environment, Resources
+from sousbatch.recipes.versions import versions_of
 from sousbatch.rundir import RunPaths
 
 CPU = Resources(device="cpu")
@@ -272,7 +273,7 @@ def test_an_edited_plan_is_refused(bench: Bench, old: str, new: str) -> None:
     bench.paths.plan.write_text(text.replace(old, new, 1))
     code, output = bench.run("print('worked')")
     assert code == 1 and "worked" not in output
-    assert reason(bench) == f"{bench.paths.plan} was changed after submission; submit the recipe again"
+    assert reason(bench) == f"{bench.paths.plan} was changed after submission"
     assert bench.codes() == [1]
 
 
@@ -320,6 +321,27 @@ def test_why_it_was_refused_is_the_state_of_the_stage(bench: Bench) -> None:
     bench.run("")
     states = stage_states(bench.plan, ledger.read(bench.paths.ledger_dir), {"train": JobState(word="failed")})
     assert "was changed after submission" in states["train"].reason
+
+
+def test_a_changed_environment_is_refused_until_a_person_accepts_it(
+    tmp_path: Path, make_plan: Callable[..., Plan], until: Callable[..., Any]
+) -> None:
+    stage = Stage(name="train", kind="train", of=None, resources=CPU, num_tasks=1, after=(), batch=BATCH)
+    plan = make_plan([stage])
+    old = {"python": "2.7", "gone": "1.0"}
+    bench = Bench(dataclasses.replace(plan, inputs=dataclasses.replace(plan.inputs, versions=old)), tmp_path, until)
+    assert bench.run("")[0] == 1
+    assert "python was 2.7 and is 3" in reason(bench) and "gone was 1.0 and is gone" in reason(bench)
+    states = stage_states(bench.plan, ledger.read(bench.paths.ledger_dir), {"train": JobState(word="failed")})
+    assert f"`sousbatch resume {bench.paths.run_id} --accept-environment`" in states["train"].advice
+    accept_environment(bench.plan, bench.paths)
+    (accepted,) = bench.events("accepted")
+    assert accepted.data["was"] == old and accepted.data["versions"] == versions_of(Environment())
+    assert bench.run("")[0] == 0
+    client = ledger.open_client(bench.paths.ledger_dir)  # as if it had been accepted in yet another environment
+    client.write("accepted", versions={"python": "2.8"}, was=old)
+    client.close()
+    assert bench.run("")[0] == 1 and "python was 2.8 and is 3" in bench.events("error")[-1].data["message"]
 
 
 # a full disk

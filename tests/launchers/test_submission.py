@@ -21,7 +21,8 @@ from sousbatch.errors import NoRoomError, NotFoundError, UsageError
 from sousbatch.launchers import submission
 from sousbatch.launchers.base import FINAL_WORDS, JobRef, Request
 from sousbatch.launchers.local import LocalLauncher
-from sousbatch.launchers.status import job_refs, many_states, run_states
+from sousbatch.launchers.overview import many_states
+from sousbatch.launchers.status import job_refs, run_states
 from sousbatch.recipes.plan import After, Plan, Stage, read_plan
 from sousbatch.recipes.schema import Environment, Resources
 from sousbatch.rundir import RunPaths, find_run, known_runs
@@ -289,16 +290,17 @@ def test_nothing_is_sent_that_could_not_be_written_down(
 # resume
 
 
-def test_a_failed_run_is_refused_by_submit_and_resume_sends_only_what_is_not_done(desk: Desk) -> None:
+def test_a_failed_run_goes_on_by_submit_and_by_resume_with_what_is_not_done(desk: Desk) -> None:
     hold(desk, "second").touch()
     desk.do("second", "exit 3")
     desk.submit()
     assert desk.end() == {"first": "done", "second": "failed"}
-    with pytest.raises(UsageError, match=f"second failed.*`sousbatch resume {desk.plan.run_id}` goes on"):
-        desk.submit()
+    again = desk.submit()
+    assert (again.sent, again.ended, again.is_new) == (("second",), {"second": "failed"}, False)
+    assert desk.end() == {"first": "done", "second": "failed"}
     desk.do("second", "true")
     assert desk.resume().sent == ("second",)
-    assert desk.end() == {"first": "done", "second": "done"} and desk.times() == [1, 2]
+    assert desk.end() == {"first": "done", "second": "done"} and desk.times() == [1, 3]
     assert desk.resume().sent == ()
 
 
@@ -361,17 +363,17 @@ def test_a_run_under_way_is_not_cleaned_and_a_done_one_keeps_its_results(desk: D
     gate = hold(desk, "first")
     desk.submit()
     with pytest.raises(UsageError, match="is not finished: cancel it first"):
-        submission.clean(desk.paths, desk.launcher, whole=True, is_named=True)
-    assert submission.clean(desk.paths, desk.launcher, whole=True, is_named=False) == 0
+        submission.clean(desk.paths, lambda _: desk.launcher, whole=True, is_named=True)
+    assert submission.clean(desk.paths, lambda _: desk.launcher, whole=True, is_named=False) == 0
     gate.touch()
     desk.end()
     checkpoints, units = desk.paths.checkpoints("train"), desk.paths.predictions("predict") / "key"
     for folder, name in ((checkpoints, "weights"), (units, "layout.json"), (units.parent, "predictions.jsonl")):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"x" * 100)
-    assert submission.clean(desk.paths, desk.launcher, whole=False, is_named=True) == 200
+    assert submission.clean(desk.paths, lambda _: desk.launcher, whole=False, is_named=True) == 200
     assert (units.parent / "predictions.jsonl").exists() and not checkpoints.exists() and not units.exists()
-    assert submission.clean(desk.paths, desk.launcher, whole=True, is_named=True) > 100
+    assert submission.clean(desk.paths, lambda _: desk.launcher, whole=True, is_named=True) > 100
     assert not desk.paths.root.exists() and known_runs() == ()
     with pytest.raises(NotFoundError):
         submission.resume(desk.paths, desk.launcher)
@@ -384,8 +386,8 @@ def test_an_unfinished_run_keeps_what_resume_needs(desk: Desk) -> None:
     desk.submit()
     desk.end()
     with pytest.raises(UsageError, match="resume needs its checkpoints"):
-        submission.clean(desk.paths, desk.launcher, whole=False, is_named=True)
-    assert submission.clean(desk.paths, desk.launcher, whole=False, is_named=False) == 0
+        submission.clean(desk.paths, lambda _: desk.launcher, whole=False, is_named=True)
+    assert submission.clean(desk.paths, lambda _: desk.launcher, whole=False, is_named=False) == 0
 
 
 # one call
@@ -410,5 +412,6 @@ def test_many_runs_are_looked_at_with_one_call(
     for desk in desks[:2]:
         next(desk.paths.ledger_dir.glob("stage.*")).unlink()
     found = many_states([*known_runs(), broken], lambda _: desks[0].launcher)
-    assert [states["first"].word for _, _, states in found] == ["failed", "failed", "done"]
+    assert [states["first"].word for _, _, states in found[:3]] == ["failed", "failed", "done"]
+    assert found[3][0].problem.startswith("its folder is gone") and found[3][2] == {}
     assert calls == [2], "one call, and none for what the ledger knows to be done"

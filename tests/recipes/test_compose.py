@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -286,3 +287,49 @@ def test_set_up_lines_and_variables_that_name_no_secret_pass(tmp_path: Path, mon
     variables = 'variables: {MAX_TOKENS: "${oc.env:MAX_TOKENS}", HTTPS_PROXY: "http://proxy:3128"}'
     recipe = compose(_write(tmp_path, BASE + f"environment:\n  {lines}\n  {variables}\n"))
     assert recipe.environment.variables["MAX_TOKENS"] == "512"
+
+
+def _bomb() -> str:
+    lines = ["a0: &a0 [x,x,x,x,x,x,x,x,x]"]
+    lines += [f"a{level}: &a{level} [{','.join([f'*a{level - 1}'] * 9)}]" for level in range(1, 9)]
+    return "\n".join(lines) + "\n"
+
+
+_HOSTILE = {
+    "aliases of aliases": _bomb(),
+    "an alias of itself": "a: &a {b: *a}\n",
+    "deep": "a: " + "[" * 300_000 + "]" * 300_000 + "\n",
+    "deep by aliases": "a0: &a0 [1]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1, 500)),
+}
+
+
+@pytest.mark.parametrize("text", _HOSTILE.values(), ids=_HOSTILE)
+@pytest.mark.parametrize("place", ["recipe", "group", "config"])
+def test_a_hostile_file_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, place: str
+) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(text if place == "recipe" else "defaults: [{train: big}, _self_]\n")
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "big.yaml").write_text(text if place == "group" else "steps: 1\n")
+    (tmp_path / "config.yaml").write_text("resources: {}\n" + text if place == "config" else "resources: {}\n")
+    began = time.monotonic()
+    with pytest.raises(UsageError, match="is too large: with its aliases written out"):
+        compose(str(recipe))
+    assert time.monotonic() - began < 5
+    if place == "recipe":
+        monkeypatch.setenv("SOUSBATCH_RECIPES", str(tmp_path))
+        assert {one.path: one.description for one in list_recipes()}[recipe] == "cannot be read"
+
+
+def test_aliases_within_reason_are_taken(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("model: {path: &here /m}\ndata: {splits: {train: *here, a: *here}}\n")
+    assert compose(str(tmp_path / "mine.yaml")).data.splits == {"train": "/m", "a": "/m"}
+
+
+@pytest.mark.parametrize("other", ["mine", "two"])
+def test_files_that_name_each_other_are_refused(tmp_path: Path, other: str) -> None:
+    (tmp_path / "mine.yaml").write_text(f"defaults: [{other}, _self_]\n")
+    (tmp_path / "two.yaml").write_text("defaults: [mine, _self_]\n")
+    with pytest.raises(UsageError, match="files of its defaults list name each other in a circle"):
+        compose(str(tmp_path / "mine.yaml"))

@@ -1,0 +1,166 @@
+"""What one who only looks is told of runs: nothing that cannot be asked or read keeps the others from being told."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+
+from .. import ledger
+from ..errors import DamagedError, SlurmError
+from ..ledger import Event
+from ..recipes.plan import Glance, Plan, StageGlance, glance
+from ..rundir import RunPaths
+from .base import FINAL_WORDS, JobRef, JobState, Launcher
+from .status import NO_ANSWER, StageState, by_stage, job_refs, open_refs, stage_states, stopping_stages
+
+_GONE = "its folder is gone"
+
+
+def watch_states(plan: Plan | Glance, paths: RunPaths, launcher: Launcher) -> dict[str, StageState]:
+    """Return the same for one who only looks: what cannot be asked or read is unknown, with the reason."""
+    ((look, _, found),) = many_states([paths], lambda _: launcher)
+    rest = found.get("jobs") or StageState(word="lost", reason=look.problem or "not sent")
+    return {stage.name: found.get(stage.name, rest) for stage in plan.stages}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Look:
+    """What was read of a run before anybody was asked. *problem* is why its jobs cannot be asked about."""
+
+    plan: Glance
+    paths: RunPaths
+    events: Sequence[Event]
+    problem: str = ""
+    refs: Mapping[str, JobRef] = field(default_factory=dict)
+
+    @property
+    def is_gone(self) -> bool:
+        return self.problem.startswith(_GONE)
+
+
+def problem_of(paths: RunPaths) -> str:
+    """Return why a run cannot be read, or the empty string."""
+    return _read(paths).problem
+
+
+def _read(paths: RunPaths) -> _Look:
+    plan, reader = glance(paths.plan), ledger.LedgerReader(paths.ledger_dir, max_steps=1)
+    try:
+        events = reader.poll()
+    except DamagedError as error:
+        events, reader.damage = [], str(error)
+    problem = plan.problem or reader.damage or ("" if events else f"{paths.ledger_dir} is empty")
+    if not paths.root.is_dir():  # last, since it may be moved away at any moment
+        problem, events = f"{_GONE} ({paths.root})", []
+    return _Look(plan=replace(plan, problem=problem), paths=paths, events=events, problem=problem)
+
+
+def _look(paths: RunPaths, launcher_of: Callable[[str], Launcher]) -> _Look:
+    look = _read(paths)
+    if look.problem:
+        return look
+    try:
+        refs = job_refs(look.events, launcher_of(look.plan.launcher))
+        return replace(look, refs=open_refs(look.plan, look.events, refs))
+    except SlurmError as error:
+        return replace(look, problem=NO_ANSWER.format(error=error))
+
+
+def many_states(
+    runs: Sequence[RunPaths], launcher_of: Callable[[str], Launcher]
+) -> list[tuple[Glance, RunPaths, dict[str, StageState]]]:
+    """Return the states of many runs with one call to each launcher.
+
+    Nobody is asked about stages that the ledger knows to be done. A run that is damaged, of another version or not to
+    be asked about is unknown, and keeps no other from being told. Of one whose folder is gone only its jobs are told.
+    """
+    launcher_of = cache(launcher_of)
+    looks = [_look(paths, launcher_of) for paths in runs]
+    jobs: dict[JobRef, JobState] = {}
+    silent: dict[str, str] = {}
+    for name in {look.plan.launcher for look in looks if look.refs}:
+        asked = [ref for look in looks if look.plan.launcher == name for ref in look.refs.values()]
+        try:
+            jobs |= launcher_of(name).states(asked)
+        except SlurmError as error:
+            silent[name] = NO_ANSWER.format(error=error)
+    left = jobs_left([look.paths for look in looks if look.is_gone], launcher_of)
+    found = []
+    for look in looks:
+        if look.is_gone:
+            states = _states_of_gone(look, *left)
+        else:
+            states = _states_of(look, jobs, silent.get(look.plan.launcher, "") if look.refs else "")
+        found.append((look.plan, look.paths, states))
+    return found
+
+
+def _states_of(look: _Look, jobs: Mapping[JobRef, JobState], silence: str) -> dict[str, StageState]:
+    stages = look.plan.stages or _stages_told(look.events)
+    plan, problem = replace(look.plan, stages=stages), look.problem or silence
+    if problem:
+        unknown = JobState(word="unknown", reason=problem)
+        return stage_states(plan, look.events, {stage.name: unknown for stage in stages})
+    found = {name: jobs[ref] for name, ref in look.refs.items()}
+    return stage_states(plan, look.events, found, stopping=stopping_stages(plan, look.paths))
+
+
+def _stages_told(events: Sequence[Event]) -> tuple[StageGlance, ...]:
+    """Return the stages that a ledger names; how many tasks they have, and so when they are done, it does not say."""
+    return tuple(StageGlance(name=name, kind="merge", num_tasks=-1, steps=0) for name in by_stage(events) if name)
+
+
+def _states_of_gone(look: _Look, left: Mapping[Path, Sequence[LeftJob]], silence: str) -> dict[str, StageState]:
+    mine = left.get(look.paths.root, ())
+    if silence and not mine:
+        return {"jobs": StageState(word="unknown", reason=f"{look.problem}; {silence}")}
+    states: dict[str, StageState] = {}
+    for job in mine:
+        if job.state.word not in FINAL_WORDS:
+            reason = f"{look.problem}; its job is {job.state.word}: `sousbatch cancel {look.paths.run_id}` ends it"
+            states[job.stage] = StageState(word="unknown", reason=reason)
+    return states
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftJob:
+    """A job that its launcher knows of a run of which nothing can be read."""
+
+    stage: str
+    ref: JobRef
+    state: JobState
+
+
+def jobs_left(
+    runs: Sequence[RunPaths], launcher_of: Callable[[str], Launcher]
+) -> tuple[dict[Path, list[LeftJob]], str]:
+    """Return the jobs of *runs*, found by the keys under which they were sent, and why Slurm could not be asked.
+
+    Each run's own launcher is asked where plan or ledger tell it. Else a machine that knows jobs of a run has all of
+    them, so that Slurm is asked about the others only.
+    """
+    found: dict[Path, list[LeftJob]] = {}
+    for name in ("local", "slurm"):
+        chosen = [paths for paths in runs if paths.root not in found and _launcher_name(paths) in (name, "")]
+        ask = {f"{paths.recipe_name}.{paths.run_id}.": paths.root for paths in chosen}
+        if not ask or (name == "slurm" and shutil.which("squeue") is None):
+            continue
+        try:
+            known = launcher_of(name).find(list(ask))
+            states = launcher_of(name).states(list(known.values())) if known else {}
+        except SlurmError as error:
+            return found, NO_ANSWER.format(error=error)
+        for key, ref in known.items():
+            recipe, run_id, stage, _ = key.split(".")
+            job = LeftJob(stage=stage, ref=ref, state=states[ref])
+            found.setdefault(ask[f"{recipe}.{run_id}."], []).append(job)
+    return found, ""
+
+
+def _launcher_name(paths: RunPaths) -> str:
+    look = _read(paths)
+    sent = [event.data["launcher"] for event in look.events if event.kind == "sent"]
+    return look.plan.launcher or (sent[-1] if sent else "")

@@ -1,0 +1,46 @@
+"""How a job ends: its exit code tells, also where there is no room to write anything down."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from sousbatch import ledger
+from sousbatch.errors import EXIT_NO_ROOM
+from sousbatch.jobs.context import run_job
+from sousbatch.jobs.score import score
+from sousbatch.recipes.plan import glance
+from sousbatch.rundir import RunPaths
+
+
+@pytest.fixture
+def few_inodes(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 100 inodes."""
+    place = tmp_path / "few"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "nr_inodes=100", "tmpfs", place], capture_output=True).returncode:
+        pytest.skip("a small file system needs the right to mount one")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def test_a_score_without_an_inode_left_says_that_there_is_no_room(
+    sousbatch: Callable[..., tuple[int, str, str]], project: Path, few_inodes: Path
+) -> None:
+    _, out, _ = sousbatch("plan", "small.yaml", "--json")
+    paths = RunPaths(root=few_inodes / "small" / "0123456789ab")
+    paths.root.mkdir(parents=True)
+    paths.plan.write_text(out)
+    names = {stage.kind: stage.name for stage in glance(paths.plan).stages}
+    ledger.open_attempt(paths.ledger_dir, names["score"], 0).close()
+    paths.predictions(names["predict"]).mkdir(parents=True)
+    rows = "".join(json.dumps({"index": number, "prediction": "답"}) + "\n" for number in range(5))
+    (paths.predictions(names["predict"]) / "predictions.jsonl").write_text(rows)
+    with pytest.raises(OSError, match="No space"):
+        for number in range(100):
+            (few_inodes / str(number)).touch()
+    assert run_job("score", score, [str(paths.root), names["score"]]) == EXIT_NO_ROOM
