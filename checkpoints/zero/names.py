@@ -14,14 +14,14 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any
 
 from ...errors import UsageError
 from ...rundir import cached
-from .source import DTYPES, Source
+from .source import Source
 
 logger = logging.getLogger(__name__)
 
@@ -118,20 +118,35 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _compared(source: Source, config: Mapping[str, Any]) -> Verdict:
-    if any(DTYPES[tensor.dtype].name in ("int8", "uint8") for tensor in source.tensors if tensor.dtype in DTYPES):
-        return Verdict(unknown="the weights are quantised")
     names = {tensor.name: tensor.shape for tensor in source.tensors}
+    reason = _incomparable(source, config)
+    if reason:
+        return Verdict(unknown=reason)
+    plain = {key: value for key, value in config.items() if key not in ("_name_or_path", "quantization_config")}
     try:
-        version = metadata.version("transformers")
+        key = [metadata.version("transformers"), plain, sorted(names.items())]
+        answer = cached("names", key, lambda: _asked({"config": plain, "names": names}))
     except metadata.PackageNotFoundError:
         return Verdict(unknown="transformers is not installed here")
-    plain = {key: value for key, value in config.items() if key not in ("_name_or_path", "quantization_config")}
-    key = [version, plain, sorted(names.items())]
-    try:
-        answer = cached("names", key, lambda: _asked({"config": plain, "names": names}))
     except _UnansweredError as error:
         return Verdict(unknown=str(error))
-    return Verdict(**{name: tuple(value) if isinstance(value, list) else value for name, value in answer.items()})
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in answer.items()
+    }
+    return Verdict(**values)
+
+
+def _incomparable(source: Source, config: Mapping[str, Any]) -> str:
+    """Return why transformers need not be asked, empty where it is to be."""
+    if any(tensor.dtype in ("int8", "uint8") for tensor in source.tensors):
+        return "the weights are quantised"
+    named = (config.get("architectures") or [""])[0]
+    if not named and not config.get("model_type"):
+        return "config.json names no architecture"
+    custom = [str(value) for value in (config.get("auto_map") or {}).values()]
+    if custom and (not named or any(value.endswith(f".{named}") for value in custom)):
+        return f"the model {named or config['model_type']} is code of its own, which is not run here"
+    return ""
 
 
 class _UnansweredError(Exception):
@@ -196,7 +211,9 @@ def _answer(config: dict[str, Any], names: _Shapes) -> dict[str, Any]:
     )
 
 
-def _best(names: _Shapes, expected: set[str], base_prefix: str, loaded: Any) -> dict[str, Any]:
+def _best(
+    names: _Shapes, expected: set[str], base_prefix: str, loaded: Callable[[str], dict[str, list[str]]]
+) -> dict[str, Any]:
     as_they_stand = loaded("")
     if _is_whole(as_they_stand):
         return as_they_stand | {"fits": [""]}
@@ -226,16 +243,10 @@ def _model_class(config: Mapping[str, Any]) -> Any:
     import transformers
 
     named = (config.get("architectures") or [""])[0]
-    custom = [str(value) for value in (config.get("auto_map") or {}).values()]
-    if custom and (not named or any(value.endswith(f".{named}") for value in custom)):
-        return f"the model {named or config.get('model_type')} is code of its own, which is not run here"
-    found = getattr(transformers, named, None) if named else _base_class(str(config.get("model_type", "")))
+    found = getattr(transformers, named, None) if named else _base_class(str(config["model_type"]))
     if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
         return found
-    what = named or config.get("model_type")
-    if not what:
-        return "config.json names no architecture"
-    return f"transformers {transformers.__version__} does not know {what!r}"
+    return f"transformers {transformers.__version__} does not know {named or config['model_type']!r}"
 
 
 def _base_class(model_type: str) -> Any:

@@ -39,8 +39,8 @@ def model_paths(paths: Iterable[Keys]) -> dict[Keys, str]:
     heads: Keys = _model_head(left.values())
     if not heads:
         left = {path: rest for path, rest in left.items() if not _OTHERS.fullmatch(rest[0])}
-        at_top = {path: rest for path, rest in left.items() if len(rest) == 1}
-        left = at_top or left
+        if any(len(rest) == 1 for rest in left.values()):
+            left = {path: rest for path, rest in left.items() if len(rest) == 1}
     while heads:
         left = {path: rest[len(heads) :] for path, rest in left.items() if rest[: len(heads)] == heads}
         heads = _model_head(left.values())
