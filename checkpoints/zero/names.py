@@ -197,10 +197,12 @@ def _answer(config: dict[str, Any], names: _Shapes) -> dict[str, Any]:
             device_map={"": "meta"},
             ignore_mismatched_sizes=True,
         )
+        missing = sorted(set(info["missing_keys"]) - buffers)
+        # Without an architecture only the base is known: a model may add a head and leave out, say, the pooler.
+        is_exact = bool(config.get("architectures"))
         return {
-            "missing": sorted(set(info["missing_keys"]) - buffers),
-            # Without an architecture the base is what is known: a head is none of its tensors.
-            "unexpected": sorted(info["unexpected_keys"]) if config.get("architectures") else [],
+            "missing": missing if is_exact or 2 * len(missing) > len(expected) else [],
+            "unexpected": sorted(info["unexpected_keys"]) if is_exact else [],
             "misshapen": [
                 f"{name} is {list(has)}, expected {list(needs)}" for name, has, needs in info["mismatched_keys"]
             ],

@@ -192,6 +192,11 @@ def test_tied_weights_may_be_absent_and_a_tensor_too_many_is_named(
     with pytest.raises(UsageError, match="lacks 1 of the 21 weights"):
         names.fitted(open_source(folder), config)
     assert fitted(open_source(folder), {**config, "tie_word_embeddings": True}) == {*tensors, "v_head.bias"}
+    tensors.pop("model.norm.weight")
+    folder = model_of(tmp_path / "m", tensors, config)
+    assert fitted(open_source(folder), {**config, "architectures": None}) == tensors.keys(), (
+        "not all models have a pooler"
+    )
     assert "1 tensors are none that LlamaForCausalLM loads, and are not used: v_head.bias" in caplog.text
 
 
