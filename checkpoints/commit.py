@@ -28,7 +28,15 @@ _NAME = re.compile(r"step-(\d{8,})(-weights)?")
 _FOREIGN_NAME = re.compile(r"(?:checkpoint-|global_step)(\d+)")
 
 # DeepSpeed's rank files, torch's distributed checkpoints (accelerate puts them a folder lower), safetensors.
-_FOREIGN_FILES = ("*_states.pt", ".metadata", "pytorch_model_fsdp_0/.metadata", "*.safetensors")
+_FOREIGN_FILES = (
+    "*_states.pt",
+    ".metadata",
+    "pytorch_model_fsdp_0/.metadata",
+    "shard-*-model-*.safetensors",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "adapter_model.safetensors",
+)
 
 # What a flipped bit makes of a zip file, besides a wrong CRC: another method, an encrypted record, a wild offset.
 _UNREADABLE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError, struct.error)

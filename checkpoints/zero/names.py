@@ -122,7 +122,7 @@ def _compared(source: Source, config: Mapping[str, Any]) -> Verdict:
     reason = _incomparable(source, config)
     if reason:
         return Verdict(unknown=reason)
-    plain = {key: value for key, value in config.items() if key not in ("_name_or_path", "quantization_config")}
+    plain = _plain(config)
     try:
         key = [metadata.version("transformers"), plain, sorted(names.items())]
         answer = cached("names", key, lambda: _asked({"config": plain, "names": names}))
@@ -136,14 +136,29 @@ def _compared(source: Source, config: Mapping[str, Any]) -> Verdict:
     return Verdict(**values)
 
 
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what decides the names: not the path, and not by which (possibly fetched) code they are computed."""
+    return {
+        key: _plain(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in ("_name_or_path", "quantization_config") and "_implementation" not in key
+    }
+
+
+def _named_class(config: Mapping[str, Any]) -> str:
+    found = config.get("architectures")
+    return str(found[0]) if isinstance(found, list) and found else ""
+
+
 def _incomparable(source: Source, config: Mapping[str, Any]) -> str:
     """Return why transformers need not be asked, empty where it is to be."""
     if any(tensor.dtype in ("int8", "uint8") for tensor in source.tensors):
         return "the weights are quantised"
-    named = (config.get("architectures") or [""])[0]
+    named = _named_class(config)
     if not named and not config.get("model_type"):
         return "config.json names no architecture"
-    custom = [str(value) for value in (config.get("auto_map") or {}).values()]
+    auto_map = config.get("auto_map")
+    custom = [str(value) for value in (auto_map.values() if isinstance(auto_map, dict) else ())]
     if custom and (not named or any(value.endswith(f".{named}") for value in custom)):
         return f"the model {named or config['model_type']} is code of its own, which is not run here"
     return ""
@@ -199,7 +214,7 @@ def _answer(config: dict[str, Any], names: _Shapes) -> dict[str, Any]:
         )
         missing = sorted(set(info["missing_keys"]) - buffers)
         # Without an architecture only the base is known: a model may add a head and leave out, say, the pooler.
-        is_exact = bool(config.get("architectures"))
+        is_exact = bool(_named_class(config))
         return {
             "missing": missing if is_exact or 2 * len(missing) > len(expected) else [],
             "unexpected": sorted(info["unexpected_keys"]) if is_exact else [],
@@ -244,7 +259,7 @@ def _model_class(config: Mapping[str, Any]) -> Any:
     """Return transformers' own class for *config*, or why there is none."""
     import transformers
 
-    named = (config.get("architectures") or [""])[0]
+    named = _named_class(config)
     found = getattr(transformers, named, None) if named else _base_class(str(config["model_type"]))
     if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
         return found

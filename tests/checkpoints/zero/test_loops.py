@@ -278,6 +278,7 @@ def test_a_plain_model_is_listed_and_a_folder_without_a_ranks_file_is_incomplete
 ) -> None:
     path = copied("z3_bf16")
     shutil.copytree(cases / "z3_lora" / "base", path.parent / "base")
+    (path.parent / "other.safetensors").touch()
     (path / "global_step1" / "zero_pp_rank_1_mp_rank_00_model_states.pt").unlink()
     next(path.glob("*/*zero_pp_rank_1_*optim_states.pt")).unlink()
     assert main(["checkpoints", "list", str(path.parent), "--json"]) == 0
