@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import show
-from .errors import NotFoundError, RunError, UsageError
+from .errors import DamagedError, IncompleteError, NotFoundError, RunError, UsageError
 from .rundir import RunPaths, find_run
 
 if TYPE_CHECKING:
@@ -43,11 +43,32 @@ def listing(arguments: Namespace) -> int:
     from .checkpoints.commit import list_checkpoints
 
     found = [checkpoint for folder in _checkpoint_dirs(arguments.path) for checkpoint in list_checkpoints(folder)]
+    holds = [_holds(checkpoint) for checkpoint in found]
     if arguments.json:
-        print(json.dumps([vars(one) | {"path": str(one.path)} for one in found], indent=1))
+        rows = zip(found, holds, strict=True)
+        print(json.dumps([vars(one) | {"path": str(one.path), "content": content} for one, content in rows], indent=1))
     else:
-        print(show.checkpoints(found) if found else f"no checkpoints in {arguments.path}")
+        print(show.checkpoints(found, holds) if found else f"no checkpoints in {arguments.path}")
     return 0
+
+
+def _holds(checkpoint: Checkpoint) -> str:
+    """Return what a checkpoint holds; of another trainer's, whether that can be consolidated."""
+    from .checkpoints.zero.read import open_source
+
+    if checkpoint.status != "foreign":
+        return checkpoint.content
+    try:
+        source = open_source(checkpoint.path)
+    except IncompleteError:
+        return "incomplete"
+    except DamagedError:
+        return "damaged"
+    except (UsageError, NotFoundError):
+        return "unknown"
+    if source.content == "adapter":
+        return "adapter"
+    return "full" if source.kind.startswith(("DeepSpeed", "torch")) else "weights"
 
 
 def verify(arguments: Namespace) -> int:
@@ -73,12 +94,13 @@ def _look_through(checkpoint: Checkpoint) -> tuple[tuple[str, ...], str]:
     if problems or checkpoint.status != "foreign":
         return problems, ""
     try:
-        open_source(checkpoint.path)
+        source = open_source(checkpoint.path)
     except RunError as error:
         return (str(error),), ""
     except UsageError as error:
         return (), f", as far as its files tell; it cannot be consolidated here: {error}"
-    return (), ""
+    has_checksums = any(str(segment.path).endswith(".pt") for one in source.tensors for segment in one.segments)
+    return (), "" if has_checksums else ", as far as the headers of its model tell: no checksum was compared"
 
 
 def prune(arguments: Namespace) -> int:
@@ -162,12 +184,9 @@ def consolidate(arguments: Namespace) -> int:
     from .checkpoints.zero.places import place_of
     from .checkpoints.zero.write import consolidate_part, refuse_within
 
-    if arguments.adapter == "keep" and arguments.base:
-        raise UsageError("--adapter keep and --base contradict each other; leave out one of them")
-    if arguments.out.startswith("memory:"):
-        raise UsageError(f"{arguments.out}: is gone when this command ends; name a folder or a store's URL")
+    _refuse_contradictions(arguments)
     checkpoint, out = place_of(arguments.path), place_of(arguments.out)
-    source = _open(arguments.path, checkpoint)
+    source = _open(arguments.path, checkpoint, is_raw=arguments.adapter == "raw")
     choices = _choices(arguments, checkpoint)
     if arguments.dry_run:
         return _show_cost(arguments, source, choices)
@@ -195,12 +214,31 @@ def consolidate(arguments: Namespace) -> int:
         return 0
     print(f"{arguments.out}: {'was there already: ' * was_there}{_made(manifest, choices)}, {took}")
     if manifest.content == "model" and all(file.name != "config.json" for file in manifest.files):
-        print(
-            f"sousbatch: warning: no config.json lies beside {arguments.path}, so from_pretrained cannot load "
-            f"{arguments.out}; remove it and consolidate again with --copy-from DIR, the folder of the model's config",
-            file=sys.stderr,
-        )
+        print(f"sousbatch: warning: {_without_config(arguments)}", file=sys.stderr)
     return 0
+
+
+def _refuse_contradictions(arguments: Namespace) -> None:
+    if arguments.out.startswith("memory:"):
+        raise UsageError(f"{arguments.out}: is gone when this command ends; name a folder or a store's URL")
+    if arguments.adapter in ("keep", "raw") and arguments.base:
+        raise UsageError(f"--adapter {arguments.adapter} and --base contradict each other; leave out one of them")
+    if arguments.adapter == "raw" and arguments.copy_from:
+        raise UsageError(
+            "--adapter raw writes no config.json, for with one from_pretrained would make weights up; leave out "
+            "--copy-from"
+        )
+
+
+def _without_config(arguments: Namespace) -> str:
+    """Return why a model's folder has no config.json, and what follows."""
+    if arguments.adapter == "raw":
+        return f"{arguments.out} holds all weights as they stand and no config.json; from_pretrained cannot load it"
+    return (
+        f"no config.json lies beside {arguments.path}, so the names of the weights were not compared and "
+        f"from_pretrained cannot load {arguments.out}; remove it and consolidate again with --copy-from DIR, the "
+        "folder of the model's config"
+    )
 
 
 def _made(manifest: Manifest, choices: Choices) -> str:
@@ -212,13 +250,13 @@ def _made(manifest: Manifest, choices: Choices) -> str:
     return text + ("" if manifest.num_flushed is None else f", {manifest.num_flushed:,} values became zero")
 
 
-def _open(text: str, checkpoint: Place) -> Source:
+def _open(text: str, checkpoint: Place, *, is_raw: bool) -> Source:
     """Open the checkpoint that *text* names; where it means a run, or a folder of several, name the newest."""
     from .checkpoints.commit import list_checkpoints
     from .checkpoints.sound import open_sound
 
     try:
-        return open_sound(checkpoint)
+        return open_sound(checkpoint, is_raw=is_raw)
     except NotFoundError as error:
         try:
             found = [one for folder in _checkpoint_dirs(text) for one in list_checkpoints(folder)]
@@ -237,6 +275,7 @@ def _choices(arguments: Namespace, checkpoint: Place) -> Choices:
     from .checkpoints.zero.places import place_of
     from .checkpoints.zero.work import Choices
 
+    has_config = arguments.adapter != "raw"
     return Choices(
         dtype=arguments.dtype,
         max_shard_bytes=int(arguments.max_shard_gb * 1e9),
@@ -244,7 +283,12 @@ def _choices(arguments: Namespace, checkpoint: Place) -> Choices:
         overflow=arguments.overflow,
         is_merged=arguments.adapter == "merge",
         base_dir=place_of(arguments.base) if arguments.base else None,
-        copy_from=place_of(arguments.copy_from) if arguments.copy_from else _config_dir(checkpoint),
+        copy_from=place_of(arguments.copy_from)
+        if arguments.copy_from
+        else _config_dir(checkpoint)
+        if has_config
+        else None,
+        is_compared=has_config and not arguments.dry_run,
         has_statistics=not arguments.no_statistics,
         is_verified=arguments.verify,
     )

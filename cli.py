@@ -285,8 +285,9 @@ def _add_consolidate(verbs: argparse._SubParsersAction[_Parser]) -> None:
     )
     convert.add_argument(
         "--adapter",
-        choices=["merge", "keep"],
-        help="an adapter: write the model that it makes of its base, or the adapter alone (default: keep)",
+        choices=["merge", "keep", "raw"],
+        help="an adapter: write the model that it makes of its base, or the adapter alone (default: keep); raw: all "
+        "weights under their own names, as zero_to_fp32.py does, and no config.json",
     )
     convert.add_argument("--base", metavar="DIR", help="the model that an adapter was trained on; merges it")
     convert.add_argument(

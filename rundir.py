@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from . import files
 from .errors import NotFoundError, UsageError
 
 PLAN_FORMAT = 3
+_CACHE_FORMAT = 2
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 
@@ -136,6 +138,20 @@ def cache_dir() -> Path:
     given = os.environ.get("SOUSBATCH_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(given) if given else Path(base) / "sousbatch"
+
+
+def cached(kind: str, key: Any, make: Callable[[], Any]) -> Any:
+    """Return the remembered value of *key*, or make and remember it; both are plain JSON values."""
+    path = cache_dir() / kind / f"{files.digest_of([_CACHE_FORMAT, key])}.json"
+    try:
+        return files.read_json(path)
+    except (OSError, ValueError):
+        pass
+    value = make()
+    with suppress(OSError):  # a cache that cannot be written is none
+        files.make_private_dir(path.parent)
+        files.write_json(path, value)
+    return value
 
 
 def config_file() -> Path:

@@ -211,19 +211,19 @@ def status_json(found: Sequence[tuple[Glance, RunPaths, Mapping[str, StageState]
     ]
 
 
-def checkpoints(found: Sequence[Checkpoint]) -> str:
-    """Return one line a checkpoint."""
+def checkpoints(found: Sequence[Checkpoint], holds: Sequence[str]) -> str:
+    """Return one line a checkpoint, with what it holds."""
     rows = [
         [
             one.step,
             one.attempt,
             "pinned" if one.is_pinned else one.status,
-            one.content,
+            content,
             size(one.num_bytes),
             "" if one.metric is None else f"{one.metric:.4g}",
             one.path,
         ]
-        for one in found
+        for one, content in zip(found, holds, strict=True)
     ]
     return columns(rows, header=("step", "attempt", "status", "holds", "size", "metric", "path"))
 

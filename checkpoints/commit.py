@@ -27,6 +27,17 @@ _FORMAT = 1
 _NAME = re.compile(r"step-(\d{8,})(-weights)?")
 _FOREIGN_NAME = re.compile(r"(?:checkpoint-|global_step)(\d+)")
 
+# DeepSpeed's rank files, torch's distributed checkpoints (accelerate puts them a folder lower), safetensors.
+_FOREIGN_FILES = (
+    "*_states.pt",
+    ".metadata",
+    "pytorch_model_fsdp_0/.metadata",
+    "shard-*-model-*.safetensors",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "adapter_model.safetensors",
+)
+
 # What a flipped bit makes of a zip file, besides a wrong CRC: another method, an encrypted record, a wild offset.
 _UNREADABLE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError, struct.error)
 
@@ -226,7 +237,7 @@ def _look(path: Path) -> Checkpoint | None:
             return Checkpoint(path=path, step=_step_in(path), status="torn", num_bytes=files.num_bytes_below(path))
     if path.name.startswith(f"{files.TEMPORARY_PREFIX}step-"):
         return Checkpoint(path=path, step=_step_in(path), status="torn", num_bytes=files.num_bytes_below(path))
-    if _FOREIGN_NAME.fullmatch(path.name) or any(path.glob("*_states.pt")):
+    if _FOREIGN_NAME.fullmatch(path.name) or any(any(path.glob(pattern)) for pattern in _FOREIGN_FILES):
         return Checkpoint(path=path, step=_step_in(path), status="foreign", num_bytes=files.num_bytes_below(path))
     return None
 

@@ -19,7 +19,7 @@ from .zero.read import open_source
 from .zero.source import Source
 
 
-def open_sound(path: Place) -> Source:
+def open_sound(path: Place, *, is_raw: bool = False) -> Source:
     """Return what `open_source` finds, its files with weights compared with the marker where there is one.
 
     Of torch files that is their directories: the bytes are compared with these as they are read. Others
@@ -30,7 +30,7 @@ def open_sound(path: Place) -> Source:
         DamagedError: a file is not the one that was committed; and as `open_source`.
     """
     _refuse_cut_off(path.absolute() if isinstance(path, Path) else path)
-    source = open_source(path)
+    source = open_source(path, is_raw=is_raw)
     folder = next((place for place in (path, path.parent) if (place / MARKER).is_file()), None)
     if folder is not None:
         entries = _entries(folder / MARKER)

@@ -1,4 +1,4 @@
-"""Two ways of looking that all looks share: collect every reason, and remember what was seen."""
+"""What all looks share: collect every reason, and digest a file once."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from typing import Any
 
 from .. import files
 from ..errors import PlanError, UsageError
-from ..rundir import cache_dir
-
-_FORMAT = 2
+from ..rundir import cached
 
 
 def collect(reasons: list[str], look: Callable[[], Any]) -> Any:
@@ -22,19 +20,6 @@ def collect(reasons: list[str], look: Callable[[], Any]) -> Any:
     except UsageError as error:
         reasons.append(str(error))
     return None
-
-
-def cached(kind: str, key: Any, make: Callable[[], Any]) -> Any:
-    """Return the remembered value of *key*, or make and remember it; both are plain JSON values."""
-    path = cache_dir() / kind / f"{files.digest_of([_FORMAT, key])}.json"
-    try:
-        return files.read_json(path)
-    except (OSError, ValueError):
-        pass
-    value = make()
-    files.make_private_dir(path.parent)
-    files.write_json(path, value)
-    return value
 
 
 def file_digest(path: Path) -> str:

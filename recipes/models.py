@@ -17,7 +17,8 @@ from typing import Any
 from .. import files
 from ..checkpoints.quota import least, limits_of
 from ..errors import UsageError, nearest
-from .look import cached, file_digest
+from ..rundir import cached
+from .look import file_digest
 from .plan import ModelFacts, TensorFacts
 from .schema import Recipe
 from .search import LIBRARY_DIR

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from .. import files
 from ..errors import PlanError, UsageError, is_no_room, nearest
-from ..rundir import cache_dir
+from ..rundir import cache_dir, cached
 from . import check, hangul
-from .look import cached, collect
+from .look import collect
 from .plan import SplitFacts
 from .prompt import prompt_columns
 from .rows import read_rows

@@ -72,7 +72,8 @@ def base_within(source: Source) -> Source | None:
     tensors = tuple(replace(tensor, name=names[tensor.name] or "") for tensor in source.tensors if names[tensor.name])
     aliases = ((_base_name(name), _base_name(kept)) for name, kept in source.aliases)
     known = tuple((name, kept) for name, kept in aliases if name and kept)
-    is_there = any(tensor.role == "frozen" for tensor in tensors)
+    # Only DeepSpeed's files say what was frozen; others hold all of the model or nothing of it.
+    is_there = any(tensor.role in ("frozen", "unknown") for tensor in tensors)
     return replace(source, content="model", tensors=tensors, aliases=known) if is_there else None
 
 

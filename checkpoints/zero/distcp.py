@@ -1,4 +1,4 @@
-"""Folders of torch's distributed checkpoints (FSDP): `.metadata` and `*.distcp`, read in place.
+"""Folders of torch's distributed checkpoints (FSDP): `.metadata` and `*.distcp`, or safetensors, read in place.
 
 torch's own reader unpickles `.metadata` with the plain pickle module, which runs what a hostile file says, and
 takes whole tensors into memory. The layout is simple: each chunk of a tensor is one small `torch.save` zip.
@@ -7,25 +7,26 @@ takes whole tensors into memory. The layout is simple: each chunk of a tensor is
 from __future__ import annotations
 
 import io
+import json
 import math
 import pickle
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any
+from typing import IO, Any
 
 from ...errors import DamagedError, IncompleteError, UsageError
 from ...files import digest_of
 from .archive import load_tensor
-from .places import Place, inner_name, num_bytes_of, open_ranges, stamp_of
-from .source import DTYPES, Segment, Source, SourceTensor
+from .parts import model_paths
+from .places import Place, inner_name, listing, num_bytes_of, open_ranges, stamp_of
+from .source import DTYPES, Source, SourceTensor
+from .tensorfile import read_file, read_tensors
 from .unpickle import RefusedGlobal, Unpickler
 
 METADATA_NAME = ".metadata"
-# Under these, training loops put the model beside the optimizer; a folder without any of them is all model.
-_MODEL_KEYS = ("model", "module", "state_dict")
-_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.")
+_SHARD = re.compile(r"shard-(\d+)-model-\d+-of-\d+\.safetensors")
 _MODULE = "torch.distributed.checkpoint"
 # A tensor cut along its columns has a run per row and column of chunks; each run is one read.
 _MAX_RUNS = 200_000
@@ -46,8 +47,9 @@ class _Plain:
 
 @dataclass(frozen=True, kw_only=True)
 class _Chunk:
-    """One box of a tensor, and which part of which file holds it."""
+    """One box of the tensor *key*, and which part of which file holds it."""
 
+    key: str
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
     file_name: str
@@ -84,6 +86,8 @@ def read_distcp(path: Place) -> Source:
         tensors = list(_tensors(Unpickler(io.BytesIO(content), None, _known()).load()))
     except RefusedGlobal as refused:
         raise DamagedError(f"{metadata}: loading it would call {refused}; it was not called") from None
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
     except (ValueError, LookupError, TypeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
         raise DamagedError(f"{metadata}: not the metadata of a distributed checkpoint ({error})") from error
     if not tensors:
@@ -114,36 +118,29 @@ def _tensors(root: Any) -> Iterator[_Tensor]:
     places: dict[tuple[str, tuple[int, ...] | None], Any] = {
         (index.get("fqn"), index.state.get("offset")): info for index, info in root.get("storage_data").items()
     }
-    heads = {str(_path_of(key, paths)[0]) for key in described}
-    model_key = next((key for key in _MODEL_KEYS if key in heads), None)
-    for key, entry in described.items():
-        path = _path_of(key, paths)
-        is_model = path[0] == model_key if model_key else not str(path[0]).startswith("optim")
-        if not is_model or "chunks" not in getattr(entry, "state", {}):
-            continue
+    keys = {_path_of(key, paths): key for key, entry in described.items() if "chunks" in getattr(entry, "state", {})}
+    for path, name in model_paths(keys).items():
+        key, entry = keys[path], described[keys[path]]
         chunks = {
             tuple(chunk.get("offsets")): _chunk(
-                chunk, places.get((key, tuple(chunk.get("offsets")))) or places[key, None]
+                key, chunk, places.get((key, tuple(chunk.get("offsets")))) or places[key, None]
             )
             for chunk in entry.get("chunks")
             if math.prod(chunk.get("sizes"))
         }
-        name = ".".join(str(part) for part in (path[1:] if model_key and len(path) > 1 else path))
-        yield _Tensor(
-            name=_WRAPPERS.sub("", name),
-            shape=tuple(entry.get("size")),
-            chunks=tuple(chunks[offsets] for offsets in sorted(chunks)),
-        )
+        shape = tuple(entry.get("size"))
+        yield _Tensor(name=name, shape=shape, chunks=tuple(chunks[offsets] for offsets in sorted(chunks)))
 
 
-def _path_of(key: str, paths: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(paths.get(key) or (key,))
+def _path_of(key: str, paths: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(map(str, paths.get(key) or (key,)))
 
 
-def _chunk(chunk: Any, info: Any) -> _Chunk:
+def _chunk(key: str, chunk: Any, info: Any) -> _Chunk:
     if info.get("transform_descriptors") if "transform_descriptors" in info.state else None:
         raise ValueError("its chunks are compressed or encrypted")
     return _Chunk(
+        key=key,
         offsets=tuple(chunk.get("offsets")),
         sizes=tuple(chunk.get("sizes")),
         file_name=str(info.get("relative_path")),
@@ -163,7 +160,7 @@ def _files(path: Place, tensors: Sequence[_Tensor]) -> dict[str, Place]:
     return files
 
 
-def _pieces(files: Mapping[str, Place], tensors: Sequence[_Tensor]) -> dict[_Chunk, tuple[str, Segment]]:
+def _pieces(files: Mapping[str, Place], tensors: Sequence[_Tensor]) -> dict[_Chunk, SourceTensor]:
     """Look into every file for where the elements of its chunks begin, and of which dtype they are."""
     chunks: dict[str, list[_Chunk]] = {}
     for tensor in tensors:
@@ -172,19 +169,91 @@ def _pieces(files: Mapping[str, Place], tensors: Sequence[_Tensor]) -> dict[_Chu
     pieces = {}
     for name, file in files.items():
         size = num_bytes_of(file)
+        headers: dict[int, dict[str, SourceTensor]] = {}
         with open_ranges(file) as stream:
             for chunk in sorted(chunks[name], key=lambda chunk: chunk.begin):
                 if chunk.begin + chunk.num_bytes > size:
                     raise DamagedError(f"{file}: cut off: it has {size} bytes, {METADATA_NAME} names more")
-                stored = load_tensor(file, stream, chunk.begin, chunk.num_bytes)
+                stored = _stored(file, stream, chunk, headers)
                 if stored.shape != chunk.sizes:
                     raise DamagedError(f"{file}: holds {stored.shape} where {METADATA_NAME} says {chunk.sizes}")
-                pieces[chunk] = (stored.dtype, stored.segment(0, stored.num_elements))
+                pieces[chunk] = stored
     return pieces
 
 
-def _joined(path: Place, tensor: _Tensor, pieces: Mapping[_Chunk, tuple[str, Segment]]) -> SourceTensor:
-    dtypes = sorted({pieces[chunk][0] for chunk in tensor.chunks}) or ["float32"]
+def _stored(file: Place, stream: IO[bytes], chunk: _Chunk, headers: dict[int, dict[str, SourceTensor]]) -> SourceTensor:
+    """Return one chunk: a zip of its own, or a tensor of the safetensors that the rank wrote."""
+    stream.seek(chunk.begin)
+    if chunk.begin in headers or stream.read(2) != b"PK":
+        if chunk.begin not in headers:
+            headers[chunk.begin] = {tensor.name: tensor for tensor in read_tensors(file, chunk.begin)}
+        if chunk.key not in headers[chunk.begin]:
+            raise DamagedError(f"{file}: does not hold {chunk.key!r}, which {METADATA_NAME} says is there")
+        return headers[chunk.begin][chunk.key]
+    stored = load_tensor(file, stream, chunk.begin, chunk.num_bytes)
+    segments = (stored.segment(0, stored.num_elements),)
+    return SourceTensor(name=chunk.key, shape=stored.shape, dtype=stored.dtype, segments=segments)
+
+
+def is_hf_sharded(path: Place) -> bool:
+    """Say whether *path* holds what each rank wrote of a model with torch's HuggingFaceStorageWriter."""
+    return any(_SHARD.fullmatch(file.name) for file in path.iterdir())
+
+
+def read_hf_shards(path: Place) -> Source:
+    """Read where every tensor lies in safetensors that each rank wrote, not consolidated by torch.
+
+    Raises:
+        IncompleteError: a rank's file is missing, as far as their numbers and the tensors' gaps tell.
+        DamagedError: a file is cut off, or does not say which part of its tensors it holds.
+    """
+    files = {file.name: file for file in listing(path) if _SHARD.fullmatch(file.name)}
+    numbers = {int(_SHARD.fullmatch(name)[1]) for name in files}  # type: ignore[index]
+    missing = sorted(set(range(1, max(numbers))) - numbers)
+    if missing:
+        raise IncompleteError(f"{path}: has no shard-{missing[0]:05d}-*; copy it from the node that wrote it")
+    pieces: dict[_Chunk, SourceTensor] = {}
+    for file in files.values():
+        tensors, metadata = read_file(file)
+        try:
+            offsets = {
+                name: tuple(map(int, info["saved_offsets"]))
+                for name, info in json.loads(metadata["DCP_SHARDING_INFO"]).items()
+            }
+            for stored in tensors:
+                chunk = _Chunk(
+                    key=stored.name,
+                    offsets=offsets[stored.name],
+                    sizes=stored.shape,
+                    file_name=file.name,
+                    begin=0,
+                    num_bytes=0,
+                )
+                pieces[chunk] = stored
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise DamagedError(f"{file}: does not say which part of its tensors it holds ({error})") from error
+    chunks: dict[str, list[_Chunk]] = {}
+    for chunk in pieces:
+        chunks.setdefault(chunk.key, []).append(chunk)
+    whole = [_Tensor(name=name, shape=_around(boxes), chunks=tuple(boxes)) for name, boxes in chunks.items()]
+    return Source(
+        path=path,
+        content="model",
+        kind="torch distributed checkpoint in safetensors",
+        world_size=len(numbers),
+        tensors=tuple(_joined(path, tensor, pieces) for tensor in whole),
+        digest=digest_of([f"{name} {stamp_of(file)}" for name, file in files.items()]),
+    )
+
+
+def _around(chunks: Sequence[_Chunk]) -> tuple[int, ...]:
+    """Return the shape that boxes make together."""
+    ends = [[offset + size for offset, size in zip(box.offsets, box.sizes, strict=True)] for box in chunks]
+    return tuple(map(max, zip(*ends, strict=True)))
+
+
+def _joined(path: Place, tensor: _Tensor, pieces: Mapping[_Chunk, SourceTensor]) -> SourceTensor:
+    dtypes = sorted({pieces[chunk].dtype for chunk in tensor.chunks}) or ["float32"]
     if len(dtypes) > 1:
         raise DamagedError(f"{path}: the chunks of {tensor.name!r} have dtypes {', '.join(dtypes)}")
     runs = sorted((run for chunk in tensor.chunks for run in _runs(tensor, chunk)), key=lambda run: run[0])
@@ -193,7 +262,7 @@ def _joined(path: Place, tensor: _Tensor, pieces: Mapping[_Chunk, tuple[str, Seg
     for first, chunk, begin, count in runs:
         if first != end:
             raise IncompleteError(f"{path}: {tensor.name!r} of shape {tensor.shape} lacks or doubles elements at {end}")
-        segment = pieces[chunk][1]
+        segment = pieces[chunk].segments[0]
         segments.append(replace(segment, offset_bytes=segment.offset_bytes + begin * element_bytes, num_elements=count))
         end = first + count
     if end != math.prod(tensor.shape):

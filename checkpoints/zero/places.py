@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import fnmatch
 import io
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 _BLOCK_BYTES = 1 << 14
 _NUM_BLOCKS = 32
 _NUM_THREADS = 16
+# These read through one open file or connection, and where one thread seeks another would read.
+_ONE_AT_A_TIME = frozenset({"tar", "zip", "libarchive", "ftp"})
+_TURN = threading.RLock()
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
@@ -108,7 +112,8 @@ class RemotePath:
     def _asked(self, what: str) -> Iterator[None]:
         """Name the place in whatever goes wrong: each store has errors of its own, of no common class."""
         try:
-            yield
+            with _TURN if _ONE_AT_A_TIME & set(_protocols(self.fs)) else nullcontext():
+                yield
         except (FileNotFoundError, SousbatchError):
             raise
         except Exception as error:

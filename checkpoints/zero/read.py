@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 
 from ...errors import DamagedError, IncompleteError, NotFoundError, UsageError
 from ...files import digest_of
 from .adapter import as_adapter, is_adapter
 from .beside import ADAPTER_CONFIG_NAME, last_config
-from .distcp import find_distcp_dir, read_distcp
+from .distcp import find_distcp_dir, is_hf_sharded, read_distcp, read_hf_shards
 from .layout import read_zero
+from .parts import bare
 from .places import Place, inner_name, listing, stamp_of
 from .ranks import is_tag_dir
 from .source import Source
@@ -25,13 +28,14 @@ _PICKLED = (
 )
 
 
-def open_source(path: Place) -> Source:
+def open_source(path: Place, *, is_raw: bool = False) -> Source:
     """Find out what the folder *path* holds and where each of its tensors lies; reads no weights.
 
     *path* is a folder with DeepSpeed's `latest` or one `global_step*`, such a tag folder itself, what
     ds_to_universal.py made of one, a folder of torch's distributed checkpoints (FSDP), a folder with
     `model.safetensors` or shards and their index, or a peft adapter. Where a folder holds ZeRO shards and a 16-bit
-    model, the shards are taken: they are fp32.
+    model, the shards are taken: they are fp32. *is_raw* leaves an adapter in training what it is, each tensor under its
+    own name, tied ones under all of theirs, as DeepSpeed's zero_to_fp32.py does.
 
     Raises:
         NotFoundError: no such folder, or no checkpoint in it.
@@ -40,14 +44,10 @@ def open_source(path: Place) -> Source:
         DamagedError: files that are cut off or do not fit together.
     """
     if not path.is_dir():
-        raise NotFoundError(f"{path}: no such folder")
-    trained = _open_trained(path)
-    if trained is not None:
-        if not is_adapter(trained):
-            return trained
-        return as_adapter(trained, last_config((trained.path.parent, trained.path, path), ADAPTER_CONFIG_NAME))
+        raise NotFoundError(f"{path}: " + ("no such folder" if not path.is_file() else _of_file(path)))
     adapter_path = path / "adapter_model.safetensors"
-    if adapter_path.is_file():
+    found = _open_trained(path)
+    if found is None and adapter_path.is_file():
         return Source(
             path=path,
             content="adapter",
@@ -57,8 +57,17 @@ def open_source(path: Place) -> Source:
             digest=digest_of([stamp_of(adapter_path)]),
             adapter_config=last_config([path], ADAPTER_CONFIG_NAME),
         )
-    if (path / "model.safetensors").is_file() or (path / INDEX_NAME).is_file():
-        return _read_model(path)
+    if found is None and any((path / name).is_file() for name in ("model.safetensors", INDEX_NAME)):
+        found = _read_model(path)
+    if found is None and is_hf_sharded(path):
+        found = read_hf_shards(path)
+    if found is not None:
+        if is_raw:
+            return _with_aliases(found)
+        found = bare(found)
+        if not is_adapter(found):
+            return found
+        return as_adapter(found, last_config((found.path.parent, found.path, path), ADAPTER_CONFIG_NAME))
     for name in _PICKLED:
         if (path / name).exists():
             raise UsageError(
@@ -69,6 +78,20 @@ def open_source(path: Place) -> Source:
         f"{path}: holds no checkpoint; known: DeepSpeed (latest, global_step*, latest_universal), FSDP (.metadata), "
         "model.safetensors, adapter_model.safetensors"
     )
+
+
+def _of_file(path: Place) -> str:
+    """Return what to do with a file that was named in the place of a folder."""
+    if path.name.endswith((".tar", ".zip")):
+        whole = path.absolute() if isinstance(path, Path) else path
+        return f"is a file; unpack it, or name the folder in it: {path.name[-3:]}://FOLDER::{whole}"
+    return "is a file; name the folder that holds the checkpoint"
+
+
+def _with_aliases(source: Source) -> Source:
+    stored = {tensor.name: tensor for tensor in source.tensors}
+    copies = tuple(replace(stored[kept], name=name) for name, kept in source.aliases)
+    return replace(source, tensors=source.tensors + copies, aliases=())
 
 
 def _open_trained(path: Place) -> Source | None:
@@ -88,18 +111,20 @@ def _find_tag_dir(path: Place) -> Place | None:
     tags = [folder for folder in listing(path) if folder.name.startswith("global_step") and folder.is_dir()]
     for pointer in ("latest", "latest_universal"):
         if (path / pointer).is_file():
-            return _pointed_at(path / pointer, tags)
+            return _pointed_at(path / pointer)
     if len(tags) > 1:
         raise UsageError(f"{path}: has no `latest`; give one of {', '.join(str(folder) for folder in tags)}")
     return tags[0] if tags else None
 
 
-def _pointed_at(pointer: Place, tags: list[Place]) -> Place:
+def _pointed_at(pointer: Place) -> Place:
     tag = pointer.read_text(encoding="utf-8").strip()
     if tag and (pointer.parent / inner_name(pointer, tag)).is_dir():
         return pointer.parent / tag
-    known = ", ".join(folder.name for folder in tags) or "none"
-    raise DamagedError(f"{pointer}: names {tag!r}, which is not there; there are: {known}; give one of them")
+    folders = [folder for folder in listing(pointer.parent) if folder.is_dir()]
+    known = ", ".join(str(folder) for folder in folders if folder.name.startswith("global_step") or is_tag_dir(folder))
+    advice = f"give one of {known}" if known else "no other folder holds rank files either; copy it again"
+    raise DamagedError(f"{pointer}: names {tag!r}, which is not there; {advice}")
 
 
 def _read_model(path: Place) -> Source:

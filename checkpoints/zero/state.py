@@ -31,7 +31,9 @@ class State:
         torch writes a file's name into it, so one that was swapped with another rank's is known.
         """
         values, archive = load_state(path)
-        if _RANK_FILE.search(archive.saved_as) and not path.name.startswith(archive.saved_as):
+        if _RANK_FILE.search(archive.saved_as) and not path.name.removeprefix("bf16_").startswith(
+            archive.saved_as.removeprefix("bf16_")
+        ):
             raise DamagedError(
                 f"{path}: was saved as {archive.saved_as}.pt; files of ranks are swapped, give them back their names"
             )

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ...errors import DamagedError, UsageError
 from .places import Place, num_bytes_of, open_ranges
@@ -44,8 +45,13 @@ class Shard:
         return len(self.header) + sum(tensor.num_bytes for tensor in self.tensors)
 
 
-def read_tensors(path: Place) -> list[SourceTensor]:
-    """Return the tensors of a safetensors file in the order of their bytes.
+def read_tensors(path: Place, begin: int = 0) -> list[SourceTensor]:
+    """Return the tensors of a safetensors file in the order of their bytes; as `read_file`."""
+    return read_file(path, begin)[0]
+
+
+def read_file(path: Place, begin: int = 0) -> tuple[list[SourceTensor], Mapping[str, str]]:
+    """Return the tensors of a safetensors file, which starts at *begin*, in the order of their bytes; and its metadata.
 
     Raises:
         DamagedError: the header is not one, or the file is shorter than it says.
@@ -53,14 +59,15 @@ def read_tensors(path: Place) -> list[SourceTensor]:
     """
     size = num_bytes_of(path)
     with open_ranges(path) as stream:
+        stream.seek(begin)
         header_bytes = int.from_bytes(stream.read(8), "little")
         if header_bytes > min(size, _MAX_HEADER_BYTES):
             raise DamagedError(f"{path}: cut off, or not a safetensors file")
         text = stream.read(header_bytes)
     try:
-        header: Mapping[str, Mapping[str, object]] = json.loads(text)
+        header: Mapping[str, Mapping[str, Any]] = json.loads(text)
         entries = [(name, entry) for name, entry in header.items() if name != "__metadata__"]
-        tensors = [_read_entry(path, 8 + header_bytes, name, entry) for name, entry in entries]
+        tensors = [_read_entry(path, begin + 8 + header_bytes, name, entry) for name, entry in entries]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise DamagedError(f"{path}: its safetensors header cannot be read ({error})") from error
     ends = [
@@ -70,7 +77,7 @@ def read_tensors(path: Place) -> list[SourceTensor]:
     ]
     if max(ends, default=0) > size:
         raise DamagedError(f"{path}: cut off: it has {size} bytes, its header describes {max(ends)}")
-    return sorted(tensors, key=lambda tensor: tensor.segments[0].offset_bytes)
+    return sorted(tensors, key=lambda tensor: tensor.segments[0].offset_bytes), header.get("__metadata__") or {}
 
 
 def _read_entry(path: Place, data_offset: int, name: str, entry: Mapping[str, object]) -> SourceTensor:

@@ -10,6 +10,7 @@ from ...errors import NotFoundError, UsageError
 from ...files import digest_of
 from .adapter import merge_adapter
 from .beside import ADAPTER_CONFIG_NAME, CONFIG_NAME, last_config
+from .names import fitted
 from .places import Place, place_of
 from .read import open_source
 from .source import Source
@@ -35,6 +36,8 @@ class Choices:
             lacks of a merged model comes from the base.
         has_statistics: take the digest of every tensor, count the values that become zero, and compare all that
             was read with the checksums in the checkpoint's files.
+        is_compared: compare the names with those that the class in config.json loads (see names.py), and take the part
+            that fits.
         is_verified: read back what was written, too (see verify.py).
     """
 
@@ -47,6 +50,7 @@ class Choices:
     base_model: str = ""
     copy_from: Place | None = None
     has_statistics: bool = True
+    is_compared: bool = False
     is_verified: bool = False
 
     @property
@@ -88,6 +92,9 @@ def prepared(source: Source, choices: Choices) -> Work:
         base = _base_dir(source, choices)
         source = _merged(source, base, source.adapter_config)
     copied_from = tuple(folder for folder in (base, choices.copy_from) if folder is not None)
+    config = last_config(copied_from, CONFIG_NAME) if choices.is_compared and source.content == "model" else None
+    if config is not None:
+        source = fitted(source, config)
     source = _untied(source, copied_from)
     if not source.tensors:
         raise UsageError(f"{source.path}: holds no tensors")
@@ -109,7 +116,8 @@ def _configured(source: Source, copy_from: Place | None) -> Source:
     config = last_config([copy_from] if copy_from is not None else [], ADAPTER_CONFIG_NAME)
     if config is None:
         raise NotFoundError(
-            f"{source.path}: has no {ADAPTER_CONFIG_NAME} beside it, which holds the scaling; put it there"
+            f"{source.path}: has no {ADAPTER_CONFIG_NAME} beside it, which holds the scaling; put it there, or write "
+            "all weights as they stand with --adapter raw"
         )
     return replace(source, adapter_config=config)
 
@@ -120,7 +128,8 @@ def _base_dir(source: Source, choices: Choices) -> Place | None:
         return choices.base_dir
     named = str((source.adapter_config or {}).get("base_model_name_or_path") or "")
     if not named or not place_of(named).is_dir():
-        raise NotFoundError(f"{source.path}: its base model {named!r} is not a folder here; name the base's folder")
+        what = f"its base model {named!r} is not a folder here" if named else "its configuration names no base model"
+        raise NotFoundError(f"{source.path}: {what}; name the folder of the base with --base DIR")
     return place_of(named)
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from sousbatch import rundir
 from sousbatch.errors import PlanError
-from sousbatch.recipes import look
 from sousbatch.recipes.compose import compose
 from sousbatch.recipes.splits import splits_of
 
@@ -136,7 +136,7 @@ def test_a_file_by_url_is_fetched_once(project: Path) -> None:
 
 def test_a_file_is_read_again_only_when_it_changed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
-    real = look.cached
+    real = rundir.cached
 
     def counting(kind: str, key: object, make: object) -> object:
         return real(kind, key, lambda: (made.append(kind), make())[1])  # type: ignore[operator,func-returns-value]

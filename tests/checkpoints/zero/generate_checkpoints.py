@@ -27,6 +27,7 @@ from typing import Any
 
 os.environ.update(DS_ACCELERATOR="cpu", DS_IGNORE_CUDA_DETECTION="1", OMP_NUM_THREADS="1", DS_SKIP_CUDA_CHECK="1")
 
+import accelerate  # type: ignore[import-untyped]
 import deepspeed  # type: ignore[import-untyped]
 import deepspeed.ops  # type: ignore[import-untyped]
 import functorch.compile  # type: ignore[import-untyped]  # noqa: F401  # 580 modules; else each rank imports them
@@ -41,7 +42,15 @@ from deepspeed.utils import (  # type: ignore[import-untyped]
 )
 from safetensors.torch import save_file
 from torch.distributed import checkpoint as distributed_checkpoint
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict
+from torch.distributed.checkpoint import FileSystemWriter, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.filesystem import SerializationFormat
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    get_state_dict,
+)
+from torch.distributed.checkpoint.stateful import Stateful
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard, distribute_tensor
@@ -247,6 +256,50 @@ def save_fsdp(folder: Path, rank: int) -> None:
         save_file({name: tensor.contiguous() for name, tensor in whole.items()}, folder / "live.safetensors")
 
 
+class AppState(Stateful):
+    """What torch's tutorial on distributed checkpoints saves: model and optimizer as one object."""
+
+    def __init__(self, model: Any, optimizer: Any) -> None:
+        self.model, self.optimizer = model, optimizer
+
+    def state_dict(self) -> dict[str, Any]:
+        weights, states = get_state_dict(self.model, self.optimizer)
+        return {"model": weights, "optim": states}
+
+
+def save_loops(folder: Path, rank: int) -> None:
+    """Save a Llama that FSDP shards as training loops of several kinds do, each beside the same config.json."""
+    mesh = init_device_mesh("cpu", (3,))
+    torch.manual_seed(11)
+    model = tiny_llama()
+    fully_shard(model, mesh=mesh)
+    optimizer = torch.optim.AdamW(model.parameters())
+    input_ids = torch.randint(0, 37, (2, 5))
+    model(input_ids=input_ids, labels=input_ids).loss.backward()
+    optimizer.step()
+    weights, states = get_state_dict(model, optimizer)
+    flat = get_optimizer_state_dict(model, optimizer, options=StateDictOptions(flatten_optimizer_state_dict=True))
+    wrapped = {f"_orig_mod.{name}": tensor for name, tensor in weights.items()}
+    progress = {"step": torch.tensor(3), "ntokens_seen": torch.tensor(30)}
+    safetensors = FileSystemWriter(folder / "safetensors", serialization_format=SerializationFormat.SAFETENSORS)
+    loops: dict[str, tuple[dict[str, Any], Any]] = {
+        "tutorial": ({"app": AppState(model, optimizer)}, None),
+        "state_dicts": ({"model_state_dict": wrapped, "optimizer_state_dict": states, "epoch": 1}, None),
+        "lightning": ({"state_dict": {f"net.{name}": tensor for name, tensor in weights.items()}}, None),
+        "titan": ({**weights, "optimizer": flat, "train_state": progress, "lr_scheduler": {"last_epoch": 3}}, None),
+        "safetensors": ({"model": weights, "optim": states}, safetensors),
+        "hf_shards": (weights, HuggingFaceStorageWriter(str(folder / "hf_shards"), save_distributed=True)),
+    }
+    for name, (content, writer) in loops.items():
+        distributed_checkpoint.save(content, checkpoint_id=None if writer else folder / name, storage_writer=writer)
+        if rank == 0:
+            model.config.architectures = ["LlamaForCausalLM"]
+            model.config.save_pretrained(folder / name)
+    whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    if rank == 0:
+        save_file({name: tensor.contiguous() for name, tensor in whole.items()}, folder / "live.safetensors")
+
+
 def run_session(world_size: int, root: Path) -> list[int]:
     """Fork the ranks of one session and return their process ids."""
     with socket.socket() as probe:
@@ -280,6 +333,8 @@ def run_rank(rank: int, world_size: int, port: int, root: Path) -> None:
         if world_size == 3:
             with timed("fsdp", rank):
                 save_fsdp(root / "fsdp", rank)
+            with timed("loops", rank):
+                save_loops(root / "loops", rank)
         code = 0
     except BaseException:
         import traceback
@@ -382,6 +437,19 @@ def merge_conv1d_with_peft(root: Path) -> None:
     model.merge_and_unload().save_pretrained(root / "conv1d" / "merged")
 
 
+def save_with_accelerate(root: Path) -> None:
+    """Save a peft model's training state as accelerate does: the base and the adapter in one model.safetensors."""
+    torch.manual_seed(11)
+    model: Any = peft.get_peft_model(tiny_llama(), peft.LoraConfig(init_lora_weights=False, **LORA))
+    accelerator = accelerate.Accelerator(cpu=True)
+    prepared = accelerator.prepare(model)
+    accelerator.save_state(str(root / "accelerate" / "ck"))
+    model.base_model.model.config.architectures = ["LlamaForCausalLM"]
+    model.base_model.model.config.save_pretrained(root / "accelerate" / "ck")
+    accelerator.unwrap_model(prepared).save_pretrained(root / "accelerate" / "adapter")
+    accelerator.unwrap_model(prepared).merge_and_unload().save_pretrained(root / "accelerate" / "merged")
+
+
 def main(root: Path) -> None:
     """Generate every case below *root*."""
     for case in CASES:
@@ -397,6 +465,7 @@ def main(root: Path) -> None:
     lower_masters(root)
     merge_with_peft(root)
     merge_conv1d_with_peft(root)
+    save_with_accelerate(root)
 
 
 if __name__ == "__main__":

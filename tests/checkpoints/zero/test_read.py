@@ -36,7 +36,7 @@ def test_several_tags_without_latest_must_be_chosen_from(copied: Callable[[str],
 def test_a_latest_that_points_nowhere_is_damaged(copied: Callable[[str], Path]) -> None:
     path = copied("z3_fp32")
     (path / "latest").write_text("global_step9")
-    with pytest.raises(DamagedError, match="names 'global_step9', which is not there; there are: global_step1"):
+    with pytest.raises(DamagedError, match="names 'global_step9', which is not there; give one of .*global_step1"):
         open_source(path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import os
+import tarfile
 import threading
 import urllib.parse
 from collections.abc import Callable, Iterator
@@ -250,3 +251,14 @@ def test_more_ranks_than_a_process_may_hold_open_files(
     expected = torch.load(path / "expected.pt")
     for name, tensor in load_file(tmp_path / "out" / "model.safetensors").items():
         assert torch.equal(tensor, expected[name])
+
+
+def test_threads_take_turns_at_a_tar_file(cases: Path, tmp_path: Path) -> None:
+    """A tar file is one open file: where one thread seeks, another must not read."""
+    with tarfile.open(tmp_path / "ck.tar", "w") as archive:
+        archive.add(cases / "z3_bf16" / "ck", "ck")
+    whole = consolidate(open_source(cases / "z3_bf16" / "ck"), tmp_path / "here", max_shard_bytes=500)
+    for attempt in range(3):
+        source = open_source(place_of(f"tar://ck::{tmp_path}/ck.tar"))
+        made = consolidate(source, tmp_path / f"out-{attempt}", max_shard_bytes=500, num_workers=8)
+        assert made.weights == whole.weights
