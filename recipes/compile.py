@@ -13,6 +13,7 @@ from .freeze import is_frozen
 from .keys import unbuilt
 from .params import takes_adapter
 from .plan import After, Batch, Forecast, Inputs, Plan, Stage
+from .rowfaults import row_refusals, row_warnings
 from .schema import Kind, Predict, Recipe, Resources
 from .stages import kind_of, resources_of, source_of, stage_view, stages_of
 from .storage import is_own_limit, model_of
@@ -59,7 +60,7 @@ def _stage(recipe: Recipe, name: str, site: Site, inputs: Inputs) -> Stage:
         resources=resources,
         num_tasks=_num_tasks(stage_view(recipe, name), kind, resources, site, inputs),
         after=after,
-        batch=_batch(stage_view(recipe, name), resources, inputs) if kind == "train" else None,
+        batch=_batch(stage_view(recipe, name), name, resources, inputs) if kind == "train" else None,
     )
 
 
@@ -75,9 +76,11 @@ def _num_tasks(view: Recipe, kind: Kind, resources: Resources, site: Site, input
     return min(files, resources.tasks or (math.ceil(num_bytes / _TASK_BYTES) if site.launcher == "slurm" else 1))
 
 
-def _batch(view: Recipe, resources: Resources, inputs: Inputs) -> Batch:
+def _batch(view: Recipe, name: str, resources: Resources, inputs: Inputs) -> Batch:
+    lengths = inputs.lengths_of(name, "train")
+    num_rows = lengths.num_kept if lengths else inputs.splits[view.train.split].num_rows
     train, ranks = view.train, resources.nodes * resources.devices_per_node
-    steps_per_epoch = math.ceil(inputs.splits[train.split].num_rows / train.global_batch)
+    steps_per_epoch = max(1, math.ceil(num_rows / train.global_batch))
     steps = train.steps or math.ceil(train.epochs * steps_per_epoch)
     return Batch(
         world_size=ranks,
@@ -99,6 +102,7 @@ def _refusals(view: Recipe, stage: Stage, inputs: Inputs) -> Iterator[str]:
         yield f"task {view.task!r} can be written down but not run by this version; causal_lm can"
     if stage.resources.device == "cpu":
         yield from _cpu_refusals(view, stage)
+    yield from row_refusals(view, stage, inputs)
     if stage.batch is not None:
         yield from _batch_refusals(view, stage, stage.batch)
         yield from _zero_refusals(view, inputs)
@@ -208,6 +212,7 @@ def _storage_warnings(stage: Stage, found: Forecast) -> Iterator[str]:
 def _warnings(recipe: Recipe, site: Site, inputs: Inputs, stage: Stage, found: Forecast) -> Iterator[str]:
     yield from _slurm_only(recipe, site)
     view = stage_view(recipe, stage.name)
+    yield from row_warnings(view, stage, inputs)
     if stage.kind == "predict" and not view.predict.sample:
         drawn = [
             name for name in ("temperature", "top_k", "top_p") if vars(view.predict)[name] != vars(Predict())[name]
@@ -233,9 +238,6 @@ def _warnings(recipe: Recipe, site: Site, inputs: Inputs, stage: Stage, found: F
             f"stage {stage.name!r} asks for {cores} cores and {site.name} has {site.cpus_per_node}: "
             "ranks will take turns"
         )
-    longest = inputs.model.config.get("max_position_embeddings")
-    if isinstance(longest, int) and view.data.max_tokens > longest:
-        yield f"stage {stage.name!r}: data.max_tokens {view.data.max_tokens} is above the model's {longest} positions"
 
 
 def _gb(num_bytes: float) -> str:

@@ -10,7 +10,7 @@ from .. import files
 from ..errors import PlanError, UsageError
 from ..rundir import cache_dir
 
-_FORMAT = 2
+_FORMAT = 3
 
 
 def collect(reasons: list[str], look: Callable[[], Any]) -> Any:
@@ -26,15 +26,29 @@ def collect(reasons: list[str], look: Callable[[], Any]) -> Any:
 
 def cached(kind: str, key: Any, make: Callable[[], Any]) -> Any:
     """Return the remembered value of *key*, or make and remember it; both are plain JSON values."""
-    path = cache_dir() / kind / f"{files.digest_of([_FORMAT, key])}.json"
-    try:
-        return files.read_json(path)
-    except (OSError, ValueError):
-        pass
-    value = make()
-    files.make_private_dir(path.parent)
-    files.write_json(path, value)
+    value = recall(kind, key)
+    if value is None:
+        value = make()
+        remember(kind, key, value)
     return value
+
+
+def recall(kind: str, key: Any) -> Any:
+    """Return the remembered value of *key*, None where there is none."""
+    try:
+        return files.read_json(_place(kind, key))
+    except (OSError, ValueError):
+        return None
+
+
+def remember(kind: str, key: Any, value: Any) -> None:
+    """Remember the plain JSON *value* of *key*."""
+    files.make_private_dir(_place(kind, key).parent)
+    files.write_json(_place(kind, key), value)
+
+
+def _place(kind: str, key: Any) -> Path:
+    return cache_dir() / kind / f"{files.digest_of([_FORMAT, key])}.json"
 
 
 def file_digest(path: Path) -> str:

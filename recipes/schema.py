@@ -112,7 +112,12 @@ class Data:
     clean: tuple[str, ...] = key((), "steps over every text before it is used", later=True)
     augment: dict[str, Any] = key(dict, "rows made of rows: {name, copies, seed}", later=True)
     select: dict[str, Any] = key(dict, "which training rows: {bm25: {query, k}}", later=True)
-    keep_long: bool = key(False, "cut rows that are longer than max_tokens instead of refusing them")
+    long_rows: Literal["refuse", "drop", "cut_left", "cut_right"] = key(
+        "refuse",
+        "what happens to rows longer than max_tokens or pad_input_to: drop leaves them out of training, cut_left and "
+        "cut_right shorten them on that side, and prompts beyond the model's context too, which are never dropped",
+        was=("keep_long",),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

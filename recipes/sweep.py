@@ -29,7 +29,10 @@ STAGE = "sweep"
 _NUM_CHECKED, _NUM_SAMPLED = 64, 16
 # Sections that change neither what is read nor what a job is given: their values are laid over when a point starts.
 _LATE = ("train", "checkpoints", "consolidate", "predict", "adapter", "score", "seed")
-_EARLY = ("train.split", "train.eval_split", "predict.split")
+_EARLY = (
+    *("train.split", "train.eval_split", "train.eval_rows"),
+    *("predict.split", "predict.rows", "predict.max_new_tokens"),
+)
 
 
 def plan_sweep(
