@@ -16,7 +16,7 @@ from .plan import After, Batch, Forecast, Inputs, Plan, Stage
 from .rowfaults import row_refusals, row_warnings
 from .schema import Kind, Predict, Recipe, Resources
 from .stages import kind_of, resources_of, source_of, stage_view, stages_of
-from .storage import is_own_limit, model_of
+from .storage import is_own_limit, model_of, with_dtype
 
 _TASK_BYTES = 40_000_000_000  # of the consolidated model: 120 GB move, 2 minutes at 1 GB/s
 
@@ -27,6 +27,7 @@ def compile(recipe: Recipe, site: Site, inputs: Inputs) -> Plan:
     Raises:
         PlanError: every reason why it cannot work.
     """
+    recipe = with_dtype(recipe, inputs.model)
     stages = [_stage(recipe, name, site, inputs) for name in stages_of(recipe)]
     reasons = list(by_stage(stages, misfits, site))
     for stage in stages:

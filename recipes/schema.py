@@ -240,10 +240,14 @@ class Checkpoints:
 
 @dataclass(frozen=True, kw_only=True)
 class Consolidate:
-    """How the checkpoint becomes a model."""
+    """How the checkpoint becomes a model. An adapter is merged into its base; its checkpoints keep it apart."""
 
     choose: Literal["best", "last"] = key("best", "which checkpoint")
-    dtype: Dtype = key("float16", "type of the weights", also=("torch_dtype",))
+    dtype: Dtype | None = key(
+        None,
+        "type of the weights; when not given bfloat16 for a model whose own weights are bfloat16, else float16",
+        also=("torch_dtype",),
+    )
     max_shard_gb: float = key(5.0, "largest weight file (1 GB = 10^9 bytes)", also=("max_shard_size",), above=0)
     overflow: Literal["refuse", "clamp", "bfloat16"] = key("refuse", "what to do with weights beyond float16's range")
 
