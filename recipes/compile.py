@@ -114,21 +114,21 @@ def _refusals(view: Recipe, stage: Stage, inputs: Inputs) -> Iterator[str]:
 
 def _cpu_refusals(view: Recipe, stage: Stage) -> Iterator[str]:
     if view.model.attention == "flash_attention_2":
-        yield "model.attention flash_attention_2 needs a GPU; use sdpa"
+        yield "model.attention flash_attention_2 needs a GPU; set model.attention=sdpa"
     if stage.kind == "train" and view.train.precision == "float16":
-        yield "train.precision float16 does not train on a CPU; use bfloat16 or float32"
+        yield "train.precision float16 does not train on a CPU; set train.precision=bfloat16 or train.precision=float32"
     if stage.kind == "train" and view.train.zero.offload != "none":
-        yield "train.zero.offload has no meaning on a CPU, where all is in host memory; use none"
+        yield "train.zero.offload has no meaning on a CPU, where all is in host memory; set train.zero.offload=none"
 
 
 def _batch_refusals(view: Recipe, stage: Stage, batch: Batch) -> Iterator[str]:
     wanted, rows_at_once = view.train.global_batch, batch.world_size * batch.micro_batch
     if wanted % rows_at_once:
         lower = wanted // rows_at_once * rows_at_once
-        near = [str(number) for number in (lower, lower + rows_at_once) if number]
+        near = [f"train.global_batch={number}" for number in (lower, lower + rows_at_once) if number]
         yield (
             f"stage {stage.name!r}: train.global_batch {wanted} is not divided by {batch.world_size} ranks x "
-            f"train.micro_batch {batch.micro_batch}; next to it: {', '.join(near)}"
+            f"train.micro_batch {batch.micro_batch}; set {' or '.join(near)}"
         )
 
 
@@ -139,14 +139,20 @@ def _zero_refusals(view: Recipe, inputs: Inputs) -> Iterator[str]:
     if view.adapter.method == "qlora" and zero.stage == 3 and experts:
         yield (
             f"adapter qlora with train.zero.stage 3 fails on a mixture of {experts} experts: ZeRO-3 waits for "
-            "experts that got no token; use zero.stage 2, or adapter=lora"
+            "experts that got no token; set train.zero.stage=2, or adapter=lora"
         )
     if zero.offload != "none" and zero.stage == 0:
-        yield f"train.zero.offload {zero.offload} needs zero.stage 1 to 3"
+        yield f"train.zero.offload {zero.offload} needs ZeRO; set train.zero.stage=1 (to 3) or train.zero.offload=none"
     elif zero.offload == "both" and zero.stage != 3:
-        yield "train.zero.offload both moves parameters to host memory, which only zero.stage 3 shards; use optimizer"
+        yield (
+            "train.zero.offload both moves parameters to host memory, which only train.zero.stage=3 shards; set "
+            "train.zero.offload=optimizer"
+        )
     if train.optimizer != "adamw" and zero.stage:
-        yield f"train.optimizer {train.optimizer} is not supported with ZeRO here; use adamw or zero.stage 0"
+        yield (
+            f"train.optimizer {train.optimizer} is not supported with ZeRO here; set train.optimizer=adamw or "
+            "train.zero.stage=0"
+        )
 
 
 def _parameter_refusals(view: Recipe, stage: Stage, inputs: Inputs) -> Iterator[str]:
@@ -156,10 +162,13 @@ def _parameter_refusals(view: Recipe, stage: Stage, inputs: Inputs) -> Iterator[
         if not inputs.model.has_weights and stage.of is None:
             yield (
                 f"adapter.method {method} trains beside pretrained weights, but the model starts from random ones; "
-                "use adapter=full or a trained model"
+                "set adapter=full, or take a trained model"
             )
         if freeze:
-            yield "model.freeze has no meaning with an adapter, which freezes the whole base; leave one of them out"
+            yield (
+                "model.freeze has no meaning with an adapter, which freezes the whole base; set model.freeze=[] or "
+                "adapter=full"
+            )
         for target in view.adapter.target_modules:
             if not any(takes_adapter(tensor, target) for tensor in tensors):
                 linear = {t.name.removesuffix(".weight").rsplit(".", 1)[-1] for t in tensors if len(t.shape) == 2}
@@ -169,7 +178,7 @@ def _parameter_refusals(view: Recipe, stage: Stage, inputs: Inputs) -> Iterator[
         if not any(is_frozen(tensor.name, [pattern]) for tensor in tensors):
             yield f"model.freeze: no parameter matches {pattern!r}; they are called like {tensors[0].name}"
     if all(is_frozen(tensor.name, freeze) for tensor in tensors):
-        yield f"model.freeze {list(freeze)} leaves nothing to train"
+        yield f"model.freeze {list(freeze)} leaves nothing to train; set model.freeze=[]"
 
 
 def _storage_refusals(recipe: Recipe, found: Forecast, inputs: Inputs) -> Iterator[str]:
