@@ -23,12 +23,12 @@ def _training_refusals(view: Recipe, lengths: Lengths, positions: int | None) ->
     data, where = view.data, _where(lengths)
     if lengths.long.num and data.long_rows == "refuse":
         raised = "" if positions and lengths.longest > positions else f"data.max_tokens={lengths.longest}, "
+        drop = "data.long_rows=drop, " if lengths.long.num < lengths.num_rows else ""  # or nothing would be left
         if data.pad_input_to:
             raised = f"a larger data.pad_input_to, {raised}"
         yield (
             f"{where}: {_some(lengths.long, lengths, 'longer than', 'rows')} {_limits(view)}, the longest has "
-            f"{lengths.longest:,} tokens; set {raised}data.long_rows=drop, data.long_rows=cut_left or "
-            "data.long_rows=cut_right"
+            f"{lengths.longest:,} tokens; set {raised}{drop}data.long_rows=cut_left or data.long_rows=cut_right"
         )
         return
     if lengths.empty.num == lengths.num_rows:
