@@ -77,7 +77,10 @@ def light(folder: Path, add_tokens: Sequence[str]) -> Light | None:
         return None
     from tokenizers import Tokenizer
 
-    inner = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    try:
+        inner = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception:  # the package has no narrower class; transformers may know the file, or says why not
+        return None
     inner.no_truncation()
     inner.no_padding()
     return Light(inner, specials)

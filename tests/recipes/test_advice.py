@@ -53,7 +53,7 @@ CASES: dict[str, tuple[Site, list[str]]] = {
     "float16": (HERE, ["train.precision=float16"]),
     "offload": (HERE, ["train.zero.offload=optimizer"]),
     "adafactor": (HERE, ["train.optimizer=adafactor", "train.zero.stage=1"]),
-    "freeze and adapter": (HERE, ["adapter=lora", "model.freeze=['*']"]),
+    "freeze and adapter": (HERE, ["adapter=lora", "model.freeze=['model.embed*']"]),
     "all frozen": (HERE, ["model.freeze=['*']"]),
     "no evaluation": (HERE, ["data.splits={train: train.jsonl, test: test.jsonl}"]),
     "nothing to predict": (HERE, ["data.splits={train: train.jsonl, validation: validation.jsonl}"]),

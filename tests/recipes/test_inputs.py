@@ -100,7 +100,7 @@ def test_the_digest_changes_with_the_model(project: Path, name: str) -> None:
     recipe = compose("./small.yaml")
     before = inspect(recipe, project).model.digest
     values = json.loads((project / "model" / name).read_text())
-    (project / "model" / name).write_text(json.dumps(values | {"rope_theta": 5.0}, indent=1))
+    (project / "model" / name).write_text(json.dumps(values, indent=1))
     assert inspect(recipe, project).model.digest != before
 
 
