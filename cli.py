@@ -133,15 +133,23 @@ def _add_planning_commands(commands: argparse._SubParsersAction[_Parser]) -> Non
     plan = _add(
         commands,
         "plan",
-        "show what would run: stages, resources, memory, storage",
+        "show what would run: stages, resources, memory, storage; every row of the data is checked",
         "plan hangul-restoration",
         "plan hangul-restoration train.global_batch=64 --json",
         "plan hangul-restoration --script",
+        "plan hangul-restoration --rows 3",
     )
     _add_recipe_arguments(plan)
     shape = plan.add_mutually_exclusive_group()
     shape.add_argument("--json", action="store_true", help="the whole plan as JSON")
     shape.add_argument("--script", action="store_true", help="the exact text that would be sent for each stage")
+    shape.add_argument(
+        "--rows",
+        type=_count,
+        dest="num_rows",
+        metavar="N",
+        help="the first N rows of each split as the model sees them",
+    )
 
     submit = _add(
         commands,
@@ -331,14 +339,19 @@ def _add_prediction_commands(commands: argparse._SubParsersAction[_Parser]) -> N
         "merge",
         "join shards into one file in row order, or name what is missing",
         "predictions merge shards/rank*.jsonl --out predictions.jsonl --rows 5000",
+        "predictions merge shards/rank*.jsonl --out predictions.jsonl --in-file-order",
     )
     merge.add_argument(
         "paths", nargs="+", metavar="PATH", help="shards (.jsonl or .csv), a folder of them, or a folder of units"
     )
     merge.add_argument("--out", required=True, metavar="FILE", help="the merged file")
     merge.add_argument("--rows", type=_count, help="how many rows there must be")
-    merge.add_argument(
+    order = merge.add_mutually_exclusive_group()
+    order.add_argument(
         "--index", default="index", metavar="FIELD", help="field that holds a row's position (default index)"
+    )
+    order.add_argument(
+        "--in-file-order", action="store_true", help="rows have no index: one shard after the other, as named here"
     )
     merge.add_argument("--export", metavar="FILE", help="also write the merged rows as .csv or .parquet")
     _add_score(verbs)

@@ -71,10 +71,20 @@ def _plan_of(arguments: Namespace, *, is_smoke: bool = False) -> Plan:
     if getattr(arguments, "sweep", None):
         from .recipes.sweep import plan_sweep
 
-        return plan_sweep(arguments.recipe, arguments.overrides, arguments.sweep, site, store, is_smoke=is_smoke)
+        with show.row_progress() as progress:
+            return plan_sweep(
+                arguments.recipe,
+                arguments.overrides,
+                arguments.sweep,
+                site,
+                store,
+                is_smoke=is_smoke,
+                progress=progress,
+            )
     recipe = compose(arguments.recipe, arguments.overrides)
     recipe = smoke(recipe) if is_smoke else recipe
-    return compile(recipe, site, inspect(recipe, store))
+    with show.row_progress() as progress:
+        return compile(recipe, site, inspect(recipe, store, progress))
 
 
 def _plan(arguments: Namespace) -> int:
@@ -82,6 +92,8 @@ def _plan(arguments: Namespace) -> int:
     from .launchers.choose import launcher_of
     from .launchers.slurm import SlurmLauncher
 
+    if arguments.num_rows:
+        return _plan_rows(arguments)
     plan = _plan_of(arguments)
     launcher, runs = launcher_of(plan), runs_dir(arguments.runs)
     requests = launcher.prepare(plan, RunPaths(root=runs / plan.recipe.name / plan.run_id))
@@ -97,6 +109,18 @@ def _plan(arguments: Namespace) -> int:
             print(request.text)
     else:
         print("\n\n".join([show.plan(plan), *(["\n".join(["Slurm says:", *starts])] if starts else [])]))
+    return 0
+
+
+def _plan_rows(arguments: Namespace) -> int:
+    """Show rows as the model sees them; no site is asked, and lengths are not looked at."""
+    from .recipes.compose import compose
+    from .recipes.lengths import samples_of
+    from .recipes.models import model_facts
+    from .recipes.splits import splits_of
+
+    recipe = compose(arguments.recipe, arguments.overrides)
+    print(samples_of(recipe, model_facts(recipe), splits_of(recipe), arguments.num_rows))
     return 0
 
 

@@ -18,7 +18,7 @@ from . import files
 from .errors import NotFoundError, UsageError
 
 PLAN_FORMAT = 3
-_CACHE_FORMAT = 2
+_CACHE_FORMAT = 3
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 
@@ -142,16 +142,31 @@ def cache_dir() -> Path:
 
 def cached(kind: str, key: Any, make: Callable[[], Any]) -> Any:
     """Return the remembered value of *key*, or make and remember it; both are plain JSON values."""
-    path = cache_dir() / kind / f"{files.digest_of([_CACHE_FORMAT, key])}.json"
+    value = recall(kind, key)
+    if value is None:
+        value = make()
+        remember(kind, key, value)
+    return value
+
+
+def recall(kind: str, key: Any) -> Any:
+    """Return the remembered value of *key*, None where there is none."""
     try:
-        return files.read_json(path)
+        return files.read_json(_cache_file(kind, key))
     except (OSError, ValueError):
-        pass
-    value = make()
+        return None
+
+
+def remember(kind: str, key: Any, value: Any) -> None:
+    """Remember the plain JSON *value* of *key*."""
+    path = _cache_file(kind, key)
     with suppress(OSError):  # a cache that cannot be written is none
         files.make_private_dir(path.parent)
         files.write_json(path, value)
-    return value
+
+
+def _cache_file(kind: str, key: Any) -> Path:
+    return cache_dir() / kind / f"{files.digest_of([_CACHE_FORMAT, key])}.json"
 
 
 def config_file() -> Path:

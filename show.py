@@ -8,12 +8,14 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from .rundir import RunPaths
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from .checkpoints.commit import Checkpoint
     from .checkpoints.retention import Verdict
     from .checkpoints.rotate import Done
@@ -54,8 +56,17 @@ def size(num_bytes: float) -> str:
 
 def keys(found: Iterable[Option]) -> str:
     """Return every key of the schema with its values, default and help."""
-    rows = [[option.key, option.takes, _as_override(option.default), option.help] for option in found]
-    return columns(rows, header=("key", "takes", "default", "meaning"))
+    rows = [
+        [
+            option.key,
+            option.takes,
+            _as_override(option.default),
+            "(not in this version) " * option.is_later + option.help,
+        ]
+        for option in found
+    ]
+    table = columns(rows, header=("key", "takes", "default", "meaning"))
+    return f"{table}\n\n(not in this version): a plan is refused where such a key has another value than its default"
 
 
 def _as_override(value: object) -> str:
@@ -83,6 +94,7 @@ def plan(value: Plan) -> str:
         f"{value.recipe.name} on {value.site.name}: run {value.run_id}, {model.num_params:,} parameters",
         columns([_stage_row(stage) for stage in value.stages], header=("stage", "kind", "where", "after", "")),
         columns(splits, header=("data", "rows", "size", "file")),
+        *_lengths(value),
         columns(storage, header=("storage", "", "")),
     ]
     for name, lines in value.forecast.device.items():
@@ -90,6 +102,16 @@ def plan(value: Plan) -> str:
         rows.append(["sum", size(sum(line.num_bytes for line in lines)), "and what the libraries themselves take"])
         parts.append(columns(rows, header=(f"memory of a rank of {name}", "", "")))
     return "\n\n".join([*parts, *(f"warning: {warning}" for warning in value.warnings)])
+
+
+def _lengths(value: Plan) -> list[str]:
+    """Return what every row of the data is in tokens, where they were looked at."""
+    words = {"train": "trains", "eval": "evaluates", "predict": "predicts"}
+    rows = [
+        [f"{one.stage} {words[one.use]} {one.split}", one.num_kept, one.num_rows, one.longest, one.limit or "no limit"]
+        for one in value.inputs.lengths
+    ]
+    return [columns(rows, header=("all rows checked", "used", "of", "longest", "allowed tokens"))] * bool(rows)
 
 
 def _stage_row(stage: Stage) -> list[str]:
@@ -314,6 +336,39 @@ def byte_progress(what: str) -> Iterator[Callable[[int, int], None]]:
             print(f"sousbatch: {what}: {size(done)} of {size(total)}", file=sys.stderr, flush=True)
 
     yield show
+
+
+@contextmanager
+def row_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Yield a callback of (what, rows done, rows in all) that shows on stderr what takes more than a second."""
+    began = shown_at = time.monotonic()
+    bars: dict[str, Any] = {}
+    with ExitStack() as stack:
+
+        def show(what: str, done: int, total: int) -> None:
+            nonlocal shown_at
+            now = time.monotonic()
+            if now - shown_at < (0.1 if sys.stderr.isatty() and now - began > 1 else 10):
+                return
+            shown_at = now
+            if not sys.stderr.isatty():
+                print(f"sousbatch: {what}: {done:,} of {total:,}", file=sys.stderr, flush=True)
+                return
+            if "bar" not in bars:
+                bars["bar"] = stack.enter_context(_row_bar())
+            if what not in bars:
+                bars[what] = bars["bar"].add_task(what, total=total)
+            bars["bar"].update(bars[what], completed=done)
+
+        yield show
+
+
+def _row_bar() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    parts = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*parts, console=Console(stderr=True))
 
 
 def sandbox_started(box: Sandbox, before: Mapping[str, bool]) -> str:

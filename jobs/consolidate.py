@@ -15,6 +15,7 @@ from ..checkpoints.zero.write import consolidate_part
 from ..cluster import processes
 from ..errors import RunError
 from ..files import make_private_dir
+from ..recipes.storage import model_dtype
 from .context import JobContext, run_job
 from .training.tracking import Tracker
 
@@ -55,7 +56,7 @@ def _write(job: JobContext) -> Manifest | None:
     is_adapter = job.recipe.adapter.method != "full"
     make_private_dir(job.paths.model(job.stage.name).parent)
     choices = Choices(
-        dtype=spec.dtype,
+        dtype=model_dtype(job.recipe),
         max_shard_bytes=int(spec.max_shard_gb * 1e9),
         num_workers=len(os.sched_getaffinity(0)),
         overflow=spec.overflow,

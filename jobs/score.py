@@ -8,13 +8,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from .. import files
 from ..cluster import processes
 from ..errors import DamagedError, NotFoundError, RunError
 from ..recipes.compose import stage_view
-from ..recipes.rows import read_rows
+from ..recipes.rows import loads, read_rows
 from .context import JobContext, run_job
 from .predictions.scores import score_with_baseline
 from .training.tracking import Tracker
@@ -58,7 +56,7 @@ def _expanded(metrics: tuple[str, ...]) -> list[Any]:
 def _read_predictions(path: Path) -> list[str]:
     try:
         with path.open("rb") as stream:
-            rows = [orjson.loads(line) for line in stream]
+            rows = [loads(line) for line in stream]
     except FileNotFoundError as error:
         raise NotFoundError(f"{path} does not exist: the merge stage has not completed it") from error
     if any(row["index"] != number for number, row in enumerate(rows)):

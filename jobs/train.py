@@ -69,8 +69,9 @@ def _trainer(
 ) -> tuple[Saver, Trainer]:
     from transformers import PrinterCallback
 
+    from ..recipes.encode import pad_id
     from .training import loop
-    from .training.data import Collator, load_rows, pad_id
+    from .training.data import Collator, load_rows
     from .training.model import build_model, load_tokenizer
     from .training.saving import Saver
 

@@ -40,6 +40,8 @@ class Option:
     default: Any
     help: str
     also: tuple[str, ...]
+    was: tuple[str, ...]
+    is_later: bool
 
 
 def options(cls: type, prefix: str = "") -> Iterator[Option]:
@@ -52,6 +54,8 @@ def options(cls: type, prefix: str = "") -> Iterator[Option]:
             default=None if field.default is dataclasses.MISSING else field.default,
             help=field.metadata["help"],
             also=field.metadata["also"],
+            was=field.metadata["was"],
+            is_later=field.metadata["later"],
         )
         inner = _dataclass_in(hints[field.name])
         if inner is not None and inner is not cls:
@@ -72,6 +76,8 @@ def unknown_key(root: type, cls: type, key: str, name: str) -> Fault:
     """Describe a key that does not exist: another library's word, a near one, or the list."""
     path = f"{key}.{name}" if key else name
     known_keys = list(options(root))
+    if renamed := [option for option in known_keys if name in option.was]:
+        return Fault(key=path, problem=f"is now {renamed[0].key}", hint=renamed[0].takes)
     translated = [option.key for option in known_keys if name in option.also]
     if translated:
         return Fault(key=path, problem="is another library's word", hint=f"here it is {' or '.join(translated)}")

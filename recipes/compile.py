@@ -13,9 +13,10 @@ from .freeze import is_frozen
 from .keys import unbuilt
 from .params import takes_adapter
 from .plan import After, Batch, Forecast, Inputs, Plan, Stage
+from .rowfaults import row_refusals, row_warnings
 from .schema import Kind, Predict, Recipe, Resources
 from .stages import kind_of, resources_of, source_of, stage_view, stages_of
-from .storage import is_own_limit, model_of
+from .storage import is_own_limit, model_of, with_dtype
 
 _TASK_BYTES = 40_000_000_000  # of the consolidated model: 120 GB move, 2 minutes at 1 GB/s
 
@@ -26,6 +27,7 @@ def compile(recipe: Recipe, site: Site, inputs: Inputs) -> Plan:
     Raises:
         PlanError: every reason why it cannot work.
     """
+    recipe = with_dtype(recipe, inputs.model)
     stages = [_stage(recipe, name, site, inputs) for name in stages_of(recipe)]
     reasons = list(by_stage(stages, misfits, site))
     for stage in stages:
@@ -59,7 +61,7 @@ def _stage(recipe: Recipe, name: str, site: Site, inputs: Inputs) -> Stage:
         resources=resources,
         num_tasks=_num_tasks(stage_view(recipe, name), kind, resources, site, inputs),
         after=after,
-        batch=_batch(stage_view(recipe, name), resources, inputs) if kind == "train" else None,
+        batch=_batch(stage_view(recipe, name), name, resources, inputs) if kind == "train" else None,
     )
 
 
@@ -75,9 +77,11 @@ def _num_tasks(view: Recipe, kind: Kind, resources: Resources, site: Site, input
     return min(files, resources.tasks or (math.ceil(num_bytes / _TASK_BYTES) if site.launcher == "slurm" else 1))
 
 
-def _batch(view: Recipe, resources: Resources, inputs: Inputs) -> Batch:
+def _batch(view: Recipe, name: str, resources: Resources, inputs: Inputs) -> Batch:
+    lengths = inputs.lengths_of(name, "train")
+    num_rows = lengths.num_kept if lengths else inputs.splits[view.train.split].num_rows
     train, ranks = view.train, resources.nodes * resources.devices_per_node
-    steps_per_epoch = math.ceil(inputs.splits[train.split].num_rows / train.global_batch)
+    steps_per_epoch = max(1, math.ceil(num_rows / train.global_batch))
     steps = train.steps or math.ceil(train.epochs * steps_per_epoch)
     return Batch(
         world_size=ranks,
@@ -99,6 +103,7 @@ def _refusals(view: Recipe, stage: Stage, inputs: Inputs) -> Iterator[str]:
         yield f"task {view.task!r} can be written down but not run by this version; causal_lm can"
     if stage.resources.device == "cpu":
         yield from _cpu_refusals(view, stage)
+    yield from row_refusals(view, stage, inputs)
     if stage.batch is not None:
         yield from _batch_refusals(view, stage, stage.batch)
         yield from _zero_refusals(view, inputs)
@@ -109,21 +114,21 @@ def _refusals(view: Recipe, stage: Stage, inputs: Inputs) -> Iterator[str]:
 
 def _cpu_refusals(view: Recipe, stage: Stage) -> Iterator[str]:
     if view.model.attention == "flash_attention_2":
-        yield "model.attention flash_attention_2 needs a GPU; use sdpa"
+        yield "model.attention flash_attention_2 needs a GPU; set model.attention=sdpa"
     if stage.kind == "train" and view.train.precision == "float16":
-        yield "train.precision float16 does not train on a CPU; use bfloat16 or float32"
+        yield "train.precision float16 does not train on a CPU; set train.precision=bfloat16 or train.precision=float32"
     if stage.kind == "train" and view.train.zero.offload != "none":
-        yield "train.zero.offload has no meaning on a CPU, where all is in host memory; use none"
+        yield "train.zero.offload has no meaning on a CPU, where all is in host memory; set train.zero.offload=none"
 
 
 def _batch_refusals(view: Recipe, stage: Stage, batch: Batch) -> Iterator[str]:
     wanted, rows_at_once = view.train.global_batch, batch.world_size * batch.micro_batch
     if wanted % rows_at_once:
         lower = wanted // rows_at_once * rows_at_once
-        near = [str(number) for number in (lower, lower + rows_at_once) if number]
+        near = [f"train.global_batch={number}" for number in (lower, lower + rows_at_once) if number]
         yield (
             f"stage {stage.name!r}: train.global_batch {wanted} is not divided by {batch.world_size} ranks x "
-            f"train.micro_batch {batch.micro_batch}; next to it: {', '.join(near)}"
+            f"train.micro_batch {batch.micro_batch}; set {' or '.join(near)}"
         )
 
 
@@ -134,14 +139,20 @@ def _zero_refusals(view: Recipe, inputs: Inputs) -> Iterator[str]:
     if view.adapter.method == "qlora" and zero.stage == 3 and experts:
         yield (
             f"adapter qlora with train.zero.stage 3 fails on a mixture of {experts} experts: ZeRO-3 waits for "
-            "experts that got no token; use zero.stage 2, or adapter=lora"
+            "experts that got no token; set train.zero.stage=2, or adapter=lora"
         )
     if zero.offload != "none" and zero.stage == 0:
-        yield f"train.zero.offload {zero.offload} needs zero.stage 1 to 3"
+        yield f"train.zero.offload {zero.offload} needs ZeRO; set train.zero.stage=1 (to 3) or train.zero.offload=none"
     elif zero.offload == "both" and zero.stage != 3:
-        yield "train.zero.offload both moves parameters to host memory, which only zero.stage 3 shards; use optimizer"
+        yield (
+            "train.zero.offload both moves parameters to host memory, which only train.zero.stage=3 shards; set "
+            "train.zero.offload=optimizer"
+        )
     if train.optimizer != "adamw" and zero.stage:
-        yield f"train.optimizer {train.optimizer} is not supported with ZeRO here; use adamw or zero.stage 0"
+        yield (
+            f"train.optimizer {train.optimizer} is not supported with ZeRO here; set train.optimizer=adamw or "
+            "train.zero.stage=0"
+        )
 
 
 def _parameter_refusals(view: Recipe, stage: Stage, inputs: Inputs) -> Iterator[str]:
@@ -151,10 +162,13 @@ def _parameter_refusals(view: Recipe, stage: Stage, inputs: Inputs) -> Iterator[
         if not inputs.model.has_weights and stage.of is None:
             yield (
                 f"adapter.method {method} trains beside pretrained weights, but the model starts from random ones; "
-                "use adapter=full or a trained model"
+                "set adapter=full, or take a trained model"
             )
         if freeze:
-            yield "model.freeze has no meaning with an adapter, which freezes the whole base; leave one of them out"
+            yield (
+                "model.freeze has no meaning with an adapter, which freezes the whole base; set model.freeze=[] or "
+                "adapter=full"
+            )
         for target in view.adapter.target_modules:
             if not any(takes_adapter(tensor, target) for tensor in tensors):
                 linear = {t.name.removesuffix(".weight").rsplit(".", 1)[-1] for t in tensors if len(t.shape) == 2}
@@ -164,7 +178,7 @@ def _parameter_refusals(view: Recipe, stage: Stage, inputs: Inputs) -> Iterator[
         if not any(is_frozen(tensor.name, [pattern]) for tensor in tensors):
             yield f"model.freeze: no parameter matches {pattern!r}; they are called like {tensors[0].name}"
     if all(is_frozen(tensor.name, freeze) for tensor in tensors):
-        yield f"model.freeze {list(freeze)} leaves nothing to train"
+        yield f"model.freeze {list(freeze)} leaves nothing to train; set model.freeze=[]"
 
 
 def _storage_refusals(recipe: Recipe, found: Forecast, inputs: Inputs) -> Iterator[str]:
@@ -208,6 +222,7 @@ def _storage_warnings(stage: Stage, found: Forecast) -> Iterator[str]:
 def _warnings(recipe: Recipe, site: Site, inputs: Inputs, stage: Stage, found: Forecast) -> Iterator[str]:
     yield from _slurm_only(recipe, site)
     view = stage_view(recipe, stage.name)
+    yield from row_warnings(view, stage, inputs)
     if stage.kind == "predict" and not view.predict.sample:
         drawn = [
             name for name in ("temperature", "top_k", "top_p") if vars(view.predict)[name] != vars(Predict())[name]
@@ -233,9 +248,6 @@ def _warnings(recipe: Recipe, site: Site, inputs: Inputs, stage: Stage, found: F
             f"stage {stage.name!r} asks for {cores} cores and {site.name} has {site.cpus_per_node}: "
             "ranks will take turns"
         )
-    longest = inputs.model.config.get("max_position_embeddings")
-    if isinstance(longest, int) and view.data.max_tokens > longest:
-        yield f"stage {stage.name!r}: data.max_tokens {view.data.max_tokens} is above the model's {longest} positions"
 
 
 def _gb(num_bytes: float) -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from ..cluster.site import NodeKind, Partition, Site
 from ..errors import nearest
 from .plan import Stage
+
+_ADVICE = re.compile(r"<(\w+=[^>]+)>")
 
 
 def misfits(stage: Stage, site: Site) -> Iterator[str]:
@@ -22,7 +26,8 @@ def misfits(stage: Stage, site: Site) -> Iterator[str]:
         known = [one.name for one in site.partitions]
         hint = f" ({found})" if (found := nearest(wanted.partition or "", known)) else ""
         which = repr(wanted.partition) if wanted.partition else "not given, and there is no default one"
-        yield f"partition is {which}; {site.name} has {', '.join(known)}{hint}"
+        names, first = ", ".join(known), known[0] if known else "NAME"
+        yield f"partition is {which}; {site.name} has {names}{hint}; set <partition={first}>"
         return
     yield from _misfits_on(stage, partition)
 
@@ -32,11 +37,11 @@ def _misfits_here(stage: Stage, site: Site) -> Iterator[str]:
     if not stage.uses_devices or wanted.device != "gpu":
         return
     if site.gpus_per_node == 0:
-        yield f"it wants GPUs and {site.name} has none; set device=cpu to run on the CPU"
+        yield f"it wants GPUs and {site.name} has none; set <device=cpu> to run on the CPU"
     elif wanted.devices_per_node * wanted.nodes > site.gpus_per_node:
         yield (
             f"it wants {wanted.nodes} x {wanted.devices_per_node} GPUs and {site.name} has {site.gpus_per_node} "
-            "on a node; set nodes and devices_per_node"
+            f"on a node; set <nodes=1> <devices_per_node={site.gpus_per_node}>"
         )
 
 
@@ -45,24 +50,35 @@ def _misfits_on(stage: Stage, partition: Partition) -> Iterator[str]:
     wanted, where = stage.resources, f"partition {partition.name!r}"
     nodes, ranks = (wanted.nodes, wanted.devices_per_node) if stage.uses_devices else (1, 1)
     if wanted.time_min is not None and partition.max_minutes is not None and wanted.time_min > partition.max_minutes:
-        yield f"time_min is {wanted.time_min} and {where} allows {partition.max_minutes}"
+        most_min = partition.max_minutes
+        yield f"time_min is {wanted.time_min} and {where} allows {most_min}; set <time_min={most_min}>"
     if nodes > (most := min(sum(kind.count for kind in partition.nodes), partition.max_nodes or nodes)):
-        yield f"it wants {nodes} nodes and {where} gives {most}; set nodes"
+        yield f"it wants {nodes} nodes and {where} gives {most}; set <nodes={most}>"
     gpus = ranks if stage.uses_devices and wanted.device == "gpu" else 0
-    needs: dict[str, tuple[int, Callable[[NodeKind], int], str]] = {
-        "GPUs": (gpus, lambda kind: kind.gpus, "devices_per_node"),
-        "cores": (ranks * wanted.cpus_per_device, lambda kind: kind.cpus, "cpus_per_device"),
-        "MiB": (int((wanted.memory_gb or 0) * 1e9 / (1 << 20)), lambda kind: kind.memory_mb, "memory_gb"),
+    # what is needed, what a node has of it, and the value that fits such a node
+    needs: dict[str, tuple[int, Callable[[NodeKind], int], Callable[[int], str]]] = {
+        "GPUs": (gpus, lambda kind: kind.gpus, lambda has: f"devices_per_node={has}" if has else "device=cpu"),
+        "cores": (ranks * wanted.cpus_per_device, lambda kind: kind.cpus, lambda has: _cores(has, ranks)),
+        "MiB": (
+            int((wanted.memory_gb or 0) * 1e9 / (1 << 20)),
+            lambda kind: kind.memory_mb,
+            lambda has: f"memory_gb={int(has * (1 << 20) / 1e7) / 100:g}",
+        ),
     }
     fitting = partition.nodes
-    for what, (need, has, word) in needs.items():
+    for what, (need, has, fit) in needs.items():
         left = tuple(kind for kind in fitting if has(kind) >= need)
         if not left:
-            yield f"it wants {need} {what} on a node and {where} has {max(map(has, fitting))}; set {word}"
+            most_of_one = max(map(has, fitting))
+            yield f"it wants {need} {what} on a node and {where} has {most_of_one}; set <{fit(most_of_one)}>"
             return
         fitting = left
     if sum(kind.count for kind in fitting) < nodes <= most:
         yield f"it wants {nodes} such nodes and {where} has {sum(kind.count for kind in fitting)}"
+
+
+def _cores(has: int, ranks: int) -> str:
+    return f"cpus_per_device={has // ranks}" if has >= ranks else f"devices_per_node={max(1, has)}"
 
 
 def doubts(stage: Stage, site: Site) -> Iterator[str]:
@@ -81,10 +97,17 @@ def doubts(stage: Stage, site: Site) -> Iterator[str]:
 
 
 def by_stage(stages: Sequence[Stage], ask: Callable[[Stage, Site], Iterator[str]], site: Site) -> Iterator[str]:
-    """Return what *ask* says of the stages, each thing once, with all the stages that it is said of."""
+    """Return what *ask* says of the stages, each thing once, with all the stages that it is said of.
+
+    An advice in angle brackets, such as <device=cpu>, becomes the overrides that do it for these stages.
+    """
     said: dict[str, list[str]] = {}
     for stage in stages:
         for text in ask(stage, site):
             said.setdefault(text, []).append(stage.name)
     for text, names in said.items():
-        yield f"resources of {', '.join(names)}: {text}"
+        yield f"resources of {', '.join(names)}: {_ADVICE.sub(partial(_overrides, names), text)}"
+
+
+def _overrides(names: Sequence[str], advice: re.Match[str]) -> str:
+    return " ".join(f"resources.{name}.{advice[1]}" for name in names)

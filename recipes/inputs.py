@@ -14,24 +14,28 @@ from ..checkpoints import budget
 from ..checkpoints.quota import existing, least, limits_of
 from ..checkpoints.zero.places import place_of
 from ..errors import PlanError, UsageError
+from .lengths import Progress, lengths_of
 from .look import collect
 from .models import model_facts
-from .plan import Inputs, Room
+from .plan import Inputs, Lengths, Room
 from .schema import Recipe
 from .splits import splits_of
 from .stages import stage_view, stages_of
 from .versions import versions_of
 
 
-def inspect(recipe: Recipe, store: Path) -> Inputs:
-    """Return what *recipe* works on; *store* is the folder that will hold its runs.
+def inspect(recipe: Recipe, store: Path, progress: Progress | None = None) -> Inputs:
+    """Return what *recipe* works on; *store* is the folder that will hold its runs, *progress* is told of rows read.
 
     Raises:
         PlanError: every reason why the model or the data cannot be used.
     """
     reasons = list(_archive_reasons(recipe))
     model = collect(reasons, lambda: model_facts(recipe))
-    splits = collect(reasons, lambda: splits_of(recipe)) or {}
+    splits = collect(reasons, lambda: splits_of(recipe))
+    lengths: tuple[Lengths, ...] = ()
+    if model is not None and splits is not None:
+        lengths = collect(reasons, lambda: lengths_of(recipe, model, splits, progress)) or ()
     code = collect(reasons, lambda: code_digest(recipe))
     uses_four_bits = any(stage_view(recipe, name).adapter.method == "qlora" for name in stages_of(recipe))
     if uses_four_bits and recipe.environment.python is None and importlib.util.find_spec("bitsandbytes") is None:
@@ -40,10 +44,10 @@ def inspect(recipe: Recipe, store: Path) -> Inputs:
     unset = [name for name in recipe.environment.inherit if name not in os.environ]
     if unset:
         reasons.append(f"environment.inherit names {', '.join(unset)}, which this shell has not set; `export` it first")
-    if reasons or model is None or code is None or versions is None:
+    if reasons or model is None or splits is None or code is None or versions is None:
         raise PlanError(reasons)
     room = room_of(store, recipe.checkpoints.store_budget_gb)
-    return Inputs(model=model, splits=splits, room=room, code_digest=code, versions=versions)
+    return Inputs(model=model, splits=splits, room=room, code_digest=code, versions=versions, lengths=lengths)
 
 
 def _archive_reasons(recipe: Recipe) -> Iterator[str]:

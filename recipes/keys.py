@@ -13,6 +13,7 @@ def key(
     help: str,
     *,
     also: tuple[str, ...] = (),
+    was: tuple[str, ...] = (),
     at_least: float | None = None,
     above: float | None = None,
     at_most: float | None = None,
@@ -20,10 +21,11 @@ def key(
 ) -> Any:
     """Declare a key: its default (a class makes a fresh one), its help and its range.
 
-    *also* lists the names that other libraries give it, so that an error can translate. A key
-    that comes *later* can be written down; a plan that needs it is refused until then.
+    *also* lists the names that other libraries give it, and *was* those that it had in earlier versions, so that an
+    error can translate. A key that comes *later* can be written down; a plan that needs it is refused until then.
     """
-    metadata = {"help": help, "also": also, "at_least": at_least, "above": above, "at_most": at_most, "later": later}
+    metadata = {"help": help, "also": also, "was": was, "later": later}
+    metadata |= {"at_least": at_least, "above": above, "at_most": at_most}
     if isinstance(default, type):
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)

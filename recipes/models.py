@@ -41,11 +41,20 @@ def _folder_here(key: str, name: str) -> Path | None:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder.resolve()
+    if folder.is_file():
+        raise UsageError(f"{key} {name!r} is {_file_kind(folder)}; give the folder that save_pretrained wrote")
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
         raise UsageError(
-            f"{key} {name!r} does not exist; give a local folder, a hub id such as org/name, or library:NAME"
+            f"{key} {name!r} does not exist: looked for {folder.absolute()}; give a local folder, "
+            "a hub id such as org/name, or library:NAME"
         )
     return None
+
+
+def _file_kind(path: Path) -> str:
+    if path.suffix.lower() == ".gguf":
+        return "a GGUF file, whose weights are quantised for inference and cannot train"
+    return "a file and no folder"
 
 
 def _from_hub(key: str, name: str, revision: str | None = None, *, has_code: bool = False) -> Path:
@@ -145,11 +154,29 @@ def _read_config(name: str, folder: Path) -> dict[str, Any]:
     try:
         return dict(files.read_json(folder / "config.json"))
     except FileNotFoundError as error:
+        if (folder / "adapter_config.json").is_file():
+            raise UsageError(_adapter_advice(name, folder)) from error
+        if found := sorted(folder.glob("*.gguf")):
+            raise UsageError(f"model.path {name!r} holds {found[0].name}, {_file_kind(found[0])}") from error
         raise UsageError(
             f"model.path {name!r} has no config.json; give the folder that save_pretrained wrote"
         ) from error
     except (ValueError, TypeError) as error:
         raise UsageError(f"{folder / 'config.json'} is no config: {error}") from error
+
+
+def _adapter_advice(name: str, folder: Path) -> str:
+    """Say what to do with a folder that peft wrote: it is beside a model, not one."""
+    with suppress(OSError, ValueError, AttributeError):
+        base = files.read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        which = f" for {base!r}" if base else ""
+        return (
+            f"model.path {name!r} is an adapter{which} and no model; give the base model to train a new adapter, or "
+            'merge this one first: python -c "from peft import AutoPeftModelForCausalLM as M; '
+            f"M.from_pretrained('{folder}').merge_and_unload().save_pretrained('{folder}-merged')\"; copy the "
+            "tokenizer into it"
+        )
+    return f"model.path {name!r} is an adapter whose adapter_config.json cannot be read; give the base model"
 
 
 def _check_tokenizer(recipe: Recipe, folder: Path) -> None:

@@ -46,13 +46,43 @@ class ModelFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitFacts:
-    """What a data file really holds; *digest* is the sha256 of its bytes."""
+    """What a data file really holds; *digest* is the sha256 of its bytes, *nested* columns have a list or object."""
 
     path: str
     num_rows: int
     num_bytes: int
     digest: str
     columns: tuple[str, ...]
+    nested: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """How many rows are of some kind, and the numbers of the first of them, counted from 1."""
+
+    num: int = 0
+    first: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """What the rows of a stage are in tokens, as its job will see them.
+
+    *longest* is a row's length before any cut, *longest_kept* after it. Rows are *long* above *limit*, have an *empty*
+    target, or nothing to *learn* (of prompts: no token). The job uses *num_kept* of the *num_rows* that were looked at.
+    """
+
+    stage: str
+    use: Literal["train", "eval", "predict"]
+    split: str
+    limit: int | None
+    num_rows: int
+    num_kept: int
+    longest: int
+    longest_kept: int
+    long: Rows = Rows()
+    empty: Rows = Rows()
+    unlearnable: Rows = Rows()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +110,11 @@ class Inputs:
     room: Room
     code_digest: str
     versions: dict[str, str] = field(default_factory=dict)
+    lengths: tuple[Lengths, ...] = ()
+
+    def lengths_of(self, stage: str, use: Literal["train", "eval", "predict"]) -> Lengths | None:
+        """Return the lengths of a stage's rows, None where they were not looked at."""
+        return next((one for one in self.lengths if (one.stage, one.use) == (stage, use)), None)
 
 
 @dataclass(frozen=True, kw_only=True)

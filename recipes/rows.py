@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +24,82 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def _reader(path: Path) -> Callable[[Path], Iterator[Row]]:
-    readers = {".jsonl": _json_lines, ".json": _json_lines, ".csv": _csv, ".txt": _text, ".parquet": _parquet}
-    if path.suffix.lower() not in readers:
-        raise UsageError(f"data file {str(path)!r} has an unknown format; known: {', '.join(readers)}")
-    return readers[path.suffix.lower()]
+    readers = {".jsonl": _json, ".json": _json, ".csv": _csv, ".txt": _text, ".parquet": _parquet}
+    suffix = path.suffix.lower()
+    if suffix not in readers:
+        advice = (
+            f"; {_CONVERSIONS[suffix].format(path=path, stem=path.with_suffix(''))}" if suffix in _CONVERSIONS else ""
+        )
+        raise UsageError(f"data file {str(path)!r} has an unknown format; known: {', '.join(readers)}{advice}")
+    return readers[suffix]
+
+
+# What the files of other formats take to be read.
+_CONVERSIONS = {
+    **dict.fromkeys((".gz", ".bz2", ".xz", ".zst"), "unpack it first, such as with gunzip -k '{path}'"),
+    ".tsv": (
+        "write it with commas: python -c 'import csv,sys; csv.writer(sys.stdout).writerows(csv.reader(sys.stdin, "
+        "delimiter=\"\\t\"))' < '{path}' > '{stem}.csv'"
+    ),
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "save the sheet as CSV in UTF-8"),
+    ".arrow": "write it as Parquet: datasets.Dataset.from_file('{path}').to_parquet('{stem}.parquet')",
+}
+
+
+def _json(path: Path) -> Iterator[Row]:
+    """Read one object a line, or a file that is one list of objects."""
+    with path.open("rb") as stream:
+        start = stream.read(1 << 16).lstrip(b"\xef\xbb\xbf \t\r\n")
+    return _json_list(path) if start.startswith(b"[") else _json_lines(path)
+
+
+def _json_list(path: Path) -> Iterator[Row]:
+    """Read a whole list; a file of many GB is better written one object a line."""
+    try:
+        rows = loads(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
+    except ValueError as error:
+        raise UsageError(
+            f"{path} starts as a JSON list and is none: {error}; mend it, or write one object a line"
+        ) from error
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise UsageError(
+                f"{path}, item {number} is no object of columns but {str(row)[:40]!r}; write a list of objects"
+            )
+        yield row
+
+
+def loads(text: bytes) -> Any:
+    """Read one JSON value, with NaN and Infinity as Python's json writes them.
+
+    Raises:
+        ValueError: it is no JSON, or not UTF-8.
+    """
+    import orjson
+
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        if b"NaN" not in text and b"Infinity" not in text:
+            raise
+        return json.loads(text.decode())
 
 
 def _json_lines(path: Path) -> Iterator[Row]:
-    import orjson
-
     with path.open("rb") as stream:  # binary: str.splitlines would also split at U+2028
         for number, line in enumerate(stream, 1):
             if not line.strip():
                 continue
             try:
-                row = orjson.loads(line)
-            except orjson.JSONDecodeError as error:
+                row = loads(line)
+            except ValueError as error:
+                _check_encoding(path, number, line)
                 raise UsageError(f"{path}, line {number} is not JSON: {error}; mend or remove the line") from error
             if not isinstance(row, dict):
                 shown = line[:40].decode(errors="replace").strip()
                 raise UsageError(
-                    f"{path}, line {number} is no object of columns but {shown!r}; write one object a line"
+                    f"{path}, line {number} is no object of columns but {shown!r}; write one object a "
+                    "line, or one list of objects"
                 )
             yield row
 
@@ -53,6 +109,7 @@ def _csv(path: Path) -> Iterator[Row]:
     with path.open(newline="", encoding="utf-8-sig") as stream:
         reader = csv.DictReader(stream, strict=True)
         try:
+            _check_delimiter(path, reader.fieldnames or ())
             for row in reader:
                 if None in row or None in row.values():
                     raise UsageError(
@@ -71,10 +128,31 @@ def _csv(path: Path) -> Iterator[Row]:
 def _text(path: Path) -> Iterator[Row]:
     with path.open("rb") as stream:
         for number, line in enumerate(stream, 1):
-            try:
-                yield {"text": line.rstrip(b"\r\n").decode("utf-8")}
-            except UnicodeDecodeError as error:
-                raise UsageError(f"{path}, line {number} is not UTF-8: {error}; mend or remove the line") from error
+            _check_encoding(path, number, line)
+            yield {"text": line.rstrip(b"\r\n").decode("utf-8")}
+
+
+def _check_encoding(path: Path, number: int, line: bytes) -> None:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        encoding = "UTF-16" if line.startswith((b"\xff\xfe", b"\xfe\xff")) else "WINDOWS-1252"
+        raise UsageError(
+            f"{path}, line {number} is not UTF-8: {error}; mend the line, or write the file anew if all of it is in "
+            f"another encoding, such as: iconv -f {encoding} -t UTF-8 '{path}' > "
+            f"'{path.with_suffix('')}-utf8{path.suffix}'"
+        ) from error
+
+
+def _check_delimiter(path: Path, columns: Sequence[str]) -> None:
+    """Refuse a file of one column whose name holds another delimiter: it was not written with commas."""
+    found = next((sign for sign in ";\t|" if len(columns) == 1 and sign in columns[0]), None)
+    if found is not None:
+        raise UsageError(
+            f"{path} has its columns apart by {found!r}: {columns[0][:80]!r}; write it with commas: python -c 'import "
+            f"csv,sys; csv.writer(sys.stdout).writerows(csv.reader(sys.stdin, delimiter=\"{found}\"))' < '{path}' > "
+            f"'{path.with_suffix('')}-commas.csv'"
+        )
 
 
 def _parquet(path: Path) -> Iterator[Row]:

@@ -85,7 +85,7 @@ class Data:
 
     splits: dict[str, str] = key(
         dict,
-        "split name -> file (.jsonl, .csv, .txt, .parquet): a path or an fsspec URL",
+        "split name -> file (.jsonl, .json, .csv, .txt, .parquet): a path, from the working folder on, or a URL",
         also=("train_file", "dataset"),
     )
     generator: Generator | None = key(None, "make splits by rule; those of data.splits stand beside them")
@@ -112,7 +112,12 @@ class Data:
     clean: tuple[str, ...] = key((), "steps over every text before it is used", later=True)
     augment: dict[str, Any] = key(dict, "rows made of rows: {name, copies, seed}", later=True)
     select: dict[str, Any] = key(dict, "which training rows: {bm25: {query, k}}", later=True)
-    keep_long: bool = key(False, "cut rows that are longer than max_tokens instead of refusing them")
+    long_rows: Literal["refuse", "drop", "cut_left", "cut_right"] = key(
+        "refuse",
+        "what happens to rows longer than max_tokens or pad_input_to: drop leaves them out of training, cut_left and "
+        "cut_right shorten them on that side, and prompts beyond the model's context too, which are never dropped",
+        was=("keep_long",),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,10 +240,14 @@ class Checkpoints:
 
 @dataclass(frozen=True, kw_only=True)
 class Consolidate:
-    """How the checkpoint becomes a model."""
+    """How the checkpoint becomes a model. An adapter is merged into its base; its checkpoints keep it apart."""
 
     choose: Literal["best", "last"] = key("best", "which checkpoint")
-    dtype: Dtype = key("float16", "type of the weights", also=("torch_dtype",))
+    dtype: Dtype | None = key(
+        None,
+        "type of the weights; when not given bfloat16 for a model whose own weights are bfloat16, else float16",
+        also=("torch_dtype",),
+    )
     max_shard_gb: float = key(5.0, "largest weight file (1 GB = 10^9 bytes)", also=("max_shard_size",), above=0)
     overflow: Literal["refuse", "clamp", "bfloat16"] = key("refuse", "what to do with weights beyond float16's range")
 
@@ -349,7 +358,12 @@ class Environment:
     inherit: tuple[str, ...] = key(
         (), "names of secrets that the submitting shell hands on, such as HF_TOKEN, HTTPS_PROXY; Slurm gets no others"
     )
-    code: tuple[str, ...] = key((), "folders of your own code, copied at submission and put on the import path")
+    code: tuple[str, ...] = key(
+        (),
+        "folders of Python code, copied at submission and put on the import path of the jobs: for modules that a "
+        "tokenizer or model with model.trust_remote_code imports; no key calls a function of yours, and a training "
+        "script of your own is not run",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -377,7 +391,7 @@ class Recipe:
 
     name: str = key("", "name of the recipe; its file's name when not given")
     description: str = key("", "one line for `recipes list`")
-    task: Task = key("causal_lm", "what the model learns")
+    task: Task = key("causal_lm", "what the model learns; this version runs causal_lm only")
     seed: int = key(0, "seed of weights, order of rows and sampling", at_least=0, at_most=2**32 - 1)
     model: Model = key(Model, "the model to start from")
     adapter: Adapter = key(Adapter, "what trains")
@@ -386,7 +400,7 @@ class Recipe:
     checkpoints: Checkpoints = key(Checkpoints, "which training states stay")
     consolidate: Consolidate = key(Consolidate, "how a checkpoint becomes a model")
     predict: Predict = key(Predict, "what is predicted", also=("generation", "decode"))
-    question_answering: QuestionAnswering | None = key(None, "windows and spans, for that task alone")
+    question_answering: QuestionAnswering | None = key(None, "windows and spans, for that task alone", later=True)
     score: Score = key(Score, "how it is measured")
     resources: dict[str, Resources] = key(
         dict, "per stage name, kind, or `default`; a stage's entry is laid over its kind's, that over the default"

@@ -190,7 +190,8 @@ def _sbatch(key: str, wanted: Resources) -> Iterator[Fault]:
             hint = "one option, as --name=value, without $: Slurm does not expand variables there"
             yield Fault(key=f"{key}.sbatch", problem=problem, hint=hint)
         elif option[1] in _OWNED:
-            yield Fault(key=f"{key}.sbatch", problem=f"has --{option[1]}", hint=_OWNED[option[1]])
+            hint = _OWNED[option[1]].replace("resources.<stage>", key)
+            yield Fault(key=f"{key}.sbatch", problem=f"has --{option[1]}", hint=hint)
 
 
 def _kept(view: Recipe) -> Iterator[Fault]:
@@ -199,7 +200,7 @@ def _kept(view: Recipe) -> Iterator[Fault]:
     if spec.keep_best > 1 and not is_measured(view):
         problem = f"is {spec.keep_best}, and nothing measures {spec.metric}"
         yield Fault(
-            key="checkpoints.keep_best", problem=problem, hint="set train.eval_split, or checkpoints.metric=loss"
+            key="checkpoints.keep_best", problem=problem, hint="set train.eval_split=SPLIT, or checkpoints.metric=loss"
         )
     if spec.keep_best == 0 and view.consolidate.choose == "best" and is_measured(view):
         problem = "is 0, and consolidate.choose is best"

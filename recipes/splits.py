@@ -78,10 +78,24 @@ def _predictions_of(recipe: Recipe, score: str) -> str | None:
     return source_of(recipe, merge) if merge else None
 
 
+# What to do where there is no such file.
+_WITHOUT = {
+    "train.eval_split": (
+        "; set train.eval_split=null to do without, or write some of the training rows into a file of their own and "
+        "set +data.splits.validation=FILE: rows are not set aside for you"
+    ),
+    "predict.split": (
+        "; to train only, set 'stages={train: {}, consolidate: {}}'; to predict the training rows, set "
+        "predict.split=train"
+    ),
+    "train.split": "; to predict only, set 'stages={predict: {}, merge: {}, score: {}}'",
+}
+
+
 def _missing_split(name: str, needs: _Needs, known: Sequence[str]) -> str:
     keys = sorted({key for key, _, _ in needs if key != "score"})
     hint = f" ({nearest(name, known)})" if nearest(name, known) else ""
-    advice = "; set train.eval_split=null to do without" if keys == ["train.eval_split"] else ""
+    advice = _WITHOUT.get(keys[0], "") if len(keys) == 1 else ""
     return (
         f"split {name!r} ({', '.join(keys)}) is not in data.splits; known: {', '.join(known) or 'none'}{hint}{advice}"
     )
@@ -92,6 +106,9 @@ def _missing_columns(name: str, found: SplitFacts, needs: _Needs) -> Iterator[st
         yield f"data file {found.path} of split {name!r} is empty; it needs at least one row"
         return
     for column, named_by in sorted({(column, named_by) for _, column, named_by in needs if column}):
+        if column in found.nested:
+            yield _nested_column(name, found, column, named_by)
+            continue
         if column in found.columns:
             continue
         rows = enumerate(read_rows(Path(found.path)), 1)
@@ -104,12 +121,23 @@ def _missing_columns(name: str, found: SplitFacts, needs: _Needs) -> Iterator[st
         yield f"{where} has no column {column!r} ({named_by}); {found.path} has there: {', '.join(row)}{hint}"
 
 
+def _nested_column(name: str, found: SplitFacts, column: str, named_by: str) -> str:
+    rows = enumerate(read_rows(Path(found.path)), 1)
+    number, value = next((at, row[column]) for at, row in rows if isinstance(row.get(column), (list, dict)))
+    what = "list" if isinstance(value, list) else "object"
+    later = "; conversations (messages) come with a later version" if column in ("messages", "conversations") else ""
+    return (
+        f"row {number} of split {name!r} has a {what} in column {column!r} ({named_by}) of {found.path}, and this "
+        f"version reads columns of text; write what the model reads and what it should answer as text columns{later}"
+    )
+
+
 def _local_file(split: str, text: str) -> Path:
     """Return the local file of a split; one named by a URL is fetched into the cache once."""
     if "://" not in text:
         path = Path(text).expanduser()
         if not path.is_file():
-            raise UsageError(f"data.splits.{split}: file {text!r} does not exist (looked in {Path.cwd()})")
+            raise UsageError(f"data.splits.{split}: {_why_no_file(text, path)}")
         return path.resolve()
     import fsspec
 
@@ -133,6 +161,21 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0][:300]}"
 
 
+def _why_no_file(text: str, path: Path) -> str:
+    if path.is_dir():
+        files_there = sorted(one.name for one in path.iterdir() if one.is_file())[:5]
+        there = f"; it holds {', '.join(files_there)}" if files_there else ""
+        return f"{text!r} is a folder; name one file of it{there}"
+    if any(sign in text for sign in "*?[,"):
+        ending = path.suffix or ".jsonl"
+        return (
+            f"{text!r} is no file, and one split is one file in this version; join several first, such as: "
+            f"cat part-*{ending} > all{ending}"
+        )
+    where = "" if Path(text).is_absolute() else "; relative paths start at the working folder, not at the recipe"
+    return f"file {text!r} does not exist: looked for {path.absolute()}{where}"
+
+
 def _split(name: str, text: str) -> SplitFacts:
     path = _local_file(name, text)
     stat = path.stat()
@@ -145,9 +188,10 @@ def _split(name: str, text: str) -> SplitFacts:
 
 def _look_at(path: Path) -> SplitFacts:
     """Read a data file once: every row is parsed, so a broken line is found before the queue."""
-    num_rows, columns = 0, None
+    num_rows, columns, nested = 0, None, set[str]()
     for row in read_rows(path):
         num_rows += 1
+        nested.update(name for name, value in row.items() if isinstance(value, (list, dict)))
         there = {name for name, value in row.items() if value is not None}  # a null is no value
         columns = there if columns is None else columns & there
     return SplitFacts(
@@ -156,6 +200,7 @@ def _look_at(path: Path) -> SplitFacts:
         num_bytes=path.stat().st_size,
         digest=files.digest_file(path),
         columns=tuple(sorted(columns or ())),
+        nested=tuple(sorted(nested)),
     )
 
 

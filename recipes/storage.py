@@ -62,7 +62,24 @@ def weights_dtype(recipe: Recipe) -> Dtype:
 
     A model's is that of the consolidated one. An adapter is small, and is added to its base in float32.
     """
-    return recipe.consolidate.dtype if recipe.adapter.method == "full" else "float32"
+    return model_dtype(recipe) if recipe.adapter.method == "full" else "float32"
+
+
+def model_dtype(recipe: Recipe) -> Dtype:
+    """Return the dtype of the consolidated model; the recipe of a plan always says it, see `with_dtype`."""
+    return recipe.consolidate.dtype or "float16"
+
+
+def with_dtype(recipe: Recipe, model: ModelFacts) -> Recipe:
+    """Return *recipe* with the dtype of the consolidated model, which follows *model* where the recipe is silent.
+
+    A bfloat16 model stays one: float16 has a smaller range, and might not hold its weights.
+    """
+    if recipe.consolidate.dtype is not None:
+        return recipe
+    own = model.config.get("dtype") or model.config.get("torch_dtype") or model.tensors[0].dtype
+    dtype: Dtype = "bfloat16" if own == "bfloat16" else "float16"
+    return replace(recipe, consolidate=replace(recipe.consolidate, dtype=dtype))
 
 
 def checkpoint_of(recipe: Recipe, model: ModelFacts, batch: Batch) -> Size:
@@ -98,7 +115,7 @@ def model_of(recipe: Recipe, model: ModelFacts) -> Size:
     """Return the size of the consolidated model; an adapter is merged into its base, so its model is as large."""
     return model_size(
         num_params=model.num_params,
-        dtype=recipe.consolidate.dtype,
+        dtype=model_dtype(recipe),
         num_tensors=len(model.tensors),
         beside_bytes=model.beside_bytes,
     )

@@ -19,6 +19,7 @@ from . import overrides
 from .compile import compile
 from .compose import recipe_of, values_of
 from .inputs import inspect
+from .lengths import Progress
 from .plan import Plan, Point, Stage, Sweep, Variant
 from .schema import Recipe, Resources
 from .search import find_recipe
@@ -29,11 +30,21 @@ STAGE = "sweep"
 _NUM_CHECKED, _NUM_SAMPLED = 64, 16
 # Sections that change neither what is read nor what a job is given: their values are laid over when a point starts.
 _LATE = ("train", "checkpoints", "consolidate", "predict", "adapter", "score", "seed")
-_EARLY = ("train.split", "train.eval_split", "predict.split")
+_EARLY = (
+    *("train.split", "train.eval_split", "train.eval_rows"),
+    *("predict.split", "predict.rows", "predict.max_new_tokens"),
+)
 
 
 def plan_sweep(
-    name: str, texts: Sequence[str], sweep: Sequence[str], site: Site, store: Path, *, is_smoke: bool = False
+    name: str,
+    texts: Sequence[str],
+    sweep: Sequence[str],
+    site: Site,
+    store: Path,
+    *,
+    is_smoke: bool = False,
+    progress: Progress | None = None,
 ) -> Plan:
     """Return the plan of all points of *sweep*, such as `seed=1,2`, over the recipe *name* with overrides *texts*.
 
@@ -60,7 +71,7 @@ def plan_sweep(
         number = variants.setdefault(shared, len(variants))
         rest = tuple(text for index, text in enumerate(chosen) if index not in early)
         points.append(Point(variant=number, overrides=rest, label=" ".join(chosen)))
-    made = tuple(_variant(name, [*texts, *shared], store, is_smoke) for shared in variants)
+    made = tuple(_variant(name, [*texts, *shared], store, is_smoke, progress) for shared in variants)
     whole = Sweep(variants=made, points=tuple(points), is_smoke=is_smoke)
     plans = {index: _checked(whole, index, site) for index in _sample(axes)}
     return _joined(whole, list(plans.values()), site)
@@ -75,10 +86,10 @@ def _is_early(text: str, folder: Path) -> bool:
     return bool(groups)
 
 
-def _variant(name: str, texts: Sequence[str], store: Path, is_smoke: bool) -> Variant:
+def _variant(name: str, texts: Sequence[str], store: Path, is_smoke: bool, progress: Progress | None) -> Variant:
     values, faults = values_of(name, texts)
     recipe = recipe_of(values, faults)
-    return Variant(values=values, inputs=inspect(smoke(recipe) if is_smoke else recipe, store))
+    return Variant(values=values, inputs=inspect(smoke(recipe) if is_smoke else recipe, store, progress))
 
 
 def _sample(axes: Sequence[Sequence[str]]) -> list[int]:

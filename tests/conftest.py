@@ -80,8 +80,21 @@ _CONFIG = {
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "vocab_size": 32,
-    "max_position_embeddings": 64,
+    "max_position_embeddings": 512,
 }
+# Every word is one token, the same for all; the end token is known.
+_SPECIALS = [
+    {"id": number, "content": text, "special": True}
+    | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    for number, text in enumerate(("<unk>", "<s>", "</s>"))
+]
+_TOKENIZER = {
+    "version": "1.0",
+    "added_tokens": _SPECIALS,
+    "pre_tokenizer": {"type": "WhitespaceSplit"},
+    "model": {"type": "WordLevel", "vocab": {"<unk>": 0, "<s>": 1, "</s>": 2}, "unk_token": "<unk>"},
+} | dict.fromkeys(("truncation", "padding", "normalizer", "post_processor", "decoder"))
+_TOKENIZER_CONFIG = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>", "eos_token": "</s>"}
 _RECIPE = """\
 name: small
 description: a recipe of the tests
@@ -101,7 +114,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "my 'project'"
     (folder / "model").mkdir(parents=True)
     (folder / "model" / "config.json").write_text(json.dumps(_CONFIG))
-    (folder / "model" / "tokenizer.json").write_text("{}")
+    (folder / "model" / "tokenizer.json").write_text(json.dumps(_TOKENIZER))
+    (folder / "model" / "tokenizer_config.json").write_text(json.dumps(_TOKENIZER_CONFIG))
     _write_weights(folder / "model" / "model.safetensors")
     for split, num_rows in (("train", 10), ("validation", 3), ("test", 5)):
         rows = [{"input": f"{split} {number}", "target": f"답 {number}"} for number in range(num_rows)]

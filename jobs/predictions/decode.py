@@ -15,9 +15,9 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from ...recipes.encode import encode_prompts, pad_id, positions_of
 from ...recipes.rows import Row
 from ...recipes.schema import Predict, Recipe
-from ..training.data import pad_id, prompt_ids
 from ..training.model import load_tokenizer
 
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -35,11 +35,14 @@ class Decoder:
         )
         self._model = model.to(device).eval()
         self._pad = pad_id(self._tokenizer)
+        positions = positions_of(model.config.to_dict())
+        self._limit = None if positions is None else max(1, positions - recipe.predict.max_new_tokens)
         self._config = _generation_config(recipe.predict, model, self._tokenizer, self._pad)
 
     def answer(self, rows: Sequence[tuple[int, Row]]) -> list[str]:
         """Return the answers of (input position, row) pairs, in their order, in Unicode NFC."""
-        prompts = prompt_ids(self._recipe.data, [row for _, row in rows], self._tokenizer)
+        found = encode_prompts(self._recipe.data, [row for _, row in rows], self._tokenizer, self._limit)
+        prompts = [prompt.ids for prompt in found]
         by_length = sorted(range(len(rows)), key=lambda place: len(prompts[place]))
         answers = [""] * len(rows)
         size = self._recipe.predict.batch_rows

@@ -16,6 +16,7 @@ import orjson
 
 from ...errors import UsageError, no_room_named
 from ...files import replacing
+from ...recipes.rows import loads
 
 _BATCH_ROWS = 8192
 
@@ -70,7 +71,7 @@ def write_parquet(jsonl_path: Path, parquet_path: Path) -> None:
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     with path.open("rb") as stream:
-        yield from map(orjson.loads, stream)
+        yield from map(loads, stream)
 
 
 def _columns(path: Path) -> list[str]:

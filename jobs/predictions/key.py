@@ -16,6 +16,7 @@ from ...recipes.schema import Recipe
 from ...rundir import RunPaths
 
 _RESOURCES = ("unit_rows", "batch_rows")  # of predict: how, not what
+_PROMPT = ("prompt", "system", "pad_input_to", "separator", "long_rows")
 _ENGINE = "transformers-generate-1"
 
 
@@ -28,7 +29,7 @@ def prediction_key(plan: Plan, paths: RunPaths, stage: Stage) -> str:
     recipe = stage_view(plan.recipe, stage.name)
     model_dir = model_dir_of(plan, paths, stage)
     decoding = {name: value for name, value in vars(recipe.predict).items() if name not in _RESOURCES}
-    prompt = {name: getattr(recipe.data, name) for name in ("prompt", "system", "pad_input_to", "separator")}
+    prompt = {name: getattr(recipe.data, name) for name in _PROMPT}
     parts: list[Any] = [
         _ENGINE,
         _weights_digest(model_dir),

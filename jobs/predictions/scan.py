@@ -7,6 +7,7 @@ A row is trusted only if its line parses as a whole; every other line is counted
 from __future__ import annotations
 
 import csv
+import json
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -61,8 +62,8 @@ class _Row(Protocol):
 _Parse = Callable[[bytes], _Row]
 
 
-def scan_jsonl(path: Path, index_field: str) -> Shard:
-    """Find the rows of a JSONL shard.
+def scan_jsonl(path: Path, index_field: str | None) -> Shard:
+    """Find the rows of a JSONL shard; without *index_field* the first has index 0.
 
     A torn line that a restarted writer went on with is one line of two rows: the second is
     whole and kept. A last line without its newline is whole if it parses. The bytes within
@@ -74,27 +75,57 @@ def scan_jsonl(path: Path, index_field: str) -> Shard:
         while lines := stream.readlines(_READ_BYTES):
             *offsets, offset = accumulate(map(len, lines), initial=offset)
             try:
-                shard.accept([parse(line).index for line in lines], offsets, lines)
+                found = [parse(line) for line in lines]
+                indices = (
+                    [row.index for row in found]
+                    if index_field
+                    else range(len(shard.index), len(shard.index) + len(lines))
+                )
+                shard.accept(indices, offsets, lines)
             except ValueError:
                 for start, line in zip(offsets, lines, strict=True):
                     _scan_line(shard, start, line, parse, index_field)
     return shard
 
 
-def _parser(index_field: str) -> _Parse:
+def _parser(index_field: str | None) -> _Parse:
     """Return what reads the index of a line and skips the rest: 3 times as fast as reading all."""
+    if index_field is None:
+        return msgspec.json.Decoder(msgspec.defstruct("Row", [], gc=False)).decode
     number = Annotated[int, msgspec.Meta(ge=-_MAX_INDEX, le=_MAX_INDEX)]
     row: Any = msgspec.defstruct("Row", [("index", number, msgspec.field(name=index_field))], gc=False)
     return msgspec.json.Decoder(row).decode
 
 
-def _scan_line(shard: Shard, offset: int, line: bytes, parse: _Parse, index_field: str) -> None:
+def _index_of(line: bytes, parse: _Parse, index_field: str | None, count: int) -> int:
+    """Return the index of a line; NaN and Infinity are data, as Python's json writes them.
+
+    Raises:
+        ValueError: it is no row.
+    """
     try:
-        shard.accept([parse(line).index], [offset], [line])
+        row = parse(line)
+        return row.index if index_field else count
+    except ValueError:
+        if b"NaN" not in line and b"Infinity" not in line:
+            raise
+    values = json.loads(line.decode(errors="replace"))
+    index = values.get(index_field, None) if isinstance(values, dict) else None
+    if index_field is None and isinstance(values, dict):
+        return count
+    if type(index) is not int or abs(index) > _MAX_INDEX:
+        raise ValueError(f"{index_field!r} is {index!r}, which is no row number")
+    return index
+
+
+def _scan_line(shard: Shard, offset: int, line: bytes, parse: _Parse, index_field: str | None) -> None:
+    try:
+        shard.accept([_index_of(line, parse, index_field, len(shard.index))], [offset], [line])
     except ValueError as error:
         if line.strip():
             shard.reject(offset, line, error)
-            _salvage(shard, offset, line, parse, index_field)
+            if index_field is not None:
+                _salvage(shard, offset, line, parse, index_field)
 
 
 def _salvage(shard: Shard, offset: int, line: bytes, parse: _Parse, index_field: str) -> None:
@@ -104,11 +135,12 @@ def _salvage(shard: Shard, offset: int, line: bytes, parse: _Parse, index_field:
     if start < 1 or line[:start].rstrip()[-1:] in (b":", b",", b"["):
         return
     with suppress(ValueError):
-        shard.accept([parse(line[start:]).index], [offset + start], [line[start:]])
+        index = _index_of(line[start:], parse, index_field, 0)
+        shard.accept([index], [offset + start], [line[start:]])
 
 
-def scan_csv(path: Path, index_field: str) -> Shard:
-    """Find the rows of a CSV shard; cells may hold newlines within quotes.
+def scan_csv(path: Path, index_field: str | None) -> Shard:
+    """Find the rows of a CSV shard; cells may hold newlines within quotes. Without *index_field* the first is 0.
 
     A record that was cut within quotes swallows what follows it, often all of the shard's
     rest: it is told as torn or corrupt.
@@ -116,6 +148,7 @@ def scan_csv(path: Path, index_field: str) -> Shard:
     csv.field_size_limit(_MAX_CELL_CHARS)
     shard = Shard(path=path)
     columns: list[str] = []
+    column: int | None = None
     for offset, record in _csv_records(path):
         try:
             cells = next(csv.reader([record.decode("utf-8-sig")], strict=True), [])
@@ -123,19 +156,28 @@ def scan_csv(path: Path, index_field: str) -> Shard:
                 shard.reject(offset, record, "no newline at its end")
             elif not columns:
                 columns, shard.header = cells, record
-                column = _csv_column(path, columns, index_field)
+                column = _csv_column(path, columns, index_field) if index_field else None
             elif len(cells) != len(columns):
                 shard.reject(offset, record, f"{len(cells)} cells, not {len(columns)}")
             else:
-                shard.accept([_csv_index(cells[column])], [offset], [record])
+                index = len(shard.index) if column is None else _csv_index(cells[column])
+                shard.accept([index], [offset], [record])
         except (ValueError, csv.Error) as error:
             shard.reject(offset, record, error)
     return shard
 
 
+def has_fields(names: Sequence[str]) -> str:
+    """Say which fields there are, and what to do where none of them is the index that was named."""
+    return (
+        f"it has {', '.join(names)}; name the field of a row's position with --index FIELD, or join the shards in the "
+        "order in which they are named with --in-file-order"
+    )
+
+
 def _csv_column(path: Path, columns: list[str], index_field: str) -> int:
     if index_field not in columns:
-        raise UsageError(f"{path} has no column {index_field!r}; it has {', '.join(columns)}")
+        raise UsageError(f"{path} has no column {index_field!r}; {has_fields(columns)}")
     return columns.index(index_field)
 
 

@@ -8,10 +8,12 @@ bytes a row, whatever the rows hold. JSONL shards, or CSV shards that share one 
 from __future__ import annotations
 
 import hashlib
+import json
 import mmap
 from array import array
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from numpy.typing import NDArray
 from ...errors import NotFoundError, UsageError, no_room_named
 from ...files import replacing
 from .gather import MergeReport, partial_path, settle
-from .scan import MAX_FAULTS, Shard, scan_csv, scan_jsonl
+from .scan import MAX_FAULTS, Shard, has_fields, scan_csv, scan_jsonl
 
 _Numbers = NDArray[np.int64]
 
@@ -29,9 +31,9 @@ _GATHER_BYTES = 1 << 20  # what the processor's cache holds: 8 MiB took 1.4 time
 
 
 def merge_shards(
-    paths: Sequence[Path], out_path: Path, *, num_rows: int | None = None, index_field: str = "index"
+    paths: Sequence[Path], out_path: Path, *, num_rows: int | None = None, index_field: str | None = "index"
 ) -> MergeReport:
-    """Gather the rows of foreign shards in the order of their index.
+    """Gather the rows of foreign shards in the order of their index; without *index_field* as the shards stand.
 
     The first copy of a row wins; a second one is dropped where it is the same, and makes
     the result unclean where it is not. Without *num_rows* nobody can see that the last
@@ -41,10 +43,15 @@ def merge_shards(
     Raises:
         IncompleteError: rows are missing; the rest is in `.partial`.
         DamagedError: the shards contradict each other or *num_rows*; the same.
-        UsageError: there are no shards, or of two formats, or without the index.
+        UsageError: there are no shards, or of two formats, or without the index; or they are to be joined as they
+            stand, and lines of them are broken, so that nobody knows how many rows these were.
     """
     scan = scan_csv if _is_csv(paths, out_path) else scan_jsonl
     shards = [scan(path, index_field) for path in paths]
+    if index_field is None:
+        _number_in_file_order(shards)
+    elif not any(shard.index for shard in shards):
+        _check_has_index(shards, index_field)
     header = _one_header(shards)
     rows = _Rows(shards)
     ranking = _rank(rows.index, num_rows)
@@ -66,6 +73,27 @@ def merge_shards(
         sources=rows.sources,
     )
     return settle(report, out_path)
+
+
+def _number_in_file_order(shards: Sequence[Shard]) -> None:
+    if faults := [fault for shard in shards for fault in shard.faults]:
+        raise UsageError(
+            f"the shards cannot be joined in file order, since positions after a broken line are unknown: {faults[0]}; "
+            "mend or remove the line, or name the field of a row's position with --index FIELD"
+        )
+    first = 0
+    for shard in shards:
+        shard.index = array("q", range(first, first + len(shard.index)))
+        first += len(shard.index)
+
+
+def _check_has_index(shards: Sequence[Shard], index_field: str) -> None:
+    """Refuse shards whose rows are good and have no such field; what is broken is told by the report."""
+    for shard in shards:
+        with shard.path.open("rb") as stream, suppress(ValueError):
+            row = json.loads(stream.readline())
+            if isinstance(row, dict) and index_field not in row:
+                raise UsageError(f"{shard.path} has no field {index_field!r}; {has_fields(list(row))}")
 
 
 def _is_csv(paths: Sequence[Path], out_path: Path) -> bool:

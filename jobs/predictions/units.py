@@ -154,7 +154,7 @@ def write_unit(
 
 def _row_line(row: Mapping[str, Any]) -> bytes:
     try:
-        text = json.dumps({"index": row["index"], **row}, ensure_ascii=False, allow_nan=False)
+        text = json.dumps({"index": row["index"], **row}, ensure_ascii=False)  # an id may be NaN
         return text.encode() + b"\n"
     except (ValueError, TypeError) as error:
         raise RunError(f"the prediction of row {row['index']} cannot be written as JSON: {error}") from error

@@ -14,20 +14,14 @@ import torch
 from ...errors import RunError, UsageError
 from ...recipes.freeze import is_frozen
 from ...recipes.schema import Recipe
+from ...recipes.tokenizer import load_full
 
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def load_tokenizer(recipe: Recipe, folder: Path) -> Any:
     """Return the tokenizer of *folder* with the recipe's tokens added."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=recipe.model.trust_remote_code)
-    if recipe.model.add_tokens:
-        tokenizer.add_tokens(list(recipe.model.add_tokens))
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    return load_full(folder, recipe.model.add_tokens, trusts_code=recipe.model.trust_remote_code)
 
 
 def build_model(recipe: Recipe, folder: Path, tokenizer: Any, *, has_weights: bool) -> Any:

@@ -279,7 +279,6 @@ def test_all_reasons_come_at_once_and_each_once(small: ModuleType) -> None:
     ("changes", "warning"),
     [
         ({"predict.temperature": 0.2}, "predict.temperature does nothing without predict.sample=true"),
-        ({"data.max_tokens": 4096}, "data.max_tokens 4096 is above the model's 64 positions"),
         ({"train.micro_batch": 4, "data.max_tokens": 10**7}, "a smaller micro_batch"),
     ],
     ids=str,

@@ -57,7 +57,10 @@ MODELS = {
         "'library:tiny-hangull' is unknown; shipped: tiny-hangul (did",
     ),
     "outside the library": (["model.path=library:../models"], "is unknown; shipped"),
-    "no folder": (["model.path=/none/here"], "'/none/here' does not exist; give a local folder, a hub id"),
+    "no folder": (
+        ["model.path=/none/here"],
+        "'/none/here' does not exist: looked for /none/here; give a local folder, a hub id",
+    ),
     "no model in it": (["model.path=."], "'.' has no config.json"),
     "no hub id": (["model.path='a b'"], "'a b' is neither a folder nor a hub id"),
 }
@@ -96,8 +99,8 @@ def test_model_and_data_faults_come_together(project: Path) -> None:
 def test_the_digest_changes_with_the_model(project: Path, name: str) -> None:
     recipe = compose("./small.yaml")
     before = inspect(recipe, project).model.digest
-    values = json.loads((project / "model" / "config.json").read_text()) if name == "config.json" else {}
-    (project / "model" / name).write_text(json.dumps(values | {"rope_theta": 5.0}))
+    values = json.loads((project / "model" / name).read_text())
+    (project / "model" / name).write_text(json.dumps(values, indent=1))
     assert inspect(recipe, project).model.digest != before
 
 

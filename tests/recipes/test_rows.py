@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,24 @@ def test_rows_come_in_order_and_only_newlines_end_them(tmp_path: Path, name: str
     assert [row["a"] for row in read_rows(tmp_path / name)] == ["가\n", "x\u2028y"]
 
 
+def test_a_list_of_objects_is_rows_and_nan_is_data(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('\n [{"a": 1}, {"a": NaN}]')
+    (tmp_path / "b.jsonl").write_text('{"a": 1}\n{"a": -Infinity}\n')
+    assert [str(row["a"]) for row in read_rows(tmp_path / "a.json")] == ["1", "nan"]
+    assert [str(row["a"]) for row in read_rows(tmp_path / "b.jsonl")] == ["1", "-inf"]
+
+
+def test_the_advice_for_a_file_of_semicolons_or_tabs_works_in_a_shell(tmp_path: Path) -> None:
+    for name, content in (("my file.csv", "a;b\n1;x,y\n"), ("other.tsv", "a\tb\n1\tx,y\n")):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(UsageError) as caught:
+            list(read_rows(tmp_path / name))
+        command = "python -c" + str(caught.value).split("python -c", 1)[1]
+        subprocess.run(command.replace("python", sys.executable, 1), shell=True, check=True)
+        made = command.rsplit("> '", 1)[1].rstrip("'")
+        assert list(read_rows(Path(made))) == [{"a": "1", "b": "x,y"}]
+
+
 def test_a_text_file_has_a_row_a_line(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("하나\r\n둘\x0b\n".encode())
     assert [row["text"] for row in read_rows(tmp_path / "a.txt")] == ["하나", "둘\x0b"]
@@ -36,10 +56,15 @@ def test_parquet_rows_are_read(tmp_path: Path) -> None:
 
 BAD = {
     "broken JSON": ("a.jsonl", b'{"a": 1}\n{"a": \n', "line 2 is not JSON"),
-    "a list": ("a.json", b"[\n", "line 1 is not JSON"),
+    "a broken list": ("a.json", b"[\n", "starts as a JSON list and is none"),
+    "a list of no objects": ("a.json", b"[1]", "item 1 is no object of columns but '1'"),
+    "Latin-1": ("a.csv", b"a\ncaf\xe9\n", "iconv -f WINDOWS-1252 -t UTF-8"),
+    "UTF-16": ("a.jsonl", '{"a": 1}\n'.encode("utf-16"), "iconv -f UTF-16 -t UTF-8"),
+    "semicolons": ("a.csv", b"a;b\n1;2\n", "columns apart by ';'"),
+    "tabs": ("a.tsv", b"a\tb\n", "csv.reader(sys.stdin, delimiter="),
+    "packed": ("a.jsonl.gz", b"", "gunzip -k"),
     "no object": ("a.jsonl", b'{"a": 1}\n["x"]\n', "line 2 is no object of columns but '[\"x\"]'"),
-    "JSON that is not UTF-8": ("a.jsonl", b'{"a": 1}\n{"a": "\xff"}\n', "line 2 is not JSON"),
-    "NaN": ("a.jsonl", b'{"a": NaN}\n', "line 1 is not JSON"),
+    "JSON that is not UTF-8": ("a.jsonl", b'{"a": 1}\n{"a": "\xff"}\n', "line 2 is not UTF-8"),
     "too few cells": ("a.csv", b"a,b\n1,2\n3\n", "line 3 has another number of columns than the header (2)"),
     "too many cells": ("a.csv", b"a,b\n1,2,3\n", "line 2 has another number of columns"),
     "unclosed quote": ("a.csv", b'a,b\n1,"2\n', "line 2 is not CSV"),

@@ -48,7 +48,7 @@ MISSING = {
     "predicted": (["predict.split=tets"], "split 'tets' (predict.split) is not in data.splits; known: train,"),
     "trained on": (["train.split=all"], "split 'all' (train.split) is not in data.splits"),
     "evaluated": (["train.eval_split=dev"], "split 'dev' (train.eval_split) is not in data.splits"),
-    "no file": (["data.splits.test=none.jsonl"], "data.splits.test: file 'none.jsonl' does not exist (looked in"),
+    "no file": (["data.splits.test=none.jsonl"], "data.splits.test: file 'none.jsonl' does not exist: looked for /"),
     "input": (["data.columns.input=inptu", ONLY_PREDICT], "split 'test' has no column 'inptu' (data.columns.input);"),
     "id": (["data.columns.id=key"], "split 'test' has no column 'key' (data.columns.id);"),
     "in the prompt": (["data.prompt='{genre}'", ONLY_PREDICT], "split 'test' has no column 'genre' (data.prompt);"),
@@ -65,7 +65,33 @@ def test_what_is_missing_is_named_with_the_key_that_asks_for_it(
 
 
 def test_the_nearest_split_is_named(project: Path) -> None:
-    assert _reasons("predict.split=tets")[0].endswith("(did you mean 'test'?)")
+    assert "(did you mean 'test'?)" in _reasons("predict.split=tets")[0]
+
+
+def test_a_column_of_lists_is_refused_and_not_read_as_text(project: Path) -> None:
+    """str() of a list of messages would train on Python's brackets and quotes."""
+    path = project / "train.jsonl"
+    path.write_text(path.read_text() + '{"input": [{"role": "user", "content": "a"}], "target": "b"}\n')
+    (reason,) = _reasons(ONLY_TRAIN)
+    assert reason.startswith("row 11 of split 'train' has a list in column 'input' (data.columns.input) of ")
+
+
+def test_without_files_to_evaluate_and_predict_the_ways_out_are_named(project: Path) -> None:
+    reasons = _reasons("data.splits={train: train.jsonl}")
+    assert any("set train.eval_split=null to do without" in reason for reason in reasons)
+    assert any("to train only, set 'stages={train: {}, consolidate: {}}'" in reason for reason in reasons)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        (".", "'.' is a folder; name one file of it; it holds small.yaml, test.jsonl"),
+        ("t*.jsonl", "one split is one file in this version; join several first, such as: cat part-*.jsonl"),
+        ("no.jsonl", "no.jsonl; relative paths start at the working folder, not at the recipe"),
+    ],
+)
+def test_what_is_no_file_is_said_to_be_what_it_is(project: Path, name: str, reason: str) -> None:
+    assert reason in _reasons(f"data.splits.train={name!r}", ONLY_TRAIN)[0]
 
 
 @pytest.mark.parametrize(("override", "is_advised"), [("train.eval_split=dev", True), ("predict.split=dev", False)])

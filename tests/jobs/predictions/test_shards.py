@@ -73,7 +73,6 @@ LOSSES = {
         "num_corrupt",
     ),
     "NUL hole": (lambda data, lines: data.replace(lines[21], b"\0" * 50), {21}, "num_corrupt"),
-    "NaN": (lambda data, lines: data.replace(b'"score": 3.0', b'"score": NaN'), {21}, "num_corrupt"),
     "index as a float": (
         lambda data, lines: data.replace(b'"index": 21,', b'"index": 21.0,'),
         {21},
@@ -339,3 +338,43 @@ def test_a_byte_order_mark_and_long_cells_are_read(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(text, encoding="utf-8")
     merge_shards([tmp_path / "a.csv"], tmp_path / "out.csv", num_rows=1)
     assert (tmp_path / "out.csv").read_text(encoding="utf-8") == text
+
+
+def test_nan_as_python_writes_it_is_data(tmp_path: Path, out: Path) -> None:
+    rows = [{"index": 1, "score": float("nan")}, {"index": 0, "score": float("-inf")}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = merge_shards([tmp_path / "a.jsonl"], out, num_rows=2)
+    assert report.num_corrupt == 0
+    assert out.read_text() == '{"index": 0, "score": -Infinity}\n{"index": 1, "score": NaN}\n'
+
+
+def test_the_word_nan_saves_no_broken_row(tmp_path: Path, out: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"index": 0}\n{"index": NaN}\n{"index": 1, "score": NaN\n')
+    with pytest.raises(IncompleteError):
+        merge_shards([tmp_path / "a.jsonl"], out, num_rows=2)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_shards_without_an_index_are_refused_with_the_ways_out(tmp_path: Path, suffix: str) -> None:
+    shard = tmp_path / f"a{suffix}"
+    shard.write_text('{"text": "x"}\n' if suffix == ".jsonl" else "text\nx\n")
+    with pytest.raises(UsageError, match="'index'; it has text; name the field .* --index FIELD, .*--in-file-order"):
+        merge_shards([shard], tmp_path / f"out{suffix}")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_shards_merge_in_file_order_where_that_is_said(tmp_path: Path, suffix: str) -> None:
+    head, rows = ("", ['{"t": 1}', '{"t": NaN}', '{"t": 3}']) if suffix == ".jsonl" else ("t\n", ["1", "nan", "3"])
+    first, second, out = (tmp_path / f"{name}{suffix}" for name in ("b", "a", "out"))
+    first.write_text(head + f"{rows[0]}\n{rows[1]}\n")
+    second.write_text(head + f"{rows[2]}\n")
+    merge_shards([first, second], out, num_rows=3, index_field=None)
+    assert out.read_text() == head + "\n".join(rows) + "\n"
+    with pytest.raises(IncompleteError):
+        merge_shards([first, second], out, num_rows=4, index_field=None)
+
+
+def test_a_broken_line_makes_the_order_of_the_file_unknown(tmp_path: Path, out: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"t": 1}\n{"t": \n{"t": 3}\n')
+    with pytest.raises(UsageError, match="positions after a broken line are unknown"):
+        merge_shards([tmp_path / "a.jsonl"], out, index_field=None)

@@ -12,7 +12,8 @@ from transformers import AutoTokenizer
 
 import sousbatch.recipes
 from sousbatch.errors import RunError
-from sousbatch.jobs.training.data import IGNORED_LABEL, Collator, load_rows, prompt_ids, render_prompt
+from sousbatch.jobs.training.data import IGNORED_LABEL, Collator, load_rows
+from sousbatch.recipes.encode import encode_prompts, render_prompt
 from sousbatch.recipes.schema import Columns, Data
 
 TINY = Path(sousbatch.recipes.__file__).parent / "library/models/tiny-hangul"
@@ -47,21 +48,16 @@ def test_loss_on_all_counts_every_token(tokenizer, data):
 
 
 def test_every_prompt_is_filled_up_to_one_width_before_the_separator(tokenizer):
-    ids = prompt_ids(SPEC, ROWS, tokenizer)
+    ids = [prompt.ids for prompt in encode_prompts(SPEC, ROWS, tokenizer, None)]
     separator = tokenizer("<sep>")["input_ids"]
     assert [len(row) for row in ids] == [10, 10]
     assert [row[-1:] for row in ids] == [separator, separator]
     assert ids[1][3:9] == [tokenizer.pad_token_id] * 6
 
 
-def test_a_prompt_wider_than_the_filler_allows_is_refused_with_its_text(tokenizer):
-    with pytest.raises(RunError, match="pad_input_to is 9.*가나다라"):
-        prompt_ids(SPEC, [{"input": "가나다라", "target": ""}], tokenizer)
-
-
 def test_training_and_predicting_see_the_same_prompt(tokenizer, data):
     row = load_rows(SPEC, data(ROWS), tokenizer)[1]
-    prompt = prompt_ids(SPEC, ROWS, tokenizer)[1]
+    prompt = encode_prompts(SPEC, ROWS, tokenizer, None)[1].ids
     assert row["input_ids"][: len(prompt)] == prompt
 
 
@@ -76,14 +72,23 @@ def test_a_row_that_is_too_long_is_refused_by_its_number(tokenizer, data):
         load_rows(replace(SPEC, max_tokens=14), data(ROWS), tokenizer)
 
 
-def test_a_long_row_is_cut_where_the_recipe_says_so(tokenizer, data):
-    rows = load_rows(replace(SPEC, max_tokens=14, keep_long=True), data(ROWS), tokenizer)
-    assert [len(rows[number]["input_ids"]) for number in (0, 1)] == [14, 14]
+@pytest.mark.parametrize(("policy", "num_rows"), [("drop", 1), ("cut_right", 2), ("cut_left", 3)])
+def test_long_rows_are_dropped_or_cut_on_the_named_side(tokenizer, data, policy, num_rows):
+    """The prompt alone may be above max_tokens: cut on the right such a row has nothing to learn, and is left out."""
+    spec = Data(prompt="{input}=", max_tokens=len(tokenizer("가나다라마바사아자차=다")["input_ids"]), long_rows=policy)
+    inputs = ("가나", "가나다라마바사아자차", "가나다라마바사아자차" * 40)
+    rows = load_rows(spec, data([{"input": text, "target": "다"} for text in inputs]), tokenizer)
+    seen = [row["input_ids"] for row in rows]
+    assert all(len(ids) <= spec.max_tokens for ids in seen)
+    assert len(seen) == num_rows
+    assert all(any(label != IGNORED_LABEL for label in row["labels"][1:]) for row in rows)
+    batch = Collator(0)(list(rows))
+    assert batch["input_ids"].shape == batch["labels"].shape
 
 
 def test_data_in_which_nothing_counts_is_refused(tokenizer, data):
     with pytest.raises(RunError, match="no row .* counts in the loss"):
-        load_rows(replace(SPEC, max_tokens=8, keep_long=True), data(ROWS), tokenizer)
+        load_rows(replace(SPEC, max_tokens=8, long_rows="cut_right"), data(ROWS), tokenizer)
 
 
 def test_a_template_knows_our_words_and_the_files_own(tokenizer):

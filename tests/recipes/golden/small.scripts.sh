@@ -1,59 +1,59 @@
 #!/bin/bash
-# sousbatch @VERSION@: run '76629ba59041', stage train
+# sousbatch @VERSION@: run '7f7e375fc1a3', stage train
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/76629ba59041/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/7f7e375fc1a3/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage /runs/small/76629ba59041 train
+exec /opt/python -m sousbatch.launchers.stage /runs/small/7f7e375fc1a3 train
 
 #!/bin/bash
-# sousbatch @VERSION@: run '76629ba59041', stage consolidate
+# sousbatch @VERSION@: run '7f7e375fc1a3', stage consolidate
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/76629ba59041/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/7f7e375fc1a3/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage /runs/small/76629ba59041 consolidate
+exec /opt/python -m sousbatch.launchers.stage /runs/small/7f7e375fc1a3 consolidate
 
 #!/bin/bash
-# sousbatch @VERSION@: run '76629ba59041', stage predict
+# sousbatch @VERSION@: run '7f7e375fc1a3', stage predict
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/76629ba59041/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/7f7e375fc1a3/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage /runs/small/76629ba59041 predict
+exec /opt/python -m sousbatch.launchers.stage /runs/small/7f7e375fc1a3 predict
 
 #!/bin/bash
-# sousbatch @VERSION@: run '76629ba59041', stage merge
+# sousbatch @VERSION@: run '7f7e375fc1a3', stage merge
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/76629ba59041/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/7f7e375fc1a3/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage /runs/small/76629ba59041 merge
+exec /opt/python -m sousbatch.launchers.stage /runs/small/7f7e375fc1a3 merge
 
 #!/bin/bash
-# sousbatch @VERSION@: run '76629ba59041', stage score
+# sousbatch @VERSION@: run '7f7e375fc1a3', stage score
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/76629ba59041/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/7f7e375fc1a3/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage /runs/small/76629ba59041 score
+exec /opt/python -m sousbatch.launchers.stage /runs/small/7f7e375fc1a3 score
