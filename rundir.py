@@ -148,9 +148,8 @@ def cached(kind: str, key: Any, make: Callable[[], Any]) -> Any:
     except (OSError, ValueError):
         pass
     value = make()
-    with suppress(OSError):  # a cache that cannot be written is none
-        files.make_private_dir(path.parent)
-        files.write_json(path, value)
+    files.make_private_dir(path.parent)
+    files.write_json(path, value)
     return value
 
 
