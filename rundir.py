@@ -160,9 +160,8 @@ def recall(kind: str, key: Any) -> Any:
 def remember(kind: str, key: Any, value: Any) -> None:
     """Remember the plain JSON *value* of *key*."""
     path = _cache_file(kind, key)
-    with suppress(OSError):  # a cache that cannot be written is none
-        files.make_private_dir(path.parent)
-        files.write_json(path, value)
+    files.make_private_dir(path.parent)
+    files.write_json(path, value)
 
 
 def _cache_file(kind: str, key: Any) -> Path:

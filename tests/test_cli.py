@@ -153,7 +153,7 @@ BAD_USE = {
     "nothing to show": (["recipes", "show"], "name a recipe, or ask for --keys"),
     "nothing to clean": (["clean"], "clean takes a run or --older AGE"),
     "no age": (["clean", "--older", "30"], "--older '30' is no age; write 30d or 12h"),
-    "no checkpoints": (["checkpoints", "verify", "."], "no checkpoints in ."),
+    "no checkpoints": (["checkpoints", "verify", ".."], "no checkpoints in .."),
     "no such folder": (["checkpoints", "list", "none"], "'none' is neither a folder nor a run"),
     "no checkpoint": (["checkpoints", "consolidate", "none", "out"], "none: no such folder"),
     "no size": (["checkpoints", "consolidate", "a", "b", "--max-shard-gb", "nan"], "'nan' is no number above 0"),

@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any
@@ -123,15 +124,22 @@ def _compared(source: Source, config: Mapping[str, Any]) -> Verdict:
     if reason:
         return Verdict(unknown=reason)
     plain = _plain(config)
+    answers: list[Any] = []
+
+    def ask() -> Any:
+        answers.append(_asked({"config": plain, "names": names}))
+        return answers[0]
+
     try:
         key = [metadata.version("transformers"), plain, sorted(names.items())]
-        answer = cached("names", key, lambda: _asked({"config": plain, "names": names}))
+        with suppress(OSError):  # the cache cannot be written
+            answers = [cached("names", key, ask)]
     except metadata.PackageNotFoundError:
         return Verdict(unknown="transformers is not installed here")
     except _UnansweredError as error:
         return Verdict(unknown=str(error))
     values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in answer.items()
+        name: tuple(value) if isinstance(value, list) else value for name, value in answers[0].items()
     }
     return Verdict(**values)
 
