@@ -141,8 +141,8 @@ def _submit(arguments: Namespace) -> int:
         )
     done = submit(plan, launcher_of(plan), runs_dir(arguments.runs), again=arguments.again)
     if done.ended:
-        words = ", ".join(f"{name} {word}" for name, word in done.ended.items())
-        print(f"sousbatch: run {done.paths.run_id} is there already ({words}); it goes on", file=sys.stderr)
+        name, word = next(iter(done.ended.items()))
+        print(f"sousbatch: run {done.paths.run_id} is there already ({name} {word}); it goes on", file=sys.stderr)
     return _after_sending(done, arguments.detach)
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from . import files
-from .errors import DamagedError, FencedError, NoRoomError, is_no_room
+from .errors import DamagedError, FencedError, NoRoomError, NotFoundError, is_no_room
 
 _FILE_PATTERN = re.compile(
     r"(?P<role>client|stage|job|rank[0-9]+)(\.(?P<stage>[a-z0-9-]+)-(?P<task>\d{5}))?\.(?P<number>\d{4,})\.jsonl"
@@ -138,8 +138,17 @@ def open_attempt(folder: Path, stage: str, task: int) -> Ledger:
 def open_job(folder: Path, stage: str, task: int, attempt: int, rank: int = 0) -> Ledger:
     """Open the ledger of a rank of the job that the attempt started; rank 0 speaks for all."""
     role = f"rank{rank}" if rank else "job"
-    path = files.make_private_dir(folder) / f"{role}.{stage}-{task:05d}.{attempt:04d}.jsonl"
+    path = _made(folder) / f"{role}.{stage}-{task:05d}.{attempt:04d}.jsonl"
     return Ledger(_create(path, exclusive=False), path, attempt)
+
+
+def _made(folder: Path) -> Path:
+    """Make a ledger folder in its run, but never the run: one that was deleted meanwhile stays away."""
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{folder.parent} does not exist any more") from error
+    return folder
 
 
 def _create(path: Path, *, exclusive: bool) -> int:
@@ -148,7 +157,7 @@ def _create(path: Path, *, exclusive: bool) -> int:
 
 
 def _open_next(folder: Path, stem: str, *, is_strict: bool = False) -> Ledger:
-    files.make_private_dir(folder)
+    _made(folder)
     matches = (_FILE_PATTERN.fullmatch(path.name) for path in folder.glob(f"{stem}.*.jsonl"))
     number = max((int(match["number"]) for match in matches if match), default=0) + 1
     while True:

@@ -118,7 +118,7 @@ def _states_of_gone(look: _Look, left: Mapping[Path, Sequence[LeftJob]], silence
     if silence and not mine:
         return {"jobs": StageState(word="unknown", reason=f"{look.problem}; {silence}")}
     states: dict[str, StageState] = {}
-    for job in mine:
+    for job in sorted(mine, key=lambda job: job.state.word != "running"):
         if job.state.word not in FINAL_WORDS:
             reason = f"{look.problem}; its job is {job.state.word}: `sousbatch cancel {look.paths.run_id}` ends it"
             states[job.stage] = StageState(word="unknown", reason=reason)

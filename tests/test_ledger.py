@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from sousbatch import ledger
-from sousbatch.errors import FencedError, NoRoomError
+from sousbatch.errors import FencedError, NoRoomError, NotFoundError
 
 
 @pytest.fixture
@@ -177,6 +177,18 @@ def test_eight_processes_at_once_get_numbers_without_gap_or_double(tmp_path: Pat
     numbers = [int(number) for opener in openers for number in opener.communicate()[0].split()]
     assert sorted(numbers) == list(range(1, 161))
     assert len(ledger.read(tmp_path)) == 160
+
+
+def test_a_ledger_never_makes_the_folder_of_a_deleted_run_again(tmp_path: Path) -> None:
+    folder = tmp_path / "deleted" / "ledger"
+    for opened in (
+        lambda: ledger.open_attempt(folder, "train", 0),
+        lambda: ledger.open_job(folder, "train", 0, 1),
+        lambda: ledger.open_client(folder),
+    ):
+        with pytest.raises(NotFoundError, match="deleted does not exist any more"):
+            opened()
+    assert not (tmp_path / "deleted").exists()
 
 
 def test_an_attempt_is_fenced_off_by_a_newer_one_of_its_own_task_only(tmp_path: Path) -> None:

@@ -238,7 +238,7 @@ def test_a_controller_that_is_down_while_watching_makes_nothing_lost(
         ((_, _, states),) = many_states([desk.paths], lambda _: watching)
         words.add((states["train"].word, states["next"].word))
     sandbox.start_controller(folder)
-    assert words == {("running", "waiting"), ("unknown", "unknown")}
+    assert ("unknown", "unknown") in words and words <= {("running", "waiting"), ("unknown", "unknown")}
     assert desk.end() == {"train": "done", "next": "done"}
     assert len(desk.events("attempt")) == len(desk.events("attempt", "next")) == 1
 
