@@ -9,6 +9,7 @@ import os
 import runpy
 import signal
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -26,13 +27,23 @@ _NAMES = {
 }
 
 
+def identity(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return torch's variables of this rank; one that is shown a single device, as by --gpus-per-task, uses it.
+
+    Shown otherwise a rank sees all devices of its node and takes the one of its LOCAL_RANK.
+    """
+    found = {name: environment[source] for name, source in _NAMES.items()}
+    devices = environment.get("CUDA_VISIBLE_DEVICES", "")
+    return found | ({"LOCAL_RANK": "0"} if devices and "," not in devices else {})
+
+
 def main(module: str, run: str, stage: str) -> None:
     """Run the job *module* as this rank; a SIGTERM raises the stop flag that all ranks look at.
 
     Before it ends a preempted job Slurm sends SIGTERM to the ranks, not to the batch shell. Rank 0
     writes down that it came to its end: srun exits with 0 also when it lost a node.
     """
-    os.environ |= {name: os.environ[source] for name, source in _NAMES.items()}
+    os.environ |= identity(os.environ)
     os.environ.pop(PARENT_VARIABLE, None)  # slurmstepd, not the stage process, is this process's parent
     flag, folder = Path(os.environ["SOUSBATCH_STOP_FLAG"]), RunPaths(root=Path(run)).ledger_dir
     task, attempt = int(os.environ["SOUSBATCH_TASK"]), int(os.environ["SOUSBATCH_ATTEMPT"])

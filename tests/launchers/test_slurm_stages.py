@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from sousbatch.launchers.rank import identity
 from sousbatch.launchers.submission import cancel, resume
 from sousbatch.recipes.plan import After, Stage
 from sousbatch.recipes.schema import Resources
@@ -66,17 +68,37 @@ def test_a_job_that_may_not_be_requeued_is_continued_by_a_new_one_and_its_depend
     assert len(desk.events("attempt")) == 2 and len(desk.events("attempt", "after")) == 1
 
 
-@pytest.mark.parametrize("partition", ["main", "strict"])
-def test_a_preempted_job_saves_and_goes_on(start: Start, partition: str) -> None:
-    """`main` requeues what it preempts; `strict` cancels it after a time of grace in which ranks get SIGTERM."""
-    desk = start(every=1000 if partition == "strict" else 5, resources=replace(TWO_NODES, partition=partition))
-    desk.wait_until_begun()
-    if partition == "main":
-        desk.wait_until_saved()
-    desk.slurm("sbatch", "-Q", "-p", "urgent", "--exclusive", "-N2", "-o", "/dev/null", "--wrap", "sleep 2")
-    assert desk.end(90) == {"train": "done"}
-    assert len(desk.events("attempt")) == 2
+@pytest.mark.parametrize("mode, grace_s", [("REQUEUE", 0), ("REQUEUE", 20), ("CANCEL", 20)])
+def test_a_preempted_job_saves_and_goes_on_and_so_does_what_waits_for_it(
+    start: Start, make_stage: Callable[..., Stage], mode: str, grace_s: int
+) -> None:
+    """In a time of grace the ranks get SIGTERM; since 24.05 a job that was requeued in it ends as preempted again."""
+    partition = "strict"
+    setting = ["scontrol", "update", f"PartitionName={partition}"]
+    subprocess.run([*setting, f"PreemptMode={mode}", f"GraceTime={grace_s}"], check=True)
+    try:
+        desk = start(
+            make_stage("next", After(stage="train")),
+            every=1000 if grace_s else 5,
+            resources=replace(TWO_NODES, partition=partition),
+        )
+        desk.wait_until_begun()
+        if not grace_s:
+            desk.wait_until_saved()
+        desk.slurm("sbatch", "-Q", "-p", "urgent", "--exclusive", "-N2", "-o", "/dev/null", "--wrap", "sleep 2")
+        assert desk.end(90) == {"train": "done", "next": "done"}
+    finally:
+        subprocess.run([*setting, "PreemptMode=CANCEL", "GraceTime=20"], check=True)
+    assert len(desk.events("attempt")) == 2 and len(desk.events("attempt", "next")) == 1
     assert "rank 0 begins at step 0\n" in desk.log() and desk.log().count("rank 0 begins") == 2
+
+
+def test_a_rank_that_was_killed_is_what_the_job_ended_of(start: Start) -> None:
+    """srun ends the others with SIGTERM, and its own exit code is the highest, theirs."""
+    desk = start(every=1000, job="rank == 1 and os.kill(os.getpid(), 9)", resources=TWO_NODES)
+    assert desk.end() == {"train": "failed"}
+    assert [one.data["exit_code"] for one in desk.events("ended")] == [137]
+    assert "signal 9" in desk.states["train"].reason
 
 
 def test_cancelling_with_save_stays_cancelled_until_it_is_resumed(start: Start) -> None:
@@ -97,3 +119,11 @@ def test_a_job_that_saves_nothing_new_leaves_the_queue(start: Start) -> None:
         desk.slurm("scontrol", "requeue", desk.job())
     assert desk.end() == {"train": "failed"}
     assert "committed nothing" in desk.log() and desk.log().count("rank 0 begins") == 3
+
+
+@pytest.mark.parametrize("devices, local_rank", [(None, "1"), ("0,1", "1"), ("1", "0"), ("", "1")])
+def test_a_rank_that_sees_one_device_alone_takes_it(devices: str | None, local_rank: str) -> None:
+    slurm = {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2"}
+    shown = slurm if devices is None else slurm | {"CUDA_VISIBLE_DEVICES": devices}
+    found = identity(shown)
+    assert (found["RANK"], found["LOCAL_RANK"], found["WORLD_SIZE"]) == ("3", local_rank, "4")
