@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -73,6 +74,8 @@ def test_a_preempted_job_saves_and_goes_on_and_so_does_what_waits_for_it(
     start: Start, make_stage: Callable[..., Stage], mode: str, grace_s: int
 ) -> None:
     """In a time of grace the ranks get SIGTERM; since 24.05 a job that was requeued in it ends as preempted again."""
+    if "SOUSBATCH_TEST_SANDBOX" in os.environ:
+        pytest.skip("only Slurm's administrator may change a partition")
     partition = "strict"
     setting = ["scontrol", "update", f"PartitionName={partition}"]
     subprocess.run([*setting, f"PreemptMode={mode}", f"GraceTime={grace_s}"], check=True)
