@@ -134,6 +134,7 @@ def _accounting(box: Sandbox) -> tuple[Daemon, ...]:
         *_options(
             user=box.slurm_user,
             datadir=box.database_dir,
+            tmpdir=box.run_dir,  # not /tmp: a MariaDB that starts removes the temporary tables of others there
             socket=box.database_socket,
             innodb_lock_wait_timeout=900,
             innodb_flush_log_at_trx_commit=0,
