@@ -17,7 +17,7 @@ def misfits(stage: Stage, site: Site) -> Iterator[str]:
     """Return every reason why *site* cannot run *stage*; keys are those of its resources."""
     wanted = stage.resources
     if stage.kind == "predict" and wanted.nodes * wanted.devices_per_node > 1:
-        yield "a task of predict uses one device; spread its rows with tasks"
+        yield "a task of predict uses one device; set <nodes=1> <devices_per_node=1>, and spread its rows with tasks"
     if site.launcher == "local":
         yield from _misfits_here(stage, site)
         return
@@ -26,10 +26,11 @@ def misfits(stage: Stage, site: Site) -> Iterator[str]:
         known = [one.name for one in site.partitions]
         hint = f" ({found})" if (found := nearest(wanted.partition or "", known)) else ""
         which = repr(wanted.partition) if wanted.partition else "not given, and there is no default one"
-        names, first = ", ".join(known), known[0] if known else "NAME"
+        names = ", ".join(known)
+        first = next((name for name in known if repr(name) in hint), known[0] if known else "NAME")
         yield f"partition is {which}; {site.name} has {names}{hint}; set <partition={first}>"
         return
-    yield from _misfits_on(stage, partition)
+    yield from _misfits_on(stage, partition, site)
 
 
 def _misfits_here(stage: Stage, site: Site) -> Iterator[str]:
@@ -45,7 +46,7 @@ def _misfits_here(stage: Stage, site: Site) -> Iterator[str]:
         )
 
 
-def _misfits_on(stage: Stage, partition: Partition) -> Iterator[str]:
+def _misfits_on(stage: Stage, partition: Partition, site: Site) -> Iterator[str]:
     """Compare with each kind of node; where several are short of something, the largest is named."""
     wanted, where = stage.resources, f"partition {partition.name!r}"
     nodes, ranks = (wanted.nodes, wanted.devices_per_node) if stage.uses_devices else (1, 1)
@@ -57,7 +58,7 @@ def _misfits_on(stage: Stage, partition: Partition) -> Iterator[str]:
     gpus = ranks if stage.uses_devices and wanted.device == "gpu" else 0
     # what is needed, what a node has of it, and the value that fits such a node
     needs: dict[str, tuple[int, Callable[[NodeKind], int], Callable[[int], str]]] = {
-        "GPUs": (gpus, lambda kind: kind.gpus, lambda has: f"devices_per_node={has}" if has else "device=cpu"),
+        "GPUs": (gpus, lambda kind: kind.gpus, lambda has: _gpus(has, gpus, site)),
         "cores": (ranks * wanted.cpus_per_device, lambda kind: kind.cpus, lambda has: _cores(has, ranks)),
         "MiB": (
             int((wanted.memory_gb or 0) * 1e9 / (1 << 20)),
@@ -73,8 +74,16 @@ def _misfits_on(stage: Stage, partition: Partition) -> Iterator[str]:
             yield f"it wants {need} {what} on a node and {where} has {most_of_one}; set <{fit(most_of_one)}>"
             return
         fitting = left
-    if sum(kind.count for kind in fitting) < nodes <= most:
-        yield f"it wants {nodes} such nodes and {where} has {sum(kind.count for kind in fitting)}"
+    count = sum(kind.count for kind in fitting)
+    if count < nodes <= most:
+        yield f"it wants {nodes} such nodes and {where} has {count}; set <nodes={count}>"
+
+
+def _gpus(has: int, wanted: int, site: Site) -> str:
+    if has:
+        return f"devices_per_node={has}"
+    others = (one.name for one in site.partitions if any(kind.gpus >= wanted for kind in one.nodes))
+    return f"partition={name}" if (name := next(others, None)) else "device=cpu"
 
 
 def _cores(has: int, ranks: int) -> str:

@@ -38,7 +38,7 @@ BAD_RECIPES = {
     "missing split": (["small.yaml", "predict.split=tets"], "is not in data.splits; known: train, validation, test"),
     "missing column": (["small.yaml", "data.columns.target=answer"], "has no column 'answer' (data.columns.target)"),
     "batch and ranks": (["small.yaml", "train.micro_batch=3"], "is not divided by 1 ranks x train.micro_batch 3"),
-    "no GPU": (["small.yaml", "resources.default.device=gpu", "stages={train: {}}"], "set device=cpu"),
+    "no GPU": (["small.yaml", "resources.default.device=gpu", "stages={train: {}}"], "set resources.train.device=cpu"),
     "not an override": (["small.yaml", "seed"], "seed is not an override"),
     "unknown option": (["small.yaml", "--jsn"], "'--jsn' is no option or argument of plan"),
     "no recipe": ([], "the following arguments are required: RECIPE"),

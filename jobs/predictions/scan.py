@@ -91,7 +91,8 @@ def scan_jsonl(path: Path, index_field: str | None) -> Shard:
 def _parser(index_field: str | None) -> _Parse:
     """Return what reads the index of a line and skips the rest: 3 times as fast as reading all."""
     if index_field is None:
-        return msgspec.json.Decoder(msgspec.defstruct("Row", [], gc=False)).decode
+        whole: Any = msgspec.defstruct("Row", [], gc=False)
+        return msgspec.json.Decoder(whole).decode
     number = Annotated[int, msgspec.Meta(ge=-_MAX_INDEX, le=_MAX_INDEX)]
     row: Any = msgspec.defstruct("Row", [("index", number, msgspec.field(name=index_field))], gc=False)
     return msgspec.json.Decoder(row).decode

@@ -192,16 +192,31 @@ def test_upstream_finds_the_stage_that_made_the_weights(small: ModuleType) -> No
 
 
 REFUSALS = {
-    "global batch": ({"train.global_batch": 9}, "not divided by 2 ranks x train.micro_batch 2; next to it: 8, 12"),
-    "global batch below one step": ({"train.global_batch": 2}, "next to it: 4"),
-    "fp16 on a CPU": ({"train.precision": "float16"}, "float16 does not train on a CPU; use bfloat16"),
-    "flash attention on a CPU": ({"model.attention": "flash_attention_2"}, "needs a GPU; use sdpa"),
+    "global batch": (
+        {"train.global_batch": 9},
+        "not divided by 2 ranks x train.micro_batch 2; set train.global_batch=8 or train.global_batch=12",
+    ),
+    "global batch below one step": ({"train.global_batch": 2}, "set train.global_batch=4"),
+    "fp16 on a CPU": (
+        {"train.precision": "float16"},
+        "float16 does not train on a CPU; set train.precision=bfloat16 or",
+    ),
+    "flash attention on a CPU": ({"model.attention": "flash_attention_2"}, "needs a GPU; set model.attention=sdpa"),
     "offload on a CPU": ({"train.zero.offload": "optimizer"}, "offload has no meaning on a CPU"),
-    "offload without ZeRO": ({"train.zero.stage": 0, "train.zero.offload": "optimizer"}, "needs zero.stage 1 to 3"),
-    "parameter offload below 3": ({"train.zero.stage": 2, "train.zero.offload": "both"}, "only zero.stage 3 shards"),
-    "adafactor under ZeRO": ({"train.optimizer": "adafactor"}, "use adamw or zero.stage 0"),
+    "offload without ZeRO": (
+        {"train.zero.stage": 0, "train.zero.offload": "optimizer"},
+        "set train.zero.stage=1 (to 3) or",
+    ),
+    "parameter offload below 3": (
+        {"train.zero.stage": 2, "train.zero.offload": "both"},
+        "only train.zero.stage=3 shards",
+    ),
+    "adafactor under ZeRO": ({"train.optimizer": "adafactor"}, "set train.optimizer=adamw or train.zero.stage=0"),
     "another task": ({"task": "seq2seq"}, "'seq2seq' can be written down but not run"),
-    "adapter and freeze": ({"adapter.method": "lora", "model.freeze": ("lm_head.*",)}, "leave one of them out"),
+    "adapter and freeze": (
+        {"adapter.method": "lora", "model.freeze": ("lm_head.*",)},
+        "set model.freeze=[] or adapter=full",
+    ),
     "unknown layer": (
         {"adapter.method": "lora", "adapter.target_modules": ("query",)},
         "no layer is called 'query'; known: down_proj, embed_tokens, lm_head, q_proj",
@@ -222,7 +237,7 @@ def test_what_cannot_work_is_refused(small: ModuleType, changes: dict[str, Any],
 def test_a_quantised_mixture_of_experts_is_refused_under_zero_3(small: ModuleType) -> None:
     recipe = _changed(_on_gpus(small.RECIPE), {"adapter.method": "qlora"})
     inputs = _changed(small.INPUTS, {"model.config": small.CONFIG | {"num_local_experts": 8}})
-    with pytest.raises(PlanError, match="mixture of 8 experts.*use zero.stage 2, or adapter=lora"):
+    with pytest.raises(PlanError, match="mixture of 8 experts.*set train.zero.stage=2, or adapter=lora"):
         compile(recipe, small.GPU_SITE, inputs)
 
 
@@ -230,7 +245,8 @@ def test_gpus_are_refused_where_there_are_none(small: ModuleType) -> None:
     with pytest.raises(PlanError) as caught:
         compile(_on_gpus(small.RECIPE), small.SITE, small.INPUTS)
     assert caught.value.reasons == (
-        "resources of train, predict: it wants GPUs and this machine has none; set device=cpu to run on the CPU",
+        "resources of train, predict: it wants GPUs and this machine has none; set resources.train.device=cpu "
+        "resources.predict.device=cpu to run on the CPU",
     )
 
 

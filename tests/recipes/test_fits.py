@@ -52,31 +52,31 @@ def test_what_fits_is_not_refused(resources: Resources) -> None:
 MISFITS = {
     "no such partition": (
         replace(GPU, partition="gqu"),
-        "partition is 'gqu'; Slurm (big 23.02) has cpu, gpu (did you mean 'gpu'?)",
+        "partition is 'gqu'; Slurm (big 23.02) has cpu, gpu (did you mean 'gpu'?); set <partition=gpu>",
     ),
-    "too long": (replace(GPU, time_min=1441), "time_min is 1441 and partition 'gpu' allows 1440"),
-    "too many nodes": (replace(CPU, nodes=7), "it wants 7 nodes and partition 'cpu' gives 6; set nodes"),
-    "above MaxNodes": (replace(GPU, nodes=4), "it wants 4 nodes and partition 'gpu' gives 3; set nodes"),
-    "no GPUs": (Resources(), "it wants 1 GPUs on a node and partition 'cpu' has 0; set devices_per_node"),
+    "too long": (replace(GPU, time_min=1441), "time_min is 1441 and partition 'gpu' allows 1440; set <time_min=1440>"),
+    "too many nodes": (replace(CPU, nodes=7), "it wants 7 nodes and partition 'cpu' gives 6; set <nodes=6>"),
+    "above MaxNodes": (replace(GPU, nodes=4), "it wants 4 nodes and partition 'gpu' gives 3; set <nodes=3>"),
+    "no GPUs": (Resources(), "it wants 1 GPUs on a node and partition 'cpu' has 0; set <partition=gpu>"),
     "too many GPUs": (
         replace(GPU, devices_per_node=8),
-        "it wants 8 GPUs on a node and partition 'gpu' has 4; set devices_per_node",
+        "it wants 8 GPUs on a node and partition 'gpu' has 4; set <devices_per_node=4>",
     ),
     "too many cores": (
         replace(GPU, cpus_per_device=17),
-        "it wants 68 cores on a node and partition 'gpu' has 64; set cpus_per_device",
+        "it wants 68 cores on a node and partition 'gpu' has 64; set <cpus_per_device=16>",
     ),
     "too much memory": (
         replace(CPU, memory_gb=68.0),
-        "it wants 64849 MiB on a node and partition 'cpu' has 64000; set memory_gb",
+        "it wants 64849 MiB on a node and partition 'cpu' has 64000; set <memory_gb=67.1>",
     ),
     "GPUs here and memory there": (
         replace(GPU, memory_gb=2000.0),
-        "it wants 1907348 MiB on a node and partition 'gpu' has 512000; set memory_gb",
+        "it wants 1907348 MiB on a node and partition 'gpu' has 512000; set <memory_gb=536.87>",
     ),
     "too few of the large nodes": (
         replace(GPU, nodes=2, devices_per_node=1, cpus_per_device=1, memory_gb=2000.0),
-        "it wants 2 such nodes and partition 'gpu' has 1",
+        "it wants 2 such nodes and partition 'gpu' has 1; set <nodes=1>",
     ),
 }
 
