@@ -109,7 +109,7 @@ def test_other_rows_than_the_unit_s_are_refused(tmp_path: Path, make_rows: MakeR
     assert committed_units(tmp_path, layout, key) == {}
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), "half a pair: \ud800", {1, 2}])
+@pytest.mark.parametrize("value", ["half a pair: \ud800", {1, 2}])
 def test_a_row_that_is_no_json_is_named_and_nothing_is_left(
     tmp_path: Path, make_rows: MakeRows, key: str, value: object
 ) -> None:
