@@ -31,6 +31,8 @@ _STORAGES = {
     "ComplexFloatStorage": "complex64",
     "UntypedStorage": "uint8",
 }
+# Python 3.11.0 to 3.11.3 pickle a member of an Enum as getattr(class, name), others as class(value).
+_ZERO_STAGES = {"disabled": 0, "optimizer_states": 1, "gradients": 2, "weights": 3, "max_stage": 3}
 # Called while loading by what people put into checkpoints, and harmless: each call yields an inert object.
 _INERT = frozenset(
     f"{module}.{name}"
@@ -158,6 +160,8 @@ class Unpickler(pickle.Unpickler):
             "torch._utils._rebuild_parameter_with_state": self._wrapped,
             "torch._tensor._rebuild_from_type_v2": self._typed_tensor,
             "deepspeed.runtime.zero.config.ZeroStageEnum": int,
+            "builtins.getattr": self._stage,
+            "__builtin__.getattr": self._stage,
             **(known or {}),
         }
 
@@ -215,6 +219,11 @@ class Unpickler(pickle.Unpickler):
             raise RefusedGlobal(getattr(maker, "global_name", repr(maker)))
         made: StoredTensor = maker(*arguments)
         return made
+
+    def _stage(self, owner: object, name: object) -> int:
+        if owner is not int or not isinstance(name, str) or name not in _ZERO_STAGES:
+            raise RefusedGlobal("builtins.getattr")
+        return _ZERO_STAGES[name]
 
     def _inert(self, *_: object, **__: object) -> _Foreign:
         return _Foreign.__new__(_Foreign)

@@ -76,6 +76,7 @@ def stack_global(module: str, name: str) -> bytes:
 
 SYSTEM, COMMAND = stack_global("os", "system"), b"(" + text("touch called")
 REBUILD, FLOATS = stack_global("torch._utils", "_rebuild_tensor_v2"), stack_global("torch", "FloatStorage")
+ZERO_STAGE = stack_global("deepspeed.runtime.zero.config", "ZeroStageEnum")
 STORAGE = b"(" + text("storage") + FLOATS + text("0") + text("cpu") + b"K\x0atQ"
 SET_INIT = b"N}" + text("__init__") + SYSTEM + b"s\x86b"  # BUILD with a state for the slots: a plain setattr
 HOSTILE = {
@@ -87,6 +88,14 @@ HOSTILE = {
         r"would call os\.system",
     ),
     "getattr": (stack_global("builtins", "getattr") + b"(NNtR.", r"would call builtins\.getattr"),
+    "getattr of a class that is known": (
+        stack_global("builtins", "getattr") + b"(" + ZERO_STAGE + text("__class__") + b"tR.",
+        r"would call builtins\.getattr",
+    ),
+    "getattr of a module's": (
+        stack_global("__builtin__", "getattr") + b"(" + SYSTEM + text("weights") + b"tR.",
+        r"would call builtins\.getattr",
+    ),
     "a partial": (stack_global("functools", "partial") + b"(" + SYSTEM + b"tR)R.", r"would call functools\.partial"),
     "NEWOBJ": (stack_global("subprocess", "Popen") + COMMAND + b"t\x81\x85.", "holds tuple, not the mapping"),
     "a name of many parts": (stack_global("collections", "OrderedDict.__init__.__globals__") + b".", "not the mapping"),
@@ -150,6 +159,19 @@ def test_a_hostile_pickle_runs_nothing_and_is_one_clear_error(
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "rank_0_mp_rank_00_optim_states.pt" in line and len(line) < 600
     assert not (tmp_path / "called").exists() and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        ZERO_STAGE + b"K\x03\x85R",  # as most Pythons pickle an Enum's member
+        b"c__builtin__\ngetattr\n(" + ZERO_STAGE + text("weights") + b"tR",  # as 3.11.2 does, Debian bookworm's
+    ],
+)
+def test_the_stage_of_zero_is_read_as_any_python_wrote_it(tmp_path: Path, member: bytes) -> None:
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}" + text("zero_stage") + member + b"s.")
+    assert load_state(tmp_path / "x.pt")[0] == {"zero_stage": 3}
 
 
 def test_objects_of_unknown_classes_are_left_empty(tmp_path: Path) -> None:
