@@ -121,6 +121,15 @@ def test_a_row_that_is_no_json_is_named_and_nothing_is_left(
     assert not list(tmp_path.glob("*unit*"))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_nan_is_data_in_a_unit(tmp_path: Path, make_rows: MakeRows, key: str, value: float) -> None:
+    layout = open_layout(tmp_path, key, 5, 5)
+    rows = [row | {"score": value} for row in make_rows(0, 5)]
+    unit = write_unit(tmp_path, layout, 0, rows, key, 1, 0)
+    lines = unit.path.read_bytes()[unit.body_offset :].splitlines()
+    assert [str(json.loads(line)["score"]) for line in lines] == [str(value)] * 5
+
+
 def test_a_full_disk_is_named_and_nothing_is_left(
     tmp_path: Path, make_rows: MakeRows, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
