@@ -18,7 +18,7 @@ from .cluster.sandboxslurm import install_command, missing_packages
 from .cluster.site import this_machine
 from .cluster.slurm import call
 from .cluster.slurmsite import read_site
-from .errors import SlurmError
+from .errors import NoSlurmError, SlurmError
 from .recipes.inputs import room_of
 from .rundir import cache_dir, state_dir
 from .show import size
@@ -95,6 +95,8 @@ def _slurm() -> Finding:
         return Finding(what="Slurm", finding="no sbatch: stages run on this machine")
     try:
         return Finding(what="Slurm", finding=f"{where}; {read_site().name} answers", is_good=True)
+    except NoSlurmError:
+        return Finding(what="Slurm", finding=f"{where}, and no Slurm is configured: stages run on this machine")
     except SlurmError as error:
         return Finding(
             what="Slurm",

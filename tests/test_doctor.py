@@ -38,3 +38,9 @@ def test_a_slurm_that_does_not_answer_is_told_with_its_words(
 def test_no_slurm_is_no_lack(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sousbatch: Callable[..., Any]) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert said(sousbatch) == "-     Slurm: no sbatch: stages run on this machine"
+
+
+@needs_slurm
+def test_slurms_commands_without_a_configuration_are_no_lack(sousbatch: Callable[..., Any]) -> None:
+    line = said(sousbatch)  # the tests' own SLURM_CONF is an empty file
+    assert line.startswith("-     Slurm: ") and "no Slurm is configured" in line
