@@ -339,7 +339,7 @@ def _add_prediction_commands(commands: argparse._SubParsersAction[_Parser]) -> N
         "merge",
         "join shards into one file in row order, or name what is missing",
         "predictions merge shards/rank*.jsonl --out predictions.jsonl --rows 5000",
-        "predictions merge shards/rank*.jsonl --out predictions.jsonl --in-file-order",
+        "predictions merge shards/rank*.jsonl --out joined.jsonl --in-file-order",
     )
     merge.add_argument(
         "paths", nargs="+", metavar="PATH", help="shards (.jsonl or .csv), a folder of them, or a folder of units"

@@ -85,7 +85,7 @@ def _report(job: JobContext, manifest: Manifest) -> None:
         "num_overflowing": sum(manifest.num_overflowing.values()),
     }
     writer = job.open_ledger()
-    writer.write("model", **facts)
+    writer.write("model", **{name: value for name, value in facts.items() if value is not None})
     writer.close()
     tracker = Tracker(job)
     tracker.summary(facts)

@@ -77,4 +77,4 @@ def test_a_plan_says_when_slurm_would_start_each_stage_and_why_it_would_not(plac
 
 def test_no_slurm_is_named_and_the_sandbox_offered(place):
     refused = place.run("plan", "hangul-restoration", "--launcher", "slurm", code=2)
-    assert "no Slurm answers here" in refused.stderr and "sousbatch sandbox start" in refused.stderr
+    assert "no Slurm is configured here" in refused.stderr and "sousbatch sandbox start" in refused.stderr
