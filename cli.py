@@ -180,7 +180,9 @@ def _add_recipe_arguments(parser: _Parser) -> None:
         "--runs", metavar="DIR", help="folder that holds all runs (default $SOUSBATCH_RUNS, else ./runs)"
     )
     parser.add_argument(
-        "--launcher", choices=["slurm", "local"], help="where (default: Slurm where it answers, else this machine)"
+        "--launcher",
+        choices=["slurm", "local"],
+        help="where (default: Slurm where one is configured, else this machine)",
     )
 
 

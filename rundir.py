@@ -6,6 +6,7 @@ submission leaves in the user's state folder.
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -180,17 +181,28 @@ def _index_dir() -> Path:
 
 
 def remember_run(paths: RunPaths) -> None:
-    """Put the run into the index, replacing a link of the same id."""
+    """Put the run into the index, in place of links of the same id that lead nowhere any more."""
     folder = files.make_private_dir(_index_dir())
-    link = folder / f"{paths.recipe_name}.{paths.run_id}"
+    link = folder / f"{paths.recipe_name}.{paths.run_id}.{files.digest_of(str(paths.root))[:8]}"
     temporary = files.temporary_path(link)
     temporary.symlink_to(paths.root)
     temporary.replace(link)
+    for other in _links(paths):
+        if other != link and (not other.exists() or os.readlink(other) == str(paths.root)):
+            other.unlink(missing_ok=True)
 
 
 def forget_run(paths: RunPaths) -> None:
     """Take the run out of the index."""
-    (_index_dir() / f"{paths.recipe_name}.{paths.run_id}").unlink(missing_ok=True)
+    for link in _links(paths):
+        if os.readlink(link) == str(paths.root):
+            link.unlink(missing_ok=True)
+
+
+def _links(paths: RunPaths) -> list[Path]:
+    """Return the links of all runs with the recipe and id of *paths*: the same submission in several runs folders."""
+    name = f"{paths.recipe_name}.{paths.run_id}"
+    return [link for link in _index_dir().glob(f"{glob.escape(name)}*") if f"{link.name}.".startswith(f"{name}.")]
 
 
 def known_runs(*, gone: bool = False) -> tuple[RunPaths, ...]:
@@ -244,8 +256,10 @@ def find_run(name: str, *, newest: bool = False, gone: bool = False) -> RunPaths
     if newest and all(paths.recipe_name == name for paths in matches):
         return matches[-1]
     if len(matches) > 1:
-        ids = ", ".join(paths.run_id for paths in matches)
-        raise UsageError(f"{name!r} names {len(matches)} runs: {ids}; give one id")
+        ids = [paths.run_id for paths in matches]
+        if len(set(ids)) < len(ids):  # the same submission in several runs folders
+            raise UsageError(f"{name!r} names {len(ids)} runs: {', '.join(str(one.root) for one in matches)}; give one")
+        raise UsageError(f"{name!r} names {len(ids)} runs: {', '.join(ids)}; give one id")
     return matches[0]
 
 

@@ -11,6 +11,8 @@ from .site import NodeKind, Partition, Site
 from .slurm import call
 
 _TAKES_JOBS = ("up", "down")  # one that is down queues them; drained and inactive ones refuse them
+# States of nodes that run jobs or will (sinfo(1), NODE STATE CODES); a draining one runs its last.
+_USABLE = re.compile(r"allocated|completing|idle|mixed|planned|power", re.IGNORECASE)
 _UNLIMITED = ("infinite", "UNLIMITED", "n/a", "NONE", "")
 
 
@@ -26,8 +28,6 @@ def read_site(*, patience_s: float = 0) -> Site:
     text = call(["scontrol", "show", "config"], patience_s=patience_s, answer="ClusterName ")
     config = _pairs(text, r"^(\w+)\s*= (.*)$")
     partitions = _partitions(has_memory_default=_has_memory_default(config))
-    if not partitions:
-        raise SlurmError("Slurm has no partition that takes jobs of this user now; `sinfo` shows why")
     usual = next((one for one in partitions if one.is_default), partitions[0])
     # without accounting it is accounting_storage/none up to 23.02, and (null) since 23.11
     has_accounting = config.get("AccountingStorageType", "(null)") not in ("accounting_storage/none", "(null)", "")
@@ -50,13 +50,22 @@ def _pairs(text: str, pattern: str) -> dict[str, str]:
 
 
 def _partitions(*, has_memory_default: bool) -> list[Partition]:
+    """Return every partition with its nodes, those that take no jobs now included: a recipe may name one.
+
+    Raises:
+        SlurmError: none takes jobs.
+    """
     kinds: dict[str, list[NodeKind]] = {}
+    states: dict[str, str] = {}
     for line in call(["sinfo", "--noheader", "--format=%R|%a|%D|%c|%m|%G"]).splitlines():
         name, availability, count, cpus, memory, devices = line.split("|", 5)
-        if availability in _TAKES_JOBS and count != "0":
+        if count != "0":
+            states[name] = availability
             gpus, gpu_type = parse_gpus(devices)
             kind = NodeKind(count=int(count), cpus=_least(cpus), memory_mb=_least(memory), gpus=gpus, gpu_type=gpu_type)
             kinds.setdefault(name, []).append(kind)
+    if not any(state in _TAKES_JOBS for state in states.values()):
+        raise SlurmError("Slurm has no partition that takes jobs of this user now; `sinfo` shows why")
     found = []
     for line in call(["scontrol", "--oneliner", "show", "partition"]).splitlines():
         values = _pairs(line, r"\b(\w+)=(\S*)")
@@ -79,11 +88,10 @@ def _partitions(*, has_memory_default: bool) -> list[Partition]:
 
 def nodes_away(partition: str) -> str:
     """Say how many nodes of *partition* take no job now, being down, drained or reserved; '' when all do."""
-    lines = call(["sinfo", "--noheader", f"--partition={partition}", "--format=%a|%F"]).splitlines()
-    states = [line.split("|") for line in lines]
-    counts = [[int(number) for number in numbers.split("/")] for _, numbers in states]  # allocated/idle/other/total
-    total = sum(count[-1] for count in counts)
-    away = total if any(availability == "down" for availability, _ in states) else sum(count[-2] for count in counts)
+    lines = call(["sinfo", "--noheader", f"--partition={partition}", "--format=%a|%D|%T"]).splitlines()
+    nodes = [(availability, int(count), state) for availability, count, state in (line.split("|") for line in lines)]
+    total = sum(count for _, count, _ in nodes)
+    away = sum(count for availability, count, state in nodes if availability == "down" or not _USABLE.match(state))
     return f"{away} of {total} nodes of partition {partition} are down, drained or reserved" if away else ""
 
 

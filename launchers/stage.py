@@ -167,7 +167,9 @@ class _Task:
         code = _worst([code, *_told(events, self._stage.name, self._task, writer.number)]) if code else 0
         if code == 0 and self._slurm_job and self._stage.kind != "sweep" and not self._is_finished(events):
             code = 1
-            writer.write("error", message="srun ended before the ranks did; a node has failed")
+            writer.write(
+                "error", message="srun ended before the ranks did: Slurm took the nodes away, or one has failed"
+            )
         mine = [a for a in read_attempts(events, self._stage.name, self._task, batch) if a.number == writer.number]
         progress = mine[0].progress if mine else 0
         writer.write("ended", exit_code=code, progress=progress)

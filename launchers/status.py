@@ -167,7 +167,11 @@ def _state(stage: Stage | StageGlance, mine: Sequence[Event], job: JobState | No
         word, source = "running", "ledger"  # it began after the launcher was asked
     elif word == "lost" and ends and not open_at:
         code = next((end.data["exit_code"] for end in ends.values() if end.data["exit_code"]), 0)
-        word, source = ("stopped" if code in (0, EXIT_STOPPED) else "failed"), "ledger"
+        source = "ledger"
+        if code in (0, EXIT_STOPPED):
+            word = "stopped"
+        else:
+            word = "cancelled" if is_cancelled(mine, stage.name) else "failed"
     elif word == "lost" and is_cancelled(mine, stage.name):
         word, source = "cancelled", "ledger"
     if word == "running" and is_stopping:

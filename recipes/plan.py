@@ -357,8 +357,8 @@ def read_plan(path: Path) -> Plan:
         UsageError: it was written by a version with another format, or is no plan.
     """
     plan, faults = check.build(Plan, _values(path))
-    if plan is None:
-        raise UsageError(f"{path} is damaged: {'; '.join(map(str, faults[:3]))}")
+    if plan is None or not plan.stages:
+        raise UsageError(f"{path} is damaged: {'; '.join(map(str, faults[:3])) or 'it has no stages'}")
     return plan
 
 

@@ -6,6 +6,7 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -136,12 +137,20 @@ def _check_encoding(path: Path, number: int, line: bytes) -> None:
     try:
         line.decode("utf-8")
     except UnicodeDecodeError as error:
-        encoding = "UTF-16" if line.startswith((b"\xff\xfe", b"\xfe\xff")) else "WINDOWS-1252"
+        encoding = "UTF-16" if line.startswith((b"\xff\xfe", b"\xfe\xff")) else _encoding_of(line)
         raise UsageError(
             f"{path}, line {number} is not UTF-8: {error}; mend the line, or write the file anew if all of it is in "
             f"another encoding, such as: iconv -f {encoding} -t UTF-8 '{path}' > "
             f"'{path.with_suffix('')}-utf8{path.suffix}'"
         ) from error
+
+
+def _encoding_of(line: bytes) -> str:
+    """Guess the encoding of a line that is not UTF-8: Korean bytes are all pairs, which Western text hardly is."""
+    with suppress(UnicodeDecodeError):
+        if any("\uac00" <= sign <= "\ud7a3" for sign in line.decode("cp949")):
+            return "CP949"
+    return "WINDOWS-1252"
 
 
 def _check_delimiter(path: Path, columns: Sequence[str]) -> None:

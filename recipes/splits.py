@@ -167,11 +167,9 @@ def _why_no_file(text: str, path: Path) -> str:
         there = f"; it holds {', '.join(files_there)}" if files_there else ""
         return f"{text!r} is a folder; name one file of it{there}"
     if any(sign in text for sign in "*?[,"):
-        ending = path.suffix or ".jsonl"
-        return (
-            f"{text!r} is no file, and one split is one file in this version; join several first, such as: "
-            f"cat part-*{ending} > all{ending}"
-        )
+        joins = path.suffix in (".jsonl", ".txt")  # whole lines; others have a header, brackets or a footer
+        how = f", such as: cat part-*{path.suffix} > all{path.suffix}" if joins else " by the program that wrote them"
+        return f"{text!r} is no file, and one split is one file in this version; join several first{how}"
     where = "" if Path(text).is_absolute() else "; relative paths start at the working folder, not at the recipe"
     return f"file {text!r} does not exist: looked for {path.absolute()}{where}"
 

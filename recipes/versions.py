@@ -29,6 +29,9 @@ def installed() -> dict[str, str]:
     return found
 
 
+_SETUP_S = 60.0
+
+
 def versions_of(environment: Environment) -> dict[str, str]:
     """Return the versions that jobs in *environment* will find; those inside a container are not known here.
 
@@ -41,17 +44,24 @@ def versions_of(environment: Environment) -> dict[str, str]:
         return installed()
     python = environment.python or sys.executable
     lines = [*environment.setup, f"exec {shlex.join([python, '-m', 'sousbatch.recipes.versions'])}"]
-    done = subprocess.run(
-        ["/bin/bash", "-c", "\n".join(lines)], capture_output=True, text=True, timeout=60, check=False
-    )
+    try:
+        done = subprocess.run(
+            ["/bin/bash", "-c", "\n".join(lines)], capture_output=True, text=True, timeout=_SETUP_S, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise PlanError(
+            [f"environment.setup takes more than {_SETUP_S:.0f} s here; it runs at planning, too, to tell the versions"]
+        ) from error
     try:
         found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
         return found
     except (ValueError, IndexError) as error:
         said = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-        raise PlanError(
-            [f"environment.python {python!r} cannot run jobs: {said[0]}; install sousbatch there, or name another"]
-        ) from error
+        what = f"environment.python {python!r} cannot run jobs"
+        way = "install sousbatch there, or name another"
+        if environment.setup:
+            what, way = f"{what} after environment.setup", f"correct environment.setup, or {way}"
+        raise PlanError([f"{what}: {said[0]}; {way}"]) from error
 
 
 if __name__ == "__main__":

@@ -82,6 +82,30 @@ def test_the_index_forgets_what_is_gone_and_survives_what_is_strange(tmp_path: P
 def test_runs_come_in_the_order_of_their_submission(tmp_path: Path) -> None:
     made = [make_run(tmp_path, "toy", f"{n}23456789abc") for n in (3, 1, 2)]
     for age, paths in enumerate(reversed(made)):
-        link = rundir.state_dir() / "runs" / f"toy.{paths.run_id}"
+        (link,) = (rundir.state_dir() / "runs").glob(f"toy.{paths.run_id}.*")
         os.utime(link, ns=(0, 10**18 - age), follow_symlinks=False)
     assert rundir.known_runs() == tuple(made)
+
+
+def test_the_same_submission_in_two_runs_folders_is_two_runs(tmp_path: Path) -> None:
+    made = [rundir.RunPaths(root=tmp_path / store / "small" / "0123456789ab") for store in ("a", "b")]
+    for paths in made:
+        paths.ledger_dir.mkdir(parents=True)
+        paths.plan.write_text("{}")
+        rundir.remember_run(paths)
+    assert set(rundir.known_runs()) == set(made)
+    with pytest.raises(UsageError, match=f"{made[0].root}.*{made[1].root}; give one"):
+        rundir.find_run("0123")
+    assert rundir.find_run(str(made[0].root)) == made[0]
+    rundir.forget_run(made[0])
+    assert rundir.known_runs() == (made[1],)
+
+
+def test_a_run_that_was_moved_by_hand_is_known_once(tmp_path: Path) -> None:
+    old, new = (rundir.RunPaths(root=tmp_path / store / "small" / "0123456789ab") for store in ("a", "b"))
+    old.root.mkdir(parents=True)
+    rundir.remember_run(old)
+    new.root.parent.mkdir(parents=True)
+    old.root.rename(new.root)
+    rundir.remember_run(new)
+    assert rundir.known_runs() == (new,) and rundir.known_runs(gone=True) == ()

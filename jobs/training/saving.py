@@ -12,6 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from ...checkpoints import budget, commit
 from ...checkpoints.admission import RUNGS, Rung
 from ...checkpoints.commit import Content
 from ...checkpoints.rotate import STATE_NAME
-from ...errors import FencedError, NoRoomError
+from ...errors import DamagedError, FencedError, NoRoomError
 from ...ledger import Ledger
 from ...recipes.plan import Batch
 from ...recipes.storage import weights_dtype
@@ -257,6 +258,17 @@ def _save_deepspeed(trainer: Any, temporary: Path) -> None:
         (temporary / "latest").write_text(f"global_step{engine.global_steps}")
 
 
+def _member_of(kind: type[Enum]) -> Callable[[object, str], Enum]:
+    """Return what stands for getattr while a checkpoint is loaded: it finds members of *kind*, and nothing else."""
+
+    def member(owner: object, name: str) -> Enum:
+        if owner is not kind or name not in kind.__members__:
+            raise DamagedError(f"loading it would call getattr({owner!r}, {name!r}), which no checkpoint needs")
+        return kind[name]
+
+    return member
+
+
 def make_deepspeed_safe(engine: Any) -> None:
     """Make a DeepSpeed engine read and write its files in a way that neither hangs nor runs code.
 
@@ -293,7 +305,9 @@ def make_deepspeed_safe(engine: Any) -> None:
                 self.error = self.error or error
 
         def load(self, path: str, map_location: Any = None) -> Any:
-            with torch.serialization.safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum]):
+            # Python 3.11.0 to 3.11.3 pickle a member of an Enum as getattr(class, name)
+            known = [DynamicLossScaler, LossScaler, ZeroStageEnum, (_member_of(ZeroStageEnum), "builtins.getattr")]
+            with torch.serialization.safe_globals(known):
                 return torch.load(path, map_location=map_location, weights_only=True)
 
     engine.checkpoint_engine = SafeEngine(None)

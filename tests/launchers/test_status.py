@@ -45,6 +45,12 @@ ENDED = event("ended", exit_code=0)
         ([event("error", role="job", message="boom")], JobState(word="failed", reason="code 1"), ("failed", "boom")),
         ([event("error", role="job", message="boom")], JobState(word="running"), ("running", "")),
         (
+            [event("cancel", role="client"), event("ended", exit_code=1)],
+            JobState(word="lost", reason="Slurm does not know the job any more"),
+            ("cancelled", ""),
+        ),
+        ([event("ended", exit_code=1)], JobState(word="lost"), ("failed", "ended with exit code 1")),
+        (
             [event("error", role="job", message="old"), event("attempt", number=2)],
             JobState(word="failed", reason="task 0 was killed by signal 9"),
             ("failed", "task 0 was killed by signal 9"),

@@ -83,3 +83,13 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes,
     with pytest.raises(UsageError) as caught:
         list(read_rows(tmp_path / name))
     assert name in str(caught.value) and reason in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("encoding", "text"), [("CP949", "안녕하세요"), ("WINDOWS-1252", "café à la crème")])
+def test_the_command_that_is_advised_for_another_encoding_reads_the_text(
+    tmp_path: Path, encoding: str, text: str
+) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(f"input,target\n{text},x\n".encode(encoding))
+    with pytest.raises(UsageError, match=f"iconv -f {encoding} "):
+        list(read_rows(path))
