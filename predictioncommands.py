@@ -44,7 +44,6 @@ def _by_number(text: str) -> list[str | int]:
 
 def _check_order(named: list[str]) -> None:
     """Refuse the order of a shell's pattern where it is not that of the numbers: rank10 comes before rank2."""
-
     if named == sorted(named) and named != sorted(named, key=_by_number):
         at = next(number for number, text in enumerate(sorted(named, key=_by_number)) if text != named[number])
         raise UsageError(

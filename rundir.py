@@ -187,26 +187,33 @@ def remember_run(paths: RunPaths) -> None:
     temporary = files.temporary_path(link)
     temporary.symlink_to(paths.root)
     temporary.replace(link)
-    for other in _links(paths):
-        if other != link and (not other.exists() or os.readlink(other) == str(paths.root)):
+    for other, root in _links(paths).items():
+        if other != link and (root == paths.root or not root.is_dir()):
             other.unlink(missing_ok=True)
 
 
 def forget_run(paths: RunPaths) -> None:
     """Take the run out of the index."""
-    for link in _links(paths):
-        if os.readlink(link) == str(paths.root):
+    for link, root in _links(paths).items():
+        if root == paths.root:
             link.unlink(missing_ok=True)
 
 
-def _links(paths: RunPaths) -> list[Path]:
-    """Return the links of all runs with the recipe and id of *paths*: the same submission in several runs folders."""
-    name = f"{paths.recipe_name}.{paths.run_id}"
-    return [link for link in _index_dir().glob(f"{glob.escape(name)}*") if f"{link.name}.".startswith(f"{name}.")]
+def _links(paths: RunPaths) -> dict[Path, Path]:
+    """Return the links, and where they lead, of all runs with the recipe and id of *paths*: one in each runs folder."""
+    name, found = f"{paths.recipe_name}.{paths.run_id}", {}
+    for link in _index_dir().glob(f"{glob.escape(name)}*"):
+        with suppress(OSError):  # removed since the listing, or no link
+            if f"{link.name}.".startswith(f"{name}."):
+                found[link] = Path(os.readlink(link))
+    return found
 
 
 def known_runs(*, gone: bool = False) -> tuple[RunPaths, ...]:
-    """Return the runs of the index, oldest submission first: those whose folder is there, or with *gone* the others."""
+    """Return the runs of the index, oldest submission first: those whose folder is there, or with *gone* the others.
+
+    Of those that are gone not the ones that there are elsewhere, too: jobs are found by recipe and id alone.
+    """
     folder = _index_dir()
     if not folder.is_dir():
         return ()
@@ -214,11 +221,14 @@ def known_runs(*, gone: bool = False) -> tuple[RunPaths, ...]:
     for link in folder.iterdir():
         with suppress(OSError):  # removed since the listing, or no link
             found.append((link.lstat().st_mtime_ns, link.name, RunPaths(root=Path(os.readlink(link)))))
-    return tuple(
-        paths
-        for _, name, paths in sorted(found, key=lambda entry: entry[:2])
-        if not name.startswith(files.TEMPORARY_PREFIX) and paths.root.is_dir() is not gone
-    )
+    runs = [paths for _, name, paths in sorted(found, key=lambda entry: entry[:2]) if not _is_temporary(name)]
+    here = [paths for paths in runs if paths.root.is_dir()]
+    names = {(paths.recipe_name, paths.run_id) for paths in here}
+    return tuple(here if not gone else (one for one in runs if (one.recipe_name, one.run_id) not in names))
+
+
+def _is_temporary(name: str) -> bool:
+    return name.startswith(files.TEMPORARY_PREFIX)
 
 
 def find_run(name: str, *, newest: bool = False, gone: bool = False) -> RunPaths:

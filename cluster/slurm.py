@@ -81,6 +81,8 @@ def call(
         SlurmError: Slurm refused; the message is its own.
     """
     environment = {**(environment or without_leaks(os.environ)), **slurm_client(os.environ)}
+    if not environment.get("SLURM_CONF"):  # Slurm's commands would wait a minute for a file without a name
+        environment.pop("SLURM_CONF", None)
     _check_conf(environment.get("SLURM_CONF"))
     deadline, pause = time.monotonic() + patience_s, 0.5
     while True:
@@ -129,7 +131,8 @@ def _call_once(
 
 def _check_conf(conf: str | None) -> None:
     if conf and not os.path.isfile(conf):  # Slurm's commands would wait a minute for it
-        raise SlurmError(f"SLURM_CONF names {conf}, which does not exist; unset it, or start the sandbox it belongs to")
+        what = "is no file" if os.path.exists(conf) else "does not exist"
+        raise SlurmError(f"SLURM_CONF names {conf}, which {what}; unset it, or start the sandbox it belongs to")
 
 
 def _complaints(text: str) -> str:

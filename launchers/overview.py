@@ -16,8 +16,6 @@ from ..rundir import RunPaths
 from .base import FINAL_WORDS, JobRef, JobState, Launcher
 from .status import NO_ANSWER, StageState, by_stage, job_refs, open_refs, stage_states, stopping_stages
 
-_GONE = "its folder is gone"
-
 
 def watch_states(plan: Plan | Glance, paths: RunPaths, launcher: Launcher) -> dict[str, StageState]:
     """Return the same for one who only looks: what cannot be asked or read is unknown, with the reason."""
@@ -34,11 +32,8 @@ class _Look:
     paths: RunPaths
     events: Sequence[Event]
     problem: str = ""
+    is_gone: bool = False
     refs: Mapping[str, JobRef] = field(default_factory=dict)
-
-    @property
-    def is_gone(self) -> bool:
-        return self.problem.startswith(_GONE)
 
 
 def problem_of(paths: RunPaths) -> str:
@@ -53,9 +48,10 @@ def _read(paths: RunPaths) -> _Look:
     except DamagedError as error:
         events, reader.damage = [], str(error)
     problem = plan.problem or reader.damage or ("" if events else f"{paths.ledger_dir} is empty")
-    if not paths.root.is_dir():  # last, since it may be moved away at any moment
-        problem, events = f"{_GONE} ({paths.root})", []
-    return _Look(plan=replace(plan, problem=problem), paths=paths, events=events, problem=problem)
+    is_gone = not paths.root.is_dir()  # looked at last, since it may be moved away at any moment
+    if is_gone:
+        problem, events = f"its folder is gone ({paths.root})", []
+    return _Look(plan=replace(plan, problem=problem), paths=paths, events=events, problem=problem, is_gone=is_gone)
 
 
 def _look(paths: RunPaths, launcher_of: Callable[[str], Launcher]) -> _Look:

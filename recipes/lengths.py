@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -135,20 +136,32 @@ def _ask_process(request: dict[str, Any], folder: Path, progress: Progress | Non
     environment = os.environ | {"PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1"}
     environment |= {"TRANSFORMERS_VERBOSITY": "error"}
     command = [sys.executable, "-m", f"{__package__}.lengths"]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
-        process.stdin.write(json.dumps(request))
-        process.stdin.close()
-        for line in process.stdout:
-            message = json.loads(line)
-            if "answer" in message:
-                return list(message["answer"])
-            if progress is not None:
-                progress(message["what"], message["done"], message["total"])
-        reason = (process.stderr.read().strip().splitlines() or ["no reason given"])[-1]
+    # The request and the complaints are files: a pipe that nobody reads or writes any more would block or break.
+    with tempfile.TemporaryFile("w+") as asked, tempfile.TemporaryFile("w+") as complaints:
+        json.dump(request, asked)
+        asked.seek(0)
+        with subprocess.Popen(
+            command, stdin=asked, stdout=subprocess.PIPE, stderr=complaints, text=True, env=environment
+        ) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                message = _message(line)
+                if "answer" in message:
+                    return list(message["answer"])
+                if progress is not None and "what" in message:
+                    progress(message["what"], message["done"], message["total"])
+        complaints.seek(0)
+        reason = (complaints.read().strip().splitlines() or ["no reason given"])[-1]
     raise UsageError(f"the rows cannot be read with the tokenizer in {folder}: {reason}")
+
+
+def _message(line: str) -> dict[str, Any]:
+    """Return what a line of the process says; a model's own code may print lines that say nothing to us."""
+    try:
+        message = json.loads(line)
+    except ValueError:
+        return {}
+    return message if isinstance(message, dict) else {}
 
 
 def main() -> None:
@@ -213,12 +226,14 @@ def _counted(wanted: Wanted, rows: Iterator[Encoded]) -> dict[str, Any]:
 def _shown(wanted: Wanted, number: int, row: Encoded, tokenizer: Any) -> str:
     """Return a row as text, from its ids."""
     head = f"{wanted.stage}, split {wanted.split}, row {number}: {len(row.ids)} tokens"
-    if wanted.use == "predict":
-        note = f", longer than the {wanted.limit} that the model can read" * row.is_long
-        return "\n".join([head + note, *_marked("prompt", tokenizer.decode(row.ids))])
-    head += f", {row.num_learned} learned" if is_kept(wanted.data, row) else ", not used for training"
+    if wanted.use != "predict":
+        head += f", {row.num_learned} learned" if is_kept(wanted.data, row) else ", not used for training"
+    elif row.is_long and wanted.data.long_rows in ("refuse", "drop"):
+        head += ", too long"
     if row.is_long:
         head += f" ({row.num_tokens} before data.long_rows={wanted.data.long_rows})"
+    if wanted.use == "predict":
+        return "\n".join([head, *_marked("prompt", tokenizer.decode(row.ids))])
     masked, learned = row.ids[: row.num_masked], row.ids[row.num_masked :]
     lines = _marked("masked", tokenizer.decode(masked)) if masked else []
     return "\n".join([head, *lines, *(_marked("learned", tokenizer.decode(learned)) if learned else [])])

@@ -22,9 +22,11 @@ def row_refusals(view: Recipe, stage: Stage, inputs: Inputs) -> Iterator[str]:
 def _training_refusals(view: Recipe, lengths: Lengths, positions: int | None) -> Iterator[str]:
     data, where = view.data, _where(lengths)
     if lengths.long.num and data.long_rows == "refuse":
-        raised = "" if positions and lengths.longest > positions else f"data.max_tokens={lengths.longest}, "
+        raised = f"data.max_tokens={lengths.longest}, " if lengths.longest > data.max_tokens else ""
+        if positions and lengths.longest > positions:
+            raised = ""
         drop = "data.long_rows=drop, " if lengths.long.num < lengths.num_rows else ""  # or nothing would be left
-        if data.pad_input_to:
+        if data.pad_input_to and lengths.longest <= data.max_tokens:
             raised = f"a larger data.pad_input_to, {raised}"
         yield (
             f"{where}: {_some(lengths.long, lengths, 'longer than', 'rows')} {_limits(view)}, the longest has "
@@ -62,7 +64,8 @@ def _prompt_refusals(view: Recipe, lengths: Lengths, positions: int | None) -> I
         )
     if lengths.long.num and view.data.long_rows in ("refuse", "drop"):
         kept = " (predictions are never dropped)" if view.data.long_rows == "drop" else ""
-        lower = f", or predict.max_new_tokens below {answer}" if positions else ""
+        is_context = positions is not None and lengths.longest + answer > positions
+        lower = f", or a predict.max_new_tokens below {answer}" if is_context else ""
         yield (
             f"{where}: {_some(lengths.long, lengths, 'longer than', 'prompts')} {_prompt_limits(view, positions)}, the "
             f"longest has {lengths.longest:,} tokens; set data.long_rows=cut_left or data.long_rows=cut_right"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -28,23 +29,34 @@ def _reader(path: Path) -> Callable[[Path], Iterator[Row]]:
     readers = {".jsonl": _json, ".json": _json, ".csv": _csv, ".txt": _text, ".parquet": _parquet}
     suffix = path.suffix.lower()
     if suffix not in readers:
-        advice = (
-            f"; {_CONVERSIONS[suffix].format(path=path, stem=path.with_suffix(''))}" if suffix in _CONVERSIONS else ""
-        )
-        raise UsageError(f"data file {str(path)!r} has an unknown format; known: {', '.join(readers)}{advice}")
+        known = f"known: {', '.join(readers)}"
+        raise UsageError(f"data file {str(path)!r} has an unknown format; {known}{_conversion(path, suffix)}")
     return readers[suffix]
 
 
-# What the files of other formats take to be read.
+# What the files of other formats take to be read; FILE is the file as a shell reads it.
 _CONVERSIONS = {
-    **dict.fromkeys((".gz", ".bz2", ".xz", ".zst"), "unpack it first, such as with gunzip -k '{path}'"),
-    ".tsv": (
-        "write it with commas: python -c 'import csv,sys; csv.writer(sys.stdout).writerows(csv.reader(sys.stdin, "
-        "delimiter=\"\\t\"))' < '{path}' > '{stem}.csv'"
-    ),
+    ".gz": "unpack it: gunzip -k FILE",
+    ".bz2": "unpack it: bunzip2 -k FILE",
+    ".xz": "unpack it: unxz -k FILE",
+    ".zst": "unpack it: unzstd FILE",
     **dict.fromkeys((".xlsx", ".xls", ".ods"), "save the sheet as CSV in UTF-8"),
-    ".arrow": "write it as Parquet: datasets.Dataset.from_file('{path}').to_parquet('{stem}.parquet')",
+    ".arrow": "write it as Parquet, with `datasets`: Dataset.from_file(...).to_parquet(...)",
 }
+
+
+def _conversion(path: Path, suffix: str) -> str:
+    if suffix == ".tsv":
+        return "; " + _with_commas(path, "\t", path.with_suffix(".csv"))
+    return f"; {_CONVERSIONS[suffix].replace('FILE', shlex.quote(str(path)))}" if suffix in _CONVERSIONS else ""
+
+
+def _with_commas(path: Path, delimiter: str, target: Path) -> str:
+    """Return the command that writes a file of columns apart by *delimiter* as CSV."""
+    code = f"csv.writer(sys.stdout).writerows(csv.reader(sys.stdin, delimiter={json.dumps(delimiter)}))"
+    command = ["python", "-c", f"import csv,sys; {code}"]
+    places = f"< {shlex.quote(str(path))} > {shlex.quote(str(target))}"
+    return f"write it with commas: {shlex.join(command)} {places}"
 
 
 def _json(path: Path) -> Iterator[Row]:
@@ -138,10 +150,10 @@ def _check_encoding(path: Path, number: int, line: bytes) -> None:
         line.decode("utf-8")
     except UnicodeDecodeError as error:
         encoding = "UTF-16" if line.startswith((b"\xff\xfe", b"\xfe\xff")) else _encoding_of(line)
+        target = shlex.quote(f"{path.with_suffix('')}-utf8{path.suffix}")
         raise UsageError(
             f"{path}, line {number} is not UTF-8: {error}; mend the line, or write the file anew if all of it is in "
-            f"another encoding, such as: iconv -f {encoding} -t UTF-8 '{path}' > "
-            f"'{path.with_suffix('')}-utf8{path.suffix}'"
+            f"another encoding, such as: iconv -f {encoding} -t UTF-8 {shlex.quote(str(path))} > {target}"
         ) from error
 
 
@@ -157,20 +169,19 @@ def _check_delimiter(path: Path, columns: Sequence[str]) -> None:
     """Refuse a file of one column whose name holds another delimiter: it was not written with commas."""
     found = next((sign for sign in ";\t|" if len(columns) == 1 and sign in columns[0]), None)
     if found is not None:
+        target = path.with_name(f"{path.stem}-commas.csv")
         raise UsageError(
-            f"{path} has its columns apart by {found!r}: {columns[0][:80]!r}; write it with commas: python -c 'import "
-            f"csv,sys; csv.writer(sys.stdout).writerows(csv.reader(sys.stdin, delimiter=\"{found}\"))' < '{path}' > "
-            f"'{path.with_suffix('')}-commas.csv'"
+            f"{path} has its columns apart by {found!r}: {columns[0][:80]!r}; {_with_commas(path, found, target)}"
         )
 
 
 def _parquet(path: Path) -> Iterator[Row]:
     try:
-        from pyarrow import ArrowInvalid, parquet
+        from pyarrow import ArrowException, parquet
     except ImportError as error:
         raise UsageError(f"reading {path} needs pyarrow: pip install pyarrow") from error
     try:
         for batch in parquet.ParquetFile(path).iter_batches():
             yield from batch.to_pylist()
-    except ArrowInvalid as error:
-        raise UsageError(f"{path} is not a Parquet file: {error}") from error
+    except (ArrowException, OSError) as error:  # a page that was cut off is an OSError without the file's name
+        raise UsageError(f"{path} is not a Parquet file, or a damaged one: {error}") from error

@@ -124,10 +124,10 @@ def _missing_columns(name: str, found: SplitFacts, needs: _Needs) -> Iterator[st
 def _nested_column(name: str, found: SplitFacts, column: str, named_by: str) -> str:
     rows = enumerate(read_rows(Path(found.path)), 1)
     number, value = next((at, row[column]) for at, row in rows if isinstance(row.get(column), (list, dict)))
-    what = "list" if isinstance(value, list) else "object"
+    what = "a list" if isinstance(value, list) else "an object"
     later = "; conversations (messages) come with a later version" if column in ("messages", "conversations") else ""
     return (
-        f"row {number} of split {name!r} has a {what} in column {column!r} ({named_by}) of {found.path}, and this "
+        f"row {number} of split {name!r} has {what} in column {column!r} ({named_by}) of {found.path}, and this "
         f"version reads columns of text; write what the model reads and what it should answer as text columns{later}"
     )
 

@@ -17,6 +17,8 @@ _PACKAGES = (
     "bitsandbytes",
 )
 
+_SETUP_S = 60.0  # for the recipe's set-up lines and the start of its Python
+
 
 def installed() -> dict[str, str]:
     """Return the versions of this Python and of the packages that decide what a job computes."""
@@ -27,9 +29,6 @@ def installed() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-_SETUP_S = 60.0
 
 
 def versions_of(environment: Environment) -> dict[str, str]:

@@ -148,6 +148,24 @@ def _write_weights(path: Path) -> None:
     path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(place))
 
 
+@pytest.fixture
+def mount_tmpfs(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mount a real file system with options such as `size=64k`, and return its folder."""
+    mounted: list[Path] = []
+
+    def mount(options: str) -> Path:
+        place = tmp_path / f"small-{len(mounted)}"
+        place.mkdir()
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", place], capture_output=True).returncode:
+            pytest.skip("a small file system needs the right to mount one")
+        mounted.append(place)
+        return place
+
+    yield mount
+    for place in mounted:
+        subprocess.run(["umount", "-l", place], check=True)
+
+
 Run = Callable[..., tuple[int, str, str]]
 
 

@@ -7,7 +7,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,14 +17,9 @@ from sousbatch.errors import FencedError, NoRoomError, NotFoundError
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def small_disk(mount_tmpfs: Callable[[str], Path]) -> Path:
     """A file system of 64 KiB."""
-    place = tmp_path / "small"
-    place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place], capture_output=True).returncode:
-        pytest.skip("a small file system needs the right to mount one")
-    yield place
-    subprocess.run(["umount", "-l", place], check=True)
+    return mount_tmpfs("size=64k")
 
 
 def kinds(folder: Path) -> list[str]:

@@ -109,3 +109,12 @@ def test_a_run_that_was_moved_by_hand_is_known_once(tmp_path: Path) -> None:
     old.root.rename(new.root)
     rundir.remember_run(new)
     assert rundir.known_runs() == (new,) and rundir.known_runs(gone=True) == ()
+
+
+def test_a_run_that_is_gone_here_and_there_elsewhere_is_not_told_as_gone(tmp_path: Path) -> None:
+    made = [rundir.RunPaths(root=tmp_path / store / "small" / "0123456789ab") for store in ("a", "b")]
+    for paths in made:
+        paths.root.mkdir(parents=True)
+        rundir.remember_run(paths)
+    shutil.rmtree(made[0].root)
+    assert rundir.known_runs() == (made[1],) and rundir.known_runs(gone=True) == ()

@@ -246,7 +246,7 @@ class Keeping:
 
 def _other_weights_bytes(job: JobContext) -> int:
     """Return what the final weights of the run's other trainings take that have not ended."""
-    events = read(job.paths.ledger_dir)
+    events = read(job.paths.ledger_dir, max_steps=1)
     done = {one.stage for one in events if one.kind == "ended" and not one.data["exit_code"]}
     ladders = job.plan.forecast.ladders
     return sum(ladder.least_bytes for name, ladder in ladders.items() if name not in done | {job.stage.name})

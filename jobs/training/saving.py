@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -307,8 +308,11 @@ def make_deepspeed_safe(engine: Any) -> None:
         def load(self, path: str, map_location: Any = None) -> Any:
             # Python 3.11.0 to 3.11.3 pickle a member of an Enum as getattr(class, name)
             known = [DynamicLossScaler, LossScaler, ZeroStageEnum, (_member_of(ZeroStageEnum), "builtins.getattr")]
-            with torch.serialization.safe_globals(known):
-                return torch.load(path, map_location=map_location, weights_only=True)
+            try:
+                with torch.serialization.safe_globals(known):
+                    return torch.load(path, map_location=map_location, weights_only=True)
+            except UnpicklingError as error:  # torch's own words advise to load it without any safety
+                raise DamagedError(f"{path}: holds what no training state does, and was not loaded") from error
 
     engine.checkpoint_engine = SafeEngine(None)
     # Its copy of zero_to_fp32.py beside every checkpoint is not needed, and would raise on rank 0 alone.

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,14 +17,9 @@ from sousbatch.rundir import RunPaths
 
 
 @pytest.fixture
-def few_inodes(tmp_path: Path) -> Iterator[Path]:
+def few_inodes(mount_tmpfs: Callable[[str], Path]) -> Path:
     """A real file system of 100 inodes."""
-    place = tmp_path / "few"
-    place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "nr_inodes=100", "tmpfs", place], capture_output=True).returncode:
-        pytest.skip("a small file system needs the right to mount one")
-    yield place
-    subprocess.run(["umount", "-l", place], check=True)
+    return mount_tmpfs("nr_inodes=100")
 
 
 def test_a_score_without_an_inode_left_says_that_there_is_no_room(

@@ -100,14 +100,9 @@ def _living() -> Callable[[str], list[psutil.Process]]:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def small_disk(mount_tmpfs: Callable[[str], Path]) -> Path:
     """A file system of 512 KiB."""
-    place = tmp_path / "small"
-    place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", place], capture_output=True).returncode:
-        pytest.skip("a small file system needs the right to mount one")
-    yield place
-    subprocess.run(["umount", "-l", place], check=True)
+    return mount_tmpfs("size=512k")
 
 
 @pytest.fixture(autouse=True)

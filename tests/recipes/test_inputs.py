@@ -155,3 +155,18 @@ def test_a_null_is_no_value(project: Path) -> None:
 def test_a_chat_prompt_needs_a_template(project: Path) -> None:
     with pytest.raises(PlanError, match="has no chat template"):
         inspect(compose("./small.yaml", ["data.prompt=chat"]), project)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("adapter_config.json", '{"base_model_name_or_path": "org/base"}', "is an adapter"),
+        ("adapter_config.json", "[", "is an adapter whose adapter_config.json cannot be read"),
+        ("model.gguf", "GGUF", "a GGUF file, whose weights are quantised for inference and cannot train"),
+    ],
+)
+def test_a_folder_that_is_no_model_says_what_it_is(project: Path, name: str, content: str, reason: str) -> None:
+    (project / "other").mkdir()
+    (project / "other" / name).write_text(content)
+    with pytest.raises(PlanError, match=reason):
+        inspect(compose("./small.yaml", ["model.path=./other"]), project / "runs")

@@ -210,3 +210,26 @@ def test_planning_imports_neither_torch_nor_transformers(project: Path) -> None:
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
     assert done.stderr.strip() == "", done.stderr
     assert "all rows checked" in done.stdout
+
+
+def test_rows_show_what_a_cut_leaves_of_a_prompt(project: Path, sousbatch: Any) -> None:
+    _rows(project, "test", [LONG])
+    code, out, err = sousbatch("plan", "./small.yaml", "--rows", "1", PREDICT_ONLY, "data.long_rows=cut_right")
+    assert code == 0, err
+    (head,) = [line for line in out.splitlines() if line.startswith("predict, split test, row 1: ")]
+    assert head.endswith("(600 before data.long_rows=cut_right)") and "longer than" not in head
+
+
+@pytest.mark.parametrize(
+    ("limits", "advised", "not_advised"),
+    [
+        (["data.pad_input_to=3", "data.max_tokens=32"], "set a larger data.pad_input_to, ", "data.max_tokens="),
+        (["data.pad_input_to=20", "data.max_tokens=21"], "set data.max_tokens=22, ", "pad_input_to, "),
+    ],
+)
+def test_the_limit_that_a_row_is_beyond_is_the_one_to_raise(
+    project: Path, limits: list[str], advised: str, not_advised: str
+) -> None:
+    _rows(project, "train", [{"input": "a b c d", "target": "e"}, GOOD])
+    reasons = _reasons(TRAIN_ONLY, *limits)
+    assert advised in reasons and not_advised not in reasons.partition("; set ")[2]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -29,17 +32,6 @@ def test_a_list_of_objects_is_rows_and_nan_is_data(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text('{"a": 1}\n{"a": -Infinity}\n')
     assert [str(row["a"]) for row in read_rows(tmp_path / "a.json")] == ["1", "nan"]
     assert [str(row["a"]) for row in read_rows(tmp_path / "b.jsonl")] == ["1", "-inf"]
-
-
-def test_the_advice_for_a_file_of_semicolons_or_tabs_works_in_a_shell(tmp_path: Path) -> None:
-    for name, content in (("my file.csv", "a;b\n1;x,y\n"), ("other.tsv", "a\tb\n1\tx,y\n")):
-        (tmp_path / name).write_text(content)
-        with pytest.raises(UsageError) as caught:
-            list(read_rows(tmp_path / name))
-        command = "python -c" + str(caught.value).split("python -c", 1)[1]
-        subprocess.run(command.replace("python", sys.executable, 1), shell=True, check=True)
-        made = command.rsplit("> '", 1)[1].rstrip("'")
-        assert list(read_rows(Path(made))) == [{"a": "1", "b": "x,y"}]
 
 
 def test_a_text_file_has_a_row_a_line(tmp_path: Path) -> None:
@@ -85,11 +77,38 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes,
     assert name in str(caught.value) and reason in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("encoding", "text"), [("CP949", "안녕하세요"), ("WINDOWS-1252", "café à la crème")])
-def test_the_command_that_is_advised_for_another_encoding_reads_the_text(
-    tmp_path: Path, encoding: str, text: str
-) -> None:
-    path = tmp_path / "rows.csv"
-    path.write_bytes(f"input,target\n{text},x\n".encode(encoding))
-    with pytest.raises(UsageError, match=f"iconv -f {encoding} "):
+_WRITTEN_OTHERWISE = {
+    "CP949": ("a.csv", "input,target\n안녕,x\n".encode("cp949")),
+    "WINDOWS-1252": ("a.csv", "input,target\n안녕,x\n".replace("안녕", "café").encode("cp1252")),
+    "semicolons": ("a.csv", "input;target\n안녕;x,y\n".encode()),
+    "tabs": ("a.tsv", "input\ttarget\n안녕\tx,y\n".encode()),
+    "packed": ("a.csv.gz", gzip.compress("input,target\n안녕,x\n".encode())),
+}
+
+
+@pytest.mark.parametrize(("name", "content"), _WRITTEN_OTHERWISE.values(), ids=_WRITTEN_OTHERWISE)
+def test_the_command_that_is_advised_makes_a_file_that_is_read(tmp_path: Path, name: str, content: bytes) -> None:
+    folder = tmp_path / "it's here"
+    folder.mkdir()
+    (folder / name).write_bytes(content)
+    with pytest.raises(UsageError) as caught:
+        list(read_rows(folder / name))
+    command = re.search(r"(?:iconv|python|gunzip) .*", str(caught.value))
+    assert command is not None
+    python = f"{shlex.quote(sys.executable)} -c"
+    subprocess.run(["bash", "-c", command[0].replace("python -c", python)], check=True)
+    (made,) = set(folder.iterdir()) - {folder / name}
+    expected = ("café" if "1252" in command[0] else "안녕", "x,y" if "python" in command[0] else "x")
+    assert [(row["input"], row["target"]) for row in read_rows(made)] == [expected]
+
+
+def test_a_damaged_page_of_parquet_is_named_with_its_file(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"a": ["가나다" * 100] * 50}), path, compression="none", use_dictionary=False)
+    content = bytearray(path.read_bytes())
+    content[4:400] = b"\xff" * 396
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=f"{path} is not a Parquet file, or a damaged one"):
         list(read_rows(path))

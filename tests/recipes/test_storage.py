@@ -14,7 +14,7 @@ from sousbatch.recipes.compile import compile
 from sousbatch.recipes.forecast import forecast
 from sousbatch.recipes.plan import Batch, Inputs, Plan, Rung
 from sousbatch.recipes.schema import Adapter, Checkpoints
-from sousbatch.recipes.storage import RUNGS, checkpoint_of, later_bytes, needs, weights_of, with_slack
+from sousbatch.recipes.storage import RUNGS, checkpoint_of, later_bytes, needs, weights_of, with_dtype, with_slack
 
 # Bytes of all files of real checkpoints after one step of jobs.train (torch 2.13, DeepSpeed 0.19.8, peft
 # 0.21, transformers 5.23; bfloat16 and two ranks where nothing else is said): a Llama of 349,952
@@ -248,3 +248,24 @@ def test_two_train_stages_share_the_store(small: ModuleType) -> None:
     none = replace(small.INPUTS, room=replace(small.INPUTS.room, free_bytes=room - 3 * full))
     with pytest.raises(PlanError, match="not even the weights"):
         compile(recipe, small.SITE, none)
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors", "expected"),
+    [
+        ({"dtype": "bfloat16"}, "float32", "bfloat16"),
+        ({"torch_dtype": "bfloat16"}, "float32", "bfloat16"),
+        ({"dtype": "float32"}, "bfloat16", "float16"),
+        ({}, "bfloat16", "bfloat16"),
+        ({}, "float32", "float16"),
+    ],
+)
+def test_a_bfloat16_model_stays_one_where_the_recipe_is_silent(
+    small: ModuleType, config: dict[str, str], tensors: str, expected: str
+) -> None:
+    model = replace(
+        small.MODEL, config=small.CONFIG | config, tensors=tuple(replace(t, dtype=tensors) for t in small.MODEL.tensors)
+    )
+    assert with_dtype(small.RECIPE, model).consolidate.dtype == expected
+    said = replace(small.RECIPE, consolidate=replace(small.RECIPE.consolidate, dtype="float32"))
+    assert with_dtype(said, model) == said

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from sousbatch.cli import main
 from sousbatch.errors import DamagedError, IncompleteError, NotFoundError, UsageError
 from sousbatch.jobs.predictions.gather import partial_path, report_path
 from sousbatch.jobs.predictions.shards import merge_shards
@@ -378,3 +379,16 @@ def test_a_broken_line_makes_the_order_of_the_file_unknown(tmp_path: Path, out: 
     (tmp_path / "a.jsonl").write_text('{"t": 1}\n{"t": \n{"t": 3}\n')
     with pytest.raises(UsageError, match="positions after a broken line are unknown"):
         merge_shards([tmp_path / "a.jsonl"], out, index_field=None)
+
+
+def test_the_order_of_letters_is_not_taken_for_that_of_the_numbers(tmp_path: Path) -> None:
+    names = [f"rank{number}.jsonl" for number in (1, 2, 10)]
+    for name in names:
+        (tmp_path / name).write_text(f'{{"prediction": "{name}"}}\n')
+    out, paths = tmp_path / "out.jsonl", [str(tmp_path / name) for name in names]
+    arguments = ["predictions", "merge", "--in-file-order", "--out", str(out)]
+    assert main([*arguments, *sorted(paths)]) == 2, "as a shell's pattern names them"
+    for given in (paths, [str(tmp_path)]):
+        assert main([*arguments, *given]) == 0
+        assert [json.loads(line)["prediction"] for line in out.read_text().splitlines()] == names
+        out.unlink()

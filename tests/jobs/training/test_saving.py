@@ -8,8 +8,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
+
+from sousbatch.errors import DamagedError
+from sousbatch.jobs.training.saving import make_deepspeed_safe
 
 MOMENTS = Path(__file__).parents[2] / "moments"
 
@@ -85,3 +91,29 @@ def test_of_eight_runs_on_one_budget_each_that_starts_ends_with_its_weights_thou
     assert all(those[-1][0] == 4 for those in found["committed"].values()), found
     assert num_started < 8 or all(those[0][0] == 2 for those in found["committed"].values()), found
     assert found["wrong"] == []
+
+
+class _Member:
+    """Pickles as Python 3.11.0 to 3.11.3 pickle a member of an Enum: a call of getattr."""
+
+    def __init__(self, owner: object, name: str) -> None:
+        self.call = getattr, (owner, name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.call
+
+
+def test_a_training_state_of_any_python_is_loaded_and_nothing_else_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    engine = SimpleNamespace(module=torch.nn.Linear(1, 1))
+    make_deepspeed_safe(engine)
+    torch.save({"zero_stage": _Member(ZeroStageEnum, "weights")}, tmp_path / "x.pt")
+    assert engine.checkpoint_engine.load(str(tmp_path / "x.pt"))["zero_stage"] is ZeroStageEnum.weights
+    for owner, name in ((ZeroStageEnum, "__class__"), (ZeroStageEnum, "mro"), (subprocess.Popen, "kill")):
+        torch.save({"zero_stage": _Member(owner, name)}, tmp_path / "x.pt")
+        with pytest.raises(DamagedError):
+            engine.checkpoint_engine.load(str(tmp_path / "x.pt"))
