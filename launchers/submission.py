@@ -231,6 +231,10 @@ def _send(
             reserve(plan, paths, {launcher.name: launcher})
         except NoRoomError as error:
             raise PlanError([str(error)]) from error
+        for stage in plan.stages:
+            if stage.name in pending:  # a flag that a killed stage process left would say that the new job stops
+                for task in range(stage.num_tasks):
+                    paths.stop_flag(stage.name, task).unlink(missing_ok=True)
         client = ledger.open_client(paths.ledger_dir)
         requests = {request.stage: request for request in launcher.prepare(plan, paths)}
         try:

@@ -344,6 +344,21 @@ def test_a_run_whose_job_was_killed_goes_on(desk: Desk, tmp_path: Path) -> None:
     assert desk.end() == {"first": "done", "second": "done"}
 
 
+def test_a_stop_flag_that_a_killed_stage_left_says_nothing_of_the_next_job(desk: Desk) -> None:
+    gate = hold(desk, "first")
+    desk.submit()
+    desk.until(lambda: desk.words()["first"] == "running")
+    submission.cancel(desk.paths, desk.launcher, save=False)
+    assert desk.end()["first"] == "cancelled"
+    flag = desk.paths.stop_flag("first", 0)
+    flag.parent.mkdir(exist_ok=True)
+    flag.touch()
+    desk.resume()
+    assert desk.words()["first"] in ("waiting", "running") and not flag.exists()
+    gate.touch()
+    assert desk.end() == {"first": "done", "second": "done"}
+
+
 # cancel and clean
 
 
