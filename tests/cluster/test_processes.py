@@ -15,7 +15,7 @@ import pytest
 
 from sousbatch.cluster import processes
 
-DEADLINE_S = 20.0
+DEADLINE_S = 120
 # Writes its own pid and its children's to a file, one name a line, and then waits for its end.
 TREE = """
 import os, subprocess, sys, time

@@ -14,7 +14,7 @@ GPUS = 'resources.default.sbatch=["--gres=gpu:2"]'
 
 
 def _slurm(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=180).stdout
 
 
 # A model of several files, so that an array consolidates it.

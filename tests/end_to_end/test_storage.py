@@ -165,7 +165,7 @@ def test_a_store_that_goes_away_and_comes_back_costs_saves_and_no_training(place
     client = place.start(
         "submit", "hangul-restoration", *only_train, "train.steps=60", "checkpoints.max_skipped=null", "--detach"
     )
-    client.communicate(timeout=60)
+    client.communicate(timeout=180)
     until(lambda: place.events("saved"), "a first checkpoint")
     folder = place.run_dir()
     away = folder.with_name("away")

@@ -28,7 +28,7 @@ from sousbatch.recipes.models import model_digest
 from sousbatch.recipes.plan import After, Batch, Forecast, Inputs, ModelFacts, Plan, Room, SplitFacts, Stage
 from sousbatch.recipes.schema import Environment, Model, Recipe, Resources, StageSpec
 
-DEADLINE_S = 30.0
+DEADLINE_S = 120
 CPU = Resources(device="cpu")
 HERE = Site(name="here", launcher="local", cpus_per_node=2, memory_bytes=1, gpus_per_node=0, gpu_memory_bytes=0)
 
@@ -181,7 +181,7 @@ class Desk:
         return run_states(self.plan, self.paths, self.launcher)
 
     def slurm(self, *words: str) -> str:
-        return subprocess.run(words, check=True, capture_output=True, text=True, timeout=30).stdout
+        return subprocess.run(words, check=True, capture_output=True, text=True, timeout=120).stdout
 
     def job(self, stage: str = "train") -> str:
         return job_refs(ledger.read(self.paths.ledger_dir))[stage].job_id

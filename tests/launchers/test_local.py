@@ -49,11 +49,16 @@ def request_of(tmp_path: Path) -> Callable[..., Request]:
 
 
 def pid_of(folder: Path) -> int:
-    return int((folder / "pid").read_text() or 0)
+    """Wait for the job's process to tell its number: `send` returns before it has."""
+    deadline = time.monotonic() + 60
+    while not (told := (folder / "pid").exists() and (folder / "pid").read_text()):
+        assert time.monotonic() < deadline, f"{folder} has no process"
+        time.sleep(0.02)
+    return int(told)
 
 
 def end(launcher: LocalLauncher, ref: JobRef) -> JobState:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while (state := launcher.states([ref])[ref]).word not in FINAL_WORDS:
         assert time.monotonic() < deadline, state
         time.sleep(0.02)

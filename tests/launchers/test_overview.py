@@ -133,7 +133,7 @@ def test_a_damaged_run_is_unknown_and_its_jobs_can_be_ended(run: RunPaths, what:
 def until_ended(paths: RunPaths) -> None:
     import time
 
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while submission.cancel_left(paths, lambda _: LocalLauncher()):
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -181,7 +181,7 @@ def client_of(plan: Plan, place: Path, moments: int = 0) -> subprocess.Popen[byt
 
 
 def kill_client(plan: Plan, place: Path, moments: int) -> int:
-    return client_of(plan, place, moments).wait(timeout=60)
+    return client_of(plan, place, moments).wait(timeout=180)
 
 
 def test_an_sbatch_that_outlives_its_killed_client_is_waited_for(

@@ -81,7 +81,7 @@ class Bench:
 
     def run(self, *texts: str, stage: str = "train") -> tuple[int, str]:
         process = self.start(*texts, stage=stage)
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=120)
         return process.returncode, output
 
     def wait_until_ready(self) -> None:
@@ -176,7 +176,7 @@ def test_a_signal_asks_the_ranks_to_save(bench: Bench, number: signal.Signals) -
     process = bench.start("ready()\nwhile not flag.exists(): time.sleep(0.02)\nprogress()\nsys.exit(75)")
     bench.wait_until_ready()
     process.send_signal(number)
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == EXIT_STOPPED and "saved and stopped" in output
     assert not bench.paths.stop_flag("train", 0).exists(), "the next job by hand would stop at once"
 
@@ -185,7 +185,7 @@ def test_a_crash_while_stopping_is_not_tried_again(bench: Bench) -> None:
     process = bench.start("progress()\nready()\nwhile not flag.exists(): time.sleep(0.02)\nsys.exit(1)")
     bench.wait_until_ready()
     process.terminate()
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     assert process.returncode == EXIT_STOPPED and bench.codes() == [1]
 
 
@@ -193,7 +193,7 @@ def test_a_short_job_is_ended_and_counts_as_stopped(bench: Bench) -> None:
     process = bench.start("ready()\ntime.sleep(60)", stage="merge")
     bench.wait_until_ready()
     process.terminate()
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     assert process.returncode == EXIT_STOPPED and bench.codes("merge") == [EXIT_STOPPED]
 
 
@@ -209,7 +209,7 @@ def test_signals_at_any_moment_of_the_start_leave_a_stop_or_nothing(bench: Bench
         process = bench.start(text)
         time.sleep(delay_ms / 1000)
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
         assert process.returncode in (EXIT_STOPPED, -signal.SIGTERM)
 
 
@@ -361,8 +361,8 @@ def test_a_full_disk_ends_the_stage_with_its_own_code_though_nothing_can_be_logg
     )
     with (small_disk / "log").open("w") as log:
         process = bench.start(fill, stdout=log, stderr=subprocess.STDOUT)
-        assert process.wait(timeout=30) == EXIT_NO_ROOM
-        assert bench.start("", stdout=log, stderr=subprocess.STDOUT).wait(timeout=30) in (0, EXIT_NO_ROOM)
+        assert process.wait(timeout=120) == EXIT_NO_ROOM
+        assert bench.start("", stdout=log, stderr=subprocess.STDOUT).wait(timeout=120) in (0, EXIT_NO_ROOM)
     (bench.paths.root / "ballast").unlink()
     assert bench.run("sys.exit(0 if attempt > 1 else 9)")[0] == 0
 

@@ -195,7 +195,7 @@ def words_of(desk: Desk, paths: RunPaths) -> list[str]:
 
 def test_many_submits_at_once_make_one_run(desk: Desk) -> None:
     clients = [desk.client() for _ in range(4)]
-    outputs = sorted(client.communicate(timeout=30)[0] for client in clients)
+    outputs = sorted(client.communicate(timeout=120)[0] for client in clients)
     assert outputs == ["False\n"] * 3 + ["first second True\n"]
     assert desk.end() == {"first": "done", "second": "done"} and desk.times() == [1, 1]
     assert len(desk.jobs()) == 2
@@ -205,7 +205,7 @@ def test_many_submits_at_once_make_one_run(desk: Desk) -> None:
 @pytest.mark.parametrize("calls", [5, 16, 24, 25, 26, 32, 33, 34, 35, 36, 43, 44])
 def test_a_client_killed_anywhere_leaves_no_job_twice_and_none_lost(desk: Desk, calls: int) -> None:
     client = desk.client(calls)
-    output, _ = client.communicate(timeout=30)
+    output, _ = client.communicate(timeout=120)
     assert client.returncode == -signal.SIGKILL, output
     try:
         desk.submit()

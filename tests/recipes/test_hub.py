@@ -76,7 +76,7 @@ def hub(project: Path) -> Iterator[Hub]:
 def plan(hub: Hub, home: Path, code: int = 0) -> str:
     environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
     command = [sys.executable, "-m", "sousbatch", "plan", "./small.yaml", "model.path=org/tiny", "--launcher", "local"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
     assert done.returncode == code, done.stderr
     return done.stdout if code == 0 else done.stderr
 

@@ -174,4 +174,4 @@ from sousbatch.recipes.sweep import plan_sweep
 plan_sweep("./small.yaml", [], ["seed=1,2"], Site(**json.loads({json.dumps(json.dumps(vars(HERE)))})), Path("runs"))
 assert "torch" not in sys.modules
 """
-    subprocess.run([sys.executable, "-c", program], check=True, cwd=project, timeout=60)
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=project, timeout=180)
