@@ -108,7 +108,7 @@ def small_disk(mount_tmpfs: Callable[[str], Path]) -> Path:
 @pytest.fixture(autouse=True)
 def _no_process_is_left(tmp_path: Path) -> Iterator[None]:
     yield
-    deadline = time.monotonic() + 5  # a job's process records the end a moment before its own
+    deadline = time.monotonic() + 30  # a job's process records the end a moment before its own
     while (left := living(str(tmp_path))) and time.monotonic() < deadline:
         time.sleep(0.02)
     for process in left:
