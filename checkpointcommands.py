@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 
 from . import show
 from .errors import DamagedError, IncompleteError, NotFoundError, RunError, UsageError
-from .rundir import RunPaths, find_run
+from .run_folder import RunPaths, find_run
 
 if TYPE_CHECKING:
     from .checkpoints.commit import Checkpoint
-    from .checkpoints.rotate import Done, Rules
-    from .checkpoints.zero.manifest import Manifest
-    from .checkpoints.zero.places import Place
-    from .checkpoints.zero.source import Source
-    from .checkpoints.zero.work import Choices
+    from .checkpoints.consolidation.manifest import Manifest
+    from .checkpoints.consolidation.plan import Choices
+    from .checkpoints.formats.tensors import Source
+    from .checkpoints.rotation import Done, Rules
+    from .remote import Place
 
 
 def _checkpoint_dirs(text: str) -> list[Path]:
@@ -54,7 +54,7 @@ def listing(arguments: Namespace) -> int:
 
 def _holds(checkpoint: Checkpoint) -> str:
     """Return what a checkpoint holds; of another trainer's, whether that can be consolidated."""
-    from .checkpoints.zero.read import open_source
+    from .checkpoints.formats.detect import open_source
 
     if checkpoint.status != "foreign":
         return checkpoint.content
@@ -88,7 +88,7 @@ def verify(arguments: Namespace) -> int:
 def _look_through(checkpoint: Checkpoint) -> tuple[tuple[str, ...], str]:
     """Return what is wrong with a checkpoint, and of another trainer's why it cannot be read here, if so."""
     from .checkpoints.commit import verify
-    from .checkpoints.zero.read import open_source
+    from .checkpoints.formats.detect import open_source
 
     problems = verify(checkpoint)
     if problems or checkpoint.status != "foreign":
@@ -104,7 +104,7 @@ def _look_through(checkpoint: Checkpoint) -> tuple[tuple[str, ...], str]:
 
 
 def prune(arguments: Namespace) -> int:
-    from .checkpoints.rotate import prune
+    from .checkpoints.rotation import prune
 
     found = [(folder, _rules_of(folder, arguments)) for folder in _checkpoint_dirs(arguments.path)]
     if not found:
@@ -122,7 +122,7 @@ def prune(arguments: Namespace) -> int:
 def _record(folder: Path, done: Done) -> None:
     """Tell the run that *folder* belongs to, if any, what became of a checkpoint; its report shows that."""
     from . import ledger
-    from .checkpoints.budget import held_bytes
+    from .checkpoints.capacity.reservations import held_bytes
 
     paths = _run_of(folder)
     if paths is None or not paths.ledger_dir.is_dir():
@@ -152,8 +152,8 @@ def _run_of(folder: Path) -> RunPaths | None:
 
 def _rules_of(folder: Path, arguments: Namespace) -> Rules:
     """Return the rules of the run that *folder* belongs to, else the usual ones, with what the command line says."""
-    from .checkpoints.retention import Policy
-    from .checkpoints.rotate import Means, Rules
+    from .checkpoints.retention.decisions import Policy
+    from .checkpoints.rotation import Means, Rules
     from .recipes.plan import read_plan
     from .recipes.stages import stage_view
     from .recipes.storage import means_of, policy_of, weights_of
@@ -180,9 +180,9 @@ def _config_dir(checkpoint: Place) -> Place | None:
 
 
 def consolidate(arguments: Namespace) -> int:
-    from .checkpoints.zero.manifest import MANIFEST_NAME
-    from .checkpoints.zero.places import place_of
-    from .checkpoints.zero.write import consolidate_part, refuse_within
+    from .checkpoints.consolidation.consolidate import consolidate_part, refuse_within
+    from .checkpoints.consolidation.manifest import MANIFEST_NAME
+    from .remote import place_of
 
     _refuse_contradictions(arguments)
     checkpoint, out = place_of(arguments.path), place_of(arguments.out)
@@ -253,7 +253,7 @@ def _made(manifest: Manifest, choices: Choices) -> str:
 def _open(text: str, checkpoint: Place, *, is_raw: bool) -> Source:
     """Open the checkpoint that *text* names; where it means a run, or a folder of several, name the newest."""
     from .checkpoints.commit import list_checkpoints
-    from .checkpoints.sound import open_sound
+    from .checkpoints.integrity import open_sound
 
     try:
         return open_sound(checkpoint, is_raw=is_raw)
@@ -272,8 +272,8 @@ def _open(text: str, checkpoint: Place, *, is_raw: bool) -> Source:
 
 
 def _choices(arguments: Namespace, checkpoint: Place) -> Choices:
-    from .checkpoints.zero.places import place_of
-    from .checkpoints.zero.work import Choices
+    from .checkpoints.consolidation.plan import Choices
+    from .remote import place_of
 
     has_config = arguments.adapter != "raw"
     return Choices(
@@ -295,8 +295,8 @@ def _choices(arguments: Namespace, checkpoint: Place) -> Choices:
 
 
 def _show_cost(arguments: Namespace, source: Source, choices: Choices) -> int:
-    from .checkpoints.zero.cost import cost_of
-    from .checkpoints.zero.work import shards_of
+    from .checkpoints.consolidation.cost import cost_of
+    from .checkpoints.consolidation.plan import shards_of
 
     cost = cost_of(
         shards_of(source, choices),

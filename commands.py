@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from . import checkpointcommands, predictioncommands, sandboxcommands, show
 from .errors import UsageError
-from .rundir import RunPaths, find_run, known_runs, runs_dir
+from .run_folder import RunPaths, find_run, known_runs, runs_dir
 
 if TYPE_CHECKING:
     from .launchers.submission import Submitted

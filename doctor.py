@@ -20,7 +20,7 @@ from .cluster.slurm import call
 from .cluster.slurmsite import read_site
 from .errors import NoSlurmError, SlurmError
 from .recipes.inputs import room_of
-from .rundir import cache_dir, state_dir
+from .run_folder import cache_dir, state_dir
 from .show import size
 
 _PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "peft", "hydra-core", "submitit", "wandb", "fsspec")

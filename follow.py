@@ -16,7 +16,7 @@ from .launchers.status import StageState, is_final, job_refs
 from .launchers.submission import cancel
 from .ledger import LedgerReader, read
 from .recipes.plan import Glance, Plan, StageGlance, glance
-from .rundir import RunPaths
+from .run_folder import RunPaths
 
 _POLL_S = 0.5
 _LINE_EVERY_S = 10.0

@@ -17,7 +17,7 @@ from . import ledger
 from .checkpoints.commit import committed
 from .ledger import Event
 from .recipes.plan import Glance, Plan
-from .rundir import RunPaths
+from .run_folder import RunPaths
 from .show import scores_of, size
 
 _WIDTH, _LEFT, _RIGHT = 960, 80, 20

@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from .rundir import RunPaths
+from .run_folder import RunPaths
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
     from .checkpoints.commit import Checkpoint
-    from .checkpoints.retention import Verdict
-    from .checkpoints.rotate import Done
+    from .checkpoints.retention.decisions import Verdict
+    from .checkpoints.rotation import Done
     from .cluster.sandbox import Status
     from .cluster.sandboxconf import Sandbox
     from .doctor import Finding

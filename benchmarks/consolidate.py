@@ -144,10 +144,10 @@ def write(path: Path, scale: int = 4) -> None:
 
 def inner(what: str, checkpoint: Path, out: Path, num_workers: int) -> None:
     """Consolidate, or move the same bytes, in this process; print the seconds after the imports."""
-    from sousbatch.checkpoints.zero.read import open_source
-    from sousbatch.checkpoints.zero.torchcast import copier
-    from sousbatch.checkpoints.zero.work import Choices
-    from sousbatch.checkpoints.zero.write import consolidate_part
+    from sousbatch.checkpoints.consolidation.consolidate import consolidate_part
+    from sousbatch.checkpoints.consolidation.plan import Choices
+    from sousbatch.checkpoints.consolidation.torch_cast import copier
+    from sousbatch.checkpoints.formats.detect import open_source
 
     choices = Choices(num_workers=num_workers, has_statistics=what == "ours")
     copier()
@@ -161,8 +161,8 @@ def inner(what: str, checkpoint: Path, out: Path, num_workers: int) -> None:
 
 def move(checkpoint: Path, out: Path, num_workers: int) -> None:
     """Read what a consolidation reads, write as many bytes as it writes, durably: the limit."""
-    from sousbatch.checkpoints.zero.read import open_source
-    from sousbatch.checkpoints.zero.room import reserve
+    from sousbatch.checkpoints.capacity.allocation import reserve
+    from sousbatch.checkpoints.formats.detect import open_source
 
     segments = [segment for tensor in open_source(checkpoint).tensors for segment in tensor.segments]
     blocks, position = [], 0

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from sousbatch.checkpoints.commit import Checkpoint
-from sousbatch.checkpoints.retention import Policy, make_room
+from sousbatch.checkpoints.retention.decisions import Policy, make_room
 
 COUNT, REPEATS = 10_000, 21
 

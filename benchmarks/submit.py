@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import median
 
 from sousbatch.cluster import sandbox
-from sousbatch.rundir import RunPaths, remember_run
+from sousbatch.run_folder import RunPaths, remember_run
 
 MANY = 1000
 DOOR = (sys.executable, "-m", "sousbatch")

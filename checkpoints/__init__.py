@@ -1,1 +1,1 @@
-"""KEEPING: committed checkpoints, what stays of them, and the models made from them."""
+"""Checkpoints on disk: commit, retention, capacity, formats of others, and consolidation into a model."""

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from .. import files
 from ..errors import NotFoundError, RunError, SlurmError, UsageError
-from ..rundir import state_dir
+from ..run_folder import state_dir
 from .ranks import LOOPBACK, free_port
 from .sandboxconf import Daemon, Sandbox, cgroup_conf, daemons, gres_conf, slurm_conf, slurmdbd_conf
 from .sandboxprocs import end_all, processes, running

@@ -8,10 +8,10 @@ import sys
 
 from .. import ledger
 from ..checkpoints.commit import best_committed, last_committed
-from ..checkpoints.sound import open_sound
-from ..checkpoints.zero.manifest import MANIFEST_NAME, Manifest, verify_manifest
-from ..checkpoints.zero.work import Choices
-from ..checkpoints.zero.write import consolidate_part
+from ..checkpoints.consolidation.consolidate import consolidate_part
+from ..checkpoints.consolidation.manifest import MANIFEST_NAME, Manifest, verify_manifest
+from ..checkpoints.consolidation.plan import Choices
+from ..checkpoints.integrity import open_sound
 from ..cluster import processes
 from ..errors import RunError
 from ..files import make_private_dir

@@ -15,7 +15,7 @@ from ..recipes.compose import stage_view
 from ..recipes.plan import Batch, Plan, Stage, read_plan
 from ..recipes.schema import Recipe
 from ..redaction import redacted
-from ..rundir import RunPaths
+from ..run_folder import RunPaths
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 
 from ..recipes.plan import After, Plan, Stage
 from ..recipes.schema import Resources
-from ..rundir import RunPaths
+from ..run_folder import RunPaths
 
 StateWord = Literal["waiting", "running", "stopping", "done", "stopped", "failed", "cancelled", "lost", "unknown"]
 # "unknown" is not final: what cannot be asked may well run, and nothing may be sent in its place.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..recipes.plan import Plan
-from ..rundir import RunPaths
+from ..run_folder import RunPaths
 
 
 def around(plan: Plan, paths: RunPaths) -> tuple[list[str], list[str]]:

@@ -16,7 +16,7 @@ from ..recipes.inputs import code_digest_of, code_files
 from ..recipes.models import model_digest
 from ..recipes.plan import Plan, Stage
 from ..recipes.versions import installed, versions_of
-from ..rundir import RunPaths, remember_run
+from ..run_folder import RunPaths, remember_run
 from .base import Launcher
 
 _AGAIN = "`resume` would end in the same way: put it back, or submit the recipe with --again, which makes another run"

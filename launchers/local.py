@@ -23,7 +23,7 @@ from .. import files
 from ..cluster import site
 from ..cluster.environment import without_leaks
 from ..recipes.plan import Plan
-from ..rundir import RunPaths, state_dir
+from ..run_folder import RunPaths, state_dir
 from .base import FINAL_WORDS, JobRef, JobState, Request, StateWord, script
 from .machine import Need, Share
 from .queue import Form, Line

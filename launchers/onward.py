@@ -11,7 +11,7 @@ from ..errors import SlurmError, SousbatchError, UnreachableError
 from ..ledger import Event
 from ..recipes.plan import Stage
 from ..recipes.sweep import STAGE as SWEEP_STAGE
-from ..rundir import RunPaths
+from ..run_folder import RunPaths
 from .attempts import Attempt
 from .slurm import SlurmLauncher
 from .status import is_cancelled, unsettled

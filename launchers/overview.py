@@ -12,7 +12,7 @@ from .. import ledger
 from ..errors import DamagedError, SlurmError
 from ..ledger import Event
 from ..recipes.plan import Glance, Plan, StageGlance, glance
-from ..rundir import RunPaths
+from ..run_folder import RunPaths
 from .base import FINAL_WORDS, JobRef, JobState, Launcher
 from .status import NO_ANSWER, StageState, by_stage, job_refs, open_refs, stage_states, stopping_stages
 

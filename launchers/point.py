@@ -18,7 +18,7 @@ from ..cluster import processes
 from ..errors import EXIT_STOPPED, SousbatchError
 from ..recipes.plan import Plan, Stage, read_plan
 from ..recipes.sweep import point_plan
-from ..rundir import RunPaths
+from ..run_folder import RunPaths
 from .choose import launcher_of
 from .frozen import freeze
 

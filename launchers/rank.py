@@ -17,7 +17,7 @@ from types import FrameType
 from .. import ledger
 from ..cluster.processes import PARENT_VARIABLE
 from ..errors import FencedError
-from ..rundir import RunPaths
+from ..run_folder import RunPaths
 
 _NAMES = {
     "RANK": "SLURM_PROCID",

@@ -12,15 +12,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from .. import ledger
-from ..checkpoints import budget, commit
-from ..checkpoints.budget import Holder, Reservation
-from ..checkpoints.quota import Limit, least, limits_of
-from ..checkpoints.retention import make_room
+from ..checkpoints import commit
+from ..checkpoints.capacity import reservations
+from ..checkpoints.capacity.limits import Limit, least, limits_of
+from ..checkpoints.capacity.reservations import Holder, Reservation
+from ..checkpoints.retention.decisions import make_room
 from ..errors import NoRoomError, SlurmError
 from ..recipes.plan import Plan
 from ..recipes.stages import stage_view
 from ..recipes.storage import later_bytes, policy_of
-from ..rundir import RunPaths
+from ..run_folder import RunPaths
 from .base import FINAL_WORDS, JobRef, Launcher
 from .status import job_refs
 
@@ -36,7 +37,7 @@ def reserve(plan: Plan, paths: RunPaths, launchers: Mapping[str, Launcher] | Non
     """
     reason = _promise(plan, paths)
     if reason and launchers:
-        release_dead(budget.store_of(paths), launchers, budget.run_of(paths))
+        release_dead(reservations.store_of(paths), launchers, reservations.run_of(paths))
         reason = _promise(plan, paths, looks=True)
     if reason:
         raise NoRoomError(reason)
@@ -47,19 +48,19 @@ def _promise(plan: Plan, paths: RunPaths, *, looks: bool = False) -> str:
 
     What the others have written since they last published it is neither free nor held; who *looks* counts it as held.
     """
-    store, budget_gb = budget.store_of(paths), plan.recipe.checkpoints.store_budget_gb
-    with budget.store_locked(store):
-        held, known = budget.held_bytes(paths.root), budget.read_reservation(paths)
+    store, budget_gb = reservations.store_of(paths), plan.recipe.checkpoints.store_budget_gb
+    with reservations.store_locked(store):
+        held, known = reservations.held_bytes(paths.root), reservations.read_reservation(paths)
         wanted = _least_bytes(plan, paths, held)
-        among = budget.others(store, paths, lambda job: False, measures=budget_gb is not None, looks=looks)
+        among = reservations.others(store, paths, lambda job: False, measures=budget_gb is not None, looks=looks)
         limit = least(limits_of(paths.root))
-        granted = budget.grant(
+        granted = reservations.grant(
             wanted_bytes=max(wanted, plan.forecast.storage_peak_bytes),
             held_bytes=held,
             free_bytes=limit.num_bytes or 0,
             store_bytes=None if budget_gb is None else int(budget_gb * 1e9),
             among=among,
-            kept_bytes=budget.promised_before(paths),
+            kept_bytes=reservations.promised_before(paths),
         )
         if granted < wanted:
             return _refusal(plan, paths, wanted - held, limit, among)
@@ -67,10 +68,10 @@ def _promise(plan: Plan, paths: RunPaths, *, looks: bool = False) -> str:
             run=paths.run_id,
             promised_bytes=granted,
             held_bytes=held,
-            holder=budget.this_process(known.holder.jobs if known else ()),
+            holder=reservations.this_process(known.holder.jobs if known else ()),
             num_points=len(plan.sweep.points) if plan.sweep else 0,
         )
-        budget.publish(paths, mine)
+        reservations.publish(paths, mine)
     return ""
 
 
@@ -83,7 +84,7 @@ def _least_bytes(plan: Plan, paths: RunPaths, held_bytes: int) -> int:
     training = [name for name in plan.forecast.ladders if name not in done]
     if not training:
         return held_bytes
-    written = held_bytes - sum(budget.held_bytes(path) for path in (paths.root / "checkpoints", paths.code_dir))
+    written = held_bytes - sum(reservations.held_bytes(path) for path in (paths.root / "checkpoints", paths.code_dir))
     later = max(0, later_bytes(plan.forecast) - written)
     return held_bytes + later + sum(_missing_bytes(plan, paths, name) for name in training)
 
@@ -91,7 +92,7 @@ def _least_bytes(plan: Plan, paths: RunPaths, held_bytes: int) -> int:
 def _missing_bytes(plan: Plan, paths: RunPaths, stage: str) -> int:
     """Return what must be free for the final weights of *stage*: nothing where its older checkpoints can make room."""
     folder, weights = paths.checkpoints(stage), plan.forecast.ladders[stage].least_bytes
-    if (folder / budget.RESERVE_NAME).exists():
+    if (folder / reservations.RESERVE_NAME).exists():
         return 0
     policy = policy_of(stage_view(plan.recipe, stage))
     mine = commit.committed(folder)
@@ -125,12 +126,12 @@ def _gb(num_bytes: int) -> str:
 
 def stand_behind(paths: RunPaths) -> None:
     """Let the jobs that the ledger knows stand behind a run's promise, in place of this process if it did."""
-    with budget.store_locked(budget.store_of(paths)):
-        known, jobs = budget.read_reservation(paths), _jobs(paths)
+    with reservations.store_locked(reservations.store_of(paths)):
+        known, jobs = reservations.read_reservation(paths), _jobs(paths)
         if known is not None and jobs:
-            is_own = replace(known.holder, jobs=()) == budget.this_process()
-            holder = budget.these_jobs(jobs) if is_own else replace(known.holder, jobs=jobs)
-            budget.publish(paths, replace(known, holder=holder))
+            is_own = replace(known.holder, jobs=()) == reservations.this_process()
+            holder = reservations.these_jobs(jobs) if is_own else replace(known.holder, jobs=jobs)
+            reservations.publish(paths, replace(known, holder=holder))
 
 
 def release_dead(store: Path, launchers: Mapping[str, Launcher], own: RunPaths | None = None) -> None:
@@ -138,28 +139,30 @@ def release_dead(store: Path, launchers: Mapping[str, Launcher], own: RunPaths |
     promise. Where no other run is promised anything, no launcher is asked."""
     found: dict[Path, Reservation] = {}
     for path in sorted(store.glob("*/*/reservation.json")):
-        reservation = budget.read_reservation(RunPaths(root=path.parent))
+        reservation = reservations.read_reservation(RunPaths(root=path.parent))
         is_own = own is not None and path.parent == own.root
         if reservation is not None and reservation.holder != Holder() and not is_own:  # else it was released before
             found[path.parent] = reservation
     behind = {root: _behind(RunPaths(root=root), one.holder) for root, one in found.items()}
-    known = {job for one in behind.values() for job in one.jobs if not _is_local(job) or budget.is_from_here(one)}
+    known = {job for one in behind.values() for job in one.jobs if not _is_local(job) or reservations.is_from_here(one)}
     gone = _gone(known, launchers)
     for root, holder in behind.items():
-        if not budget.is_from_here(holder):
+        if not reservations.is_from_here(holder):
             gone |= _ended(RunPaths(root=root), holder)
     for root, reservation in found.items():
-        if budget.is_dead(behind[root], gone.__contains__):
-            held = budget.held_bytes(root)
+        if reservations.is_dead(behind[root], gone.__contains__):
+            held = reservations.held_bytes(root)
             released = Reservation(run=reservation.run, promised_bytes=held, held_bytes=held, holder=Holder())
-            with budget.store_locked(store):
-                if budget.read_reservation(RunPaths(root=root)) == reservation:  # else somebody came back meanwhile
-                    budget.publish(RunPaths(root=root), released)
+            with reservations.store_locked(store):
+                if (
+                    reservations.read_reservation(RunPaths(root=root)) == reservation
+                ):  # else somebody came back meanwhile
+                    reservations.publish(RunPaths(root=root), released)
 
 
 def _behind(paths: RunPaths, holder: Holder) -> Holder:
     """Return *holder*, with the jobs of the ledger where its process was killed before it could name them."""
-    if holder.jobs or not budget.is_dead(holder, lambda job: False):
+    if holder.jobs or not reservations.is_dead(holder, lambda job: False):
         return holder
     return replace(holder, jobs=_jobs(paths))
 
@@ -170,7 +173,7 @@ def _is_local(job: str) -> bool:
 
 def _ended(paths: RunPaths, holder: Holder) -> set[str]:
     """Return the local jobs of another machine or state folder that the run's own ledger shows to have ended."""
-    if budget.has_restarted(holder):
+    if reservations.has_restarted(holder):
         return {job for job in holder.jobs if _is_local(job)}
     events = ledger.read(paths.ledger_dir)
     done = {one.stage for one in events if one.kind == "ended" and not one.data["exit_code"]}

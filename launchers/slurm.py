@@ -18,7 +18,7 @@ from ..cluster.environment import SLURM_CLIENT_NAMES, handed_on
 from ..cluster.slurm import JobRow
 from ..errors import EXIT_DEVICE_MEMORY, EXIT_NO_ROOM, EXIT_STOPPED, SlurmError, UnreachableError
 from ..recipes.plan import Plan, Stage
-from ..rundir import RunPaths, state_dir
+from ..run_folder import RunPaths, state_dir
 from .base import JobRef, JobState, Request, StateWord, how_ended, script
 from .sbatch import array_size, header
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 
 from .. import __version__, files, ledger
-from ..checkpoints.budget import run_of, store_of
+from ..checkpoints.capacity.reservations import run_of, store_of
 from ..cluster import processes, slurm
 from ..cluster.ranks import LOOPBACK, free_port
 from ..errors import (
@@ -37,7 +37,7 @@ from ..errors import (
 )
 from ..ledger import Event
 from ..recipes.plan import Batch, Plan, Stage, read_plan
-from ..rundir import RunPaths
+from ..run_folder import RunPaths
 from .attempts import Attempt, Stop, first_batch, next_batch, read_attempts
 from .base import Launcher
 from .container import around

@@ -12,7 +12,7 @@ from .. import ledger
 from ..errors import EXIT_STOPPED, SlurmError, UnreachableError, UsageError
 from ..ledger import Event
 from ..recipes.plan import Glance, Plan, Stage, StageGlance
-from ..rundir import RunPaths
+from ..run_folder import RunPaths
 from .base import FINAL_WORDS, JobRef, JobState, Launcher, StateWord, how_ended
 
 NO_ANSWER = "nobody can say now whether its jobs run: {error}"

@@ -16,7 +16,7 @@ from typing import Any
 from .. import files, ledger
 from ..errors import NoRoomError, NotFoundError, PlanError, UnreachableError, UsageError, no_room_named
 from ..recipes.plan import Plan, read_plan
-from ..rundir import RunPaths, forget_run, remember_run
+from ..run_folder import RunPaths, forget_run, remember_run
 from .base import FINAL_WORDS, JobRef, Launcher, Request, StateWord
 from .frozen import accept_environment, freeze
 from .overview import jobs_left, many_states

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Fault, RecipeError, UsageError
-from ..rundir import config_file
+from ..run_folder import config_file
 from . import check, overrides, sound
 from .schema import Recipe
 from .search import find_recipe, search_dirs

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .. import files
-from ..checkpoints import budget
-from ..checkpoints.quota import existing, least, limits_of
-from ..checkpoints.zero.places import place_of
+from ..checkpoints.capacity import reservations
+from ..checkpoints.capacity.limits import existing, least, limits_of
 from ..errors import PlanError, UsageError
+from ..remote import place_of
 from .lengths import Progress, lengths_of
 from .look import collect
 from .models import model_facts
@@ -69,7 +69,7 @@ def _archive_reasons(recipe: Recipe) -> Iterator[str]:
 def room_of(store: Path, store_budget_gb: float | None = None) -> Room:
     """Return what *store* can still take: its free space and quotas, less what its other runs are promised."""
     limit = least(limits_of(store))
-    among = budget.others(store, None, lambda job: False, measures=store_budget_gb is not None)
+    among = reservations.others(store, None, lambda job: False, measures=store_budget_gb is not None)
     promised = sum(max(0, one.promised_bytes - one.held_bytes) for one in among)
     free, source = (limit.num_bytes or 0) - promised, limit.source
     if store_budget_gb is not None:

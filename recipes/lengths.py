@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from .. import files
 from ..errors import UsageError
-from ..rundir import recall, remember
+from ..run_folder import recall, remember
 from . import check
 from .encode import BATCH_ROWS, Encoded, encode_prompts, encode_rows, is_kept, positions_of
 from .plan import Lengths, ModelFacts, Rows, SplitFacts

@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import files
 from ..errors import PlanError, UsageError
-from ..rundir import cached
+from ..run_folder import cached
 
 
 def collect(reasons: list[str], look: Callable[[], Any]) -> Any:

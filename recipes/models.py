@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
-from ..checkpoints.quota import least, limits_of
+from ..checkpoints.capacity.limits import least, limits_of
 from ..errors import UsageError, nearest
-from ..rundir import cached
+from ..run_folder import cached
 from .look import file_digest
 from .plan import ModelFacts, TensorFacts
 from .schema import Recipe

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 from .. import __version__, files
 from ..cluster.site import Site
 from ..errors import NotFoundError, UsageError
-from ..rundir import PLAN_FORMAT
+from ..run_folder import PLAN_FORMAT
 from . import check
 from .schema import Kind, Recipe, Resources
 

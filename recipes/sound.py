@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import Fault, nearest
 from ..redaction import holds_secret, is_secret
-from ..rundir import NAME_PATTERN
+from ..run_folder import NAME_PATTERN
 from . import check
 from .prompt import prompt_fields
 from .schema import KINDS, Recipe, Resources

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .. import files
 from ..errors import PlanError, UsageError, is_no_room, nearest
-from ..rundir import cache_dir, cached
+from ..run_folder import cache_dir, cached
 from . import check, hangul
 from .look import collect
 from .plan import SplitFacts

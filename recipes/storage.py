@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..checkpoints.retention import Policy
-from ..checkpoints.rotate import Means
+from ..checkpoints.retention.decisions import Policy
+from ..checkpoints.rotation import Means
 from ..checkpoints.sizes import Size, checkpoint_size, model_size
-from ..rundir import RunPaths
+from ..run_folder import RunPaths
 from .params import params_of
 from .plan import Batch, Forecast, ForecastLine, Inputs, Ladder, ModelFacts, Rung, Stage
 from .schema import Adapter, Dtype, Recipe

@@ -26,7 +26,9 @@ from sousbatch.cluster import sandbox, sandboxslurm
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep tests that share checkpoints of real DeepSpeed runs on one worker, and mark those that need a Slurm."""
     for item in items:
-        if "checkpoints/zero" in item.path.as_posix():  # they are made once a worker
+        if (
+            "/checkpoints/formats/" in item.path.as_posix() or "/checkpoints/consolidation/" in item.path.as_posix()
+        ):  # they are made once a worker
             item.add_marker(pytest.mark.xdist_group("zero"))
         if {"slurm", "slurm_accounting"}.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slurm)

@@ -10,11 +10,11 @@ import pytest
 
 from sousbatch import files, ledger
 from sousbatch.checkpoints import commit
-from sousbatch.checkpoints.rotate import WRITER_LOCK
+from sousbatch.checkpoints.rotation import WRITER_LOCK
 from sousbatch.recipes.plan import read_plan
 from sousbatch.recipes.storage import weights_of
 from sousbatch.report import lives, page, timed
-from sousbatch.rundir import RunPaths, remember_run
+from sousbatch.run_folder import RunPaths, remember_run
 
 Run = Callable[..., tuple[int, str, str]]
 

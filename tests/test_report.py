@@ -16,7 +16,7 @@ from sousbatch.launchers.status import StageState
 from sousbatch.ledger import Event
 from sousbatch.recipes.plan import read_plan
 from sousbatch.report import lives, page, timed
-from sousbatch.rundir import RunPaths
+from sousbatch.run_folder import RunPaths
 
 
 def event(kind: str, time: float, number: int = 1, **data: Any) -> Event:

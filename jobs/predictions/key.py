@@ -6,14 +6,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ...checkpoints.zero.manifest import read_manifest
+from ...checkpoints.consolidation.manifest import read_manifest
 from ...errors import NotFoundError
 from ...files import digest_of, read_json
 from ...recipes.compose import stage_view
 from ...recipes.look import file_digest
 from ...recipes.plan import Plan, Stage
 from ...recipes.schema import Recipe
-from ...rundir import RunPaths
+from ...run_folder import RunPaths
 
 _RESOURCES = ("unit_rows", "batch_rows")  # of predict: how, not what
 _PROMPT = ("prompt", "system", "pad_input_to", "separator", "long_rows")

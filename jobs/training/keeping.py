@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from ... import files
-from ...checkpoints import budget, commit
-from ...checkpoints.admission import RUNGS, Need, Rung, admit, holds_reserve
-from ...checkpoints.budget import Reservation
+from ...checkpoints import commit
+from ...checkpoints.capacity import reservations
+from ...checkpoints.capacity.limits import least, limits_of
+from ...checkpoints.capacity.reservations import Reservation
 from ...checkpoints.commit import Checkpoint
-from ...checkpoints.quota import least, limits_of
-from ...checkpoints.retention import Verdict, decide
-from ...checkpoints.rotate import STATE_NAME, WRITER_LOCK, Done, carry_out
+from ...checkpoints.retention.admission import RUNGS, Need, Rung, admit, holds_reserve
+from ...checkpoints.retention.decisions import Verdict, decide
+from ...checkpoints.rotation import STATE_NAME, WRITER_LOCK, Done, carry_out
 from ...errors import FencedError, NoRoomError, no_room_named
 from ...ledger import Ledger, read
 from ...recipes.plan import Batch
@@ -49,7 +50,7 @@ class Keeping:
         self.folder = job.paths.checkpoints(job.stage.name)
         self._spec, self._policy = job.recipe.checkpoints, policy_of(job.recipe)
         self._means = means_of(job.recipe, job.paths, job.stage.name, job.check_fence)
-        self._store = budget.store_of(job.paths)
+        self._store = reservations.store_of(job.paths)
         self._later_bytes = later_bytes(job.plan.forecast) + _other_weights_bytes(job)
         self._granted_bytes = 0
         self._told: set[str] = set()
@@ -67,7 +68,7 @@ class Keeping:
         self.wait()
         commit.sweep(self.folder)  # what a kill left must not count against the next one
         need = self._need(state_bytes, is_last=is_last)
-        with budget.store_locked(self._store):
+        with reservations.store_locked(self._store):
             self._keep_reserve(need)
             need = replace(need, is_stop=is_stop, has_reserve=self._has_reserve())
             for rung in RUNGS[RUNGS.index(highest) :]:
@@ -83,7 +84,7 @@ class Keeping:
             room = self._room(need)
             free = room.free_bytes
             if free >= wanted:  # a quota that no figure shows would show now
-                given = budget.takes(self.folder, wanted)
+                given = reservations.takes(self.folder, wanted)
                 free = free if given == wanted else given
             mine = [replace(one, is_pinned=one.is_pinned or one.path in stuck) for one in self._mine()]
             need = replace(need, later_bytes=room.later_bytes)
@@ -107,7 +108,7 @@ class Keeping:
             self._carry_out(decide(self._mine(), self._policy, weights_bytes=need.weights_bytes))
             if is_last:
                 return
-            with budget.store_locked(self._store):
+            with reservations.store_locked(self._store):
                 room = self._room(need)
             need = replace(need, later_bytes=room.later_bytes)
             found = admit(self._mine(), self._policy, need, free_bytes=room.free_bytes)
@@ -130,10 +131,10 @@ class Keeping:
         with suppress(OSError, FencedError):
             self._job.check_fence()  # what looks left over may be what the next attempt writes
             commit.sweep(self.folder)
-            budget.keep_reserve(self.folder, 0)
+            reservations.keep_reserve(self.folder, 0)
             self._settle(0, True)  # the attempt that saved last may have been killed before
             self._lock.close()
-            held = budget.held_bytes(self._job.paths.root)
+            held = reservations.held_bytes(self._job.paths.root)
             self._publish(held + self._later_bytes, held)
 
     def skipped(self, step: int, reason: str) -> None:
@@ -150,7 +151,7 @@ class Keeping:
         full = with_slack(checkpoint_of(recipe, model, self._batch).num_bytes)
         if alike:
             grown = max(0, state_bytes - _size(alike[-1].path / STATE_NAME))
-            full = budget.held_bytes(alike[-1].path) + grown + _SLACK_BYTES
+            full = reservations.held_bytes(alike[-1].path) + grown + _SLACK_BYTES
         return Need(
             full_bytes=full,
             weights_bytes=with_slack(weights_of(recipe, model).num_bytes),
@@ -160,7 +161,7 @@ class Keeping:
         )
 
     def _has_reserve(self) -> bool:
-        return (self.folder / budget.RESERVE_NAME).exists()
+        return (self.folder / reservations.RESERVE_NAME).exists()
 
     def _keep_reserve(self, need: Need) -> None:
         """Hold room for the weights at the end, where that costs no rung; release it for the last save."""
@@ -168,30 +169,30 @@ class Keeping:
         if not need.is_last:
             room = self._room(need)
             mine = sum(one.num_bytes for one in self._mine() if not one.is_pinned)
-            capacity = room.free_bytes + mine + _size(self.folder / budget.RESERVE_NAME)
+            capacity = room.free_bytes + mine + _size(self.folder / reservations.RESERVE_NAME)
             size = need.weights_bytes + _RESERVE_SLACK_BYTES
             need = replace(need, later_bytes=room.later_bytes)
             reserve = size if holds_reserve(need, self._policy, capacity_bytes=capacity, reserve_bytes=size) else 0
         with suppress(NoRoomError), no_room_named("the reserve"):
-            budget.keep_reserve(self.folder, reserve)
+            reservations.keep_reserve(self.folder, reserve)
 
     def _room(self, need: Need) -> _Room:
         """Look at what is held and free, and let the other runs know; the store is locked."""
-        held, run_held = budget.held_bytes(self.folder), budget.held_bytes(self._job.paths.root)
+        held, run_held = reservations.held_bytes(self.folder), reservations.held_bytes(self._job.paths.root)
         limit = least(limits_of(self.folder))
         is_short_of_files = limit.num_files is not None and limit.num_files < self._num_files()
         spec = self._spec
         peak = int(self._job.plan.forecast.storage_peak_bytes * _PEAK_SLACK) + _SLACK_BYTES
-        self._granted_bytes = budget.grant(
+        self._granted_bytes = reservations.grant(
             # with that much the rungs do not depend on what was promised, which knows nothing of stops
             wanted_bytes=max(peak, run_held + need.full_bytes + 4 * need.weights_bytes + need.later_bytes),
             held_bytes=run_held,
             free_bytes=0 if is_short_of_files else limit.num_bytes or 0,
             store_bytes=None if spec.store_budget_gb is None else int(spec.store_budget_gb * 1e9),
-            among=budget.others(
+            among=reservations.others(
                 self._store, self._job.paths, lambda job: False, measures=spec.store_budget_gb is not None
             ),
-            kept_bytes=min(budget.promised_before(self._job.paths), run_held + need.final_bytes),
+            kept_bytes=min(reservations.promised_before(self._job.paths), run_held + need.final_bytes),
         )
         self._publish(self._granted_bytes, run_held)
         in_store = self._granted_bytes - run_held
@@ -208,7 +209,7 @@ class Keeping:
         """Act, and record each act; the other runs first learn that less is surely held."""
         frees = sum(verdict.frees_bytes for verdict in verdicts)
         if frees:
-            self._publish(self._granted_bytes, max(0, budget.held_bytes(self._job.paths.root) - frees))
+            self._publish(self._granted_bytes, max(0, reservations.held_bytes(self._job.paths.root) - frees))
         found = []
         for done in carry_out(verdicts, self._means):
             more = {"message": done.problem} if done.problem else {"left_bytes": done.left_bytes}
@@ -220,9 +221,9 @@ class Keeping:
         return found
 
     def _publish(self, promised: int, held: int) -> None:
-        known = budget.read_reservation(self._job.paths)
-        holder = budget.this_process(known.holder.jobs if known else ())
-        budget.publish(
+        known = reservations.read_reservation(self._job.paths)
+        holder = reservations.this_process(known.holder.jobs if known else ())
+        reservations.publish(
             self._job.paths,
             Reservation(run=self._job.paths.run_id, promised_bytes=max(promised, held), held_bytes=held, holder=holder),
         )
@@ -234,7 +235,7 @@ class Keeping:
             content=checkpoint.content,
             num_bytes=checkpoint.num_bytes,
             metric=checkpoint.metric,
-            held_bytes=budget.held_bytes(self.folder),
+            held_bytes=reservations.held_bytes(self.folder),
             budget_bytes=self.budget_bytes,
             **data,
         )

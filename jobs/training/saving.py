@@ -20,10 +20,11 @@ from typing import Any
 import torch
 
 from ... import files
-from ...checkpoints import budget, commit
-from ...checkpoints.admission import RUNGS, Rung
+from ...checkpoints import commit
+from ...checkpoints.capacity import reservations
 from ...checkpoints.commit import Content
-from ...checkpoints.rotate import STATE_NAME
+from ...checkpoints.retention.admission import RUNGS, Rung
+from ...checkpoints.rotation import STATE_NAME
 from ...errors import DamagedError, FencedError, NoRoomError
 from ...ledger import Ledger
 from ...recipes.plan import Batch
@@ -225,7 +226,7 @@ class Saver:
         self._log(
             step,
             {
-                "storage/held_gb": budget.held_bytes(self._folder) / 1e9,
+                "storage/held_gb": reservations.held_bytes(self._folder) / 1e9,
                 "storage/budget_gb": self._keeping.budget_bytes / 1e9,
                 "storage/checkpoint_gb": saved.num_bytes / 1e9,
                 "storage/stall_s": stall_s,

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from ...checkpoints.zero.adapter import as_adapter
-from ...checkpoints.zero.source import Source, SourceTensor
-from ...checkpoints.zero.tensorfile import INDEX_NAME, Shard, index_text, plan_shards
+from ...checkpoints.formats.lora import as_adapter
+from ...checkpoints.formats.safetensors_file import INDEX_NAME, Shard, index_text, plan_shards
+from ...checkpoints.formats.tensors import Source, SourceTensor
 from ...files import read_json
 
 _LARGEST_HALF = 65_000.0  # below float16's 65,504, since it is the 16-bit working copy that is looked at

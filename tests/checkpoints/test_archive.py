@@ -10,8 +10,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from sousbatch.checkpoints import commit
 from sousbatch.checkpoints.commit import MARKER, Checkpoint
-from sousbatch.checkpoints.retention import Verdict
-from sousbatch.checkpoints.rotate import Means, carry_out
+from sousbatch.checkpoints.retention.decisions import Verdict
+from sousbatch.checkpoints.rotation import Means, carry_out
 
 URL = "memory://archive/run/train"
 

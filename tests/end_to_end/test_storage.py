@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from sousbatch.checkpoints import commit
-from sousbatch.checkpoints.budget import held_bytes
-from sousbatch.checkpoints.zero.manifest import verify_manifest
+from sousbatch.checkpoints.capacity.reservations import held_bytes
+from sousbatch.checkpoints.consolidation.manifest import verify_manifest
 
 ONE_BYTES = 4_330_000  # a full checkpoint of the demo's model, as blocks on disk
 WEIGHTS_BYTES = 730_000

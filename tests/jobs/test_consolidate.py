@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import save_file
 
 from sousbatch import ledger
-from sousbatch.checkpoints.zero.read import open_source
-from sousbatch.checkpoints.zero.write import consolidate
+from sousbatch.checkpoints.consolidation.consolidate import consolidate
+from sousbatch.checkpoints.formats.detect import open_source
 from sousbatch.jobs import consolidate as job
 from sousbatch.jobs.context import run_job
-from sousbatch.rundir import RunPaths
+from sousbatch.run_folder import RunPaths
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from sousbatch.errors import EXIT_NO_ROOM
 from sousbatch.jobs.context import run_job
 from sousbatch.jobs.score import score
 from sousbatch.recipes.plan import glance
-from sousbatch.rundir import RunPaths
+from sousbatch.run_folder import RunPaths
 
 
 @pytest.fixture

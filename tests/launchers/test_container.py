@@ -14,7 +14,7 @@ from sousbatch.cluster import slurm
 from sousbatch.launchers.container import around
 from sousbatch.recipes.plan import Plan, SplitFacts
 from sousbatch.recipes.schema import Environment
-from sousbatch.rundir import RunPaths
+from sousbatch.run_folder import RunPaths
 
 PATHS = RunPaths(root=Path("/runs/r/3f2a"))
 SPLITS = {

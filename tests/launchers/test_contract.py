@@ -20,7 +20,7 @@ from sousbatch.launchers.sbatch import header
 from sousbatch.launchers.slurm import CLIENT_LINE, TASK_LINE, SlurmLauncher
 from sousbatch.recipes.plan import After, Plan, Stage
 from sousbatch.recipes.schema import Environment, Resources
-from sousbatch.rundir import RunPaths
+from sousbatch.run_folder import RunPaths
 
 CPU = Resources(device="cpu")
 HOSTILE = [

@@ -20,7 +20,7 @@ from sousbatch.launchers.sbatch import array_size, header
 from sousbatch.launchers.slurm import STATES, SlurmLauncher, job_state
 from sousbatch.recipes.plan import Plan, Stage
 from sousbatch.recipes.schema import Resources
-from sousbatch.rundir import RunPaths
+from sousbatch.run_folder import RunPaths
 
 A100 = NodeKind(count=4, cpus=64, memory_mb=512_000, gpus=4)
 GPU = Partition(name="gpu", is_default=True, nodes=(A100,), max_minutes=1440, default_minutes=60)

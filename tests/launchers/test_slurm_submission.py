@@ -23,7 +23,7 @@ from sousbatch.launchers.overview import many_states
 from sousbatch.launchers.slurm import SlurmLauncher
 from sousbatch.launchers.submission import submit
 from sousbatch.recipes.plan import After, Plan, Stage
-from sousbatch.rundir import RunPaths
+from sousbatch.run_folder import RunPaths
 
 Start = Callable[..., Any]
 TIME_OUT = 'echo "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation" >&2; exit 1'

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from sousbatch import files, ledger
-from sousbatch.checkpoints import budget
+from sousbatch.checkpoints.capacity import reservations
 from sousbatch.errors import EXIT_NO_ROOM, EXIT_STOPPED
 from sousbatch.launchers.attempts import read_attempts
 from sousbatch.launchers.base import FINAL_WORDS, JobState, Request
@@ -29,7 +29,7 @@ from sousbatch.ledger import Event
 from sousbatch.recipes.plan import Batch, Ladder, Plan, SplitFacts, Stage
 from sousbatch.recipes.schema import Checkpoints, Environment, Resources
 from sousbatch.recipes.versions import versions_of
-from sousbatch.rundir import RunPaths
+from sousbatch.run_folder import RunPaths
 
 CPU = Resources(device="cpu")
 BATCH = Batch(
@@ -116,10 +116,10 @@ def test_a_job_that_is_done_is_one_attempt(bench: Bench) -> None:
 def test_a_training_that_starts_releases_what_a_dead_run_was_promised(bench: Bench) -> None:
     dead = RunPaths(root=bench.paths.root.parent / "dead")
     files.make_private_dir(dead.root)
-    holder = budget.Holder(jobs=("local:no such job",))
-    budget.publish(dead, budget.Reservation(run="dead", promised_bytes=10**12, held_bytes=0, holder=holder))
+    holder = reservations.Holder(jobs=("local:no such job",))
+    reservations.publish(dead, reservations.Reservation(run="dead", promised_bytes=10**12, held_bytes=0, holder=holder))
     assert bench.run("")[0] == 0
-    left = budget.read_reservation(dead)
+    left = reservations.read_reservation(dead)
     assert left is not None and left.promised_bytes == left.held_bytes < 10**6
 
 

@@ -21,7 +21,7 @@ from sousbatch.recipes.schema import (
     Train,
     Zero,
 )
-from sousbatch.rundir import RunPaths
+from sousbatch.run_folder import RunPaths
 
 _SHAPES = {
     "lm_head.weight": (32, 8),

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from sousbatch import ledger
-from sousbatch.checkpoints import budget
+from sousbatch.checkpoints.capacity import reservations
 from sousbatch.jobs.context import JobContext
 from sousbatch.jobs.training.keeping import Keeping
 from sousbatch.recipes.plan import read_plan
 from sousbatch.recipes.storage import later_bytes
-from sousbatch.rundir import RunPaths
+from sousbatch.run_folder import RunPaths
 
 
 @pytest.mark.parametrize("is_done", [False, True])
@@ -35,7 +35,7 @@ def test_the_final_weights_of_a_runs_other_trainings_stay_promised_when_one_ends
     job = JobContext(paths=paths, plan=plan, stage=stage, recipe=plan.recipe, task=0, attempt=1, batch=stage.batch)
     assert stage.batch is not None
     Keeping(job, stage.batch, None).close()
-    found = budget.read_reservation(paths)
+    found = reservations.read_reservation(paths)
     assert found is not None
     more = 0 if is_done else ladder.least_bytes
     assert found.promised_bytes - found.held_bytes == later_bytes(plan.forecast) + more

@@ -14,7 +14,7 @@ from sousbatch.checkpoints import commit
 from sousbatch.errors import DamagedError
 from sousbatch.jobs.training.loop import last_checkpoint
 from sousbatch.jobs.training.together import Ranks
-from sousbatch.rundir import RunPaths
+from sousbatch.run_folder import RunPaths
 
 NAMES = [f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in (0, 1)]
 

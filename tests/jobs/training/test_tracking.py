@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from sousbatch.jobs.training.tracking import Tracker
-from sousbatch.rundir import RunPaths
+from sousbatch.run_folder import RunPaths
 
 
 @pytest.fixture

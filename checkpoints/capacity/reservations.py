@@ -1,0 +1,298 @@
+"""The bytes that a run may hold, shared with the other runs of its store.
+
+Each run has one reservation file, written by rename: what it may come to hold, what it surely holds,
+and who stands behind it. A grant is what is left of the store's room once the others' are counted. What a
+run was promised before anything was sent, its final weights at least, every later grant leaves it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import psutil
+
+from ... import files
+from ...errors import is_no_room
+from ...run_folder import RunPaths, state_dir
+from .allocation import reserve as allocate
+
+RESERVE_NAME = ".reserve"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holder:
+    """Who stands behind a reservation: jobs as their launcher names them, and a process of a host's boot.
+
+    *state* is the state folder, on *host*, that knows of local jobs: seen from another one, all of them look lost.
+    """
+
+    jobs: tuple[str, ...] = ()
+    host: str = ""
+    state: str = ""
+    boot_id: str = ""
+    pid: int = 0
+    started: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reservation:
+    """What a run may come to hold, and what it surely holds: never more than there really is.
+
+    A sweep's is shared out among its *num_points*, each of which has one of its own from its start on.
+    """
+
+    run: str
+    promised_bytes: int
+    held_bytes: int
+    holder: Holder
+    num_points: int = 0
+
+
+def this_process(jobs: Sequence[str] = ()) -> Holder:
+    """Return this process as a holder."""
+    pid = os.getpid()
+    return replace(these_jobs(jobs), pid=pid, started=_started(pid))
+
+
+def these_jobs(jobs: Sequence[str]) -> Holder:
+    """Return *jobs* that were sent from here as a holder, without a process."""
+    return Holder(jobs=tuple(jobs), host=socket.gethostname(), state=str(state_dir()), boot_id=_boot_id())
+
+
+def is_from_here(holder: Holder) -> bool:
+    """Say whether the launcher for this machine, with this state folder, knows of a holder's local jobs."""
+    return not holder.state or (holder.host, holder.state) == (socket.gethostname(), str(state_dir()))
+
+
+def has_restarted(holder: Holder) -> bool:
+    """Say whether a holder's machine is this one and has started again since: no local job lives through that."""
+    return holder.host == socket.gethostname() and holder.boot_id != _boot_id()
+
+
+def _started(pid: int) -> float:
+    """Return when a process began, in seconds from the boot: the time of day may have been set since."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except OSError:  # no such process, or no /proc
+        return psutil.Process(pid).create_time()
+
+
+def _boot_id() -> str:
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""
+
+
+def is_dead(holder: Holder, is_job_gone: Callable[[str], bool]) -> bool:
+    """Say whether nobody stands behind a reservation any more.
+
+    It lives while one of its jobs does, or its process; of a process on another host only its
+    jobs can tell.
+    """
+    if any(not is_job_gone(job) for job in holder.jobs):
+        return False
+    if holder.pid == 0 or holder.host != socket.gethostname():
+        return bool(holder.jobs) or holder.pid == 0
+    if holder.boot_id != _boot_id():
+        return True
+    try:  # a process of the same number may be another one
+        is_zombie = psutil.Process(holder.pid).status() == psutil.STATUS_ZOMBIE
+        return is_zombie or abs(_started(holder.pid) - holder.started) > 1
+    except psutil.NoSuchProcess:
+        return True
+
+
+def publish(paths: RunPaths, reservation: Reservation) -> None:
+    """Write a run's reservation; it goes with the run's folder."""
+    files.write_json(paths.reservation, asdict(reservation))
+
+
+def read_reservation(paths: RunPaths) -> Reservation | None:
+    """Return a run's reservation; None where there is none, or none that can be read."""
+    try:
+        values = files.read_json(paths.reservation)
+        holder = Holder(**values["holder"] | {"jobs": tuple(values["holder"]["jobs"])})
+        return Reservation(**values | {"holder": holder})
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+
+
+def run_of(paths: RunPaths) -> RunPaths:
+    """Return the run that was submitted: of a sweep's point the sweep, else *paths*."""
+    above = RunPaths(root=paths.root.parent.parent)
+    return above if above.plan.is_file() else paths
+
+
+def store_of(paths: RunPaths) -> Path:
+    """Return the folder of all runs that share the store of *paths*."""
+    return run_of(paths).root.parent.parent
+
+
+def promised_before(paths: RunPaths) -> int:
+    """Return what the other runs leave to *paths* already: its own promise, or its share of its sweep's."""
+    own, sweep = read_reservation(paths), run_of(paths)
+    if own is None and sweep != paths and (whole := read_reservation(sweep)) is not None and whole.num_points:
+        return 0 if _is_unheld(whole) else whole.promised_bytes // whole.num_points
+    return 0 if own is None or (_is_unheld(own) and sweep == paths) else own.promised_bytes
+
+
+def _is_unheld(reservation: Reservation) -> bool:
+    """Say whether the other runs count what it holds only; of jobs nobody is asked here, so they live."""
+    return is_dead(reservation.holder, lambda job: False)
+
+
+def others(
+    store: Path,
+    own: RunPaths | None,
+    is_job_gone: Callable[[str], bool],
+    *,
+    measures: bool,
+    looks: bool = False,
+) -> tuple[Reservation, ...]:
+    """Return the reservations of the other runs below *store*; a dead one promises only what it holds.
+
+    What dead ones hold is *measured* where it counts, for a limit to what all runs hold together: that
+    walks through their folders. Who *looks* also walks through those of the others, for what they have not published.
+    """
+    found: list[Reservation] = []
+    for path in sorted(store.glob("*/*/reservation.json")):
+        paths = RunPaths(root=path.parent)
+        reservation = read_reservation(paths) if own is None or paths.root != own.root else None
+        if reservation is None:
+            continue
+        if is_dead(reservation.holder, is_job_gone):
+            held = held_bytes(paths.root) if measures else reservation.held_bytes
+            reservation = replace(reservation, promised_bytes=held, held_bytes=held)
+        elif reservation.num_points:
+            found += _points(paths, reservation, own)
+            continue
+        elif looks:
+            reservation = replace(reservation, held_bytes=max(reservation.held_bytes, held_bytes(paths.root)))
+        found.append(reservation)
+    return tuple(found)
+
+
+def _points(sweep: RunPaths, whole: Reservation, own: RunPaths | None) -> Iterator[Reservation]:
+    """Yield what the points of a *sweep* are promised that have begun, but for one's *own*, and the shares of the rest.
+
+    A point lives as long as its sweep: between two of its stages nobody else stands behind it.
+    """
+    roots = [path.parent for path in sweep.root.glob("*/*/reservation.json")]
+    begun = {root: read_reservation(RunPaths(root=root)) for root in roots}
+    if own is not None and run_of(own) == sweep:
+        begun[own.root] = None  # counted as begun
+    num_waiting = max(0, whole.num_points - len(begun))
+    yield replace(whole, promised_bytes=num_waiting * whole.promised_bytes // whole.num_points, held_bytes=0)
+    yield from (reservation for reservation in begun.values() if reservation is not None)
+
+
+def grant(
+    *,
+    wanted_bytes: int,
+    held_bytes: int,
+    free_bytes: int,
+    store_bytes: int | None,
+    among: Sequence[Reservation],
+    kept_bytes: int = 0,
+) -> int:
+    """Return how much a run may come to hold of the *wanted_bytes*; never less than it holds, or than *kept_bytes*.
+
+    *free_bytes* is what the store can take now: what the others may yet write is not free.
+    *store_bytes* is the most that all runs may hold together, None for no such limit.
+    *kept_bytes* is what the run was promised before and cannot do without: all others have left that alone since. What
+    another run has written and not published yet would else count twice, since it is neither free nor held.
+    """
+    promised = sum(max(0, one.promised_bytes - one.held_bytes) for one in among)
+    most = held_bytes + free_bytes - promised
+    if store_bytes is not None:
+        most = min(most, store_bytes - sum(max(one.promised_bytes, one.held_bytes) for one in among))
+    return max(held_bytes, min(kept_bytes, held_bytes + free_bytes), min(wanted_bytes, most))
+
+
+@contextmanager
+def store_locked(store: Path) -> Iterator[None]:
+    """Hold the lock under which grants are given; where a store knows no locks, `doctor` says so."""
+    with ExitStack() as stack:
+        with suppress(OSError):
+            stack.enter_context(files.locked(store / ".lock"))
+        yield
+
+
+def held_bytes(folder: Path) -> int:
+    """Return what *folder* and all below it hold, as `du` and a quota count: blocks, or sizes where more.
+
+    Links are not followed, and a file with several names counts once.
+    """
+    total, seen, folders = 0, set(), [str(folder)]
+    while folders:
+        place = folders.pop()
+        with suppress(FileNotFoundError, NotADirectoryError):  # removed since it was seen
+            total += _held(os.lstat(place))
+            with os.scandir(place) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                        continue
+                    with suppress(FileNotFoundError):
+                        status = entry.stat(follow_symlinks=False)
+                        if status.st_nlink == 1 or status.st_ino not in seen:
+                            total += _held(status)
+                            seen.add(status.st_ino)
+    return total
+
+
+def _held(status: os.stat_result) -> int:
+    return max(status.st_size, status.st_blocks * 512)
+
+
+def takes(folder: Path, num_bytes: int) -> int:
+    """Return how many of *num_bytes* the store gives when it is asked for them; they are given back at once.
+
+    A probe: what no figure shows, another user's quota say, shows here. Found to one part in 1024.
+    """
+    if num_bytes <= 0 or _can_take(folder, num_bytes):
+        return max(0, num_bytes)
+    least, most = 0, num_bytes
+    while most - least > num_bytes // 1024 + 1:
+        middle = (least + most) // 2
+        least, most = (middle, most) if _can_take(folder, middle) else (least, middle)
+    return least
+
+
+def _can_take(folder: Path, num_bytes: int) -> bool:
+    path = folder / f"{files.TEMPORARY_PREFIX}probe"
+    try:
+        with path.open("wb") as stream:
+            allocate(stream.fileno(), num_bytes)
+    except OSError as error:
+        if not is_no_room(error):
+            raise
+        return False
+    finally:
+        path.unlink(missing_ok=True)
+    return True
+
+
+def keep_reserve(folder: Path, num_bytes: int) -> None:
+    """Make *folder* hold a file of *num_bytes*, really allocated, for the last save; 0 releases it.
+
+    Raises:
+        OSError: ENOSPC or EDQUOT; there is no reserve then.
+    """
+    path = folder / RESERVE_NAME
+    if num_bytes == 0:
+        path.unlink(missing_ok=True)
+        return
+    try:
+        with path.open("ab") as stream:
+            if os.fstat(stream.fileno()).st_size != num_bytes:
+                allocate(stream.fileno(), num_bytes)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,296 @@
+"""Compare the names of a model's tensors with those that `from_pretrained` would look for.
+
+A tensor under another name is not loaded: transformers fills its place with random numbers and goes on. So
+transformers itself is asked (`python -m sousbatch.checkpoints.consolidation.model_names`; in its own process, as its import
+takes seconds): the class in config.json loads tensors without memory, on the meta device. Code that came with a model
+is never run. The answer is remembered for each configuration and set of names.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from importlib import metadata
+from typing import Any
+
+from ...errors import UsageError
+from ...run_folder import cached
+from ..formats.tensors import Source
+
+logger = logging.getLogger(__name__)
+
+_TIMEOUT_S = 600
+_MAX_PREFIXES = 8
+_Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What transformers says of a model's names.
+
+    *unknown* says why they were not compared. *fits* are the prefixes under which a whole model lies: "" for the names
+    as they stand. The rest describes the first of them, or the names as they stand where nothing fits.
+    """
+
+    unknown: str = ""
+    architecture: str = ""
+    num_expected: int = 0
+    fits: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    misshapen: tuple[str, ...] = ()
+
+
+def fitted(source: Source, config: Mapping[str, Any]) -> Source:
+    """Return the part of *source* that the class in *config* loads, under the names that it looks for.
+
+    Raises:
+        UsageError: nothing in it is that model; what was expected and found is named, and the way out.
+    """
+    verdict = _compared(source, config)
+    if verdict.unknown:
+        logger.warning("sousbatch: warning: the names of the weights were not compared: %s", verdict.unknown)
+        return source
+    if not verdict.fits:
+        raise UsageError(f"{source.path}: {_misfit(verdict)}")
+    if len(verdict.fits) > 1:
+        found = " and ".join(repr(prefix) for prefix in verdict.fits)
+        raise UsageError(
+            f"{source.path}: holds several models of {verdict.architecture}, below {found}; save the one that is "
+            "wanted alone, or write all names as they stand, without config.json, with --adapter raw"
+        )
+    if verdict.unexpected:
+        logger.warning(
+            "sousbatch: warning: %s tensors are none that %s loads, and are not used: %s",
+            f"{len(verdict.unexpected):,}",
+            verdict.architecture,
+            _some(verdict.unexpected),
+        )
+    return below(source, verdict.fits[0])
+
+
+def below(source: Source, prefix: str) -> Source:
+    """Return the tensors of *source* whose names begin with *prefix*, named without it."""
+    if not prefix:
+        return source
+    return replace(
+        source,
+        tensors=tuple(
+            replace(tensor, name=tensor.name.removeprefix(prefix))
+            for tensor in source.tensors
+            if tensor.name.startswith(prefix)
+        ),
+        aliases=tuple(
+            (name.removeprefix(prefix), kept.removeprefix(prefix))
+            for name, kept in source.aliases
+            if name.startswith(prefix) and kept.startswith(prefix)
+        ),
+    )
+
+
+def _misfit(verdict: Verdict) -> str:
+    said = []
+    if verdict.missing:
+        said.append(
+            f"lacks {len(verdict.missing):,} of the {verdict.num_expected:,} weights of {verdict.architecture}, which "
+            f"config.json names, so they would be random: {_some(verdict.missing)}"
+        )
+    if verdict.misshapen:
+        said.append(f"has weights of other shapes than config.json says: {_some(verdict.misshapen)}")
+    if verdict.unexpected:
+        said.append(f"it holds instead {len(verdict.unexpected):,} others: {_some(verdict.unexpected)}")
+    if {"tok_embeddings.weight", "output.weight"} & set(verdict.unexpected):
+        said.append("these look like torchtitan's names: convert them with its scripts/checkpoint_conversion first")
+    return (
+        "; ".join(said) + "; name the folder of the right config.json with --copy-from DIR, or write all names as they "
+        "stand, without config.json, with --adapter raw"
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _compared(source: Source, config: Mapping[str, Any]) -> Verdict:
+    names = {tensor.name: tensor.shape for tensor in source.tensors}
+    reason = _incomparable(source, config)
+    if reason:
+        return Verdict(unknown=reason)
+    plain = _plain(config)
+    answers: list[Any] = []
+
+    def ask() -> Any:
+        answers.append(_asked({"config": plain, "names": names}))
+        return answers[0]
+
+    try:
+        key = [metadata.version("transformers"), plain, sorted(names.items())]
+        with suppress(OSError):  # the cache cannot be written
+            answers = [cached("names", key, ask)]
+    except metadata.PackageNotFoundError:
+        return Verdict(unknown="transformers is not installed here")
+    except _UnansweredError as error:
+        return Verdict(unknown=str(error))
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in answers[0].items()
+    }
+    return Verdict(**values)
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what decides the names: not the path, and not by which (possibly fetched) code they are computed."""
+    return {
+        key: _plain(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in ("_name_or_path", "quantization_config") and "_implementation" not in key
+    }
+
+
+def _named_class(config: Mapping[str, Any]) -> str:
+    found = config.get("architectures")
+    return str(found[0]) if isinstance(found, list) and found else ""
+
+
+def _incomparable(source: Source, config: Mapping[str, Any]) -> str:
+    """Return why transformers need not be asked, empty where it is to be."""
+    if any(tensor.dtype in ("int8", "uint8") for tensor in source.tensors):
+        return "the weights are quantised"
+    named = _named_class(config)
+    if not named and not config.get("model_type"):
+        return "config.json names no architecture"
+    auto_map = config.get("auto_map")
+    custom = [str(value) for value in (auto_map.values() if isinstance(auto_map, dict) else ())]
+    if custom and (not named or any(value.endswith(f".{named}") for value in custom)):
+        return f"the model {named or config['model_type']} is code of its own, which is not run here"
+    return ""
+
+
+class _UnansweredError(Exception):
+    """The process that was to compare did not; the argument says why."""
+
+
+def _asked(question: Mapping[str, Any]) -> Any:
+    environment = os.environ | {"PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1"}
+    command = [sys.executable, "-m", __name__]
+    try:
+        done = subprocess.run(
+            command, input=json.dumps(question), capture_output=True, text=True, env=environment, timeout=_TIMEOUT_S
+        )
+        if done.returncode == 0:
+            return json.loads(done.stdout.splitlines()[-1])
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+    except (OSError, subprocess.SubprocessError, ValueError, LookupError) as error:
+        reason = str(error)
+    raise _UnansweredError(f"transformers could not build the model of config.json ({reason})")
+
+
+def _answer(config: dict[str, Any], names: _Shapes) -> dict[str, Any]:
+    """Load *names*, without their values, as from_pretrained does; runs in the process that imports transformers."""
+    import torch
+    import transformers
+
+    found = _model_class(config)
+    if isinstance(found, str):
+        return {"unknown": found}
+    settings = found.config_class.from_dict(config)
+    with torch.device("meta"):
+        model = found(settings)
+    buffers = {name for name, _ in model.named_buffers()}
+    expected = set(model.state_dict()) - buffers
+    transformers.logging.set_verbosity_error()
+
+    def loaded(prefix: str) -> dict[str, list[str]]:
+        tensors = {
+            name.removeprefix(prefix): torch.empty(shape, dtype=torch.float16, device="meta")
+            for name, shape in names.items()
+            if name.startswith(prefix)
+        }
+        _, info = found.from_pretrained(
+            None,
+            config=settings,
+            state_dict=tensors,
+            output_loading_info=True,
+            device_map={"": "meta"},
+            ignore_mismatched_sizes=True,
+        )
+        missing = sorted(set(info["missing_keys"]) - buffers)
+        # Without an architecture only the base is known: a model may add a head and leave out, say, the pooler.
+        is_exact = bool(_named_class(config))
+        return {
+            "missing": missing if is_exact or 2 * len(missing) > len(expected) else [],
+            "unexpected": sorted(info["unexpected_keys"]) if is_exact else [],
+            "misshapen": [
+                f"{name} is {list(has)}, expected {list(needs)}" for name, has, needs in info["mismatched_keys"]
+            ],
+        }
+
+    return {"architecture": found.__name__, "num_expected": len(expected)} | _best(
+        names, expected, getattr(found, "base_model_prefix", ""), loaded
+    )
+
+
+def _best(
+    names: _Shapes, expected: set[str], base_prefix: str, loaded: Callable[[str], dict[str, list[str]]]
+) -> dict[str, Any]:
+    as_they_stand = loaded("")
+    if _is_whole(as_they_stand):
+        return as_they_stand | {"fits": [""]}
+    reports = {prefix: loaded(prefix) for prefix in _prefixes(names, expected, base_prefix)}
+    fits = [prefix for prefix, report in reports.items() if _is_whole(report)]
+    # A prefix within another is the same model, less what lies outside of its base.
+    apart = [prefix for prefix in fits if not any(prefix != other and prefix.startswith(other) for other in fits)]
+    return (reports[apart[0]] if apart else as_they_stand) | {"fits": apart}
+
+
+def _is_whole(report: Mapping[str, Any]) -> bool:
+    return not report["missing"] and not report["misshapen"]
+
+
+def _prefixes(names: _Shapes, expected: set[str], base_prefix: str) -> list[str]:
+    """Return what stands before expected names, the most frequent first."""
+    known = expected | {f"{base_prefix}.{name}" for name in expected}
+    counts = Counter(
+        name[: at + 1] for name in names for at, sign in enumerate(name) if sign == "." and name[at + 1 :] in known
+    )
+    ranked = sorted(counts, key=lambda prefix: (-counts[prefix], len(prefix), prefix))
+    return ranked[:_MAX_PREFIXES]
+
+
+def _model_class(config: Mapping[str, Any]) -> Any:
+    """Return transformers' own class for *config*, or why there is none."""
+    import transformers
+
+    named = _named_class(config)
+    found = getattr(transformers, named, None) if named else _base_class(str(config["model_type"]))
+    if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+        return found
+    return f"transformers {transformers.__version__} does not know {named or config['model_type']!r}"
+
+
+def _base_class(model_type: str) -> Any:
+    """Return the class of the model without a head: any model of this type has all that it loads."""
+    import transformers
+
+    try:
+        settings = transformers.AutoConfig.for_model(model_type)
+        return transformers.AutoModel._model_mapping[type(settings)]
+    except (ValueError, KeyError):
+        return None
+
+
+def main() -> None:
+    """Read a question from stdin and print the answer as the last line."""
+    question = json.load(sys.stdin)
+    names = {name: tuple(shape) for name, shape in question["names"].items()}
+    print(json.dumps(_answer(question["config"], names)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""Decide everything about a consolidation before a weight is read: choices, base, shared weights, files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ...errors import NotFoundError, UsageError
+from ...files import digest_of
+from ...remote import Place, place_of
+from ..formats.companion_files import ADAPTER_CONFIG_NAME, CONFIG_NAME, last_config
+from ..formats.detect import open_source
+from ..formats.lora import merge_adapter
+from ..formats.safetensors_file import Shard, plan_shards
+from ..formats.tensors import Source
+from .model_names import fitted
+
+OutputDtype = Literal["float16", "bfloat16", "float32"]
+Overflow = Literal["refuse", "clamp", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """How to consolidate.
+
+    Attributes:
+        num_workers: threads that read, cast, write and hash, each with 8 MB.
+        overflow: finite values beyond *dtype*: refuse them, clamp them to its limits, or write
+            the whole model in bfloat16.
+        is_merged: write an adapter's model, not the adapter; implied by *base_dir*.
+        base_dir: the model that the adapter was trained on. Without it the frozen base within the
+            checkpoint is taken, else the folder that the adapter's configuration names.
+        base_model: what the training started from, by id or folder; the card names it if it has a hub id.
+        copy_from: the folder whose config.json and tokenizer go along, the dtype set; what it
+            lacks of a merged model comes from the base.
+        has_statistics: take the digest of every tensor, count the values that become zero, and compare all that
+            was read with the checksums in the checkpoint's files.
+        is_compared: compare the names with those that the class in config.json loads (see names.py), and take the part
+            that fits.
+        is_verified: read back what was written, too (see verify.py).
+    """
+
+    dtype: OutputDtype = "float16"
+    max_shard_bytes: int = 5_000_000_000
+    num_workers: int = 1
+    overflow: Overflow = "refuse"
+    is_merged: bool = False
+    base_dir: Place | None = None
+    base_model: str = ""
+    copy_from: Place | None = None
+    has_statistics: bool = True
+    is_compared: bool = False
+    is_verified: bool = False
+
+    @property
+    def checks_source(self) -> bool:
+        return self.has_statistics or self.is_verified
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """Everything that is decided before a weight is read. *request* stands for checkpoint and choices."""
+
+    source: Source
+    choices: Choices
+    copied_from: tuple[Place, ...]
+    request: str
+
+    def shards(self, dtype: str) -> tuple[Shard, ...]:
+        is_adapter = self.source.content == "adapter"  # peft loads a single file only
+        return plan_shards(
+            self.source.tensors,
+            dtype=dtype,
+            max_shard_bytes=None if is_adapter else self.choices.max_shard_bytes,
+            stem="adapter_model" if is_adapter else "model",
+        )
+
+
+def shards_of(source: Source, choices: Choices) -> tuple[Shard, ...]:
+    """Return the files that *source* becomes, planned from headers alone."""
+    return prepared(source, choices).shards(choices.dtype)
+
+
+def prepared(source: Source, choices: Choices) -> Work:
+    """Return what is to be written; reads headers and configurations only."""
+    source = _configured(source, choices.copy_from)
+    base = None
+    if choices.is_merged or choices.base_dir is not None:
+        if source.content != "adapter" or source.adapter_config is None:
+            raise UsageError(f"{source.path}: is a whole model, not an adapter; there is nothing to merge")
+        base = _base_dir(source, choices)
+        source = _merged(source, base, source.adapter_config)
+    copied_from = tuple(folder for folder in (base, choices.copy_from) if folder is not None)
+    config = last_config(copied_from, CONFIG_NAME) if choices.is_compared and source.content == "model" else None
+    if config is not None:
+        source = fitted(source, config)
+    source = _untied(source, copied_from)
+    if not source.tensors:
+        raise UsageError(f"{source.path}: holds no tensors")
+    asked = {
+        "source": source.digest,
+        "dtype": choices.dtype,
+        "max_shard_bytes": choices.max_shard_bytes,
+        "overflow": choices.overflow,
+        "has_statistics": choices.has_statistics,
+        "tensors": [tensor.name for tensor in source.tensors],
+    }
+    return Work(source=source, choices=choices, copied_from=copied_from, request=digest_of(asked))
+
+
+def _configured(source: Source, copy_from: Place | None) -> Source:
+    """Give an adapter its configuration: without its scaling the weights mean nothing."""
+    if source.content == "model" or source.adapter_config is not None:
+        return source
+    config = last_config([copy_from] if copy_from is not None else [], ADAPTER_CONFIG_NAME)
+    if config is None:
+        raise NotFoundError(
+            f"{source.path}: has no {ADAPTER_CONFIG_NAME} beside it, which holds the scaling; put it there, or write "
+            "all weights as they stand with --adapter raw"
+        )
+    return replace(source, adapter_config=config)
+
+
+def _base_dir(source: Source, choices: Choices) -> Place | None:
+    """Return the folder of an adapter's base, None where the checkpoint holds the base itself."""
+    if choices.base_dir is not None or source.base is not None:
+        return choices.base_dir
+    named = str((source.adapter_config or {}).get("base_model_name_or_path") or "")
+    if not named or not place_of(named).is_dir():
+        what = f"its base model {named!r} is not a folder here" if named else "its configuration names no base model"
+        raise NotFoundError(f"{source.path}: {what}; name the folder of the base with --base DIR")
+    return place_of(named)
+
+
+def _merged(source: Source, base_dir: Place | None, config: Mapping[str, object]) -> Source:
+    base = open_source(base_dir) if base_dir is not None else source.base
+    assert base is not None  # else a folder would have been named
+    merged = merge_adapter(source, base, config)
+    return replace(merged, base=None, digest=digest_of([source.digest, base.digest]))
+
+
+def _untied(source: Source, copied_from: Sequence[Place]) -> Source:
+    """Store shared weights under both names where the configuration says that loading will not tie them."""
+    if not copied_from or source.content == "adapter":
+        return source
+    config = last_config(copied_from, CONFIG_NAME)
+    if config is None:
+        raise NotFoundError(f"{copied_from[-1]}: has no {CONFIG_NAME}; give the folder of the model's configuration")
+    if config.get("tie_word_embeddings") is not False:
+        return source
+    stored = {tensor.name: tensor for tensor in source.tensors}
+    copies = tuple(replace(stored[kept], name=name) for name, kept in source.aliases)
+    return replace(source, tensors=source.tensors + copies, aliases=())

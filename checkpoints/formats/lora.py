@@ -1,0 +1,172 @@
+"""LoRA adapters: their names as peft saves them, and merging them into their base. Reads no weights."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from ...errors import UsageError
+from .tensors import LowRank, Source, SourceTensor, dtype_of
+
+_PREFIX = "base_model.model."
+_FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<kind>embedding_)?(?P<side>[AB])(?:\.weight)?")
+# While training, peft names each tensor after the adapter that it belongs to; its files do not.
+_TRAINING_NAMES = (
+    (re.compile(r"\.(lora_[AB])\.([^.]+)\.weight$"), r".\1.weight"),
+    (re.compile(r"\.(lora_embedding_[AB])\.([^.]+)$"), r".\1"),
+    (re.compile(r"\.modules_to_save\.([^.]+)\."), r"."),
+)
+# Options that change nothing of `W + scaling * B @ A`, and those that are computed below.
+_UNDERSTOOD = frozenset(
+    """peft_type r lora_alpha use_rslora rank_pattern alpha_pattern fan_in_fan_out modules_to_save
+    init_lora_weights bias auto_mapping base_model_name_or_path corda_config eva_config exclude_modules
+    inference_mode layers_pattern layers_to_transform loftq_config lora_dropout lora_ga_config
+    megatron_core peft_version qalora_group_size revision runtime_config target_modules task_type""".split()
+)
+# Ways to start that leave the base as it was; the others move a part of it into the adapter.
+_PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+_ADVICE = "merge it with peft's merge_and_unload() and consolidate the result"
+
+
+def is_adapter(source: Source) -> bool:
+    """Say whether a training checkpoint is that of a peft model."""
+    return any(tensor.name.startswith(_PREFIX) for tensor in source.tensors)
+
+
+def as_adapter(source: Source, config: Mapping[str, object] | None) -> Source:
+    """Return only the adapter of a peft model's training checkpoint, named as in `adapter_model.safetensors`.
+
+    *config* is its `adapter_config.json`, None where the folder has none.
+
+    Raises:
+        UsageError: another kind of adapter, more than one, or trained weights beside it.
+    """
+    if config is not None and config.get("bias", "none") != "none":
+        raise UsageError(f"{source.path}: trains biases beside the LoRA adapter; {_ADVICE}")
+    tensors: dict[str, SourceTensor] = {}
+    for tensor in source.tensors:
+        name = _saved_name(tensor.name)
+        if name is None and tensor.role == "trained":
+            raise UsageError(f"{source.path}: {tensor.name!r} is trained beside the LoRA adapter; {_ADVICE}")
+        if name in tensors:
+            raise UsageError(f"{source.path}: holds several adapters ({tensor.name!r} is a second one); {_ADVICE}")
+        if name is not None:
+            tensors[name] = replace(tensor, name=name)
+    if not any(_FACTOR.fullmatch(name) for name in tensors):
+        raise UsageError(f"{source.path}: a peft model without LoRA weights; {_ADVICE}")
+    return replace(
+        source,
+        content="adapter",
+        tensors=tuple(tensors.values()),
+        aliases=(),
+        adapter_config=config,
+        base=base_within(source),
+    )
+
+
+def base_within(source: Source) -> Source | None:
+    """Return the frozen base that a peft model's checkpoint holds beside its adapter; None where it was left out."""
+    names = {tensor.name: _base_name(tensor.name) for tensor in source.tensors}
+    tensors = tuple(replace(tensor, name=names[tensor.name] or "") for tensor in source.tensors if names[tensor.name])
+    aliases = ((_base_name(name), _base_name(kept)) for name, kept in source.aliases)
+    known = tuple((name, kept) for name, kept in aliases if name and kept)
+    # Only DeepSpeed's files say what was frozen; others hold all of the model or nothing of it.
+    is_there = any(tensor.role in ("frozen", "unknown") for tensor in tensors)
+    return replace(source, content="model", tensors=tensors, aliases=known) if is_there else None
+
+
+def _base_name(name: str) -> str | None:
+    """Return what a weight of the base was called before peft wrapped it; None for a weight of the adapter."""
+    if not name.startswith(_PREFIX) or _saved_name(name) is not None:
+        return None
+    return name.removeprefix(_PREFIX).replace(".base_layer.", ".").replace(".original_module.", ".")
+
+
+def merge_adapter(adapter: Source, base: Source, config: Mapping[str, object]) -> Source:
+    """Return the base with the adapter added: W + scaling * B @ A, modules_to_save taken whole.
+
+    The base keeps its tensors' order. Nothing is computed here: see `LowRank`.
+
+    Raises:
+        UsageError: an option of the adapter that this sum does not cover, or a base that it
+            does not fit; the message advises peft.
+    """
+    _check_options(config)
+    merged = {tensor.name: tensor for tensor in base.tensors}
+    factors: dict[str, dict[str, SourceTensor]] = {}
+    for tensor in adapter.tensors:
+        match = _FACTOR.fullmatch(tensor.name)
+        if match is not None:
+            factors.setdefault(match["module"], {})[match["side"]] = tensor
+            continue
+        name = tensor.name.removeprefix(_PREFIX).replace(".base_layer.", ".")
+        _require(name, merged, base)
+        merged[name] = replace(tensor, name=name)
+    for module, sides in factors.items():
+        name = module.removeprefix(_PREFIX)
+        _require(f"{name}.weight", merged, base)
+        if set(sides) != {"A", "B"}:
+            raise UsageError(f"{adapter.path}: {module!r} has only one of lora_A and lora_B; {_ADVICE}")
+        low_rank = _low_rank(name, sides["A"], sides["B"], config)
+        merged[f"{name}.weight"] = replace(_fitting(merged[f"{name}.weight"], low_rank), low_rank=low_rank)
+    return replace(adapter, content="model", tensors=tuple(merged.values()), aliases=base.aliases)
+
+
+def _saved_name(name: str) -> str | None:
+    for pattern, saved in _TRAINING_NAMES:
+        if pattern.search(name):
+            return pattern.sub(saved, name)
+    return None
+
+
+def _check_options(config: Mapping[str, object]) -> None:
+    wrong = [key for key, value in config.items() if value and key not in _UNDERSTOOD]
+    if config.get("peft_type") != "LORA":
+        wrong.append("peft_type")
+    if config.get("bias", "none") != "none":
+        wrong.append("bias")
+    if config.get("init_lora_weights") not in _PLAIN_STARTS:
+        wrong.append("init_lora_weights")
+    if wrong:
+        named = ", ".join(f"{key}={config.get(key)!r}" for key in sorted(set(wrong)))
+        raise UsageError(f"the adapter has {named}, which is not merged here; {_ADVICE}")
+
+
+def _require(name: str, names: Iterable[str], base: Source) -> None:
+    if name not in names:
+        raise UsageError(
+            f"{base.path}: has no {name!r}, which the adapter changes; give the base that it was trained on "
+            f"(a weight that is tied is stored once, and cannot be changed alone: {_ADVICE})"
+        )
+
+
+def _low_rank(module: str, a: SourceTensor, b: SourceTensor, config: Mapping[str, object]) -> LowRank:
+    rank = a.shape[0] if a.shape else 0
+    if len(a.shape) != 2 or len(b.shape) != 2 or b.shape[1] != rank or not rank:
+        raise UsageError(f"{module!r} has LoRA factors of shape {a.shape} and {b.shape}; {_ADVICE}")
+    alpha = _of_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha"))
+    if not isinstance(alpha, int | float):
+        raise UsageError(f"the adapter's lora_alpha is {alpha!r}, not a number")
+    scaling = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+    is_transposed = bool(config.get("fan_in_fan_out")) or ".lora_embedding_" in a.name
+    return LowRank(a=a, b=b, scaling=scaling, is_transposed=is_transposed)
+
+
+def _of_pattern(patterns: object, module: str, otherwise: object) -> object:
+    """Return the value of the first pattern that *module* ends with, as peft's get_pattern_key does."""
+    for pattern, value in (patterns if isinstance(patterns, dict) else {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return otherwise
+
+
+def _fitting(weight: SourceTensor, low_rank: LowRank) -> SourceTensor:
+    shape = (low_rank.b.shape[0], low_rank.a.shape[1])
+    if weight.shape != (shape[::-1] if low_rank.is_transposed else shape) or not dtype_of(weight).is_float:
+        raise UsageError(
+            f"{weight.name!r} is {weight.dtype} of shape {weight.shape} in the base, the adapter adds "
+            f"{shape}; give the base that it was trained on, not quantised"
+        )
+    return weight

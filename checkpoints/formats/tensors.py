@@ -1,0 +1,151 @@
+"""What a checkpoint holds: named tensors, each a list of pieces of files. Data only, nothing is read here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal
+
+from ...errors import DamagedError, UsageError
+from ...remote import Place
+
+Role = Literal["buffer", "frozen", "trained", "unknown"]
+Content = Literal["model", "adapter"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dtype:
+    """One element type: torch's name, safetensors' tag, size in bytes."""
+
+    name: str
+    tag: str
+    num_bytes: int
+    is_float: bool
+
+
+def _dtype(name: str, tag: str, num_bytes: int, is_float: bool = False) -> Dtype:
+    return Dtype(name=name, tag=tag, num_bytes=num_bytes, is_float=is_float)
+
+
+# In the order in which safetensors 0.8.0 lays dtypes out in a file (compared byte for byte in the tests).
+_ALL = (
+    _dtype("uint64", "U64", 8),
+    _dtype("int64", "I64", 8),
+    _dtype("float64", "F64", 8, is_float=True),
+    _dtype("complex64", "C64", 8),
+    _dtype("float32", "F32", 4, is_float=True),
+    _dtype("uint32", "U32", 4),
+    _dtype("int32", "I32", 4),
+    _dtype("bfloat16", "BF16", 2, is_float=True),
+    _dtype("float16", "F16", 2, is_float=True),
+    _dtype("uint16", "U16", 2),
+    _dtype("int16", "I16", 2),
+    _dtype("int8", "I8", 1),
+    _dtype("uint8", "U8", 1),
+    _dtype("bool", "BOOL", 1),
+)
+DTYPES: Mapping[str, Dtype] = MappingProxyType({dtype.name: dtype for dtype in _ALL})
+RANKS: Mapping[str, int] = MappingProxyType({dtype.name: rank for rank, dtype in enumerate(_ALL)})
+BY_TAG: Mapping[str, Dtype] = MappingProxyType({dtype.tag: dtype for dtype in _ALL})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Segment:
+    """A run of elements that lie side by side in one file. There is one for each tensor and rank: half a million."""
+
+    path: Place
+    offset_bytes: int
+    num_elements: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRank:
+    """What a LoRA adapter adds to a weight: ``scaling * (b @ a)``, transposed for a weight of (in, out)."""
+
+    a: SourceTensor
+    b: SourceTensor
+    scaling: float
+    is_transposed: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceTensor:
+    """One tensor of the model: its segments, one after another, are its elements in row-major order.
+
+    *twin* is the 16-bit copy that the model trained with, where the checkpoint holds one
+    beside the fp32 master; *low_rank* is added to the elements before they are cast.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    segments: tuple[Segment, ...]
+    role: Role = "unknown"
+    twin: SourceTensor | None = None
+    low_rank: LowRank | None = None
+
+    @property
+    def num_elements(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A checkpoint, opened: tensors in state-dict order.
+
+    *aliases* are (name that is not stored, name that holds its data): tied weights.
+    *adapter_config* is peft's, where the checkpoint is an adapter and its folder has one; *base* is what it
+    was trained on, where the checkpoint holds that too. *digest* changes when
+    any weight does, as far as the files' own directories, sizes and dates tell.
+    """
+
+    path: Place
+    content: Content
+    tensors: tuple[SourceTensor, ...]
+    tag: str = ""
+    step: int | None = None
+    zero_stage: int | None = None
+    world_size: int = 1
+    ds_version: str = ""
+    digest: str = ""
+    kind: str = "Hugging Face model"
+    aliases: tuple[tuple[str, str], ...] = ()
+    adapter_config: Mapping[str, object] | None = field(default=None, repr=False)
+    base: Source | None = field(default=None, repr=False)
+
+
+def dtype_of(tensor: SourceTensor) -> Dtype:
+    """Return a tensor's element type; raise `UsageError` for one that cannot be cast or kept."""
+    found = DTYPES.get(tensor.dtype)
+    if found is None:
+        raise UsageError(
+            f"tensor {tensor.name!r} has dtype {tensor.dtype}; known: {', '.join(DTYPES)} "
+            "(consolidate the checkpoint from before quantisation)"
+        )
+    return found
+
+
+def cut(segments: Sequence[Segment], element_bytes: int, first: int, count: int) -> Iterator[Segment]:
+    """Yield the pieces of *segments* that hold the elements first .. first + count.
+
+    Raises:
+        DamagedError: the segments end before that.
+    """
+    for segment in segments:
+        if count == 0:
+            return
+        if first >= segment.num_elements:
+            first -= segment.num_elements
+            continue
+        taken = min(count, segment.num_elements - first)
+        yield Segment(
+            path=segment.path,
+            offset_bytes=segment.offset_bytes + first * element_bytes,
+            num_elements=taken,
+        )
+        first, count = 0, count - taken
+    if count:
+        last = segments[-1].path if segments else "an empty list of files"
+        raise DamagedError(f"{last}: holds {count} elements fewer than its parameters need")

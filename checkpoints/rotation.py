@@ -1,0 +1,157 @@
+"""Carry verdicts out: the rename comes first, so that a reader sees a checkpoint whole or not at all.
+
+What replaces a checkpoint, its weights or its copy in the archive, is committed before it goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from .. import files
+from ..errors import FencedError, SousbatchError, UsageError
+from . import commit
+from .archive import upload
+from .commit import Checkpoint
+from .retention.decisions import Policy, Verdict, decide
+
+STATE_NAME = "trainer_state.json"
+WRITER_LOCK = ".writer"  # held by the job that writes checkpoints to the folder
+
+Outcome = Literal["removed", "thinned", "archived", "kept"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Means:
+    """What carrying out takes: the weights' dtype, where the archive is, and who may still act.
+
+    *overflow* is what happens to weights beyond float16's range, as in `consolidate`.
+    """
+
+    check_fence: Callable[[], None]
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    overflow: Literal["refuse", "clamp", "bfloat16"] = "refuse"
+    archive_url: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """How the checkpoints of a folder are pruned: the policy, what a thinned one holds, and whether it is a run's.
+
+    *owns_leftovers* says that whatever has a temporary name there is ours, and goes.
+    """
+
+    policy: Policy
+    means: Means
+    weights_bytes: int = 0
+    owns_leftovers: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """What became of a checkpoint and why; *problem* says why one is kept against its verdict, *left_bytes* what is
+    left."""
+
+    checkpoint: Checkpoint
+    outcome: Outcome
+    reason: str
+    problem: str = ""
+    left_bytes: int = 0
+
+
+def carry_out(verdicts: Iterable[Verdict], means: Means) -> Iterator[Done]:
+    """Yield what was done for each verdict that is not to keep, as soon as it is done.
+
+    A checkpoint that cannot be thinned or archived stays as it is.
+
+    Raises:
+        FencedError: a newer attempt exists; what is left is left.
+    """
+    for verdict in verdicts:
+        if verdict.action != "keep":
+            yield _one(verdict, means)
+
+
+def _one(verdict: Verdict, means: Means) -> Done:
+    one, left_bytes = verdict.checkpoint, 0
+    means.check_fence()
+    try:
+        if verdict.action == "thin":
+            left_bytes = thin(one, means).num_bytes
+        elif verdict.action == "archive" and means.archive_url is not None:
+            upload(one, means.archive_url, means.check_fence)
+        means.check_fence()
+        files.remove_tree(one.path)
+    except FencedError:
+        raise
+    except (SousbatchError, OSError) as error:  # the next rotation decides anew, from what is there
+        return Done(checkpoint=one, outcome="kept", reason=verdict.reason, problem=str(error), left_bytes=one.num_bytes)
+    outcomes: dict[str, Outcome] = {"thin": "thinned", "archive": "archived", "delete": "removed"}
+    return Done(checkpoint=one, outcome=outcomes[verdict.action], reason=verdict.reason, left_bytes=left_bytes)
+
+
+def prune(folder: Path, rules: Rules, *, is_dry: bool) -> Iterator[tuple[Verdict, Done | None]]:
+    """Yield the verdict on everything in *folder*, and unless *is_dry* what was done about it.
+
+    Raises:
+        UsageError: a job writes checkpoints there now; it prunes by itself.
+    """
+    with ExitStack() as stack:
+        if not is_dry and not stack.enter_context(files.locked(folder / WRITER_LOCK, wait=False)):
+            raise UsageError(f"a job writes checkpoints to {folder} now and prunes them by itself; see --dry-run")
+        found = commit.list_checkpoints(folder)
+        if rules.owns_leftovers and not (is_dry and files.is_locked(folder / WRITER_LOCK)):
+            left = [one for one in found if one.path.name.startswith(files.TEMPORARY_PREFIX)]
+            found = tuple(one for one in found if one not in left)
+            yield from _swept(folder, left, is_dry=is_dry)
+        for verdict in decide(found, rules.policy, weights_bytes=rules.weights_bytes):
+            yield verdict, None if is_dry else next(carry_out([verdict], rules.means), None)
+
+
+def _swept(folder: Path, left: Sequence[Checkpoint], *, is_dry: bool) -> Iterator[tuple[Verdict, Done | None]]:
+    if not is_dry:
+        commit.sweep(folder)
+    for one in left:
+        reason = "left by a save or a removal that was killed"
+        verdict = Verdict(checkpoint=one, action="delete", reason=reason, frees_bytes=one.num_bytes)
+        yield verdict, None if is_dry else Done(checkpoint=one, outcome="removed", reason=reason)
+
+
+def thin(checkpoint: Checkpoint, means: Means) -> Checkpoint:
+    """Commit the weights of *checkpoint* beside it and return them; the full one is left to the caller.
+
+    Raises:
+        SousbatchError: it cannot be consolidated; the message says why.
+    """
+    from .consolidation.consolidate import consolidate
+    from .consolidation.output import work_dir
+    from .integrity import open_sound  # with torch, which `checkpoints list` does without
+
+    folder, step, attempt = checkpoint.path.parent, checkpoint.step, checkpoint.attempt
+    temporary = commit.temporary_dir(folder, step, attempt, "weights")
+    files.discard(temporary)
+    try:
+        consolidate(
+            open_sound(checkpoint.path),
+            temporary,
+            dtype=means.dtype,
+            overflow=means.overflow,
+            copy_from=checkpoint.path,
+        )
+        files.write_json(temporary / STATE_NAME, {"global_step": step})  # what a model made of it says it is
+        return commit.commit(
+            temporary,
+            step=step,
+            attempt=attempt,
+            metric=checkpoint.metric,
+            world_size=checkpoint.world_size,
+            check_fence=means.check_fence,
+            content="weights",
+        )
+    except BaseException:
+        files.discard(temporary)
+        files.discard(work_dir(temporary))  # on a full disk it may not wait for the next attempt to thin
+        raise

@@ -1,1 +1,0 @@
-"""Read training checkpoints without their frameworks and stream them into half-precision model folders."""
