@@ -35,7 +35,7 @@ WORDS = (
 
 def make_data(folder: Path, num_rows: int) -> None:
     """Write the same rows as units and as rank-interleaved shards with 1 % replayed rows."""
-    from sousbatch.jobs.predictions.units import open_layout, write_unit
+    from sousbatch.predictions.units import open_layout, write_unit
 
     chance = random.Random(0)
     texts = [" ".join(chance.choices(WORDS, k=23)) for _ in range(10_000)]
@@ -73,14 +73,14 @@ def shard_paths(folder: Path) -> list[Path]:
 
 def run_units(folder: Path, out: Path) -> None:
     """Merge units with digests, fsync and report."""
-    from sousbatch.jobs.predictions.gather import merge_units
+    from sousbatch.predictions.merge import merge_units
 
     merge_units(folder / "units", out)
 
 
 def run_shards(folder: Path, out: Path) -> None:
     """Merge the interleaved shards."""
-    from sousbatch.jobs.predictions.shards import merge_shards
+    from sousbatch.predictions.shard_merge import merge_shards
 
     merge_shards(shard_paths(folder), out)
 

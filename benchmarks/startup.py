@@ -28,7 +28,7 @@ LOOK = """
 import sys
 from contextlib import redirect_stdout, suppress
 from io import StringIO
-from sousbatch.cli import main
+from sousbatch.cli.main import main
 with redirect_stdout(StringIO()), suppress(SystemExit):
     main(sys.argv[2:])
 print(*(name for name in sys.argv[1].split(",") if name in sys.modules))

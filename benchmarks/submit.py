@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from sousbatch.cluster import sandbox
+from sousbatch.cluster.sandbox import lifecycle
 from sousbatch.run_folder import RunPaths, remember_run
 
 MANY = 1000
@@ -33,8 +33,8 @@ RECIPE = ("hangul-restoration", "stages={train: {}}", "resources.default.sbatch=
 SCRIPT = "#!/bin/bash\n#SBATCH --hold --output=/dev/null\ntrue\n"
 PYTHON_AND_HYDRA = """
 from hydra import compose, initialize_config_dir
-import sousbatch.recipes.search as search
-with initialize_config_dir(config_dir=str(search.LIBRARY_DIR), version_base="1.3"):
+import sousbatch.recipes.catalog as catalog
+with initialize_config_dir(config_dir=str(catalog.LIBRARY_DIR), version_base="1.3"):
     compose("hangul-restoration", overrides=["++seed={seed}", "++stages={{train: {{}}}}"])
 """
 SUBMITIT = """
@@ -90,7 +90,7 @@ class Desk:
 
 def open_desk(folder: Path) -> Desk:
     """Start a private Slurm in *folder*, and lay wrappers of its commands beside."""
-    box = sandbox.start(folder / "slurm", settings={"MaxArraySize": str(MANY + 1), "MinJobAge": "2"})
+    box = lifecycle.start(folder / "slurm", settings={"MaxArraySize": str(MANY + 1), "MinJobAge": "2"})
     calls, wrappers = folder / "calls", folder / "bin"
     wrappers.mkdir()
     for name in COMMANDS:
@@ -262,7 +262,7 @@ def main() -> int:
         ]
         return 0 if all(reached) else 1
     finally:
-        sandbox.stop(folder / "slurm")
+        lifecycle.stop(folder / "slurm")
         shutil.rmtree(folder)
 
 

@@ -1,7 +1,7 @@
 """The only place that runs Slurm's commands: one function, with a time limit and patience.
 
 Rows are asked for with format strings, never as JSON, whose shape changes between versions
-(torchx#1101). What the rows mean for a run is in `launchers/slurm.py`.
+(torchx#1101). What the rows mean for a run is in `launchers/slurm/launcher.py`.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from ..checkpoints.integrity import open_sound
 from ..cluster import processes
 from ..errors import RunError
 from ..files import make_private_dir
-from ..recipes.storage import model_dtype
+from ..recipes.forecast.storage import model_dtype
 from .context import JobContext, run_job
 from .training.tracking import Tracker
 

@@ -7,9 +7,9 @@ import sys
 
 from ..cluster import processes
 from ..errors import IncompleteError, NotFoundError, RunError
+from ..predictions.merge import merge_units
 from .context import JobContext, run_job
-from .predictions.gather import merge_units
-from .predictions.key import prediction_key
+from .generation.prediction_key import prediction_key
 from .training.tracking import Tracker
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from ..cluster import processes
 from ..errors import EXIT_STOPPED, RunError
 from ..ledger import Ledger
-from ..recipes.rows import Row, read_rows
+from ..predictions.units import Layout, committed_units, open_layout, units_of_task, write_unit
+from ..recipes.data.rows import Row, read_rows
 from .context import JobContext, run_job
-from .predictions.key import dtype_of, model_dir_of, prediction_key
-from .predictions.units import Layout, committed_units, open_layout, units_of_task, write_unit
+from .generation.prediction_key import dtype_of, model_dir_of, prediction_key
 from .training.tracking import Tracker
 from .watchdog import Watchdog
 
@@ -36,7 +36,7 @@ def predict(job: JobContext) -> int:
 
 
 def _answer(job: JobContext, key: str, folder: Path, layout: Layout, missing: list[int], ledger: Ledger) -> int:
-    from .predictions.decode import Decoder
+    from .generation.transformers_engine import Decoder
 
     model_dir = model_dir_of(job.plan, job.paths, job.stage)
     device = "cpu" if job.stage.resources.device == "cpu" else "cuda"

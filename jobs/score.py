@@ -11,10 +11,10 @@ from typing import Any
 from .. import files
 from ..cluster import processes
 from ..errors import DamagedError, NotFoundError, RunError
+from ..predictions.scoring import score_with_baseline
 from ..recipes.compose import stage_view
-from ..recipes.rows import loads, read_rows
+from ..recipes.data.rows import loads, read_rows
 from .context import JobContext, run_job
-from .predictions.scores import score_with_baseline
 from .training.tracking import Tracker
 
 

@@ -19,9 +19,9 @@ from .watchdog import Watchdog
 if TYPE_CHECKING:  # torch is imported where a rank needs it
     from transformers import Trainer
 
-    from .training.loop import Steering
-    from .training.saving import Log, Saver
-    from .training.together import Ranks
+    from .training.collectives import Ranks
+    from .training.saver import Log, Saver
+    from .training.trainer import Steering
 
 
 def train(job: JobContext) -> int:
@@ -30,8 +30,8 @@ def train(job: JobContext) -> int:
         raise RunError(f"stage {job.stage.name!r} has no batch in its plan")
     # torch warns at each collective of DeepSpeed's, on each rank
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.*")
-    from .training import loop
-    from .training.together import Ranks
+    from .training import trainer as loop
+    from .training.collectives import Ranks
 
     watchdog = Watchdog(job.stage.resources.stall_min, rank=int(os.environ.get("RANK", "0")))
     loop.start_process_group(job)
@@ -69,11 +69,11 @@ def _trainer(
 ) -> tuple[Saver, Trainer]:
     from transformers import PrinterCallback
 
-    from ..recipes.encode import pad_id
-    from .training import loop
-    from .training.data import Collator, load_rows
+    from ..recipes.data.encode import pad_id
+    from .training import trainer as loop
+    from .training.encoding import Collator, load_rows
     from .training.model import build_model, load_tokenizer
-    from .training.saving import Saver
+    from .training.saver import Saver
 
     folder, inputs, recipe = job.base_model_dir(), job.plan.inputs, job.recipe
     tokenizer = load_tokenizer(recipe, job.tokenizer_dir())

@@ -100,5 +100,5 @@ def script(plan: Plan, paths: RunPaths, stage: Stage, header: Sequence[str] = ()
         lines.append(f"export PYTHONPATH={shlex.quote(':'.join(code))}${{PYTHONPATH:+:$PYTHONPATH}}")
     lines += environment.setup
     python = sys.executable if environment.container else environment.python or sys.executable
-    command = [python, "-m", "sousbatch.launchers.stage", str(paths.root), stage.name]
+    command = [python, "-m", "sousbatch.launchers.stage_process", str(paths.root), stage.name]
     return "\n".join([*lines, f"exec {shlex.join(command)}", ""])

@@ -18,9 +18,9 @@ from ..errors import NoRoomError, NotFoundError, PlanError, UnreachableError, Us
 from ..recipes.plan import Plan, read_plan
 from ..run_folder import RunPaths, forget_run, remember_run
 from .base import FINAL_WORDS, JobRef, Launcher, Request, StateWord
-from .frozen import accept_environment, freeze
+from .freeze import accept_environment, freeze
 from .overview import jobs_left, many_states
-from .reserving import reserve, stand_behind
+from .reservations import reserve, stand_behind
 from .status import StageState, adoptable, asking, job_refs, run_states
 
 

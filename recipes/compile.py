@@ -7,16 +7,16 @@ from collections.abc import Iterator
 
 from ..cluster.site import Site
 from ..errors import PlanError
-from .fits import by_stage, doubts, misfits
-from .forecast import forecast
-from .freeze import is_frozen
-from .keys import unbuilt
-from .params import takes_adapter
+from .data.row_faults import row_refusals, row_warnings
+from .forecast.memory import forecast
+from .forecast.parameters import takes_adapter
+from .forecast.storage import is_own_limit, model_of, with_dtype
+from .forecast.trainable import is_frozen
 from .plan import After, Batch, Forecast, Inputs, Plan, Stage
-from .rowfaults import row_refusals, row_warnings
+from .refusals import by_stage, doubts, misfits
 from .schema import Kind, Predict, Recipe, Resources
+from .schema.fields import unbuilt
 from .stages import kind_of, resources_of, source_of, stage_view, stages_of
-from .storage import is_own_limit, model_of, with_dtype
 
 _TASK_BYTES = 40_000_000_000  # of the consolidated model: 120 GB move, 2 minutes at 1 GB/s
 

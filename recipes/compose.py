@@ -14,12 +14,12 @@ from typing import Any
 
 from ..errors import Fault, RecipeError, UsageError
 from ..run_folder import config_file
-from . import check, overrides, sound
-from .schema import Recipe
-from .search import find_recipe, search_dirs
+from . import overrides
+from .catalog import find_recipe, search_dirs
+from .schema import Recipe, rules, validate
 from .stages import layered_resources
 from .stages import stage_view as stage_view  # jobs and the stage process know it from here
-from .yamlfiles import check_size, limited_files
+from .yaml_files import check_size, limited_files
 
 
 def compose(name: str, texts: Sequence[str] = ()) -> Recipe:
@@ -52,14 +52,14 @@ def recipe_of(values: dict[str, Any], faults: Sequence[Fault] = (), *, source: s
         RecipeError: every fault of the values, after the *faults* found before.
     """
     name = str(values["name"])
-    borrowed = sound.borrowed_secrets(values)
+    borrowed = rules.borrowed_secrets(values)
     if borrowed:  # before a fault elsewhere could tell what they resolve to
         raise RecipeError(name, [*faults, *borrowed])
     values = _resolved(values, source or name)
-    recipe, found = check.build(Recipe, values)
+    recipe, found = validate.build(Recipe, values)
     found = [*faults, *found]
     if recipe is not None:
-        found += sound.faults_of(recipe)
+        found += rules.faults_of(recipe)
     if recipe is None or found:
         raise RecipeError(name, found)
     return replace(recipe, resources=layered_resources(recipe, values.get("resources") or {}))

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Fault, nearest
+from .catalog import search_dirs
 from .schema import KINDS
-from .search import search_dirs
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override

@@ -12,8 +12,7 @@ from .. import __version__, files
 from ..cluster.site import Site
 from ..errors import NotFoundError, UsageError
 from ..run_folder import PLAN_FORMAT
-from . import check
-from .schema import Kind, Recipe, Resources
+from .schema import Kind, Recipe, Resources, validate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,7 +245,7 @@ class Plan:
     @property
     def run_id(self) -> str:
         """The digest of what decides the results: recipe less resources and tracking, code and data."""
-        recipe = check.to_plain(self.recipe)
+        recipe = validate.to_plain(self.recipe)
         deciding = {
             name: value for name, value in recipe.items() if name not in ("resources", "tracking", "description")
         }
@@ -270,7 +269,7 @@ class Plan:
 
     def to_json(self) -> str:
         """Return the plan as text: the same bytes for the same plan."""
-        return json.dumps(check.to_plain(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        return json.dumps(validate.to_plain(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -356,7 +355,7 @@ def read_plan(path: Path) -> Plan:
     Raises:
         UsageError: it was written by a version with another format, or is no plan.
     """
-    plan, faults = check.build(Plan, _values(path))
+    plan, faults = validate.build(Plan, _values(path))
     if plan is None or not plan.stages:
         raise UsageError(f"{path} is damaged: {'; '.join(map(str, faults[:3])) or 'it has no stages'}")
     return plan

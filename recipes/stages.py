@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from ..errors import RecipeError
-from . import check
-from .schema import KINDS, Kind, Recipe, Resources, StageSpec
+from .schema import KINDS, Kind, Recipe, Resources, StageSpec, validate
 
 # What each kind can work on; the nearest stage above of such a kind is taken. A train stage
 # starts from the recipe's model unless it says otherwise, and predict may: None of both needs one.
@@ -73,7 +72,7 @@ def layered_resources(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Res
         values: dict[str, Any] = {}
         for layer in ("default", kind, name):
             values |= given.get(layer) or {}
-        made, faults = check.build(Resources, values)
+        made, faults = validate.build(Resources, values)
         assert made is not None, f"layers were checked one by one: {faults}"
         return made
 
@@ -98,9 +97,9 @@ def smoke(recipe: Recipe) -> Recipe:
 
 
 def _changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
-    values = check.to_plain(recipe)
+    values = validate.to_plain(recipe)
     _merge(values, changes)
-    changed, faults = check.build(Recipe, values)
+    changed, faults = validate.build(Recipe, values)
     if changed is None:
         raise RecipeError(recipe.name, faults)
     return changed

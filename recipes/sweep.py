@@ -16,13 +16,13 @@ from typing import Any
 from ..cluster.site import Site
 from ..errors import Fault, PlanError, RecipeError
 from . import overrides
+from .catalog import find_recipe
 from .compile import compile
 from .compose import recipe_of, values_of
-from .inputs import inspect
-from .lengths import Progress
+from .inspect.inputs import inspect
+from .inspect.lengths import Progress
 from .plan import Plan, Point, Stage, Sweep, Variant
 from .schema import Recipe, Resources
-from .search import find_recipe
 from .stages import smoke
 
 STAGE = "sweep"

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from sousbatch.cli import main
-from sousbatch.cluster import sandbox, sandboxslurm
+from sousbatch.cli.main import main
+from sousbatch.cluster.sandbox import build, lifecycle
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are selected by their markers
@@ -194,8 +194,8 @@ _KEEPER = """
 import sys
 sys.stdin.read()
 from pathlib import Path
-from sousbatch.cluster import sandbox, sandboxslurm
-sandbox.stop(Path(sys.argv[1]))
+from sousbatch.cluster.sandbox import lifecycle
+lifecycle.stop(Path(sys.argv[1]))
 Path(sys.argv[1]).parent.rmdir()
 """
 
@@ -206,29 +206,29 @@ def slurm_settings() -> dict[str, str]:
     return dict(word.split("=", 1) for word in os.environ.get("SOUSBATCH_TEST_SET", "").split())
 
 
-def _private_slurm(settings: dict[str, str], *, accounting: bool) -> Iterator[sandbox.Sandbox]:
+def _private_slurm(settings: dict[str, str], *, accounting: bool) -> Iterator[lifecycle.Sandbox]:
     if GIVEN:
-        yield sandbox.read(Path(GIVEN))
+        yield lifecycle.read(Path(GIVEN))
         return
-    if missing := sandboxslurm.missing_packages(accounting=accounting):
-        pytest.skip(f"Slurm is not here; `{sandboxslurm.install_command(missing)}` installs it")
+    if missing := build.missing_packages(accounting=accounting):
+        pytest.skip(f"Slurm is not here; `{build.install_command(missing)}` installs it")
     folder = Path(tempfile.mkdtemp(prefix="sb-")) / "slurm"  # short, for the sake of sockets
     command = [sys.executable, "-P", "-c", _KEEPER, str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True):
-        yield sandbox.start(folder, accounting=accounting, settings=settings)
+        yield lifecycle.start(folder, accounting=accounting, settings=settings)
 
 
 @pytest.fixture(scope="session")
-def _slurm(slurm_settings: dict[str, str]) -> Iterator[sandbox.Sandbox]:
+def _slurm(slurm_settings: dict[str, str]) -> Iterator[lifecycle.Sandbox]:
     yield from _private_slurm(slurm_settings, accounting=False)
 
 
 @pytest.fixture(scope="session")
-def _slurm_accounting(slurm_settings: dict[str, str]) -> Iterator[sandbox.Sandbox]:
+def _slurm_accounting(slurm_settings: dict[str, str]) -> Iterator[lifecycle.Sandbox]:
     yield from _private_slurm(slurm_settings, accounting=True)
 
 
-def _for_one_test(box: sandbox.Sandbox, monkeypatch: pytest.MonkeyPatch) -> Iterator[sandbox.Sandbox]:
+def _for_one_test(box: lifecycle.Sandbox, monkeypatch: pytest.MonkeyPatch) -> Iterator[lifecycle.Sandbox]:
     if "enable_configless" in box.settings.get("SlurmctldParameters", ""):
         monkeypatch.delenv("SLURM_CONF")
         monkeypatch.setenv("SLURM_CONF_SERVER", f"{box.address}:{box.ports[0]}")
@@ -236,7 +236,7 @@ def _for_one_test(box: sandbox.Sandbox, monkeypatch: pytest.MonkeyPatch) -> Iter
         monkeypatch.setenv("SLURM_CONF", str(box.conf))
     yield box
     if not GIVEN:
-        sandbox.start(box.folder)  # a test may have killed a daemon
+        lifecycle.start(box.folder)  # a test may have killed a daemon
     subprocess.run(["scancel", f"--user={os.getuid()}"], check=True)
     deadline = time.monotonic() + 60
     while subprocess.run(["squeue", "--noheader"], capture_output=True, check=True).stdout:
@@ -245,12 +245,14 @@ def _for_one_test(box: sandbox.Sandbox, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 @pytest.fixture
-def slurm(_slurm: sandbox.Sandbox, monkeypatch: pytest.MonkeyPatch) -> Iterator[sandbox.Sandbox]:
+def slurm(_slurm: lifecycle.Sandbox, monkeypatch: pytest.MonkeyPatch) -> Iterator[lifecycle.Sandbox]:
     """A private Slurm without accounting, shared by a worker's tests; jobs that a test leaves are cancelled."""
     yield from _for_one_test(_slurm, monkeypatch)
 
 
 @pytest.fixture
-def slurm_accounting(_slurm_accounting: sandbox.Sandbox, monkeypatch: pytest.MonkeyPatch) -> Iterator[sandbox.Sandbox]:
+def slurm_accounting(
+    _slurm_accounting: lifecycle.Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[lifecycle.Sandbox]:
     """The same with accounting."""
     yield from _for_one_test(_slurm_accounting, monkeypatch)

@@ -21,22 +21,11 @@ HEAVY = ("torch", "transformers", "deepspeed", "peft", "wandb", "accelerate", "d
 # Left never imports right, and jobs and launchers never see each other.
 LINE: tuple[set[str], ...] = (
     {"redaction", "errors", "files", "run_folder", "remote", "ledger", "__init__"},
-    {"checkpoints"},
+    {"checkpoints", "predictions"},
     {"cluster"},
     {"recipes"},
     {"jobs", "launchers"},
-    {
-        "cli",
-        "__main__",
-        "commands",
-        "checkpointcommands",
-        "predictioncommands",
-        "sandboxcommands",
-        "show",
-        "doctor",
-        "follow",
-        "report",
-    },
+    {"cli", "__main__"},
 )
 
 
@@ -116,7 +105,7 @@ def test_packages_of_the_user_do_not_shadow_ours(tmp_path: Path, arguments: list
     for name in ("errors", "files", "show", "cli"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('the module of the user was imported')")
     done = subprocess.run(
-        [sys.executable, "-m", "sousbatch.cli", *arguments], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-m", "sousbatch.cli.main", *arguments], cwd=tmp_path, capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -125,7 +114,7 @@ def test_packages_of_the_user_do_not_shadow_ours(tmp_path: Path, arguments: list
 def test_planning_imports_nothing_heavy(project: Path, command: list[str]) -> None:
     code = (
         "import sys\n"
-        "from sousbatch.cli import main\n"
+        "from sousbatch.cli.main import main\n"
         "try:\n    code = main(sys.argv[1:])\n"
         "except SystemExit as end:\n    code = end.code\n"
         f"print([name for name in {HEAVY} if name in sys.modules], code, file=sys.stderr)\n"

@@ -39,7 +39,7 @@ def _written() -> int:
 
 class Finder(MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name != "sousbatch.jobs.training.loop":
+        if name != "sousbatch.jobs.training.trainer":
             return None
         sys.meta_path.remove(self)
         from importlib.util import find_spec

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from ...errors import RunError, UsageError
-from ...recipes.freeze import is_frozen
+from ...recipes.forecast.trainable import is_frozen
+from ...recipes.inspect.tokenizer import load_full
 from ...recipes.schema import Recipe
-from ...recipes.tokenizer import load_full
 
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 

@@ -285,8 +285,8 @@ SAVER = """
 import sys, zipfile
 from pathlib import Path
 from sousbatch.checkpoints import commit
-from sousbatch.checkpoints.retention import Policy, decide
-from sousbatch.checkpoints.rotate import Means, carry_out
+from sousbatch.checkpoints.retention.decisions import Policy, decide
+from sousbatch.checkpoints.rotation import Means, carry_out
 
 folder, step, attempt = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 while True:

@@ -1,4 +1,4 @@
-"""kill -9 around, and a full disk at, every system call of save, thin, archive and delete; see moments/keeping.py."""
+"""kill -9 around, and a full disk at, every system call of save, thin, archive and delete; see faults/keeping.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-MOMENTS = Path(__file__).parents[1] / "moments"
+FAULTS = Path(__file__).parents[1] / "faults"
 
 
 @pytest.fixture(scope="session")
@@ -19,8 +19,8 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The library that counts the calls which change files, and kills or fails at one of them."""
     if shutil.which("gcc") is None or not sys.platform.startswith("linux"):
         pytest.skip("needs gcc and Linux")
-    path = tmp_path_factory.mktemp("moments") / "moments.so"
-    subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", path, MOMENTS / "moments.c", "-ldl"], check=True)
+    path = tmp_path_factory.mktemp("moments") / "fail_at.so"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", path, FAULTS / "fail_at.c", "-ldl"], check=True)
     return path
 
 
@@ -40,7 +40,7 @@ def test_nothing_committed_is_lost_and_the_next_attempt_ends_the_work(
     shim: Path, memory_dir: Path, how: str, stride: int, at_least: int
 ) -> None:
     done = subprocess.run(
-        [sys.executable, "-P", str(MOMENTS / "keeping.py"), str(memory_dir), how, str(stride)],
+        [sys.executable, "-P", str(FAULTS / "keeping.py"), str(memory_dir), how, str(stride)],
         env=os.environ | {"LD_PRELOAD": str(shim), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

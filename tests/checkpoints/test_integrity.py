@@ -17,7 +17,7 @@ from sousbatch.checkpoints.commit import Checkpoint
 from sousbatch.checkpoints.integrity import open_sound
 from sousbatch.checkpoints.retention.decisions import Verdict
 from sousbatch.checkpoints.rotation import Means, carry_out, thin
-from sousbatch.cli import main
+from sousbatch.cli.main import main
 from sousbatch.errors import DamagedError
 from sousbatch.remote import place_of
 

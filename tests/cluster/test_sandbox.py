@@ -14,11 +14,11 @@ from typing import Any
 import psutil
 import pytest
 
-from sousbatch.cluster import sandbox, sandboxslurm
-from sousbatch.cluster.sandboxprocs import processes
+from sousbatch.cluster.sandbox import build, lifecycle
+from sousbatch.cluster.sandbox.processes import processes
 from sousbatch.errors import UsageError
 
-is_missing = pytest.mark.skipif(bool(sandboxslurm.missing_packages()), reason="Slurm is not installed")
+is_missing = pytest.mark.skipif(bool(build.missing_packages()), reason="Slurm is not installed")
 
 
 def needs_slurm(test: Callable[..., None]) -> Callable[..., None]:
@@ -51,7 +51,7 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     parent = Path(tempfile.mkdtemp(prefix="sb-"))
     monkeypatch.setenv("SLURM_CONF", str(parent / "own" / "slurm.conf"))
     yield parent / "own"
-    sandbox.stop(parent / "own")
+    lifecycle.stop(parent / "own")
     parent.rmdir()
 
 
@@ -61,7 +61,7 @@ def test_start_prints_what_a_shell_evaluates_and_stop_leaves_nothing(folder: Pat
     code, out, err = sousbatch(*command)
     assert (code, out) == (0, f"export SLURM_CONF={folder}/slurm.conf\n")
     assert (
-        f"a private Slurm {sandboxslurm.version_of(sandboxslurm.default_prefix())} runs in" in err
+        f"a private Slurm {build.version_of(build.default_prefix())} runs in" in err
         and f"sousbatch sandbox stop --dir {folder}" in err
     )
     assert "MaxArraySize            = 11\n" in run("scontrol", "show", "config")
@@ -86,7 +86,7 @@ def test_start_prints_what_a_shell_evaluates_and_stop_leaves_nothing(folder: Pat
 @needs_slurm
 def test_daemons_and_commands_are_those_of_one_prefix(folder: Path, tmp_path: Path, sousbatch: Callable[..., Any]):
     """Another prefix is made of links to what is here."""
-    real = sandboxslurm.default_prefix()
+    real = build.default_prefix()
     for name in ("bin/sbatch", "bin/sinfo", "bin/squeue", "sbin/slurmctld", "sbin/slurmd"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).symlink_to(real / name)
@@ -96,21 +96,21 @@ def test_daemons_and_commands_are_those_of_one_prefix(folder: Path, tmp_path: Pa
     paths = [one.environ()["PATH"] for one in processes(folder) if one.name() in ("slurmctld", "slurmd")]
     assert len(paths) == 2 and all(path.startswith(f"{tmp_path}/sbin:{tmp_path}/bin:") for path in paths)
     told = sousbatch("sandbox", "status", "--dir", str(folder))[1]
-    assert told.startswith(f"Slurm {sandboxslurm.version_of(real)} of {tmp_path}\n") and "n1    idle" in told
+    assert told.startswith(f"Slurm {build.version_of(real)} of {tmp_path}\n") and "n1    idle" in told
 
 
 @needs_slurm
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can start daemons that become other users")
 def test_slurmctld_may_be_another_users_and_jobs_a_third_ones(folder: Path):
     folder.parent.chmod(0o755)
-    sandbox.start(folder, nodes=1, settings={"SlurmUser": "daemon", "SlurmdUser": "root"})
+    lifecycle.start(folder, nodes=1, settings={"SlurmUser": "daemon", "SlurmdUser": "root"})
     owners = {one.name(): one.username() for one in processes(folder)}
     assert (owners["slurmctld"], owners["slurmd"]) == ("daemon", "root")
     assert subprocess.run(["srun", "id", "-un"], user="games", cwd="/", capture_output=True).stdout == b"games\n"
 
 
 @needs_slurm
-def test_what_died_is_told_and_started_again_and_jobs_run_on(slurm: sandbox.Sandbox, sousbatch: Callable[..., Any]):
+def test_what_died_is_told_and_started_again_and_jobs_run_on(slurm: lifecycle.Sandbox, sousbatch: Callable[..., Any]):
     where = ("--dir", str(slurm.folder))
     saved = slurm.folder / "state" / "job_state"
     job = submit("--nodelist=n1")
@@ -130,16 +130,16 @@ def test_what_died_is_told_and_started_again_and_jobs_run_on(slurm: sandbox.Sand
 
 @needs_slurm
 def test_a_sandbox_whose_folder_was_removed_is_still_ended(folder: Path):
-    sandbox.start(folder)
+    lifecycle.start(folder)
     for path in (folder / "sandbox.json", folder / "slurm.conf"):
         path.unlink()
-    assert sandbox.stop(folder) >= 4
+    assert lifecycle.stop(folder) >= 4
     assert processes(folder) == []
     subprocess.run(["rm", "-r", folder], check=True)
 
 
 @needs_slurm
-def test_daemons_listen_where_the_machines_name_leads(slurm: sandbox.Sandbox):
+def test_daemons_listen_where_the_machines_name_leads(slurm: lifecycle.Sandbox):
     places = {
         connection.laddr.ip
         for process in processes(slurm.folder)
@@ -154,7 +154,7 @@ def test_jobs_see_their_gpus_and_nothing_of_the_shell_that_started_slurm(
     folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.setenv("OF_THE_STARTING_SHELL", "1")
-    sandbox.start(folder)
+    lifecycle.start(folder)
     monkeypatch.delenv("OF_THE_STARTING_SHELL")
     run("sbatch", "--wait", "--nodes=2", "--gpus-per-node=2", f"--output={tmp_path}/out", "--wrap=env; srun hostname")
     seen = dict(line.split("=", 1) for line in (tmp_path / "out").read_text().splitlines() if "=" in line)
@@ -163,7 +163,7 @@ def test_jobs_see_their_gpus_and_nothing_of_the_shell_that_started_slurm(
 
 
 @needs_slurm
-def test_an_urgent_job_preempts_and_the_other_is_soon_back(slurm: sandbox.Sandbox):
+def test_an_urgent_job_preempts_and_the_other_is_soon_back(slurm: lifecycle.Sandbox):
     first = submit("--nodes=2", "--exclusive")
     until(lambda: state(first) == "RUNNING")
     urgent = submit("--nodes=2", "--exclusive", "--partition=urgent", script="true")
@@ -175,27 +175,27 @@ def test_an_urgent_job_preempts_and_the_other_is_soon_back(slurm: sandbox.Sandbo
 
 
 @needs_slurm
-def test_a_killed_nodes_steps_live_on(slurm: sandbox.Sandbox, tmp_path: Path):
+def test_a_killed_nodes_steps_live_on(slurm: lifecycle.Sandbox, tmp_path: Path):
     submit("--nodelist=n2", script=f"while sleep 0.1; do date >> {tmp_path}/beats; done")
     until((tmp_path / "beats").exists)
-    sandbox.kill_node(slurm.folder, "n2")
-    assert sandbox.daemons_alive(slurm.folder)["slurmd n2"] is False
+    lifecycle.kill_node(slurm.folder, "n2")
+    assert lifecycle.daemons_alive(slurm.folder)["slurmd n2"] is False
     size = (tmp_path / "beats").stat().st_size
     until(lambda: (tmp_path / "beats").stat().st_size > size)
-    sandbox.start_node(slurm.folder, "n2")
-    assert all(sandbox.daemons_alive(slurm.folder).values())
+    lifecycle.start_node(slurm.folder, "n2")
+    assert all(lifecycle.daemons_alive(slurm.folder).values())
 
 
 @needs_slurm
-def test_the_controller_can_be_away(slurm: sandbox.Sandbox):
+def test_the_controller_can_be_away(slurm: lifecycle.Sandbox):
     job = submit()
-    sandbox.stop_controller(slurm.folder)
-    assert sandbox.daemons_alive(slurm.folder)["slurmctld"] is False
-    sandbox.start_controller(slurm.folder)
+    lifecycle.stop_controller(slurm.folder)
+    assert lifecycle.daemons_alive(slurm.folder)["slurmctld"] is False
+    lifecycle.start_controller(slurm.folder)
     until(lambda: state(job) == "RUNNING")
 
 
-def test_accounting_answers(slurm_accounting: sandbox.Sandbox):
+def test_accounting_answers(slurm_accounting: lifecycle.Sandbox):
     job = submit(script="exit 3")
     until(
         lambda: (
@@ -204,7 +204,7 @@ def test_accounting_answers(slurm_accounting: sandbox.Sandbox):
     )
 
 
-def test_a_limit_that_is_not_set_is_empty(slurm_accounting: sandbox.Sandbox):
+def test_a_limit_that_is_not_set_is_empty(slurm_accounting: lifecycle.Sandbox):
     told = run("sacctmgr", "-nP", "show", "assoc", "format=user,maxsubmitjobs,grpsubmitjobs")
     assert told.split("\n") == ["||", "root||"]
     assert run("sacctmgr", "-nP", "show", "qos", "format=name,maxsubmitjobsperuser") == "normal|"
@@ -213,8 +213,8 @@ def test_a_limit_that_is_not_set_is_empty(slurm_accounting: sandbox.Sandbox):
 def test_missing_packages_are_named_with_the_command_that_installs_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sousbatch: Callable[..., Any]
 ):
-    monkeypatch.setattr(sandboxslurm, "PATH", str(tmp_path))
-    monkeypatch.setattr(sandboxslurm, "_DEBIAN", tmp_path)
+    monkeypatch.setattr(build, "PATH", str(tmp_path))
+    monkeypatch.setattr(build, "_DEBIAN", tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(os, "getuid", lambda: 1000)
     code, out, err = sousbatch("sandbox", "start", "--accounting", "--dir", str(tmp_path / "own"))
@@ -253,4 +253,4 @@ def test_what_cannot_work_is_refused_before_anything_starts(name: str, options: 
     with tempfile.TemporaryDirectory(prefix="sb-") as parent:
         (Path(parent) / "file").touch()
         with pytest.raises(UsageError, match=words):
-            sandbox.start(Path(parent, name), **options)
+            lifecycle.start(Path(parent, name), **options)

@@ -10,8 +10,8 @@ import pytest
 
 from sousbatch.cluster import slurm
 from sousbatch.errors import NoSlurmError, SlurmError, UnreachableError
-from sousbatch.launchers.choose import choose_site
-from sousbatch.launchers.slurm import job_state
+from sousbatch.launchers.registry import choose_site
+from sousbatch.launchers.slurm.launcher import job_state
 
 Stand = Callable[[str, str], None]
 
@@ -109,7 +109,7 @@ def test_a_slurm_that_tells_its_configuration_is_the_site_also_where_the_ping_fa
 def test_a_slurm_that_cannot_be_asked_is_never_replaced_by_this_machine(
     stand_in: Stand, monkeypatch: pytest.MonkeyPatch, complaint: str, error: type[SlurmError]
 ) -> None:
-    monkeypatch.setattr("sousbatch.launchers.choose.PATIENCE_S", 0)
+    monkeypatch.setattr("sousbatch.launchers.registry.PATIENCE_S", 0)
     stand_in("sbatch", "")
     stand_in("scontrol", f"echo '{complaint}' >&2; exit 1")
     with pytest.raises(error, match="run it here with --launcher local"):

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from sousbatch.cli import build_parser
-from sousbatch.cluster import sandboxslurm
+from sousbatch.cli.main import build_parser
+from sousbatch.cluster.sandbox import build
 
 pytestmark = pytest.mark.xdist_group("finished")
 ROOT = Path(__file__).parents[2]
@@ -96,8 +96,8 @@ def test_a_printed_submission_starts(place, command):
 @pytest.mark.slurm
 def test_the_printed_sandbox_commands_work(place):
     """In the order of a user; start prints what a shell evaluates."""
-    if missing := sandboxslurm.missing_packages(accounting=True):
-        pytest.skip(f"Slurm is not here; `{sandboxslurm.install_command(missing)}` installs it")
+    if missing := build.missing_packages(accounting=True):
+        pytest.skip(f"Slurm is not here; `{build.install_command(missing)}` installs it")
     shown = [shlex.split(command)[1:] for command in printed_commands() if " sandbox " in command]
     verbs = sorted(shown, key=lambda words: (["start", "status", "stop"].index(words[1]), len(words)))
     folder = Path(tempfile.mkdtemp(prefix="sb-"))

@@ -31,9 +31,10 @@ from sousbatch.checkpoints.capacity import reservations
 from sousbatch.checkpoints.commit import Checkpoint
 from sousbatch.cluster.site import Site
 from sousbatch.jobs.context import JobContext
-from sousbatch.jobs.training.saving import Saver, make_deepspeed_safe
-from sousbatch.jobs.training.together import Ranks
+from sousbatch.jobs.training.collectives import Ranks
+from sousbatch.jobs.training.saver import Saver, make_deepspeed_safe
 from sousbatch.ledger import open_job
+from sousbatch.recipes.forecast.storage import weights_of, with_slack
 from sousbatch.recipes.plan import (
     Batch,
     Forecast,
@@ -47,7 +48,6 @@ from sousbatch.recipes.plan import (
     TensorFacts,
 )
 from sousbatch.recipes.schema import Checkpoints, Model, Recipe, Resources, Train, Zero
-from sousbatch.recipes.storage import weights_of, with_slack
 from sousbatch.run_folder import RunPaths
 
 SHIM = ctypes.CDLL(None)

@@ -21,9 +21,9 @@ from sousbatch import ledger
 from sousbatch.checkpoints import commit
 from sousbatch.checkpoints.capacity import reservations
 from sousbatch.errors import EXIT_NO_ROOM, NoRoomError
-from sousbatch.jobs.training.saving import Saver
-from sousbatch.jobs.training.together import Ranks
-from sousbatch.launchers.reserving import reserve, stand_behind
+from sousbatch.jobs.training.collectives import Ranks
+from sousbatch.jobs.training.saver import Saver
+from sousbatch.launchers.reservations import reserve, stand_behind
 from sousbatch.run_folder import RunPaths
 
 NUM_RUNS, PEAK_BYTES = 8, 900_000  # a full state, and weights beside it

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import sousbatch.jobs.consolidate as job
 from sousbatch import ledger
 from sousbatch.checkpoints.consolidation.consolidate import consolidate
 from sousbatch.checkpoints.formats.detect import open_source
-from sousbatch.jobs import consolidate as job
 from sousbatch.jobs.context import run_job
 from sousbatch.run_folder import RunPaths
 

@@ -16,15 +16,15 @@ import psutil
 import pytest
 
 from sousbatch import ledger
-from sousbatch.cluster import sandbox, sandboxslurm
+from sousbatch.cluster.sandbox import build, lifecycle
 from sousbatch.cluster.site import Site
-from sousbatch.cluster.slurmsite import read_site
-from sousbatch.launchers.slurm import SlurmLauncher
+from sousbatch.cluster.slurm_site import read_site
+from sousbatch.launchers.slurm.launcher import SlurmLauncher
 from sousbatch.launchers.status import StageState, is_final, job_refs, run_states
 from sousbatch.launchers.submission import submit
 from sousbatch.ledger import Event
-from sousbatch.recipes.inputs import code_digest_of
-from sousbatch.recipes.models import model_digest
+from sousbatch.recipes.inspect.inputs import code_digest_of
+from sousbatch.recipes.inspect.model import model_digest
 from sousbatch.recipes.plan import After, Batch, Forecast, Inputs, ModelFacts, Plan, Room, SplitFacts, Stage
 from sousbatch.recipes.schema import Environment, Model, Recipe, Resources, StageSpec
 
@@ -267,13 +267,13 @@ def another_slurm(
     folder = Path(tempfile.mkdtemp(prefix="sandbox-"))
 
     def start_another(*, accounting: bool = False, **settings: str) -> Path:
-        if missing := sandboxslurm.missing_packages(accounting=accounting):
+        if missing := build.missing_packages(accounting=accounting):
             pytest.skip(f"needs {', '.join(missing)}")
-        box = sandbox.start(folder, accounting=accounting, settings=slurm_settings | settings)
+        box = lifecycle.start(folder, accounting=accounting, settings=slurm_settings | settings)
         own.setenv("SLURM_CONF", str(box.conf))
         return folder
 
     with monkeypatch.context() as own:
         yield start_another
-    sandbox.stop(folder)
+    lifecycle.stop(folder)
     shutil.rmtree(folder, ignore_errors=True)

@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 import pytest
 
-from sousbatch.cluster.slurmsite import read_site
+from sousbatch.cluster.slurm_site import read_site
 from sousbatch.launchers.base import FINAL_WORDS, JobRef, JobState, Launcher, Request
-from sousbatch.launchers.local import LocalLauncher
-from sousbatch.launchers.sbatch import header
-from sousbatch.launchers.slurm import CLIENT_LINE, TASK_LINE, SlurmLauncher
+from sousbatch.launchers.local.launcher import LocalLauncher
+from sousbatch.launchers.slurm.launcher import CLIENT_LINE, TASK_LINE, SlurmLauncher
+from sousbatch.launchers.slurm.script import header
 from sousbatch.recipes.plan import After, Plan, Stage
 from sousbatch.recipes.schema import Environment, Resources
 from sousbatch.run_folder import RunPaths
@@ -124,7 +124,15 @@ class LauncherContract:
             sent[name] = paths, self.send(request, f"key{len(sent)}")
         for name, (paths, ref) in sent.items():
             assert self.end(ref).word == "done", name
-            expected = ["-m", "sousbatch.launchers.stage", str(paths.root), "train", name, f"two words {name}", ""]
+            expected = [
+                "-m",
+                "sousbatch.launchers.stage_process",
+                str(paths.root),
+                "train",
+                name,
+                f"two words {name}",
+                "",
+            ]
             assert paths.log("train", 0).read_text().split("\0") == expected
         assert not list(self.place.rglob("x"))
 

@@ -13,7 +13,7 @@ from sousbatch import ledger
 from sousbatch.errors import SlurmError, UnreachableError, UsageError
 from sousbatch.launchers import submission
 from sousbatch.launchers.base import JobRef, JobState
-from sousbatch.launchers.local import LocalLauncher
+from sousbatch.launchers.local.launcher import LocalLauncher
 from sousbatch.launchers.overview import many_states, watch_states
 from sousbatch.recipes.plan import After, Plan, Stage, read_plan
 from sousbatch.recipes.schema import Resources

@@ -20,7 +20,7 @@ from sousbatch import ledger
 from sousbatch.errors import NoRoomError, NotFoundError, UsageError
 from sousbatch.launchers import submission
 from sousbatch.launchers.base import FINAL_WORDS, JobRef, Request
-from sousbatch.launchers.local import LocalLauncher
+from sousbatch.launchers.local.launcher import LocalLauncher
 from sousbatch.launchers.overview import many_states
 from sousbatch.launchers.status import job_refs, run_states
 from sousbatch.recipes.plan import After, Plan, Stage, read_plan
@@ -39,7 +39,7 @@ THIRD = Stage(
 TEXT_LAUNCHER = """
 import shlex
 from dataclasses import replace
-from sousbatch.launchers.local import LocalLauncher
+from sousbatch.launchers.local.launcher import LocalLauncher
 
 class TextLauncher(LocalLauncher):
     def prepare(self, plan, paths):

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sousbatch.cluster.site import Site
-from sousbatch.launchers.local import LocalLauncher
+from sousbatch.launchers.local.launcher import LocalLauncher
 from sousbatch.recipes.compile import compile
 from sousbatch.recipes.plan import Inputs, ModelFacts, Plan, Room, SplitFacts, TensorFacts
 from sousbatch.recipes.schema import (

@@ -17,7 +17,7 @@ from sousbatch.cluster.site import NodeKind, Partition, this_machine
 from sousbatch.errors import PlanError
 from sousbatch.recipes.compile import compile
 from sousbatch.recipes.compose import compose
-from sousbatch.recipes.inputs import inspect
+from sousbatch.recipes.inspect.inputs import inspect
 from sousbatch.recipes.plan import Inputs, Plan, read_plan
 from sousbatch.recipes.schema import Recipe, Resources, StageSpec
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from sousbatch.errors import NotFoundError, RecipeError, UsageError
+from sousbatch.recipes.catalog import list_recipes
 from sousbatch.recipes.compose import compose
-from sousbatch.recipes.search import list_recipes
 from sousbatch.recipes.stages import resources_of, smoke, stage_view, stages_of
 
 BASE = "name: a\nmodel: {path: m}\ndata: {splits: {train: t.jsonl}}\n"

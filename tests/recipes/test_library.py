@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from sousbatch.cluster.site import Site
+from sousbatch.recipes.catalog import LIBRARY_DIR
 from sousbatch.recipes.compile import compile
 from sousbatch.recipes.compose import compose
-from sousbatch.recipes.inputs import inspect
-from sousbatch.recipes.search import LIBRARY_DIR
+from sousbatch.recipes.inspect.inputs import inspect
 from sousbatch.recipes.stages import smoke
 
 NAMES = sorted(path.stem for path in LIBRARY_DIR.glob("*.yaml"))

@@ -15,7 +15,7 @@ from sousbatch.cluster.site import Site
 from sousbatch.errors import PlanError, RecipeError
 from sousbatch.recipes.compile import compile
 from sousbatch.recipes.compose import compose
-from sousbatch.recipes.inputs import inspect
+from sousbatch.recipes.inspect.inputs import inspect
 from sousbatch.recipes.plan import Plan, read_plan
 from sousbatch.recipes.stages import smoke
 from sousbatch.recipes.sweep import plan_sweep, point_plan, point_recipe

@@ -124,8 +124,8 @@ def test_a_store_without_locks_is_used_all_the_same(tmp_path: Path, monkeypatch:
 
 def test_the_lock_of_a_dead_holder_is_free(tmp_path: Path) -> None:
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom sousbatch.checkpoints import budget\n"
-        "with budget.store_locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)\n"
+        "import sys, time\nfrom pathlib import Path\nfrom sousbatch.checkpoints.capacity import reservations\n"
+        "with reservations.store_locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)\n"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"

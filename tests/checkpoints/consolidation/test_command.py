@@ -16,7 +16,7 @@ from sousbatch.checkpoints.consolidation import stream
 from sousbatch.checkpoints.consolidation.cost import cost_of
 from sousbatch.checkpoints.consolidation.plan import Choices, shards_of
 from sousbatch.checkpoints.formats.detect import open_source
-from sousbatch.cli import main
+from sousbatch.cli.main import main
 
 Weights = Callable[[Path], dict[str, torch.Tensor]]
 

@@ -287,10 +287,11 @@ def test_a_part_that_overflows_is_refused_by_itself(overflowing: Source, tmp_pat
 
 def test_a_killed_consolidation_leaves_only_temporary_names(cases: Path, tmp_path: Path, run_python: Python) -> None:
     code = (
-        "import os; from pathlib import Path; from sousbatch.checkpoints.formats import read, write\n"
-        f"source = read.open_source(Path({str(cases / 'z3_fp32' / 'ck')!r}))\n"
+        "import os; from pathlib import Path; from sousbatch.checkpoints.formats import detect\n"
+        "from sousbatch.checkpoints.consolidation import consolidate\n"
+        f"source = detect.open_source(Path({str(cases / 'z3_fp32' / 'ck')!r}))\n"
         f"out = Path({str(tmp_path / 'results' / 'out')!r})\n"
-        "write.consolidate(source, out, before_commit=lambda: os._exit(9))"
+        "consolidate.consolidate(source, out, before_commit=lambda: os._exit(9))"
     )
     assert run_python(code).returncode == 9
     left = [path.name for path in (tmp_path / "results").iterdir()]
@@ -356,10 +357,11 @@ def test_a_full_disk_is_known_before_a_byte_is_read(cases: Path, tmp_path: Path,
     if subprocess.run(["unshare", "-m", "sh", "-c", f"{mount} true"], capture_output=True, check=False).returncode:
         pytest.skip("needs the right to mount")
     code = (
-        "import sys; from pathlib import Path; from sousbatch.checkpoints.formats import read, write\n"
-        f"source = read.open_source(Path({str(cases / 'z3_bf16' / 'ck')!r}))\n"
+        "import sys; from pathlib import Path; from sousbatch.checkpoints.formats import detect\n"
+        "from sousbatch.checkpoints.consolidation import consolidate\n"
+        f"source = detect.open_source(Path({str(cases / 'z3_bf16' / 'ck')!r}))\n"
         "try:\n"
-        f"    write.consolidate(source, Path({str(tmp_path / 'out')!r}))\n"
+        f"    consolidate.consolidate(source, Path({str(tmp_path / 'out')!r}))\n"
         "except Exception as error:\n"
         "    print(type(error).__name__, error.exit_code, 'torch' in sys.modules)\n"
         f"    print(list(Path({str(tmp_path)!r}).iterdir()))"
@@ -377,12 +379,13 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path, run_python: Python)
         stream.truncate(8 + len(header) + 268435456)
     code = (
         "import re; from pathlib import Path; import torch\n"
-        "from sousbatch.checkpoints.formats import read, write\n"
+        "from sousbatch.checkpoints.formats import detect\n"
+        "from sousbatch.checkpoints.consolidation import consolidate\n"
         "status = Path('/proc/self/status')\n"
         "def anonymous(): return int(re.search(r'RssAnon:\\s+(\\d+)', status.read_text())[1])\n"
         "before, peak = anonymous(), []\n"
-        f"source = read.open_source(Path({str(tmp_path / 'model')!r}))\n"
-        f"write.consolidate(source, Path({str(tmp_path / 'out')!r}),\n"
+        f"source = detect.open_source(Path({str(tmp_path / 'model')!r}))\n"
+        f"consolidate.consolidate(source, Path({str(tmp_path / 'out')!r}),\n"
         "    num_workers=2, progress=lambda done, total: peak.append(anonymous()))\n"
         "print((max(peak) - before) // 1024)"
     )

@@ -50,14 +50,15 @@ def test_a_disk_of_any_size_that_is_too_small_says_so_and_a_larger_one_goes_on(
     if subprocess.run(["unshare", "-m", "sh", "-c", f"{mount} true"], capture_output=True, check=False).returncode:
         pytest.skip("needs the right to mount")
     code = (
-        "import subprocess; from pathlib import Path; from sousbatch.checkpoints.formats import read, write\n"
+        "import subprocess; from pathlib import Path; from sousbatch.checkpoints.formats import detect\n"
+        "from sousbatch.checkpoints.consolidation import consolidate\n"
         "from sousbatch.errors import NoRoomError\n"
         f"home, refused = Path({str(tmp_path)!r}), 0\n"
-        f"source = read.open_source(Path({str(cases / 'z3_bf16' / 'ck')!r}))\n"
+        f"source = detect.open_source(Path({str(cases / 'z3_bf16' / 'ck')!r}))\n"
         "for pages in range(1, 60):\n"
         "    subprocess.run(['mount', '-o', f'remount,size={4 * pages}k', home], check=True)\n"
         "    try:\n"
-        "        write.consolidate(source, home / 'out', max_shard_bytes=4000)\n"
+        "        consolidate.consolidate(source, home / 'out', max_shard_bytes=4000)\n"
         "        break\n"
         "    except NoRoomError:\n"
         "        refused += 1\n"

@@ -240,9 +240,11 @@ def test_more_ranks_than_a_process_may_hold_open_files(
     path = write_zero3(tmp_path / "ck", shapes={"a": (300, 10), "b": (7,)}, world_size=600)
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300))\n"
-        "from pathlib import Path; from sousbatch.checkpoints.formats import read, write\n"
-        f"source = read.open_source(Path({str(path)!r}))\n"
-        f"print(write.consolidate(source, Path({str(tmp_path / 'out')!r}), dtype='float32', num_workers=3).num_params)"
+        "from pathlib import Path; from sousbatch.checkpoints.formats import detect\n"
+        "from sousbatch.checkpoints.consolidation import consolidate\n"
+        f"source = detect.open_source(Path({str(path)!r}))\n"
+        f"out = Path({str(tmp_path / 'out')!r})\n"
+        "print(consolidate.consolidate(source, out, dtype='float32', num_workers=3).num_params)"
     )
     done = run_python(code)
     assert done.stdout.strip() == "3007", done.stderr  # type: ignore[attr-defined]

@@ -103,8 +103,9 @@ def test_a_folder_without_a_checkpoint_says_what_is_known(tmp_path: Path) -> Non
 
 def test_reading_imports_no_framework(cases: Path, run_python: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     code = (
-        "import sys; from pathlib import Path; from sousbatch.checkpoints.formats import read, write, stream\n"
-        f"[read.open_source(path / 'ck') for path in Path({str(cases)!r}).glob('z*')]\n"
+        "import sys; from pathlib import Path; from sousbatch.checkpoints.formats import detect\n"
+        "from sousbatch.checkpoints.consolidation import consolidate, stream\n"
+        f"[detect.open_source(path / 'ck') for path in Path({str(cases)!r}).glob('z*')]\n"
         "print({'torch', 'deepspeed', 'safetensors', 'transformers', 'peft'} & set(sys.modules))"
     )
     assert run_python(code).stdout.strip() == "set()"

@@ -20,7 +20,7 @@ from sousbatch.checkpoints.consolidation import model_names
 from sousbatch.checkpoints.consolidation.consolidate import consolidate
 from sousbatch.checkpoints.formats.detect import open_source
 from sousbatch.checkpoints.formats.tensors import Source
-from sousbatch.cli import main
+from sousbatch.cli.main import main
 from sousbatch.errors import IncompleteError, UsageError
 
 Weights = Callable[[Path], dict[str, torch.Tensor]]

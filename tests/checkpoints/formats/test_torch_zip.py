@@ -18,7 +18,7 @@ import torch
 
 from sousbatch.checkpoints.formats.torch_zip import load_state
 from sousbatch.checkpoints.formats.unpickler import StoredTensor
-from sousbatch.cli import main
+from sousbatch.cli.main import main
 from sousbatch.errors import DamagedError, NotFoundError, UsageError
 
 

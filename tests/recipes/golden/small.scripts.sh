@@ -8,7 +8,7 @@ export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
 export PYTHONPATH=/runs/small/7f7e375fc1a3/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage /runs/small/7f7e375fc1a3 train
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/7f7e375fc1a3 train
 
 #!/bin/bash
 # sousbatch @VERSION@: run '7f7e375fc1a3', stage consolidate
@@ -20,7 +20,7 @@ export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
 export PYTHONPATH=/runs/small/7f7e375fc1a3/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage /runs/small/7f7e375fc1a3 consolidate
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/7f7e375fc1a3 consolidate
 
 #!/bin/bash
 # sousbatch @VERSION@: run '7f7e375fc1a3', stage predict
@@ -32,7 +32,7 @@ export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
 export PYTHONPATH=/runs/small/7f7e375fc1a3/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage /runs/small/7f7e375fc1a3 predict
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/7f7e375fc1a3 predict
 
 #!/bin/bash
 # sousbatch @VERSION@: run '7f7e375fc1a3', stage merge
@@ -44,7 +44,7 @@ export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
 export PYTHONPATH=/runs/small/7f7e375fc1a3/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage /runs/small/7f7e375fc1a3 merge
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/7f7e375fc1a3 merge
 
 #!/bin/bash
 # sousbatch @VERSION@: run '7f7e375fc1a3', stage score
@@ -56,4 +56,4 @@ export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
 export PYTHONPATH=/runs/small/7f7e375fc1a3/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage /runs/small/7f7e375fc1a3 score
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/7f7e375fc1a3 score

@@ -1,0 +1,1 @@
+"""The command line: one module for each noun, with its parser, its handler and its text."""

@@ -1,0 +1,204 @@
+"""Follow a run: progress on stderr while it goes, results on stdout when it is over."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from types import FrameType
+from typing import Any
+
+from ..launchers.base import FINAL_WORDS, Launcher
+from ..launchers.overview import watch_states
+from ..launchers.status import StageState, is_final, job_refs
+from ..launchers.submission import cancel
+from ..ledger import LedgerReader, read
+from ..recipes.plan import Glance, Plan, StageGlance, glance
+from ..run_folder import RunPaths
+from . import show
+
+_POLL_S = 0.5
+_LINE_EVERY_S = 10.0
+
+
+def follow(plan: Plan, paths: RunPaths, launcher: Launcher) -> int:
+    """Show progress until nothing of the run is under way; return 0 when it is done, else 1.
+
+    Ctrl-C, or a SIGTERM, lets training on this machine save and stop; a second one ends it at
+    once. Jobs of Slurm go on, as they do after a closed terminal: they are not its children.
+    """
+    view = _Bars(plan) if sys.stderr.isatty() else _Lines(plan)
+    interrupts = 0
+
+    def interrupt(number: int, _: FrameType | None) -> None:
+        nonlocal interrupts
+        interrupts += 1
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    handled, reader, last_look = 0, LedgerReader(paths.ledger_dir), {}
+    try:
+        with view:
+            while True:
+                if interrupts and launcher.name == "slurm":
+                    view.say(f"the jobs go on; `sousbatch resume {paths.run_id}` follows them")
+                    return 130
+                if interrupts > handled:
+                    handled = interrupts
+                    view.say("stopping after saving; once more stops at once" if handled == 1 else "stopping at once")
+                    cancel(paths, launcher, save=handled == 1)
+                events = reader.poll()
+                last_look = watch_states(plan, paths, launcher)
+                view.update(last_look, events)
+                if is_final(last_look):
+                    break
+                time.sleep(_POLL_S)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return _conclude(plan, paths, last_look)
+
+
+def _conclude(plan: Plan, paths: RunPaths, states: Mapping[str, StageState]) -> int:
+    if all(state.word == "done" for state in states.values()):
+        print(show.results(plan, paths))
+        return 0
+    _tell(show.run_status(glance(paths.plan), paths, states))
+    _tell(f"sousbatch: run {paths.run_id} is not finished; {show.what_helps(paths, states)}")
+    return 1
+
+
+def _tell(text: str) -> None:
+    """Print to stderr; a full disk under it ends no following, but a reader that went away does."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        return
+
+
+class _Lines:
+    """Plain lines, for logs and pipes."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._words: dict[str, str] = {}
+        self._shown_at: dict[str, float] = {}
+        self._started = time.monotonic()
+
+    def __enter__(self) -> _Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def say(self, text: str) -> None:
+        _tell(f"[{time.monotonic() - self._started:6.1f} s] {text}")
+
+    def update(self, states: Mapping[str, StageState], events: list[Any]) -> None:
+        for name, state in states.items():
+            now = state.word + (state.reason if state.word == "waiting" else "")  # for what and for whom may change
+            if self._words.get(name) != now:
+                self._words[name] = now
+                if state.word != "waiting" or state.reason:
+                    self.say(f"{name} is {state.word}" + (f": {state.reason}" if state.reason else ""))
+            elif (
+                state.word == "running"
+                and state.total
+                and time.monotonic() - self._shown_at.get(name, 0) > _LINE_EVERY_S
+            ):
+                self._shown_at[name] = time.monotonic()
+                self.say(f"{name} {state.step} of {state.total}{_latest(name, events)}")
+
+
+def _latest(stage: str, events: list[Any]) -> str:
+    values = [event.data for event in events if event.stage == stage and event.kind == "step" and "loss" in event.data]
+    return f", loss {values[-1]['loss']:.3f}" if values else ""
+
+
+class _Bars:
+    """One bar a stage, on a terminal."""
+
+    def __init__(self, plan: Plan) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._progress = Progress(
+            TextColumn("{task.description:16}"),
+            BarColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+        )
+        self._bars = {
+            stage.name: self._progress.add_task(stage.name, total=1, start=False, note="waiting")
+            for stage in plan.stages
+        }
+        self._losses: dict[str, str] = {}
+
+    def __enter__(self) -> _Bars:
+        self._progress.__enter__()
+        return self
+
+    def __exit__(self, *details: Any) -> None:
+        self._progress.__exit__(*details)
+
+    def say(self, text: str) -> None:
+        self._progress.console.print(text)
+
+    def update(self, states: Mapping[str, StageState], events: list[Any]) -> None:
+        for name, state in states.items():
+            bar = self._bars[name]
+            if state.word in ("running", "stopping") and not self._progress.tasks[bar].started:
+                self._progress.start_task(bar)
+            self._losses[name] = _latest(name, events) or self._losses.get(name, "")
+            note = f"{state.step}/{state.total}{self._losses[name]}" if state.total else ""
+            total = state.total or 1
+            done = total if state.word == "done" else state.step
+            self._progress.update(bar, total=total, completed=done, note=f"{state.word} {note} {state.reason}")
+            if state.word in FINAL_WORDS:
+                self._progress.stop_task(bar)
+
+
+def telling_stage(plan: Glance, paths: RunPaths, launcher: Launcher) -> StageGlance:
+    """Return the stage whose log tells most: the first that failed, else the newest that began."""
+    states = watch_states(plan, paths, launcher)
+    failed = [stage for stage in plan.stages if states[stage.name].word == "failed"]
+    begun = [stage for stage in plan.stages if paths.log(stage.name, 0).is_file()]
+    return (failed or begun[-1:] or [plan.stages[0]])[0]
+
+
+def print_log(plan: Glance, paths: RunPaths, stage: StageGlance, launcher: Launcher, *, until_end: bool) -> int:
+    """Print the logs of a stage's tasks; with *until_end* go on until it has ended."""
+    offsets = [0] * stage.num_tasks
+    while True:
+        is_over = _has_ended(plan, paths, stage, launcher)
+        for task in range(stage.num_tasks):
+            offsets[task] = _print_new(paths, stage, task, offsets[task])
+        if is_over or not until_end:
+            break
+        time.sleep(_POLL_S)
+    if not any(offsets):
+        print(f"sousbatch: {stage.name} has printed nothing yet", file=sys.stderr)
+    return 0
+
+
+def _has_ended(plan: Glance, paths: RunPaths, stage: StageGlance, launcher: Launcher) -> bool:
+    if stage.name not in job_refs(read(paths.ledger_dir, max_steps=1)):
+        return True
+    # of a run that cannot be read nothing more will be told
+    return bool(plan.problem) or watch_states(plan, paths, launcher)[stage.name].word in FINAL_WORDS
+
+
+def _print_new(paths: RunPaths, stage: StageGlance, task: int, offset: int) -> int:
+    path = paths.log(stage.name, task)
+    if not path.is_file():
+        return offset
+    with path.open("rb") as stream:
+        stream.seek(offset)
+        text = stream.read()
+    if text and offset == 0:
+        print(f"==> {path} <==")
+    sys.stdout.write(text.decode(errors="replace"))
+    sys.stdout.flush()
+    return offset + len(text)

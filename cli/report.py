@@ -1,0 +1,307 @@
+"""One self-contained HTML page of a run: storage over time, what became of each checkpoint, stages, loss, scores.
+
+Everything comes from the run's own folder, as pure functions from its events to text. A clock that
+jumped back cannot fold the picture: events are drawn in the ledger's order, at times that never fall.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from .. import ledger
+from ..checkpoints.commit import committed
+from ..ledger import Event
+from ..recipes.plan import Glance, Plan
+from ..run_folder import RunPaths
+from .show import scores_of, size
+
+_WIDTH, _LEFT, _RIGHT = 960, 80, 20
+_FATES = {
+    "kept": "still there",
+    "thinned": "thinned to its weights",
+    "archived": "moved to the archive",
+    "removed": "removed",
+    "gone": "no longer there",
+}
+_MAX_STEPS = 4000  # more points than the picture has pixels
+_TOLD = ("skipped", "kept", "problem")
+_STYLE = """
+:root { --ink: #1d2433; --soft: #667085; --line: #d5dae3; --page: #ffffff; --kept: #1b7f5c; --thinned: #c77700;
+  --archived: #2f6fd0; --removed: #9aa3b2; --gone: #9aa3b2; --limit: #c2342b; --curve: #2f6fd0; --other: #c77700; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e7eaf0; --soft: #98a2b3; --line: #39414f; --page: #14181f;
+  --kept: #3fb98c; --thinned: #eda63b; --archived: #6ea3f2; --removed: #6b7482; --gone: #6b7482; --limit: #f0746b;
+  --curve: #6ea3f2; --other: #eda63b; } }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); margin: 2rem auto;
+  max-width: 960px; padding: 0 1rem; }
+h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2.2rem; } p, td { overflow-wrap: anywhere; }
+table { border-collapse: collapse; width: 100%; } td, th { text-align: left; padding: .25rem .8rem .25rem 0;
+  border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums; }
+svg { width: 100%; height: auto; } text { font: 11px system-ui, sans-serif; fill: var(--soft); }
+.soft { color: var(--soft); } .key { display: inline-block; margin-right: 1.2rem; }
+.key i { display: inline-block; width: .8rem; height: .8rem; margin-right: .35rem; vertical-align: -1px; }
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Life:
+    """A checkpoint from birth to end, in seconds from the first event; *end_s* is None while it is there.
+
+    *thinned_s* is when only its weights were left. *num_bytes* is what it held first, *left_bytes* last; *why* is the
+    reason of its end.
+    """
+
+    stage: str
+    step: int
+    attempt: int
+    born_s: float
+    num_bytes: int
+    left_bytes: int
+    fate: str = "kept"
+    thinned_s: float | None = None
+    end_s: float | None = None
+    why: str = ""
+
+
+def timed(events: Iterable[Event]) -> list[tuple[float, Event]]:
+    """Return *events* with seconds from the first one, which never fall from one to the next of a writer."""
+    found: list[tuple[float, Event]] = []
+    first = math.inf
+    latest: dict[tuple[str, str, int], float] = {}
+    for event in events:
+        writer = (event.role, event.stage, event.task)
+        latest[writer] = max(latest.get(writer, -math.inf), event.time)
+        first = min(first, latest[writer])
+        found.append((latest[writer], event))
+    return [(time - first, event) for time, event in found]
+
+
+def lives(events: Sequence[tuple[float, Event]]) -> list[Life]:
+    """Return the life of every checkpoint that was saved, in that order."""
+    found: dict[tuple[str, int], Life] = {}
+    # What a person pruned comes last: a client's number says nothing of the attempts that it came after.
+    for time, event in sorted(events, key=lambda each: each[1].role == "client"):
+        key, data = (event.stage, event.data.get("step", -1)), event.data
+        if key in found and data.get("attempt", found[key].attempt) != found[key].attempt:
+            continue  # another attempt has saved this step again
+        if event.kind == "saved":
+            found[key] = Life(
+                stage=event.stage,
+                step=data["step"],
+                attempt=event.number,
+                born_s=time,
+                num_bytes=data.get("num_bytes", 0),
+                left_bytes=data.get("num_bytes", 0),
+            )
+        elif event.kind == "thinned" and key in found:
+            found[key] = replace(
+                found[key],
+                fate="thinned",
+                thinned_s=time,
+                left_bytes=data.get("left_bytes", 0),
+                why=data.get("reason", ""),
+            )
+        elif event.kind in ("removed", "archived") and key in found and found[key].end_s is None:
+            fate = event.kind if event.kind == "archived" or found[key].fate == "kept" else "removed"
+            found[key] = replace(found[key], fate=fate, end_s=time, why=data.get("reason", ""))
+    return list(found.values())
+
+
+def _looked_up(found: Iterable[Life], folder: Path) -> list[Life]:
+    """Return *found* less what is no longer in *folder*: who removed it may have been killed before it said so."""
+    is_there = {one.step for one in committed(folder)}
+    return [one if one.end_s is not None or one.step in is_there else replace(one, fate="gone") for one in found]
+
+
+def page(plan: Plan | Glance, paths: RunPaths, states: Mapping[str, Any]) -> str:
+    """Return the whole page; of a plan that cannot be read whole it says why."""
+    events = timed(ledger.read(paths.ledger_dir, max_steps=_MAX_STEPS))
+    scores, told = scores_of(paths), f"run {paths.run_id}"
+    if isinstance(plan, Plan):
+        told += f" on {plan.site.name}, {plan.inputs.model.num_params:,} parameters"
+    else:
+        told += f" ({plan.problem})"
+    stages = dict.fromkeys(event.stage for _, event in events if event.kind == "saved")
+    parts = [
+        f"<h1>{escape(paths.recipe_name)}</h1><p class=soft>{escape(told)}, in {escape(str(paths.root))}</p>",
+        "<h2>Stages</h2>" + _table(("stage", "state", "progress", "reason"), _stage_rows(states)),
+    ]
+    for stage in stages:
+        mine = [(time, event) for time, event in events if event.stage == stage]
+        end = max(time for time, _ in mine)
+        found = _looked_up(lives(mine), paths.checkpoints(stage))
+        parts += [
+            f"<h2>Storage of {escape(stage)}</h2>{_storage(mine, end)}{_bars(found, end)}{_saves(mine, found)}",
+            f"<h2>Loss of {escape(stage)}</h2>{_losses(mine)}",
+        ]
+    for name, result in scores.items():
+        rows = [
+            (metric, *(f"{result['scores'][who][metric]:.3f}" for who in ("model", "copy_input")))
+            for metric in result["scores"]["model"]
+        ]
+        parts.append(f"<h2>{escape(name)}</h2>" + _table(("", "model", "copying the input"), rows))
+    title = escape(f"{paths.recipe_name} {paths.run_id}")
+    return (
+        f'<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">'
+        f"<title>{title}</title><style>{_STYLE}</style><body>{''.join(parts)}</body></html>\n"
+    )
+
+
+def _stage_rows(states: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    return [
+        (name, state.word, f"{state.step}/{state.total}" if state.total else "", state.reason)
+        for name, state in states.items()
+    ]
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    head = "".join(f"<th>{escape(str(cell))}</th>" for cell in header)
+    body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _saves(events: Sequence[tuple[float, Event]], found: Sequence[Life]) -> str:
+    """Return how long training stood still at each save, what became of what was saved, and what was left out."""
+    ends = {(life.step, life.attempt): life for life in found}
+    rows: list[tuple[object, ...]] = []
+    told: dict[tuple[object, ...], list[float]] = {}  # what is said again and again, such as at each save, is one row
+    for time, event in events:
+        if event.kind in _TOLD:
+            told.setdefault(_words(event), []).append(time)
+    for time, event in events:
+        data = event.data
+        if event.kind == "saved":
+            life = ends.get((data["step"], event.number))  # none where a later attempt saved the same step again
+            metric = "" if data.get("metric") is None else f"{data['metric']:.4g}"
+            rows.append(
+                (
+                    data["step"],
+                    data.get("content", "full"),
+                    size(data.get("num_bytes", 0)),
+                    metric,
+                    f"{data.get('stall_s') or 0:.2f} s",
+                    f"{time:.0f} s",
+                    _end(life) if life is not None else "saved again",
+                )
+            )
+        elif event.kind in _TOLD and (times := told.pop(_words(event), [])):
+            step, kind, message = _words(event)
+            often = f" (said {len(times)} times, last at {times[-1]:.0f} s)" if len(times) > 1 else ""
+            rows.append((step, kind, "", "", "", f"{time:.0f} s", f"{message}{often}"))
+    return _table(("step", "saved", "size", "metric", "training stood still", "at", "what became of it"), rows)
+
+
+def _words(event: Event) -> tuple[object, str, str]:
+    return event.data.get("step", ""), event.kind, str(event.data.get("message", ""))
+
+
+def _end(life: Life) -> str:
+    """Say what became of a checkpoint, when and why."""
+    at = life.thinned_s if life.end_s is None else life.end_s
+    return _FATES[life.fate] + (f" at {at:.0f} s" if at is not None else "") + (f": {life.why}" if life.why else "")
+
+
+def _scale(values: Iterable[float], low: float, high: float) -> tuple[float, Any]:
+    """Return the largest value and the function that puts 0 to it between *low* and *high*."""
+    most = max([*values, 1e-12])
+    return most, lambda value: low + (high - low) * value / most
+
+
+def _frame(height: int, top: str, bottom: str, right: str) -> str:
+    return (
+        f'<line x1={_LEFT} y1={height - 20} x2={_WIDTH - _RIGHT} y2={height - 20} stroke="var(--line)"/>'
+        f"<text x={_LEFT - 6} y=18 text-anchor=end>{escape(top)}</text>"
+        f"<text x={_LEFT - 6} y={height - 20} text-anchor=end>{escape(bottom)}</text>"
+        f"<text x={_WIDTH - _RIGHT} y={height - 5} text-anchor=end>{escape(right)}</text>"
+    )
+
+
+def _storage(events: Sequence[tuple[float, Event]], end: float) -> str:
+    """Draw the bytes that the checkpoints held, as steps, against what they were allowed, which may change."""
+    held = [(time, event.data["held_bytes"]) for time, event in events if "held_bytes" in event.data]
+    allowed = [(time, event.data["budget_bytes"]) for time, event in events if event.data.get("budget_bytes")]
+    height = 200
+    most, y = _scale([value for _, value in held], height - 20, 14)
+    limits = [value for _, value in allowed]
+    if limits:  # a budget far above would flatten the curve
+        most, y = _scale([most, min(max(limits), 3 * most)], height - 20, 14)
+    _, x = _scale([end], _LEFT, _WIDTH - _RIGHT)
+    steps = " ".join(f"H{x(time):.1f} V{y(value):.1f}" for time, value in held)
+    line = f'<path d="M{_LEFT} {y(0):.1f} {steps} H{_WIDTH - _RIGHT}" fill=none stroke="var(--curve)" stroke-width=2 />'
+    note = f"{size(max((value for _, value in held), default=0))} at most"
+    if limits and min(limits) <= most:  # cut off at the top where it is further above
+        steps = " ".join(f"H{x(time):.1f} V{y(min(value, most)):.1f}" for time, value in allowed)
+        line += (
+            f'<path d="M{_LEFT} {y(min(limits[0], most)):.1f} {steps} H{_WIDTH - _RIGHT}" fill=none '
+            'stroke="var(--limit)" stroke-dasharray="6 4" />'
+        )
+    if limits and size(min(limits)) == size(max(limits)):
+        note += f" of a budget of {size(max(limits))}"
+    elif limits:
+        note += f"; allowed were {size(min(limits))} to {size(max(limits))}, as the store had room"
+    label = _frame(height, size(most), "0", f"{end:.0f} s")
+    return f"<p>Held by checkpoints: {note}.</p><svg {_box(height)}>{label}{line}</svg>"
+
+
+def _bars(found: Sequence[Life], end: float) -> str:
+    """Draw each checkpoint from birth to end, coloured by what became of it; half as high once thinned."""
+    _, x = _scale([end], _LEFT, _WIDTH - _RIGHT)
+    row = max(4, min(18, 480 // max(1, len(found))))
+    drawn = []
+    for place, life in enumerate(found):
+        stop = _WIDTH - _RIGHT if life.end_s is None else x(life.end_s)
+        turn = stop if life.thinned_s is None else x(life.thinned_s)
+        top = 4 + place * row
+        parts = [(x(life.born_s), turn, row - 3), (turn, stop, max(1, (row - 3) // 2))]
+        tip = f"step {life.step}, attempt {life.attempt}: {size(life.num_bytes)}, {_end(life)}"
+        drawn.append(
+            f"<g fill='var(--{life.fate})'><title>{escape(tip)}</title>"
+            + "".join(
+                f"<rect x={left:.1f} y={top} width={max(1.5, right - left):.1f} height={tall} />"
+                for left, right, tall in parts
+                if right > left or (left, right, tall) == parts[0]
+            )
+            + "</g>"
+        )
+        if row >= 10:
+            drawn.append(f"<text x={_LEFT - 6} y={top + row - 5} text-anchor=end>step {life.step}</text>")
+    return f"{_keys(_FATES)}<svg {_box(row * len(found) + 8)}>{''.join(drawn)}</svg>"
+
+
+def _losses(events: Sequence[tuple[float, Event]]) -> str:
+    """Draw the losses over steps; of a step that was done twice the later value counts."""
+    curves = {
+        name: {
+            event.data["step"]: event.data[name] for _, event in events if event.kind == "step" and name in event.data
+        }
+        for name in ("loss", "eval_loss")
+    }
+    finite = {
+        name: {step: value for step, value in sorted(curve.items()) if math.isfinite(value)}
+        for name, curve in curves.items()
+    }
+    height = 220
+    most, y = _scale([value for curve in finite.values() for value in curve.values()], height - 20, 14)
+    last, x = _scale([step for curve in finite.values() for step in curve], _LEFT, _WIDTH - _RIGHT)
+    lines = "".join(
+        f'<polyline points="{" ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in curve.items())}" '
+        f'fill=none stroke="var(--{colour})" stroke-width=2 />'
+        for (_, curve), colour in zip(finite.items(), ("curve", "other"), strict=True)
+        if curve
+    )
+    frame = _frame(height, f"{most:.3g}", "0", f"step {last:.0f}")
+    return f"{_keys({'curve': 'training', 'other': 'validation'})}<svg {_box(height)}>{frame}{lines}</svg>"
+
+
+def _keys(words: Mapping[str, str]) -> str:
+    """Return what each colour means."""
+    marks = (f"<span class=key><i style='background:var(--{one})'></i>{what}</span>" for one, what in words.items())
+    return f"<p>{''.join(marks)}</p>"
+
+
+def _box(height: int) -> str:
+    return f"viewBox='0 0 {_WIDTH} {height}' role=img"

@@ -1,0 +1,72 @@
+"""The prediction key: what decides the predictions, and nothing that does not."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ...checkpoints.consolidation.manifest import read_manifest
+from ...errors import NotFoundError
+from ...files import digest_of, read_json
+from ...recipes.compose import stage_view
+from ...recipes.inspect.cache import file_digest
+from ...recipes.plan import Plan, Stage
+from ...recipes.schema import Recipe
+from ...run_folder import RunPaths
+
+_RESOURCES = ("unit_rows", "batch_rows")  # of predict: how, not what
+_PROMPT = ("prompt", "system", "pad_input_to", "separator", "long_rows")
+_ENGINE = "transformers-generate-1"
+
+
+def prediction_key(plan: Plan, paths: RunPaths, stage: Stage) -> str:
+    """Return the key of a predict stage: 16 hex digits over weights, rows, prompt, decoding, dtype, engine.
+
+    Raises:
+        NotFoundError: the model is not there yet.
+    """
+    recipe = stage_view(plan.recipe, stage.name)
+    model_dir = model_dir_of(plan, paths, stage)
+    decoding = {name: value for name, value in vars(recipe.predict).items() if name not in _RESOURCES}
+    prompt = {name: getattr(recipe.data, name) for name in _PROMPT}
+    parts: list[Any] = [
+        _ENGINE,
+        _weights_digest(model_dir),
+        plan.inputs.splits[recipe.predict.split].digest,
+        vars(recipe.data.columns),
+        prompt,
+        decoding,
+        dtype_of(recipe, stage, model_dir),
+        recipe.seed if recipe.predict.sample else None,
+        plan.inputs.model.digest,  # with it the tokenizer, where that is not in the model's folder
+    ]
+    return digest_of(parts)[:16]
+
+
+def model_dir_of(plan: Plan, paths: RunPaths, stage: Stage) -> Path:
+    """Return the model that a predict stage uses: an earlier stage's, else the recipe's."""
+    return paths.model(stage.of) if stage.of else Path(plan.inputs.model.folder)
+
+
+def dtype_of(recipe: Recipe, stage: Stage, model_dir: Path) -> str:
+    """Return the arithmetic of a predict stage; a CPU computes 16-bit weights in float32."""
+    if recipe.predict.dtype is not None:
+        return recipe.predict.dtype
+    if stage.resources.device == "cpu":
+        return "float32"
+    config = read_json(model_dir / "config.json")
+    return str(config.get("dtype") or config.get("torch_dtype") or "float32")
+
+
+def _weights_digest(model_dir: Path) -> str:
+    """Return the identity of a model's files: its manifest's, else that of every file, remembered by file."""
+    with suppress(NotFoundError):
+        digest = read_manifest(model_dir).digest
+        if digest is not None:
+            return digest
+    weights = sorted(model_dir.glob("*.safetensors"))
+    if not weights:
+        raise NotFoundError(f"there is no model in {model_dir}: the stage that makes it has not finished")
+    names = [*weights, *sorted(model_dir.glob("*.json"))]
+    return digest_of([(path.name, file_digest(path)) for path in names])

@@ -1,1 +1,0 @@
-"""Predicting in units, merging what was predicted, and scoring it."""

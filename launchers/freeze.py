@@ -1,0 +1,129 @@
+"""What a run was when it was submitted: written once by `freeze`, checked by every stage's `verify`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from .. import files, ledger
+from ..errors import RunError, UsageError
+from ..ledger import Event
+from ..recipes.compose import stage_view
+from ..recipes.inspect.inputs import code_digest_of, code_files
+from ..recipes.inspect.model import model_digest
+from ..recipes.inspect.versions import installed, versions_of
+from ..recipes.plan import Plan, Stage
+from ..recipes.schema import validate
+from ..run_folder import RunPaths, remember_run
+from .base import Launcher
+
+_AGAIN = "`resume` would end in the same way: put it back, or submit the recipe with --again, which makes another run"
+_PUT_BACK = (
+    "put back what it was and `resume`, or submit the recipe again, which makes another run of what is there now"
+)
+
+
+def freeze(
+    plan: Plan, launcher: Launcher, paths: RunPaths, *, within: RunPaths | None = None, point: int | None = None
+) -> None:
+    """Write all that the jobs will read; plan.json last, since it makes the folder a run.
+
+    The run of a *point* lies *within* that of its sweep, whose copy of the code it shares.
+
+    Raises:
+        UsageError: the code was edited since the plan was made.
+    """
+    import yaml
+
+    if within is not None and within.code_dir.is_dir() and not paths.code_dir.exists():
+        paths.code_dir.symlink_to(within.code_dir)
+    for folder in plan.recipe.environment.code if within is None else ():
+        source = Path(folder).expanduser().absolute()
+        for path in code_files(source):
+            target = paths.code(folder) / path.relative_to(source)
+            files.make_private_dir(target.parent)
+            shutil.copyfile(path, target)
+    if _frozen_code(plan, paths) != plan.inputs.code_digest:
+        files.remove_tree(paths.code_dir)
+        raise UsageError("the code in environment.code was edited while it was being submitted; submit again")
+    for request in launcher.prepare(plan, paths):
+        files.make_private_dir(paths.request(request.stage).parent)
+        files.write_text(paths.request(request.stage), request.text)
+    text = yaml.safe_dump(validate.to_plain(plan.recipe), allow_unicode=True, sort_keys=False)
+    files.write_text(paths.recipe, text)
+    client, frozen = ledger.open_client(paths.ledger_dir), plan.to_json()
+    client.write("frozen", plan=files.digest_of(frozen), **({} if point is None else {"point": point}))
+    client.close()
+    files.sync_tree(paths.root)
+    files.write_text(paths.plan, frozen)
+    if within is None:
+        remember_run(paths)
+
+
+def verify(paths: RunPaths, plan: Plan, stage: Stage) -> None:
+    """Raise a RunError when what was frozen at submission is not what is there now."""
+    events = ledger.read(paths.ledger_dir, max_steps=1)
+    frozen = [event.data["plan"] for event in events if event.kind == "frozen"]
+    text = paths.plan.read_text(encoding="utf-8")
+    if not paths.run_id.startswith(plan.run_id) or (frozen and files.digest_of(text) != frozen[-1]):
+        raise RunError(f"{paths.plan} was changed after submission", advice=_AGAIN)
+    if _frozen_code(plan, paths) != plan.inputs.code_digest:
+        raise RunError(f"the code in {paths.code_dir} was changed after submission", advice=_AGAIN)
+    asked = RunPaths(root=paths.root.parent.parent) if "SOUSBATCH_POINT" in os.environ else paths
+    expected = _accepted(ledger.read(asked.ledger_dir, max_steps=1)) or plan.inputs.versions
+    found = installed()
+    changed = [
+        f"{name} was {version} and is {found.get(name, 'gone')}"
+        for name, version in expected.items()
+        if found.get(name) != version
+    ]
+    if changed:
+        raise RunError(
+            f"the environment was changed after submission: {', '.join(changed)}",
+            advice=f"put it back, or go on in this one: `sousbatch resume {asked.run_id} --accept-environment`",
+        )
+    if plan.sweep is not None:
+        return  # each point checks its own
+    model = plan.inputs.model
+    if stage.kind in ("train", "predict") and stage.of is None:
+        now = model_digest(Path(model.folder), Path(model.tokenizer_folder), plan.recipe.model.config)
+        if now != model.digest:
+            raise RunError(f"the model in {model.folder} was changed or removed after submission", advice=_PUT_BACK)
+    for name in _splits_used(plan, stage):
+        split = plan.inputs.splits.get(name)
+        if split is None:
+            continue
+        where = f"data file {split.path} (split {name!r})"
+        if not Path(split.path).is_file():
+            raise RunError(f"{where} is gone since submission", advice=_PUT_BACK)
+        if files.digest_file(Path(split.path)) != split.digest:
+            raise RunError(f"{where} was changed after submission", advice=_PUT_BACK)
+
+
+def accept_environment(plan: Plan, paths: RunPaths) -> None:
+    """Record that a person lets the run go on with the package versions of now; those are checked from here on."""
+    client = ledger.open_client(paths.ledger_dir)
+    was = _accepted(ledger.read(paths.ledger_dir, max_steps=1)) or plan.inputs.versions
+    client.write("accepted", versions=versions_of(plan.recipe.environment), was=was)
+    client.close()
+
+
+def _accepted(events: Sequence[Event]) -> dict[str, str]:
+    """Return the versions that a person accepted last."""
+    return next((event.data["versions"] for event in reversed(events) if event.kind == "accepted"), {})
+
+
+def _frozen_code(plan: Plan, paths: RunPaths) -> str:
+    return code_digest_of([paths.code(folder) for folder in plan.recipe.environment.code])
+
+
+def _splits_used(plan: Plan, stage: Stage) -> tuple[str, ...]:
+    view = stage_view(plan.recipe, stage.name)
+    if stage.kind == "train":
+        return (view.train.split, view.train.eval_split or "")
+    if stage.kind == "predict":
+        return (view.predict.split,)
+    predictions = plan.upstream(stage, "predict") if stage.kind == "score" else None
+    return (stage_view(plan.recipe, predictions.name).predict.split,) if predictions else ()

@@ -1,0 +1,198 @@
+"""What submitted runs are promised of their store, before anything of them is sent.
+
+The jobs rewrite their run's reservation while they write; here it is made when a run is sent, made sure of
+when a training starts, and taken back when nobody stands behind it any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from .. import ledger
+from ..checkpoints import commit
+from ..checkpoints.capacity import reservations
+from ..checkpoints.capacity.limits import Limit, least, limits_of
+from ..checkpoints.capacity.reservations import Holder, Reservation
+from ..checkpoints.retention.decisions import make_room
+from ..errors import NoRoomError, SlurmError
+from ..recipes.forecast.storage import later_bytes, policy_of
+from ..recipes.plan import Plan
+from ..recipes.stages import stage_view
+from ..run_folder import RunPaths
+from .base import FINAL_WORDS, JobRef, Launcher
+from .status import job_refs
+
+
+def reserve(plan: Plan, paths: RunPaths, launchers: Mapping[str, Launcher] | None = None) -> None:
+    """Promise a run its forecast, or what the others leave of it, and never less than its final weights.
+
+    This process stands behind the promise, beside the jobs that did before. Where it does not fit, the *launchers* are
+    asked which of the other runs are gone.
+
+    Raises:
+        NoRoomError: the others' promises leave no room for the final weights and what follows them.
+    """
+    reason = _promise(plan, paths)
+    if reason and launchers:
+        release_dead(reservations.store_of(paths), launchers, reservations.run_of(paths))
+        reason = _promise(plan, paths, looks=True)
+    if reason:
+        raise NoRoomError(reason)
+
+
+def _promise(plan: Plan, paths: RunPaths, *, looks: bool = False) -> str:
+    """Publish what a run is promised; return why not, where its final weights would not be held for it.
+
+    What the others have written since they last published it is neither free nor held; who *looks* counts it as held.
+    """
+    store, budget_gb = reservations.store_of(paths), plan.recipe.checkpoints.store_budget_gb
+    with reservations.store_locked(store):
+        held, known = reservations.held_bytes(paths.root), reservations.read_reservation(paths)
+        wanted = _least_bytes(plan, paths, held)
+        among = reservations.others(store, paths, lambda job: False, measures=budget_gb is not None, looks=looks)
+        limit = least(limits_of(paths.root))
+        granted = reservations.grant(
+            wanted_bytes=max(wanted, plan.forecast.storage_peak_bytes),
+            held_bytes=held,
+            free_bytes=limit.num_bytes or 0,
+            store_bytes=None if budget_gb is None else int(budget_gb * 1e9),
+            among=among,
+            kept_bytes=reservations.promised_before(paths),
+        )
+        if granted < wanted:
+            return _refusal(plan, paths, wanted - held, limit, among)
+        mine = Reservation(
+            run=paths.run_id,
+            promised_bytes=granted,
+            held_bytes=held,
+            holder=reservations.this_process(known.holder.jobs if known else ()),
+            num_points=len(plan.sweep.points) if plan.sweep else 0,
+        )
+        reservations.publish(paths, mine)
+    return ""
+
+
+def _least_bytes(plan: Plan, paths: RunPaths, held_bytes: int) -> int:
+    """Return what a run must come to hold so that it ends with its final weights, and with what follows them."""
+    if plan.sweep is not None:
+        return max(held_bytes, plan.forecast.storage_peak_bytes)
+    events = ledger.read(paths.ledger_dir)
+    done = {one.stage for one in events if one.kind == "ended" and not one.data["exit_code"]}
+    training = [name for name in plan.forecast.ladders if name not in done]
+    if not training:
+        return held_bytes
+    written = held_bytes - sum(reservations.held_bytes(path) for path in (paths.root / "checkpoints", paths.code_dir))
+    later = max(0, later_bytes(plan.forecast) - written)
+    return held_bytes + later + sum(_missing_bytes(plan, paths, name) for name in training)
+
+
+def _missing_bytes(plan: Plan, paths: RunPaths, stage: str) -> int:
+    """Return what must be free for the final weights of *stage*: nothing where its older checkpoints can make room."""
+    folder, weights = paths.checkpoints(stage), plan.forecast.ladders[stage].least_bytes
+    if (folder / reservations.RESERVE_NAME).exists():
+        return 0
+    policy = policy_of(stage_view(plan.recipe, stage))
+    mine = commit.committed(folder)
+    return 0 if make_room(mine, policy, need_bytes=weights, free_bytes=0, weights_bytes=weights).is_enough else weights
+
+
+def _refusal(plan: Plan, paths: RunPaths, missing_bytes: int, limit: Limit, among: Sequence[Reservation]) -> str:
+    """Say what does not fit, whose promises fill the store, and what would help."""
+    budget_gb = plan.recipe.checkpoints.store_budget_gb
+    taken = [max(one.promised_bytes, one.held_bytes) for one in among]
+    largest = sorted(zip(taken, among, strict=True), key=lambda one: -one[0])
+    names = [f"{one.run} ({_gb(num_bytes)})" for num_bytes, one in largest[:3] if num_bytes]
+    more = f" and {len(largest) - 3} more" if len(largest) > 3 else ""
+    where, way = f"the {_gb(limit.num_bytes or 0)} of {limit.source}", "free some space"
+    if budget_gb is not None:
+        where, way = f"checkpoints.store_budget_gb={budget_gb:g}", "raise checkpoints.store_budget_gb"
+    what = "what its points write" if plan.sweep else "its final weights and what follows them"
+    beside = (
+        f" beside what is promised to {', '.join(names)}{more}; wait until one of these has ended, " if names else "; "
+    )
+    help_ = "`sousbatch cancel` or `sousbatch clean` one, or " if names else ""
+    return (
+        f"no room for run {paths.run_id}: {what} take {_gb(missing_bytes)} more, which {where} cannot hold"
+        f"{beside}{help_}{way}"
+    )
+
+
+def _gb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.3g} GB"
+
+
+def stand_behind(paths: RunPaths) -> None:
+    """Let the jobs that the ledger knows stand behind a run's promise, in place of this process if it did."""
+    with reservations.store_locked(reservations.store_of(paths)):
+        known, jobs = reservations.read_reservation(paths), _jobs(paths)
+        if known is not None and jobs:
+            is_own = replace(known.holder, jobs=()) == reservations.this_process()
+            holder = reservations.these_jobs(jobs) if is_own else replace(known.holder, jobs=jobs)
+            reservations.publish(paths, replace(known, holder=holder))
+
+
+def release_dead(store: Path, launchers: Mapping[str, Launcher], own: RunPaths | None = None) -> None:
+    """Leave runs below *store*, but for one's *own*, whose jobs and process are gone with what they hold, and no
+    promise. Where no other run is promised anything, no launcher is asked."""
+    found: dict[Path, Reservation] = {}
+    for path in sorted(store.glob("*/*/reservation.json")):
+        reservation = reservations.read_reservation(RunPaths(root=path.parent))
+        is_own = own is not None and path.parent == own.root
+        if reservation is not None and reservation.holder != Holder() and not is_own:  # else it was released before
+            found[path.parent] = reservation
+    behind = {root: _behind(RunPaths(root=root), one.holder) for root, one in found.items()}
+    known = {job for one in behind.values() for job in one.jobs if not _is_local(job) or reservations.is_from_here(one)}
+    gone = _gone(known, launchers)
+    for root, holder in behind.items():
+        if not reservations.is_from_here(holder):
+            gone |= _ended(RunPaths(root=root), holder)
+    for root, reservation in found.items():
+        if reservations.is_dead(behind[root], gone.__contains__):
+            held = reservations.held_bytes(root)
+            released = Reservation(run=reservation.run, promised_bytes=held, held_bytes=held, holder=Holder())
+            with reservations.store_locked(store):
+                if (
+                    reservations.read_reservation(RunPaths(root=root)) == reservation
+                ):  # else somebody came back meanwhile
+                    reservations.publish(RunPaths(root=root), released)
+
+
+def _behind(paths: RunPaths, holder: Holder) -> Holder:
+    """Return *holder*, with the jobs of the ledger where its process was killed before it could name them."""
+    if holder.jobs or not reservations.is_dead(holder, lambda job: False):
+        return holder
+    return replace(holder, jobs=_jobs(paths))
+
+
+def _is_local(job: str) -> bool:
+    return job.startswith("local:")
+
+
+def _ended(paths: RunPaths, holder: Holder) -> set[str]:
+    """Return the local jobs of another machine or state folder that the run's own ledger shows to have ended."""
+    if reservations.has_restarted(holder):
+        return {job for job in holder.jobs if _is_local(job)}
+    events = ledger.read(paths.ledger_dir)
+    done = {one.stage for one in events if one.kind == "ended" and not one.data["exit_code"]}
+    return {f"{ref.launcher}:{ref.job_id}" for stage, ref in job_refs(events).items() if stage in done}
+
+
+def _jobs(paths: RunPaths) -> tuple[str, ...]:
+    return tuple(
+        f"{ref.launcher}:{ref.job_id}" for ref in job_refs(ledger.read(paths.ledger_dir, max_steps=1)).values()
+    )
+
+
+def _gone(jobs: Collection[str], launchers: Mapping[str, Launcher]) -> set[str]:
+    """Return those of *jobs* whose launcher knows that they have ended; while it does not answer, nobody can tell."""
+    gone: set[str] = set()
+    for name, launcher in launchers.items():
+        ids = [job.removeprefix(f"{name}:") for job in jobs if job.startswith(f"{name}:")]
+        refs = [JobRef(launcher=name, job_id=job_id) for job_id in ids]
+        with suppress(SlurmError):  # also of a Slurm that is not there any more
+            states = launcher.states(refs)
+            gone |= {f"{name}:{ref.job_id}" for ref, state in states.items() if state.word in FINAL_WORDS}
+    return gone

@@ -1,0 +1,70 @@
+"""The door of one rank that srun starts: `python -m sousbatch.launchers.slurm.rank MODULE RUN STAGE`.
+
+Slurm tells a rank who it is in variables of its own; torch and its kin read others.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import signal
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+from ... import ledger
+from ...cluster.processes import PARENT_VARIABLE
+from ...errors import FencedError
+from ...run_folder import RunPaths
+
+_NAMES = {
+    "RANK": "SLURM_PROCID",
+    "LOCAL_RANK": "SLURM_LOCALID",
+    "WORLD_SIZE": "SLURM_NTASKS",
+    "LOCAL_WORLD_SIZE": "SLURM_NTASKS_PER_NODE",
+}
+
+
+def identity(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return torch's variables of this rank; one that is shown a single device, as by --gpus-per-task, uses it.
+
+    Shown otherwise a rank sees all devices of its node and takes the one of its LOCAL_RANK.
+    """
+    found = {name: environment[source] for name, source in _NAMES.items()}
+    devices = environment.get("CUDA_VISIBLE_DEVICES", "")
+    return found | ({"LOCAL_RANK": "0"} if devices and "," not in devices else {})
+
+
+def main(module: str, run: str, stage: str) -> None:
+    """Run the job *module* as this rank; a SIGTERM raises the stop flag that all ranks look at.
+
+    Before it ends a preempted job Slurm sends SIGTERM to the ranks, not to the batch shell. Rank 0
+    writes down that it came to its end: srun exits with 0 also when it lost a node.
+    """
+    os.environ |= identity(os.environ)
+    os.environ.pop(PARENT_VARIABLE, None)  # slurmstepd, not the stage process, is this process's parent
+    flag, folder = Path(os.environ["SOUSBATCH_STOP_FLAG"]), RunPaths(root=Path(run)).ledger_dir
+    task, attempt = int(os.environ["SOUSBATCH_TASK"]), int(os.environ["SOUSBATCH_ATTEMPT"])
+
+    def ask_to_stop(_: int, __: FrameType | None) -> None:
+        with suppress(FencedError):  # a rank that outlived its node's failure must not stop its successors
+            ledger.check_fence(folder, stage, task, attempt)
+            flag.touch()
+
+    signal.signal(signal.SIGTERM, ask_to_stop)
+    sys.argv = sys.argv[1:]
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if end.code:
+            raise
+    if os.environ["RANK"] == "0":
+        writer = ledger.open_job(folder, stage, task, attempt)
+        writer.write("finished")
+        writer.close()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

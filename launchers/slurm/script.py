@@ -1,0 +1,91 @@
+"""The #SBATCH lines of a batch script: pure, and safe to read for a shell and for Slurm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from ...cluster.site import Partition, Site
+from ...recipes.schema import Resources
+
+_WARNING_S = 600  # the longest notice before the time limit; writing a checkpoint seldom takes longer
+_GPU_OPTIONS = ("--gres", "--gpus", "-G")  # beginnings: --gpus-per-node and its kin, too
+_ONE_LINE = ("partition", "account", "qos", "constraint", "exclude", "reservation")
+
+
+def header(
+    name: str,
+    log: str,
+    resources: Resources,
+    site: Site,
+    *,
+    uses_devices: bool,
+    array_size: int | None = None,
+) -> tuple[str, ...]:
+    """Return the #SBATCH lines of a job called *name*, whose log lies at *log*, seen from its working folder.
+
+    The recipe's own lines come last: Slurm takes the last of two that disagree.
+    """
+    lines = [
+        *[f"--job-name={name}", f"--output={log}", "--open-mode=append"],
+        *_size(resources, site, uses_devices=uses_devices),
+        *_time(resources, site.partition(resources.partition)),
+        *["--requeue", "--kill-on-invalid-dep=yes"],
+    ]
+    lines += [f"--{word}={value}" for word in _ONE_LINE if (value := getattr(resources, word)) is not None]
+    if array_size is not None:
+        at_once = f"%{resources.tasks_at_once}" if resources.tasks_at_once else ""
+        lines.append(f"--array=0-{array_size - 1}{at_once}")
+    return tuple(f"#SBATCH {line}" for line in (*lines, *resources.sbatch))
+
+
+def array_size(num_tasks: int, num_stages: int, site: Site) -> int:
+    """Return how many array elements share *num_tasks* tasks; element i does tasks i, i + size, i + 2 size ...
+
+    An index must lie below MaxArraySize, and each element counts as a job against a submit limit.
+    """
+    room = site.max_jobs - (num_stages - 1) if site.max_jobs is not None else num_tasks
+    return max(1, min(num_tasks, site.max_array_size, room))
+
+
+def _size(resources: Resources, site: Site, *, uses_devices: bool) -> Iterator[str]:
+    nodes, tasks = (resources.nodes, resources.devices_per_node) if uses_devices else (1, 1)
+    yield f"--nodes={nodes}"
+    yield f"--ntasks-per-node={tasks}"
+    yield f"--cpus-per-task={resources.cpus_per_device}"
+    gpus = tasks if uses_devices and resources.device == "gpu" else 0
+    memory = _memory_mb(resources, site, cpus=tasks * resources.cpus_per_device, gpus=gpus)
+    if memory is not None:
+        yield f"--mem={memory}M"
+    # Slurm refuses --gpus-per-node beside --gres since 26.05; the recipe's own line says it all
+    if gpus and not any(line.startswith(_GPU_OPTIONS) for line in resources.sbatch):
+        yield f"--gres=gpu:{gpus}"
+
+
+def _memory_mb(resources: Resources, site: Site, *, cpus: int, gpus: int) -> int | None:
+    """Return MiB of host memory for each node: what is asked, else the site's default, else a fair share.
+
+    Where a site has no default, a job that asks for nothing gets the whole node and keeps others from it.
+    """
+    if resources.memory_gb is not None:
+        return math.ceil(resources.memory_gb * 1e9 / (1 << 20))
+    partition = site.partition(resources.partition)
+    if partition is None or partition.has_memory_default:
+        return None
+    kinds = [kind for kind in partition.nodes if kind.gpus >= gpus] or list(partition.nodes)
+    shares = [kind.memory_mb * max(cpus / max(kind.cpus, 1), gpus / kind.gpus if kind.gpus else 0, 0) for kind in kinds]
+    return max(1, int(min(min(shares), min(kind.memory_mb for kind in kinds))))
+
+
+def _time(resources: Resources, partition: Partition | None) -> Iterator[str]:
+    """Ask for the limit, and for notice before it: a tenth of it, at least 60 s, at most half of it.
+
+    The notice goes to the batch shell alone ("B:"): srun would hand it to ranks that cannot save on their own.
+    """
+    minutes = resources.time_min
+    if minutes is not None:
+        yield f"--time={minutes}"
+    elif partition is not None:
+        minutes = partition.default_minutes or partition.max_minutes
+    if minutes is not None:
+        yield f"--signal=B:USR1@{int(min(max(60, minutes * 6), _WARNING_S, minutes * 30))}"

@@ -1,0 +1,115 @@
+"""One point of a sweep: `python -m sousbatch.launchers.sweep_point SWEEP`, with the point's position in SOUSBATCH_TASK.
+
+It makes the point's run folder inside the sweep's, then walks through the stages one after
+another, each by the very stage process that a job of its own would run.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import FrameType
+
+from .. import files, ledger
+from ..cluster import processes
+from ..errors import EXIT_STOPPED, SousbatchError
+from ..recipes.plan import Plan, Stage, read_plan
+from ..recipes.sweep import point_plan
+from ..run_folder import RunPaths
+from .freeze import freeze
+from .registry import launcher_of
+
+
+def open_point(sweep: Plan, paths: RunPaths, index: int) -> tuple[Plan, RunPaths, bool]:
+    """Return the plan and folder of a point, made now if need be, and whether the folder is this point's own.
+
+    Two points whose values are the same share a run, which belongs to the first that came.
+    """
+    plan = point_plan(sweep, index)
+    own = RunPaths(root=paths.root / plan.recipe.name / plan.run_id)
+    files.make_private_dir(own.root)
+    with files.locked(own.lock):
+        if not own.plan.is_file():
+            freeze(plan, launcher_of(plan), own, within=paths, point=index)
+    frozen = [event.data.get("point") for event in ledger.read(own.ledger_dir) if event.kind == "frozen"]
+    return plan, own, index in frozen
+
+
+class _Walk:
+    """The stages of one point, run one at a time."""
+
+    def __init__(self, plan: Plan, paths: RunPaths, sweep: str) -> None:
+        self._plan, self._paths, self._sweep = plan, paths, sweep
+        self._child: subprocess.Popen[bytes] | None = None
+        self._is_stopping = False
+
+    def run(self) -> int:
+        """Run what is not done yet; return 0, 75 when stopped, else the code of the first stage that failed."""
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._on_stop)
+        failed: dict[str, int] = {}
+        for stage in self._plan.stages:
+            if any(item.condition == "ok" and item.stage in failed for item in stage.after):
+                failed[stage.name] = failed[next(item.stage for item in stage.after if item.stage in failed)]
+                continue
+            for task in self._missing(stage):
+                code = self._run(stage, task)
+                if self._is_stopping or code == EXIT_STOPPED:
+                    return EXIT_STOPPED
+                if code:
+                    failed[stage.name] = code
+        return next(iter(failed.values()), 0)
+
+    def _missing(self, stage: Stage) -> list[int]:
+        events = ledger.read(self._paths.ledger_dir, max_steps=1)
+        done = {
+            one.task for one in events if one.kind == "ended" and one.stage == stage.name and not one.data["exit_code"]
+        }
+        return [task for task in range(stage.num_tasks) if task not in done]
+
+    def _run(self, stage: Stage, task: int) -> int:
+        log = self._paths.log(stage.name, task)
+        files.make_private_dir(log.parent)
+        environment = os.environ | {"SOUSBATCH_TASK": str(task), "SOUSBATCH_POINT": self._sweep}
+        with log.open("a") as output:
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", "sousbatch.launchers.stage_process", str(self._paths.root), stage.name],
+                env=processes.child_environment(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        if self._is_stopping:  # since there was a child to tell
+            self._child.send_signal(signal.SIGTERM)
+        code = self._child.wait()
+        print(f"sousbatch: {stage.name} {task} of {self._paths.root} ended with exit code {code}", flush=True)
+        return code if code >= 0 else 128 - code
+
+    def _on_stop(self, number: int, _: FrameType | None) -> None:
+        self._is_stopping = True
+        if self._child is not None and self._child.poll() is None:
+            self._child.send_signal(signal.SIGTERM)
+
+
+def main(run: str) -> int:
+    """Run the point of the sweep in folder *run* that SOUSBATCH_TASK names; return its exit code."""
+    processes.die_with_parent(signal.SIGTERM)
+    processes.adopt_orphans()
+    paths, index = RunPaths(root=Path(run)), int(os.environ["SOUSBATCH_TASK"])
+    try:
+        plan, own, is_own = open_point(read_plan(paths.plan), paths, index)
+    except SousbatchError as error:
+        print(f"sousbatch: point {index}: {error}", flush=True)
+        return 1
+    if not is_own:
+        print(f"sousbatch: point {index} is the same as another one, in {own.root}", flush=True)
+        return 0
+    print(f"sousbatch: point {index} runs in {own.root}", flush=True)
+    return _Walk(plan, own, paths.run_id).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

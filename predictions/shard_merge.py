@@ -1,0 +1,254 @@
+"""Merge the shards of other trainers: one file per rank, rows in any order, with any damage.
+
+Pass 1 (`scan`) parses every row to learn its index and where it lies; pass 2 gathers the
+rows' own bytes in order, so that nothing is written in other words. Memory is about 50
+bytes a row, whatever the rows hold. JSONL shards, or CSV shards that share one header.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+from array import array
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import NotFoundError, UsageError, no_room_named
+from ..files import replacing
+from .merge import MergeReport, partial_path, settle
+from .shard_reader import MAX_FAULTS, Shard, has_fields, scan_csv, scan_jsonl
+
+_Numbers = NDArray[np.int64]
+
+_GATHER_BYTES = 1 << 20  # what the processor's cache holds: 8 MiB took 1.4 times as long
+
+
+def merge_shards(
+    paths: Sequence[Path], out_path: Path, *, num_rows: int | None = None, index_field: str | None = "index"
+) -> MergeReport:
+    """Gather the rows of foreign shards in the order of their index; without *index_field* as the shards stand.
+
+    The first copy of a row wins; a second one is dropped where it is the same, and makes
+    the result unclean where it is not. Without *num_rows* nobody can see that the last
+    rows are missing. A cut CSV record that another one goes on with can pass for a row;
+    JSONL has no such hole.
+
+    Raises:
+        IncompleteError: rows are missing; the rest is in `.partial`.
+        DamagedError: the shards contradict each other or *num_rows*; the same.
+        UsageError: there are no shards, or of two formats, or without the index; or they are to be joined as they
+            stand, and lines of them are broken, so that nobody knows how many rows these were.
+    """
+    scan = scan_csv if _is_csv(paths, out_path) else scan_jsonl
+    shards = [scan(path, index_field) for path in paths]
+    if index_field is None:
+        _number_in_file_order(shards)
+    elif not any(shard.index for shard in shards):
+        _check_has_index(shards, index_field)
+    header = _one_header(shards)
+    rows = _Rows(shards)
+    ranking = _rank(rows.index, num_rows)
+    num_bytes, sha256 = _write(rows, ranking.kept, header, partial_path(out_path))
+    differing = _differing(rows, ranking)
+    report = MergeReport(
+        num_rows=ranking.num_rows,
+        num_written=len(ranking.kept),
+        num_bytes=num_bytes,
+        sha256=sha256,
+        missing=_gaps(rows.index[ranking.kept], ranking.num_rows),
+        conflicts=_runs(np.unique(rows.index[ranking.again[differing]])),
+        num_duplicates=len(ranking.again),
+        num_torn=sum(shard.num_torn for shard in shards),
+        num_corrupt=sum(shard.num_corrupt for shard in shards),
+        num_alien=len(ranking.alien),
+        is_end_known=num_rows is not None,
+        faults=_faults(shards, rows, ranking, differing),
+        sources=rows.sources,
+    )
+    return settle(report, out_path)
+
+
+def _number_in_file_order(shards: Sequence[Shard]) -> None:
+    if faults := [fault for shard in shards for fault in shard.faults]:
+        raise UsageError(
+            f"the shards cannot be joined in file order, since positions after a broken line are unknown: {faults[0]}; "
+            "mend or remove the line, or name the field of a row's position with --index FIELD"
+        )
+    first = 0
+    for shard in shards:
+        shard.index = array("q", range(first, first + len(shard.index)))
+        first += len(shard.index)
+
+
+def _check_has_index(shards: Sequence[Shard], index_field: str) -> None:
+    """Refuse shards whose rows are good and have no such field; what is broken is told by the report."""
+    for shard in shards:
+        with shard.path.open("rb") as stream, suppress(ValueError):
+            row = json.loads(stream.readline())
+            if isinstance(row, dict) and index_field not in row:
+                raise UsageError(f"{shard.path} has no field {index_field!r}; {has_fields(list(row))}")
+
+
+def _is_csv(paths: Sequence[Path], out_path: Path) -> bool:
+    """Say which of the two formats the shards have; refuse what cannot be merged."""
+    if not paths:
+        raise UsageError("there are no shards to merge")
+    if lost := [str(path) for path in paths if not path.is_file()]:
+        raise NotFoundError(f"no such shard: {', '.join(lost)}")
+    suffixes = {path.suffix.lower() for path in (*paths, out_path)}
+    if ".csv" in suffixes and len(suffixes) > 1:
+        raise UsageError(f"CSV shards merge into a CSV file; here are {', '.join(sorted(suffixes))}")
+    return ".csv" in suffixes
+
+
+def _one_header(shards: Sequence[Shard]) -> bytes:
+    """Return the first header; make the rows of a shard with another one alien."""
+    header = next((shard.header for shard in shards if shard.header), b"")
+    for shard in shards:
+        if shard.header not in (header, b""):
+            shard.faults.insert(0, f"{shard.path}: its columns are not those of the other shards")
+            shard.index = array("q", [-1]) * len(shard.index)
+    return header
+
+
+class _Rows:
+    """All rows that were read: a row's position is its number in the order of reading."""
+
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        self._paths = [shard.path for shard in shards]
+        self._ends = np.cumsum([len(shard.index) for shard in shards])
+        self.index = _moved([shard.index for shard in shards])
+        self._offset = _moved([shard.offset for shard in shards])
+        self._length = _moved([shard.length for shard in shards])
+
+    @property
+    def sources(self) -> tuple[dict[str, str | int], ...]:
+        """Return how many rows each shard holds."""
+        counts = np.diff(self._ends, prepend=0).tolist()
+        return tuple({"path": str(path), "num_rows": count} for path, count in zip(self._paths, counts, strict=True))
+
+    def place(self, position: int) -> str:
+        """Name the file and byte where a row starts."""
+        path = self._paths[int(np.searchsorted(self._ends, position, side="right"))]
+        return f"{path}: byte {self._offset[position]:,}"
+
+    def blocks(self, positions: _Numbers) -> Iterator[_Numbers]:
+        """Cut *positions* into blocks whose lines take about 1 MiB."""
+        totals = np.cumsum(self._length[positions])
+        num_bytes = int(totals[-1]) if len(totals) else 0
+        yield from np.split(positions, np.searchsorted(totals, np.arange(_GATHER_BYTES, num_bytes, _GATHER_BYTES)))
+
+    def lines(self, positions: _Numbers) -> list[bytes]:
+        """Return the lines at *positions*, without newlines; one file is open at a time."""
+        lines = [b""] * len(positions)
+        shard_of = np.searchsorted(self._ends, positions, side="right")
+        for number in np.unique(shard_of).tolist():
+            slots = np.flatnonzero(shard_of == number)
+            starts = self._offset[positions[slots]]
+            stops = starts + self._length[positions[slots]] - 1
+            with (
+                self._paths[number].open("rb") as stream,
+                mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ) as data,
+            ):
+                for slot, start, stop in zip(slots.tolist(), starts.tolist(), stops.tolist(), strict=True):
+                    lines[slot] = data[start:stop]
+        return lines
+
+
+def _moved(columns: Sequence[array[int]]) -> _Numbers:
+    """Join columns and empty them, so that the rows do not lie in memory twice."""
+    joined = np.concatenate([np.asarray(column) for column in columns])
+    for column in columns:
+        del column[:]
+    return joined
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ranking:
+    """Positions of rows: kept (in order), repeated (and what each repeats), out of range."""
+
+    num_rows: int
+    kept: _Numbers
+    again: _Numbers
+    first: _Numbers
+    alien: _Numbers
+
+
+def _rank(index: _Numbers, num_rows: int | None) -> _Ranking:
+    order = np.argsort(index, kind="stable")
+    ranked = index[order]
+    if num_rows is None:
+        num_rows = max(0, int(ranked[-1]) + 1) if len(ranked) else 0
+    low, high = np.searchsorted(ranked, [0, num_rows])
+    alien = np.concatenate([order[:low], order[high:]])
+    order, ranked = order[low:high], ranked[low:high]
+    is_first = np.ones(len(ranked), dtype=bool)
+    is_first[1:] = ranked[1:] != ranked[:-1]
+    kept = order[is_first]
+    first = kept[np.cumsum(is_first)[~is_first] - 1]
+    return _Ranking(num_rows=num_rows, kept=kept, again=order[~is_first], first=first, alien=alien)
+
+
+def _write(rows: _Rows, kept: _Numbers, header: bytes, path: Path) -> tuple[int, str]:
+    """Write the kept rows; return the number of bytes and their sha256."""
+    digest = hashlib.sha256()
+    with no_room_named(str(path)), replacing(path) as stream, ThreadPoolExecutor(1) as pool:
+
+        def put(block: bytes) -> None:
+            digest.update(block)  # both free the interpreter's lock, so that gathering goes on
+            stream.write(block)
+
+        writing = pool.submit(put, header)
+        for positions in rows.blocks(kept):
+            block = b"\n".join([*rows.lines(positions), b""])
+            writing.result()
+            writing = pool.submit(put, block)
+        writing.result()
+        return stream.tell(), digest.hexdigest()
+
+
+def _gaps(index: _Numbers, num_rows: int) -> tuple[range, ...]:
+    """Return what is absent from the sorted, distinct *index*."""
+    edges = np.concatenate([[-1], index, [num_rows]])
+    gaps = np.flatnonzero(np.diff(edges) > 1)
+    return tuple(
+        range(last + 1, stop) for last, stop in zip(edges[gaps].tolist(), edges[gaps + 1].tolist(), strict=True)
+    )
+
+
+def _differing(rows: _Rows, ranking: _Ranking) -> _Numbers:
+    """Return which of the repeated rows are not what they repeat."""
+    differing: list[int] = []
+    done = 0
+    for again in rows.blocks(ranking.again):
+        first = ranking.first[done : done + len(again)]
+        pairs = zip(rows.lines(again), rows.lines(first), strict=True)
+        differing += [done + slot for slot, (line, first_line) in enumerate(pairs) if line != first_line]
+        done += len(again)
+    return np.array(differing, dtype=np.int64)
+
+
+def _runs(numbers: _Numbers) -> tuple[range, ...]:
+    """Return sorted, distinct numbers as ranges."""
+    starts = np.flatnonzero(np.diff(numbers, prepend=-2) != 1)
+    runs = np.split(numbers, starts[1:]) if len(numbers) else []
+    return tuple(range(int(run[0]), int(run[-1]) + 1) for run in runs)
+
+
+def _faults(shards: Sequence[Shard], rows: _Rows, ranking: _Ranking, differing: _Numbers) -> tuple[str, ...]:
+    """Name the first rows that were not used, and where they are; the gravest come first."""
+    faults = []
+    for slot in differing[:MAX_FAULTS].tolist():
+        again, first = int(ranking.again[slot]), int(ranking.first[slot])
+        faults.append(f"{rows.place(again)}: row {rows.index[again]} differs from the one at {rows.place(first)}")
+    for position in ranking.alien[:MAX_FAULTS].tolist():
+        faults.append(f"{rows.place(position)}: row {rows.index[position]} is none of the {ranking.num_rows:,} rows")
+    faults += [fault for shard in shards for fault in shard.faults]
+    return tuple(faults[:MAX_FAULTS])

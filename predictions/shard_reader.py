@@ -1,0 +1,205 @@
+"""Read one shard of another trainer, whatever its damage: which rows it holds, and where.
+
+A row is trusted only if its line parses as a whole; every other line is counted and named.
+`shards` puts what was found in order.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+import msgspec
+
+from ..errors import UsageError
+
+_READ_BYTES = 1 << 20
+_MAX_INDEX = (1 << 53) - 1  # what every reader of JSON keeps exact
+_MAX_CELL_CHARS = 1 << 30  # the csv module refuses cells above 131,072 characters otherwise
+MAX_FAULTS = 20
+
+
+@dataclass(kw_only=True)
+class Shard:
+    """The rows of one file, in the order read; a row's length counts its newline, there or not."""
+
+    path: Path
+    header: bytes = b""
+    index: array[int] = field(default_factory=lambda: array("q"))
+    offset: array[int] = field(default_factory=lambda: array("q"))
+    length: array[int] = field(default_factory=lambda: array("q"))
+    num_torn: int = 0
+    num_corrupt: int = 0
+    faults: list[str] = field(default_factory=list)
+
+    def accept(self, indices: Sequence[int], offsets: Sequence[int], lines: Sequence[bytes]) -> None:
+        """Take in whole rows; only the last line may lack its newline."""
+        self.index.extend(indices)
+        self.offset.extend(offsets)
+        self.length.extend(map(len, lines))
+        self.length[-1] += not lines[-1].endswith(b"\n")
+
+    def reject(self, offset: int, line: bytes, reason: object) -> None:
+        """Count and name a line that is no row."""
+        word = "corrupt" if line.endswith(b"\n") else "torn"
+        self.num_torn += word == "torn"
+        self.num_corrupt += word == "corrupt"
+        if len(self.faults) < MAX_FAULTS:
+            self.faults.append(f"{self.path}: byte {offset:,}: {word}: {reason}")
+
+
+class _Row(Protocol):
+    index: int
+
+
+_Parse = Callable[[bytes], _Row]
+
+
+def scan_jsonl(path: Path, index_field: str | None) -> Shard:
+    """Find the rows of a JSONL shard; without *index_field* the first has index 0.
+
+    A torn line that a restarted writer went on with is one line of two rows: the second is
+    whole and kept. A last line without its newline is whole if it parses. The bytes within
+    texts are not looked at.
+    """
+    shard, offset = Shard(path=path), 0
+    parse = _parser(index_field)
+    with path.open("rb", buffering=_READ_BYTES) as stream:
+        while lines := stream.readlines(_READ_BYTES):
+            *offsets, offset = accumulate(map(len, lines), initial=offset)
+            try:
+                found = [parse(line) for line in lines]
+                indices = (
+                    [row.index for row in found]
+                    if index_field
+                    else range(len(shard.index), len(shard.index) + len(lines))
+                )
+                shard.accept(indices, offsets, lines)
+            except ValueError:
+                for start, line in zip(offsets, lines, strict=True):
+                    _scan_line(shard, start, line, parse, index_field)
+    return shard
+
+
+def _parser(index_field: str | None) -> _Parse:
+    """Return what reads the index of a line and skips the rest: 3 times as fast as reading all."""
+    if index_field is None:
+        whole: Any = msgspec.defstruct("Row", [], gc=False)
+        return msgspec.json.Decoder(whole).decode
+    number = Annotated[int, msgspec.Meta(ge=-_MAX_INDEX, le=_MAX_INDEX)]
+    row: Any = msgspec.defstruct("Row", [("index", number, msgspec.field(name=index_field))], gc=False)
+    return msgspec.json.Decoder(row).decode
+
+
+def _index_of(line: bytes, parse: _Parse, index_field: str | None, count: int) -> int:
+    """Return the index of a line; NaN and Infinity are data, as Python's json writes them.
+
+    Raises:
+        ValueError: it is no row.
+    """
+    try:
+        row = parse(line)
+        return row.index if index_field else count
+    except ValueError:
+        if b"NaN" not in line and b"Infinity" not in line:
+            raise
+    values = json.loads(line.decode(errors="replace"))
+    index = values.get(index_field, None) if isinstance(values, dict) else None
+    if index_field is None and isinstance(values, dict):
+        return count
+    if type(index) is not int or abs(index) > _MAX_INDEX:
+        raise ValueError(f"{index_field!r} is {index!r}, which is no row number")
+    return index
+
+
+def _scan_line(shard: Shard, offset: int, line: bytes, parse: _Parse, index_field: str | None) -> None:
+    try:
+        shard.accept([_index_of(line, parse, index_field, len(shard.index))], [offset], [line])
+    except ValueError as error:
+        if line.strip():
+            shard.reject(offset, line, error)
+            if index_field is not None:
+                _salvage(shard, offset, line, parse, index_field)
+
+
+def _salvage(shard: Shard, offset: int, line: bytes, parse: _Parse, index_field: str) -> None:
+    # No text of a row can hold the start of one, its quotes would be escaped; an object
+    # within a row can, but then one of these stands before it.
+    start = line.rfind(b"{" + msgspec.json.encode(index_field))
+    if start < 1 or line[:start].rstrip()[-1:] in (b":", b",", b"["):
+        return
+    with suppress(ValueError):
+        index = _index_of(line[start:], parse, index_field, 0)
+        shard.accept([index], [offset + start], [line[start:]])
+
+
+def scan_csv(path: Path, index_field: str | None) -> Shard:
+    """Find the rows of a CSV shard; cells may hold newlines within quotes. Without *index_field* the first is 0.
+
+    A record that was cut within quotes swallows what follows it, often all of the shard's
+    rest: it is told as torn or corrupt.
+    """
+    csv.field_size_limit(_MAX_CELL_CHARS)
+    shard = Shard(path=path)
+    columns: list[str] = []
+    column: int | None = None
+    for offset, record in _csv_records(path):
+        try:
+            cells = next(csv.reader([record.decode("utf-8-sig")], strict=True), [])
+            if not record.endswith(b"\n"):
+                shard.reject(offset, record, "no newline at its end")
+            elif not columns:
+                columns, shard.header = cells, record
+                column = _csv_column(path, columns, index_field) if index_field else None
+            elif len(cells) != len(columns):
+                shard.reject(offset, record, f"{len(cells)} cells, not {len(columns)}")
+            else:
+                index = len(shard.index) if column is None else _csv_index(cells[column])
+                shard.accept([index], [offset], [record])
+        except (ValueError, csv.Error) as error:
+            shard.reject(offset, record, error)
+    return shard
+
+
+def has_fields(names: Sequence[str]) -> str:
+    """Say which fields there are, and what to do where none of them is the index that was named."""
+    return (
+        f"it has {', '.join(names)}; name the field of a row's position with --index FIELD, or join the shards in the "
+        "order in which they are named with --in-file-order"
+    )
+
+
+def _csv_column(path: Path, columns: list[str], index_field: str) -> int:
+    if index_field not in columns:
+        raise UsageError(f"{path} has no column {index_field!r}; {has_fields(columns)}")
+    return columns.index(index_field)
+
+
+def _csv_index(cell: str) -> int:
+    index = int(cell)
+    if abs(index) > _MAX_INDEX:
+        raise ValueError(f"{cell} is no row number")
+    return index
+
+
+def _csv_records(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield each record and its offset: lines are joined while a quote is open."""
+    offset, lines, is_open = 0, list[bytes](), False
+    with path.open("rb", buffering=_READ_BYTES) as stream:
+        for line in stream:
+            lines.append(line)
+            is_open ^= bool(line.count(b'"') % 2)
+            if not is_open:
+                record = b"".join(lines)
+                yield offset, record
+                offset += len(record)
+                lines.clear()
+    if lines:
+        yield offset, b"".join(lines)

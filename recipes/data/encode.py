@@ -1,0 +1,153 @@
+"""Rows to token ids, in one way for planning, training and predicting.
+
+A row is its prompt, padding, a separator, the response and the end token. The tokenizer is one of transformers, or
+the light one of `tokenizer`; this module imports neither.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..schema import Columns
+from ..schema import Data as DataSpec
+from .rows import Row
+
+BATCH_ROWS = 1000  # that are tokenised at once: enough to keep every core busy, and some MB of memory
+# What configs call the longest sequence that a model can take.
+_POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_seq_len")
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One row: token ids, how many of them, from the first, are masked, and what it was before any cut."""
+
+    ids: list[int]
+    num_masked: int
+    num_tokens: int
+    is_long: bool
+    is_empty: bool = False
+
+    @property
+    def num_learned(self) -> int:
+        """Tokens that count in the loss; the first of a row never does, since nothing comes before it."""
+        return max(0, len(self.ids) - max(self.num_masked, 1))
+
+
+def is_kept(spec: DataSpec, row: Encoded) -> bool:
+    """Say whether training uses *row*: it is not too long, or cut, and something in it is learned."""
+    return row.num_learned > 0 and not (row.is_long and spec.long_rows in ("refuse", "drop"))
+
+
+def positions_of(config: Mapping[str, Any]) -> int | None:
+    """Return the tokens that a model of this config can take, None where it names no limit."""
+    inner = config.get("text_config")
+    for section in (config, inner if isinstance(inner, Mapping) else {}):
+        for name in _POSITIONS:
+            value = section.get(name)
+            if isinstance(value, int) and value > 0:
+                return value
+    return None
+
+
+def render_prompt(spec: DataSpec, row: Row, tokenizer: Any) -> str:
+    """Return the prompt of *row*: the template filled in, or the tokenizer's own chat template."""
+    if spec.prompt == "chat":
+        messages = [{"role": "system", "content": spec.system}] if spec.system else []
+        messages.append({"role": "user", "content": str(row[spec.columns.input])})
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    return string.Formatter().vformat(spec.prompt, (), _ByName(spec.columns, row))
+
+
+class _ByName(dict[str, Any]):
+    """The row under the names that a template uses: our column words, then the file's own."""
+
+    def __init__(self, columns: Columns, row: Row) -> None:
+        ours = {"input": columns.input, "context": columns.context, "text": columns.text}
+        super().__init__({**row, **{word: row[column] for word, column in ours.items() if column in row}})
+
+
+def encode_prompts(spec: DataSpec, rows: Sequence[Row], tokenizer: Any, limit: int | None) -> list[Encoded]:
+    """Return the rows' prompts; those above *limit* tokens, or `data.pad_input_to`, are long.
+
+    A long prompt is cut where `data.long_rows` names a side, before padding and separator, which stay.
+    """
+    found, separator = _prompts(spec, rows, tokenizer), _separator(spec, tokenizer)
+    longest = min(spec.pad_input_to or 1 << 40, (limit or 1 << 40) - len(separator))
+    return [_prompt(spec, ids, separator, max(1, longest), tokenizer) for ids in found]
+
+
+def _prompt(spec: DataSpec, ids: list[int], separator: list[int], longest: int, tokenizer: Any) -> Encoded:
+    """Pad and separate one prompt. Padding is attended to, so that input and response have one distance."""
+    is_long, num_tokens = len(ids) > longest, len(ids) + len(separator)
+    if is_long:
+        ids = _cut(spec, ids, longest, tokenizer)
+    if spec.pad_input_to is not None:
+        ids = ids + [pad_id(tokenizer)] * (spec.pad_input_to - len(ids))
+    ids = ids + separator
+    return Encoded(ids, len(ids), max(num_tokens, len(ids)), is_long)
+
+
+def encode_rows(spec: DataSpec, rows: Sequence[Row], tokenizer: Any) -> list[Encoded]:
+    """Return *rows* as training sees them; those above `data.max_tokens` are long, and cut where a side is named."""
+    end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    if not spec.prompt:
+        texts = [str(row[spec.columns.text]) for row in rows]
+        found = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        whole = [Encoded([*ids, *end], 0, len(ids) + len(end), False) for ids in found]
+    else:
+        texts = [str(row[spec.columns.target]) for row in rows]
+        targets = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        prompts = encode_prompts(spec, rows, tokenizer, None)
+        whole = [_joined(spec, prompt, [*target, *end]) for prompt, target in zip(prompts, targets, strict=True)]
+    return [_fitted(spec, row, not text.strip(), tokenizer) for row, text in zip(whole, texts, strict=True)]
+
+
+def _joined(spec: DataSpec, prompt: Encoded, response: list[int]) -> Encoded:
+    masked = len(prompt.ids) if spec.loss_on == "response" else 0
+    return Encoded([*prompt.ids, *response], masked, prompt.num_tokens + len(response), prompt.is_long)
+
+
+def _fitted(spec: DataSpec, row: Encoded, is_empty: bool, tokenizer: Any) -> Encoded:
+    ids, masked = row.ids, row.num_masked
+    excess = len(ids) - spec.max_tokens
+    if excess > 0 and spec.long_rows in ("cut_left", "cut_right"):
+        ids = _cut(spec, ids, spec.max_tokens, tokenizer)
+        if spec.long_rows == "cut_left":
+            masked -= excess
+            if row.num_masked and _has_begin(ids, tokenizer):
+                masked = max(masked, 1)  # the begin token, which stays
+        masked = min(max(masked, 0), len(ids))
+    return Encoded(ids, masked, row.num_tokens, row.is_long or excess > 0, is_empty)
+
+
+def _cut(spec: DataSpec, ids: list[int], longest: int, tokenizer: Any) -> list[int]:
+    """Cut *ids* on the side that the recipe names; a begin token stays, since models are trained with it."""
+    if spec.long_rows == "cut_left":
+        begin = ids[: min(longest, _has_begin(ids, tokenizer))]
+        return begin + ids[len(ids) - longest + len(begin) :]
+    return ids[:longest] if spec.long_rows == "cut_right" else ids
+
+
+def _has_begin(ids: Sequence[int], tokenizer: Any) -> bool:
+    return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
+
+
+def _prompts(spec: DataSpec, rows: Sequence[Row], tokenizer: Any) -> list[list[int]]:
+    adds_specials = spec.prompt != "chat"  # a chat template writes its own
+    texts = [render_prompt(spec, row, tokenizer) for row in rows]
+    found: list[list[int]] = tokenizer(texts, add_special_tokens=adds_specials)["input_ids"] if texts else []
+    if adds_specials and tokenizer.eos_token_id is not None:
+        found = [ids[:-1] if ids[-1:] == [tokenizer.eos_token_id] else ids for ids in found]
+    return found
+
+
+def _separator(spec: DataSpec, tokenizer: Any) -> list[int]:
+    return list(tokenizer([spec.separator], add_special_tokens=False)["input_ids"][0]) if spec.separator else []
+
+
+def pad_id(tokenizer: Any) -> int:
+    """Return the id that fills rows up: the pad token, else the end token."""
+    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)

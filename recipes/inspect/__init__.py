@@ -1,0 +1,1 @@
+"""What planning reads of the model, the data, the code and the disk: the only effects before compiling."""

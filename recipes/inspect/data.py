@@ -1,0 +1,222 @@
+"""Look at a recipe's data files: which splits and columns its stages need, and what is there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from ... import files
+from ...errors import PlanError, UsageError, is_no_room, nearest
+from ...run_folder import cache_dir, cached
+from ..data import hangul
+from ..data.prompts import prompt_columns
+from ..data.rows import read_rows
+from ..plan import SplitFacts
+from ..schema import Generator, Recipe, validate
+from ..stages import kind_of, source_of, stage_view, stages_of
+from .cache import collect
+
+
+def splits_of(recipe: Recipe) -> dict[str, SplitFacts]:
+    """Return the splits that the recipe's stages need.
+
+    Raises:
+        PlanError: every missing split or column, empty file and broken line.
+    """
+    reasons: list[str] = []
+    made, given = _generated(recipe.data.generator), recipe.data.splits
+    known = {**given, **made}
+    for name in sorted(made.keys() & given):
+        reasons.append(f"data.splits.{name} is also made by data.generator; rename it, or set data.generator=null")
+    splits: dict[str, SplitFacts] = {}
+    for name, needs in _needed(recipe).items():
+        if name not in known:
+            reasons.append(_missing_split(name, needs, list(known)))
+        elif (found := collect(reasons, partial(_split, name, known[name]))) is not None:
+            splits[name] = found
+            reasons += _missing_columns(name, found, needs)
+    if reasons:
+        raise PlanError(reasons)
+    return splits
+
+
+# For each split: (key that asks for the split, column that it must have or "", key that names the column).
+_Needs = set[tuple[str, str, str]]
+
+
+def _needed(recipe: Recipe) -> dict[str, _Needs]:
+    needed: dict[str, _Needs] = {}
+
+    def need(key: str, split: str, columns: Iterable[tuple[str, str]]) -> None:
+        found = needed.setdefault(split, set())
+        found.add((key, "", ""))
+        found.update((key, column, named_by) for named_by, column in columns)
+
+    for stage in stages_of(recipe):
+        view, kind = stage_view(recipe, stage), kind_of(recipe, stage)
+        columns = view.data.columns
+        if kind == "train":
+            answer = [("data.columns.target", columns.target)]
+            read = [*prompt_columns(view.data), *answer] if view.data.prompt else [("data.columns.text", columns.text)]
+            need("train.split", view.train.split, read)
+            if view.train.eval_split:
+                need("train.eval_split", view.train.eval_split, read)
+        elif kind == "predict":
+            identity = [("data.columns.id", columns.id)] if columns.id else []
+            need("predict.split", view.predict.split, [*prompt_columns(view.data), *identity])
+        elif kind == "score" and (predictions := _predictions_of(recipe, stage)):
+            view = stage_view(recipe, predictions)
+            need("score", view.predict.split, [("data.columns.target", view.data.columns.target)])
+    return needed
+
+
+def _predictions_of(recipe: Recipe, score: str) -> str | None:
+    """Return the predict stage that a score stage measures."""
+    merge = source_of(recipe, score)
+    return source_of(recipe, merge) if merge else None
+
+
+# What to do where there is no such file.
+_WITHOUT = {
+    "train.eval_split": (
+        "; set train.eval_split=null to do without, or write some of the training rows into a file of their own and "
+        "set +data.splits.validation=FILE: rows are not set aside for you"
+    ),
+    "predict.split": (
+        "; to train only, set 'stages={train: {}, consolidate: {}}'; to predict the training rows, set "
+        "predict.split=train"
+    ),
+    "train.split": "; to predict only, set 'stages={predict: {}, merge: {}, score: {}}'",
+}
+
+
+def _missing_split(name: str, needs: _Needs, known: Sequence[str]) -> str:
+    keys = sorted({key for key, _, _ in needs if key != "score"})
+    hint = f" ({nearest(name, known)})" if nearest(name, known) else ""
+    advice = _WITHOUT.get(keys[0], "") if len(keys) == 1 else ""
+    return (
+        f"split {name!r} ({', '.join(keys)}) is not in data.splits; known: {', '.join(known) or 'none'}{hint}{advice}"
+    )
+
+
+def _missing_columns(name: str, found: SplitFacts, needs: _Needs) -> Iterator[str]:
+    if found.num_rows == 0:
+        yield f"data file {found.path} of split {name!r} is empty; it needs at least one row"
+        return
+    for column, named_by in sorted({(column, named_by) for _, column, named_by in needs if column}):
+        if column in found.nested:
+            yield _nested_column(name, found, column, named_by)
+            continue
+        if column in found.columns:
+            continue
+        rows = enumerate(read_rows(Path(found.path)), 1)
+        number, row = next((at, row) for at, row in rows if row.get(column) is None)
+        where = f"split {name!r}" if number == 1 else f"row {number} of split {name!r}"
+        if column in row:
+            yield f"{where} has null in column {column!r} ({named_by}) of {found.path}; give it a value or drop the row"
+            continue
+        hint = f" ({nearest(column, row)})" if nearest(column, row) else ""
+        yield f"{where} has no column {column!r} ({named_by}); {found.path} has there: {', '.join(row)}{hint}"
+
+
+def _nested_column(name: str, found: SplitFacts, column: str, named_by: str) -> str:
+    rows = enumerate(read_rows(Path(found.path)), 1)
+    number, value = next((at, row[column]) for at, row in rows if isinstance(row.get(column), (list, dict)))
+    what = "a list" if isinstance(value, list) else "an object"
+    later = "; conversations (messages) come with a later version" if column in ("messages", "conversations") else ""
+    return (
+        f"row {number} of split {name!r} has {what} in column {column!r} ({named_by}) of {found.path}, and this "
+        f"version reads columns of text; write what the model reads and what it should answer as text columns{later}"
+    )
+
+
+def _local_file(split: str, text: str) -> Path:
+    """Return the local file of a split; one named by a URL is fetched into the cache once."""
+    if "://" not in text:
+        path = Path(text).expanduser()
+        if not path.is_file():
+            raise UsageError(f"data.splits.{split}: {_why_no_file(text, path)}")
+        return path.resolve()
+    import fsspec
+
+    name = text.rsplit("/", 1)[-1]
+    path = cache_dir() / "data" / files.digest_of(text)[:16] / name
+    if not path.is_file():
+        files.make_private_dir(path.parent)
+        try:
+            with fsspec.open(text, "rb") as source, files.replacing(path) as target:
+                while block := source.read(1 << 20):
+                    target.write(block)
+        except Exception as error:  # each store has errors of its own; hf:// alone has those of three libraries
+            if is_no_room(error):
+                raise
+            raise UsageError(f"data.splits.{split}: {text!r} cannot be fetched: {_first_line(error)}") from error
+    return path
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:300]}"
+
+
+def _why_no_file(text: str, path: Path) -> str:
+    if path.is_dir():
+        files_there = sorted(one.name for one in path.iterdir() if one.is_file())[:5]
+        there = f"; it holds {', '.join(files_there)}" if files_there else ""
+        return f"{text!r} is a folder; name one file of it{there}"
+    if any(sign in text for sign in "*?[,"):
+        joins = path.suffix in (".jsonl", ".txt")  # whole lines; others have a header, brackets or a footer
+        how = f", such as: cat part-*{path.suffix} > all{path.suffix}" if joins else " by the program that wrote them"
+        return f"{text!r} is no file, and one split is one file in this version; join several first{how}"
+    where = "" if Path(text).is_absolute() else "; relative paths start at the working folder, not at the recipe"
+    return f"file {text!r} does not exist: looked for {path.absolute()}{where}"
+
+
+def _split(name: str, text: str) -> SplitFacts:
+    path = _local_file(name, text)
+    stat = path.stat()
+    key = [str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino]
+    facts, faults = validate.build(SplitFacts, cached("splits", key, lambda: validate.to_plain(_look_at(path))))
+    if facts is None:
+        raise UsageError(f"the cached look at {path} is damaged: {faults[0]}; remove {cache_dir() / 'splits'}")
+    return facts
+
+
+def _look_at(path: Path) -> SplitFacts:
+    """Read a data file once: every row is parsed, so a broken line is found before the queue."""
+    num_rows, columns, nested = 0, None, set[str]()
+    for row in read_rows(path):
+        num_rows += 1
+        nested.update(name for name, value in row.items() if isinstance(value, (list, dict)))
+        there = {name for name, value in row.items() if value is not None}  # a null is no value
+        columns = there if columns is None else columns & there
+    return SplitFacts(
+        path=str(path),
+        num_rows=num_rows,
+        num_bytes=path.stat().st_size,
+        digest=files.digest_file(path),
+        columns=tuple(sorted(columns or ())),
+        nested=tuple(sorted(nested)),
+    )
+
+
+def _generated(generator: Generator | None) -> dict[str, str]:
+    """Return the files of the recipe's generator, made once per setting and version of its code."""
+    if generator is None:
+        return {}
+    options = {name: value for name, value in validate.to_plain(generator).items() if name != "name"}
+    code = files.digest_file(Path(hangul.__file__))
+    folder = cache_dir() / "generated" / files.digest_of([options, code])[:16]
+    if not folder.is_dir():
+        made = hangul.generate(**options)
+        temporary = files.make_private_dir(files.temporary_path(folder))
+        for split, rows in made.items():
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            files.write_text(temporary / f"{split}.jsonl", text)
+        try:
+            temporary.rename(folder)
+        except OSError:  # another process was quicker, with the same rows
+            files.remove_tree(temporary)
+    return {path.stem: str(path) for path in sorted(folder.glob("*.jsonl"))}

@@ -1,0 +1,113 @@
+"""Look at what a recipe's model, data and store really are: the only effect before compiling."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ... import files
+from ...checkpoints.capacity import reservations
+from ...checkpoints.capacity.limits import existing, least, limits_of
+from ...errors import PlanError, UsageError
+from ...remote import place_of
+from ..plan import Inputs, Lengths, Room
+from ..schema import Recipe
+from ..stages import stage_view, stages_of
+from .cache import collect
+from .data import splits_of
+from .lengths import Progress, lengths_of
+from .model import model_facts
+from .versions import versions_of
+
+
+def inspect(recipe: Recipe, store: Path, progress: Progress | None = None) -> Inputs:
+    """Return what *recipe* works on; *store* is the folder that will hold its runs, *progress* is told of rows read.
+
+    Raises:
+        PlanError: every reason why the model or the data cannot be used.
+    """
+    reasons = list(_archive_reasons(recipe))
+    model = collect(reasons, lambda: model_facts(recipe))
+    splits = collect(reasons, lambda: splits_of(recipe))
+    lengths: tuple[Lengths, ...] = ()
+    if model is not None and splits is not None:
+        lengths = collect(reasons, lambda: lengths_of(recipe, model, splits, progress)) or ()
+    code = collect(reasons, lambda: code_digest(recipe))
+    uses_four_bits = any(stage_view(recipe, name).adapter.method == "qlora" for name in stages_of(recipe))
+    if uses_four_bits and recipe.environment.python is None and importlib.util.find_spec("bitsandbytes") is None:
+        reasons.append(f"adapter.method qlora needs bitsandbytes; {sys.executable} -m pip install bitsandbytes")
+    versions = collect(reasons, lambda: versions_of(recipe.environment))
+    unset = [name for name in recipe.environment.inherit if name not in os.environ]
+    if unset:
+        reasons.append(f"environment.inherit names {', '.join(unset)}, which this shell has not set; `export` it first")
+    if reasons or model is None or splits is None or code is None or versions is None:
+        raise PlanError(reasons)
+    room = room_of(store, recipe.checkpoints.store_budget_gb)
+    return Inputs(model=model, splits=splits, room=room, code_digest=code, versions=versions, lengths=lengths)
+
+
+def _archive_reasons(recipe: Recipe) -> Iterator[str]:
+    """Return why the archive cannot be one, as far as that can be told without writing to it."""
+    for url in dict.fromkeys(stage_view(recipe, name).checkpoints.archive_url for name in stages_of(recipe)):
+        if url is None:
+            continue
+        try:
+            place = place_of(url)
+        except UsageError as error:
+            yield f"checkpoints.archive_url: {error}"
+            continue
+        if url.startswith("memory:"):
+            yield f"checkpoints.archive_url {url!r} ends with the process that writes to it; name a folder or a store"
+        elif isinstance(place, Path) and not (existing(place).is_dir() and os.access(existing(place), os.W_OK)):
+            yield f"checkpoints.archive_url {url!r}: {existing(place)} is not a folder that you may write to"
+
+
+def room_of(store: Path, store_budget_gb: float | None = None) -> Room:
+    """Return what *store* can still take: its free space and quotas, less what its other runs are promised."""
+    limit = least(limits_of(store))
+    among = reservations.others(store, None, lambda job: False, measures=store_budget_gb is not None)
+    promised = sum(max(0, one.promised_bytes - one.held_bytes) for one in among)
+    free, source = (limit.num_bytes or 0) - promised, limit.source
+    if store_budget_gb is not None:
+        left = int(store_budget_gb * 1e9) - sum(max(one.promised_bytes, one.held_bytes) for one in among)
+        held = (store_budget_gb * 1e9 - left) / 1e9
+        told = f"checkpoints.store_budget_gb={store_budget_gb:g}, of which other runs have {held:,.3g} GB"
+        free, source = min((free, source), (left, told))
+    return Room(
+        folder=str(store),
+        free_bytes=free,
+        free_inodes=limit.num_files or 0,
+        source=source,
+        promised_bytes=promised,
+        num_runs=sum(one.promised_bytes > one.held_bytes for one in among),
+    )
+
+
+def code_digest(recipe: Recipe) -> str:
+    """Return the digest of the recipe's code folders."""
+    return code_digest_of([Path(folder).expanduser().absolute() for folder in recipe.environment.code])
+
+
+def code_digest_of(folders: Sequence[Path]) -> str:
+    """Return one digest over names and bytes of every file of *folders*."""
+    digest = hashlib.sha256()
+    for root in folders:
+        if not root.is_dir():
+            raise UsageError(f"environment.code: {str(root)!r} is not a folder")
+        for path in sorted(code_files(root)):
+            digest.update(f"{root.name}/{path.relative_to(root)}\0{files.digest_file(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def code_files(root: Path) -> list[Path]:
+    """Return the files of a code folder, less caches, version control and environments."""
+    skipped = {"__pycache__", ".git", ".venv", "venv", "node_modules", ".mypy_cache", ".ruff_cache", "runs", "wandb"}
+    found = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = sorted(set(folders) - skipped)
+        found += [Path(folder, name) for name in names if not os.path.islink(os.path.join(folder, name))]
+    return found

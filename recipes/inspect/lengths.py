@@ -1,0 +1,246 @@
+"""Look at every row in tokens before the queue: too long, empty, nothing to learn; and show how rows are seen.
+
+Run as `python -m sousbatch.recipes.inspect.lengths`, it reads one JSON request from stdin: that is how planning uses
+tokenizers that only transformers knows. It prints a JSON line as it goes, and the answer as the last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from ... import files
+from ...errors import UsageError
+from ...run_folder import recall, remember
+from ..data.encode import BATCH_ROWS, Encoded, encode_prompts, encode_rows, is_kept, positions_of
+from ..data.rows import read_rows
+from ..plan import Lengths, ModelFacts, Rows, SplitFacts
+from ..schema import Data, Recipe, validate
+from ..stages import kind_of, stage_view, stages_of
+from .tokenizer import digest_of_tokenizer, light, load_full
+
+Progress = Callable[[str, int, int], None]  # what is looked at, rows done, rows in all
+Use = Literal["train", "eval", "predict"]
+
+_FORMAT = 1  # raised when `encode` counts in another way
+_NUM_NAMED = 5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Rows to look at: those of *split*, for *use* in *stage*; a prompt is long above *limit*."""
+
+    stage: str
+    use: Use
+    split: str
+    path: str
+    num_rows: int
+    limit: int | None
+    data: Data
+
+    @property
+    def what(self) -> str:
+        """What a progress line says."""
+        return f"rows of {self.split}"
+
+
+def wanted_of(recipe: Recipe, model: ModelFacts, splits: dict[str, SplitFacts]) -> list[Wanted]:
+    """Return what the recipe's stages read as tokens."""
+    found = []
+    for stage in stages_of(recipe):
+        view, kind = stage_view(recipe, stage), kind_of(recipe, stage)
+        uses: list[tuple[Use, str, int | None, int | None]] = []
+        if kind == "train":
+            uses.append(("train", view.train.split, None, view.data.max_tokens))
+            if view.train.eval_split:
+                uses.append(("eval", view.train.eval_split, view.train.eval_rows, view.data.max_tokens))
+        elif kind == "predict":
+            positions = positions_of(model.config)
+            limit = None if positions is None else max(1, positions - view.predict.max_new_tokens)
+            uses.append(("predict", view.predict.split, view.predict.rows, limit))
+        for use, name, most, limit in uses:
+            num_rows = min(most or splits[name].num_rows, splits[name].num_rows)
+            path = splits[name].path
+            found.append(
+                Wanted(stage=stage, use=use, split=name, path=path, num_rows=num_rows, limit=limit, data=view.data)
+            )
+    return found
+
+
+def lengths_of(
+    recipe: Recipe, model: ModelFacts, splits: dict[str, SplitFacts], progress: Progress | None = None
+) -> tuple[Lengths, ...]:
+    """Return the lengths of all rows that the recipe's stages read, remembered by the digests of what decides them.
+
+    Raises:
+        UsageError: the tokenizer cannot be loaded or cannot take the rows.
+    """
+    folder = Path(model.tokenizer_folder)
+    wanted = wanted_of(recipe, model, splits)
+    decides = [_FORMAT, digest_of_tokenizer(folder), recipe.model.add_tokens]
+    keys = [files.digest_of([decides, _deciding(one), splits[one.split].digest]) for one in wanted]
+    known = {key: recall("lengths", key) for key in keys}
+    missing = {key: one for key, one in zip(keys, wanted, strict=True) if known[key] is None}
+    if missing:
+        for key, value in zip(missing, _ask(recipe, folder, list(missing.values()), 0, progress), strict=True):
+            remember("lengths", key, value)
+            known[key] = value
+    found = []
+    for key, one in zip(keys, wanted, strict=True):
+        place = {"stage": one.stage, "use": one.use, "split": one.split, "limit": one.limit}
+        lengths, faults = validate.build(Lengths, {**known[key], **place})
+        if lengths is None:
+            raise UsageError(f"the cached look at the rows of {one.path} is damaged: {faults[0]}; remove the cache")
+        found.append(lengths)
+    return tuple(found)
+
+
+def samples_of(recipe: Recipe, model: ModelFacts, splits: dict[str, SplitFacts], count: int) -> str:
+    """Return the first *count* rows of each split as the jobs see them: what is masked, and what is learned."""
+    asked = [dataclasses.replace(one, num_rows=min(count, one.num_rows)) for one in wanted_of(recipe, model, splits)]
+    return "\n\n".join(_ask(recipe, Path(model.tokenizer_folder), asked, count, None))
+
+
+def _deciding(one: Wanted) -> list[Any]:
+    """Return what decides the lengths, beside the rows and the tokenizer; evaluation and training read alike."""
+    return [one.use == "predict", one.num_rows, one.limit, validate.to_plain(one.data) | {"splits": None}]
+
+
+def _ask(recipe: Recipe, folder: Path, wanted: list[Wanted], count: int, progress: Progress | None) -> list[Any]:
+    """Look with the light tokenizer where that may be, else in a process of its own."""
+    uses_chat = any(one.data.prompt == "chat" for one in wanted)
+    tokenizer = None if uses_chat else light(folder, recipe.model.add_tokens)
+    if tokenizer is not None:
+        report = progress or (lambda what, done, total: None)
+        return [_answer(one, tokenizer, count, report) for one in wanted]
+    request = {
+        "folder": str(folder),
+        "add_tokens": recipe.model.add_tokens,
+        "trusts_code": recipe.model.trust_remote_code,
+        "count": count,
+        "wanted": [validate.to_plain(one) for one in wanted],
+    }
+    return _ask_process(request, folder, progress)
+
+
+def _ask_process(request: dict[str, Any], folder: Path, progress: Progress | None) -> list[Any]:
+    environment = os.environ | {"PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1"}
+    environment |= {"TRANSFORMERS_VERBOSITY": "error"}
+    command = [sys.executable, "-m", f"{__package__}.lengths"]
+    # The request and the complaints are files: a pipe that nobody reads or writes any more would block or break.
+    with tempfile.TemporaryFile("w+") as asked, tempfile.TemporaryFile("w+") as complaints:
+        json.dump(request, asked)
+        asked.seek(0)
+        with subprocess.Popen(
+            command, stdin=asked, stdout=subprocess.PIPE, stderr=complaints, text=True, env=environment
+        ) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                message = _message(line)
+                if "answer" in message:
+                    return list(message["answer"])
+                if progress is not None and "what" in message:
+                    progress(message["what"], message["done"], message["total"])
+        complaints.seek(0)
+        reason = (complaints.read().strip().splitlines() or ["no reason given"])[-1]
+    raise UsageError(f"the rows cannot be read with the tokenizer in {folder}: {reason}")
+
+
+def _message(line: str) -> dict[str, Any]:
+    """Return what a line of the process says; a model's own code may print lines that say nothing to us."""
+    try:
+        message = json.loads(line)
+    except ValueError:
+        return {}
+    return message if isinstance(message, dict) else {}
+
+
+def main() -> None:
+    """Answer the request on stdin."""
+    request = json.loads(sys.stdin.read())
+    tokenizer = load_full(Path(request["folder"]), request["add_tokens"], trusts_code=request["trusts_code"])
+
+    def report(what: str, done: int, total: int) -> None:
+        print(json.dumps({"what": what, "done": done, "total": total}), flush=True)
+
+    answers = []
+    for values in request["wanted"]:
+        wanted, faults = validate.build(Wanted, values)
+        assert wanted is not None, faults
+        answers.append(_answer(wanted, tokenizer, request["count"], report))
+    print(json.dumps({"answer": answers}), flush=True)
+
+
+def _answer(wanted: Wanted, tokenizer: Any, count: int, report: Progress) -> Any:
+    rows = _encoded(wanted, tokenizer, report)
+    if count:
+        return "\n\n".join(_shown(wanted, number, row, tokenizer) for number, row in enumerate(rows, 1))
+    return _counted(wanted, rows)
+
+
+def _encoded(wanted: Wanted, tokenizer: Any, report: Progress) -> Iterator[Encoded]:
+    rows, done = islice(read_rows(Path(wanted.path)), wanted.num_rows), 0
+    while batch := list(islice(rows, BATCH_ROWS)):
+        if wanted.use == "predict":
+            yield from encode_prompts(wanted.data, batch, tokenizer, wanted.limit)
+        else:
+            yield from encode_rows(wanted.data, batch, tokenizer)
+        done += len(batch)
+        report(wanted.what, done, wanted.num_rows)
+
+
+def _counted(wanted: Wanted, rows: Iterator[Encoded]) -> dict[str, Any]:
+    """Count rows of each kind; of any number of them a few numbers are kept."""
+    is_prompt, policy = wanted.use == "predict", wanted.data.long_rows
+    seen: dict[str, tuple[int, list[int]]] = {"long": (0, []), "empty": (0, []), "unlearnable": (0, [])}
+    total = kept = longest = longest_kept = 0
+
+    def note(kind: str, number: int) -> None:
+        num, first = seen[kind]
+        seen[kind] = (num + 1, [*first, number] if len(first) < _NUM_NAMED else first)
+
+    for number, row in enumerate(rows, 1):
+        total, longest = number, max(longest, row.num_tokens)
+        if row.is_long:
+            note("long", number)
+        if row.is_empty:
+            note("empty", number)
+        is_left_out = row.is_long and policy in ("refuse", "drop") and not is_prompt
+        if not is_left_out and not (row.ids if is_prompt else row.num_learned):
+            note("unlearnable", number)
+        if is_prompt or is_kept(wanted.data, row):
+            kept, longest_kept = kept + 1, max(longest_kept, len(row.ids))
+    kinds = {kind: validate.to_plain(Rows(num=num, first=tuple(first))) for kind, (num, first) in seen.items()}
+    return {"num_rows": total, "num_kept": kept, "longest": longest, "longest_kept": longest_kept, **kinds}
+
+
+def _shown(wanted: Wanted, number: int, row: Encoded, tokenizer: Any) -> str:
+    """Return a row as text, from its ids."""
+    head = f"{wanted.stage}, split {wanted.split}, row {number}: {len(row.ids)} tokens"
+    if wanted.use != "predict":
+        head += f", {row.num_learned} learned" if is_kept(wanted.data, row) else ", not used for training"
+    elif row.is_long and wanted.data.long_rows in ("refuse", "drop"):
+        head += ", too long"
+    if row.is_long:
+        head += f" ({row.num_tokens} before data.long_rows={wanted.data.long_rows})"
+    if wanted.use == "predict":
+        return "\n".join([head, *_marked("prompt", tokenizer.decode(row.ids))])
+    masked, learned = row.ids[: row.num_masked], row.ids[row.num_masked :]
+    lines = _marked("masked", tokenizer.decode(masked)) if masked else []
+    return "\n".join([head, *lines, *(_marked("learned", tokenizer.decode(learned)) if learned else [])])
+
+
+def _marked(word: str, text: str) -> list[str]:
+    return [f"  {word:7} | {line}" for line in text.split("\n")]
+
+
+if __name__ == "__main__":
+    main()

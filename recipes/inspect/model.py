@@ -1,0 +1,227 @@
+"""Look at a recipe's model: where it is, what it is, what its tensors are. Never imports torch."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ... import files
+from ...checkpoints.capacity.limits import least, limits_of
+from ...errors import UsageError, nearest
+from ...run_folder import cached
+from ..catalog import LIBRARY_DIR
+from ..plan import ModelFacts, TensorFacts
+from ..schema import Recipe
+from ..stages import stage_view, stages_of
+from .cache import file_digest
+
+logger = logging.getLogger(__name__)
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt")
+
+
+def _folder_here(key: str, name: str) -> Path | None:
+    """Return the local folder that *key* names, None where it is to be had from the hub."""
+    if name.startswith("library:"):
+        folder = LIBRARY_DIR / "models" / name.removeprefix("library:")
+        known = sorted(place.name for place in (LIBRARY_DIR / "models").iterdir() if place.is_dir())
+        if folder.name not in known or folder.parent != LIBRARY_DIR / "models":
+            hint = f" ({nearest(folder.name, known)})" if nearest(folder.name, known) else ""
+            raise UsageError(f"{key} {name!r} is unknown; shipped: {', '.join(known)}{hint}")
+        return folder
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    if folder.is_file():
+        raise UsageError(f"{key} {name!r} is {_file_kind(folder)}; give the folder that save_pretrained wrote")
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
+        raise UsageError(
+            f"{key} {name!r} does not exist: looked for {folder.absolute()}; give a local folder, "
+            "a hub id such as org/name, or library:NAME"
+        )
+    return None
+
+
+def _file_kind(path: Path) -> str:
+    if path.suffix.lower() == ".gguf":
+        return "a GGUF file, whose weights are quantised for inference and cannot train"
+    return "a file and no folder"
+
+
+def _from_hub(key: str, name: str, revision: str | None = None, *, has_code: bool = False) -> Path:
+    """Return the folder of a hub repository in the hub's cache, into which it is fetched if there is room."""
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import (
+        DryRunError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
+
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"] + ["*.py"] * has_code
+    logger.warning("%s %s is fetched from the hub where it is not in its cache", key, name)
+    try:
+        with suppress(DryRunError):  # the hub does not answer: what the cache has must do
+            found = snapshot_download(name, revision=revision, allow_patterns=patterns, dry_run=True)
+            wanted = sum(file.file_size or 0 for file in found if file.will_download)
+            _check_cache(key, name, wanted, Path(constants.HF_HUB_CACHE))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except HFValidationError as error:
+        raise UsageError(f"{key} {name!r} is neither a folder nor a hub id: {error}") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UsageError(
+            f"{key} {name!r} is no folder here (looked in {Path.cwd()}) and cannot be fetched from the hub; check the "
+            f"name, the network, and for a gated model that HF_TOKEN is set and its licence accepted: {reason}"
+        ) from error
+
+
+def _check_cache(key: str, name: str, wanted_bytes: int, cache: Path) -> None:
+    room = least(limits_of(cache))
+    if wanted_bytes > (room.num_bytes or 0):
+        raise UsageError(
+            f"{key} {name!r} is {wanted_bytes / 1e9:,.3g} GB to fetch, and the hub's cache {cache} can take "
+            f"{(room.num_bytes or 0) / 1e9:,.3g} GB ({room.source}); set HF_HOME to a folder with room"
+        )
+
+
+def model_facts(recipe: Recipe) -> ModelFacts:
+    """Return what the recipe's model is: its folder, its identity, its tensors.
+
+    Raises:
+        UsageError: it does not exist, is not whole, or is not of a kind that can be trained here.
+    """
+    spec = recipe.model
+    if recipe.task != "causal_lm":
+        raise UsageError(f"task {recipe.task!r} can be written down but not run by this version; causal_lm can")
+    here = _folder_here("model.path", spec.path)
+    folder = here or _from_hub("model.path", spec.path, spec.revision, has_code=spec.trust_remote_code)
+    config = _read_config(spec.path, folder)
+    tokenizer_folder = folder
+    if spec.tokenizer:
+        key = "model.tokenizer"
+        tokenizer_folder = _folder_here(key, spec.tokenizer) or _from_hub(key, spec.tokenizer)
+    _check_tokenizer(recipe, tokenizer_folder)
+    weights = sorted(folder.glob("*.safetensors"))
+    headers = [_safetensors_header(path) for path in weights]
+    if not weights and not spec.from_scratch:
+        raise UsageError(
+            f"model.path {spec.path!r} has no *.safetensors weights; "
+            "set model.from_scratch=true to start from random ones"
+        )
+    if weights and not spec.from_scratch and not spec.config:
+        found = sorted((tensor for header in headers for tensor in _tensors_of(header)), key=lambda t: t.name)
+    else:
+        shapes = _shapes(folder, recipe)
+        found = [TensorFacts(name=name, shape=tuple(shape), dtype=dtype) for name, shape, dtype in shapes["tensors"]]
+        config = shapes["config"]
+    return ModelFacts(
+        folder=str(folder),
+        tokenizer_folder=str(tokenizer_folder),
+        digest=model_digest(folder, tokenizer_folder, spec.config),
+        has_weights=bool(weights) and not spec.from_scratch,
+        num_params=sum(math.prod(tensor.shape) for tensor in found),
+        tensors=tuple(found),
+        config=config,
+        beside_bytes=sum(path.stat().st_size for path in _beside(folder, tokenizer_folder)),
+        cached_bytes=0 if here else sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+    )
+
+
+def _beside(folder: Path, tokenizer_folder: Path) -> list[Path]:
+    """Return the small files of a model: what it is, and how its text becomes tokens."""
+    named = (folder / "config.json", *(tokenizer_folder / name for name in _TOKENIZER_FILES))
+    return [path for path in named if path.is_file()]
+
+
+def model_digest(folder: Path, tokenizer_folder: Path, changes: Mapping[str, Any]) -> str:
+    """Return the identity of a model: config, tokenizer and every weight, with the *changes* to its config."""
+    named = [*_beside(folder, tokenizer_folder), *sorted(folder.glob("*.safetensors"))]
+    return files.digest_of([[(path.name, file_digest(path)) for path in named], dict(changes)])
+
+
+def _read_config(name: str, folder: Path) -> dict[str, Any]:
+    try:
+        return dict(files.read_json(folder / "config.json"))
+    except FileNotFoundError as error:
+        if (folder / "adapter_config.json").is_file():
+            raise UsageError(_adapter_advice(name, folder)) from error
+        if found := sorted(folder.glob("*.gguf")):
+            raise UsageError(f"model.path {name!r} holds {found[0].name}, {_file_kind(found[0])}") from error
+        raise UsageError(
+            f"model.path {name!r} has no config.json; give the folder that save_pretrained wrote"
+        ) from error
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{folder / 'config.json'} is no config: {error}") from error
+
+
+def _adapter_advice(name: str, folder: Path) -> str:
+    """Say what to do with a folder that peft wrote: it is beside a model, not one."""
+    with suppress(OSError, ValueError, AttributeError):
+        base = files.read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        which = f" for {base!r}" if base else ""
+        return (
+            f"model.path {name!r} is an adapter{which} and no model; give the base model to train a new adapter, or "
+            'merge this one first: python -c "from peft import AutoPeftModelForCausalLM as M; '
+            f"M.from_pretrained('{folder}').merge_and_unload().save_pretrained('{folder}-merged')\"; copy the "
+            "tokenizer into it"
+        )
+    return f"model.path {name!r} is an adapter whose adapter_config.json cannot be read; give the base model"
+
+
+def _check_tokenizer(recipe: Recipe, folder: Path) -> None:
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise UsageError(f"{folder} has no tokenizer ({', '.join(_TOKENIZER_FILES)}); name one with model.tokenizer")
+    uses_chat = any(stage_view(recipe, name).data.prompt == "chat" for name in stages_of(recipe))
+    config = folder / "tokenizer_config.json"
+    has_template = (folder / "chat_template.jinja").is_file() or (
+        config.is_file() and "chat_template" in config.read_text(encoding="utf-8")
+    )
+    if uses_chat and not has_template:
+        raise UsageError(f"data.prompt is chat, but the tokenizer in {folder} has no chat template; write a template")
+
+
+def _safetensors_header(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > 100_000_000:
+                raise ValueError("its header is longer than the format allows")
+            header = json.loads(stream.read(length))
+    except (OSError, ValueError, struct.error) as error:
+        raise UsageError(f"{path} is not a safetensors file: {error}") from error
+    return {name: value for name, value in header.items() if name != "__metadata__"}
+
+
+def _tensors_of(header: dict[str, Any]) -> list[TensorFacts]:
+    names = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
+    return [
+        TensorFacts(name=name, shape=tuple(entry["shape"]), dtype=names.get(entry["dtype"], entry["dtype"]))
+        for name, entry in header.items()
+    ]
+
+
+def _shapes(folder: Path, recipe: Recipe) -> dict[str, Any]:
+    changes, trusts = files.canonical_json(recipe.model.config), str(recipe.model.trust_remote_code)
+    key = [(folder / "config.json").read_text(encoding="utf-8"), changes, trusts]
+    return dict(cached("shapes", key, lambda: _run_shapes(folder, changes, trusts)))
+
+
+def _run_shapes(folder: Path, changes: str, trusts: str) -> Any:
+    command = [sys.executable, "-m", f"{__package__}.shapes", str(folder), changes, trusts]
+    environment = os.environ | {"PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL)
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise UsageError(f"model {str(folder)!r} cannot be built from its config: {reason}")
+    return json.loads(done.stdout)

@@ -1,0 +1,100 @@
+"""Load a model's tokenizer: that of transformers, as the jobs use it, or a light one with the same ids.
+
+Importing transformers takes 4 s and brings torch, which planning must not wait for. Where `tokenizer.json` says all,
+the `tokenizers` package alone gives the same ids; `light` returns None where it may not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ... import files
+
+# These classes of transformers take tokenizer.json as it stands; the others build their own from its parts.
+_PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
+# Keys of tokenizer_config.json that make transformers change what tokenizer.json says.
+_CHANGING = (
+    "add_bos_token",
+    "add_eos_token",
+    "add_prefix_space",
+    "split_special_tokens",
+    "auto_map",
+    "fix_mistral_regex",
+)
+_SPECIALS = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
+
+
+def load_full(folder: Path, add_tokens: Sequence[str], *, trusts_code: bool) -> Any:
+    """Return the tokenizer of *folder* as the jobs use it, with the recipe's tokens added."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusts_code)
+    if add_tokens:
+        tokenizer.add_tokens(list(add_tokens))
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+class Light:
+    """What `encode` needs of a tokenizer, over the `tokenizers` package."""
+
+    def __init__(self, inner: Any, specials: dict[str, str | None]) -> None:
+        self._inner = inner
+        ids = {name: None if text is None else inner.token_to_id(text) for name, text in specials.items()}
+        self.bos_token_id: int | None = ids["bos_token"]
+        self.eos_token_id: int | None = ids["eos_token"]
+        self.pad_token_id: int | None = ids["pad_token"] if ids["pad_token"] is not None else ids["eos_token"]
+
+    def __call__(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> dict[str, list[list[int]]]:
+        """Return {"input_ids": ids of each text}."""
+        found = self._inner.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+        return {"input_ids": [one.ids for one in found]}
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of *ids*, special tokens included."""
+        return str(self._inner.decode(list(ids), skip_special_tokens=False))
+
+
+def light(folder: Path, add_tokens: Sequence[str]) -> Light | None:
+    """Return a light tokenizer with the ids of the full one, None where only transformers knows them."""
+    try:
+        config, described = (
+            files.read_json(folder / "tokenizer_config.json"),
+            files.read_json(folder / "tokenizer.json"),
+        )
+        known = {token["content"] for token in described.get("added_tokens") or []}
+        specials = {name: _text(config.get(name)) for name in _SPECIALS}
+        others = [_text(token) for token in (config.get("added_tokens_decoder") or {}).values()]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    is_plain = config.get("tokenizer_class") in _PLAIN_CLASSES and not any(config.get(name) for name in _CHANGING)
+    has_more = config.get("extra_special_tokens") or config.get("additional_special_tokens")
+    is_whole = {text for text in (*specials.values(), *others) if text is not None} <= known
+    if add_tokens or has_more or not is_plain or not is_whole or (folder / "special_tokens_map.json").exists():
+        return None
+    from tokenizers import Tokenizer
+
+    try:
+        inner = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception:  # the package has no narrower class; transformers may know the file, or says why not
+        return None
+    inner.no_truncation()
+    inner.no_padding()
+    return Light(inner, specials)
+
+
+def _text(token: Any) -> str | None:
+    """Return the text of a special token, which configs write plainly or as an object."""
+    return str(token["content"]) if isinstance(token, dict) else None if token is None else str(token)
+
+
+def digest_of_tokenizer(folder: Path) -> str:
+    """Return the identity of all that decides a tokenizer's ids."""
+    from .cache import file_digest
+
+    kinds = ("*.json", "*.model", "*.txt", "*.jinja", "*.py")
+    found = sorted({path for kind in kinds for path in folder.glob(kind) if not path.name.endswith(".index.json")})
+    return files.digest_of([(path.name, file_digest(path)) for path in found])

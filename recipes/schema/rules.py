@@ -1,0 +1,243 @@
+"""The faults of a recipe that its types cannot show, and that need no look at site, model or data."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ...errors import Fault, nearest
+from ...redaction import holds_secret, is_secret
+from ...run_folder import NAME_PATTERN
+from ..data.prompts import prompt_fields
+from ..stages import NEEDS_SOURCE, SOURCES, fitting_sources, is_measured, kind_of, stage_view, stages_of
+from . import KINDS, Recipe, Resources, validate
+
+# sbatch options that a run depends on, and what to write instead.
+_OWNED = {
+    "array": "set resources.<stage>.tasks",
+    "nodes": "set resources.<stage>.nodes",
+    "ntasks": "set resources.<stage>.devices_per_node",
+    "ntasks-per-node": "set resources.<stage>.devices_per_node",
+    "cpus-per-task": "set resources.<stage>.cpus_per_device",
+    "time": "set resources.<stage>.time_min",
+    "partition": "set resources.<stage>.partition",
+    **dict.fromkeys(
+        ("output", "error", "open-mode", "chdir"), "logs lie in the run folder; `sousbatch logs` shows them"
+    ),
+    **dict.fromkeys(("comment", "dependency", "kill-on-invalid-dep", "parsable", "wait", "test-only"), "leave it out"),
+    **dict.fromkeys(("signal", "requeue"), "leave it out: a run depends on being warned and requeued"),
+    **dict.fromkeys(("export", "export-file"), "name the variables in environment.variables or environment.inherit"),
+    **dict.fromkeys(("wrap", "job-name", "clusters"), "leave it out"),
+}
+# A value that a line of shell spells out; one that it reads from elsewhere begins with $ or `.
+_ASSIGNED = re.compile(r"""(?<![\w$])([A-Za-z_]\w*)=["']?([^\s"'$`;]+)""")
+_NAME_HINT = "lower-case letters, digits and '-', 63 at most"
+# There is one of each in a run, so a stage cannot have its own.
+_SHARED = (
+    *("name", "description", "resources", "environment", "tracking", "stages", "data.splits", "data.generator"),
+    *("model.path", "model.revision", "model.from_scratch", "model.config", "model.tokenizer"),
+)
+
+
+def faults_of(recipe: Recipe) -> list[Fault]:
+    """Return every fault of a recipe whose types are right."""
+    faults = [*_secrets(recipe), *_basics(recipe), *_variables(recipe), *_code(recipe), *_stages(recipe)]
+    if not faults:  # what follows needs stages with kinds
+        common = list(_sections(recipe))
+        faults += [*_resources(recipe), *_sources(recipe), *_prompts(recipe), *common]
+        for name in stages_of(recipe):
+            own = (fault for fault in _sections(stage_view(recipe, name)) if fault not in common)
+            faults += [replace(fault, key=f"stages.{name}.set.{fault.key}") for fault in own]
+    return faults
+
+
+def _basics(recipe: Recipe) -> Iterator[Fault]:
+    if not NAME_PATTERN.fullmatch(recipe.name):
+        like = re.sub(r"[^a-z0-9]+", "-", recipe.name.lower()).strip("-")[:63] or "my-recipe"
+        yield Fault(key="name", problem=f"is {recipe.name!r}", hint=f"{_NAME_HINT}, such as name: {like}")
+    if not recipe.model.path:
+        yield Fault(key="model.path", problem="is missing", hint="a hub id, a local folder, or library:NAME")
+    if not recipe.data.splits and recipe.data.generator is None:
+        yield Fault(key="data.splits", problem="is missing", hint="such as {train: train.jsonl, test: test.jsonl}")
+    if recipe.question_answering is not None and recipe.task != "question_answering":
+        yield Fault(
+            key="question_answering", problem=f"has no meaning for task {recipe.task}", hint="leave it out, or set task"
+        )
+
+
+def _variables(recipe: Recipe) -> Iterator[Fault]:
+    for key in ("variables", "inherit"):
+        for name in getattr(recipe.environment, key):
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+                hint = "letters, digits and '_', no digit first"
+                yield Fault(key=f"environment.{key}", problem=f"has {name!r}, which is no variable's name", hint=hint)
+
+
+def _secrets(recipe: Recipe) -> Iterator[Fault]:
+    """Return which keys hold a secret: a recipe is written into plan, requests and scripts. Its value is never told."""
+    for name, value in recipe.environment.variables.items():
+        if is_secret(name, value):
+            hint = f"`export {name}=...` where you submit, and set environment.inherit=[{name}]"
+            yield Fault(
+                key=f"environment.variables.{name}", problem="holds a secret, which would be written", hint=hint
+            )
+    for number, line in enumerate(recipe.environment.setup):
+        assigned = _ASSIGNED.findall(line)
+        if holds_secret(line) or any(is_secret(name, value) for name, value in assigned):
+            hint = "read it from a file there, or `export` it where you submit and name it in environment.inherit"
+            yield Fault(key=f"environment.setup.{number}", problem="holds a secret, which would be written", hint=hint)
+    plain = validate.to_plain(recipe)
+    plain["environment"] |= {"variables": {}, "setup": []}
+    for key, value in _texts(plain, ""):
+        if holds_secret(value) or (key.startswith("tracking.") and is_secret("WANDB", value)):
+            hint = "leave user, password and token out of it; export them where you submit, by environment.inherit"
+            yield Fault(key=key, problem="holds a secret, which would be written", hint=hint)
+
+
+def borrowed_secrets(values: dict[str, Any]) -> list[Fault]:
+    """Return which keys of a recipe that is not resolved yet take a secret from this shell, of whatever shape it is."""
+    hint = "name the variable in environment.inherit, and read it in the job"
+    return [
+        Fault(key=key, problem=f"takes the secret {name} from this shell, and it would be written", hint=hint)
+        for key, value in _texts(values, "")
+        for name in re.findall(r"\$\{oc\.env:\s*['\"]?([A-Za-z_]\w*)", value)
+        if is_secret(name, os.environ.get(name, "a word"))
+    ]
+
+
+def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    """Yield every text of plain values, with its key."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, (dict, list)):
+        inner = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, item in inner:
+            yield from _texts(item, f"{key}.{name}" if key else str(name))
+
+
+def _code(recipe: Recipe) -> Iterator[Fault]:
+    """Code folders lie side by side in the run folder, so each needs a name of its own."""
+    names = [Path(folder).name for folder in recipe.environment.code]
+    for folder, name in zip(recipe.environment.code, names, strict=True):
+        if name in ("", ".."):
+            yield Fault(key="environment.code", problem=f"has {folder!r}", hint="give the folder by its name")
+    for name, count in Counter(names).items():
+        if name and count > 1:
+            yield Fault(
+                key="environment.code", problem=f"has {count} folders called {name!r}", hint="rename all but one"
+            )
+
+
+def _stages(recipe: Recipe) -> Iterator[Fault]:
+    for name, spec in recipe.stages.items():
+        key = f"stages.{name}"
+        if not NAME_PATTERN.fullmatch(name):
+            yield Fault(key=key, problem="is no name for a stage", hint=_NAME_HINT)
+        if (spec.kind or name) not in KINDS:
+            hint = nearest(name, KINDS)
+            yield Fault(key=f"{key}.kind", problem=f"is missing; known: {', '.join(KINDS)}", hint=hint)
+        for path in _SHARED:
+            section, _, inner = path.partition(".")
+            given = spec.set.get(section, {})
+            if section in spec.set and (not inner or (isinstance(given, dict) and inner in given)):
+                yield Fault(key=f"{key}.set.{path}", problem="is one for the whole run", hint=f"set {path} itself")
+        yield from validate.build(Recipe, spec.set, key=f"{key}.set")[1]
+
+
+def _prompts(recipe: Recipe) -> Iterator[Fault]:
+    for name in stages_of(recipe):
+        if kind_of(recipe, name) == "predict" and not stage_view(recipe, name).data.prompt:
+            problem = f"is empty, so stage {name} has nothing to answer"
+            yield Fault(key="data.prompt", problem=problem, hint="write a template, or leave the predict stage out")
+
+
+def _sources(recipe: Recipe) -> Iterator[Fault]:
+    for name, spec in stages_of(recipe).items():
+        kind, fitting = kind_of(recipe, name), fitting_sources(recipe, name)
+        if spec.of is not None and spec.of not in fitting:
+            works_on = f"a {kind} stage works on a {SOURCES[kind]} stage above it: {', '.join(fitting) or 'none'}"
+            yield Fault(key=f"stages.{name}.of", problem=f"is {spec.of!r}; {works_on}", hint=nearest(spec.of, fitting))
+        elif kind in NEEDS_SOURCE and not fitting:
+            yield Fault(key=f"stages.{name}", problem=f"has no {SOURCES[kind]} stage above it to work on")
+
+
+def _resources(recipe: Recipe) -> Iterator[Fault]:
+    known = list(dict.fromkeys((*stages_of(recipe), *KINDS, "default")))
+    for name, wanted in recipe.resources.items():
+        if name not in known:
+            problem = f"is no stage and no kind; known: {', '.join(known)}"
+            yield Fault(key=f"resources.{name}", problem=problem, hint=nearest(name, known))
+        yield from _sbatch(f"resources.{name}", wanted)
+
+
+def _sbatch(key: str, wanted: Resources) -> Iterator[Fault]:
+    """Return what would break out of its #SBATCH line, or take the run out of our hands."""
+    for word in ("partition", "account", "qos", "constraint", "exclude", "reservation"):
+        value = getattr(wanted, word)
+        if value is not None and not re.fullmatch(r"[\w.,:@+=&|*()\[\]-]+", value, re.ASCII):
+            problem = f"is {value!r}, which is no name that Slurm knows"
+            yield Fault(key=f"{key}.{word}", problem=problem, hint="letters, digits and . , : @ + = & | * ( ) [ ] _ -")
+    for line in wanted.sbatch:
+        option = re.match(r"--([a-z][a-z-]*)(=|$)", line)
+        if option is None or not line.isprintable() or "$" in line:
+            problem = f"has {line!r}, which is no #SBATCH line"
+            hint = "one option, as --name=value, without $: Slurm does not expand variables there"
+            yield Fault(key=f"{key}.sbatch", problem=problem, hint=hint)
+        elif option[1] in _OWNED:
+            hint = _OWNED[option[1]].replace("resources.<stage>", key)
+            yield Fault(key=f"{key}.sbatch", problem=f"has --{option[1]}", hint=hint)
+
+
+def _kept(view: Recipe) -> Iterator[Fault]:
+    """Return what is wrong with the checkpoints that are to stay."""
+    spec = view.checkpoints
+    if spec.keep_best > 1 and not is_measured(view):
+        problem = f"is {spec.keep_best}, and nothing measures {spec.metric}"
+        yield Fault(
+            key="checkpoints.keep_best", problem=problem, hint="set train.eval_split=SPLIT, or checkpoints.metric=loss"
+        )
+    if spec.keep_best == 0 and view.consolidate.choose == "best" and is_measured(view):
+        problem = "is 0, and consolidate.choose is best"
+        yield Fault(key="checkpoints.keep_best", problem=problem, hint="keep 1, or set consolidate.choose=last")
+    url = spec.archive_url
+    if url is not None and "://" not in url and not url.startswith("/"):
+        yield Fault(
+            key="checkpoints.archive_url",
+            problem=f"is {url!r}",
+            hint=f"an absolute folder, such as /data/{url}, or a URL",
+        )
+
+
+def _sections(view: Recipe) -> Iterator[Fault]:
+    """Return what is wrong between keys of one section, in the recipe as some stage sees it."""
+    schedule, train, predict = view.train.schedule, view.train, view.predict
+    if (
+        schedule.name in ("step", "cosine_restarts")
+        and schedule.period_steps is None
+        and schedule.period_epochs is None
+    ):
+        key = "train.schedule.period_steps"
+        yield Fault(key=key, problem=f"is missing: schedule {schedule.name} needs it", hint="such as 500")
+    if train.patience is not None and train.eval_split is None:
+        yield Fault(key="train.patience", problem="needs train.eval_split", hint="such as validation")
+    yield from _kept(view)
+    if predict.min_new_tokens > predict.max_new_tokens:
+        problem = f"is {predict.min_new_tokens}, above max_new_tokens {predict.max_new_tokens}"
+        yield Fault(key="predict.min_new_tokens", problem=problem)
+    if predict.sample and predict.num_beams > 1:
+        problem = f"is {predict.num_beams} with predict.sample"
+        yield Fault(key="predict.num_beams", problem=problem, hint="draw tokens or search beams, not both")
+    try:
+        fields = prompt_fields(view.data.prompt)
+    except ValueError as error:
+        key, problem = "data.prompt", f"is {view.data.prompt!r}: {error}"
+        yield Fault(key=key, problem=problem, hint="columns in braces; double a brace that stands for itself")
+        return
+    if view.data.columns.target in fields or "target" in fields:
+        problem = "reads the target column, which is what the model should answer"
+        yield Fault(key="data.prompt", problem=problem, hint="the target follows the prompt by itself")

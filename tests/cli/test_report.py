@@ -1,0 +1,160 @@
+"""The page of a run: what became of each checkpoint, from events alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sousbatch import ledger
+from sousbatch.checkpoints import commit
+from sousbatch.cli.report import lives, page, timed
+from sousbatch.launchers.status import StageState
+from sousbatch.ledger import Event
+from sousbatch.recipes.plan import read_plan
+from sousbatch.run_folder import RunPaths
+
+
+def event(kind: str, time: float, number: int = 1, **data: Any) -> Event:
+    return Event(kind=kind, role="job", number=number, sequence=0, time=time, stage="train", data=data)
+
+
+def saved(step: int, time: float, number: int = 1) -> Event:
+    return event("saved", time, number, step=step, num_bytes=100, held_bytes=100 * step, budget_bytes=1000, stall_s=0.5)
+
+
+def test_a_checkpoint_lives_from_its_save_to_what_became_of_it() -> None:
+    events = [
+        saved(1, 10.0),
+        saved(2, 20.0),
+        event("removed", 21.0, step=1),
+        saved(3, 30.0),
+        event("thinned", 31.0, step=2, left_bytes=20),
+        event("archived", 33.0, step=3),
+    ]
+    found = lives(timed(events))
+    assert [(one.step, one.fate, one.born_s, one.thinned_s, one.end_s) for one in found] == [
+        (1, "removed", 0.0, None, 11.0),
+        (2, "thinned", 10.0, 21.0, None),
+        (3, "archived", 20.0, None, 23.0),
+    ]
+
+
+def test_a_thinned_one_that_goes_is_removed() -> None:
+    events = [saved(1, 0.0), event("thinned", 1.0, step=1, left_bytes=20), event("removed", 2.0, step=1)]
+    assert [(one.fate, one.thinned_s, one.end_s) for one in lives(timed(events))] == [("removed", 1.0, 2.0)]
+
+
+def test_a_step_that_was_saved_again_by_a_later_attempt_is_a_new_life() -> None:
+    events = [saved(1, 0.0), event("removed", 1.0, step=1), saved(1, 5.0, number=2)]
+    (one,) = lives(timed(events))
+    assert (one.attempt, one.born_s, one.fate) == (2, 5.0, "kept")
+
+
+def test_a_clock_that_jumps_back_does_not_fold_the_picture() -> None:
+    times = [time for time, _ in timed([saved(1, 1000.0), saved(2, 1010.0), saved(3, 50.0), saved(4, 1020.0)])]
+    assert times == [0.0, 10.0, 10.0, 20.0]
+
+
+class Checker(HTMLParser):
+    """Fails on a tag that is not closed in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        if tag not in ("meta", "rect", "line", "path", "polyline", "!doctype"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: Any) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture
+def run(sousbatch: Callable[..., tuple[int, str, str]], project: Path, tmp_path: Path) -> RunPaths:
+    _, out, _ = sousbatch("plan", "small.yaml", "--json")
+    paths = RunPaths(root=tmp_path / "runs" / "small" / "<b>1")
+    paths.root.mkdir(parents=True)
+    paths.plan.write_text(out)
+    return paths
+
+
+def test_the_page_stands_alone_and_nothing_of_the_run_is_markup(run: RunPaths) -> None:
+    writer = ledger.open_job(run.ledger_dir, "train", 0, 1)
+    for step in (1, 2):
+        writer.write("step", step=step, loss=2.0 / step, eval_loss=float("nan") if step == 1 else 1.5)
+        writer.write("saved", step=step, num_bytes=5_000_000, held_bytes=5_000_000 * step, budget_bytes=12_000_000)
+    gone = {"step": 1, "num_bytes": 5_000_000, "held_bytes": 5_000_000, "budget_bytes": 12_000_000}
+    writer.write("removed", **gone, reason="older than the last")
+    writer.write("skipped", step=3, message="no room <script>alert(1)</script>")
+    writer.close()
+    text = page(read_plan(run.plan), run, {"train": StageState(word="failed", reason="<i>")})
+    checker = Checker()
+    checker.feed(text)
+    assert checker.open == ["html", "body"] or checker.open == []
+    assert re.findall(r"https?://|src=|href=|@import|<script|<i>", text) == []
+    assert "10 MB at most of a budget of 12 MB" in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert text.count("<polyline") == 2
+    assert text.count("removed at 0 s: older than the last") == 2, "in the table, and beside the bar"
+
+
+def test_a_run_that_has_not_begun_has_a_page(run: RunPaths) -> None:
+    assert "<h2>Stages</h2>" in page(read_plan(run.plan), run, {})
+
+
+def storage(text: str) -> str:
+    """Return the sentence on what was held and allowed."""
+    return re.findall(r"Held by checkpoints: (.*?)</p>", text)[0]
+
+
+def test_a_checkpoint_that_is_gone_from_the_folder_is_not_still_there(run: RunPaths) -> None:
+    """Whoever removed it was killed before it could say so."""
+    temporary = commit.begin(run.checkpoints("train"), 2, 1)
+    commit.commit(temporary, step=2, attempt=1, metric=None, world_size=1, check_fence=lambda: None)
+    writer = ledger.open_job(run.ledger_dir, "train", 0, 1)
+    for step in (1, 2):
+        writer.write("saved", step=step, num_bytes=5_000_000, held_bytes=5_000_000, budget_bytes=12_000_000)
+    writer.close()
+    rows = re.findall(r"<tr><td>(\d)</td>.*?<td>([^<]*)</td></tr>", page(read_plan(run.plan), run, {}))
+    assert rows == [("1", "no longer there"), ("2", "still there")]
+
+
+@pytest.mark.parametrize(
+    ("allowed", "said", "height"),
+    [
+        ([12_000_000, 12_000_000], "10 MB at most of a budget of 12 MB.", {14.0}),
+        ([8_000_000, 16_000_000], "10 MB at most; allowed were 8 MB to 16 MB, as the store had room.", {97.0, 14.0}),
+        ([90_000_000, 90_000_000], "10 MB at most of a budget of 90 MB.", set()),
+    ],
+)
+def test_a_budget_that_moves_is_drawn_as_it_moved(
+    allowed: list[int], said: str, height: set[float], run: RunPaths
+) -> None:
+    writer = ledger.open_job(run.ledger_dir, "train", 0, 1)
+    for step, budget in enumerate(allowed, 1):
+        writer.write("saved", step=step, num_bytes=5_000_000, held_bytes=5_000_000 * step, budget_bytes=budget)
+    writer.close()
+    text = page(read_plan(run.plan), run, {})
+    assert storage(text) == said
+    limits = re.findall(r'<path d="([^"]*)" fill=none stroke="var\(--limit\)"', text)
+    assert {float(y) for path in limits for y in re.findall(r"V([\d.]+)", path)} == height
+
+
+def test_what_is_said_at_every_save_is_one_row_of_the_page(run: RunPaths) -> None:
+    writer = ledger.open_job(run.ledger_dir, "train", 0, 1)
+    writer.write("saved", step=1, num_bytes=5, held_bytes=5, budget_bytes=9)
+    for _ in range(30):
+        writer.write("kept", step=1, message="it is damaged")
+    writer.write("kept", step=2, message="it is damaged")
+    writer.close()
+    text = page(read_plan(run.plan), run, {})
+    assert re.findall(r"<td>it is damaged(.*?)</td>", text) == [" (said 30 times, last at 0 s)", ""]

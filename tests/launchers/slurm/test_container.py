@@ -1,0 +1,73 @@
+"""How a rank gets into its container: srun's options for pyxis, a command before it for apptainer."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sousbatch.cluster import slurm
+from sousbatch.launchers.slurm.container import around
+from sousbatch.recipes.plan import Plan, SplitFacts
+from sousbatch.recipes.schema import Environment
+from sousbatch.run_folder import RunPaths
+
+PATHS = RunPaths(root=Path("/runs/r/3f2a"))
+SPLITS = {
+    name: SplitFacts(path=f"/data/{name}.jsonl", num_rows=1, num_bytes=1, digest=name, columns=())
+    for name in ("train", "test")
+}
+
+
+def test_without_a_container_nothing_is_added(make_plan: Callable[..., Plan]) -> None:
+    assert around(make_plan([], Environment()), PATHS) == ([], [])
+
+
+def test_pyxis_is_told_by_sruns_options(make_plan: Callable[..., Plan]) -> None:
+    environment = Environment(container="lab#train:2", mounts=("/scratch:/scratch",))
+    options, before = around(make_plan([], environment, SPLITS), PATHS)
+    assert options == [
+        "--container-image=lab#train:2",
+        "--container-mounts=/:/,/data:/data,/runs/r/3f2a:/runs/r/3f2a,/scratch:/scratch",
+    ]
+    assert before == []
+    command = slurm.srun(["python"], nodes=2, tasks_per_node=4, cpus_per_task=8, options=options)
+    assert command[-3:] == [*options, "python"]
+
+
+# It shows what it was asked for, then runs the rest as apptainer does: here, without a container.
+APPTAINER = """\
+#!/usr/bin/env python3
+import json, os, sys
+words = sys.argv[1:]
+assert words.pop(0) == "exec" and words.pop(0) == "--nv"
+binds = []
+while words[0] == "--bind":
+    binds.append(words[1])
+    words = words[2:]
+print(json.dumps({"binds": binds, "image": words.pop(0)}), flush=True)
+os.execvp(words[0], words)
+"""
+
+
+def test_apptainer_runs_the_rank_and_sees_what_it_reads_and_writes(
+    make_plan: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "apptainer").write_text(APPTAINER)
+    (tmp_path / "apptainer").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    image = "/images/it's $(mine).sif"
+    environment = Environment(container=image, container_runtime="apptainer", mounts=("/a b:/c",))
+    options, before = around(make_plan([], environment, SPLITS), PATHS)
+    assert options == []
+    done = subprocess.run([*before, "echo", "a rank"], capture_output=True, text=True, check=True)
+    asked, printed = done.stdout.splitlines()
+    assert json.loads(asked) == {
+        "binds": ["/:/", "/data:/data", "/runs/r/3f2a:/runs/r/3f2a", "/a b:/c"],
+        "image": image,
+    }
+    assert printed == "a rank"

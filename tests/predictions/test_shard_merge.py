@@ -1,0 +1,394 @@
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sousbatch.cli.main import main
+from sousbatch.errors import DamagedError, IncompleteError, NotFoundError, UsageError
+from sousbatch.predictions.merge import partial_path, report_path
+from sousbatch.predictions.shard_merge import merge_shards
+
+NUM_ROWS, NUM_RANKS = 60, 4
+MakeRows = Callable[[int, int], list[dict[str, Any]]]
+JsonLine = Callable[[dict[str, Any]], bytes]
+CsvLines = tuple[bytes, list[bytes]]
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "predictions.jsonl"
+
+
+@pytest.fixture
+def lines(make_rows: MakeRows, json_line: JsonLine) -> list[bytes]:
+    return [json_line(row) for row in make_rows(0, NUM_ROWS)]
+
+
+@pytest.fixture
+def shards(tmp_path: Path, lines: list[bytes]) -> list[Path]:
+    """Row i lies in the shard of rank i % 4."""
+    paths = [tmp_path / f"rank={rank}.jsonl" for rank in range(NUM_RANKS)]
+    for rank, path in enumerate(paths):
+        path.write_bytes(b"".join(lines[rank::NUM_RANKS]))
+    return paths
+
+
+def rewrite(path: Path, change: Any) -> None:
+    path.write_bytes(change(path.read_bytes()))
+
+
+def assert_merged(out: Path, lines: list[bytes], missing: Collection[int] = ()) -> None:
+    path = partial_path(out) if missing else out
+    assert path.read_bytes() == b"".join(line for i, line in enumerate(lines) if i not in missing)
+    assert out.exists() == (not missing)
+    assert partial_path(out).exists() == bool(missing)
+
+
+def test_interleaved_shards_come_out_in_order_byte_for_byte(shards: list[Path], out: Path, lines: list[bytes]) -> None:
+    report = merge_shards(shards, out, num_rows=NUM_ROWS)
+    assert_merged(out, lines)
+    assert (report.num_rows, report.num_written, report.faults) == (NUM_ROWS, NUM_ROWS, ())
+    assert report.sha256 == hashlib.sha256(out.read_bytes()).hexdigest()
+    assert [source["num_rows"] for source in report.sources] == [15] * NUM_RANKS
+
+
+def cut_in_a_character(data: bytes) -> bytes:
+    at = data.rfind("요".encode())
+    return data[: at + 1]
+
+
+LOSSES = {
+    "torn tail": (lambda data, lines: data[:-20], {57}, "num_torn"),
+    "cut in a character": (lambda data, lines: cut_in_a_character(data), {57}, "num_torn"),
+    "NUL tail": (lambda data, lines: data[: -len(lines[57])] + b"\0" * 300, {57}, "num_torn"),
+    "torn and gone on with": (
+        lambda data, lines: data.replace(lines[21], lines[21][:30]),
+        {21},
+        "num_corrupt",
+    ),
+    "NUL hole": (lambda data, lines: data.replace(lines[21], b"\0" * 50), {21}, "num_corrupt"),
+    "index as a float": (
+        lambda data, lines: data.replace(b'"index": 21,', b'"index": 21.0,'),
+        {21},
+        "num_corrupt",
+    ),
+    "no index": (lambda data, lines: data.replace(b'"index": 21,', b'"i": 21,'), {21}, "num_corrupt"),
+    "huge index": (
+        lambda data, lines: data.replace(b'"index": 21,', b'"index": 9223372036854775807,'),
+        {21},
+        "num_corrupt",
+    ),
+    "bit rot": (lambda data, lines: data.replace(lines[21][-12:], b"\xff" * 11 + b"\n"), {21}, "num_corrupt"),
+    "a list": (lambda data, lines: data.replace(lines[21], b"[1, 2]\n"), {21}, "num_corrupt"),
+}
+
+
+@pytest.mark.parametrize(("change", "lost", "counter"), LOSSES.values(), ids=LOSSES)
+def test_a_damaged_row_is_dropped_counted_and_named(
+    shards: list[Path], out: Path, lines: list[bytes], change: Any, lost: set[int], counter: str
+) -> None:
+    rewrite(shards[1], lambda data: change(data, lines))
+    with pytest.raises(IncompleteError, match=f"missing rows: {','.join(map(str, sorted(lost)))};"):
+        merge_shards(shards, out, num_rows=NUM_ROWS)
+    assert_merged(out, lines, lost)
+    report = json.loads(report_path(out).read_text())
+    assert report[counter] == 1
+    assert report["faults"][0].startswith(f"{shards[1]}: byte ")
+
+
+@pytest.mark.parametrize(("change", "lost", "counter"), LOSSES.values(), ids=LOSSES)
+def test_damage_does_no_harm_when_the_rows_were_predicted_again(
+    shards: list[Path],
+    out: Path,
+    lines: list[bytes],
+    tmp_path: Path,
+    change: Any,
+    lost: set[int],
+    counter: str,
+) -> None:
+    rewrite(shards[1], lambda data: change(data, lines))
+    again = tmp_path / "again.jsonl"
+    again.write_bytes(b"".join(lines[i] for i in sorted(lost)))
+    report = merge_shards([*shards, again], out, num_rows=NUM_ROWS)
+    assert_merged(out, lines)
+    assert getattr(report, counter) == 1
+
+
+def test_without_the_number_of_rows_a_torn_line_may_have_been_the_last(
+    shards: list[Path], out: Path, lines: list[bytes], tmp_path: Path
+) -> None:
+    rewrite(shards[3], lambda data: data[:-20])
+    with pytest.raises(IncompleteError, match="59 of 59 rows .* torn rows: 1"):
+        merge_shards(shards, out)
+    with pytest.raises(IncompleteError, match="missing rows: 59"):
+        merge_shards(shards, out, num_rows=NUM_ROWS)
+
+
+def test_without_the_number_of_rows_the_highest_index_is_the_last(
+    shards: list[Path], out: Path, lines: list[bytes]
+) -> None:
+    assert merge_shards(shards, out).num_rows == NUM_ROWS
+    assert_merged(out, lines)
+
+
+def test_a_lost_rank_is_named(shards: list[Path], out: Path, lines: list[bytes]) -> None:
+    with pytest.raises(IncompleteError, match="45 of 60 rows .* missing rows: 2,6,10,14,18 and 10 more ranges"):
+        merge_shards(shards[:2] + shards[3:], out, num_rows=NUM_ROWS)
+    assert_merged(out, lines, set(range(2, NUM_ROWS, 4)))
+
+
+def test_any_order_of_rows_and_shards_will_do(shards: list[Path], out: Path, lines: list[bytes]) -> None:
+    for path in shards:
+        rewrite(path, lambda data: b"".join(sorted(data.splitlines(keepends=True), reverse=True)))
+    shards[0].write_bytes(b"".join(lines[0::NUM_RANKS][::-1]))
+    shards[1].write_bytes(b"".join(lines[1::NUM_RANKS][7:] + lines[1::NUM_RANKS][:7]))
+    shards[2].write_bytes(b"".join(lines[2::NUM_RANKS]))
+    shards[3].write_bytes(b"".join(lines[3::NUM_RANKS][::2] + lines[3::NUM_RANKS][1::2]))
+    merge_shards(shards[::-1], out, num_rows=NUM_ROWS)
+    assert_merged(out, lines)
+
+
+def test_the_same_row_twice_is_dropped_and_counted(shards: list[Path], out: Path, lines: list[bytes]) -> None:
+    rewrite(shards[0], lambda data: data + data[: len(lines[0])])
+    rewrite(shards[2], lambda data: data + lines[1] + lines[2])
+    assert merge_shards(shards, out, num_rows=NUM_ROWS).num_duplicates == 3
+    assert_merged(out, lines)
+
+
+def test_two_predictions_of_one_row_are_never_clean(shards: list[Path], out: Path, lines: list[bytes]) -> None:
+    rewrite(
+        shards[3],
+        lambda data: data + lines[8].replace("요".encode(), "오".encode()) + lines[9][:-3] + b"1}\n",
+    )
+    with pytest.raises(DamagedError, match="rows with two different predictions: 8-9; .*row 8 differs from the one"):
+        merge_shards(shards, out, num_rows=NUM_ROWS)
+    assert not out.exists()
+    assert partial_path(out).read_bytes() == b"".join(lines)
+    assert json.loads(report_path(out).read_text())["conflicts"] == "8-9"
+
+
+def test_the_shard_of_an_older_run_is_alien(
+    shards: list[Path],
+    out: Path,
+    lines: list[bytes],
+    tmp_path: Path,
+    make_rows: MakeRows,
+    json_line: JsonLine,
+) -> None:
+    stale = tmp_path / "rank=4.jsonl"
+    stale.write_bytes(b"".join(map(json_line, make_rows(NUM_ROWS, NUM_ROWS + 10))))
+    with pytest.raises(DamagedError, match=r"alien rows: 10; .*rank=4.jsonl: byte 0: row 60 is none of the 60 rows"):
+        merge_shards([*shards, stale], out, num_rows=NUM_ROWS)
+    assert partial_path(out).read_bytes() == b"".join(lines)
+
+
+def test_a_padding_row_with_a_negative_index_is_alien(shards: list[Path], out: Path, json_line: JsonLine) -> None:
+    rewrite(shards[0], lambda data: data + json_line({"index": -1, "prediction": "pad"}))
+    with pytest.raises(DamagedError, match="alien rows: 1"):
+        merge_shards(shards, out)
+
+
+def test_an_absurd_index_costs_no_memory(shards: list[Path], out: Path, json_line: JsonLine) -> None:
+    rewrite(shards[0], lambda data: data + json_line({"index": 10**15}))
+    with pytest.raises(IncompleteError, match=f"missing rows: 60-{10**15 - 1}"):
+        merge_shards(shards, out)
+
+
+def test_a_last_line_without_newline_and_blank_lines_are_whole(
+    shards: list[Path], out: Path, lines: list[bytes]
+) -> None:
+    rewrite(shards[1], lambda data: data[:-1])
+    rewrite(shards[3], lambda data: b"\n\n" + data.replace(lines[7], b"\n  \n" + lines[7])[:-1])
+    report = merge_shards(shards, out, num_rows=NUM_ROWS)
+    assert_merged(out, lines)
+    assert report.num_torn + report.num_corrupt == 0
+
+
+def test_an_object_within_a_torn_row_is_not_taken_for_a_row(tmp_path: Path, out: Path) -> None:
+    shard = tmp_path / "a.jsonl"
+    shard.write_bytes(b'{"index": 0}\n{"index": 1, "source": {"index": 2}\n{"index": 3}\n')
+    with pytest.raises(IncompleteError, match="missing rows: 1-2"):
+        merge_shards([shard], out, num_rows=4)
+
+
+def test_another_field_may_hold_the_index(tmp_path: Path, out: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"row id": 1}\n{"row id": 0}\n')
+    merge_shards([tmp_path / "a.jsonl"], out, index_field="row id")
+    assert out.read_bytes() == b'{"row id": 0}\n{"row id": 1}\n'
+
+
+def test_an_empty_shard_is_a_rank_without_rows(
+    shards: list[Path], out: Path, lines: list[bytes], tmp_path: Path
+) -> None:
+    (tmp_path / "rank=4.jsonl").touch()
+    merge_shards([*shards, tmp_path / "rank=4.jsonl"], out, num_rows=NUM_ROWS)
+    assert_merged(out, lines)
+
+
+@pytest.mark.parametrize("num_rows", [None, 0])
+def test_only_empty_shards_are_no_rows(tmp_path: Path, out: Path, num_rows: int | None) -> None:
+    (tmp_path / "a.jsonl").touch()
+    assert merge_shards([tmp_path / "a.jsonl"], out, num_rows=num_rows).is_complete
+    assert out.read_bytes() == b""
+
+
+def test_rows_longer_than_a_gathered_block_are_whole(tmp_path: Path, out: Path, json_line: JsonLine) -> None:
+    rows = [json_line({"index": i, "prediction": "가" * size}) for i, size in enumerate([3_000_000, 1, 3_000_000, 2])]
+    (tmp_path / "a.jsonl").write_bytes(b"".join(rows[::-1]))
+    merge_shards([tmp_path / "a.jsonl"], out, num_rows=4)
+    assert out.read_bytes() == b"".join(rows)
+
+
+@pytest.mark.parametrize(
+    ("names", "error", "word"),
+    [
+        ([], UsageError, "no shards"),
+        (["rank=0.jsonl", "gone.jsonl"], NotFoundError, "no such shard: .*gone.jsonl"),
+        (["rank=0.jsonl", "b.csv"], UsageError, "CSV shards merge into a CSV file"),
+    ],
+)
+def test_what_cannot_be_merged_is_refused(
+    shards: list[Path], out: Path, tmp_path: Path, names: list[str], error: type[Exception], word: str
+) -> None:
+    (tmp_path / "b.csv").write_text("index\n0\n")
+    with pytest.raises(error, match=word):
+        merge_shards([tmp_path / name for name in names], out)
+
+
+@pytest.fixture
+def csv_lines(make_rows: MakeRows) -> CsvLines:
+    def line(*cells: object) -> bytes:
+        text = io.StringIO()
+        csv.writer(text).writerow(cells)
+        return text.getvalue().encode()
+
+    header = line("id", "index", "prediction")
+    return header, [line(f"a-{row['index']}", row["index"], row["prediction"]) for row in make_rows(0, NUM_ROWS)]
+
+
+@pytest.fixture
+def csv_shards(tmp_path: Path, csv_lines: CsvLines) -> list[Path]:
+    header, lines = csv_lines
+    paths = [tmp_path / f"rank={rank}.csv" for rank in range(NUM_RANKS)]
+    for rank, path in enumerate(paths):
+        path.write_bytes(header + b"".join(lines[rank::NUM_RANKS]))
+    return paths
+
+
+def test_csv_records_keep_their_newlines_and_quotes(
+    csv_shards: list[Path], csv_lines: CsvLines, tmp_path: Path
+) -> None:
+    header, lines = csv_lines
+    merge_shards(csv_shards, tmp_path / "out.csv", num_rows=NUM_ROWS)
+    assert (tmp_path / "out.csv").read_bytes() == header + b"".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("change", "missing"),
+    [
+        (lambda data, lines: data[:-4], "57"),
+        (lambda data, lines: data.replace(lines[21], b"a-21,21,"), "21,25"),
+        (lambda data, lines: data.replace(b",21,", b",21.0,"), "21"),
+        (lambda data, lines: data.replace(lines[21], b"\0" * 40 + b"\n"), "21"),
+    ],
+    ids=["torn tail", "gone on with", "float index", "NUL hole"],
+)
+def test_a_damaged_csv_record_is_dropped(
+    csv_shards: list[Path], csv_lines: CsvLines, tmp_path: Path, change: Any, missing: Any
+) -> None:
+    rewrite(csv_shards[1], lambda data: change(data, csv_lines[1]))
+    with pytest.raises(IncompleteError, match=f"missing rows: {missing};"):
+        merge_shards(csv_shards, tmp_path / "out.csv", num_rows=NUM_ROWS)
+
+
+def test_a_csv_record_cut_within_quotes_is_not_merged(
+    csv_shards: list[Path], csv_lines: CsvLines, tmp_path: Path
+) -> None:
+    header, lines = csv_lines
+    record = lines[9]
+    assert record.count(b'"') == 6
+    rewrite(csv_shards[1], lambda data: data.replace(record, record[: record.index(b'"') + 3]))
+    with pytest.raises(IncompleteError, match="missing rows: 9"):
+        merge_shards(csv_shards, tmp_path / "out.csv", num_rows=NUM_ROWS)
+    merged = (tmp_path / "out.csv.partial").read_bytes().decode()
+    for cells in list(csv.reader(io.StringIO(merged, newline="")))[1:]:
+        assert cells == next(csv.reader([lines[int(cells[1])].decode()]))
+
+
+def test_a_csv_shard_with_other_columns_is_alien(csv_shards: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "old.csv").write_text("index,text\n0,x\n1,y\n")
+    with pytest.raises(DamagedError, match="alien rows: 2; .*old.csv: its columns are not"):
+        merge_shards([*csv_shards, tmp_path / "old.csv"], tmp_path / "out.csv", num_rows=NUM_ROWS)
+
+
+def test_a_csv_without_the_index_column_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id,text\n0,x\n")
+    with pytest.raises(UsageError, match="a.csv has no column 'index'; it has id, text"):
+        merge_shards([tmp_path / "a.csv"], tmp_path / "out.csv")
+
+
+def test_a_byte_order_mark_and_long_cells_are_read(tmp_path: Path) -> None:
+    text = "\ufeffindex,text\n0," + "가" * 200_000 + "\n"
+    (tmp_path / "a.csv").write_text(text, encoding="utf-8")
+    merge_shards([tmp_path / "a.csv"], tmp_path / "out.csv", num_rows=1)
+    assert (tmp_path / "out.csv").read_text(encoding="utf-8") == text
+
+
+def test_nan_as_python_writes_it_is_data(tmp_path: Path, out: Path) -> None:
+    rows = [{"index": 1, "score": float("nan")}, {"index": 0, "score": float("-inf")}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = merge_shards([tmp_path / "a.jsonl"], out, num_rows=2)
+    assert report.num_corrupt == 0
+    assert out.read_text() == '{"index": 0, "score": -Infinity}\n{"index": 1, "score": NaN}\n'
+
+
+def test_the_word_nan_saves_no_broken_row(tmp_path: Path, out: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"index": 0}\n{"index": NaN}\n{"index": 1, "score": NaN\n')
+    with pytest.raises(IncompleteError):
+        merge_shards([tmp_path / "a.jsonl"], out, num_rows=2)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_shards_without_an_index_are_refused_with_the_ways_out(tmp_path: Path, suffix: str) -> None:
+    shard = tmp_path / f"a{suffix}"
+    shard.write_text('{"text": "x"}\n' if suffix == ".jsonl" else "text\nx\n")
+    with pytest.raises(UsageError, match="'index'; it has text; name the field .* --index FIELD, .*--in-file-order"):
+        merge_shards([shard], tmp_path / f"out{suffix}")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_shards_merge_in_file_order_where_that_is_said(tmp_path: Path, suffix: str) -> None:
+    head, rows = ("", ['{"t": 1}', '{"t": NaN}', '{"t": 3}']) if suffix == ".jsonl" else ("t\n", ["1", "nan", "3"])
+    first, second, out = (tmp_path / f"{name}{suffix}" for name in ("b", "a", "out"))
+    first.write_text(head + f"{rows[0]}\n{rows[1]}\n")
+    second.write_text(head + f"{rows[2]}\n")
+    merge_shards([first, second], out, num_rows=3, index_field=None)
+    assert out.read_text() == head + "\n".join(rows) + "\n"
+    with pytest.raises(IncompleteError):
+        merge_shards([first, second], out, num_rows=4, index_field=None)
+
+
+def test_a_broken_line_makes_the_order_of_the_file_unknown(tmp_path: Path, out: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"t": 1}\n{"t": \n{"t": 3}\n')
+    with pytest.raises(UsageError, match="positions after a broken line are unknown"):
+        merge_shards([tmp_path / "a.jsonl"], out, index_field=None)
+
+
+def test_the_order_of_letters_is_not_taken_for_that_of_the_numbers(tmp_path: Path) -> None:
+    names = [f"rank{number}.jsonl" for number in (1, 2, 10)]
+    for name in names:
+        (tmp_path / name).write_text(f'{{"prediction": "{name}"}}\n')
+    out, paths = tmp_path / "out.jsonl", [str(tmp_path / name) for name in names]
+    arguments = ["predictions", "merge", "--in-file-order", "--out", str(out)]
+    assert main([*arguments, *sorted(paths)]) == 2, "as a shell's pattern names them"
+    for given in (paths, [str(tmp_path)]):
+        assert main([*arguments, *given]) == 0
+        assert [json.loads(line)["prediction"] for line in out.read_text().splitlines()] == names
+        out.unlink()

@@ -1,0 +1,100 @@
+"""Forecasts against sums made by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from sousbatch.recipes.forecast.memory import device_memory, forecast
+from sousbatch.recipes.forecast.parameters import params_of, takes_adapter
+from sousbatch.recipes.plan import Batch, TensorFacts
+from sousbatch.recipes.schema import Adapter, Model, Predict, Train, Zero
+
+BATCH = Batch(
+    world_size=4, micro_batch=2, accumulation=1, steps=100, steps_per_epoch=10, warmup_steps=0, save_every_steps=10
+)
+
+
+def _memory(small: ModuleType, **sections: Any) -> dict[str, int]:
+    lines = device_memory(replace(small.RECIPE, **sections), small.MODEL, BATCH)
+    return {line.what: line.num_bytes for line in lines}
+
+
+# bytes per parameter of weights, gradients and optimizer states on one of 4 ranks
+STATES = {
+    "no ZeRO": (Zero(stage=0), "bfloat16", (4, 8, 8)),
+    "ZeRO-1": (Zero(stage=1), "bfloat16", (2, 2, 3)),
+    "ZeRO-2": (Zero(stage=2), "bfloat16", (2, 0.5, 3)),
+    "ZeRO-3": (Zero(stage=3), "bfloat16", (0.5, 0.5, 3)),
+    "ZeRO-3 in float32": (Zero(stage=3), "float32", (1, 1, 3)),
+    "optimizer in host memory": (Zero(stage=2, offload="optimizer"), "float16", (2, 0.5, 0)),
+    "parameters in host memory": (Zero(stage=3, offload="both"), "float16", (0, 0.5, 0)),
+}
+
+
+@pytest.mark.parametrize(("zero", "precision", "widths"), STATES.values(), ids=STATES)
+def test_model_states_are_those_of_the_zero_paper_and_ddps_copy_of_gradients(
+    small: ModuleType, zero: Zero, precision: Any, widths: tuple[float, ...]
+) -> None:
+    found = _memory(small, train=Train(zero=zero, precision=precision))
+    assert [found[what] / 904 for what in ("weights", "gradients", "optimizer states")] == list(widths)
+
+
+def test_a_quantised_base_takes_half_a_byte(small: ModuleType) -> None:
+    found = _memory(small, adapter=Adapter(method="qlora", rank=1, target_modules=("q_proj",)), train=Train())
+    assert found["weights"] == 904 // 2 + 4 * (2 * 16)
+
+
+def test_activations_are_summed_over_layers(small: ModuleType) -> None:
+    tokens, hidden, logits = 2 * 32, 8, 12 * 2 * 32 * 32
+    assert _memory(small)["activations"] == 2 * 17 * 4 * tokens * hidden + logits
+    eager = _memory(small, model=Model(attention="eager"))["activations"]
+    assert eager == _memory(small)["activations"] + 2 * 5 * 2 * 32 * 32 * 2 * 2
+
+
+def test_recomputing_keeps_one_layer_and_the_inputs(small: ModuleType) -> None:
+    train = replace(small.RECIPE.train, gradient_checkpointing=True)
+    tokens, logits = 2 * 32 * 8, 12 * 2 * 32 * 32
+    assert _memory(small, train=train)["activations"] == 17 * 4 * tokens + 2 * 4 * tokens + logits
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "target", "takes"),
+    [
+        ("model.layers.0.self_attn.q_proj.weight", (8, 8), "q_proj", True),
+        ("model.layers.0.self_attn.q_proj.weight", (8, 8), "self_attn.q_proj", True),
+        ("model.layers.0.self_attn.q_proj.weight", (8, 8), "proj", False),
+        ("model.layers.0.self_attn.q_proj.weight", (8, 8), "all-linear", True),
+        ("lm_head.weight", (32, 8), "all-linear", False),
+        ("lm_head.weight", (32, 8), "lm_head", True),
+        ("model.embed_tokens.weight", (32, 8), "all-linear", False),
+        ("model.norm.weight", (8,), "all-linear", False),
+    ],
+)
+def test_adapters_go_where_peft_puts_them(name: str, shape: tuple[int, ...], target: str, takes: bool) -> None:
+    assert takes_adapter(TensorFacts(name=name, shape=shape, dtype="float32"), target) is takes
+
+
+def test_an_adapter_trains_rank_times_both_sides(small: ModuleType) -> None:
+    recipe = replace(small.RECIPE, adapter=Adapter(method="lora", rank=4, modules_to_save=("lm_head",)))
+    found = params_of(recipe, small.MODEL)
+    assert (found.trainable, found.frozen) == (4 * (2 * (8 + 16) + 2 * (8 + 8)) + 32 * 8, 904)
+
+
+def test_frozen_layers_do_not_train(small: ModuleType) -> None:
+    recipe = replace(small.RECIPE, model=Model(path="m", freeze=("layers:0-0", "*embed*")))
+    assert params_of(recipe, small.MODEL).frozen == 8 * 16 + 8 * 8 + 32 * 8
+
+
+def test_predictions_are_held_twice_while_they_are_merged(small: ModuleType) -> None:
+    recipe = replace(small.RECIPE, predict=Predict(rows=20, max_new_tokens=10))
+    (line, _) = forecast(recipe, small.INPUTS, [small.plan().stage("predict")]).storage
+    assert line.num_bytes == 2 * 20 * (100 + 4 * 10)
+
+
+def test_the_peak_is_the_sum_of_the_lines(small: ModuleType) -> None:
+    found = small.plan().forecast
+    assert found.storage_peak_bytes == sum(line.num_bytes for line in found.storage)

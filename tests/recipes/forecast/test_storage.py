@@ -1,0 +1,279 @@
+"""What checkpoints hold: sizes beside those of real ones, and the rung that a plan stands on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from sousbatch.checkpoints.sizes import checkpoint_size
+from sousbatch.errors import PlanError
+from sousbatch.recipes.compile import compile
+from sousbatch.recipes.forecast.memory import forecast
+from sousbatch.recipes.forecast.storage import (
+    RUNGS,
+    checkpoint_of,
+    later_bytes,
+    needs,
+    weights_of,
+    with_dtype,
+    with_slack,
+)
+from sousbatch.recipes.plan import Batch, Inputs, Plan, Rung
+from sousbatch.recipes.schema import Adapter, Checkpoints
+
+# Bytes of all files of real checkpoints after one step of jobs.train (torch 2.13, DeepSpeed 0.19.8, peft
+# 0.21, transformers 5.23; bfloat16 and two ranks where nothing else is said): a Llama of 349,952
+# parameters in 20 tensors, 6 kB of config and tokenizer, and the same at 14.8 M in 74 tensors.
+SMALL = {"trainable": 349_952, "frozen": 0, "num_tensors": 20}
+LARGE = {"trainable": 14_775_296, "frozen": 0, "num_tensors": 74}
+FROZEN = {"trainable": 164_224, "frozen": 185_728, "num_tensors": 20}
+LORA = {"trainable": 69_632, "frozen": 349_952, "num_tensors": 28, "adapter": True}
+MEASURED: list[tuple[int, dict[str, Any], int, int, str]] = [
+    (4_248_438, SMALL, 0, 1, "bfloat16"),
+    (4_263_064, SMALL, 0, 2, "bfloat16"),
+    (4_263_066, SMALL, 0, 2, "float32"),
+    (4_292_284, SMALL, 0, 4, "bfloat16"),
+    (4_936_888, SMALL, 1, 1, "bfloat16"),
+    (4_956_265, SMALL, 1, 2, "bfloat16"),
+    (4_994_922, SMALL, 1, 4, "bfloat16"),
+    (5_151_509, SMALL, 1, 12, "bfloat16"),
+    (4_936_888, SMALL, 2, 1, "bfloat16"),
+    (4_956_264, SMALL, 2, 2, "bfloat16"),
+    (5_656_158, SMALL, 2, 2, "float32"),
+    (4_994_923, SMALL, 2, 4, "bfloat16"),
+    (4_237_639, SMALL, 3, 1, "bfloat16"),
+    (4_266_200, SMALL, 3, 2, "bfloat16"),
+    (4_266_189, SMALL, 3, 2, "float32"),
+    (4_323_292, SMALL, 3, 4, "bfloat16"),
+    (4_554_001, SMALL, 3, 12, "bfloat16"),
+    (177_416_997, LARGE, 0, 2, "bfloat16"),
+    (206_929_775, LARGE, 2, 2, "bfloat16"),
+    (177_413_146, LARGE, 3, 2, "bfloat16"),
+    (2_769_271, FROZEN, 0, 2, "bfloat16"),
+    (2_727_425, FROZEN, 1, 2, "bfloat16"),
+    (2_728_897, FROZEN, 2, 2, "bfloat16"),
+    (2_414_239, FROZEN, 3, 2, "bfloat16"),
+    (914_363, LORA, 0, 2, "bfloat16"),
+    (1_034_566, LORA, 1, 2, "bfloat16"),
+    (1_034_566, LORA, 2, 2, "bfloat16"),
+    (907_716, LORA, 3, 2, "bfloat16"),
+    # QLoRA, on the CPU: the base in 4 bits is not in it either
+    (915_065, LORA, 0, 2, "bfloat16"),
+    (1_035_271, LORA, 1, 2, "bfloat16"),
+    (1_035_270, LORA, 2, 2, "bfloat16"),
+]
+
+
+@pytest.mark.parametrize(("num_bytes", "params", "zero_stage", "world_size", "precision"), MEASURED)
+def test_sizes_are_within_two_percent_of_real_checkpoints(
+    num_bytes: int, params: dict[str, Any], zero_stage: int, world_size: int, precision: str
+) -> None:
+    size = checkpoint_size(
+        **{"adapter": False} | params,
+        zero_stage=zero_stage,
+        precision=precision,
+        world_size=world_size,
+        beside_bytes=6_100,
+    )
+    assert size.num_bytes == pytest.approx(num_bytes, rel=0.02)
+
+
+def test_64_ranks_cost_their_bookkeeping_and_nothing_else() -> None:
+    """From 4 to 12 real ranks 28.8 kB each under ZeRO-3, 19.6 kB under ZeRO-1."""
+    for zero_stage, each, measured in ((3, 28_840, 4_554_001), (1, 19_570, 5_151_509)):
+        size = checkpoint_size(
+            **SMALL, adapter=False, zero_stage=zero_stage, precision="bfloat16", world_size=64, beside_bytes=6_100
+        )
+        assert size.num_bytes == pytest.approx(measured + 52 * each, rel=0.02)
+
+
+def planned(small: ModuleType, free: int = 10**9, **checkpoints: Any) -> Plan:
+    recipe = replace(small.RECIPE, checkpoints=Checkpoints(**{"every_steps": 1} | checkpoints))
+    return compile(recipe, small.SITE, replace(small.INPUTS, room=replace(small.INPUTS.room, free_bytes=free)))
+
+
+def batch_of(small: ModuleType, **changes: Any) -> Batch:
+    batch = small.plan().stage("train").batch
+    return replace(batch, steps=100, save_every_steps=10, **changes)
+
+
+KEPT = {
+    "last and best, and one being written": ({}, 3, 0),
+    "last alone": ({"keep_best": 0}, 2, 0),
+    "never more than are written": ({"keep_last": 50}, 10, 0),
+    "some stay for good": ({"keep_every_steps": 50}, 5, 0),
+    "multiples of both": ({"keep_every_steps": 15}, 6, 0),
+    "those that do not stay for being new are thinned": ({"keep_every_steps": 50, "thin": True}, 2, 3),
+}
+
+
+@pytest.mark.parametrize(("policy", "num_full", "num_weights"), KEPT.values(), ids=KEPT)
+def test_the_peak_of_checkpoints_is_all_that_stay_and_one_more(
+    small: ModuleType, policy: dict[str, Any], num_full: int, num_weights: int
+) -> None:
+    recipe = replace(small.RECIPE, checkpoints=Checkpoints(**policy))
+    stage = replace(small.plan().stage("train"), batch=batch_of(small))
+    full = checkpoint_of(recipe, small.MODEL, stage.batch).num_bytes
+    weights = weights_of(recipe, small.MODEL).num_bytes
+    slack = with_slack(full) - full, with_slack(weights) - weights
+    needed = num_full * (full + slack[0]) + num_weights * (weights + slack[1])
+    assert needs(recipe, small.MODEL, stage)["full"] == needed
+    found = forecast(recipe, small.INPUTS, [stage])
+    assert found.storage[0].num_bytes == num_full * full + num_weights * weights
+    assert found.ladders["train"].rung == "full"
+
+
+def sizes(small: ModuleType) -> tuple[int, int, int]:
+    """Return the room that a full checkpoint, weights, and all else that the small plan writes, ask for."""
+    plan = planned(small)
+    batch = plan.stage("train").batch
+    assert batch is not None
+    full, weights = checkpoint_of(plan.recipe, small.MODEL, batch), weights_of(plan.recipe, small.MODEL)
+    return with_slack(full.num_bytes), with_slack(weights.num_bytes), later_bytes(plan.forecast)
+
+
+# what must be there, as counts of full states and of weights
+LEAST: dict[Rung, tuple[int, int]] = {
+    "full": (3, 0),
+    "thinned best": (2, 1),
+    "weights only": (0, 3),
+    "none": (0, 1),
+}
+
+
+@pytest.mark.parametrize("rung", LEAST)
+@pytest.mark.parametrize("limit", ["budget", "store"])
+def test_a_plan_says_which_rung_holds(small: ModuleType, rung: Rung, limit: str) -> None:
+    full, weights, later = sizes(small)
+    room = LEAST[rung][0] * full + LEAST[rung][1] * weights
+    lower = [*RUNGS, None][RUNGS.index(rung) + 1]
+    for bytes_, expected in ((room, rung), (room - 1, lower)):
+        if expected is None:
+            continue
+        plan = planned(small, budget_gb=bytes_ / 1e9) if limit == "budget" else planned(small, free=later + bytes_)
+        assert plan.forecast.ladders["train"].rung == expected
+        assert plan.forecast.storage_peak_bytes <= later + bytes_
+        warned = [text for text in plan.warnings if "smallest change" in text]
+        assert bool(warned) == (expected != "full")
+
+
+@pytest.mark.parametrize("limit", ["budget", "store"])
+def test_a_plan_is_refused_only_when_not_even_the_weights_at_the_end_fit(small: ModuleType, limit: str) -> None:
+    _, weights, later = sizes(small)
+    with pytest.raises(PlanError, match=r"not even the weights of stage 'train', .* GB, fit into"):
+        if limit == "budget":
+            planned(small, budget_gb=(weights - 1) / 1e9)
+        else:
+            planned(small, free=later + weights - 1)
+
+
+def test_the_smallest_change_makes_all_fit_in_full(small: ModuleType) -> None:
+    full, _, later = sizes(small)
+    ladder = planned(small, keep_every_steps=10, budget_gb=3 * full / 1e9).forecast.ladders["train"]
+    change, more = ladder.change.split(" or ")
+    assert change == "checkpoints.keep_every_steps=null"  # of so small a model a thinned one is as large
+    assert more.startswith("checkpoints.budget_gb=")
+    budget = float(more.removeprefix("checkpoints.budget_gb="))
+    assert planned(small, keep_every_steps=10, budget_gb=budget).forecast.ladders["train"].rung == "full"
+    short = planned(small, free=later + 2 * full).forecast.ladders["train"].change
+    assert short.startswith("checkpoints.keep_best=0 consolidate.choose=last or ")
+    assert short.endswith("GB more in the store")
+
+
+def large(small: ModuleType) -> Inputs:
+    """A model of 10.7 billion parameters, of which a state that can be resumed takes 128 GB and weights 21.4 GB."""
+    layer = next(tensor for tensor in small.MODEL.tensors if "q_proj" in tensor.name)
+    model = replace(small.MODEL, tensors=(replace(layer, shape=(10_700_000, 1000)),), num_params=10_700_000_000)
+    return replace(small.INPUTS, model=model, room=replace(small.INPUTS.room, free_bytes=2000 * 10**9))
+
+
+@pytest.mark.parametrize(
+    ("asked", "budget_gb", "change"),
+    [
+        ({"keep_best": 5}, 400, "checkpoints.thin=true"),
+        ({"keep_best": 5}, 320, "checkpoints.keep_best=2 checkpoints.thin=true"),
+        ({"keep_best": 5}, 290, "checkpoints.keep_best=1 checkpoints.thin=true"),
+        ({"keep_last": 3}, 430, "checkpoints.keep_last=1"),
+        ({"keep_last": 3, "keep_every_steps": 5}, 700, "checkpoints.thin=true"),
+        (
+            {"keep_last": 3, "keep_every_steps": 5},
+            270,
+            "checkpoints.keep_every_steps=null checkpoints.keep_last=1 checkpoints.keep_best=0 consolidate.choose=last",
+        ),
+        ({}, 200, "adapter=lora"),
+        ({"from scratch": True}, 200, "checkpoints.budget_gb=393"),
+    ],
+    ids=str,
+)
+def test_the_change_that_a_plan_proposes_is_mild_and_true(
+    small: ModuleType, asked: dict[str, Any], budget_gb: float, change: str
+) -> None:
+    inputs = large(small)
+    if is_new := asked.get("from scratch", False):
+        inputs = replace(inputs, model=replace(inputs.model, has_weights=False))
+    policy = {} if is_new else asked
+    recipe = replace(small.RECIPE, checkpoints=Checkpoints(**{"every_steps": 1, "budget_gb": budget_gb} | policy))
+    found = compile(recipe, small.SITE, inputs).forecast.ladders["train"].change
+    assert found.split(" or ")[0] == change
+    values = {"thin": True, "keep_every_steps": None, "adapter": Adapter(method="lora")}
+    for word in change.split():
+        key, _, value = word.partition("=")
+        section, _, name = key.partition(".")
+        if section == "adapter":
+            recipe = replace(recipe, adapter=values["adapter"])
+        else:
+            new = values.get(name, float(value) if name == "budget_gb" else value)
+            new = int(value) if name in ("keep_last", "keep_best") else new
+            recipe = replace(recipe, **{section: replace(getattr(recipe, section), **{name: new})})
+    assert compile(recipe, small.SITE, inputs).forecast.ladders["train"].rung == "full"
+
+
+def test_10_7_billion_parameters_end_with_their_weights_on_a_disk_of_100_gb(small: ModuleType) -> None:
+    """The server that died of its checkpoints."""
+    inputs = replace(large(small), room=replace(small.INPUTS.room, free_bytes=95 * 10**9))
+    plan = compile(replace(small.RECIPE, checkpoints=Checkpoints(every_steps=1)), small.SITE, inputs)
+    ladder = plan.forecast.ladders["train"]
+    assert ladder.rung == "weights only" and ladder.change.startswith("adapter=lora")
+    assert plan.forecast.storage_peak_bytes < 95 * 10**9
+    lora = replace(plan.recipe, adapter=Adapter(method="lora"))
+    assert compile(lora, small.SITE, inputs).forecast.ladders["train"].rung == "full"
+
+
+def test_two_train_stages_share_the_store(small: ModuleType) -> None:
+    """What one leaves is there while the other works."""
+    from sousbatch.recipes.schema import StageSpec
+
+    full, weights, _ = sizes(small)
+    stages = {"train": StageSpec(), "consolidate": StageSpec(), "again": StageSpec(kind="train", of="consolidate")}
+    recipe = replace(small.RECIPE, stages=stages, checkpoints=Checkpoints(every_steps=1))
+    plenty = compile(recipe, small.SITE, small.INPUTS)
+    room = later_bytes(plenty.forecast) + 3 * full + weights
+    tight = replace(small.INPUTS, room=replace(small.INPUTS.room, free_bytes=room))
+    assert {ladder.rung for ladder in compile(recipe, small.SITE, tight).forecast.ladders.values()} == {"full"}
+    none = replace(small.INPUTS, room=replace(small.INPUTS.room, free_bytes=room - 3 * full))
+    with pytest.raises(PlanError, match="not even the weights"):
+        compile(recipe, small.SITE, none)
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors", "expected"),
+    [
+        ({"dtype": "bfloat16"}, "float32", "bfloat16"),
+        ({"torch_dtype": "bfloat16"}, "float32", "bfloat16"),
+        ({"dtype": "float32"}, "bfloat16", "float16"),
+        ({}, "bfloat16", "bfloat16"),
+        ({}, "float32", "float16"),
+    ],
+)
+def test_a_bfloat16_model_stays_one_where_the_recipe_is_silent(
+    small: ModuleType, config: dict[str, str], tensors: str, expected: str
+) -> None:
+    model = replace(
+        small.MODEL, config=small.CONFIG | config, tensors=tuple(replace(t, dtype=tensors) for t in small.MODEL.tensors)
+    )
+    assert with_dtype(small.RECIPE, model).consolidate.dtype == expected
+    said = replace(small.RECIPE, consolidate=replace(small.RECIPE.consolidate, dtype="float32"))
+    assert with_dtype(said, model) == said

@@ -1,0 +1,176 @@
+"""Which splits and columns the stages need, and what is wrong with those that are there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sousbatch import run_folder
+from sousbatch.errors import PlanError
+from sousbatch.recipes.compose import compose
+from sousbatch.recipes.inspect.data import splits_of
+
+
+def _reasons(*overrides: str) -> list[str]:
+    with pytest.raises(PlanError) as caught:
+        splits_of(compose("./small.yaml", overrides))
+    return list(caught.value.reasons)
+
+
+def test_rows_and_columns_are_counted(project: Path) -> None:
+    found = splits_of(compose("./small.yaml"))
+    assert {name: (split.num_rows, split.columns) for name, split in found.items()} == {
+        "train": (10, ("input", "target")),
+        "validation": (3, ("input", "target")),
+        "test": (5, ("input", "target")),
+    }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "needed"),
+    [
+        ([], ["test", "train", "validation"]),
+        (["train.eval_split=null"], ["test", "train"]),
+        (["stages={train: {}, consolidate: {}}"], ["train", "validation"]),
+        (["stages={predict: {}}", "predict.split=train"], ["train"]),
+        (["stages={train: {set: {train: {split: test, eval_split: null}}}}"], ["test"]),
+    ],
+    ids=str,
+)
+def test_only_what_a_stage_needs_is_looked_at(project: Path, overrides: list[str], needed: list[str]) -> None:
+    assert sorted(splits_of(compose("./small.yaml", ["+data.splits.unused=none.jsonl", *overrides]))) == needed
+
+
+ONLY_PREDICT = "stages={predict: {}}"
+ONLY_TRAIN = "stages={train: {set: {train: {eval_split: null}}}}"
+MISSING = {
+    "predicted": (["predict.split=tets"], "split 'tets' (predict.split) is not in data.splits; known: train,"),
+    "trained on": (["train.split=all"], "split 'all' (train.split) is not in data.splits"),
+    "evaluated": (["train.eval_split=dev"], "split 'dev' (train.eval_split) is not in data.splits"),
+    "no file": (["data.splits.test=none.jsonl"], "data.splits.test: file 'none.jsonl' does not exist: looked for /"),
+    "input": (["data.columns.input=inptu", ONLY_PREDICT], "split 'test' has no column 'inptu' (data.columns.input);"),
+    "id": (["data.columns.id=key"], "split 'test' has no column 'key' (data.columns.id);"),
+    "in the prompt": (["data.prompt='{genre}'", ONLY_PREDICT], "split 'test' has no column 'genre' (data.prompt);"),
+    "plain text": (["data.prompt=''", ONLY_TRAIN], "split 'train' has no column 'text' (data.columns.text);"),
+}
+
+
+@pytest.mark.parametrize(("overrides", "reason"), MISSING.values(), ids=MISSING)
+def test_what_is_missing_is_named_with_the_key_that_asks_for_it(
+    project: Path, overrides: list[str], reason: str
+) -> None:
+    (found,) = _reasons(*overrides)
+    assert found.startswith(reason)
+
+
+def test_the_nearest_split_is_named(project: Path) -> None:
+    assert "(did you mean 'test'?)" in _reasons("predict.split=tets")[0]
+
+
+def test_a_column_of_lists_is_refused_and_not_read_as_text(project: Path) -> None:
+    """str() of a list of messages would train on Python's brackets and quotes."""
+    path = project / "train.jsonl"
+    path.write_text(path.read_text() + '{"input": [{"role": "user", "content": "a"}], "target": "b"}\n')
+    (reason,) = _reasons(ONLY_TRAIN)
+    assert reason.startswith("row 11 of split 'train' has a list in column 'input' (data.columns.input) of ")
+
+
+def test_without_files_to_evaluate_and_predict_the_ways_out_are_named(project: Path) -> None:
+    reasons = _reasons("data.splits={train: train.jsonl}")
+    assert any("set train.eval_split=null to do without" in reason for reason in reasons)
+    assert any("to train only, set 'stages={train: {}, consolidate: {}}'" in reason for reason in reasons)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        (".", "'.' is a folder; name one file of it; it holds small.yaml, test.jsonl"),
+        ("t*.jsonl", "one split is one file in this version; join several first, such as: cat part-*.jsonl"),
+        ("no.jsonl", "no.jsonl; relative paths start at the working folder, not at the recipe"),
+    ],
+)
+def test_what_is_no_file_is_said_to_be_what_it_is(project: Path, name: str, reason: str) -> None:
+    assert reason in _reasons(f"data.splits.train={name!r}", ONLY_TRAIN)[0]
+
+
+@pytest.mark.parametrize(("override", "is_advised"), [("train.eval_split=dev", True), ("predict.split=dev", False)])
+def test_only_a_lack_of_the_eval_split_can_be_done_without(project: Path, override: str, is_advised: bool) -> None:
+    assert ("set train.eval_split=null to do without" in _reasons(override)[0]) is is_advised
+
+
+def test_everything_missing_comes_at_once(project: Path) -> None:
+    assert len(_reasons("predict.split=a", "train.eval_split=b", "data.splits.train=c.jsonl")) == 3
+
+
+def test_predicting_alone_needs_no_target(project: Path) -> None:
+    (project / "test.jsonl").write_text('{"input": "a"}\n')
+    assert splits_of(compose("./small.yaml", ["stages={predict: {}}"]))["test"].columns == ("input",)
+
+
+def test_scoring_needs_the_target_of_what_its_predictions_answer(project: Path) -> None:
+    (project / "bare.jsonl").write_text('{"input": "a"}\n')
+    predict = "a: {kind: predict}, b: {kind: predict, set: {predict: {split: bare}}}"
+    stages = f"stages={{{predict}, m: {{kind: merge, of: a}}, s: {{kind: score}}}}"
+    overrides = ["data.splits.bare=bare.jsonl", stages]
+    assert sorted(splits_of(compose("./small.yaml", overrides))) == ["bare", "test"]
+    (reason,) = _reasons(*overrides[:1], stages.replace("of: a", "of: b"))
+    assert reason.startswith("split 'bare' has no column 'target' (data.columns.target)")
+
+
+def test_a_row_that_lacks_a_column_is_named(project: Path) -> None:
+    (project / "test.jsonl").write_text('{"input": "a", "target": "b"}\n{"input": "a"}\n')
+    (reason,) = _reasons()
+    assert reason.startswith("row 2 of split 'test' has no column 'target'")
+
+
+def test_an_empty_file_is_named(project: Path) -> None:
+    (project / "test.jsonl").write_text("\n")
+    (reason,) = _reasons()
+    assert "test.jsonl of split 'test' is empty" in reason
+
+
+def test_a_split_may_not_be_given_and_made(project: Path) -> None:
+    (reason,) = _reasons(
+        "+data.generator={num_train: 4, num_validation: 2, num_test: 2}", "~data.splits.train", "~data.splits.test"
+    )
+    assert reason.startswith("data.splits.validation is also made by data.generator")
+
+
+def test_a_made_split_stands_beside_given_ones(project: Path) -> None:
+    found = splits_of(
+        compose(
+            "./small.yaml",
+            [
+                "data.generator={num_train: 4, num_validation: 2, num_test: 2}",
+                "data.splits={mine: test.jsonl}",
+                "predict.split=mine",
+            ],
+        )
+    )
+    assert {name: split.num_rows for name, split in found.items()} == {"train": 4, "validation": 2, "mine": 5}
+
+
+def test_a_file_by_url_is_fetched_once(project: Path) -> None:
+    recipe = compose(
+        "./small.yaml", [f"data.splits.test='file://{project}/test.jsonl'".replace("my 'project'", "my \\'project\\'")]
+    )
+    first = splits_of(recipe)["test"]
+    (project / "test.jsonl").unlink()
+    assert splits_of(recipe)["test"] == first
+
+
+def test_a_file_is_read_again_only_when_it_changed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    real = run_folder.cached
+
+    def counting(kind: str, key: object, make: object) -> object:
+        return real(kind, key, lambda: (made.append(kind), make())[1])  # type: ignore[operator,func-returns-value]
+
+    monkeypatch.setattr("sousbatch.recipes.inspect.data.cached", counting)
+    recipe = compose("./small.yaml")
+    splits_of(recipe)
+    splits_of(recipe)
+    assert len(made) == 3
+    (project / "test.jsonl").write_text('{"input": "new", "target": "new"}\n')
+    assert splits_of(recipe)["test"].num_rows == 1

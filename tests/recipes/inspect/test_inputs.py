@@ -1,0 +1,172 @@
+"""What a model, a code folder and a store really are."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from pathlib import Path
+
+import pytest
+
+from sousbatch.errors import PlanError, UsageError
+from sousbatch.recipes.compose import compose
+from sousbatch.recipes.inspect import architecture
+from sousbatch.recipes.inspect.inputs import code_digest_of, inspect, room_of
+
+
+def _reasons(*overrides: str) -> list[str]:
+    with pytest.raises(PlanError) as caught:
+        inspect(compose("./small.yaml", overrides), Path("runs"))
+    return list(caught.value.reasons)
+
+
+def test_shapes_come_from_the_weights_headers(project: Path) -> None:
+    model = inspect(compose("./small.yaml"), project).model
+    header = 2 * 32 * 8 + 8 + 2 * (4 * 64 + 2 * 16 * 8 + 8 * 16)
+    assert (model.has_weights, model.num_params, model.tensors[0].name) == (True, header, "lm_head.weight")
+
+
+def test_a_model_from_scratch_takes_the_shapes_of_its_config(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    architecture = {"config": {}, "tensors": [["a.weight", [3, 5], "float32"]]}
+    monkeypatch.setattr("sousbatch.recipes.inspect.model._run_shapes", lambda *look: architecture)
+    model = inspect(compose("./small.yaml", ["model.from_scratch=true", "model.config.vocab_size=7"]), project).model
+    assert (model.has_weights, model.num_params) == (False, 15)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (
+            '{"hiden_size": 4}',
+            "model.config has 'hiden_size', which LlamaConfig does not (did you mean 'hidden_size'?)",
+        ),
+        ('{"colour": 4}', "model.config has 'colour', which LlamaConfig does not (it has "),
+    ],
+)
+def test_a_key_that_the_models_configuration_does_not_have_is_named(changes: str, reason: str, project: Path) -> None:
+    """In this process, for the sake of its imports; planning shows the last line of the other one."""
+    with pytest.raises(SystemExit) as caught:
+        architecture.main(str(project / "model"), changes, "False")
+    assert str(caught.value).startswith(reason)
+
+
+MODELS = {
+    "not shipped": (
+        ["model.path=library:tiny-hangull"],
+        "'library:tiny-hangull' is unknown; shipped: tiny-hangul (did",
+    ),
+    "outside the library": (["model.path=library:../models"], "is unknown; shipped"),
+    "no folder": (
+        ["model.path=/none/here"],
+        "'/none/here' does not exist: looked for /none/here; give a local folder, a hub id",
+    ),
+    "no model in it": (["model.path=."], "'.' has no config.json"),
+    "no hub id": (["model.path='a b'"], "'a b' is neither a folder nor a hub id"),
+}
+
+
+@pytest.mark.parametrize(("overrides", "reason"), MODELS.values(), ids=MODELS)
+def test_a_model_that_is_not_there_is_named(project: Path, overrides: list[str], reason: str) -> None:
+    (found,) = _reasons(*overrides)
+    assert reason in found
+
+
+def test_a_hub_model_that_cannot_be_fetched_says_what_to_check(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (reason,) = _reasons("model.path=org/none")
+    assert reason.startswith("model.path 'org/none' is no folder here") and "HF_TOKEN" in reason
+
+
+def test_a_model_without_weights_asks_for_from_scratch(project: Path) -> None:
+    (project / "model" / "model.safetensors").unlink()
+    (reason,) = _reasons()
+    assert "set model.from_scratch=true" in reason
+
+
+@pytest.mark.parametrize("content", [b"", b"abc", struct.pack("<Q", 2**62), struct.pack("<Q", 3) + b"{x}"], ids=repr)
+def test_broken_weights_are_named(project: Path, content: bytes) -> None:
+    (project / "model" / "model.safetensors").write_bytes(content)
+    (reason,) = _reasons()
+    assert "model.safetensors is not a safetensors file" in reason
+
+
+def test_model_and_data_faults_come_together(project: Path) -> None:
+    assert len(_reasons("model.path=/none", "predict.split=none")) == 2
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_the_digest_changes_with_the_model(project: Path, name: str) -> None:
+    recipe = compose("./small.yaml")
+    before = inspect(recipe, project).model.digest
+    values = json.loads((project / "model" / name).read_text())
+    (project / "model" / name).write_text(json.dumps(values, indent=1))
+    assert inspect(recipe, project).model.digest != before
+
+
+def test_the_digest_is_the_same_in_another_folder(project: Path) -> None:
+    recipe = compose("./small.yaml")
+    shutil.copytree(project / "model", project / "copy")
+    copied = compose("./small.yaml", ["model.path=copy"])
+    assert inspect(recipe, project).model.digest == inspect(copied, project).model.digest
+
+
+def test_code_is_its_names_and_bytes(tmp_path: Path) -> None:
+    (tmp_path / "lab" / "__pycache__").mkdir(parents=True)
+    (tmp_path / "lab" / "a.py").write_text("x = 1\n")
+    before = code_digest_of([tmp_path / "lab"])
+    (tmp_path / "lab" / "__pycache__" / "a.pyc").write_text("")
+    assert code_digest_of([tmp_path / "lab"]) == before
+    (tmp_path / "lab" / "a.py").rename(tmp_path / "lab" / "b.py")
+    assert code_digest_of([tmp_path / "lab"]) != before
+
+
+def test_code_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="environment.code: .*none' is not a folder"):
+        code_digest_of([tmp_path / "none"])
+
+
+def test_the_room_of_a_folder_yet_to_be_made_is_that_of_its_parent(tmp_path: Path) -> None:
+    assert room_of(tmp_path / "a" / "b").free_bytes > 0
+
+
+def test_one_changed_byte_of_the_weights_is_another_model(project: Path) -> None:
+    before = inspect(compose("./small.yaml"), project).model
+    weights = project / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    after = inspect(compose("./small.yaml"), project).model
+    assert after.tensors == before.tensors and after.digest != before.digest
+
+
+def test_a_config_that_is_not_json_is_named(project: Path) -> None:
+    (project / "model" / "config.json").write_text("{")
+    with pytest.raises(PlanError, match="config.json is no config"):
+        inspect(compose("./small.yaml"), project)
+
+
+def test_a_null_is_no_value(project: Path) -> None:
+    """str(None) would train the model on the word None."""
+    path = project / "train.jsonl"
+    path.write_text(path.read_text() + '{"input": "a", "target": null}\n')
+    with pytest.raises(PlanError, match="row 11 of split 'train' has null in column 'target'"):
+        inspect(compose("./small.yaml"), project)
+
+
+def test_a_chat_prompt_needs_a_template(project: Path) -> None:
+    with pytest.raises(PlanError, match="has no chat template"):
+        inspect(compose("./small.yaml", ["data.prompt=chat"]), project)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("adapter_config.json", '{"base_model_name_or_path": "org/base"}', "is an adapter"),
+        ("adapter_config.json", "[", "is an adapter whose adapter_config.json cannot be read"),
+        ("model.gguf", "GGUF", "a GGUF file, whose weights are quantised for inference and cannot train"),
+    ],
+)
+def test_a_folder_that_is_no_model_says_what_it_is(project: Path, name: str, content: str, reason: str) -> None:
+    (project / "other").mkdir()
+    (project / "other" / name).write_text(content)
+    with pytest.raises(PlanError, match=reason):
+        inspect(compose("./small.yaml", ["model.path=./other"]), project / "runs")
