@@ -2,7 +2,7 @@
 
 A job lives in a folder of the user's state folder. Its process holds the folder's lock as
 long as it lives, so a held lock is a living job, on this machine, whatever was killed. What
-that process does is in `localjob.py`.
+that process does is in `job_process.py`.
 """
 
 from __future__ import annotations

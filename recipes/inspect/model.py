@@ -218,7 +218,7 @@ def _shapes(folder: Path, recipe: Recipe) -> dict[str, Any]:
 
 
 def _run_shapes(folder: Path, changes: str, trusts: str) -> Any:
-    command = [sys.executable, "-m", f"{__package__}.shapes", str(folder), changes, trusts]
+    command = [sys.executable, "-m", f"{__package__}.architecture", str(folder), changes, trusts]
     environment = os.environ | {"PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL)
     if done.returncode != 0:
