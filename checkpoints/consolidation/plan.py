@@ -36,7 +36,7 @@ class Choices:
             lacks of a merged model comes from the base.
         has_statistics: take the digest of every tensor, count the values that become zero, and compare all that
             was read with the checksums in the checkpoint's files.
-        is_compared: compare the names with those that the class in config.json loads (see model_names.py), and take the part
+        is_compared: compare the names with those that the class in config.json loads, and take the part
             that fits.
         is_verified: read back what was written, too (see verify.py).
     """
