@@ -18,9 +18,9 @@ from . import show
 if TYPE_CHECKING:
     from ..checkpoints.commit import Checkpoint
     from ..checkpoints.consolidation.manifest import Manifest
-    from ..checkpoints.consolidation.plan import Choices
+    from ..checkpoints.consolidation.plan import ConsolidateOptions
     from ..checkpoints.formats.tensors import Source
-    from ..checkpoints.rotation import Done, Rules
+    from ..checkpoints.rotation import PruneOptions, RetentionResult
     from ..remote import Place
 
 
@@ -106,23 +106,23 @@ def _look_through(checkpoint: Checkpoint) -> tuple[tuple[str, ...], str]:
 def prune(arguments: Namespace) -> int:
     from ..checkpoints.rotation import prune
 
-    found = [(folder, _rules_of(folder, arguments)) for folder in _checkpoint_dirs(arguments.path)]
+    found = [(folder, _prune_options(folder, arguments)) for folder in _checkpoint_dirs(arguments.path)]
     if not found:
         raise NotFoundError(f"no checkpoints in {arguments.path}")
     problems = 0
-    for folder, rules in found:
-        for verdict, done in prune(folder, rules, is_dry=arguments.dry_run):
-            print(show.verdict(verdict, done))
-            if done is not None and verdict.checkpoint.status == "committed":
+    for folder, options in found:
+        for decision, done in prune(folder, options, is_dry=arguments.dry_run):
+            print(show.decision(decision, done))
+            if done is not None and decision.checkpoint.status == "committed":
                 _record(folder, done)
                 problems += bool(done.problem)
     return 1 if problems else 0
 
 
-def _record(folder: Path, done: Done) -> None:
+def _record(folder: Path, done: RetentionResult) -> None:
     """Tell the run that *folder* belongs to, if any, what became of a checkpoint; its report shows that."""
     from .. import ledger
-    from ..checkpoints.capacity.reservations import held_bytes
+    from ..checkpoints.capacity.allocation import measure_usage
 
     paths = _run_of(folder)
     if paths is None or not paths.ledger_dir.is_dir():
@@ -135,7 +135,7 @@ def _record(folder: Path, done: Done) -> None:
         attempt=done.checkpoint.attempt,
         content=done.checkpoint.content,
         num_bytes=done.checkpoint.num_bytes,
-        held_bytes=held_bytes(folder),
+        held_bytes=measure_usage(folder),
         left_bytes=done.left_bytes,
         reason=done.reason,
         message=done.problem,
@@ -150,28 +150,32 @@ def _run_of(folder: Path) -> RunPaths | None:
     return paths if paths.plan.is_file() and folder == paths.checkpoints(folder.name) else None
 
 
-def _rules_of(folder: Path, arguments: Namespace) -> Rules:
-    """Return the rules of the run that *folder* belongs to, else the usual ones, with what the command line says."""
-    from ..checkpoints.retention.decisions import Policy
-    from ..checkpoints.rotation import Means, Rules
-    from ..recipes.forecast.storage import means_of, policy_of, weights_of
+def _prune_options(folder: Path, arguments: Namespace) -> PruneOptions:
+    """Return how the run that *folder* belongs to prunes, else the usual way, with what the command line says."""
+    from ..checkpoints.retention.policies import standard_rules
+    from ..checkpoints.rotation import PruneOptions, RemovalOptions
+    from ..recipes.forecast.storage import weights_of
     from ..recipes.plan import read_plan
+    from ..recipes.retention import removal_options, retention_rules
     from ..recipes.stages import stage_view
 
-    rules = Rules(policy=Policy(), means=Means(check_fence=lambda: None))
-    paths = _run_of(folder)
-    if paths is not None:
-        plan = read_plan(paths.plan)
-        view = stage_view(plan.recipe, folder.name)
-        rules = Rules(
-            policy=policy_of(view),
-            means=means_of(view, paths, folder.name, lambda: None),
-            weights_bytes=weights_of(view, plan.inputs.model).num_bytes,
-            owns_leftovers=True,
-        )
-    asked = {"keep_last": arguments.keep_last, "keep_best": arguments.keep_best, "thins": arguments.thin or None}
+    asked = {"keep_last": arguments.keep_last, "keep_best": arguments.keep_best, "thin": arguments.thin or None}
     given = {key: value for key, value in asked.items() if value is not None}
-    return replace(rules, policy=replace(rules.policy, **given))
+    paths = _run_of(folder)
+    if paths is None:
+        return PruneOptions(
+            rules=standard_rules(strips=given.pop("thin", False), **given),
+            removal=RemovalOptions(check_fence=lambda: None),
+        )
+    plan = read_plan(paths.plan)
+    view = stage_view(plan.recipe, folder.name)
+    view = replace(view, checkpoints=replace(view.checkpoints, **given))
+    return PruneOptions(
+        rules=retention_rules(view),
+        removal=removal_options(view, paths, folder.name, lambda: None),
+        weights_bytes=weights_of(view, plan.inputs.model).num_bytes,
+        owns_leftovers=True,
+    )
 
 
 def _config_dir(checkpoint: Place) -> Place | None:
@@ -187,9 +191,9 @@ def consolidate(arguments: Namespace) -> int:
     _refuse_contradictions(arguments)
     checkpoint, out = place_of(arguments.path), place_of(arguments.out)
     source = _open(arguments.path, checkpoint, is_raw=arguments.adapter == "raw")
-    choices = _choices(arguments, checkpoint)
+    options = _options(arguments, checkpoint)
     if arguments.dry_run:
-        return _show_cost(arguments, source, choices)
+        return _show_cost(arguments, source, options)
     refuse_within(checkpoint, out)
     was_there = (out / MANIFEST_NAME).is_file()
     started = time.monotonic()
@@ -199,7 +203,7 @@ def consolidate(arguments: Namespace) -> int:
             manifest = consolidate_part(
                 source,
                 out.absolute() if isinstance(out, Path) else out,
-                choices,
+                options,
                 part=part,
                 num_parts=num_parts,
                 begins_anew=num_parts == 1,
@@ -212,7 +216,7 @@ def consolidate(arguments: Namespace) -> int:
     if manifest is None:
         print(f"{arguments.out}: part {part} of {num_parts} is written, others are missing, {took}")
         return 0
-    print(f"{arguments.out}: {'was there already: ' * was_there}{_made(manifest, choices)}, {took}")
+    print(f"{arguments.out}: {'was there already: ' * was_there}{_made(manifest, options)}, {took}")
     if manifest.content == "model" and all(file.name != "config.json" for file in manifest.files):
         print(f"sousbatch: warning: {_without_config(arguments)}", file=sys.stderr)
     return 0
@@ -241,11 +245,11 @@ def _without_config(arguments: Namespace) -> str:
     )
 
 
-def _made(manifest: Manifest, choices: Choices) -> str:
+def _made(manifest: Manifest, options: ConsolidateOptions) -> str:
     """Return what a model is, and what its dtype could not keep."""
     text = f"{manifest.num_params:,} parameters, {manifest.dtype}, {show.size(manifest.num_bytes)}"
     clamped = sum(manifest.num_overflowing.values())
-    if clamped and choices.overflow == "clamp":
+    if clamped and options.overflow == "clamp":
         text += f", {clamped:,} values were clamped"
     return text + ("" if manifest.num_flushed is None else f", {manifest.num_flushed:,} values became zero")
 
@@ -253,10 +257,10 @@ def _made(manifest: Manifest, choices: Choices) -> str:
 def _open(text: str, checkpoint: Place, *, is_raw: bool) -> Source:
     """Open the checkpoint that *text* names; where it means a run, or a folder of several, name the newest."""
     from ..checkpoints.commit import list_checkpoints
-    from ..checkpoints.integrity import open_sound
+    from ..checkpoints.integrity import open_verified
 
     try:
-        return open_sound(checkpoint, is_raw=is_raw)
+        return open_verified(checkpoint, is_raw=is_raw)
     except NotFoundError as error:
         try:
             found = [one for folder in _checkpoint_dirs(text) for one in list_checkpoints(folder)]
@@ -271,12 +275,12 @@ def _open(text: str, checkpoint: Place, *, is_raw: bool) -> Source:
         ) from error
 
 
-def _choices(arguments: Namespace, checkpoint: Place) -> Choices:
-    from ..checkpoints.consolidation.plan import Choices
+def _options(arguments: Namespace, checkpoint: Place) -> ConsolidateOptions:
+    from ..checkpoints.consolidation.plan import ConsolidateOptions
     from ..remote import place_of
 
     has_config = arguments.adapter != "raw"
-    return Choices(
+    return ConsolidateOptions(
         dtype=arguments.dtype,
         max_shard_bytes=int(arguments.max_shard_gb * 1e9),
         num_workers=arguments.workers or len(os.sched_getaffinity(0)),
@@ -294,14 +298,14 @@ def _choices(arguments: Namespace, checkpoint: Place) -> Choices:
     )
 
 
-def _show_cost(arguments: Namespace, source: Source, choices: Choices) -> int:
-    from ..checkpoints.consolidation.cost import cost_of
-    from ..checkpoints.consolidation.plan import shards_of
+def _show_cost(arguments: Namespace, source: Source, options: ConsolidateOptions) -> int:
+    from ..checkpoints.consolidation.cost import estimate_cost
+    from ..checkpoints.consolidation.plan import plan_output
 
-    cost = cost_of(
-        shards_of(source, choices),
+    cost = estimate_cost(
+        plan_output(source, options),
         num_tasks=arguments.shard[1],
-        num_workers=choices.num_workers,
+        num_workers=options.num_workers,
         bytes_per_second=arguments.disk_gbs * 1e9,
     )
     print(

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from ..checkpoints.commit import Checkpoint
-    from ..checkpoints.retention.decisions import Verdict
-    from ..checkpoints.rotation import Done
+    from ..checkpoints.retention.decisions import RetentionDecision
+    from ..checkpoints.rotation import RetentionResult
     from ..cluster.sandbox.config import Sandbox
     from ..cluster.sandbox.lifecycle import Status
     from ..launchers.status import StageState
@@ -250,7 +250,7 @@ def checkpoints(found: Sequence[Checkpoint], holds: Sequence[str]) -> str:
     return columns(rows, header=("step", "attempt", "status", "holds", "size", "metric", "path"))
 
 
-def verdict(value: Verdict, done: Done | None) -> str:
+def decision(value: RetentionDecision, done: RetentionResult | None) -> str:
     """Return one line: what happens, or happened, to a checkpoint, and why."""
     one = value.checkpoint
     if done is not None and done.problem:
