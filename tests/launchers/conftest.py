@@ -132,7 +132,7 @@ runpy.run_module = run_module
 # its steps, or the file `enough` is there.
 JOB = """
 import os, pathlib, sys, time
-from sousbatch import ledger
+from sousbatch import events, ledger
 root, name, rank = pathlib.Path(sys.argv[1]), sys.argv[2], int(os.environ["RANK"])
 attempt, task = int(os.environ["SOUSBATCH_ATTEMPT"]), int(os.environ["SOUSBATCH_TASK"])
 flag, place = pathlib.Path(os.environ["SOUSBATCH_STOP_FLAG"]), root / f"step-{name}-{task}"
@@ -151,7 +151,7 @@ def save():
             raise
         place.write_text(str(step))
         writer = ledger.open_job(root / "ledger", name, task, attempt)
-        writer.write("saved", step=step)
+        writer.write(events.Saved(step=step))
         writer.close()
 goal = STEPS
 while step < goal and not (root / "enough").exists():
