@@ -16,7 +16,6 @@ import orjson
 
 from ..errors import UsageError, no_room_named
 from ..files import replacing
-from ..recipes.data.rows import loads
 
 _BATCH_ROWS = 8192
 
