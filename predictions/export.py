@@ -70,7 +70,7 @@ def write_parquet(jsonl_path: Path, parquet_path: Path) -> None:
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     with path.open("rb") as stream:
-        yield from map(loads, stream)
+        yield from map(parse_json, stream)
 
 
 def _columns(path: Path) -> list[str]:
