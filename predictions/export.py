@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 from ..errors import UsageError, no_room_named
-from ..files import replacing
+from ..files import parse_json, replacing
 
 _BATCH_ROWS = 8192
 
