@@ -98,6 +98,11 @@ def task_of(name: str) -> TaskSpec:
     return task
 
 
+def known_task(name: str) -> TaskSpec | None:
+    """Return the task called *name*, None for one that comes later: a recipe for it can be written down."""
+    return None if name in LATER and name not in TASKS else task_of(name)
+
+
 def unknown_task(name: str) -> Fault | None:
     """Return the fault of a task's name that nobody knows; one that comes later is refused when it is planned."""
     known = [*TASKS, *LATER]

@@ -115,9 +115,9 @@ def test_a_deciding_key_changes_the_prediction_key_and_no_other_does(
     plan: Plan, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # what _other chooses is the same task and engine by another name
-    other_task = dataclasses.replace(tasks.task_of("causal_lm"), name="seq2seq")
+    other_task = dataclasses.replace(tasks.task_of("causal_lm"), name="causal_lmx")
     monkeypatch.setitem(sys.modules, "other_task", SimpleNamespace(TASK=other_task))
-    monkeypatch.setitem(tasks.TASKS, "seq2seq", "other_task")
+    monkeypatch.setitem(tasks.TASKS, "causal_lmx", "other_task")
     monkeypatch.setitem(generation.ENGINES, "vllm", generation.ENGINES["transformers"])
     changed = _changed(plan, key, _other(plan.recipe, key))
     assert (_key(changed) != _key(plan)) == (key in DECIDING)
