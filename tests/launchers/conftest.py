@@ -19,10 +19,10 @@ from sousbatch import ledger
 from sousbatch.cluster.sandbox import build, lifecycle
 from sousbatch.cluster.site import Site
 from sousbatch.cluster.slurm_site import read_site
+from sousbatch.events import Event
 from sousbatch.launchers.slurm.launcher import SlurmLauncher
 from sousbatch.launchers.status import StageState, is_final, job_refs, run_states
 from sousbatch.launchers.submission import submit
-from sousbatch.ledger import Event
 from sousbatch.recipes.inspect.inputs import code_digest_of
 from sousbatch.recipes.inspect.model import model_digest
 from sousbatch.recipes.plan import After, Batch, Forecast, Inputs, ModelFacts, Plan, Room, SplitFacts, Stage

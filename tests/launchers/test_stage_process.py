@@ -19,13 +19,13 @@ import pytest
 from sousbatch import events, files, ledger
 from sousbatch.checkpoints.capacity import reservations
 from sousbatch.errors import EXIT_NO_ROOM, EXIT_STOPPED
+from sousbatch.events import Event
 from sousbatch.launchers.attempts import read_attempts
 from sousbatch.launchers.base import FINAL_WORDS, JobState, Request
 from sousbatch.launchers.freeze import accept_environment, freeze
 from sousbatch.launchers.local.launcher import LocalLauncher
 from sousbatch.launchers.stage_process import _Task
 from sousbatch.launchers.status import stage_states
-from sousbatch.ledger import Event
 from sousbatch.recipes.inspect.versions import versions_of
 from sousbatch.recipes.plan import Batch, Ladder, Plan, SplitFacts, Stage
 from sousbatch.recipes.schema import Checkpoints, Environment, Resources
