@@ -19,7 +19,8 @@ from .. import files, ledger
 from ..checkpoints.commit import committed
 from ..ledger import Event
 from ..recipes.plan import Glance, Plan
-from ..run_folder import RunPaths, find_run
+from ..run_folder import RunPaths
+from ..run_index import find_run
 from .parser import RUN_HELP, Parser, define
 from .results import scores_of
 from .tables import size

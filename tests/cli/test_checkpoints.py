@@ -14,7 +14,8 @@ from sousbatch.checkpoints.rotation import WRITER_LOCK
 from sousbatch.cli.report import lives, page, timed
 from sousbatch.recipes.forecast.storage import weights_of
 from sousbatch.recipes.plan import read_plan
-from sousbatch.run_folder import RunPaths, remember_run
+from sousbatch.run_folder import RunPaths
+from sousbatch.run_index import remember_run
 
 Run = Callable[..., tuple[int, str, str]]
 
