@@ -13,8 +13,10 @@ from ..errors import EXIT_STOPPED, RunError
 from ..ledger import Ledger
 from ..predictions.units import Layout, committed_units, open_layout, units_of_task, write_unit
 from ..recipes.data.rows import Row, read_rows
+from ..recipes.tasks import task_of
 from .context import JobContext, run_job
 from .generation.prediction_key import dtype_of, model_dir_of, prediction_key
+from .tasks import runtime_of
 from .training.tracking import Tracker
 from .watchdog import Watchdog
 
@@ -36,23 +38,21 @@ def predict(job: JobContext) -> int:
 
 
 def _answer(job: JobContext, key: str, folder: Path, layout: Layout, missing: list[int], ledger: Ledger) -> int:
-    from .generation.transformers_engine import Decoder
-
     model_dir = model_dir_of(job.plan, job.paths, job.stage)
     device = "cpu" if job.stage.resources.device == "cpu" else "cuda"
-    decoder = Decoder(
-        job.recipe, model_dir, job.tokenizer_dir(), device=device, dtype=dtype_of(job.recipe, job.stage, model_dir)
-    )
+    dtype = dtype_of(job.recipe, job.stage, model_dir)
+    runtime = runtime_of(task_of(job.recipe.task))
+    answerer = runtime.answerer(job.recipe, model_dir, job.tokenizer_dir(), device, dtype)
     tracker, watchdog, code = Tracker(job), Watchdog(job.stage.resources.stall_min), 0
     for count, (number, rows) in enumerate(_units(job, layout, missing), 1):
         if job.is_asked_to_stop():
             code = EXIT_STOPPED
             break
-        answers = decoder.answer(rows)
+        answers = answerer.answer(rows)
         column = job.recipe.data.columns.id
         lines = [
-            {"index": index, **({"id": row[column]} if column else {}), "prediction": text}
-            for (index, row), text in zip(rows, answers, strict=True)
+            {"index": index, **({"id": row[column]} if column else {}), **answer}
+            for (index, row), answer in zip(rows, answers, strict=True)
         ]
         job.check_fence()
         unit = write_unit(folder, layout, number, lines, key, job.attempt, job.task)
