@@ -20,7 +20,8 @@ from ..checkpoints.commit import committed
 from ..events import CheckpointEvent, Event, Kept, Problem, Saved, Skipped, Step
 from ..ledger_queries import CheckpointLifetime, checkpoint_lifetimes, timed
 from ..recipes.plan import Glance, Plan
-from ..run_folder import RunPaths, find_run
+from ..run_folder import RunPaths
+from ..run_index import find_run
 from .parser import RUN_HELP, Parser, define
 from .results import scores_of
 from .tables import size

@@ -23,7 +23,7 @@ def merge(job: JobContext) -> int:
     folder = job.paths.predictions(source.name)
     try:
         key = prediction_key(job.plan, job.paths, source)
-        report = merge_units(folder / key, folder / "predictions.jsonl")
+        report = merge_units(folder / key, job.paths.predictions_file(source.name))
     except NotFoundError as error:
         split = job.plan.inputs.splits[job.recipe.predict.split]
         raise IncompleteError(

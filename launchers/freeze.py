@@ -16,7 +16,8 @@ from ..recipes.inspect.model import model_digest
 from ..recipes.inspect.versions import installed, versions_of
 from ..recipes.plan import Plan, Stage
 from ..recipes.schema import validate
-from ..run_folder import RunPaths, remember_run
+from ..run_folder import RunPaths
+from ..run_index import remember_run
 from .base import Launcher
 
 _AGAIN = "`resume` would end in the same way: put it back, or submit the recipe with --again, which makes another run"
@@ -71,7 +72,7 @@ def verify(paths: RunPaths, plan: Plan, stage: Stage) -> None:
         raise RunError(f"{paths.plan} was changed after submission", advice=_AGAIN)
     if _frozen_code(plan, paths) != plan.inputs.code_digest:
         raise RunError(f"the code in {paths.code_dir} was changed after submission", advice=_AGAIN)
-    asked = RunPaths(root=paths.root.parent.parent) if "SOUSBATCH_POINT" in os.environ else paths
+    asked = RunPaths(root=paths.runs_dir) if "SOUSBATCH_POINT" in os.environ else paths
     expected = _accepted(ledger.read(asked.ledger_dir, max_steps=1)) or plan.inputs.versions
     found = installed()
     changed = [

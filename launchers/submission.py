@@ -16,7 +16,8 @@ from .. import files, ledger
 from ..errors import NoRoomError, NotFoundError, PlanError, UnreachableError, UsageError, no_room_named
 from ..events import Adopted, CancelAsked, Intent, Sent
 from ..recipes.plan import Plan, read_plan
-from ..run_folder import RunPaths, forget_run, remember_run
+from ..run_folder import RunPaths
+from ..run_index import forget_run, remember_run
 from .base import FINAL_WORDS, JobRef, Launcher, Request, StateWord
 from .freeze import accept_environment, freeze
 from .overview import jobs_left, many_states
@@ -173,8 +174,7 @@ def _why_kept(paths: RunPaths, launcher_of: Callable[[str], Launcher], *, whole:
 
 
 def _remove(paths: RunPaths, *, whole: bool) -> int:
-    units = (path.parent for path in paths.root.glob("predictions/*/*/layout.json"))
-    doomed = [paths.root] if whole else [paths.root / "checkpoints", *units]
+    doomed = [paths.root] if whole else [paths.checkpoints_dir, *paths.unit_dirs()]
     freed = sum(files.num_bytes_below(path) for path in doomed)
     if whole:
         forget_run(paths)

@@ -20,7 +20,7 @@ from ..events import Frozen, of
 from ..ledger_queries import done_tasks
 from ..recipes.plan import Plan, Stage, read_plan
 from ..recipes.sweep import point_plan
-from ..run_folder import RunPaths
+from ..run_folder import RunPaths, run_paths
 from .freeze import freeze
 from .registry import launcher_of
 
@@ -31,7 +31,7 @@ def open_point(sweep: Plan, paths: RunPaths, index: int) -> tuple[Plan, RunPaths
     Two points whose values are the same share a run, which belongs to the first that came.
     """
     plan = point_plan(sweep, index)
-    own = RunPaths(root=paths.root / plan.recipe.name / plan.run_id)
+    own = run_paths(paths.root, plan.recipe.name, plan.run_id)
     files.make_private_dir(own.root)
     with files.locked(own.lock):
         if not own.plan.is_file():

@@ -37,7 +37,7 @@ def is_stray(events: Sequence[Event], stage: str, job_id: str) -> bool:
 def _is_cancelled(paths: RunPaths, stage: str) -> bool:
     """Say whether a person asked the newest job of *stage* to end; a point's job is that of its sweep."""
     if "SOUSBATCH_POINT" in os.environ:
-        paths, stage = RunPaths(root=paths.root.parent.parent), SWEEP_STAGE
+        paths, stage = RunPaths(root=paths.runs_dir), SWEEP_STAGE
     return is_cancelled(ledger.read(paths.ledger_dir, max_steps=1), stage)
 
 

@@ -15,7 +15,8 @@ from sousbatch.cli.report import page
 from sousbatch.ledger_queries import checkpoint_lifetimes, timed
 from sousbatch.recipes.forecast.storage import weights_of
 from sousbatch.recipes.plan import read_plan
-from sousbatch.run_folder import RunPaths, remember_run
+from sousbatch.run_folder import RunPaths
+from sousbatch.run_index import remember_run
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -17,7 +17,8 @@ from sousbatch.launchers.local.launcher import LocalLauncher
 from sousbatch.launchers.overview import many_states, watch_states
 from sousbatch.recipes.plan import After, Plan, Stage, read_plan
 from sousbatch.recipes.schema import Resources
-from sousbatch.run_folder import RunPaths, known_runs
+from sousbatch.run_folder import RunPaths
+from sousbatch.run_index import known_runs
 
 CPU = Resources(device="cpu")
 FIRST = Stage(name="first", kind="merge", of=None, resources=CPU, num_tasks=1, after=())

@@ -20,7 +20,8 @@ from sousbatch.launchers.local.launcher import LocalLauncher
 from sousbatch.recipes.forecast.storage import later_bytes
 from sousbatch.recipes.inspect.inputs import room_of
 from sousbatch.recipes.plan import Plan, read_plan
-from sousbatch.run_folder import RunPaths, known_runs
+from sousbatch.run_folder import RunPaths
+from sousbatch.run_index import known_runs
 
 Run = Callable[..., tuple[int, str, str]]
 
