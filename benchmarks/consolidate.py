@@ -301,7 +301,7 @@ def compare(checkpoint: Path, outs: Path, num_workers: int) -> None:
 def main() -> None:
     """Parse and do."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", options=["make", "write", "run", "inner"])
+    parser.add_argument("what", choices=["make", "write", "run", "inner"])
     parser.add_argument("paths", nargs="+")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2)

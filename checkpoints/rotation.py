@@ -13,6 +13,7 @@ from typing import Literal
 
 from .. import files
 from ..errors import FencedError, SousbatchError, UsageError
+from ..events import Archived, Kept, Removed, Retention, Stripped
 from . import commit
 from .archive import upload
 from .commit import Checkpoint
@@ -62,11 +63,35 @@ class RetentionResult:
     problem: str = ""
     left_bytes: int = 0
 
+    def event(self, *, held_bytes: int, budget_bytes: int | None = None, stage: str = "") -> Retention:
+        """Return the record for the run's ledger; a client's file must name the *stage*."""
+        return _EVENTS[self.outcome](
+            stage=stage,
+            step=self.checkpoint.step,
+            attempt=self.checkpoint.attempt,
+            content=self.checkpoint.content,
+            num_bytes=self.checkpoint.num_bytes,
+            metric=self.checkpoint.metric,
+            held_bytes=held_bytes,
+            budget_bytes=budget_bytes,
+            left_bytes=self.left_bytes,
+            reason=self.reason,
+            message=self.problem or None,
+        )
+
+
+_EVENTS: dict[Outcome, type[Retention]] = {
+    "kept": Kept,
+    "thinned": Stripped,
+    "archived": Archived,
+    "removed": Removed,
+}
+
 
 def carry_out(decisions: Iterable[RetentionDecision], options: RemovalOptions) -> Iterator[RetentionResult]:
     """Yield what was done for each decision that is not to keep, as soon as it is done.
 
-    A checkpoint that cannot be thinned or archived stays as it is.
+    A checkpoint that cannot be stripped or archived stays as it is.
 
     Raises:
         FencedError: a newer attempt exists; what is left is left.

@@ -13,10 +13,12 @@ from dataclasses import replace
 from typing import Any
 
 from ...checkpoints.sizes import Size, checkpoint_size, model_size
+from ..engines import engine_of
 from ..plan import Batch, Forecast, ForecastLine, Inputs, Ladder, ModelFacts, Rung, Stage
 from ..retention import model_dtype, num_best_kept, weights_dtype
 from ..schema import Adapter, Dtype, Recipe
 from ..stages import stage_view
+from ..tasks import task_of
 from .parameters import params_of
 
 RUNGS: tuple[Rung, ...] = ("full", "thinned best", "weights only", "none")
@@ -48,11 +50,10 @@ def checkpoint_of(recipe: Recipe, model: ModelFacts, batch: Batch) -> Size:
     params, train = params_of(recipe, model), recipe.train
     logs = batch.steps // train.log_every_steps + (batch.steps // batch.save_every_steps if train.eval_split else 0)
     return checkpoint_size(
+        states=engine_of(recipe).state_bytes(recipe, batch.world_size),
         trainable=params.trainable,
         frozen=params.frozen,
         num_tensors=params.num_tensors,
-        zero_stage=train.zero.stage,
-        precision=train.precision,
         world_size=batch.world_size,
         adapter=recipe.adapter.method != "full",
         beside_bytes=model.beside_bytes + _LOG_ENTRY_BYTES * logs,
@@ -152,8 +153,8 @@ def _beside(view: Recipe, inputs: Inputs, stage: Stage) -> Iterator[ForecastLine
     if stage.kind == "predict":
         split = inputs.splits[view.predict.split]
         rows = min(view.predict.rows or split.num_rows, split.num_rows)
-        row_bytes = 100 + 4 * view.predict.max_new_tokens
-        formula = f"2 (units, merged) x {rows:,} rows x (100 B + 4 B x {view.predict.max_new_tokens} tokens)"
+        row_bytes, row_formula = task_of(view.task).row_bytes(view)
+        formula = f"2 (units, merged) x {rows:,} rows x {row_formula}"
         yield ForecastLine(what=f"predictions of {stage.name}", num_bytes=2 * rows * row_bytes, formula=formula)
 
 
