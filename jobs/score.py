@@ -13,7 +13,7 @@ from ..cluster import processes
 from ..errors import DamagedError, NotFoundError, RunError
 from ..predictions.scoring import score_with_baseline
 from ..recipes.compose import stage_view
-from ..recipes.data.rows import loads, read_rows
+from ..recipes.data.rows import read_rows
 from .context import JobContext, run_job
 from .training.tracking import Tracker
 
@@ -56,7 +56,7 @@ def _expanded(metrics: tuple[str, ...]) -> list[Any]:
 def _read_predictions(path: Path) -> list[str]:
     try:
         with path.open("rb") as stream:
-            rows = [loads(line) for line in stream]
+            rows = [files.parse_json(line) for line in stream]
     except FileNotFoundError as error:
         raise NotFoundError(f"{path} does not exist: the merge stage has not completed it") from error
     if any(row["index"] != number for number, row in enumerate(rows)):
