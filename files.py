@@ -104,7 +104,7 @@ def parse_json(text: bytes) -> Any:
     Raises:
         ValueError: it is no JSON, or not UTF-8.
     """
-    import orjson  # only where rows are read
+    import orjson
 
     try:
         return orjson.loads(text)
