@@ -85,7 +85,7 @@ class RunPaths:
 
     @property
     def tracking_dir(self) -> Path:
-        """W&B's files."""
+        """The identity of the tracked runs, and what trackers leave."""
         return self.root / "tracking"
 
     def request(self, stage: str) -> Path:

@@ -17,7 +17,6 @@ from ..errors import RunError
 from ..files import make_private_dir
 from ..recipes.forecast.storage import model_dtype
 from .context import JobContext, run_job
-from .training.tracking import Tracker
 
 
 def consolidate(job: JobContext) -> int:
@@ -87,7 +86,7 @@ def _report(job: JobContext, manifest: Manifest) -> None:
     writer = job.open_ledger()
     writer.write("model", **{name: value for name, value in facts.items() if value is not None})
     writer.close()
-    tracker = Tracker(job)
+    tracker = job.open_tracker()
     tracker.summary(facts)
     tracker.finish(0)
 

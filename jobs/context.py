@@ -42,6 +42,15 @@ class JobContext:
         """Say whether the stage process wants the job to save and leave."""
         return self.paths.stop_flag(self.stage.name, self.task).exists()
 
+    def open_tracker(self) -> Tracker:
+        """Show what this task does where the recipe says; a job that is run by hand is shown nowhere."""
+        if "SOUSBATCH_ATTEMPT" not in os.environ:
+            return no_tracker()
+        task = self.task if self.stage.num_tasks > 1 else None
+        return tracker.start(
+            self.paths.tracking_dir, stage=self.stage.name, kind=self.stage.kind, task=task, attempt=self.attempt
+        )
+
     def base_model_dir(self, stage: Stage | None = None) -> Path:
         """Return the model that a train stage starts from: an earlier stage's, else the recipe's."""
         source = (stage or self.stage).of

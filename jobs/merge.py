@@ -10,7 +10,6 @@ from ..errors import IncompleteError, NotFoundError, RunError
 from ..predictions.merge import merge_units
 from .context import JobContext, run_job
 from .generation.prediction_key import prediction_key
-from .training.tracking import Tracker
 
 
 def merge(job: JobContext) -> int:
@@ -32,7 +31,7 @@ def merge(job: JobContext) -> int:
     facts = {"num_rows": report.num_rows, "num_bytes": report.num_bytes, "sha256": report.sha256}
     ledger.write("merged", key=key, **facts)
     ledger.close()
-    tracker = Tracker(job)
+    tracker = job.open_tracker()
     tracker.summary(facts)
     tracker.finish(0)
     return 0

@@ -15,7 +15,6 @@ from ..predictions.units import Layout, committed_units, open_layout, units_of_t
 from ..recipes.data.rows import Row, read_rows
 from .context import JobContext, run_job
 from .generation.prediction_key import dtype_of, model_dir_of, prediction_key
-from .training.tracking import Tracker
 from .watchdog import Watchdog
 
 
@@ -43,7 +42,7 @@ def _answer(job: JobContext, key: str, folder: Path, layout: Layout, missing: li
     decoder = Decoder(
         job.recipe, model_dir, job.tokenizer_dir(), device=device, dtype=dtype_of(job.recipe, job.stage, model_dir)
     )
-    tracker, watchdog, code = Tracker(job), Watchdog(job.stage.resources.stall_min), 0
+    tracker, watchdog, code = job.open_tracker(), Watchdog(job.stage.resources.stall_min), 0
     for count, (number, rows) in enumerate(_units(job, layout, missing), 1):
         if job.is_asked_to_stop():
             code = EXIT_STOPPED

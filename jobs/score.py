@@ -15,7 +15,6 @@ from ..predictions.scoring import score_with_baseline
 from ..recipes.compose import stage_view
 from ..recipes.data.rows import read_rows
 from .context import JobContext, run_job
-from .training.tracking import Tracker
 
 
 def score(job: JobContext) -> int:
@@ -43,7 +42,7 @@ def score(job: JobContext) -> int:
     ledger = job.open_ledger()
     ledger.write("scored", **result)
     ledger.close()
-    tracker = Tracker(job)
+    tracker = job.open_tracker()
     tracker.summary({f"{who}/{name}": value for who, scores in found.items() for name, value in scores.items()})
     tracker.finish(0)
     return 0

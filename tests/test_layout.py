@@ -21,9 +21,9 @@ HEAVY = ("torch", "transformers", "deepspeed", "peft", "wandb", "accelerate", "d
 
 # Left never imports right, and jobs and launchers never see each other.
 LINE: tuple[set[str], ...] = (
-    {"redaction", "errors", "files", "run_folder", "remote", "ledger", "__init__"},
+    {"redaction", "errors", "files", "run_folder", "remote", "ledger", "plugins", "__init__"},
     {"checkpoints", "predictions"},
-    {"cluster"},
+    {"cluster", "tracking"},
     {"recipes"},
     {"jobs", "launchers"},
     {"cli", "__main__"},

@@ -19,7 +19,6 @@ from . import schedule
 from .collectives import Ranks
 from .rotation import Keeping
 from .saver import Saver, make_deepspeed_safe
-from .tracking import Tracker
 
 _CHECK_EVERY_S = 1.0
 
@@ -52,7 +51,7 @@ class RecipeTrainer(Trainer):
 
 
 class Steering(TrainerCallback):
-    """Decides at each step boundary what happens next, and writes the ledger and W&B on rank 0."""
+    """Decides at each step boundary what happens next, and writes the ledger and the tracker on rank 0."""
 
     def __init__(
         self,
