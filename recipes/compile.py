@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from ..cluster.site import Site
 from ..errors import PlanError
 from .data.row_faults import row_refusals, row_warnings
+from .engines import engine_of
 from .forecast.memory import forecast
 from .forecast.parameters import takes_adapter
 from .forecast.storage import is_own_limit, model_of, with_dtype
@@ -106,7 +107,7 @@ def _refusals(view: Recipe, stage: Stage, inputs: Inputs) -> Iterator[str]:
     yield from row_refusals(view, stage, inputs)
     if stage.batch is not None:
         yield from _batch_refusals(view, stage, stage.batch)
-        yield from _zero_refusals(view, inputs)
+        yield from engine_of(view).refusals(view, inputs.model)
         yield from _parameter_refusals(view, stage, inputs)
     elif stage.of is None and not inputs.model.has_weights:
         yield f"stage {stage.name!r} has no model: no consolidate stage above it, and model.path has no weights"
@@ -129,29 +130,6 @@ def _batch_refusals(view: Recipe, stage: Stage, batch: Batch) -> Iterator[str]:
         yield (
             f"stage {stage.name!r}: train.global_batch {wanted} is not divided by {batch.world_size} ranks x "
             f"train.micro_batch {batch.micro_batch}; set {' or '.join(near)}"
-        )
-
-
-def _zero_refusals(view: Recipe, inputs: Inputs) -> Iterator[str]:
-    train, zero, config = view.train, view.train.zero, inputs.model.config
-    names = ("num_local_experts", "num_experts", "n_routed_experts")
-    experts = next((config[name] for name in names if config.get(name)), None)
-    if view.adapter.method == "qlora" and zero.stage == 3 and experts:
-        yield (
-            f"adapter qlora with train.zero.stage 3 fails on a mixture of {experts} experts: ZeRO-3 waits for "
-            "experts that got no token; set train.zero.stage=2, or adapter=lora"
-        )
-    if zero.offload != "none" and zero.stage == 0:
-        yield f"train.zero.offload {zero.offload} needs ZeRO; set train.zero.stage=1 (to 3) or train.zero.offload=none"
-    elif zero.offload == "both" and zero.stage != 3:
-        yield (
-            "train.zero.offload both moves parameters to host memory, which only train.zero.stage=3 shards; set "
-            "train.zero.offload=optimizer"
-        )
-    if train.optimizer != "adamw" and zero.stage:
-        yield (
-            f"train.optimizer {train.optimizer} is not supported with ZeRO here; set train.optimizer=adamw or "
-            "train.zero.stage=0"
         )
 
 

@@ -16,6 +16,7 @@ from ...checkpoints.retention.decisions import Policy
 from ...checkpoints.rotation import Means
 from ...checkpoints.sizes import Size, checkpoint_size, model_size
 from ...run_folder import RunPaths
+from ..engines import engine_of
 from ..plan import Batch, Forecast, ForecastLine, Inputs, Ladder, ModelFacts, Rung, Stage
 from ..schema import Adapter, Dtype, Recipe
 from ..stages import is_measured, stage_view
@@ -87,11 +88,10 @@ def checkpoint_of(recipe: Recipe, model: ModelFacts, batch: Batch) -> Size:
     params, train = params_of(recipe, model), recipe.train
     logs = batch.steps // train.log_every_steps + (batch.steps // batch.save_every_steps if train.eval_split else 0)
     return checkpoint_size(
+        states=engine_of(recipe).state_bytes(recipe, batch.world_size),
         trainable=params.trainable,
         frozen=params.frozen,
         num_tensors=params.num_tensors,
-        zero_stage=train.zero.stage,
-        precision=train.precision,
         world_size=batch.world_size,
         adapter=recipe.adapter.method != "full",
         beside_bytes=model.beside_bytes + _LOG_ENTRY_BYTES * logs,
