@@ -86,7 +86,7 @@ def _report(job: JobContext, manifest: Manifest) -> None:
     writer = job.open_ledger()
     writer.write("model", **{name: value for name, value in facts.items() if value is not None})
     writer.close()
-    tracker = job.open_tracker()
+    tracker = job.open_trackers()
     tracker.summary(facts)
     tracker.finish(0)
 

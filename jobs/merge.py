@@ -31,7 +31,7 @@ def merge(job: JobContext) -> int:
     facts = {"num_rows": report.num_rows, "num_bytes": report.num_bytes, "sha256": report.sha256}
     ledger.write("merged", key=key, **facts)
     ledger.close()
-    tracker = job.open_tracker()
+    tracker = job.open_trackers()
     tracker.summary(facts)
     tracker.finish(0)
     return 0

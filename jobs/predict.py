@@ -42,7 +42,7 @@ def _answer(job: JobContext, key: str, folder: Path, layout: Layout, missing: li
     decoder = Decoder(
         job.recipe, model_dir, job.tokenizer_dir(), device=device, dtype=dtype_of(job.recipe, job.stage, model_dir)
     )
-    tracker, watchdog, code = job.open_tracker(), Watchdog(job.stage.resources.stall_min), 0
+    tracker, watchdog, code = job.open_trackers(), Watchdog(job.stage.resources.stall_min), 0
     for count, (number, rows) in enumerate(_units(job, layout, missing), 1):
         if job.is_asked_to_stop():
             code = EXIT_STOPPED

@@ -42,7 +42,7 @@ def score(job: JobContext) -> int:
     ledger = job.open_ledger()
     ledger.write("scored", **result)
     ledger.close()
-    tracker = job.open_tracker()
+    tracker = job.open_trackers()
     tracker.summary({f"{who}/{name}": value for who, scores in found.items() for name, value in scores.items()})
     tracker.finish(0)
     return 0

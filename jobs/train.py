@@ -45,7 +45,7 @@ def train(job: JobContext) -> int:
         return 0
     last = loop.last_checkpoint(job, ranks)
     ledger = job.open_ledger() if ranks.rank == 0 else None
-    tracker = job.open_tracker() if ranks.rank == 0 else None
+    tracker = job.open_trackers() if ranks.rank == 0 else None
     steering = loop.Steering(job, job.batch, ranks, ledger, tracker, watchdog)
     log = tracker.log if tracker is not None else lambda step, values: None
     saver, trainer = _trainer(job, job.batch, ranks, arguments, steering, log)

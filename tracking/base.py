@@ -1,13 +1,13 @@
 """One small protocol for everything that shows numbers, and the table of what fits it.
 
-Tracking mirrors the ledger and decides nothing: `start` returns a tracker that passes calls on to all that
-the recipe names, and drops the one that fails. No job fails, and none waits, for a tracker.
+Tracking mirrors the ledger and decides nothing. A job calls the `Trackers` that `start` returns; they pass each
+call on to what the recipe names, and drop what fails. No job fails, and none waits, because of a tracker.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
-    """What shows the numbers of one task. It may raise: a job meets only what `start` returns.
+    """What shows the numbers of one task. It may raise: jobs call `Trackers`, which catch it.
 
     The table holds classes that are made without arguments. Import heavy packages in `start`.
     """
@@ -42,46 +42,33 @@ TRACKERS: Registry[Callable[[], Tracker]] = Registry(
 )
 
 
-def start(folder: Path, *, stage: str, kind: str, task: int | None, attempt: int) -> Tracker:
-    """Start the trackers that the run in *folder* named at submission; return one that stands for all.
+class Trackers:
+    """The trackers of one task, or none. What one of them raises ends that one only."""
 
-    *folder* is the run's tracking folder, *task* None where the stage has only one.
-    """
-    try:
-        run = read_identity(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        logger.warning("tracking is off, since its identity cannot be read: %r", error)
-        return _Mirror(())
-    mirror = _Mirror(() if run.mode == "disabled" else run.trackers)
-    mirror.start(run.of_task(stage, kind, task, folder, attempt))
-    return mirror
-
-
-class _Mirror:
-    """Several trackers, or none. What one of them raises ends that one only."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self._names = names
+    def __init__(self) -> None:
         self._running: dict[str, Tracker] = {}
 
-    def start(self, identity: Identity) -> None:
-        for name in self._names:
-            with self._guarded(name):
-                tracker = TRACKERS.load(name)()
-                tracker.start(identity)
-                self._running[name] = tracker
+    def start(self, name: str, identity: Identity) -> None:
+        """Start one more tracker."""
+        with self._guarded(name):
+            tracker = TRACKERS.load(name)()
+            tracker.start(identity)
+            self._running[name] = tracker
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
+        """Show the values of a step."""
         for name, tracker in list(self._running.items()):
             with self._guarded(name):
                 tracker.log(step, values)
 
     def summary(self, values: Mapping[str, Any]) -> None:
+        """Show final values."""
         for name, tracker in list(self._running.items()):
             with self._guarded(name):
                 tracker.summary(values)
 
     def finish(self, exit_code: int) -> None:
+        """End the runs with the exit code of the job."""
         for name, tracker in list(self._running.items()):
             with self._guarded(name):
                 tracker.finish(exit_code)
@@ -93,3 +80,19 @@ class _Mirror:
         except Exception as error:  # whatever a tracker raises, the job carries on
             logger.warning("tracking with %s is off: %s", name, error)
             self._running.pop(name, None)
+
+
+def start(folder: Path, *, stage: str, kind: str, task: int | None, attempt: int) -> Trackers:
+    """Start what the run with tracking folder *folder* named at submission.
+
+    *task* is None where the stage has only one.
+    """
+    trackers = Trackers()
+    try:
+        run = read_identity(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        logger.warning("tracking is off, since the identity of the run cannot be read: %r", error)
+        return trackers
+    for name in run.trackers if run.mode != "disabled" else ():
+        trackers.start(name, run.of_task(stage, kind, task, folder, attempt))
+    return trackers

@@ -13,6 +13,7 @@ from ...errors import DamagedError, RunError
 from ...ledger import Ledger
 from ...recipes.plan import Batch
 from ...recipes.schema import Recipe
+from ...tracking.base import Trackers
 from ..context import JobContext, say
 from ..watchdog import Watchdog
 from . import schedule
@@ -59,7 +60,7 @@ class Steering(TrainerCallback):
         batch: Batch,
         ranks: Ranks,
         ledger: Ledger | None,
-        tracker: Tracker | None,
+        tracker: Trackers | None,
         watchdog: Watchdog,
     ) -> None:
         self._job, self._batch, self._ranks, self._watchdog = job, batch, ranks, watchdog

@@ -25,7 +25,8 @@ def key(
     """Declare a key: its default (a class makes a fresh one), its help and its range.
 
     *also* lists the names that other libraries give it, and *was* those that it had in earlier versions, so that an
-    error can translate. *names* has the words that are its value, or the items of it. A key that comes *later* can be written down; a plan that needs it is refused until then.
+    error can translate. *names* has what the items of a list may be. A key that comes *later* can be written
+    down; a plan that needs it is refused until then.
     """
     metadata = {"help": help, "also": also, "was": was, "later": later, "names": names}
     metadata |= {"at_least": at_least, "above": above, "at_most": at_most}
