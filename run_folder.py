@@ -275,3 +275,18 @@ def find_run(name: str, *, newest: bool = False, gone: bool = False) -> RunPaths
 
 def _called(name: str, runs: Sequence[RunPaths]) -> list[RunPaths]:
     return [paths for paths in runs if paths.run_id.startswith(name) or paths.recipe_name == name]
+
+
+def find_checkpoint_dirs(text: str) -> list[Path]:
+    """Return the folders of checkpoints that *text* means: a folder, or those of a run's train stages."""
+    folder = Path(text).expanduser()
+    above = folder.resolve().parent
+    if folder.resolve().name == "checkpoints" and (above / "plan.json").is_file():
+        folder = above
+    if folder.is_dir() and not (folder / "plan.json").is_file():
+        return [folder]
+    try:
+        base = find_run(str(folder), newest=True).root / "checkpoints"
+    except NotFoundError as error:
+        raise NotFoundError(f"{text!r} is neither a folder nor a run; `sousbatch status` lists the runs") from error
+    return sorted(path for path in base.iterdir() if path.is_dir()) if base.is_dir() else []

@@ -7,18 +7,22 @@ jumped back cannot fold the picture: events are drawn in the ledger's order, at 
 from __future__ import annotations
 
 import math
+from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from .. import ledger
+from .. import files, ledger
 from ..checkpoints.commit import committed
 from ..ledger import Event
 from ..recipes.plan import Glance, Plan
-from ..run_folder import RunPaths
-from .show import scores_of, size
+from ..run_folder import RunPaths, find_run
+from .parser import RUN_HELP, Parser, define
+from .results import scores_of
+from .tables import size
 
 _WIDTH, _LEFT, _RIGHT = 960, 80, 20
 _FATES = {
@@ -45,6 +49,26 @@ svg { width: 100%; height: auto; } text { font: 11px system-ui, sans-serif; fill
 .soft { color: var(--soft); } .key { display: inline-block; margin-right: 1.2rem; }
 .key i { display: inline-block; width: .8rem; height: .8rem; margin-right: .35rem; vertical-align: -1px; }
 """
+
+
+def define_report(parser: Parser) -> None:
+    """Define `report`."""
+    define(parser, _report, "report 3f2a")
+    parser.add_argument("run", metavar="RUN", help=RUN_HELP)
+    parser.add_argument("--out", metavar="FILE", help="the page (default RUN/report.html)")
+
+
+def _report(arguments: Namespace) -> int:
+    from ..launchers.overview import many_states
+    from ..launchers.registry import LOOK_S, launcher_named
+    from ..recipes.plan import read_plan
+
+    paths = find_run(arguments.run, newest=True)
+    ((plan, _, states),) = many_states([paths], partial(launcher_named, max_age_s=LOOK_S))
+    out = Path(arguments.out).expanduser() if arguments.out else paths.report
+    files.write_text(out, page(plan if plan.problem else read_plan(paths.plan), paths, states))
+    print(out)
+    return 0
 
 
 @dataclass(frozen=True, kw_only=True)

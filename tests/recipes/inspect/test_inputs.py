@@ -28,8 +28,8 @@ def test_shapes_come_from_the_weights_headers(project: Path) -> None:
 
 
 def test_a_model_from_scratch_takes_the_shapes_of_its_config(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    architecture = {"config": {}, "tensors": [["a.weight", [3, 5], "float32"]]}
-    monkeypatch.setattr("sousbatch.recipes.inspect.model._run_shapes", lambda *look: architecture)
+    shapes = {"config": {}, "tensors": [["a.weight", [3, 5], "float32"]]}
+    monkeypatch.setattr("sousbatch.recipes.inspect.model._run_shapes", lambda *look: shapes)
     model = inspect(compose("./small.yaml", ["model.from_scratch=true", "model.config.vocab_size=7"]), project).model
     assert (model.has_weights, model.num_params) == (False, 15)
 
