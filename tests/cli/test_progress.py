@@ -49,8 +49,6 @@ def test_a_followed_run_has_a_bar_a_stage_on_a_terminal(
     with follow._Bars(plan) as bars:
         step = Step(stage="train", step=4, values={"loss": 0.5})
         bars.update({"train": StageState(word="running", step=4, total=10)}, [step])
-            {"train": StageState(word="running", step=4, total=10)}, [Step(stage="train", step=4, values={"loss": 0.5})]
-        )
         bars.update({"train": StageState(word="done", step=10, total=10), "merge": StageState(word="waiting")}, [])
         bars.say("stopping after saving")
     told = capsys.readouterr()
