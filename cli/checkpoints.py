@@ -151,18 +151,7 @@ def _record(folder: Path, done: Done) -> None:
     if paths is None or not paths.ledger_dir.is_dir():
         return
     client = ledger.open_client(paths.ledger_dir)
-    client.write(
-        done.outcome,
-        stage=folder.name,
-        step=done.checkpoint.step,
-        attempt=done.checkpoint.attempt,
-        content=done.checkpoint.content,
-        num_bytes=done.checkpoint.num_bytes,
-        held_bytes=held_bytes(folder),
-        left_bytes=done.left_bytes,
-        reason=done.reason,
-        message=done.problem,
-    )
+    client.write(done.event(stage=folder.name, held_bytes=held_bytes(folder)))
     client.close()
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import signal
 import sys
+from typing import Any
 
 from ..cluster import processes
 from ..errors import IncompleteError, NotFoundError, RunError
+from ..events import Merged
 from ..predictions.merge import merge_units
 from .context import JobContext, run_job
 from .generation.prediction_key import prediction_key
-from .training.tracking import Tracker
 
 
 def merge(job: JobContext) -> int:
@@ -29,10 +30,10 @@ def merge(job: JobContext) -> int:
         ) from error
     print(f"sousbatch: {report}", flush=True)
     ledger = job.open_ledger()
-    facts = {"num_rows": report.num_rows, "num_bytes": report.num_bytes, "sha256": report.sha256}
-    ledger.write("merged", key=key, **facts)
+    facts: dict[str, Any] = {"num_rows": report.num_rows, "num_bytes": report.num_bytes, "sha256": report.sha256}
+    ledger.write(Merged(key=key, **facts))
     ledger.close()
-    tracker = Tracker(job)
+    tracker = job.open_trackers()
     tracker.summary(facts)
     tracker.finish(0)
     return 0

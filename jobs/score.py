@@ -11,11 +11,11 @@ from typing import Any
 from .. import files
 from ..cluster import processes
 from ..errors import DamagedError, NotFoundError, RunError
+from ..events import Scored
 from ..predictions.scoring import score_with_baseline
 from ..recipes.compose import stage_view
 from ..recipes.data.rows import read_rows
 from .context import JobContext, run_job
-from .training.tracking import Tracker
 
 
 def score(job: JobContext) -> int:
@@ -41,9 +41,9 @@ def score(job: JobContext) -> int:
     all_scores = {path.stem: files.read_json(path) for path in sorted(job.paths.metrics_dir.glob("*.json"))}
     files.write_json(job.paths.metrics, all_scores)
     ledger = job.open_ledger()
-    ledger.write("scored", **result)
+    ledger.write(Scored(split=view.predict.split, num_rows=len(rows), scores=found))
     ledger.close()
-    tracker = Tracker(job)
+    tracker = job.open_trackers()
     tracker.summary({f"{who}/{name}": value for who, scores in found.items() for name, value in scores.items()})
     tracker.finish(0)
     return 0

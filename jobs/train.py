@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..cluster import processes
 from ..errors import EXIT_STOPPED, RunError
+from ..events import Resumed
 from ..recipes.plan import Batch
 from ..recipes.tasks import task_of
 from .context import JobContext, run_job
 from .tasks import runtime_of
-from .training.tracking import Tracker
 from .watchdog import Watchdog
 
 if TYPE_CHECKING:  # torch is imported where a rank needs it
@@ -48,12 +48,12 @@ def train(job: JobContext) -> int:
         return 0
     last = loop.last_checkpoint(job, ranks)
     ledger = job.open_ledger() if ranks.rank == 0 else None
-    tracker = Tracker(job) if ranks.rank == 0 else None
+    tracker = job.open_trackers() if ranks.rank == 0 else None
     steering = loop.Steering(job, job.batch, ranks, ledger, tracker, watchdog)
     log = tracker.log if tracker is not None else lambda step, values: None
     saver, trainer = _trainer(job, job.batch, ranks, arguments, steering, log)
     if ledger is not None and last is not None:
-        ledger.write("resumed", step=last.step)
+        ledger.write(Resumed(step=last.step))
     try:
         trainer.train(resume_from_checkpoint=str(last.path) if last else None)
     finally:

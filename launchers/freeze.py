@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .. import files, ledger
 from ..errors import RunError, UsageError
-from ..ledger import Event
+from ..events import Accepted, Event, Frozen, of
 from ..recipes.compose import stage_view
 from ..recipes.inspect.inputs import code_digest_of, code_files
 from ..recipes.inspect.model import model_digest
@@ -18,6 +18,7 @@ from ..recipes.plan import Plan, Stage
 from ..recipes.schema import validate
 from ..run_folder import RunPaths
 from ..run_index import remember_run
+from ..tracking.identity import RunIdentity, write_identity
 from .base import Launcher
 
 _AGAIN = "`resume` would end in the same way: put it back, or submit the recipe with --again, which makes another run"
@@ -54,8 +55,9 @@ def freeze(
         files.write_text(paths.request(request.stage), request.text)
     text = yaml.safe_dump(validate.to_plain(plan.recipe), allow_unicode=True, sort_keys=False)
     files.write_text(paths.recipe, text)
+    write_identity(_identity(plan, paths, within or paths), paths.tracking_dir)
     client, frozen = ledger.open_client(paths.ledger_dir), plan.to_json()
-    client.write("frozen", plan=files.digest_of(frozen), **({} if point is None else {"point": point}))
+    client.write(Frozen(plan=files.digest_of(frozen), point=point))
     client.close()
     files.sync_tree(paths.root)
     files.write_text(paths.plan, frozen)
@@ -66,7 +68,7 @@ def freeze(
 def verify(paths: RunPaths, plan: Plan, stage: Stage) -> None:
     """Raise a RunError when what was frozen at submission is not what is there now."""
     events = ledger.read(paths.ledger_dir, max_steps=1)
-    frozen = [event.data["plan"] for event in events if event.kind == "frozen"]
+    frozen = [event.plan for event in of(events, Frozen)]
     text = paths.plan.read_text(encoding="utf-8")
     if not paths.run_id.startswith(plan.run_id) or (frozen and files.digest_of(text) != frozen[-1]):
         raise RunError(f"{paths.plan} was changed after submission", advice=_AGAIN)
@@ -103,17 +105,22 @@ def verify(paths: RunPaths, plan: Plan, stage: Stage) -> None:
             raise RunError(f"{where} was changed after submission", advice=_PUT_BACK)
 
 
+def _identity(plan: Plan, paths: RunPaths, group: RunPaths) -> RunIdentity:
+    shown = validate.to_plain(plan.recipe.tracking)
+    return RunIdentity(recipe=paths.recipe_name, run=paths.run_id, group=group.run_id, **shown)
+
+
 def accept_environment(plan: Plan, paths: RunPaths) -> None:
     """Record that a person lets the run go on with the package versions of now; those are checked from here on."""
     client = ledger.open_client(paths.ledger_dir)
     was = _accepted(ledger.read(paths.ledger_dir, max_steps=1)) or plan.inputs.versions
-    client.write("accepted", versions=versions_of(plan.recipe.environment), was=was)
+    client.write(Accepted(versions=versions_of(plan.recipe.environment), was=was))
     client.close()
 
 
 def _accepted(events: Sequence[Event]) -> dict[str, str]:
     """Return the versions that a person accepted last."""
-    return next((event.data["versions"] for event in reversed(events) if event.kind == "accepted"), {})
+    return next((event.versions for event in reversed(of(events, Accepted))), {})
 
 
 def _frozen_code(plan: Plan, paths: RunPaths) -> str:

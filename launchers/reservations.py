@@ -18,6 +18,7 @@ from ..checkpoints.capacity.limits import Limit, least, limits_of
 from ..checkpoints.capacity.reservations import Holder, Reservation
 from ..checkpoints.retention.decisions import make_room
 from ..errors import NoRoomError, SlurmError
+from ..ledger_queries import done_stages
 from ..recipes.forecast.storage import later_bytes, policy_of
 from ..recipes.plan import Plan
 from ..recipes.stages import stage_view
@@ -80,7 +81,7 @@ def _least_bytes(plan: Plan, paths: RunPaths, held_bytes: int) -> int:
     if plan.sweep is not None:
         return max(held_bytes, plan.forecast.storage_peak_bytes)
     events = ledger.read(paths.ledger_dir)
-    done = {one.stage for one in events if one.kind == "ended" and not one.data["exit_code"]}
+    done = done_stages(events)
     training = [name for name in plan.forecast.ladders if name not in done]
     if not training:
         return held_bytes
@@ -180,7 +181,7 @@ def _ended(paths: RunPaths, holder: Holder) -> set[str]:
     if reservations.has_restarted(holder):
         return {job for job in holder.jobs if _is_local(job)}
     events = ledger.read(paths.ledger_dir)
-    done = {one.stage for one in events if one.kind == "ended" and not one.data["exit_code"]}
+    done = done_stages(events)
     return {f"{ref.launcher}:{ref.job_id}" for stage, ref in job_refs(events).items() if stage in done}
 
 

@@ -21,9 +21,12 @@ HEAVY = ("torch", "transformers", "deepspeed", "peft", "wandb", "accelerate", "d
 
 # Left never imports right, and jobs and launchers never see each other.
 LINE: tuple[set[str], ...] = (
-    {"redaction", "errors", "files", "run_folder", "run_index", "user_folders", "remote", "ledger", "__init__"},
+    {
+        *{"redaction", "errors", "files", "run_folder", "run_index", "user_folders", "remote"},
+        *{"events", "ledger", "ledger_queries", "plugins", "__init__"},
+    },
     {"checkpoints", "predictions"},
-    {"cluster"},
+    {"cluster", "tracking"},
     {"recipes"},
     {"jobs", "launchers"},
     {"cli", "__main__"},

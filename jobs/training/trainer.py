@@ -10,16 +10,17 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from ...checkpoints import commit
 from ...checkpoints.commit import Checkpoint
 from ...errors import DamagedError, RunError
+from ...events import Problem, Step
 from ...ledger import Ledger
 from ...recipes.plan import Batch
 from ...recipes.schema import Recipe
+from ...tracking.base import Trackers
 from ..context import JobContext, say
 from ..watchdog import Watchdog
 from . import schedule
 from .collectives import Ranks
 from .rotation import Keeping
 from .saver import Saver, make_deepspeed_safe
-from .tracking import Tracker
 
 _CHECK_EVERY_S = 1.0
 
@@ -52,7 +53,7 @@ class RecipeTrainer(Trainer):
 
 
 class Steering(TrainerCallback):
-    """Decides at each step boundary what happens next, and writes the ledger and W&B on rank 0."""
+    """Decides at each step boundary what happens next, and writes the ledger and the tracker on rank 0."""
 
     def __init__(
         self,
@@ -60,7 +61,7 @@ class Steering(TrainerCallback):
         batch: Batch,
         ranks: Ranks,
         ledger: Ledger | None,
-        tracker: Tracker | None,
+        tracker: Trackers | None,
         watchdog: Watchdog,
     ) -> None:
         self._job, self._batch, self._ranks, self._watchdog = job, batch, ranks, watchdog
@@ -129,7 +130,7 @@ class Steering(TrainerCallback):
             )
             say(f"step {state.global_step} of {self._batch.steps}: {shown}")
         if self.ledger is not None:
-            self.ledger.write("step", step=state.global_step, **values)
+            self.ledger.write(Step(step=state.global_step, values=values))
         if self._tracker is not None:
             self._tracker.log(state.global_step, values)
 
@@ -255,7 +256,7 @@ def _is_sound(one: Checkpoint, job: JobContext) -> bool:
         message = f"{one.path}: {problems[0]}; training goes on from an older one, if there is any"
         say(message)
         ledger = job.open_ledger()
-        ledger.write("problem", message=message)
+        ledger.write(Problem(message=message))
         ledger.close()
     return not problems
 

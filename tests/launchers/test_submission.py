@@ -122,7 +122,7 @@ class Desk:
 
     def jobs(self) -> set[str]:
         """The jobs that were ever started."""
-        keys = [event.data["key"] for event in ledger.read(self.paths.ledger_dir) if event.kind == "intent"]
+        keys = [event.key for event in ledger.read(self.paths.ledger_dir) if event.kind == "intent"]
         return set(self.launcher.find(keys))
 
 
