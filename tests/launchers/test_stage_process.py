@@ -39,7 +39,7 @@ BATCH = Batch(
 # Runs the stage process with one stand-in job a node in place of the real ones.
 DRIVER = """
 import json, os, sys
-from sousbatch.launchers import stage
+from sousbatch.launchers import stage_process as stage
 stage._STRAGGLER_S = 0.2
 texts = json.loads(os.environ["STAND_IN"])
 stage._Task._commands = lambda self: [[sys.executable, "-c", text, *sys.argv[1:3]] for text in texts]
