@@ -18,6 +18,7 @@ from ..recipes.plan import Batch, Plan, Stage, read_plan
 from ..recipes.schema import Recipe
 from ..redaction import redacted
 from ..run_folder import RunPaths
+from ..tracking.base import Trackers, start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,15 @@ class JobContext:
     def is_asked_to_stop(self) -> bool:
         """Say whether the stage process wants the job to save and leave."""
         return self.paths.stop_flag(self.stage.name, self.task).exists()
+
+    def open_trackers(self) -> Trackers:
+        """Show what this task does where the recipe says; a job that is run by hand is shown nowhere."""
+        if "SOUSBATCH_ATTEMPT" not in os.environ:
+            return Trackers()
+        task = self.task if self.stage.num_tasks > 1 else None
+        return start(
+            self.paths.tracking_dir, stage=self.stage.name, kind=self.stage.kind, task=task, attempt=self.attempt
+        )
 
     def base_model_dir(self, stage: Stage | None = None) -> Path:
         """Return the model that a train stage starts from: an earlier stage's, else the recipe's."""

@@ -18,6 +18,7 @@ from ..recipes.plan import Plan, Stage
 from ..recipes.schema import validate
 from ..run_folder import RunPaths
 from ..run_index import remember_run
+from ..tracking.identity import RunIdentity, write_identity
 from .base import Launcher
 
 _AGAIN = "`resume` would end in the same way: put it back, or submit the recipe with --again, which makes another run"
@@ -54,6 +55,7 @@ def freeze(
         files.write_text(paths.request(request.stage), request.text)
     text = yaml.safe_dump(validate.to_plain(plan.recipe), allow_unicode=True, sort_keys=False)
     files.write_text(paths.recipe, text)
+    write_identity(_identity(plan, paths, within or paths), paths.tracking_dir)
     client, frozen = ledger.open_client(paths.ledger_dir), plan.to_json()
     client.write(Frozen(plan=files.digest_of(frozen), point=point))
     client.close()
@@ -101,6 +103,11 @@ def verify(paths: RunPaths, plan: Plan, stage: Stage) -> None:
             raise RunError(f"{where} is gone since submission", advice=_PUT_BACK)
         if files.digest_file(Path(split.path)) != split.digest:
             raise RunError(f"{where} was changed after submission", advice=_PUT_BACK)
+
+
+def _identity(plan: Plan, paths: RunPaths, group: RunPaths) -> RunIdentity:
+    shown = validate.to_plain(plan.recipe.tracking)
+    return RunIdentity(recipe=paths.recipe_name, run=paths.run_id, group=group.run_id, **shown)
 
 
 def accept_environment(plan: Plan, paths: RunPaths) -> None:

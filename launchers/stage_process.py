@@ -243,33 +243,14 @@ class _Task:
         ]
 
     def _environment(self, attempt: int, batch: Batch | None) -> dict[str, str]:
-        tracking, stage = self._plan.recipe.tracking, self._stage
         variables = {
             "SOUSBATCH_ATTEMPT": str(attempt),
             "SOUSBATCH_TASK": str(self._task),
-            "WANDB_MODE": tracking.mode,
-            "WANDB_PROJECT": tracking.project,
-            "WANDB_RUN_ID": f"{self._paths.run_id}-{stage.name}" + (f"-{self._task}" if stage.num_tasks > 1 else ""),
-            "WANDB_NAME": f"{self._paths.recipe_name} {stage.name}",
-            "WANDB_RUN_GROUP": f"{self._paths.recipe_name}-{os.environ.get('SOUSBATCH_POINT', self._paths.run_id)}",
-            "WANDB_JOB_TYPE": stage.kind,
-            "WANDB_RESUME": "allow",
-            "WANDB_DIR": str(self._paths.tracking_dir),
-            "WANDB_DATA_DIR": str(self._paths.tracking_dir / "data"),
-            "WANDB_CACHE_DIR": str(self._paths.tracking_dir / "cache"),
-            "WANDB_CONSOLE": "off",
-            "WANDB_SILENT": "true",
-            "WANDB_ERROR_REPORTING": "false",
-            "WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL": "1",
         }
         if self._slurm_job:
             address = slurm.node_address(slurm.first_node())
             variables |= {"MASTER_ADDR": address, "MASTER_PORT": str(free_port(""))}
             variables["SOUSBATCH_STOP_FLAG"] = str(self._flag)
-        if tracking.tags:
-            variables["WANDB_TAGS"] = ",".join(tracking.tags)
-        if tracking.entity:
-            variables["WANDB_ENTITY"] = tracking.entity
         if batch is not None:
             variables |= {
                 "SOUSBATCH_MICRO_BATCH": str(batch.micro_batch),
