@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,8 +64,11 @@ def freeze(
         remember_run(paths)
 
 
-def verify(paths: RunPaths, plan: Plan, stage: Stage) -> None:
-    """Raise a RunError when what was frozen at submission is not what is there now."""
+def verify(paths: RunPaths, plan: Plan, stage: Stage, *, is_point: bool = False) -> None:
+    """Raise a RunError when what was frozen at submission is not what is there now.
+
+    The environment of a point is that of its sweep.
+    """
     events = ledger.read(paths.ledger_dir, max_steps=1)
     frozen = [event.plan for event in of(events, Frozen)]
     text = paths.plan.read_text(encoding="utf-8")
@@ -74,7 +76,7 @@ def verify(paths: RunPaths, plan: Plan, stage: Stage) -> None:
         raise RunError(f"{paths.plan} was changed after submission", advice=_AGAIN)
     if _frozen_code(plan, paths) != plan.inputs.code_digest:
         raise RunError(f"the code in {paths.code_dir} was changed after submission", advice=_AGAIN)
-    asked = RunPaths(root=paths.runs_dir) if "SOUSBATCH_POINT" in os.environ else paths
+    asked = RunPaths(root=paths.runs_dir) if is_point else paths
     expected = _accepted(ledger.read(asked.ledger_dir, max_steps=1)) or plan.inputs.versions
     found = installed()
     changed = [

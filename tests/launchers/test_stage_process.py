@@ -20,6 +20,7 @@ from sousbatch import events, files, ledger
 from sousbatch.checkpoints.capacity import reservations
 from sousbatch.errors import EXIT_NO_ROOM, EXIT_STOPPED
 from sousbatch.events import Event
+from sousbatch.job_environment import JobEnvironment
 from sousbatch.launchers.attempts import read_attempts
 from sousbatch.launchers.base import FINAL_WORDS, JobState, Request
 from sousbatch.launchers.freeze import accept_environment, freeze
@@ -403,5 +404,5 @@ def test_simulated_nodes_see_devices_of_their_own_among_those_granted(
             monkeypatch.setenv(name, value)
     resources = Resources(device="gpu", nodes=2, devices_per_node=2)
     stage = dataclasses.replace(bench.plan.stages[0], resources=resources)
-    task = _Task(bench.paths, bench.plan, stage, 0, None)
+    task = _Task(bench.paths, bench.plan, stage, JobEnvironment.from_env(os.environ), None)
     assert task._devices(node)["CUDA_VISIBLE_DEVICES"] == expected
