@@ -17,8 +17,6 @@ from ...recipes.inspect.tokenizer import load_full
 from ...recipes.schema import Recipe
 from ...recipes.tasks import TaskSpec, task_of
 
-_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-
 
 def load_tokenizer(recipe: Recipe, folder: Path) -> Any:
     """Return the tokenizer of *folder* with the recipe's tokens added."""
@@ -63,14 +61,14 @@ def _load(recipe: Recipe, task: TaskSpec, folder: Path, *, has_weights: bool) ->
     if spec.attention:
         options["attn_implementation"] = spec.attention
     # ZeRO keeps float32 masters itself; without it the weights are the masters
-    dtype = _DTYPES[train.precision] if train.zero.stage and recipe.adapter.method == "full" else torch.float32
+    dtype = getattr(torch, train.precision) if train.zero.stage and recipe.adapter.method == "full" else torch.float32
     transformers.set_seed(recipe.seed)
     if not has_weights:
         return model_class.from_config(config, dtype=dtype, **options)
     if recipe.adapter.method == "qlora":
         options["quantization_config"] = _four_bits(train.precision)
     if recipe.adapter.method != "full":
-        dtype = _DTYPES[train.precision]
+        dtype = getattr(torch, train.precision)
     return model_class.from_pretrained(folder, config=config, dtype=dtype, **options)
 
 
@@ -81,8 +79,8 @@ def _four_bits(precision: str) -> Any:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=_DTYPES[precision],
-        bnb_4bit_quant_storage=_DTYPES[precision],
+        bnb_4bit_compute_dtype=getattr(torch, precision),
+        bnb_4bit_quant_storage=getattr(torch, precision),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...checkpoints.sizes import DTYPE_BYTES
+from ...checkpoints.formats.tensors import DTYPES
 from ..engines import engine_of
 from ..engines.base import Held
 from ..plan import Batch, Forecast, ForecastLine, Inputs, ModelFacts, Stage
@@ -74,7 +74,7 @@ def _activations(recipe: Recipe, model: ModelFacts, batch: Batch) -> ForecastLin
     hidden, layers = number("hidden_size", "n_embd", "d_model"), number("num_hidden_layers", "n_layer", "num_layers")
     heads, (outputs, noun) = number("num_attention_heads", "n_head", default=1), task_of(recipe.task).outputs(config)
     tokens, rows = recipe.data.max_tokens, batch.micro_batch
-    width = DTYPE_BYTES[recipe.train.precision]
+    width = DTYPES[recipe.train.precision].num_bytes
     is_gated = any("gate_proj" in tensor.name or "gate_up_proj" in tensor.name for tensor in model.tensors)
     inner = number("intermediate_size") if is_gated else 0
     layer = width * tokens * rows * (10 * hidden + 4 * inner if is_gated else 17 * hidden)

@@ -9,13 +9,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ...checkpoints.consolidation.options import (
+    DTYPE_HELP,
+    MAX_SHARD_GB,
+    MAX_SHARD_HELP,
+    OVERFLOW_HELP,
+    Overflow,
+)
+from ...checkpoints.formats.tensors import FloatDtype
 from ...tracking.base import TRACKERS
 from .fields import key
 
 Task = str
 Kind = Literal["train", "consolidate", "predict", "merge", "score", "sweep"]
 KINDS: tuple[Kind, ...] = ("train", "consolidate", "predict", "merge", "score")  # what a recipe can have as stages
-Dtype = Literal["float16", "bfloat16", "float32"]
+Dtype = FloatDtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,11 +254,11 @@ class Consolidate:
     choose: Literal["best", "last"] = key("best", "which checkpoint")
     dtype: Dtype | None = key(
         None,
-        "type of the weights; when not given bfloat16 for a model whose own weights are bfloat16, else float16",
+        f"{DTYPE_HELP}; when not given bfloat16 for a model whose own weights are bfloat16, else float16",
         also=("torch_dtype",),
     )
-    max_shard_gb: float = key(5.0, "largest weight file (1 GB = 10^9 bytes)", also=("max_shard_size",), above=0)
-    overflow: Literal["refuse", "clamp", "bfloat16"] = key("refuse", "what to do with weights beyond float16's range")
+    max_shard_gb: float = key(MAX_SHARD_GB, MAX_SHARD_HELP, also=("max_shard_size",), above=0)
+    overflow: Overflow = key("refuse", OVERFLOW_HELP)
 
 
 @dataclass(frozen=True, kw_only=True)
