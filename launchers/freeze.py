@@ -145,9 +145,7 @@ def read_requests(plan: Plan, paths: RunPaths) -> dict[str, Request]:
     folders = {Path(request.log_dir).parent for request in found.values()}
     elsewhere = [folder for folder in folders if folder.resolve() != paths.root.resolve()]
     if elsewhere:
-        raise UsageError(
-            f"run {paths.run_id} is not where it was submitted, in {elsewhere[0]}; {again} for {paths.root}"
-        )
+        raise UsageError(f"run {paths.run_id} was submitted in {elsewhere[0]} and moved to {paths.root}; {again}")
     return found
 
 
@@ -164,12 +162,11 @@ def _write_requests(requests: Sequence[Request], paths: RunPaths) -> str:
 def _digest_of_requests(stages: Sequence[str], paths: RunPaths) -> str:
     """Return the digest of the request files, or the empty string where one is missing."""
     try:
-        written = [
-            files.digest_file(file) for one in stages for file in (paths.request(one), paths.request_values(one))
-        ]
+        texts = [files.digest_file(paths.request(stage)) for stage in stages]
+        values = [files.digest_file(paths.request_values(stage)) for stage in stages]
     except OSError:
         return ""
-    return files.digest_of(" ".join(written))
+    return files.digest_of([texts, values])
 
 
 def _accepted(events: Sequence[Event]) -> dict[str, str]:

@@ -225,10 +225,10 @@ def _send(
         if found[name].word != "done"
     }
     outdated = [refs.pop(name) for name in pending if name in refs and found[name].word not in FINAL_WORDS]
+    requests = read_requests(plan, paths) if pending else {}
     if outdated:
         launcher.cancel(outdated, save=False)
     if pending:
-        requests = read_requests(plan, paths)
         try:
             reserve(plan, paths, {launcher.name: launcher})
         except NoRoomError as error:
