@@ -18,7 +18,7 @@ from typing import Any
 from . import files
 from .errors import NotFoundError, UsageError
 
-PLAN_FORMAT = 3
+PLAN_FORMAT = 4
 _CACHE_FORMAT = 3
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 

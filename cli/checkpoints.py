@@ -156,17 +156,16 @@ def _rules_of(folder: Path, arguments: Namespace) -> Rules:
     from ..checkpoints.rotation import Means, Rules
     from ..recipes.forecast.storage import means_of, policy_of, weights_of
     from ..recipes.plan import read_plan
-    from ..recipes.stages import stage_view
 
     rules = Rules(policy=Policy(), means=Means(check_fence=lambda: None))
     paths = _run_of(folder)
     if paths is not None:
         plan = read_plan(paths.plan)
-        view = stage_view(plan.recipe, folder.name)
+        settings = plan.stage(folder.name).settings
         rules = Rules(
-            policy=policy_of(view),
-            means=means_of(view, paths, folder.name, lambda: None),
-            weights_bytes=weights_of(view, plan.inputs.model).num_bytes,
+            policy=policy_of(settings),
+            means=means_of(settings, paths, folder.name, lambda: None),
+            weights_bytes=weights_of(settings, plan.inputs.model).num_bytes,
             owns_leftovers=True,
         )
     asked = {"keep_last": arguments.keep_last, "keep_best": arguments.keep_best, "thins": arguments.thin or None}

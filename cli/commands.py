@@ -43,11 +43,10 @@ def _recipes_list(arguments: Namespace) -> int:
 
 
 def _recipes_show(arguments: Namespace) -> int:
-    import yaml
-
     from ..recipes import schema
     from ..recipes.compose import compose
     from ..recipes.schema import validate
+    from ..recipes.yaml_files import to_yaml
 
     if arguments.keys:
         print(show.keys(validate.options(schema.Recipe)))
@@ -55,7 +54,7 @@ def _recipes_show(arguments: Namespace) -> int:
     if arguments.recipe is None:
         raise UsageError("name a recipe, or ask for --keys; `sousbatch recipes list` lists the library")
     recipe = compose(arguments.recipe, arguments.overrides)
-    print(yaml.safe_dump(validate.to_plain(recipe), allow_unicode=True, sort_keys=False, width=1000), end="")
+    print(to_yaml(recipe), end="")
     return 0
 
 
@@ -202,11 +201,11 @@ def _status(arguments: Namespace) -> int:
 
 def _logs(arguments: Namespace) -> int:
     from ..launchers.registry import WATCH_S, launcher_named
-    from ..recipes.plan import glance
+    from ..recipes.plan_summary import read_summary
     from . import follow
 
     paths = find_run(arguments.run, newest=True)
-    plan = glance(paths.plan)
+    plan = read_summary(paths.plan)
     if not plan.stages:
         logs = paths.log("", 0).parent
         raise UsageError(f"run {paths.run_id}: {plan.problem}; what its stages printed is in {logs}")

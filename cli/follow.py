@@ -14,7 +14,8 @@ from ..launchers.overview import watch_states
 from ..launchers.status import StageState, is_final, job_refs
 from ..launchers.submission import cancel
 from ..ledger import LedgerReader, read
-from ..recipes.plan import Glance, Plan, StageGlance, glance
+from ..recipes.plan import Plan
+from ..recipes.plan_summary import PlanSummary, StageSummary, read_summary
 from ..run_folder import RunPaths
 from . import show
 
@@ -63,7 +64,7 @@ def _conclude(plan: Plan, paths: RunPaths, states: Mapping[str, StageState]) -> 
     if all(state.word == "done" for state in states.values()):
         print(show.results(plan, paths))
         return 0
-    _tell(show.run_status(glance(paths.plan), paths, states))
+    _tell(show.run_status(read_summary(paths.plan), paths, states))
     _tell(f"sousbatch: run {paths.run_id} is not finished; {show.what_helps(paths, states)}")
     return 1
 
@@ -160,7 +161,7 @@ class _Bars:
                 self._progress.stop_task(bar)
 
 
-def telling_stage(plan: Glance, paths: RunPaths, launcher: Launcher) -> StageGlance:
+def telling_stage(plan: PlanSummary, paths: RunPaths, launcher: Launcher) -> StageSummary:
     """Return the stage whose log tells most: the first that failed, else the newest that began."""
     states = watch_states(plan, paths, launcher)
     failed = [stage for stage in plan.stages if states[stage.name].word == "failed"]
@@ -168,7 +169,7 @@ def telling_stage(plan: Glance, paths: RunPaths, launcher: Launcher) -> StageGla
     return (failed or begun[-1:] or [plan.stages[0]])[0]
 
 
-def print_log(plan: Glance, paths: RunPaths, stage: StageGlance, launcher: Launcher, *, until_end: bool) -> int:
+def print_log(plan: PlanSummary, paths: RunPaths, stage: StageSummary, launcher: Launcher, *, until_end: bool) -> int:
     """Print the logs of a stage's tasks; with *until_end* go on until it has ended."""
     offsets = [0] * stage.num_tasks
     while True:
@@ -183,14 +184,14 @@ def print_log(plan: Glance, paths: RunPaths, stage: StageGlance, launcher: Launc
     return 0
 
 
-def _has_ended(plan: Glance, paths: RunPaths, stage: StageGlance, launcher: Launcher) -> bool:
+def _has_ended(plan: PlanSummary, paths: RunPaths, stage: StageSummary, launcher: Launcher) -> bool:
     if stage.name not in job_refs(read(paths.ledger_dir, max_steps=1)):
         return True
     # of a run that cannot be read nothing more will be told
     return bool(plan.problem) or watch_states(plan, paths, launcher)[stage.name].word in FINAL_WORDS
 
 
-def _print_new(paths: RunPaths, stage: StageGlance, task: int, offset: int) -> int:
+def _print_new(paths: RunPaths, stage: StageSummary, task: int, offset: int) -> int:
     path = paths.log(stage.name, task)
     if not path.is_file():
         return offset

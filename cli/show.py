@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from ..cluster.sandbox.config import Sandbox
     from ..cluster.sandbox.lifecycle import Status
     from ..launchers.status import StageState
-    from ..recipes.plan import Glance, Plan, Stage
+    from ..recipes.plan import Plan, Stage
+    from ..recipes.plan_summary import PlanSummary
     from ..recipes.schema.validate import Option
     from .doctor import Finding
 
@@ -80,7 +81,7 @@ def _as_override(value: object) -> str:
 
 def plan(value: Plan) -> str:
     """Return a plan for people: stages, data, forecast against the room, warnings."""
-    model, room = value.inputs.model, value.inputs.room
+    model, room = value.inputs.model, value.inputs.disk_space
     splits = [[name, split.num_rows, size(split.num_bytes), split.path] for name, split in value.inputs.splits.items()]
     storage = [[line.what, size(line.num_bytes), line.formula] for line in value.forecast.storage]
     others = (
@@ -129,7 +130,7 @@ def _stage_row(stage: Stage) -> list[str]:
     return [stage.name, stage.kind, where, after, what]
 
 
-def status(found: Sequence[tuple[Glance, RunPaths, Mapping[str, StageState]]]) -> str:
+def status(found: Sequence[tuple[PlanSummary, RunPaths, Mapping[str, StageState]]]) -> str:
     """Return one line a run."""
     if not found:
         return "no runs yet; `sousbatch submit hangul-restoration` makes one"
@@ -142,7 +143,7 @@ def status(found: Sequence[tuple[Glance, RunPaths, Mapping[str, StageState]]]) -
     return columns(rows, header=[*header, "reason"])
 
 
-def _summary(plan: Glance, states: Mapping[str, StageState]) -> tuple[str, str, str]:
+def _summary(plan: PlanSummary, states: Mapping[str, StageState]) -> tuple[str, str, str]:
     """Return the word and the stage that tell most about a run, and why nothing more is known of it."""
     if states and all(state.word == "done" for state in states.values()):
         return "done", "", ""
@@ -155,7 +156,7 @@ def _summary(plan: Glance, states: Mapping[str, StageState]) -> tuple[str, str, 
     return ("unknown", "", plan.problem) if plan.problem else ("lost", "", "")
 
 
-def run_status(plan: Glance, paths: RunPaths, states: Mapping[str, StageState]) -> str:
+def run_status(plan: PlanSummary, paths: RunPaths, states: Mapping[str, StageState]) -> str:
     """Return one line a stage, and for what failed where its log is and what helps."""
     rows = [
         [name, state.word, f"{state.step}/{state.total}" if state.total else "", state.reason]
@@ -173,7 +174,7 @@ def run_status(plan: Glance, paths: RunPaths, states: Mapping[str, StageState]) 
     return text
 
 
-def one_run(plan: Glance, paths: RunPaths, states: Mapping[str, StageState]) -> str:
+def one_run(plan: PlanSummary, paths: RunPaths, states: Mapping[str, StageState]) -> str:
     """Return `run_status`, and what helps where `resume` does not."""
     text = run_status(plan, paths, states)
     return f"{text}\n\n{what_helps(paths, states)}" if any(state.advice for state in states.values()) else text
@@ -218,7 +219,7 @@ def log_tail(paths: RunPaths, stage: str, num_lines: int = 12) -> str:
     return "\n".join([f"{logs[-1]}:", *(f"  {line[:200]}" for line in lines)])
 
 
-def status_json(found: Sequence[tuple[Glance, RunPaths, Mapping[str, StageState]]]) -> list[dict[str, Any]]:
+def status_json(found: Sequence[tuple[PlanSummary, RunPaths, Mapping[str, StageState]]]) -> list[dict[str, Any]]:
     """Return runs and stages as plain values."""
     return [
         {
@@ -290,9 +291,9 @@ def results(plan: Plan, paths: RunPaths) -> str:
     """Return where a run's model, predictions and scores lie, and the scores."""
     rows: list[tuple[str, object]] = []
     for stage in plan.stages:
-        if stage.kind == "consolidate" and paths.model(stage.name).is_dir():
+        if stage.record.leaves == "model" and paths.model(stage.name).is_dir():
             rows.append((f"model ({stage.name})", paths.model(stage.name)))
-        if stage.kind == "predict" and (paths.predictions(stage.name) / "predictions.jsonl").is_file():
+        if stage.record.leaves == "predictions" and (paths.predictions(stage.name) / "predictions.jsonl").is_file():
             rows.append((f"predictions ({stage.name})", paths.predictions(stage.name) / "predictions.jsonl"))
     if plan.sweep is not None:
         return points(plan, paths)

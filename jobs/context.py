@@ -11,21 +11,20 @@ from pathlib import Path
 
 from .. import ledger
 from ..errors import EXIT_DEVICE_MEMORY, EXIT_NO_ROOM, SousbatchError, UsageError, as_event, is_no_room
-from ..recipes.compose import stage_view
 from ..recipes.plan import Batch, Plan, Stage, read_plan
-from ..recipes.schema import Recipe
+from ..recipes.schema import StageSettings
 from ..redaction import redacted
 from ..run_folder import RunPaths
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobContext:
-    """One job: a task of a stage of a run. *recipe* is the recipe as this stage sees it."""
+    """One job: a task of a stage of a run. *settings* is the recipe as this stage sees it."""
 
     paths: RunPaths
     plan: Plan
     stage: Stage
-    recipe: Recipe
+    settings: StageSettings
     task: int
     attempt: int
     batch: Batch | None
@@ -41,15 +40,6 @@ class JobContext:
     def is_asked_to_stop(self) -> bool:
         """Say whether the stage process wants the job to save and leave."""
         return self.paths.stop_flag(self.stage.name, self.task).exists()
-
-    def base_model_dir(self, stage: Stage | None = None) -> Path:
-        """Return the model that a train stage starts from: an earlier stage's, else the recipe's."""
-        source = (stage or self.stage).of
-        return self.paths.model(source) if source else Path(self.plan.inputs.model.folder)
-
-    def tokenizer_dir(self) -> Path:
-        """Return where the tokenizer of this stage is: with an earlier stage's model, else the recipe's."""
-        return self.paths.model(self.stage.of) if self.stage.of else Path(self.plan.inputs.model.tokenizer_folder)
 
 
 def read_context(arguments: Sequence[str]) -> JobContext:
@@ -68,7 +58,7 @@ def read_context(arguments: Sequence[str]) -> JobContext:
         paths=paths,
         plan=plan,
         stage=stage,
-        recipe=stage_view(plan.recipe, stage.name),
+        settings=stage.settings,
         task=task,
         attempt=attempt,
         batch=_batch(stage),

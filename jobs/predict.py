@@ -14,18 +14,17 @@ from ..ledger import Ledger
 from ..predictions.units import Layout, committed_units, open_layout, units_of_task, write_unit
 from ..recipes.data.rows import Row, read_rows
 from .context import JobContext, run_job
-from .generation.prediction_key import dtype_of, model_dir_of, prediction_key
+from .generation.prediction_key import dtype_of, prediction_key
 from .training.tracking import Tracker
 from .watchdog import Watchdog
 
 
 def predict(job: JobContext) -> int:
     """Answer and commit every unit of this task that is not committed; return 0, or 75 when asked to stop."""
-    spec, split = job.recipe.predict, job.plan.inputs.splits[job.recipe.predict.split]
-    num_rows = min(spec.rows or split.num_rows, split.num_rows)
-    key = prediction_key(job.plan, job.paths, job.stage)
+    num_rows = job.stage.splits["predict"].num_rows
+    key = prediction_key(job.paths, job.stage)
     folder = job.paths.predictions(job.stage.name) / key
-    layout = open_layout(folder, key, num_rows, spec.unit_rows)
+    layout = open_layout(folder, key, num_rows, job.settings.predict.unit_rows)
     done = committed_units(folder, layout, key)
     missing = [number for number in units_of_task(layout, job.task, job.stage.num_tasks) if number not in done]
     ledger = job.open_ledger()
@@ -38,10 +37,14 @@ def predict(job: JobContext) -> int:
 def _answer(job: JobContext, key: str, folder: Path, layout: Layout, missing: list[int], ledger: Ledger) -> int:
     from .generation.transformers_engine import Decoder
 
-    model_dir = model_dir_of(job.plan, job.paths, job.stage)
+    model_dir = job.stage.model.dir_in(job.paths)
     device = "cpu" if job.stage.resources.device == "cpu" else "cuda"
     decoder = Decoder(
-        job.recipe, model_dir, job.tokenizer_dir(), device=device, dtype=dtype_of(job.recipe, job.stage, model_dir)
+        job.settings,
+        model_dir,
+        job.stage.model.tokenizer_dir_in(job.paths),
+        device=device,
+        dtype=dtype_of(job.stage, model_dir),
     )
     tracker, watchdog, code = Tracker(job), Watchdog(job.stage.resources.stall_min), 0
     for count, (number, rows) in enumerate(_units(job, layout, missing), 1):
@@ -49,7 +52,7 @@ def _answer(job: JobContext, key: str, folder: Path, layout: Layout, missing: li
             code = EXIT_STOPPED
             break
         answers = decoder.answer(rows)
-        column = job.recipe.data.columns.id
+        column = job.settings.data.columns.id
         lines = [
             {"index": index, **({"id": row[column]} if column else {}), "prediction": text}
             for (index, row), text in zip(rows, answers, strict=True)
@@ -67,7 +70,7 @@ def _answer(job: JobContext, key: str, folder: Path, layout: Layout, missing: li
 
 def _units(job: JobContext, layout: Layout, wanted: list[int]) -> Iterator[tuple[int, list[tuple[int, Row]]]]:
     """Yield (unit number, its rows with their input positions), reading the file once."""
-    rows = enumerate(read_rows(Path(job.plan.inputs.splits[job.recipe.predict.split].path)))
+    rows = enumerate(read_rows(Path(job.stage.splits["predict"].path)))
     for number in sorted(wanted):
         place = layout.rows_of(number)
         found = list(islice((item for item in rows if item[0] >= place.start), len(place)))

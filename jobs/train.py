@@ -75,14 +75,13 @@ def _trainer(
     from .training.model import build_model, load_tokenizer
     from .training.saver import Saver
 
-    folder, inputs, recipe = job.base_model_dir(), job.plan.inputs, job.recipe
-    tokenizer = load_tokenizer(recipe, job.tokenizer_dir())
-    rows = load_rows(recipe.data, Path(inputs.splits[recipe.train.split].path), tokenizer)
+    stage, settings = job.stage, job.settings
+    tokenizer = load_tokenizer(settings, stage.model.tokenizer_dir_in(job.paths))
+    rows = load_rows(settings.data, Path(stage.splits["train"].path), tokenizer)
     eval_rows = None
-    if recipe.train.eval_split:
-        path = Path(inputs.splits[recipe.train.eval_split].path)
-        eval_rows = load_rows(recipe.data, path, tokenizer, limit=recipe.train.eval_rows)
-    model = build_model(recipe, folder, tokenizer, has_weights=inputs.model.has_weights or job.stage.of is not None)
+    if evaluated := stage.splits.get("eval"):
+        eval_rows = load_rows(settings.data, Path(evaluated.path), tokenizer, limit=evaluated.num_rows)
+    model = build_model(settings, stage.model.dir_in(job.paths), tokenizer, has_weights=not stage.model.is_random)
     saver = Saver(job, batch, ranks, steering.ledger, tokenizer, log)
     trainer = loop.RecipeTrainer(
         job,

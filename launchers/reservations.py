@@ -20,7 +20,6 @@ from ..checkpoints.retention.decisions import make_room
 from ..errors import NoRoomError, SlurmError
 from ..recipes.forecast.storage import later_bytes, policy_of
 from ..recipes.plan import Plan
-from ..recipes.stages import stage_view
 from ..run_folder import RunPaths
 from .base import FINAL_WORDS, JobRef, Launcher
 from .status import job_refs
@@ -94,7 +93,7 @@ def _missing_bytes(plan: Plan, paths: RunPaths, stage: str) -> int:
     folder, weights = paths.checkpoints(stage), plan.forecast.ladders[stage].least_bytes
     if (folder / reservations.RESERVE_NAME).exists():
         return 0
-    policy = policy_of(stage_view(plan.recipe, stage))
+    policy = policy_of(plan.stage(stage).settings)
     mine = commit.committed(folder)
     return 0 if make_room(mine, policy, need_bytes=weights, free_bytes=0, weights_bytes=weights).is_enough else weights
 

@@ -11,7 +11,9 @@ from pathlib import Path
 from .. import ledger
 from ..errors import EXIT_STOPPED, SlurmError, UnreachableError, UsageError
 from ..ledger import Event
-from ..recipes.plan import Glance, Plan, Stage, StageGlance
+from ..recipes.plan import Plan, Stage
+from ..recipes.plan_summary import PlanSummary, StageSummary
+from ..recipes.stage_kinds import STAGE_KINDS
 from ..run_folder import RunPaths
 from .base import FINAL_WORDS, JobRef, JobState, Launcher, StateWord, how_ended
 
@@ -83,7 +85,7 @@ def adoptable(events: Sequence[Event], launcher: Launcher) -> list[tuple[Event, 
     return found
 
 
-def run_states(plan: Plan | Glance, paths: RunPaths, launcher: Launcher) -> dict[str, StageState]:
+def run_states(plan: Plan | PlanSummary, paths: RunPaths, launcher: Launcher) -> dict[str, StageState]:
     """Return the state of every stage of a run, in the plan's order, for one who decides by it.
 
     Raises:
@@ -118,7 +120,7 @@ def asking(paths: RunPaths) -> Iterator[None]:
 
 
 def stage_states(
-    plan: Plan | Glance,
+    plan: Plan | PlanSummary,
     events: Sequence[Event],
     jobs: Mapping[str, JobState],
     *,
@@ -144,7 +146,7 @@ def _num_done(mine: Sequence[Event]) -> int:
     return len({event.task for event in mine if event.kind == "ended" and event.data["exit_code"] == 0})
 
 
-def _state(stage: Stage | StageGlance, mine: Sequence[Event], job: JobState | None, is_stopping: bool) -> StageState:
+def _state(stage: Stage | StageSummary, mine: Sequence[Event], job: JobState | None, is_stopping: bool) -> StageState:
     step, total = _progress(stage, mine)
     if _num_done(mine) == stage.num_tasks:
         return StageState(word="done", source="ledger", step=total, total=total)
@@ -203,16 +205,19 @@ def is_cancelled(events: Sequence[Event], stage: str) -> bool:
     return bool(asked) and max(asked) > max(sent, default=0)
 
 
-def _progress(stage: Stage | StageGlance, mine: Sequence[Event]) -> tuple[int, int]:
-    if stage.steps:
+def _progress(stage: Stage | StageSummary, mine: Sequence[Event]) -> tuple[int, int]:
+    """Return how much of a stage is done, and of how much, in the unit of its kind."""
+    kind = STAGE_KINDS.get(stage.kind)
+    unit = kind.progress if kind else None
+    if unit == "steps":
         steps = [event.data["step"] for event in mine if event.kind in ("step", "saved")]
         return (steps[-1] if steps else 0), stage.steps
-    if stage.kind == "sweep" or (stage.kind == "consolidate" and stage.num_tasks > 1):
-        return _num_done(mine), stage.num_tasks
-    if stage.kind == "predict":
+    if unit == "rows":
         rows = {event.data["unit"]: event.data["num_rows"] for event in mine if event.kind == "unit"}
         totals = [event.data["num_rows"] for event in mine if event.kind == "layout"]
         return sum(rows.values()), totals[-1] if totals else 0
+    if unit == "points" or (unit == "parts" and stage.num_tasks > 1):
+        return _num_done(mine), stage.num_tasks
     return 0, 0
 
 
@@ -247,7 +252,7 @@ def point_states(plan: Plan, paths: RunPaths) -> list[PointState]:
     ]
 
 
-def stopping_stages(plan: Plan | Glance, paths: RunPaths) -> frozenset[str]:
+def stopping_stages(plan: Plan | PlanSummary, paths: RunPaths) -> frozenset[str]:
     """Return the stages whose ranks were asked to save and stop."""
     try:
         flags = {path.name for path in paths.stop_dir.iterdir()}
@@ -265,7 +270,7 @@ def is_final(states: Mapping[str, StageState]) -> bool:
     return all(state.word in FINAL_WORDS for state in states.values())
 
 
-def open_refs(plan: Plan | Glance, events: Sequence[Event], refs: Mapping[str, JobRef]) -> dict[str, JobRef]:
+def open_refs(plan: Plan | PlanSummary, events: Sequence[Event], refs: Mapping[str, JobRef]) -> dict[str, JobRef]:
     """Return the jobs of stages that the ledger does not know to be done."""
     mine = by_stage(events)
     done = {stage.name for stage in plan.stages if _num_done(mine.get(stage.name, [])) == stage.num_tasks}

@@ -9,10 +9,8 @@ from typing import Any
 from ...checkpoints.consolidation.manifest import read_manifest
 from ...errors import NotFoundError
 from ...files import digest_of, read_json
-from ...recipes.compose import stage_view
 from ...recipes.inspect.cache import file_digest
-from ...recipes.plan import Plan, Stage
-from ...recipes.schema import Recipe
+from ...recipes.plan import Stage
 from ...run_folder import RunPaths
 
 _RESOURCES = ("unit_rows", "batch_rows")  # of predict: how, not what
@@ -20,39 +18,34 @@ _PROMPT = ("prompt", "system", "pad_input_to", "separator", "long_rows")
 _ENGINE = "transformers-generate-1"
 
 
-def prediction_key(plan: Plan, paths: RunPaths, stage: Stage) -> str:
+def prediction_key(paths: RunPaths, stage: Stage) -> str:
     """Return the key of a predict stage: 16 hex digits over weights, rows, prompt, decoding, dtype, engine.
 
     Raises:
         NotFoundError: the model is not there yet.
     """
-    recipe = stage_view(plan.recipe, stage.name)
-    model_dir = model_dir_of(plan, paths, stage)
-    decoding = {name: value for name, value in vars(recipe.predict).items() if name not in _RESOURCES}
-    prompt = {name: getattr(recipe.data, name) for name in _PROMPT}
+    settings = stage.settings
+    model_dir = stage.model.dir_in(paths)
+    decoding = {name: value for name, value in vars(settings.predict).items() if name not in _RESOURCES}
+    prompt = {name: getattr(settings.data, name) for name in _PROMPT}
     parts: list[Any] = [
         _ENGINE,
         _weights_digest(model_dir),
-        plan.inputs.splits[recipe.predict.split].digest,
-        vars(recipe.data.columns),
+        stage.splits["predict"].digest,
+        vars(settings.data.columns),
         prompt,
         decoding,
-        dtype_of(recipe, stage, model_dir),
-        recipe.seed if recipe.predict.sample else None,
-        plan.inputs.model.digest,  # with it the tokenizer, where that is not in the model's folder
+        dtype_of(stage, model_dir),
+        settings.seed if settings.predict.sample else None,
+        stage.model.digest,  # with it the tokenizer, where that is not in the model's folder
     ]
     return digest_of(parts)[:16]
 
 
-def model_dir_of(plan: Plan, paths: RunPaths, stage: Stage) -> Path:
-    """Return the model that a predict stage uses: an earlier stage's, else the recipe's."""
-    return paths.model(stage.of) if stage.of else Path(plan.inputs.model.folder)
-
-
-def dtype_of(recipe: Recipe, stage: Stage, model_dir: Path) -> str:
+def dtype_of(stage: Stage, model_dir: Path) -> str:
     """Return the arithmetic of a predict stage; a CPU computes 16-bit weights in float32."""
-    if recipe.predict.dtype is not None:
-        return recipe.predict.dtype
+    if stage.settings.predict.dtype is not None:
+        return stage.settings.predict.dtype
     if stage.resources.device == "cpu":
         return "float32"
     config = read_json(model_dir / "config.json")

@@ -17,7 +17,7 @@ from transformers.generation.logits_process import TemperatureLogitsWarper, TopK
 
 from ...recipes.data.encode import encode_prompts, pad_id, positions_of
 from ...recipes.data.rows import Row
-from ...recipes.schema import Predict, Recipe
+from ...recipes.schema import Predict, StageSettings
 from ..training.model import load_tokenizer
 
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -26,26 +26,28 @@ _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torc
 class Decoder:
     """A loaded model that answers rows."""
 
-    def __init__(self, recipe: Recipe, model_dir: Path, tokenizer_dir: Path, *, device: str, dtype: str) -> None:
-        self._recipe = recipe
-        self._tokenizer = load_tokenizer(recipe, tokenizer_dir)
-        options: dict[str, Any] = {"attn_implementation": recipe.model.attention} if recipe.model.attention else {}
+    def __init__(
+        self, settings: StageSettings, model_dir: Path, tokenizer_dir: Path, *, device: str, dtype: str
+    ) -> None:
+        self._settings = settings
+        self._tokenizer = load_tokenizer(settings, tokenizer_dir)
+        options: dict[str, Any] = {"attn_implementation": settings.model.attention} if settings.model.attention else {}
         model = AutoModelForCausalLM.from_pretrained(
-            model_dir, dtype=_DTYPES[dtype], trust_remote_code=recipe.model.trust_remote_code, **options
+            model_dir, dtype=_DTYPES[dtype], trust_remote_code=settings.model.trust_remote_code, **options
         )
         self._model = model.to(device).eval()
         self._pad = pad_id(self._tokenizer)
         positions = positions_of(model.config.to_dict())
-        self._limit = None if positions is None else max(1, positions - recipe.predict.max_new_tokens)
-        self._config = _generation_config(recipe.predict, model, self._tokenizer, self._pad)
+        self._limit = None if positions is None else max(1, positions - settings.predict.max_new_tokens)
+        self._config = _generation_config(settings.predict, model, self._tokenizer, self._pad)
 
     def answer(self, rows: Sequence[tuple[int, Row]]) -> list[str]:
         """Return the answers of (input position, row) pairs, in their order, in Unicode NFC."""
-        found = encode_prompts(self._recipe.data, [row for _, row in rows], self._tokenizer, self._limit)
+        found = encode_prompts(self._settings.data, [row for _, row in rows], self._tokenizer, self._limit)
         prompts = [prompt.ids for prompt in found]
         by_length = sorted(range(len(rows)), key=lambda place: len(prompts[place]))
         answers = [""] * len(rows)
-        size = self._recipe.predict.batch_rows
+        size = self._settings.predict.batch_rows
         for first in range(0, len(rows), size):
             places = by_length[first : first + size]
             texts = self._generate([prompts[place] for place in places], [rows[place][0] for place in places])
@@ -72,7 +74,7 @@ class Decoder:
         mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         device = self._model.device
         processors = (
-            _sampling(self._recipe.predict, self._recipe.seed, positions) if self._recipe.predict.sample else None
+            _sampling(self._settings.predict, self._settings.seed, positions) if self._settings.predict.sample else None
         )
         output = self._model.generate(
             input_ids=ids.to(device),

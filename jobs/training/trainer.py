@@ -12,7 +12,7 @@ from ...checkpoints.commit import Checkpoint
 from ...errors import DamagedError, RunError
 from ...ledger import Ledger
 from ...recipes.plan import Batch
-from ...recipes.schema import Recipe
+from ...recipes.schema import StageSettings
 from ..context import JobContext, say
 from ..watchdog import Watchdog
 from . import schedule
@@ -38,7 +38,7 @@ class RecipeTrainer(Trainer):
         scheduler = getattr(self, "lr_scheduler", None)
         if scheduler is None:
             factor = schedule.factor(
-                self._job.recipe.train.schedule,
+                self._job.settings.train.schedule,
                 steps=self._batch.steps,
                 warmup_steps=self._batch.warmup_steps,
                 steps_per_epoch=self._batch.steps_per_epoch,
@@ -82,10 +82,10 @@ class Steering(TrainerCallback):
         self._watchdog.step()
         step = state.global_step
         is_due = step % self._batch.save_every_steps == 0 or step >= self._batch.steps
-        is_metric = is_due and self._job.recipe.checkpoints.metric == "loss"
+        is_metric = is_due and self._job.settings.checkpoints.metric == "loss"
         control.should_log = step % args.logging_steps == 0 or step == self._batch.steps or is_metric
         control.should_save = is_due
-        control.should_evaluate = is_due and bool(self._job.recipe.train.eval_split)
+        control.should_evaluate = is_due and bool(self._job.settings.train.eval_split)
         control.should_training_stop = step >= self._batch.steps
         if step >= self._next_check and self._is_asked(step) and step < self._batch.steps:
             self.is_stopped = True
@@ -105,8 +105,8 @@ class Steering(TrainerCallback):
         self._watchdog.step()
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        patience = self._job.recipe.train.patience
-        spec = self._job.recipe.checkpoints
+        patience = self._job.settings.train.patience
+        spec = self._job.settings.checkpoints
         sign = 1 if spec.goal == "lowest" else -1
         found = [sign * entry[spec.metric] for entry in state.log_history if spec.metric in entry]
         if patience is not None and found and len(found) - 1 - found.index(min(found)) >= patience:
@@ -134,9 +134,9 @@ class Steering(TrainerCallback):
             self._tracker.log(state.global_step, values)
 
 
-def deepspeed_config(recipe: Recipe) -> dict[str, Any] | None:
+def deepspeed_config(settings: StageSettings) -> dict[str, Any] | None:
     """Return DeepSpeed's config for the recipe, or None where it runs without DeepSpeed."""
-    zero, train = recipe.train.zero, recipe.train
+    zero, train = settings.train.zero, settings.train
     if zero.stage == 0:
         return None
     sharding: dict[str, Any] = {"stage": zero.stage}
@@ -170,7 +170,7 @@ def _merged(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 def training_arguments(job: JobContext, batch: Batch) -> TrainingArguments:
     """Return the Trainer's arguments."""
-    train, is_cpu = job.recipe.train, job.stage.resources.device == "cpu"
+    train, is_cpu = job.settings.train, job.stage.resources.device == "cpu"
     return TrainingArguments(
         output_dir=str(job.paths.checkpoints(job.stage.name)),
         max_steps=batch.steps,
@@ -191,8 +191,8 @@ def training_arguments(job: JobContext, batch: Batch) -> TrainingArguments:
         save_strategy="no",
         eval_strategy="no",
         prediction_loss_only=True,
-        seed=job.recipe.seed,
-        data_seed=job.recipe.seed,
+        seed=job.settings.seed,
+        data_seed=job.settings.seed,
         report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,
@@ -201,7 +201,7 @@ def training_arguments(job: JobContext, batch: Batch) -> TrainingArguments:
         accelerator_config={"use_configured_state": is_cpu and train.zero.stage > 0},
         dataloader_pin_memory=not is_cpu,
         ddp_find_unused_parameters=False,
-        deepspeed=deepspeed_config(job.recipe),
+        deepspeed=deepspeed_config(job.settings),
     )
 
 
@@ -210,7 +210,7 @@ def start_process_group(job: JobContext) -> None:
 
     It recognises DeepSpeed by a GPU's backend, so it is handed a state that says so.
     """
-    if not job.recipe.train.zero.stage or job.stage.resources.device != "cpu":
+    if not job.settings.train.zero.stage or job.stage.resources.device != "cpu":
         return
     import deepspeed
     import deepspeed.ops

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...checkpoints.sizes import DTYPE_BYTES
-from ..plan import Batch, Forecast, ForecastLine, Inputs, ModelFacts, Stage
-from ..schema import Recipe
-from ..stages import stage_view
+from ..facts import Inputs, ModelFacts
+from ..plan import Batch, Forecast, ForecastLine, Stage
+from ..schema import StageSettings
 from .parameters import Params, params_of
 from .storage import storage_of
 
 
-def forecast(recipe: Recipe, inputs: Inputs, stages: Sequence[Stage]) -> Forecast:
+def forecast(inputs: Inputs, stages: Sequence[Stage]) -> Forecast:
     """Return what the run of *stages* will take."""
-    storage, ladders = storage_of(recipe, inputs, stages)
+    storage, ladders = storage_of(inputs, stages)
     device = {
-        stage.name: tuple(device_memory(stage_view(recipe, stage.name), inputs.model, stage.batch))
+        stage.name: tuple(device_memory(stage.settings, inputs.model, stage.batch))
         for stage in stages
         if stage.batch is not None
     }
@@ -28,16 +28,16 @@ def forecast(recipe: Recipe, inputs: Inputs, stages: Sequence[Stage]) -> Forecas
     )
 
 
-def device_memory(recipe: Recipe, model: ModelFacts, batch: Batch) -> list[ForecastLine]:
+def device_memory(settings: StageSettings, model: ModelFacts, batch: Batch) -> list[ForecastLine]:
     """Return the memory of one rank while training, line by line.
 
     Model states after Rajbhandari et al. 2020 (ZeRO, table 1). Without ZeRO the float32 weights
     are the masters; with it they are kept beside the working copy, with the two moments. What
     talking to the other ranks adds was measured (benchmarks/memory.py).
     """
-    params, zero = params_of(recipe, model), recipe.train.zero
-    work = DTYPE_BYTES[recipe.train.precision] if zero.stage else 4
-    base = 0.5 if recipe.adapter.method == "qlora" else work
+    params, zero = params_of(settings, model), settings.train.zero
+    work = DTYPE_BYTES[settings.train.precision] if zero.stage else 4
+    base = 0.5 if settings.adapter.method == "qlora" else work
     weights = [(work, params.trainable, "")] + [(base, params.frozen, " frozen")] * bool(params.frozen)
     states = 12 if zero.stage else 8
 
@@ -55,14 +55,14 @@ def device_memory(recipe: Recipe, model: ModelFacts, batch: Batch) -> list[Forec
         line("weights", weights, 3, zero.offload == "both"),
         line("gradients", [(work if zero.stage else 8, params.trainable, "")], 2, False),  # and DDP's copy of each
         line("optimizer states", [(states, params.trainable, "")], 1, zero.offload != "none"),
-        *_exchange(recipe, params, work, batch),
-        _activations(recipe, model, batch),
+        *_exchange(settings, params, work, batch),
+        _activations(settings, model, batch),
     ]
 
 
-def _exchange(recipe: Recipe, params: Params, work: int, batch: Batch) -> list[ForecastLine]:
+def _exchange(settings: StageSettings, params: Params, work: int, batch: Batch) -> list[ForecastLine]:
     """Return what ZeRO-3 holds for a while: gathered weights, the bucket of gradients, its flat copy and share."""
-    zero, ranks = recipe.train.zero, batch.world_size
+    zero, ranks = settings.train.zero, batch.world_size
     if zero.stage < 3:
         return []
     sharding = zero.config.get("zero_optimization", {})
@@ -78,7 +78,7 @@ def _exchange(recipe: Recipe, params: Params, work: int, batch: Batch) -> list[F
     ]
 
 
-def _activations(recipe: Recipe, model: ModelFacts, batch: Batch) -> ForecastLine:
+def _activations(settings: StageSettings, model: ModelFacts, batch: Batch) -> ForecastLine:
     """Return what forward leaves for backward.
 
     After Korthikanti et al. 2022 (eq. 2): 34 s b h + 5 a s^2 b bytes a layer at 16 bits, whose second
@@ -94,17 +94,17 @@ def _activations(recipe: Recipe, model: ModelFacts, batch: Batch) -> ForecastLin
 
     hidden, layers = number("hidden_size", "n_embd", "d_model"), number("num_hidden_layers", "n_layer", "num_layers")
     heads, vocabulary = number("num_attention_heads", "n_head", default=1), number("vocab_size")
-    tokens, rows = recipe.data.max_tokens, batch.micro_batch
-    width = DTYPE_BYTES[recipe.train.precision]
+    tokens, rows = settings.data.max_tokens, batch.micro_batch
+    width = DTYPE_BYTES[settings.train.precision]
     is_gated = any("gate_proj" in tensor.name or "gate_up_proj" in tensor.name for tensor in model.tensors)
     inner = number("intermediate_size") if is_gated else 0
     layer = width * tokens * rows * (10 * hidden + 4 * inner if is_gated else 17 * hidden)
     formula = f"{width} B x (10 x {hidden} + 4 x {inner})" if is_gated else f"17 x {width} B x {hidden}"
-    if recipe.model.attention == "eager":
+    if settings.model.attention == "eager":
         layer += 5 * heads * tokens * tokens * rows * width // 2
         formula += f" + 2.5 x {width} B x {heads} heads x {tokens}"
     logits = 3 * 4 * tokens * rows * vocabulary  # float32 logits, their softmax and its gradient
-    if recipe.train.gradient_checkpointing:
+    if settings.train.gradient_checkpointing:
         total = layer + width * tokens * rows * hidden * layers + logits
         layers_formula = f"{formula} + {layers} layers x {width} B x {hidden}"
     else:

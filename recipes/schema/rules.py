@@ -14,8 +14,9 @@ from ...errors import Fault, nearest
 from ...redaction import holds_secret, is_secret
 from ...run_folder import NAME_PATTERN
 from ..data.prompts import prompt_fields
-from ..stages import NEEDS_SOURCE, SOURCES, fitting_sources, is_measured, kind_of, stage_view, stages_of
-from . import KINDS, Recipe, Resources, validate
+from ..stage_kinds import RECIPE_KINDS, STAGE_KINDS
+from ..stages import fitting_sources, kind_name, resolve_stages, settings_of, stages_of
+from . import Recipe, Resources, StageSettings, validate
 
 # sbatch options that a run depends on, and what to write instead.
 _OWNED = {
@@ -48,11 +49,8 @@ def faults_of(recipe: Recipe) -> list[Fault]:
     """Return every fault of a recipe whose types are right."""
     faults = [*_secrets(recipe), *_basics(recipe), *_variables(recipe), *_code(recipe), *_stages(recipe)]
     if not faults:  # what follows needs stages with kinds
-        common = list(_sections(recipe))
-        faults += [*_resources(recipe), *_sources(recipe), *_prompts(recipe), *common]
-        for name in stages_of(recipe):
-            own = (fault for fault in _sections(stage_view(recipe, name)) if fault not in common)
-            faults += [replace(fault, key=f"stages.{name}.set.{fault.key}") for fault in own]
+        faults += [*_resources(recipe), *_sources(recipe)]
+        faults += [*_prompts(recipe), *_settings(recipe)]
     return faults
 
 
@@ -138,9 +136,9 @@ def _stages(recipe: Recipe) -> Iterator[Fault]:
         key = f"stages.{name}"
         if not NAME_PATTERN.fullmatch(name):
             yield Fault(key=key, problem="is no name for a stage", hint=_NAME_HINT)
-        if (spec.kind or name) not in KINDS:
-            hint = nearest(name, KINDS)
-            yield Fault(key=f"{key}.kind", problem=f"is missing; known: {', '.join(KINDS)}", hint=hint)
+        if (spec.kind or name) not in RECIPE_KINDS:
+            problem = f"{f'is {spec.kind!r}' if spec.kind else 'is missing'}; known: {', '.join(RECIPE_KINDS)}"
+            yield Fault(key=f"{key}.kind", problem=problem, hint=nearest(spec.kind or name, RECIPE_KINDS))
         for path in _SHARED:
             section, _, inner = path.partition(".")
             given = spec.set.get(section, {})
@@ -150,24 +148,24 @@ def _stages(recipe: Recipe) -> Iterator[Fault]:
 
 
 def _prompts(recipe: Recipe) -> Iterator[Fault]:
-    for name in stages_of(recipe):
-        if kind_of(recipe, name) == "predict" and not stage_view(recipe, name).data.prompt:
-            problem = f"is empty, so stage {name} has nothing to answer"
+    for stage in resolve_stages(recipe).values():
+        if "predict" in stage.kind.rows and not stage.settings.data.prompt:
+            problem = f"is empty, so stage {stage.name} has nothing to answer"
             yield Fault(key="data.prompt", problem=problem, hint="write a template, or leave the predict stage out")
 
 
 def _sources(recipe: Recipe) -> Iterator[Fault]:
     for name, spec in stages_of(recipe).items():
-        kind, fitting = kind_of(recipe, name), fitting_sources(recipe, name)
+        kind, fitting = STAGE_KINDS[kind_name(recipe, name)], fitting_sources(recipe, name)
         if spec.of is not None and spec.of not in fitting:
-            works_on = f"a {kind} stage works on a {SOURCES[kind]} stage above it: {', '.join(fitting) or 'none'}"
+            works_on = f"a {kind.name} stage works on a {kind.source} stage above it: {', '.join(fitting) or 'none'}"
             yield Fault(key=f"stages.{name}.of", problem=f"is {spec.of!r}; {works_on}", hint=nearest(spec.of, fitting))
-        elif kind in NEEDS_SOURCE and not fitting:
-            yield Fault(key=f"stages.{name}", problem=f"has no {SOURCES[kind]} stage above it to work on")
+        elif kind.takes_source == "required" and not fitting:
+            yield Fault(key=f"stages.{name}", problem=f"has no {kind.source} stage above it to work on")
 
 
 def _resources(recipe: Recipe) -> Iterator[Fault]:
-    known = list(dict.fromkeys((*stages_of(recipe), *KINDS, "default")))
+    known = list(dict.fromkeys((*stages_of(recipe), *RECIPE_KINDS, "default")))
     for name, wanted in recipe.resources.items():
         if name not in known:
             problem = f"is no stage and no kind; known: {', '.join(known)}"
@@ -193,15 +191,15 @@ def _sbatch(key: str, wanted: Resources) -> Iterator[Fault]:
             yield Fault(key=f"{key}.sbatch", problem=f"has --{option[1]}", hint=hint)
 
 
-def _kept(view: Recipe) -> Iterator[Fault]:
+def _kept(view: StageSettings) -> Iterator[Fault]:
     """Return what is wrong with the checkpoints that are to stay."""
     spec = view.checkpoints
-    if spec.keep_best > 1 and not is_measured(view):
+    if spec.keep_best > 1 and not view.is_measured:
         problem = f"is {spec.keep_best}, and nothing measures {spec.metric}"
         yield Fault(
             key="checkpoints.keep_best", problem=problem, hint="set train.eval_split=SPLIT, or checkpoints.metric=loss"
         )
-    if spec.keep_best == 0 and view.consolidate.choose == "best" and is_measured(view):
+    if spec.keep_best == 0 and view.consolidate.choose == "best" and view.is_measured:
         problem = "is 0, and consolidate.choose is best"
         yield Fault(key="checkpoints.keep_best", problem=problem, hint="keep 1, or set consolidate.choose=last")
     url = spec.archive_url
@@ -213,7 +211,19 @@ def _kept(view: Recipe) -> Iterator[Fault]:
         )
 
 
-def _sections(view: Recipe) -> Iterator[Fault]:
+def _settings(recipe: Recipe) -> Iterator[Fault]:
+    """Return what is wrong in the recipe as its stages see it: each fault once, where it was said first."""
+    common = list(_sections(settings_of(recipe)))
+    yield from common
+    found: dict[str | None, list[Fault]] = {}
+    for name, stage in resolve_stages(recipe).items():
+        found[name] = list(_sections(stage.settings))
+        for fault in found[name]:
+            if fault not in common and fault not in found.get(stage.of, []):
+                yield replace(fault, key=f"stages.{name}.set.{fault.key}")
+
+
+def _sections(view: StageSettings) -> Iterator[Fault]:
     """Return what is wrong between keys of one section, in the recipe as some stage sees it."""
     schedule, train, predict = view.train.schedule, view.train, view.predict
     if (

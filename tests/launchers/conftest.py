@@ -23,9 +23,10 @@ from sousbatch.launchers.slurm.launcher import SlurmLauncher
 from sousbatch.launchers.status import StageState, is_final, job_refs, run_states
 from sousbatch.launchers.submission import submit
 from sousbatch.ledger import Event
+from sousbatch.recipes.facts import DiskSpace, Inputs, ModelFacts, SplitFacts
 from sousbatch.recipes.inspect.inputs import code_digest_of
 from sousbatch.recipes.inspect.model import model_digest
-from sousbatch.recipes.plan import After, Batch, Forecast, Inputs, ModelFacts, Plan, Room, SplitFacts, Stage
+from sousbatch.recipes.plan import After, Batch, Forecast, Plan, Stage
 from sousbatch.recipes.schema import Environment, Model, Recipe, Resources, StageSpec
 
 DEADLINE_S = 120
@@ -56,7 +57,10 @@ def make_plan(
         recipe=Recipe(name="toy", model=Model(path="/"), environment=environment, **recipe),
         site=site,
         inputs=Inputs(
-            model=model, splits=splits or {}, room=Room(folder="/", free_bytes=1, free_inodes=1), code_digest=code
+            model=model,
+            splits=splits or {},
+            disk_space=DiskSpace(folder="/", free_bytes=1, free_inodes=1),
+            code_digest=code,
         ),
         stages=tuple(stages),
         forecast=Forecast(storage=(), storage_peak_bytes=0, device={}),

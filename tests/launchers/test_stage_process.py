@@ -26,8 +26,9 @@ from sousbatch.launchers.local.launcher import LocalLauncher
 from sousbatch.launchers.stage_process import _Task
 from sousbatch.launchers.status import stage_states
 from sousbatch.ledger import Event
+from sousbatch.recipes.facts import SplitFacts
 from sousbatch.recipes.inspect.versions import versions_of
-from sousbatch.recipes.plan import Batch, Ladder, Plan, SplitFacts, Stage
+from sousbatch.recipes.plan import Batch, Ladder, Plan, Stage
 from sousbatch.recipes.schema import Checkpoints, Environment, Resources
 from sousbatch.run_folder import RunPaths
 
