@@ -36,6 +36,7 @@ test-slurm-as: $(STAMP)
 slurm:
 	@sh .ci/build-slurm $(if $(SOURCE),--source $(SOURCE))
 
+# All that a change must pass: format, lint, types, documentation, tests.
 check: $(VENV)/.checks types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

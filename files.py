@@ -98,6 +98,22 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def parse_json(text: bytes) -> Any:
+    """Read one JSON value, with NaN and Infinity as Python's json writes them.
+
+    Raises:
+        ValueError: it is no JSON, or not UTF-8.
+    """
+    import orjson
+
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        if b"NaN" not in text and b"Infinity" not in text:
+            raise
+        return json.loads(text.decode())
+
+
 def sync_tree(path: Path) -> None:
     """Make every file and folder below *path* durable; links, pipes and the like are passed over."""
     for folder, _, names in os.walk(path):

@@ -1,9 +1,8 @@
 """Bytes of checkpoints and models from numbers alone.
 
-The laws were measured on real checkpoints of DeepSpeed 0.19 and transformers 5.23 (the table is
-in the tests): a ZeRO-3 one with Adam holds 12.000 bytes per trainable parameter (float32 masters
-and two moments). ZeRO 1 and 2 add the working copy that the engine writes beside them; without
-DeepSpeed the float32 weights are that copy.
+The constants were measured on real checkpoints of DeepSpeed 0.19 and transformers 5.23 (the table
+is in the tests). What each sharding engine holds for a parameter is a `StateBytes`; the engines of
+`recipes.engines` say theirs.
 """
 
 from __future__ import annotations
@@ -24,13 +23,22 @@ class Size:
     formula: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class StateBytes:
+    """What a full checkpoint of one sharding engine holds for each parameter, and how often it lists all tensors."""
+
+    trainable: int
+    note: str
+    frozen: int
+    num_lists: int = 1
+
+
 def checkpoint_size(
     *,
+    states: StateBytes,
     trainable: int,
     frozen: int,
     num_tensors: int,
-    zero_stage: int,
-    precision: str,
     world_size: int,
     adapter: bool,
     beside_bytes: int = 0,
@@ -41,24 +49,13 @@ def checkpoint_size(
     *beside_bytes* are those of config, tokenizer and logs. An adapter's checkpoint leaves the
     frozen base out.
     """
-    work = DTYPE_BYTES[precision]
-    kept_frozen = 0 if adapter else frozen
-    if zero_stage == 0:
-        per_param, note = 12, "4 B weights + 8 B moments"
-        frozen_bytes = 4 * kept_frozen
-    elif zero_stage == 3:
-        per_param, note = 12, "4 B master + 8 B moments"
-        frozen_bytes = work * kept_frozen
-    else:
-        per_param, note = 12 + work, f"4 B master + 8 B moments + {work} B working copy"
-        frozen_bytes = work * kept_frozen
-    num_lists = world_size if zero_stage == 3 else 1  # each ZeRO-3 rank writes all names and shapes
-    book = _FIXED_BYTES + beside_bytes + _RANK_BYTES * world_size + _TENSOR_BYTES * num_tensors * num_lists
-    formula = f"({note}) x {trainable:,} trainable"
-    if kept_frozen:
+    frozen_bytes = 0 if adapter else states.frozen * frozen
+    book = _FIXED_BYTES + beside_bytes + _RANK_BYTES * world_size + _TENSOR_BYTES * num_tensors * states.num_lists
+    formula = f"({states.note}) x {trainable:,} trainable"
+    if frozen_bytes:
         formula += f" + {frozen_bytes:,} B frozen"
     return Size(
-        num_bytes=per_param * trainable + frozen_bytes + book,
+        num_bytes=states.trainable * trainable + frozen_bytes + book,
         formula=f"{formula} + {book:,} B of {world_size} ranks' bookkeeping",
     )
 

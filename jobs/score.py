@@ -11,8 +11,9 @@ from typing import Any
 from .. import files
 from ..cluster import processes
 from ..errors import DamagedError, NotFoundError
+from ..events import Scored
 from ..predictions.scoring import score_with_baseline
-from ..recipes.data.rows import loads, read_rows
+from ..recipes.data.rows import read_rows
 from .context import JobContext, run_job
 from .training.tracking import Tracker
 
@@ -21,7 +22,7 @@ def score(job: JobContext) -> int:
     """Write the stage's scores, and metrics.json over all score stages."""
     assert job.stage.predict_stage is not None, "a score stage works on the rows of a predict stage"
     split, columns = job.stage.splits["score"], job.settings.data.columns
-    predictions = _read_predictions(job.paths.predictions(job.stage.predict_stage) / "predictions.jsonl")
+    predictions = _read_predictions(job.paths.predictions_file(job.stage.predict_stage))
     rows = list(islice(read_rows(Path(split.path)), len(predictions)))
     found = score_with_baseline(
         predictions,
@@ -31,13 +32,13 @@ def score(job: JobContext) -> int:
         tokenizer=job.settings.score.tokenizer,
     )
     result = {"split": split.name, "num_rows": len(rows), "scores": found}
-    files.make_private_dir(job.paths.metrics_of(job.stage.name).parent)
+    files.make_private_dir(job.paths.metrics_dir)
     job.check_fence()
-    files.write_json(job.paths.metrics_of(job.stage.name), result)
-    all_scores = {path.stem: files.read_json(path) for path in sorted(job.paths.metrics_of("x").parent.glob("*.json"))}
+    files.write_json(job.paths.stage_metrics(job.stage.name), result)
+    all_scores = {path.stem: files.read_json(path) for path in sorted(job.paths.metrics_dir.glob("*.json"))}
     files.write_json(job.paths.metrics, all_scores)
     ledger = job.open_ledger()
-    ledger.write("scored", **result)
+    ledger.write(Scored(split=split.name, num_rows=len(rows), scores=found))
     ledger.close()
     tracker = Tracker(job)
     tracker.summary({f"{who}/{name}": value for who, scores in found.items() for name, value in scores.items()})
@@ -52,7 +53,7 @@ def _expanded(metrics: tuple[str, ...]) -> list[Any]:
 def _read_predictions(path: Path) -> list[str]:
     try:
         with path.open("rb") as stream:
-            rows = [loads(line) for line in stream]
+            rows = [files.parse_json(line) for line in stream]
     except FileNotFoundError as error:
         raise NotFoundError(f"{path} does not exist: the merge stage has not completed it") from error
     if any(row["index"] != number for number, row in enumerate(rows)):

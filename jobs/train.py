@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..cluster import processes
 from ..errors import EXIT_STOPPED, RunError
+from ..events import Resumed
 from ..recipes.plan import Batch
+from ..recipes.tasks import task_of
 from .context import JobContext, run_job
+from .tasks import runtime_of
 from .training.tracking import Tracker
 from .watchdog import Watchdog
 
@@ -51,7 +54,7 @@ def train(job: JobContext) -> int:
     log = tracker.log if tracker is not None else lambda step, values: None
     saver, trainer = _trainer(job, job.batch, ranks, arguments, steering, log)
     if ledger is not None and last is not None:
-        ledger.write("resumed", step=last.step)
+        ledger.write(Resumed(step=last.step))
     try:
         trainer.train(resume_from_checkpoint=str(last.path) if last else None)
     finally:
@@ -69,18 +72,17 @@ def _trainer(
 ) -> tuple[Saver, Trainer]:
     from transformers import PrinterCallback
 
-    from ..recipes.data.encode import pad_id
     from .training import trainer as loop
-    from .training.encoding import Collator, load_rows
     from .training.model import build_model, load_tokenizer
     from .training.saver import Saver
 
     stage, settings = job.stage, job.settings
     tokenizer = load_tokenizer(settings, stage.model.tokenizer_dir_in(job.paths))
-    rows = load_rows(settings.data, Path(stage.splits["train"].path), tokenizer)
-    eval_rows = None
+    runtime = runtime_of(task_of(settings.task))
+    examples = runtime.examples(settings, Path(stage.splits["train"].path), tokenizer, None)
+    eval_examples = None
     if evaluated := stage.splits.get("eval"):
-        eval_rows = load_rows(settings.data, Path(evaluated.path), tokenizer, limit=evaluated.num_rows)
+        eval_examples = runtime.examples(settings, Path(evaluated.path), tokenizer, evaluated.num_rows)
     model = build_model(settings, stage.model.dir_in(job.paths), tokenizer, has_weights=not stage.model.is_random)
     saver = Saver(job, batch, ranks, steering.ledger, tokenizer, log)
     trainer = loop.RecipeTrainer(
@@ -89,9 +91,9 @@ def _trainer(
         saver,
         model=model,
         args=arguments,
-        train_dataset=rows,
-        eval_dataset=eval_rows,
-        data_collator=Collator(pad_id(tokenizer)),
+        train_dataset=examples,
+        eval_dataset=eval_examples,
+        data_collator=runtime.collator(settings, tokenizer),
         callbacks=[steering],
     )
     trainer.remove_callback(PrinterCallback)  # it prints on every rank

@@ -15,8 +15,7 @@ from typing import Any
 import orjson
 
 from ..errors import UsageError, no_room_named
-from ..files import replacing
-from ..recipes.data.rows import loads
+from ..files import parse_json, replacing
 
 _BATCH_ROWS = 8192
 
@@ -71,7 +70,7 @@ def write_parquet(jsonl_path: Path, parquet_path: Path) -> None:
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     with path.open("rb") as stream:
-        yield from map(loads, stream)
+        yield from map(parse_json, stream)
 
 
 def _columns(path: Path) -> list[str]:

@@ -7,16 +7,17 @@ from collections.abc import Iterator, Sequence
 
 from ..cluster.site import Site
 from ..errors import PlanError
-from .data.row_faults import row_refusals, row_warnings
+from .engines import engine_of
 from .facts import Inputs, ModelFacts
 from .forecast.memory import forecast
 from .forecast.parameters import is_frozen, takes_adapter
 from .forecast.storage import is_own_limit, model_of, with_dtype
 from .plan import After, Batch, Forecast, Plan, Stage, StageModel, StageSplit
 from .refusals import by_stage, doubts, misfits
-from .schema import Predict, Recipe, StageSettings
+from .schema import Recipe, StageSettings
 from .schema.fields import unbuilt
 from .stages import ResolvedStage, RowsWanted, resolve_stages
+from .tasks import task_of
 
 _TASK_BYTES = 40_000_000_000  # of the consolidated model: 120 GB move, 2 minutes at 1 GB/s
 
@@ -127,14 +128,12 @@ def _refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
     settings = stage.settings
     for key in unbuilt(settings):
         yield f"{key} can be written down but is not done by this version; leave it out"
-    if settings.task != "causal_lm":
-        yield f"task {settings.task!r} can be written down but not run by this version; causal_lm can"
     if stage.resources.device == "cpu":
         yield from _cpu_refusals(settings, stage)
-    yield from row_refusals(settings, stage, inputs)
+    yield from task_of(settings.task).refusals(settings, stage, inputs)
     if stage.batch is not None:
         yield from _batch_refusals(settings, stage, stage.batch)
-        yield from _zero_refusals(settings, inputs)
+        yield from engine_of(settings).refusals(settings, inputs.model)
         yield from _parameter_refusals(settings, stage, inputs)
     elif stage.record.starts_from_model and stage.model.is_random:
         yield f"stage {stage.name!r} has no model: no consolidate stage above it, and model.path has no weights"
@@ -160,29 +159,6 @@ def _batch_refusals(settings: StageSettings, stage: Stage, batch: Batch) -> Iter
         )
 
 
-def _zero_refusals(settings: StageSettings, inputs: Inputs) -> Iterator[str]:
-    train, zero, config = settings.train, settings.train.zero, inputs.model.config
-    names = ("num_local_experts", "num_experts", "n_routed_experts")
-    experts = next((config[name] for name in names if config.get(name)), None)
-    if settings.adapter.method == "qlora" and zero.stage == 3 and experts:
-        yield (
-            f"adapter qlora with train.zero.stage 3 fails on a mixture of {experts} experts: ZeRO-3 waits for "
-            "experts that got no token; set train.zero.stage=2, or adapter=lora"
-        )
-    if zero.offload != "none" and zero.stage == 0:
-        yield f"train.zero.offload {zero.offload} needs ZeRO; set train.zero.stage=1 (to 3) or train.zero.offload=none"
-    elif zero.offload == "both" and zero.stage != 3:
-        yield (
-            "train.zero.offload both moves parameters to host memory, which only train.zero.stage=3 shards; set "
-            "train.zero.offload=optimizer"
-        )
-    if train.optimizer != "adamw" and zero.stage:
-        yield (
-            f"train.optimizer {train.optimizer} is not supported with ZeRO here; set train.optimizer=adamw or "
-            "train.zero.stage=0"
-        )
-
-
 def _parameter_refusals(settings: StageSettings, stage: Stage, inputs: Inputs) -> Iterator[str]:
     """Refuse what would train nothing, or not what was meant."""
     method, freeze, tensors = settings.adapter.method, settings.model.freeze, inputs.model.tensors
@@ -197,8 +173,9 @@ def _parameter_refusals(settings: StageSettings, stage: Stage, inputs: Inputs) -
                 "model.freeze has no meaning with an adapter, which freezes the whole base; set model.freeze=[] or "
                 "adapter=full"
             )
+        heads = task_of(settings.task).head_modules
         for target in settings.adapter.target_modules:
-            if not any(takes_adapter(tensor, target) for tensor in tensors):
+            if not any(takes_adapter(tensor, target, heads) for tensor in tensors):
                 linear = {t.name.removesuffix(".weight").rsplit(".", 1)[-1] for t in tensors if len(t.shape) == 2}
                 yield f"adapter.target_modules: no layer is called {target!r}; known: {', '.join(sorted(linear))}"
         return
@@ -250,14 +227,7 @@ def _storage_warnings(stage: Stage, found: Forecast) -> Iterator[str]:
 
 def _warnings(recipe: Recipe, site: Site, inputs: Inputs, stage: Stage, found: Forecast) -> Iterator[str]:
     yield from _slurm_only(recipe, site)
-    settings = stage.settings
-    yield from row_warnings(settings, stage, inputs)
-    if stage.record.leaves == "predictions" and not settings.predict.sample:
-        drawn = [
-            name for name in ("temperature", "top_k", "top_p") if vars(settings.predict)[name] != vars(Predict())[name]
-        ]
-        if drawn:
-            yield f"stage {stage.name!r}: predict.{drawn[0]} does nothing without predict.sample=true"
+    yield from task_of(stage.settings.task).warnings(stage.settings, stage, inputs)
     if stage.batch is None:
         return
     yield from _storage_warnings(stage, found)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
+from ..run_folder import RunPaths
 from .plan import check_format, plan_values, stage_named
 
 
@@ -57,7 +58,7 @@ def read_summary(path: Path) -> PlanSummary:
         )
     except (TypeError, KeyError, AttributeError) as error:
         found = problem or f"{path} is damaged: {type(error).__name__} {error}"
-        return PlanSummary(recipe_name=path.parent.parent.name, launcher="", stages=(), problem=found)
+        return PlanSummary(recipe_name=RunPaths(root=path.parent).recipe_name, launcher="", stages=(), problem=found)
 
 
 def _stage_summary(stage: dict[str, Any]) -> StageSummary:

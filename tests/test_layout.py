@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import graphlib
 import os
 import shutil
 import subprocess
@@ -20,7 +21,10 @@ HEAVY = ("torch", "transformers", "deepspeed", "peft", "wandb", "accelerate", "d
 
 # Left never imports right, and jobs and launchers never see each other.
 LINE: tuple[set[str], ...] = (
-    {"redaction", "errors", "files", "run_folder", "remote", "ledger", "__init__"},
+    {
+        *{"redaction", "errors", "files", "run_folder", "run_index", "user_folders", "remote"},
+        *{"events", "ledger", "ledger_queries", "__init__"},
+    },
     {"checkpoints", "predictions"},
     {"cluster"},
     {"recipes"},
@@ -89,6 +93,32 @@ def test_imports_follow_the_one_line() -> None:
             if _place(other) > _place(own) or is_beside:
                 wrong.append(f"{source} imports {module}")
     assert wrong == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    names = {
+        ".".join(("sousbatch", *source.with_suffix("").parts)).removesuffix(".__init__"): source
+        for source in _sources()
+    }
+    graph: dict[str, set[str]] = {}
+    for name, source in names.items():
+        package = ("sousbatch", *source.parent.parts)
+        for node in ast.walk(_at_run_time(ast.parse((ROOT / source).read_text(encoding="utf-8")))):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                base = ".".join((*package[: len(package) - node.level + 1], *filter(None, [node.module])))
+                found = {f"{base}.{alias.name}" if f"{base}.{alias.name}" in names else base for alias in node.names}
+                graph.setdefault(name, set()).update(found - {name})
+    graphlib.TopologicalSorter(graph).prepare()  # raises a CycleError that lists the circle
+
+
+def _at_run_time(tree: ast.Module) -> ast.Module:
+    """Leave out what only a type checker imports."""
+    tree.body = [
+        node
+        for node in tree.body
+        if not (isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING")
+    ]
+    return tree
 
 
 def test_checkpoints_never_import_torch_distributed() -> None:

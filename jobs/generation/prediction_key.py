@@ -3,40 +3,43 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 from ...checkpoints.consolidation.manifest import read_manifest
 from ...errors import NotFoundError
 from ...files import digest_of, read_json
 from ...recipes.inspect.cache import file_digest
 from ...recipes.plan import Stage
+from ...recipes.schema.validate import to_plain
+from ...recipes.tasks import TaskSpec, task_of
 from ...run_folder import RunPaths
+from . import EngineSpec, engine_of
 
-_RESOURCES = ("unit_rows", "batch_rows")  # of predict: how, not what
-_PROMPT = ("prompt", "system", "pad_input_to", "separator", "long_rows")
-_ENGINE = "transformers-generate-1"
+# Which rows are answered, by what, and what goes into a line besides the answer.
+_ALWAYS = ("task", "data.columns.id", "predict.split", "predict.rows", "predict.engine", "predict.dtype")
+
+
+def deciding_keys(task: TaskSpec, engine: EngineSpec | None) -> tuple[str, ...]:
+    """Return the keys of a stage's settings that decide its predictions, besides model and data."""
+    return tuple(sorted({*_ALWAYS, *task.decides, *(engine.decides if engine else ())}))
 
 
 def prediction_key(paths: RunPaths, stage: Stage) -> str:
-    """Return the key of a predict stage: 16 hex digits over weights, rows, prompt, decoding, dtype, engine.
+    """Return the key of a predict stage: 16 hex digits over model, rows, and the settings that decide.
 
     Raises:
         NotFoundError: the model is not there yet.
     """
-    settings = stage.settings
-    model_dir = stage.model.dir_in(paths)
-    decoding = {name: value for name, value in vars(settings.predict).items() if name not in _RESOURCES}
-    prompt = {name: getattr(settings.data, name) for name in _PROMPT}
-    parts: list[Any] = [
-        _ENGINE,
+    settings, model_dir = stage.settings, stage.model.dir_in(paths)
+    task = task_of(settings.task)
+    engine = engine_of(settings.predict.engine) if task.generates else None
+    parts = [
+        [task.version, engine and engine.version],
+        {key: to_plain(attrgetter(key)(settings)) for key in deciding_keys(task, engine)},
         _weights_digest(model_dir),
         stage.splits["predict"].digest,
-        vars(settings.data.columns),
-        prompt,
-        decoding,
         dtype_of(stage, model_dir),
-        settings.seed if settings.predict.sample else None,
         stage.model.digest,  # with it the tokenizer, where that is not in the model's folder
     ]
     return digest_of(parts)[:16]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UsageError
+from ...files import parse_json
 
 Row = Mapping[str, Any]
 
@@ -69,7 +70,7 @@ def _json(path: Path) -> Iterator[Row]:
 def _json_list(path: Path) -> Iterator[Row]:
     """Read a whole list; a file of many GB is better written one object a line."""
     try:
-        rows = loads(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
+        rows = parse_json(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
     except ValueError as error:
         raise UsageError(
             f"{path} starts as a JSON list and is none: {error}; mend it, or write one object a line"
@@ -82,29 +83,13 @@ def _json_list(path: Path) -> Iterator[Row]:
         yield row
 
 
-def loads(text: bytes) -> Any:
-    """Read one JSON value, with NaN and Infinity as Python's json writes them.
-
-    Raises:
-        ValueError: it is no JSON, or not UTF-8.
-    """
-    import orjson
-
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError:
-        if b"NaN" not in text and b"Infinity" not in text:
-            raise
-        return json.loads(text.decode())
-
-
 def _json_lines(path: Path) -> Iterator[Row]:
     with path.open("rb") as stream:  # binary: str.splitlines would also split at U+2028
         for number, line in enumerate(stream, 1):
             if not line.strip():
                 continue
             try:
-                row = loads(line)
+                row = parse_json(line)
             except ValueError as error:
                 _check_encoding(path, number, line)
                 raise UsageError(f"{path}, line {number} is not JSON: {error}; mend or remove the line") from error

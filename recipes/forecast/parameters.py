@@ -5,11 +5,12 @@ from __future__ import annotations
 import fnmatch
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from ..facts import ModelFacts, TensorFacts
 from ..schema import StageSettings
+from ..tasks import task_of
 
 _LAYERS = re.compile(r"layers:(\d+)-(\d+)")
 _LAYER_IN_NAME = re.compile(r"\.(?:layers|layer|h|block|blocks)\.(\d+)\.")
@@ -29,8 +30,8 @@ def params_of(settings: StageSettings, model: ModelFacts) -> Params:
     if settings.adapter.method == "full":
         frozen = sum(_numel(tensor) for tensor in model.tensors if is_frozen(tensor.name, settings.model.freeze))
         return Params(trainable=model.num_params - frozen, frozen=frozen, num_tensors=len(model.tensors))
-    targets = settings.adapter.target_modules
-    adapted = [tensor for tensor in model.tensors if any(takes_adapter(tensor, target) for target in targets)]
+    targets, heads = settings.adapter.target_modules, task_of(settings.task).head_modules
+    adapted = [tensor for tensor in model.tensors if any(takes_adapter(tensor, target, heads) for target in targets)]
     saved = [
         tensor
         for tensor in model.tensors
@@ -44,16 +45,16 @@ def _numel(tensor: TensorFacts) -> int:
     return math.prod(tensor.shape)
 
 
-def takes_adapter(tensor: TensorFacts, target: str) -> bool:
+def takes_adapter(tensor: TensorFacts, target: str, heads: Collection[str]) -> bool:
     """Say whether *target* gives a linear layer's weight an adapter, by peft's rules.
 
-    A target is the end of a module's path; `all-linear` is every linear layer but the head.
+    A target is the end of a module's path; `all-linear` is every linear layer but the *heads*.
     """
     path = tensor.name.removesuffix(".weight")
     module = path.rsplit(".", 1)[-1]
     if len(tensor.shape) != 2 or "embed" in tensor.name or module in ("wte", "wpe", "shared"):
         return False
-    return f".{path}".endswith(f".{target}") or (target == "all-linear" and module != "lm_head")
+    return f".{path}".endswith(f".{target}") or (target == "all-linear" and module not in heads)
 
 
 def is_frozen(name: str, patterns: Sequence[str]) -> bool:

@@ -16,9 +16,11 @@ from ...checkpoints.retention.decisions import Policy
 from ...checkpoints.rotation import Means
 from ...checkpoints.sizes import Size, checkpoint_size, model_size
 from ...run_folder import RunPaths
+from ..engines import engine_of
 from ..facts import Inputs, ModelFacts
 from ..plan import Batch, Forecast, ForecastLine, Ladder, Rung, Stage
 from ..schema import Adapter, Dtype, Recipe, StageSettings
+from ..tasks import task_of
 from .parameters import params_of
 
 RUNGS: tuple[Rung, ...] = ("full", "thinned best", "weights only", "none")
@@ -87,11 +89,10 @@ def checkpoint_of(settings: StageSettings, model: ModelFacts, batch: Batch) -> S
     params, train = params_of(settings, model), settings.train
     logs = batch.steps // train.log_every_steps + (batch.steps // batch.save_every_steps if train.eval_split else 0)
     return checkpoint_size(
+        states=engine_of(settings).state_bytes(settings, batch.world_size),
         trainable=params.trainable,
         frozen=params.frozen,
         num_tensors=params.num_tensors,
-        zero_stage=train.zero.stage,
-        precision=train.precision,
         world_size=batch.world_size,
         adapter=settings.adapter.method != "full",
         beside_bytes=model.beside_bytes + _LOG_ENTRY_BYTES * logs,
@@ -187,8 +188,8 @@ def _beside(inputs: Inputs, stage: Stage) -> Iterator[ForecastLine]:
         yield ForecastLine(what=f"model of {stage.name}", num_bytes=size.num_bytes, formula=size.formula)
     if leaves == "predictions":
         rows = stage.splits["predict"].num_rows
-        row_bytes = 100 + 4 * settings.predict.max_new_tokens
-        formula = f"2 (units, merged) x {rows:,} rows x (100 B + 4 B x {settings.predict.max_new_tokens} tokens)"
+        row_bytes, row_formula = task_of(settings.task).row_bytes(settings)
+        formula = f"2 (units, merged) x {rows:,} rows x {row_formula}"
         yield ForecastLine(what=f"predictions of {stage.name}", num_bytes=2 * rows * row_bytes, formula=formula)
 
 

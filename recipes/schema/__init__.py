@@ -12,7 +12,7 @@ from typing import Any, Literal
 from ..stage_kinds import RECIPE_KINDS
 from .fields import key
 
-Task = Literal["causal_lm", "seq2seq", "question_answering", "classification"]
+Task = str
 Dtype = Literal["float16", "bfloat16", "float32"]
 
 
@@ -388,7 +388,11 @@ class StageSpec:
 class StageSettings:
     """What a recipe says that a stage can see in its own way, by its `set`."""
 
-    task: Task = key("causal_lm", "what the model learns; this version runs causal_lm only")
+    task: Task = key(
+        "causal_lm",
+        "what the model learns: causal_lm, or a task of another package; seq2seq, question_answering and "
+        "classification come later",
+    )
     seed: int = key(0, "seed of weights, order of rows and sampling", at_least=0, at_most=2**32 - 1)
     model: Model = key(Model, "the model to start from")
     adapter: Adapter = key(Adapter, "what trains")

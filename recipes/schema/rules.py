@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ from typing import Any
 from ...errors import Fault, nearest
 from ...redaction import holds_secret, is_secret
 from ...run_folder import NAME_PATTERN
-from ..data.prompts import prompt_fields
-from ..stage_kinds import RECIPE_KINDS, STAGE_KINDS
+from ..stage_kinds import RECIPE_KINDS, STAGE_KINDS, RowUse
 from ..stages import fitting_sources, kind_name, resolve_stages, settings_of, stages_of
+from ..tasks import known_task, unknown_task
 from . import Recipe, Resources, StageSettings, validate
 
 # sbatch options that a run depends on, and what to write instead.
@@ -40,7 +40,7 @@ _ASSIGNED = re.compile(r"""(?<![\w$])([A-Za-z_]\w*)=["']?([^\s"'$`;]+)""")
 _NAME_HINT = "lower-case letters, digits and '-', 63 at most"
 # There is one of each in a run, so a stage cannot have its own.
 _SHARED = (
-    *("name", "description", "resources", "environment", "tracking", "stages", "data.splits", "data.generator"),
+    *("name", "description", "task", "resources", "environment", "tracking", "stages", "data.splits", "data.generator"),
     *("model.path", "model.revision", "model.from_scratch", "model.config", "model.tokenizer"),
 )
 
@@ -49,8 +49,7 @@ def faults_of(recipe: Recipe) -> list[Fault]:
     """Return every fault of a recipe whose types are right."""
     faults = [*_secrets(recipe), *_basics(recipe), *_variables(recipe), *_code(recipe), *_stages(recipe)]
     if not faults:  # what follows needs stages with kinds
-        faults += [*_resources(recipe), *_sources(recipe)]
-        faults += [*_prompts(recipe), *_settings(recipe)]
+        faults += [*_resources(recipe), *_sources(recipe), *_views(recipe)]
     return faults
 
 
@@ -62,6 +61,8 @@ def _basics(recipe: Recipe) -> Iterator[Fault]:
         yield Fault(key="model.path", problem="is missing", hint="a hub id, a local folder, or library:NAME")
     if not recipe.data.splits and recipe.data.generator is None:
         yield Fault(key="data.splits", problem="is missing", hint="such as {train: train.jsonl, test: test.jsonl}")
+    if (unknown := unknown_task(recipe.task)) is not None:
+        yield unknown
     if recipe.question_answering is not None and recipe.task != "question_answering":
         yield Fault(
             key="question_answering", problem=f"has no meaning for task {recipe.task}", hint="leave it out, or set task"
@@ -147,11 +148,22 @@ def _stages(recipe: Recipe) -> Iterator[Fault]:
         yield from validate.build(Recipe, spec.set, key=f"{key}.set")[1]
 
 
-def _prompts(recipe: Recipe) -> Iterator[Fault]:
-    for stage in resolve_stages(recipe).values():
-        if "predict" in stage.kind.rows and not stage.settings.data.prompt:
-            problem = f"is empty, so stage {stage.name} has nothing to answer"
-            yield Fault(key="data.prompt", problem=problem, hint="write a template, or leave the predict stage out")
+def _views(recipe: Recipe) -> list[Fault]:
+    """Return what is wrong in the recipe as its stages see it, each thing once, under the key that says it."""
+    task, faults, common = known_task(recipe.task), list[Fault](), settings_of(recipe)
+    found: dict[str | None, list[Fault]] = {}
+    for name, stage in resolve_stages(recipe).items():
+
+        def ask(settings: StageSettings, uses: Sequence[RowUse] = stage.kind.rows) -> list[Fault]:
+            return [*_sections(settings), *(task.faults(settings, uses) if task else ())]
+
+        found[name], of_all = ask(stage.settings), ask(common)
+        for fault in found[name]:
+            if fault in of_all:
+                faults.append(fault)
+            elif fault not in found.get(stage.of, ()):  # else it is said of the stage that it comes from
+                faults.append(replace(fault, key=f"stages.{name}.set.{fault.key}"))
+    return list(dict.fromkeys(faults))
 
 
 def _sources(recipe: Recipe) -> Iterator[Fault]:
@@ -211,18 +223,6 @@ def _kept(view: StageSettings) -> Iterator[Fault]:
         )
 
 
-def _settings(recipe: Recipe) -> Iterator[Fault]:
-    """Return what is wrong in the recipe as its stages see it: each fault once, where it was said first."""
-    common = list(_sections(settings_of(recipe)))
-    yield from common
-    found: dict[str | None, list[Fault]] = {}
-    for name, stage in resolve_stages(recipe).items():
-        found[name] = list(_sections(stage.settings))
-        for fault in found[name]:
-            if fault not in common and fault not in found.get(stage.of, []):
-                yield replace(fault, key=f"stages.{name}.set.{fault.key}")
-
-
 def _sections(view: StageSettings) -> Iterator[Fault]:
     """Return what is wrong between keys of one section, in the recipe as some stage sees it."""
     schedule, train, predict = view.train.schedule, view.train, view.predict
@@ -242,12 +242,3 @@ def _sections(view: StageSettings) -> Iterator[Fault]:
     if predict.sample and predict.num_beams > 1:
         problem = f"is {predict.num_beams} with predict.sample"
         yield Fault(key="predict.num_beams", problem=problem, hint="draw tokens or search beams, not both")
-    try:
-        fields = prompt_fields(view.data.prompt)
-    except ValueError as error:
-        key, problem = "data.prompt", f"is {view.data.prompt!r}: {error}"
-        yield Fault(key=key, problem=problem, hint="columns in braces; double a brace that stands for itself")
-        return
-    if view.data.columns.target in fields or "target" in fields:
-        problem = "reads the target column, which is what the model should answer"
-        yield Fault(key="data.prompt", problem=problem, hint="the target follows the prompt by itself")

@@ -143,7 +143,7 @@ def context(
         name="r",
         model=Model(path="m"),
         train=Train(precision="float32", zero=Zero(stage=zero_stage)),
-        checkpoints=Checkpoints(every_steps=1, thin=True, **reservations),
+        checkpoints=Checkpoints(every_steps=1, thin=True, **budget),
     )
     batch = Batch(
         world_size=2, micro_batch=1, accumulation=1, steps=STEPS, steps_per_epoch=5, warmup_steps=0, save_every_steps=1

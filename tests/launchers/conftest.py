@@ -19,11 +19,12 @@ from sousbatch import ledger
 from sousbatch.cluster.sandbox import build, lifecycle
 from sousbatch.cluster.site import Site
 from sousbatch.cluster.slurm_site import read_site
+from sousbatch.events import Event
 from sousbatch.launchers.slurm.launcher import SlurmLauncher
 from sousbatch.launchers.status import StageState, is_final, job_refs, run_states
 from sousbatch.launchers.submission import submit
-from sousbatch.ledger import Event
-from sousbatch.recipes.facts import DiskSpace, Inputs, ModelFacts, SplitFacts
+from sousbatch.recipes.compile import stage_model
+from sousbatch.recipes.facts import DiskSpace, Inputs, ModelFacts
 from sousbatch.recipes.inspect.inputs import code_digest_of
 from sousbatch.recipes.inspect.model import model_digest
 from sousbatch.recipes.plan import After, Batch, Forecast, Plan, Stage
@@ -37,7 +38,6 @@ HERE = Site(name="here", launcher="local", cpus_per_node=2, memory_bytes=1, gpus
 def make_plan(
     stages: Sequence[Stage],
     environment: Environment | None = None,
-    splits: dict[str, SplitFacts] | None = None,
     site: Site = HERE,
     **recipe: Any,
 ) -> Plan:
@@ -58,11 +58,11 @@ def make_plan(
         site=site,
         inputs=Inputs(
             model=model,
-            splits=splits or {},
+            splits={},
             disk_space=DiskSpace(folder="/", free_bytes=1, free_inodes=1),
             code_digest=code,
         ),
-        stages=tuple(stages),
+        stages=tuple(replace(stage, model=stage_model(model, None)) for stage in stages),
         forecast=Forecast(storage=(), storage_peak_bytes=0, device={}),
     )
 
@@ -136,7 +136,7 @@ runpy.run_module = run_module
 # its steps, or the file `enough` is there.
 JOB = """
 import os, pathlib, sys, time
-from sousbatch import ledger
+from sousbatch import events, ledger
 root, name, rank = pathlib.Path(sys.argv[1]), sys.argv[2], int(os.environ["RANK"])
 attempt, task = int(os.environ["SOUSBATCH_ATTEMPT"]), int(os.environ["SOUSBATCH_TASK"])
 flag, place = pathlib.Path(os.environ["SOUSBATCH_STOP_FLAG"]), root / f"step-{name}-{task}"
@@ -155,7 +155,7 @@ def save():
             raise
         place.write_text(str(step))
         writer = ledger.open_job(root / "ledger", name, task, attempt)
-        writer.write("saved", step=step)
+        writer.write(events.Saved(step=step))
         writer.close()
 goal = STEPS
 while step < goal and not (root / "enough").exists():

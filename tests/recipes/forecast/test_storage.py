@@ -1,4 +1,4 @@
-"""What checkpoints hold: sizes beside those of real ones, and the rung that a plan stands on."""
+"""What checkpoints hold, and the save level that a plan reaches."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from sousbatch.checkpoints.sizes import checkpoint_size
 from sousbatch.errors import PlanError
 from sousbatch.recipes.compile import compile
 from sousbatch.recipes.facts import Inputs
@@ -24,71 +23,6 @@ from sousbatch.recipes.forecast.storage import (
 )
 from sousbatch.recipes.plan import Batch, Plan, Rung
 from sousbatch.recipes.schema import Adapter, Checkpoints
-
-# Bytes of all files of real checkpoints after one step of jobs.train (torch 2.13, DeepSpeed 0.19.8, peft
-# 0.21, transformers 5.23; bfloat16 and two ranks where nothing else is said): a Llama of 349,952
-# parameters in 20 tensors, 6 kB of config and tokenizer, and the same at 14.8 M in 74 tensors.
-SMALL = {"trainable": 349_952, "frozen": 0, "num_tensors": 20}
-LARGE = {"trainable": 14_775_296, "frozen": 0, "num_tensors": 74}
-FROZEN = {"trainable": 164_224, "frozen": 185_728, "num_tensors": 20}
-LORA = {"trainable": 69_632, "frozen": 349_952, "num_tensors": 28, "adapter": True}
-MEASURED: list[tuple[int, dict[str, Any], int, int, str]] = [
-    (4_248_438, SMALL, 0, 1, "bfloat16"),
-    (4_263_064, SMALL, 0, 2, "bfloat16"),
-    (4_263_066, SMALL, 0, 2, "float32"),
-    (4_292_284, SMALL, 0, 4, "bfloat16"),
-    (4_936_888, SMALL, 1, 1, "bfloat16"),
-    (4_956_265, SMALL, 1, 2, "bfloat16"),
-    (4_994_922, SMALL, 1, 4, "bfloat16"),
-    (5_151_509, SMALL, 1, 12, "bfloat16"),
-    (4_936_888, SMALL, 2, 1, "bfloat16"),
-    (4_956_264, SMALL, 2, 2, "bfloat16"),
-    (5_656_158, SMALL, 2, 2, "float32"),
-    (4_994_923, SMALL, 2, 4, "bfloat16"),
-    (4_237_639, SMALL, 3, 1, "bfloat16"),
-    (4_266_200, SMALL, 3, 2, "bfloat16"),
-    (4_266_189, SMALL, 3, 2, "float32"),
-    (4_323_292, SMALL, 3, 4, "bfloat16"),
-    (4_554_001, SMALL, 3, 12, "bfloat16"),
-    (177_416_997, LARGE, 0, 2, "bfloat16"),
-    (206_929_775, LARGE, 2, 2, "bfloat16"),
-    (177_413_146, LARGE, 3, 2, "bfloat16"),
-    (2_769_271, FROZEN, 0, 2, "bfloat16"),
-    (2_727_425, FROZEN, 1, 2, "bfloat16"),
-    (2_728_897, FROZEN, 2, 2, "bfloat16"),
-    (2_414_239, FROZEN, 3, 2, "bfloat16"),
-    (914_363, LORA, 0, 2, "bfloat16"),
-    (1_034_566, LORA, 1, 2, "bfloat16"),
-    (1_034_566, LORA, 2, 2, "bfloat16"),
-    (907_716, LORA, 3, 2, "bfloat16"),
-    # QLoRA, on the CPU: the base in 4 bits is not in it either
-    (915_065, LORA, 0, 2, "bfloat16"),
-    (1_035_271, LORA, 1, 2, "bfloat16"),
-    (1_035_270, LORA, 2, 2, "bfloat16"),
-]
-
-
-@pytest.mark.parametrize(("num_bytes", "params", "zero_stage", "world_size", "precision"), MEASURED)
-def test_sizes_are_within_two_percent_of_real_checkpoints(
-    num_bytes: int, params: dict[str, Any], zero_stage: int, world_size: int, precision: str
-) -> None:
-    size = checkpoint_size(
-        **{"adapter": False} | params,
-        zero_stage=zero_stage,
-        precision=precision,
-        world_size=world_size,
-        beside_bytes=6_100,
-    )
-    assert size.num_bytes == pytest.approx(num_bytes, rel=0.02)
-
-
-def test_64_ranks_cost_their_bookkeeping_and_nothing_else() -> None:
-    """From 4 to 12 real ranks 28.8 kB each under ZeRO-3, 19.6 kB under ZeRO-1."""
-    for zero_stage, each, measured in ((3, 28_840, 4_554_001), (1, 19_570, 5_151_509)):
-        size = checkpoint_size(
-            **SMALL, adapter=False, zero_stage=zero_stage, precision="bfloat16", world_size=64, beside_bytes=6_100
-        )
-        assert size.num_bytes == pytest.approx(measured + 52 * each, rel=0.02)
 
 
 def planned(small: ModuleType, free: int = 10**9, **checkpoints: Any) -> Plan:

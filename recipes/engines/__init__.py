@@ -1,0 +1,24 @@
+"""Sharding engines, the half that plans; what runs on the ranks is in `jobs.training.engines`, by the same names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from ..schema import StageSettings
+from . import ddp, deepspeed
+from .base import Engine
+
+EngineName = Literal["ddp", "deepspeed"]
+
+ENGINES: Mapping[EngineName, Engine] = {"ddp": ddp, "deepspeed": deepspeed}
+
+
+def engine_name(settings: StageSettings) -> EngineName:
+    """Return the name of the engine that trains *settings*: the one place that decides it."""
+    return "deepspeed" if settings.train.zero.stage else "ddp"
+
+
+def engine_of(settings: StageSettings) -> Engine:
+    """Return the planning half of the engine that trains *settings*."""
+    return ENGINES[engine_name(settings)]

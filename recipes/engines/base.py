@@ -1,0 +1,55 @@
+"""What planning asks of a sharding engine, and the values that an engine answers with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from ...checkpoints.sizes import StateBytes
+from ..facts import ModelFacts
+from ..forecast.parameters import Params
+from ..plan import Batch, ForecastLine
+from ..schema import Dtype, StageSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """One part of the model states: bytes per parameter, how many ranks share the part, and where it lies."""
+
+    bytes_per_param: float
+    shared_by: int = 1
+    in_host_memory: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelStates:
+    """What a rank holds between two steps; frozen parameters take part in *weights* alone."""
+
+    weights: Held
+    gradients: Held
+    optimizer: Held
+
+
+class Engine(Protocol):
+    """A module of this package: `ddp` and `deepspeed` have these functions, and nothing else is public."""
+
+    def working_dtype(self, settings: StageSettings) -> Dtype:
+        """Return the dtype of the weights that forward and backward use; float32 where these are the masters."""
+        ...
+
+    def model_states(self, settings: StageSettings, world_size: int) -> ModelStates:
+        """Return what a rank holds of weights, gradients and optimizer states."""
+        ...
+
+    def exchange_memory(self, settings: StageSettings, params: Params, batch: Batch) -> list[ForecastLine]:
+        """Return what a rank holds for a while to exchange parameters and gradients."""
+        ...
+
+    def state_bytes(self, settings: StageSettings, world_size: int) -> StateBytes:
+        """Return what a full checkpoint holds for each parameter."""
+        ...
+
+    def refusals(self, settings: StageSettings, model: ModelFacts) -> Iterator[str]:
+        """Yield each reason why the engine cannot train *settings*, and what to set instead."""
+        ...

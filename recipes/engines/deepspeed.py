@@ -1,0 +1,86 @@
+"""Plan for DeepSpeed's ZeRO, stages 1 to 3: optimizer states, gradients, then parameters are spread over the ranks.
+
+Model states after Rajbhandari et al. 2020 (ZeRO, table 1): the float32 masters are kept beside the
+working copy, with the two moments. What the exchange adds was measured (benchmarks/memory.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ...checkpoints.sizes import DTYPE_BYTES, StateBytes
+from ..facts import ModelFacts
+from ..forecast.parameters import Params
+from ..plan import Batch, ForecastLine
+from ..schema import Dtype, StageSettings
+from .base import Held, ModelStates
+
+
+def working_dtype(settings: StageSettings) -> Dtype:
+    """Return the precision of the training; DeepSpeed keeps the float32 masters itself."""
+    return settings.train.precision
+
+
+def model_states(settings: StageSettings, world_size: int) -> ModelStates:
+    """Return the parts, each shared by the ranks from its ZeRO stage on."""
+    zero, work = settings.train.zero, DTYPE_BYTES[settings.train.precision]
+
+    def held(bytes_per_param: float, shared_from: int, in_host_memory: bool = False) -> Held:
+        shared_by = world_size if zero.stage >= shared_from else 1
+        return Held(bytes_per_param=bytes_per_param, shared_by=shared_by, in_host_memory=in_host_memory)
+
+    return ModelStates(
+        weights=held(work, 3, zero.offload == "both"),
+        gradients=held(work, 2),
+        optimizer=held(12, 1, zero.offload != "none"),
+    )
+
+
+def exchange_memory(settings: StageSettings, params: Params, batch: Batch) -> list[ForecastLine]:
+    """Return ZeRO-3's gathered weights, and the bucket of gradients with its flat copy and this rank's share."""
+    zero, work, ranks = settings.train.zero, DTYPE_BYTES[settings.train.precision], batch.world_size
+    if zero.stage < 3:
+        return []
+    sharding = zero.config.get("zero_optimization", {})
+    live = min(params.trainable + params.frozen, int(sharding.get("stage3_max_live_parameters", 1e9)))
+    bucket = min(params.trainable, int(sharding.get("reduce_bucket_size", 5e8)))
+    return [
+        ForecastLine(what="gathered weights", num_bytes=work * live, formula=f"{work} B x {live:,}"),
+        ForecastLine(
+            what="gradient buckets",
+            num_bytes=int(work * bucket * (2 + 1 / ranks)),
+            formula=f"{work} B x {bucket:,} x (2 + 1 / {ranks} ranks)",
+        ),
+    ]
+
+
+def state_bytes(settings: StageSettings, world_size: int) -> StateBytes:
+    """Return what all ranks write: ZeRO 1 and 2 add the working copy, and each ZeRO-3 rank names all tensors."""
+    work = DTYPE_BYTES[settings.train.precision]
+    if settings.train.zero.stage == 3:
+        return StateBytes(trainable=12, note="4 B master + 8 B moments", frozen=work, num_lists=world_size)
+    return StateBytes(
+        trainable=12 + work, note=f"4 B master + 8 B moments + {work} B working copy", frozen=work, num_lists=1
+    )
+
+
+def refusals(settings: StageSettings, model: ModelFacts) -> Iterator[str]:
+    """Refuse what DeepSpeed cannot train, or would train wrongly."""
+    train, zero = settings.train, settings.train.zero
+    names = ("num_local_experts", "num_experts", "n_routed_experts")
+    experts = next((model.config[name] for name in names if model.config.get(name)), None)
+    if settings.adapter.method == "qlora" and zero.stage == 3 and experts:
+        yield (
+            f"adapter qlora with train.zero.stage 3 fails on a mixture of {experts} experts: ZeRO-3 waits for "
+            "experts that got no token; set train.zero.stage=2, or adapter=lora"
+        )
+    if zero.offload == "both" and zero.stage != 3:
+        yield (
+            "train.zero.offload both moves parameters to host memory, which only train.zero.stage=3 shards; set "
+            "train.zero.offload=optimizer"
+        )
+    if train.optimizer != "adamw":
+        yield (
+            f"train.optimizer {train.optimizer} is not supported with ZeRO here; set train.optimizer=adamw or "
+            "train.zero.stage=0"
+        )
