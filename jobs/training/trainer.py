@@ -14,13 +14,13 @@ from ...events import Problem, Step
 from ...ledger import Ledger
 from ...recipes.plan import Batch
 from ...recipes.schema import StageSettings
+from ...tracking.base import Trackers
 from ..context import JobContext, say
 from ..watchdog import Watchdog
 from . import schedule
 from .collectives import Ranks
 from .rotation import Keeping
 from .saver import Saver, make_deepspeed_safe
-from .tracking import Tracker
 
 _CHECK_EVERY_S = 1.0
 
@@ -53,7 +53,7 @@ class RecipeTrainer(Trainer):
 
 
 class Steering(TrainerCallback):
-    """Decides at each step boundary what happens next, and writes the ledger and W&B on rank 0."""
+    """Decides at each step boundary what happens next, and writes the ledger and the tracker on rank 0."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Steering(TrainerCallback):
         batch: Batch,
         ranks: Ranks,
         ledger: Ledger | None,
-        tracker: Tracker | None,
+        tracker: Trackers | None,
         watchdog: Watchdog,
     ) -> None:
         self._job, self._batch, self._ranks, self._watchdog = job, batch, ranks, watchdog
