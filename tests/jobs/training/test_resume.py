@@ -1,4 +1,4 @@
-"""Where a training goes on: at the newest full state whose files are those that were committed."""
+"""Where a training resumes: at the newest full state whose files are those that were committed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sousbatch import ledger
 from sousbatch.checkpoints import commit
 from sousbatch.errors import DamagedError
 from sousbatch.jobs.training.collectives import Ranks
-from sousbatch.jobs.training.trainer import last_checkpoint
+from sousbatch.jobs.training.resume import last_checkpoint
 from sousbatch.run_folder import RunPaths
 
 NAMES = [f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in (0, 1)]
