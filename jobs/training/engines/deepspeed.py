@@ -149,6 +149,7 @@ def make_safe(engine: Any) -> None:
     from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
 
     is_adapter = hasattr(engine.module, "peft_config")
     trained = {name for name, value in engine.module.named_parameters() if value.requires_grad}
@@ -175,7 +176,8 @@ def make_safe(engine: Any) -> None:
 
         def load(self, path: str, map_location: Any = None) -> Any:
             # Python 3.11.0 to 3.11.3 pickle a member of an Enum as getattr(class, name)
-            known = [DynamicLossScaler, LossScaler, ZeroStageEnum, (_member_of(ZeroStageEnum), "builtins.getattr")]
+            enum = (_member_of(ZeroStageEnum), "builtins.getattr")
+            known = [DynamicLossScaler, LossScaler, ZeroStageEnum, enum, fragment_address]
             try:
                 with torch.serialization.safe_globals(known):
                     return torch.load(path, map_location=map_location, weights_only=True)
