@@ -1,4 +1,4 @@
-"""What this machine offers and lacks, each lack with the command that mends it."""
+"""`sousbatch doctor`: what this machine offers and lacks, each lack with the command that mends it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from ..cluster.slurm import call
 from ..cluster.slurm_site import read_site
 from ..errors import NoSlurmError, SlurmError
 from ..recipes.inspect.inputs import room_of
-from ..run_folder import cache_dir, state_dir
-from .show import size
+from ..user_folders import cache_dir, runs_dir, state_dir
+from .parser import Parser, add_runs_option, define
+from .tables import size
 
 _PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "peft", "hydra-core", "submitit", "wandb", "fsspec")
 
@@ -34,6 +36,17 @@ class Finding:
     finding: str
     is_good: bool | None = None
     remedy: str = ""
+
+
+def define_doctor(parser: Parser) -> None:
+    """Define `doctor`."""
+    define(parser, _doctor, "doctor")
+    add_runs_option(parser)
+
+
+def _doctor(arguments: Namespace) -> int:
+    print(_as_text(examine(runs_dir(arguments.runs))))
+    return 0
 
 
 def examine(runs: Path) -> tuple[Finding, ...]:
@@ -186,3 +199,14 @@ def _installed(name: str, what_for: str) -> Finding:
             what=name, finding=f"not installed; it gives {what_for}", remedy=f"{sys.executable} -m pip install {name}"
         )
     return Finding(what=name, finding=f"{importlib.metadata.version(name)}, for {what_for}", is_good=True)
+
+
+def _as_text(found: Sequence[Finding]) -> str:
+    """Return the doctor's findings, each with the command that mends it."""
+    marks = {True: "ok", False: "LACKS", None: "-"}
+    lines = []
+    for one in found:
+        lines.append(
+            f"{marks[one.is_good]:6}{one.what}: {one.finding}" + (f"\n      {one.remedy}" if one.remedy else "")
+        )
+    return "\n".join(lines)

@@ -5,18 +5,20 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import Any
 
+from ..events import Event, Step, of
 from ..launchers.base import FINAL_WORDS, Launcher
 from ..launchers.overview import watch_states
-from ..launchers.status import StageState, is_final, job_refs
+from ..launchers.status import StageState, is_final
 from ..launchers.submission import cancel
-from ..ledger import LedgerReader, read
-from ..recipes.plan import Glance, Plan, StageGlance, glance
+from ..ledger import LedgerReader
+from ..recipes.plan import Plan, glance
 from ..run_folder import RunPaths
-from . import show
+from .results import results
+from .status import run_status, what_helps
 
 _POLL_S = 0.5
 _LINE_EVERY_S = 10.0
@@ -61,10 +63,10 @@ def follow(plan: Plan, paths: RunPaths, launcher: Launcher) -> int:
 
 def _conclude(plan: Plan, paths: RunPaths, states: Mapping[str, StageState]) -> int:
     if all(state.word == "done" for state in states.values()):
-        print(show.results(plan, paths))
+        print(results(plan, paths))
         return 0
-    _tell(show.run_status(glance(paths.plan), paths, states))
-    _tell(f"sousbatch: run {paths.run_id} is not finished; {show.what_helps(paths, states)}")
+    _tell(run_status(glance(paths.plan), paths, states))
+    _tell(f"sousbatch: run {paths.run_id} is not finished; {what_helps(paths, states)}")
     return 1
 
 
@@ -95,7 +97,7 @@ class _Lines:
     def say(self, text: str) -> None:
         _tell(f"[{time.monotonic() - self._started:6.1f} s] {text}")
 
-    def update(self, states: Mapping[str, StageState], events: list[Any]) -> None:
+    def update(self, states: Mapping[str, StageState], events: Sequence[Event]) -> None:
         for name, state in states.items():
             now = state.word + (state.reason if state.word == "waiting" else "")  # for what and for whom may change
             if self._words.get(name) != now:
@@ -111,9 +113,9 @@ class _Lines:
                 self.say(f"{name} {state.step} of {state.total}{_latest(name, events)}")
 
 
-def _latest(stage: str, events: list[Any]) -> str:
-    values = [event.data for event in events if event.stage == stage and event.kind == "step" and "loss" in event.data]
-    return f", loss {values[-1]['loss']:.3f}" if values else ""
+def _latest(stage: str, events: Sequence[Event]) -> str:
+    steps = [event.values for event in of(events, Step) if event.stage == stage and "loss" in event.values]
+    return f", loss {steps[-1]['loss']:.3f}" if steps else ""
 
 
 class _Bars:
@@ -146,7 +148,7 @@ class _Bars:
     def say(self, text: str) -> None:
         self._progress.console.print(text)
 
-    def update(self, states: Mapping[str, StageState], events: list[Any]) -> None:
+    def update(self, states: Mapping[str, StageState], events: Sequence[Event]) -> None:
         for name, state in states.items():
             bar = self._bars[name]
             if state.word in ("running", "stopping") and not self._progress.tasks[bar].started:
@@ -158,47 +160,3 @@ class _Bars:
             self._progress.update(bar, total=total, completed=done, note=f"{state.word} {note} {state.reason}")
             if state.word in FINAL_WORDS:
                 self._progress.stop_task(bar)
-
-
-def telling_stage(plan: Glance, paths: RunPaths, launcher: Launcher) -> StageGlance:
-    """Return the stage whose log tells most: the first that failed, else the newest that began."""
-    states = watch_states(plan, paths, launcher)
-    failed = [stage for stage in plan.stages if states[stage.name].word == "failed"]
-    begun = [stage for stage in plan.stages if paths.log(stage.name, 0).is_file()]
-    return (failed or begun[-1:] or [plan.stages[0]])[0]
-
-
-def print_log(plan: Glance, paths: RunPaths, stage: StageGlance, launcher: Launcher, *, until_end: bool) -> int:
-    """Print the logs of a stage's tasks; with *until_end* go on until it has ended."""
-    offsets = [0] * stage.num_tasks
-    while True:
-        is_over = _has_ended(plan, paths, stage, launcher)
-        for task in range(stage.num_tasks):
-            offsets[task] = _print_new(paths, stage, task, offsets[task])
-        if is_over or not until_end:
-            break
-        time.sleep(_POLL_S)
-    if not any(offsets):
-        print(f"sousbatch: {stage.name} has printed nothing yet", file=sys.stderr)
-    return 0
-
-
-def _has_ended(plan: Glance, paths: RunPaths, stage: StageGlance, launcher: Launcher) -> bool:
-    if stage.name not in job_refs(read(paths.ledger_dir, max_steps=1)):
-        return True
-    # of a run that cannot be read nothing more will be told
-    return bool(plan.problem) or watch_states(plan, paths, launcher)[stage.name].word in FINAL_WORDS
-
-
-def _print_new(paths: RunPaths, stage: StageGlance, task: int, offset: int) -> int:
-    path = paths.log(stage.name, task)
-    if not path.is_file():
-        return offset
-    with path.open("rb") as stream:
-        stream.seek(offset)
-        text = stream.read()
-    if text and offset == 0:
-        print(f"==> {path} <==")
-    sys.stdout.write(text.decode(errors="replace"))
-    sys.stdout.flush()
-    return offset + len(text)

@@ -1,4 +1,4 @@
-"""What the verbs of `sousbatch predictions` do."""
+"""`sousbatch predictions`: merge and score prediction files."""
 
 from __future__ import annotations
 
@@ -8,10 +8,62 @@ from argparse import Namespace
 from pathlib import Path
 
 from ..errors import NotFoundError, UsageError
-from . import show
+from .parser import Parser, add_command, add_verbs, count, define
 
 
-def merge(arguments: Namespace) -> int:
+def define_predictions(parser: Parser) -> None:
+    """Define `predictions` and its verbs."""
+    define(parser, None, "predictions merge shards/rank*.jsonl --out predictions.jsonl")
+    verbs = add_verbs(parser)
+    _define_merge(add_command(verbs, "merge", "join shards into one file in row order, or name what is missing"))
+    _define_score(add_command(verbs, "score", "measure predictions against a data file"))
+
+
+def _define_merge(merge: Parser) -> None:
+    define(
+        merge,
+        _merge,
+        "predictions merge shards/rank*.jsonl --out predictions.jsonl --rows 5000",
+        "predictions merge shards/rank*.jsonl --out joined.jsonl --in-file-order",
+    )
+    merge.add_argument(
+        "paths", nargs="+", metavar="PATH", help="shards (.jsonl or .csv), a folder of them, or a folder of units"
+    )
+    merge.add_argument("--out", required=True, metavar="FILE", help="the merged file")
+    merge.add_argument("--rows", type=count, help="how many rows there must be")
+    order = merge.add_mutually_exclusive_group()
+    order.add_argument(
+        "--index", default="index", metavar="FIELD", help="field that holds a row's position (default index)"
+    )
+    order.add_argument(
+        "--in-file-order", action="store_true", help="rows have no index: one shard after the other, as named here"
+    )
+    merge.add_argument("--export", metavar="FILE", help="also write the merged rows as .csv or .parquet")
+
+
+def _define_score(score: Parser) -> None:
+    define(score, _score, "predictions score predictions.jsonl --data test.jsonl --target summary")
+    score.add_argument("path", metavar="FILE", help="merged predictions (.jsonl)")
+    score.add_argument("--data", required=True, metavar="FILE", help="the rows that were predicted")
+    score.add_argument(
+        "--target", default="target", metavar="COLUMN", help="column of the right answers (default target)"
+    )
+    score.add_argument(
+        "--input",
+        default="input",
+        metavar="COLUMN",
+        help="column of the inputs, for the copying baseline (default input)",
+    )
+    score.add_argument(
+        "--field", default="prediction", metavar="FIELD", help="field of the prediction (default prediction)"
+    )
+    score.add_argument(
+        "--tokenizer", choices=["words", "characters"], default="words", help="units of ROUGE (default words)"
+    )
+    score.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _merge(arguments: Namespace) -> int:
     from ..predictions.merge import merge_units
     from ..predictions.shard_merge import merge_shards
 
@@ -72,9 +124,10 @@ def _export(merged: Path, export: str | None) -> int:
     return 0
 
 
-def score(arguments: Namespace) -> int:
+def _score(arguments: Namespace) -> int:
     from ..predictions.scoring import score_with_baseline
     from ..recipes.data.rows import read_rows
+    from .results import scores as scores_table
 
     for path in (arguments.path, arguments.data):
         if not Path(path).is_file():
@@ -93,5 +146,5 @@ def score(arguments: Namespace) -> int:
         metrics=["character_accuracy", "cer", "exact_match", "rouge1", "rouge2", "rougeL"],
         tokenizer=arguments.tokenizer,
     )
-    print(json.dumps(scores, indent=1) if arguments.json else show.scores(scores))
+    print(json.dumps(scores, indent=1) if arguments.json else scores_table(scores))
     return 0

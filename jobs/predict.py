@@ -10,11 +10,14 @@ from pathlib import Path
 
 from ..cluster import processes
 from ..errors import EXIT_STOPPED, RunError
+from ..events import PredictionStarted, UnitCommitted
 from ..ledger import Ledger
 from ..predictions.units import Layout, committed_units, open_layout, units_of_task, write_unit
 from ..recipes.data.rows import Row, read_rows
+from ..recipes.tasks import task_of
 from .context import JobContext, run_job
 from .generation.prediction_key import dtype_of, model_dir_of, prediction_key
+from .tasks import runtime_of
 from .training.tracking import Tracker
 from .watchdog import Watchdog
 
@@ -29,34 +32,32 @@ def predict(job: JobContext) -> int:
     done = committed_units(folder, layout, key)
     missing = [number for number in units_of_task(layout, job.task, job.stage.num_tasks) if number not in done]
     ledger = job.open_ledger()
-    ledger.write("layout", key=key, num_rows=num_rows, unit_rows=layout.unit_rows, num_committed=len(done))
+    ledger.write(PredictionStarted(key=key, num_rows=num_rows, unit_rows=layout.unit_rows, num_committed=len(done)))
     code = _answer(job, key, folder, layout, missing, ledger) if missing else 0
     ledger.close()
     return code
 
 
 def _answer(job: JobContext, key: str, folder: Path, layout: Layout, missing: list[int], ledger: Ledger) -> int:
-    from .generation.transformers_engine import Decoder
-
     model_dir = model_dir_of(job.plan, job.paths, job.stage)
     device = "cpu" if job.stage.resources.device == "cpu" else "cuda"
-    decoder = Decoder(
-        job.recipe, model_dir, job.tokenizer_dir(), device=device, dtype=dtype_of(job.recipe, job.stage, model_dir)
-    )
+    dtype = dtype_of(job.recipe, job.stage, model_dir)
+    runtime = runtime_of(task_of(job.recipe.task))
+    answerer = runtime.answerer(job.recipe, model_dir, job.tokenizer_dir(), device, dtype)
     tracker, watchdog, code = Tracker(job), Watchdog(job.stage.resources.stall_min), 0
     for count, (number, rows) in enumerate(_units(job, layout, missing), 1):
         if job.is_asked_to_stop():
             code = EXIT_STOPPED
             break
-        answers = decoder.answer(rows)
+        answers = answerer.answer(rows)
         column = job.recipe.data.columns.id
         lines = [
-            {"index": index, **({"id": row[column]} if column else {}), "prediction": text}
-            for (index, row), text in zip(rows, answers, strict=True)
+            {"index": index, **({"id": row[column]} if column else {}), **answer}
+            for (index, row), answer in zip(rows, answers, strict=True)
         ]
         job.check_fence()
         unit = write_unit(folder, layout, number, lines, key, job.attempt, job.task)
-        ledger.write("unit", unit=number, num_rows=unit.num_rows)
+        ledger.write(UnitCommitted(unit=number, num_rows=unit.num_rows))
         print(f"sousbatch: unit {number} is committed, {count} of {len(missing)} of this task", flush=True)
         tracker.log(count, {"rows": unit.num_rows})
         watchdog.step()

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..cluster import processes
 from ..errors import EXIT_STOPPED, RunError
+from ..events import Resumed
 from ..recipes.plan import Batch
+from ..recipes.tasks import task_of
 from .context import JobContext, run_job
+from .tasks import runtime_of
 from .training.tracking import Tracker
 from .watchdog import Watchdog
 
@@ -54,7 +57,7 @@ def train(job: JobContext) -> int:
     log = tracker.log if tracker is not None else lambda step, values: None
     saver, trainer = _trainer(job, job.batch, ranks, arguments, callback, log)
     if ledger is not None and last is not None:
-        ledger.write("resumed", step=last.step)
+        ledger.write(Resumed(step=last.step))
     try:
         trainer.train(resume_from_checkpoint=str(last.path) if last else None)
     finally:
@@ -72,8 +75,6 @@ def _trainer(
 ) -> tuple[Saver, Trainer]:
     from transformers import PrinterCallback
 
-    from ..recipes.data.encode import pad_id
-    from .training.encoding import Collator, load_rows
     from .training.engines import engine_of
     from .training.model import build_model, load_tokenizer
     from .training.saver import Saver
@@ -81,11 +82,12 @@ def _trainer(
 
     folder, inputs, recipe = job.base_model_dir(), job.plan.inputs, job.recipe
     tokenizer = load_tokenizer(recipe, job.tokenizer_dir())
-    rows = load_rows(recipe.data, Path(inputs.splits[recipe.train.split].path), tokenizer)
-    eval_rows = None
+    runtime = runtime_of(task_of(recipe.task))
+    examples = runtime.examples(recipe, Path(inputs.splits[recipe.train.split].path), tokenizer, None)
+    eval_examples = None
     if recipe.train.eval_split:
         path = Path(inputs.splits[recipe.train.eval_split].path)
-        eval_rows = load_rows(recipe.data, path, tokenizer, limit=recipe.train.eval_rows)
+        eval_examples = runtime.examples(recipe, path, tokenizer, recipe.train.eval_rows)
     model = build_model(recipe, folder, tokenizer, has_weights=inputs.model.has_weights or job.stage.of is not None)
     saver = Saver(job, batch, ranks, callback.ledger, tokenizer, log)
     trainer = RecipeTrainer(
@@ -94,9 +96,9 @@ def _trainer(
         saver,
         model=model,
         args=arguments,
-        train_dataset=rows,
-        eval_dataset=eval_rows,
-        data_collator=Collator(pad_id(tokenizer)),
+        train_dataset=examples,
+        eval_dataset=eval_examples,
+        data_collator=runtime.collator(recipe, tokenizer),
         callbacks=[callback],
     )
     trainer.remove_callback(PrinterCallback)  # it prints on every rank

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 from ..cluster.site import Site
 from ..errors import PlanError
-from .data.row_faults import row_refusals, row_warnings
 from .engines import engine_of
 from .forecast.memory import forecast
 from .forecast.parameters import takes_adapter
@@ -15,9 +14,10 @@ from .forecast.storage import is_own_limit, model_of, with_dtype
 from .forecast.trainable import is_frozen
 from .plan import After, Batch, Forecast, Inputs, Plan, Stage
 from .refusals import by_stage, doubts, misfits
-from .schema import Kind, Predict, Recipe, Resources
+from .schema import Kind, Recipe, Resources
 from .schema.fields import unbuilt
 from .stages import kind_of, resources_of, source_of, stage_view, stages_of
+from .tasks import task_of
 
 _TASK_BYTES = 40_000_000_000  # of the consolidated model: 120 GB move, 2 minutes at 1 GB/s
 
@@ -100,11 +100,9 @@ def _refusals(view: Recipe, stage: Stage, inputs: Inputs) -> Iterator[str]:
         return
     for key in unbuilt(view):
         yield f"{key} can be written down but is not done by this version; leave it out"
-    if view.task != "causal_lm":
-        yield f"task {view.task!r} can be written down but not run by this version; causal_lm can"
     if stage.resources.device == "cpu":
         yield from _cpu_refusals(view, stage)
-    yield from row_refusals(view, stage, inputs)
+    yield from task_of(view.task).refusals(view, stage, inputs)
     if stage.batch is not None:
         yield from _batch_refusals(view, stage, stage.batch)
         yield from engine_of(view).refusals(view, inputs.model)
@@ -147,8 +145,9 @@ def _parameter_refusals(view: Recipe, stage: Stage, inputs: Inputs) -> Iterator[
                 "model.freeze has no meaning with an adapter, which freezes the whole base; set model.freeze=[] or "
                 "adapter=full"
             )
+        heads = task_of(view.task).head_modules
         for target in view.adapter.target_modules:
-            if not any(takes_adapter(tensor, target) for tensor in tensors):
+            if not any(takes_adapter(tensor, target, heads) for tensor in tensors):
                 linear = {t.name.removesuffix(".weight").rsplit(".", 1)[-1] for t in tensors if len(t.shape) == 2}
                 yield f"adapter.target_modules: no layer is called {target!r}; known: {', '.join(sorted(linear))}"
         return
@@ -200,13 +199,7 @@ def _storage_warnings(stage: Stage, found: Forecast) -> Iterator[str]:
 def _warnings(recipe: Recipe, site: Site, inputs: Inputs, stage: Stage, found: Forecast) -> Iterator[str]:
     yield from _slurm_only(recipe, site)
     view = stage_view(recipe, stage.name)
-    yield from row_warnings(view, stage, inputs)
-    if stage.kind == "predict" and not view.predict.sample:
-        drawn = [
-            name for name in ("temperature", "top_k", "top_p") if vars(view.predict)[name] != vars(Predict())[name]
-        ]
-        if drawn:
-            yield f"stage {stage.name!r}: predict.{drawn[0]} does nothing without predict.sample=true"
+    yield from task_of(view.task).warnings(view, stage, inputs)
     if stage.kind != "train":
         return
     yield from _storage_warnings(stage, found)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 from ...checkpoints.consolidation.manifest import read_manifest
 from ...errors import NotFoundError
@@ -13,32 +13,35 @@ from ...recipes.compose import stage_view
 from ...recipes.inspect.cache import file_digest
 from ...recipes.plan import Plan, Stage
 from ...recipes.schema import Recipe
+from ...recipes.schema.validate import to_plain
+from ...recipes.tasks import TaskSpec, task_of
 from ...run_folder import RunPaths
+from . import EngineSpec, engine_of
 
-_RESOURCES = ("unit_rows", "batch_rows")  # of predict: how, not what
-_PROMPT = ("prompt", "system", "pad_input_to", "separator", "long_rows")
-_ENGINE = "transformers-generate-1"
+# Which rows are answered, by what, and what goes into a line besides the answer.
+_ALWAYS = ("task", "data.columns.id", "predict.split", "predict.rows", "predict.engine", "predict.dtype")
+
+
+def deciding_keys(task: TaskSpec, engine: EngineSpec | None) -> tuple[str, ...]:
+    """Return the keys of a stage's settings that decide its predictions, besides model and data."""
+    return tuple(sorted({*_ALWAYS, *task.decides, *(engine.decides if engine else ())}))
 
 
 def prediction_key(plan: Plan, paths: RunPaths, stage: Stage) -> str:
-    """Return the key of a predict stage: 16 hex digits over weights, rows, prompt, decoding, dtype, engine.
+    """Return the key of a predict stage: 16 hex digits over model, rows, and the settings that decide.
 
     Raises:
         NotFoundError: the model is not there yet.
     """
-    recipe = stage_view(plan.recipe, stage.name)
-    model_dir = model_dir_of(plan, paths, stage)
-    decoding = {name: value for name, value in vars(recipe.predict).items() if name not in _RESOURCES}
-    prompt = {name: getattr(recipe.data, name) for name in _PROMPT}
-    parts: list[Any] = [
-        _ENGINE,
+    settings, model_dir = stage_view(plan.recipe, stage.name), model_dir_of(plan, paths, stage)
+    task = task_of(settings.task)
+    engine = engine_of(settings.predict.engine) if task.generates else None
+    parts = [
+        [task.version, engine and engine.version],
+        {key: to_plain(attrgetter(key)(settings)) for key in deciding_keys(task, engine)},
         _weights_digest(model_dir),
-        plan.inputs.splits[recipe.predict.split].digest,
-        vars(recipe.data.columns),
-        prompt,
-        decoding,
-        dtype_of(recipe, stage, model_dir),
-        recipe.seed if recipe.predict.sample else None,
+        plan.inputs.splits[settings.predict.split].digest,
+        dtype_of(settings, stage, model_dir),
         plan.inputs.model.digest,  # with it the tokenizer, where that is not in the model's folder
     ]
     return digest_of(parts)[:16]

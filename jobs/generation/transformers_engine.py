@@ -1,60 +1,71 @@
-"""Answer rows with a causal language model, through transformers' `generate`.
+"""Generate with transformers' `generate`.
 
-A row's answer depends on the row alone: batches only share the time. Drawn tokens come from
+A text depends on its own row alone: batches only share the time. Drawn tokens come from
 a noise that is seeded by row, so another batch or world size draws the same.
 """
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessor, LogitsProcessorList
+import transformers
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from ...recipes.data.encode import encode_prompts, pad_id, positions_of
-from ...recipes.data.rows import Row
-from ...recipes.schema import Predict, Recipe
-from ..training.model import load_tokenizer
+from ...recipes.data.encode import pad_id
+from ...recipes.schema import Predict
+from ...recipes.schema import Recipe as StageSettings
 
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-class Decoder:
-    """A loaded model that answers rows."""
+def load(
+    settings: StageSettings, model_dir: Path, tokenizer: Any, *, model_class: str, device: str, dtype: str
+) -> TransformersEngine:
+    """Return the engine with the model of *model_dir*, loaded as *model_class* of transformers."""
+    return TransformersEngine(settings, load_model(settings, model_dir, model_class, device, dtype), tokenizer)
 
-    def __init__(self, recipe: Recipe, model_dir: Path, tokenizer_dir: Path, *, device: str, dtype: str) -> None:
-        self._recipe = recipe
-        self._tokenizer = load_tokenizer(recipe, tokenizer_dir)
-        options: dict[str, Any] = {"attn_implementation": recipe.model.attention} if recipe.model.attention else {}
-        model = AutoModelForCausalLM.from_pretrained(
-            model_dir, dtype=_DTYPES[dtype], trust_remote_code=recipe.model.trust_remote_code, **options
-        )
-        self._model = model.to(device).eval()
-        self._pad = pad_id(self._tokenizer)
-        positions = positions_of(model.config.to_dict())
-        self._limit = None if positions is None else max(1, positions - recipe.predict.max_new_tokens)
-        self._config = _generation_config(recipe.predict, model, self._tokenizer, self._pad)
 
-    def answer(self, rows: Sequence[tuple[int, Row]]) -> list[str]:
-        """Return the answers of (input position, row) pairs, in their order, in Unicode NFC."""
-        found = encode_prompts(self._recipe.data, [row for _, row in rows], self._tokenizer, self._limit)
-        prompts = [prompt.ids for prompt in found]
-        by_length = sorted(range(len(rows)), key=lambda place: len(prompts[place]))
-        answers = [""] * len(rows)
-        size = self._recipe.predict.batch_rows
-        for first in range(0, len(rows), size):
+def load_model(settings: StageSettings, model_dir: Path, model_class: str, device: str, dtype: str) -> Any:
+    """Return the model of *model_dir* on *device*, ready to answer."""
+    spec = settings.model
+    options: dict[str, Any] = {"attn_implementation": spec.attention} if spec.attention else {}
+    model = getattr(transformers, model_class).from_pretrained(
+        model_dir, dtype=_DTYPES[dtype], trust_remote_code=spec.trust_remote_code, **options
+    )
+    return model.to(device).eval()
+
+
+class TransformersEngine:
+    """A model of transformers that continues prompts."""
+
+    def __init__(self, settings: StageSettings, model: Any, tokenizer: Any) -> None:
+        self._settings, self._model, self._tokenizer = settings, model, tokenizer
+        self._pad = pad_id(tokenizer)
+        self._generation = _generation_config(settings.predict, model, tokenizer, self._pad)
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The model's config."""
+        return dict(self._model.config.to_dict())
+
+    def generate(self, prompts: Sequence[list[int]], positions: Sequence[int]) -> list[str]:
+        """Return what follows each prompt; those of like length share a batch."""
+        by_length = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
+        answers = [""] * len(prompts)
+        size = self._settings.predict.batch_rows
+        for first in range(0, len(prompts), size):
             places = by_length[first : first + size]
-            texts = self._generate([prompts[place] for place in places], [rows[place][0] for place in places])
+            texts = self._generate([prompts[place] for place in places], [positions[place] for place in places])
             for place, text in zip(places, texts, strict=True):
                 answers[place] = text
         return answers
 
     def _generate(self, prompts: list[list[int]], positions: list[int]) -> list[str]:
-        """Answer one batch; one that is too large for the device is answered in halves."""
+        """Continue one batch; one that is too large for the device is continued in halves."""
         try:
             return self._generate_batch(prompts, positions)
         except torch.OutOfMemoryError:
@@ -68,20 +79,16 @@ class Decoder:
     def _generate_batch(self, prompts: list[list[int]], positions: list[int]) -> list[str]:
         longest = max(map(len, prompts))
         ids = torch.tensor([[self._pad] * (longest - len(prompt)) + prompt for prompt in prompts])
-        # filler inside a prompt is attended to, that on its left is not
+        # padding inside a prompt is attended to, that on its left is not
         mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-        device = self._model.device
-        processors = (
-            _sampling(self._recipe.predict, self._recipe.seed, positions) if self._recipe.predict.sample else None
-        )
+        device, predict = self._model.device, self._settings.predict
         output = self._model.generate(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
-            generation_config=self._config,
-            logits_processor=processors,
+            generation_config=self._generation,
+            logits_processor=_sampling(predict, self._settings.seed, positions) if predict.sample else None,
         )
-        texts = self._tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
-        return [unicodedata.normalize("NFC", text) for text in texts]
+        return list(self._tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True))
 
 
 def _generation_config(spec: Predict, model: Any, tokenizer: Any, pad: int) -> GenerationConfig:

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ...events import Step
 from ...ledger import Ledger
 from ...recipes.plan import Batch
 from ..context import JobContext, say
@@ -95,6 +96,6 @@ class StepCallback(TrainerCallback):
             )
             say(f"step {state.global_step} of {self._batch.steps}: {shown}")
         if self.ledger is not None:
-            self.ledger.write("step", step=state.global_step, **values)
+            self.ledger.write(Step(step=state.global_step, values=values))
         if self._tracker is not None:
             self._tracker.log(state.global_step, values)

@@ -16,6 +16,7 @@ from ...recipes.engines import engine_of
 from ...recipes.forecast.trainable import is_frozen
 from ...recipes.inspect.tokenizer import load_full
 from ...recipes.schema import Recipe
+from ...recipes.tasks import TaskSpec, task_of
 
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -30,7 +31,8 @@ def build_model(recipe: Recipe, folder: Path, tokenizer: Any, *, has_weights: bo
 
     Under ZeRO-3 transformers then builds it in pieces on every rank.
     """
-    model = _load(recipe, folder, has_weights=has_weights)
+    task = task_of(recipe.task)
+    model = _load(recipe, task, folder, has_weights=has_weights)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer))
     for name, parameter in model.named_parameters():
@@ -48,27 +50,28 @@ def build_model(recipe: Recipe, folder: Path, tokenizer: Any, *, has_weights: bo
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if recipe.adapter.method != "full":
         model.enable_input_require_grads()
-        model = _with_adapter(recipe, model)
+        model = _with_adapter(recipe, task, model)
     return model
 
 
-def _load(recipe: Recipe, folder: Path, *, has_weights: bool) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM, set_seed
+def _load(recipe: Recipe, task: TaskSpec, folder: Path, *, has_weights: bool) -> Any:
+    import transformers
 
     spec, train = recipe.model, recipe.train
     options: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code}
-    config = AutoConfig.from_pretrained(folder, **options, **spec.config)
+    model_class = getattr(transformers, task.model_class)
+    config = transformers.AutoConfig.from_pretrained(folder, **options, **spec.config)
     if spec.attention:
         options["attn_implementation"] = spec.attention
     dtype = _DTYPES[engine_of(recipe).working_dtype(recipe)] if recipe.adapter.method == "full" else torch.float32
-    set_seed(recipe.seed)
+    transformers.set_seed(recipe.seed)
     if not has_weights:
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, **options)
+        return model_class.from_config(config, dtype=dtype, **options)
     if recipe.adapter.method == "qlora":
         options["quantization_config"] = _four_bits(train.precision)
     if recipe.adapter.method != "full":
         dtype = _DTYPES[train.precision]
-    return AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype, **options)
+    return model_class.from_pretrained(folder, config=config, dtype=dtype, **options)
 
 
 def _four_bits(precision: str) -> Any:
@@ -83,7 +86,7 @@ def _four_bits(precision: str) -> Any:
     )
 
 
-def _with_adapter(recipe: Recipe, model: Any) -> Any:
+def _with_adapter(recipe: Recipe, task: TaskSpec, model: Any) -> Any:
     from peft import LoraConfig, TaskType, get_peft_model
 
     spec = recipe.adapter
@@ -94,6 +97,6 @@ def _with_adapter(recipe: Recipe, model: Any) -> Any:
         lora_dropout=spec.dropout,
         target_modules=targets,
         modules_to_save=list(spec.modules_to_save) or None,
-        task_type=TaskType.CAUSAL_LM,
+        task_type=TaskType[task.peft_type],
     )
     return get_peft_model(model, config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ...checkpoints import commit
 from ...checkpoints.commit import Checkpoint
 from ...errors import DamagedError, RunError
+from ...events import Problem
 from ...recipes.plan import Batch
 from ..context import JobContext, say
 from .collectives import Ranks
@@ -42,7 +43,7 @@ def _is_sound(one: Checkpoint, job: JobContext) -> bool:
         message = f"{one.path}: {problems[0]}; training goes on from an older one, if there is any"
         say(message)
         ledger = job.open_ledger()
-        ledger.write("problem", message=message)
+        ledger.write(Problem(message=message))
         ledger.close()
     return not problems
 

@@ -10,6 +10,7 @@ from ..engines.base import Held
 from ..plan import Batch, Forecast, ForecastLine, Inputs, ModelFacts, Stage
 from ..schema import Recipe
 from ..stages import stage_view
+from ..tasks import task_of
 from .parameters import params_of
 from .storage import storage_of
 
@@ -71,7 +72,7 @@ def _activations(recipe: Recipe, model: ModelFacts, batch: Batch) -> ForecastLin
         return next((int(value) for value in found if isinstance(value, int)), default)
 
     hidden, layers = number("hidden_size", "n_embd", "d_model"), number("num_hidden_layers", "n_layer", "num_layers")
-    heads, vocabulary = number("num_attention_heads", "n_head", default=1), number("vocab_size")
+    heads, (outputs, noun) = number("num_attention_heads", "n_head", default=1), task_of(recipe.task).outputs(config)
     tokens, rows = recipe.data.max_tokens, batch.micro_batch
     width = DTYPE_BYTES[recipe.train.precision]
     is_gated = any("gate_proj" in tensor.name or "gate_up_proj" in tensor.name for tensor in model.tensors)
@@ -81,11 +82,11 @@ def _activations(recipe: Recipe, model: ModelFacts, batch: Batch) -> ForecastLin
     if recipe.model.attention == "eager":
         layer += 5 * heads * tokens * tokens * rows * width // 2
         formula += f" + 2.5 x {width} B x {heads} heads x {tokens}"
-    logits = 3 * 4 * tokens * rows * vocabulary  # float32 logits, their softmax and its gradient
+    logits = 3 * 4 * tokens * rows * outputs  # float32 logits, their softmax and its gradient
     if recipe.train.gradient_checkpointing:
         total = layer + width * tokens * rows * hidden * layers + logits
         layers_formula = f"{formula} + {layers} layers x {width} B x {hidden}"
     else:
         total, layers_formula = layer * layers + logits, f"{layers} layers x ({formula})"
-    formula = f"{rows} x {tokens} tokens x ({layers_formula} + 12 B x {vocabulary:,} words)"
+    formula = f"{rows} x {tokens} tokens x ({layers_formula} + 12 B x {outputs:,} {noun})"
     return ForecastLine(what="activations", num_bytes=total, formula=formula)

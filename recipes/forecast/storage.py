@@ -20,6 +20,7 @@ from ..engines import engine_of
 from ..plan import Batch, Forecast, ForecastLine, Inputs, Ladder, ModelFacts, Rung, Stage
 from ..schema import Adapter, Dtype, Recipe
 from ..stages import is_measured, stage_view
+from ..tasks import task_of
 from .parameters import params_of
 
 RUNGS: tuple[Rung, ...] = ("full", "thinned best", "weights only", "none")
@@ -191,8 +192,8 @@ def _beside(view: Recipe, inputs: Inputs, stage: Stage) -> Iterator[ForecastLine
     if stage.kind == "predict":
         split = inputs.splits[view.predict.split]
         rows = min(view.predict.rows or split.num_rows, split.num_rows)
-        row_bytes = 100 + 4 * view.predict.max_new_tokens
-        formula = f"2 (units, merged) x {rows:,} rows x (100 B + 4 B x {view.predict.max_new_tokens} tokens)"
+        row_bytes, row_formula = task_of(view.task).row_bytes(view)
+        formula = f"2 (units, merged) x {rows:,} rows x {row_formula}"
         yield ForecastLine(what=f"predictions of {stage.name}", num_bytes=2 * rows * row_bytes, formula=formula)
 
 

@@ -1,4 +1,4 @@
-"""Print parameter shapes: `python -m sousbatch.recipes.inspect.architecture FOLDER CHANGES TRUSTS`.
+"""Print parameter shapes: `python -m sousbatch.recipes.inspect.architecture FOLDER CLASS CHANGES TRUSTS`.
 
 Runs in a process of its own, so that planning never imports torch. The model is built on
 the meta device: no memory is taken, whatever its size.
@@ -12,20 +12,22 @@ import sys
 from ...errors import nearest
 
 
-def main(folder: str, changes: str, trusts: str) -> None:
+def main(folder: str, model_class: str, changes: str, trusts: str) -> None:
     """Write one JSON object to stdout: the config, and a list of (name, shape, dtype)."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    import transformers
 
     options = {"trust_remote_code": trusts == "True"}
-    config, unused = AutoConfig.from_pretrained(folder, **options, **json.loads(changes), return_unused_kwargs=True)
+    config, unused = transformers.AutoConfig.from_pretrained(
+        folder, **options, **json.loads(changes), return_unused_kwargs=True
+    )
     unknown = sorted(unused.keys() & json.loads(changes).keys())
     if unknown:  # transformers passes over it
         known = sorted({*config.to_dict(), *config.attribute_map})
         hint = nearest(unknown[0], known) or f"it has {', '.join(known)}"
         sys.exit(f"model.config has {unknown[0]!r}, which {type(config).__name__} does not ({hint})")
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, **options)
+        model = getattr(transformers, model_class).from_config(config, **options)
     tensors = [(name, list(tensor.shape), "float32") for name, tensor in model.named_parameters()]
     print(json.dumps({"config": json.loads(config.to_json_string(use_diff=False)), "tensors": tensors}))
 

@@ -17,11 +17,12 @@ from typing import Any
 from ... import files
 from ...checkpoints.capacity.limits import least, limits_of
 from ...errors import UsageError, nearest
-from ...run_folder import cached
+from ...user_folders import cached
 from ..catalog import LIBRARY_DIR
 from ..plan import ModelFacts, TensorFacts
 from ..schema import Recipe
 from ..stages import stage_view, stages_of
+from ..tasks import task_of
 from .cache import file_digest
 
 logger = logging.getLogger(__name__)
@@ -101,9 +102,7 @@ def model_facts(recipe: Recipe) -> ModelFacts:
     Raises:
         UsageError: it does not exist, is not whole, or is not of a kind that can be trained here.
     """
-    spec = recipe.model
-    if recipe.task != "causal_lm":
-        raise UsageError(f"task {recipe.task!r} can be written down but not run by this version; causal_lm can")
+    spec, task = recipe.model, task_of(recipe.task)
     here = _folder_here("model.path", spec.path)
     folder = here or _from_hub("model.path", spec.path, spec.revision, has_code=spec.trust_remote_code)
     config = _read_config(spec.path, folder)
@@ -119,10 +118,10 @@ def model_facts(recipe: Recipe) -> ModelFacts:
             f"model.path {spec.path!r} has no *.safetensors weights; "
             "set model.from_scratch=true to start from random ones"
         )
-    if weights and not spec.from_scratch and not spec.config:
+    if weights and not (spec.from_scratch or spec.config or task.has_new_head):
         found = sorted((tensor for header in headers for tensor in _tensors_of(header)), key=lambda t: t.name)
     else:
-        shapes = _shapes(folder, recipe)
+        shapes = _shapes(folder, task.model_class, recipe)
         found = [TensorFacts(name=name, shape=tuple(shape), dtype=dtype) for name, shape, dtype in shapes["tensors"]]
         config = shapes["config"]
     return ModelFacts(
@@ -211,14 +210,14 @@ def _tensors_of(header: dict[str, Any]) -> list[TensorFacts]:
     ]
 
 
-def _shapes(folder: Path, recipe: Recipe) -> dict[str, Any]:
+def _shapes(folder: Path, model_class: str, recipe: Recipe) -> dict[str, Any]:
     changes, trusts = files.canonical_json(recipe.model.config), str(recipe.model.trust_remote_code)
-    key = [(folder / "config.json").read_text(encoding="utf-8"), changes, trusts]
-    return dict(cached("shapes", key, lambda: _run_shapes(folder, changes, trusts)))
+    key = [(folder / "config.json").read_text(encoding="utf-8"), model_class, changes, trusts]
+    return dict(cached("shapes", key, lambda: _run_shapes(folder, model_class, changes, trusts)))
 
 
-def _run_shapes(folder: Path, changes: str, trusts: str) -> Any:
-    command = [sys.executable, "-m", f"{__package__}.architecture", str(folder), changes, trusts]
+def _run_shapes(folder: Path, model_class: str, changes: str, trusts: str) -> Any:
+    command = [sys.executable, "-m", f"{__package__}.architecture", str(folder), model_class, changes, trusts]
     environment = os.environ | {"PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL)
     if done.returncode != 0:

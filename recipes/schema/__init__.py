@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from .fields import key
 
-Task = Literal["causal_lm", "seq2seq", "question_answering", "classification"]
+Task = str
 Kind = Literal["train", "consolidate", "predict", "merge", "score", "sweep"]
 KINDS: tuple[Kind, ...] = ("train", "consolidate", "predict", "merge", "score")  # what a recipe can have as stages
 Dtype = Literal["float16", "bfloat16", "float32"]
@@ -391,7 +391,11 @@ class Recipe:
 
     name: str = key("", "name of the recipe; its file's name when not given")
     description: str = key("", "one line for `recipes list`")
-    task: Task = key("causal_lm", "what the model learns; this version runs causal_lm only")
+    task: Task = key(
+        "causal_lm",
+        "what the model learns: causal_lm, or a task of another package; seq2seq, question_answering and "
+        "classification come later",
+    )
     seed: int = key(0, "seed of weights, order of rows and sampling", at_least=0, at_most=2**32 - 1)
     model: Model = key(Model, "the model to start from")
     adapter: Adapter = key(Adapter, "what trains")

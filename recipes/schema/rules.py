@@ -13,8 +13,8 @@ from typing import Any
 from ...errors import Fault, nearest
 from ...redaction import holds_secret, is_secret
 from ...run_folder import NAME_PATTERN
-from ..data.prompts import prompt_fields
 from ..stages import NEEDS_SOURCE, SOURCES, fitting_sources, is_measured, kind_of, stage_view, stages_of
+from ..tasks import known_task, unknown_task
 from . import KINDS, Recipe, Resources, validate
 
 # sbatch options that a run depends on, and what to write instead.
@@ -39,7 +39,7 @@ _ASSIGNED = re.compile(r"""(?<![\w$])([A-Za-z_]\w*)=["']?([^\s"'$`;]+)""")
 _NAME_HINT = "lower-case letters, digits and '-', 63 at most"
 # There is one of each in a run, so a stage cannot have its own.
 _SHARED = (
-    *("name", "description", "resources", "environment", "tracking", "stages", "data.splits", "data.generator"),
+    *("name", "description", "task", "resources", "environment", "tracking", "stages", "data.splits", "data.generator"),
     *("model.path", "model.revision", "model.from_scratch", "model.config", "model.tokenizer"),
 )
 
@@ -48,11 +48,7 @@ def faults_of(recipe: Recipe) -> list[Fault]:
     """Return every fault of a recipe whose types are right."""
     faults = [*_secrets(recipe), *_basics(recipe), *_variables(recipe), *_code(recipe), *_stages(recipe)]
     if not faults:  # what follows needs stages with kinds
-        common = list(_sections(recipe))
-        faults += [*_resources(recipe), *_sources(recipe), *_prompts(recipe), *common]
-        for name in stages_of(recipe):
-            own = (fault for fault in _sections(stage_view(recipe, name)) if fault not in common)
-            faults += [replace(fault, key=f"stages.{name}.set.{fault.key}") for fault in own]
+        faults += [*_resources(recipe), *_sources(recipe), *_views(recipe)]
     return faults
 
 
@@ -64,6 +60,8 @@ def _basics(recipe: Recipe) -> Iterator[Fault]:
         yield Fault(key="model.path", problem="is missing", hint="a hub id, a local folder, or library:NAME")
     if not recipe.data.splits and recipe.data.generator is None:
         yield Fault(key="data.splits", problem="is missing", hint="such as {train: train.jsonl, test: test.jsonl}")
+    if (unknown := unknown_task(recipe.task)) is not None:
+        yield unknown
     if recipe.question_answering is not None and recipe.task != "question_answering":
         yield Fault(
             key="question_answering", problem=f"has no meaning for task {recipe.task}", hint="leave it out, or set task"
@@ -149,11 +147,19 @@ def _stages(recipe: Recipe) -> Iterator[Fault]:
         yield from validate.build(Recipe, spec.set, key=f"{key}.set")[1]
 
 
-def _prompts(recipe: Recipe) -> Iterator[Fault]:
+def _views(recipe: Recipe) -> list[Fault]:
+    """Return what is wrong in the recipe as its stages see it, each thing once, under the key that says it."""
+    task, faults = known_task(recipe.task), []
     for name in stages_of(recipe):
-        if kind_of(recipe, name) == "predict" and not stage_view(recipe, name).data.prompt:
-            problem = f"is empty, so stage {name} has nothing to answer"
-            yield Fault(key="data.prompt", problem=problem, hint="write a template, or leave the predict stage out")
+        kind = kind_of(recipe, name)
+
+        def found(view: Recipe, kind: str = kind) -> list[Fault]:
+            return [*_sections(view), *(task.faults(view, kind) if task else ())]
+
+        common = found(recipe)
+        for fault in found(stage_view(recipe, name)):
+            faults.append(fault if fault in common else replace(fault, key=f"stages.{name}.set.{fault.key}"))
+    return list(dict.fromkeys(faults))
 
 
 def _sources(recipe: Recipe) -> Iterator[Fault]:
@@ -232,12 +238,3 @@ def _sections(view: Recipe) -> Iterator[Fault]:
     if predict.sample and predict.num_beams > 1:
         problem = f"is {predict.num_beams} with predict.sample"
         yield Fault(key="predict.num_beams", problem=problem, hint="draw tokens or search beams, not both")
-    try:
-        fields = prompt_fields(view.data.prompt)
-    except ValueError as error:
-        key, problem = "data.prompt", f"is {view.data.prompt!r}: {error}"
-        yield Fault(key=key, problem=problem, hint="columns in braces; double a brace that stands for itself")
-        return
-    if view.data.columns.target in fields or "target" in fields:
-        problem = "reads the target column, which is what the model should answer"
-        yield Fault(key="data.prompt", problem=problem, hint="the target follows the prompt by itself")

@@ -308,12 +308,51 @@ def test_output_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> No
         assert (done.returncode, done.stderr) == (2, "sousbatch: a file: No space left on device\n")
 
 
+@pytest.fixture
+def toy_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installed package that adds the command `greet`, another that cannot be loaded, and one that is ours."""
+    (tmp_path / "toy.py").write_text(
+        "from sousbatch.cli.parser import define\n"
+        "def define_greet(parser):\n"
+        "    define(parser, greet, 'greet you')\n"
+        "    parser.add_argument('name', help='who')\n"
+        "def greet(arguments):\n"
+        "    print('hello', arguments.name)\n"
+        "    return 1\n"
+    )
+    (tmp_path / "toy-1.0.dist-info").mkdir()
+    (tmp_path / "toy-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
+    (tmp_path / "toy-1.0.dist-info" / "entry_points.txt").write_text(
+        "[sousbatch.commands]\ngreet = toy:define_greet\nstatus = toy:define_greet\nbroken = not_there:define\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+@pytest.mark.usefixtures("toy_package")
+def test_a_package_adds_a_command_and_replaces_none(sousbatch: Run) -> None:
+    assert sousbatch("greet", "you") == (1, "hello you\n", "")
+    assert sousbatch("status")[1].startswith("no runs yet")
+    assert re.search(r"^    greet +from the package toy$", sousbatch("--help")[1], re.MULTILINE)
+    assert "command 'broken' from the package toy cannot be loaded: No module named" in _said(sousbatch, "broken")
+    assert "known: recipes, plan" in (said := _said(sousbatch, "gret")) and "did you mean 'greet'?" in said
+
+
+@pytest.mark.parametrize(("words", "own"), [(["--help"], set()), (["cancel", "--help"], {"runs", "tables"})])
+def test_a_command_imports_its_own_module_only(words: list[str], own: set[str]) -> None:
+    text = (
+        "import sys\nfrom sousbatch.cli.main import main\ntry:\n    main()\nexcept SystemExit:\n"
+        "    print(*(name[14:] for name in sys.modules if name.startswith('sousbatch.cli.')), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", text, *words], capture_output=True, text=True)
+    assert set(done.stderr.split()) == own | {"main", "parser"}
+
+
 @pytest.mark.parametrize(("command", "code"), [("submit", 141), ("resume", 141), ("status", 0)])
 def test_a_reader_that_goes_away_is_told_by_the_exit_code_where_a_run_goes_on(command: str, code: int) -> None:
     text = (
-        "import sys\nfrom sousbatch.cli import commands, main\n"
+        "import sys\nfrom sousbatch.cli import main, status, submit\n"
         "def run(_):\n    while True:\n        print('a line', flush=True)\n"
-        "commands.run = run\nsys.exit(main.main())\n"
+        "submit._submit = submit._resume = status._status = run\nsys.exit(main.main())\n"
     )
     words = [command, "x"] if command != "status" else [command]
     line = f"{shlex.join([sys.executable, '-c', text, *words])} 2>&1 | head -1"

@@ -212,7 +212,6 @@ REFUSALS = {
         "only train.zero.stage=3 shards",
     ),
     "adafactor under ZeRO": ({"train.optimizer": "adafactor"}, "set train.optimizer=adamw or train.zero.stage=0"),
-    "another task": ({"task": "seq2seq"}, "'seq2seq' can be written down but not run"),
     "adapter and freeze": (
         {"adapter.method": "lora", "model.freeze": ("lm_head.*",)},
         "set model.freeze=[] or adapter=full",
@@ -285,7 +284,7 @@ def test_a_full_disk_is_refused_with_the_largest_part_named(small: ModuleType) -
 
 
 def test_all_reasons_come_at_once_and_each_once(small: ModuleType) -> None:
-    changes = {"task": "seq2seq", "train.global_batch": 9, "train.precision": "float16"}
+    changes = {"train.global_batch": 9, "train.precision": "float16", "model.attention": "flash_attention_2"}
     with pytest.raises(PlanError) as caught:
         compile(_changed(small.RECIPE, changes), small.SITE, small.INPUTS)
     assert len(caught.value.reasons) == 3

@@ -31,9 +31,9 @@ def model_dir(tmp_path_factory):
 
 
 def answers(recipe, model_dir, rows):
-    from sousbatch.jobs.generation.transformers_engine import Decoder
+    from sousbatch.jobs.tasks.causal_lm import CausalAnswerer
 
-    return Decoder(recipe, model_dir, TINY, device="cpu", dtype="float32").answer(rows)
+    return CausalAnswerer(recipe, model_dir, TINY, "cpu", "float32").answer(rows)
 
 
 @pytest.mark.parametrize("sample", [False, True])

@@ -55,7 +55,7 @@ def test_recomputing_keeps_one_layer_and_the_inputs(small: ModuleType) -> None:
     ],
 )
 def test_adapters_go_where_peft_puts_them(name: str, shape: tuple[int, ...], target: str, takes: bool) -> None:
-    assert takes_adapter(TensorFacts(name=name, shape=shape, dtype="float32"), target) is takes
+    assert takes_adapter(TensorFacts(name=name, shape=shape, dtype="float32"), target, ["lm_head"]) is takes
 
 
 def test_an_adapter_trains_rank_times_both_sides(small: ModuleType) -> None:

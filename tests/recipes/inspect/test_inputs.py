@@ -28,8 +28,8 @@ def test_shapes_come_from_the_weights_headers(project: Path) -> None:
 
 
 def test_a_model_from_scratch_takes_the_shapes_of_its_config(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    architecture = {"config": {}, "tensors": [["a.weight", [3, 5], "float32"]]}
-    monkeypatch.setattr("sousbatch.recipes.inspect.model._run_shapes", lambda *look: architecture)
+    shapes = {"config": {}, "tensors": [["a.weight", [3, 5], "float32"]]}
+    monkeypatch.setattr("sousbatch.recipes.inspect.model._run_shapes", lambda *look: shapes)
     model = inspect(compose("./small.yaml", ["model.from_scratch=true", "model.config.vocab_size=7"]), project).model
     assert (model.has_weights, model.num_params) == (False, 15)
 
@@ -47,7 +47,7 @@ def test_a_model_from_scratch_takes_the_shapes_of_its_config(project: Path, monk
 def test_a_key_that_the_models_configuration_does_not_have_is_named(changes: str, reason: str, project: Path) -> None:
     """In this process, for the sake of its imports; planning shows the last line of the other one."""
     with pytest.raises(SystemExit) as caught:
-        architecture.main(str(project / "model"), changes, "False")
+        architecture.main(str(project / "model"), "AutoModelForCausalLM", changes, "False")
     assert str(caught.value).startswith(reason)
 
 

@@ -21,11 +21,6 @@ def _faults(values: Any) -> list[str]:
         ({"num_train_epochs": 3}, "num_train_epochs is another library's word (here it is train.epochs)"),
         ({"train": {"bf16": True}}, "train.bf16 is another library's word (here it is train.precision)"),
         ({"train": {"warmup_ratio": 0}}, "train.warmup_ratio is not a key (it is train.schedule.warmup_ratio)"),
-        (
-            {"task": "causal"},
-            "task is 'causal'; known: causal_lm, seq2seq, question_answering, classification "
-            "(did you mean 'causal_lm'?)",
-        ),
         ({"train": 5}, "train is 5 (a section of keys is expected, such as train.split)"),
         ({"train": {"steps": 0}}, "train.steps is 0 (at least 1)"),
         ({"train": {"learning_rate": 0}}, "train.learning_rate is 0.0 (above 0)"),

@@ -1,4 +1,4 @@
-"""Rows to tokens: prompt, filler, separator, response, and what counts in the loss."""
+"""Rows to tokens: prompt, padding, separator, response, and what counts in the loss."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from transformers import AutoTokenizer
 
 import sousbatch.recipes
 from sousbatch.errors import RunError
-from sousbatch.jobs.training.encoding import IGNORED_LABEL, Collator, load_rows
+from sousbatch.jobs.tasks.causal_lm import IGNORED_LABEL, Collator, load_examples
 from sousbatch.recipes.data.encode import encode_prompts, render_prompt
-from sousbatch.recipes.schema import Columns, Data
+from sousbatch.recipes.schema import Columns, Data, Recipe
 
 TINY = Path(sousbatch.recipes.__file__).parent / "library/models/tiny-hangul"
 SPEC = Data(prompt="{input}", separator="<sep>", pad_input_to=9, max_tokens=40)
@@ -36,14 +36,18 @@ def data(tmp_path):
     return write
 
 
+def examples(spec, path, tokenizer):
+    return load_examples(Recipe(data=spec), path, tokenizer)
+
+
 def test_only_the_response_and_its_end_count_in_the_loss(tokenizer, data):
-    row = load_rows(SPEC, data(ROWS), tokenizer)[0]
+    row = examples(SPEC, data(ROWS), tokenizer)[0]
     counted = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != IGNORED_LABEL]
     assert counted == [*tokenizer("다")["input_ids"], tokenizer.eos_token_id]
 
 
 def test_loss_on_all_counts_every_token(tokenizer, data):
-    row = load_rows(replace(SPEC, loss_on="all"), data(ROWS), tokenizer)[0]
+    row = examples(replace(SPEC, loss_on="all"), data(ROWS), tokenizer)[0]
     assert row["labels"] == row["input_ids"]
 
 
@@ -56,20 +60,20 @@ def test_every_prompt_is_filled_up_to_one_width_before_the_separator(tokenizer):
 
 
 def test_training_and_predicting_see_the_same_prompt(tokenizer, data):
-    row = load_rows(SPEC, data(ROWS), tokenizer)[1]
+    row = examples(SPEC, data(ROWS), tokenizer)[1]
     prompt = encode_prompts(SPEC, ROWS, tokenizer, None)[1].ids
     assert row["input_ids"][: len(prompt)] == prompt
 
 
 def test_plain_text_trains_on_whole_lines(tokenizer, data):
     spec = replace(SPEC, prompt="", loss_on="all")
-    row = load_rows(spec, data([{"text": "가"}]), tokenizer)[0]
+    row = examples(spec, data([{"text": "가"}]), tokenizer)[0]
     assert row["input_ids"] == [*tokenizer("가")["input_ids"], tokenizer.eos_token_id] == row["labels"]
 
 
 def test_a_row_that_is_too_long_is_refused_by_its_number(tokenizer, data):
     with pytest.raises(RunError, match="row 2 .* data.max_tokens is 14"):
-        load_rows(replace(SPEC, max_tokens=14), data(ROWS), tokenizer)
+        examples(replace(SPEC, max_tokens=14), data(ROWS), tokenizer)
 
 
 @pytest.mark.parametrize(("policy", "num_rows"), [("drop", 1), ("cut_right", 2), ("cut_left", 3)])
@@ -77,7 +81,7 @@ def test_long_rows_are_dropped_or_cut_on_the_named_side(tokenizer, data, policy,
     """The prompt alone may be above max_tokens: cut on the right such a row has nothing to learn, and is left out."""
     spec = Data(prompt="{input}=", max_tokens=len(tokenizer("가나다라마바사아자차=다")["input_ids"]), long_rows=policy)
     inputs = ("가나", "가나다라마바사아자차", "가나다라마바사아자차" * 40)
-    rows = load_rows(spec, data([{"input": text, "target": "다"} for text in inputs]), tokenizer)
+    rows = examples(spec, data([{"input": text, "target": "다"} for text in inputs]), tokenizer)
     seen = [row["input_ids"] for row in rows]
     assert all(len(ids) <= spec.max_tokens for ids in seen)
     assert len(seen) == num_rows
@@ -88,7 +92,7 @@ def test_long_rows_are_dropped_or_cut_on_the_named_side(tokenizer, data, policy,
 
 def test_data_in_which_nothing_counts_is_refused(tokenizer, data):
     with pytest.raises(RunError, match="no row .* counts in the loss"):
-        load_rows(replace(SPEC, max_tokens=8, long_rows="cut_right"), data(ROWS), tokenizer)
+        examples(replace(SPEC, max_tokens=8, long_rows="cut_right"), data(ROWS), tokenizer)
 
 
 def test_a_template_knows_our_words_and_the_files_own(tokenizer):
@@ -96,11 +100,11 @@ def test_a_template_knows_our_words_and_the_files_own(tokenizer):
     assert render_prompt(spec, {"dialogue": "hi {there}", "tone": "kind"}, tokenizer) == "kind: hi {there}"
 
 
-def test_a_batch_is_padded_on_the_right_and_its_filler_is_masked(tokenizer, data):
-    rows = load_rows(SPEC, data(ROWS), tokenizer)
+def test_a_batch_is_padded_on_the_right_and_its_padding_is_masked(tokenizer, data):
+    rows = examples(SPEC, data(ROWS), tokenizer)
     batch = Collator(tokenizer.pad_token_id)([rows[0], rows[1]])
     assert batch["input_ids"].shape == batch["labels"].shape == (2, 17)
     assert batch["attention_mask"].tolist() == [[1] * 14 + [0] * 3, [1] * 17]
     assert torch.all(batch["labels"][0, 14:] == IGNORED_LABEL)
-    # filler inside the fixed width is attended to, or positions would shift
+    # padding inside the fixed width is attended to, or positions would shift
     assert batch["attention_mask"][1, :10].tolist() == [1] * 10

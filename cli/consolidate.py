@@ -1,0 +1,235 @@
+"""`sousbatch checkpoints consolidate`: a checkpoint becomes a half-precision model."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import NotFoundError, UsageError
+from ..run_index import find_checkpoint_dirs
+from .parser import Parser, count, define, positive_number, share
+from .progress import byte_progress
+from .tables import columns, size
+
+if TYPE_CHECKING:
+    from ..checkpoints.consolidation.manifest import Manifest
+    from ..checkpoints.consolidation.plan import Choices
+    from ..checkpoints.formats.tensors import Source
+    from ..remote import Place
+
+
+def define_consolidate(parser: Parser) -> None:
+    """Define `checkpoints consolidate`."""
+    define(
+        parser,
+        _consolidate,
+        "checkpoints consolidate checkpoint-500 model",
+        "checkpoints consolidate checkpoint-500 model --dtype bfloat16 --verify",
+        "checkpoints consolidate checkpoint-500 model --shard 0/80",
+    )
+    parser.add_argument("path", metavar="CKPT", help="checkpoint folder or URL")
+    parser.add_argument("out", metavar="OUT", help="folder or URL to make")
+    parser.add_argument(
+        "--dtype",
+        choices=["float16", "bfloat16", "float32"],
+        default="float16",
+        help="type of the weights (default float16)",
+    )
+    parser.add_argument(
+        "--max-shard-gb", type=positive_number, default=5.0, help="largest weight file, 1 GB = 10^9 bytes (default 5)"
+    )
+    parser.add_argument(
+        "--overflow",
+        choices=["refuse", "clamp", "bfloat16"],
+        default="refuse",
+        help="what to do with weights beyond float16's range",
+    )
+    parser.add_argument(
+        "--adapter",
+        choices=["merge", "keep", "raw"],
+        help="an adapter: write the model that it makes of its base, or the adapter alone (default: keep); raw: all "
+        "weights under their own names, as zero_to_fp32.py does, and no config.json",
+    )
+    parser.add_argument("--base", metavar="DIR", help="the model that an adapter was trained on; merges it")
+    parser.add_argument(
+        "--copy-from", metavar="DIR", help="take config and tokenizer from here (default: the checkpoint)"
+    )
+    _add_execution_options(parser)
+
+
+def _add_execution_options(parser: Parser) -> None:
+    parser.add_argument("--workers", type=count, default=0, help="threads (default: one per core)")
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="read back what was written, and compare it by another path",
+    )
+    parser.add_argument(
+        "--shard",
+        type=share,
+        default=(0, 1),
+        metavar="I/N",
+        help="write every N-th weight file from the I-th on, counted from 0: a task of an array; "
+        "the last to end makes OUT appear",
+    )
+    parser.add_argument(
+        "--no-statistics",
+        action="store_true",
+        help="check no checksums, take no digests, count no zeros",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what it costs, from headers alone; write nothing")
+    parser.add_argument(
+        "--disk-gbs",
+        type=positive_number,
+        default=1.0,
+        metavar="GB/S",
+        help="for --dry-run: what one task moves (default 1)",
+    )
+
+
+def _config_dir(checkpoint: Place) -> Place | None:
+    """Return the folder with the config and tokenizer of *checkpoint*: itself or the one above, if any."""
+    return next((place for place in (checkpoint, checkpoint.parent) if (place / "config.json").is_file()), None)
+
+
+def _consolidate(arguments: Namespace) -> int:
+    from ..checkpoints.consolidation.consolidate import consolidate_part, refuse_within
+    from ..checkpoints.consolidation.manifest import MANIFEST_NAME
+    from ..remote import place_of
+
+    _refuse_contradictions(arguments)
+    checkpoint, out = place_of(arguments.path), place_of(arguments.out)
+    source = _open(arguments.path, checkpoint, is_raw=arguments.adapter == "raw")
+    choices = _choices(arguments, checkpoint)
+    if arguments.dry_run:
+        return _show_cost(arguments, source, choices)
+    refuse_within(checkpoint, out)
+    was_there = (out / MANIFEST_NAME).is_file()
+    started = time.monotonic()
+    part, num_parts = arguments.shard
+    try:
+        with byte_progress("consolidating") as progress:
+            manifest = consolidate_part(
+                source,
+                out.absolute() if isinstance(out, Path) else out,
+                choices,
+                part=part,
+                num_parts=num_parts,
+                begins_anew=num_parts == 1,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        print(f"sousbatch: {arguments.out}: interrupted; the same command goes on where it stood", file=sys.stderr)
+        raise
+    took = f"{time.monotonic() - started:.1f} s"
+    if manifest is None:
+        print(f"{arguments.out}: part {part} of {num_parts} is written, others are missing, {took}")
+        return 0
+    print(f"{arguments.out}: {'was there already: ' * was_there}{_made(manifest, choices)}, {took}")
+    if manifest.content == "model" and all(file.name != "config.json" for file in manifest.files):
+        print(f"sousbatch: warning: {_without_config(arguments)}", file=sys.stderr)
+    return 0
+
+
+def _refuse_contradictions(arguments: Namespace) -> None:
+    if arguments.out.startswith("memory:"):
+        raise UsageError(f"{arguments.out}: is gone when this command ends; name a folder or a store's URL")
+    if arguments.adapter in ("keep", "raw") and arguments.base:
+        raise UsageError(f"--adapter {arguments.adapter} and --base contradict each other; leave out one of them")
+    if arguments.adapter == "raw" and arguments.copy_from:
+        raise UsageError(
+            "--adapter raw writes no config.json, for with one from_pretrained would make weights up; leave out "
+            "--copy-from"
+        )
+
+
+def _without_config(arguments: Namespace) -> str:
+    """Return why a model's folder has no config.json, and what follows."""
+    if arguments.adapter == "raw":
+        return f"{arguments.out} holds all weights as they stand and no config.json; from_pretrained cannot load it"
+    return (
+        f"no config.json lies beside {arguments.path}, so the names of the weights were not compared and "
+        f"from_pretrained cannot load {arguments.out}; remove it and consolidate again with --copy-from DIR, the "
+        "folder of the model's config"
+    )
+
+
+def _made(manifest: Manifest, choices: Choices) -> str:
+    """Return what a model is, and what its dtype could not keep."""
+    text = f"{manifest.num_params:,} parameters, {manifest.dtype}, {size(manifest.num_bytes)}"
+    clamped = sum(manifest.num_overflowing.values())
+    if clamped and choices.overflow == "clamp":
+        text += f", {clamped:,} values were clamped"
+    return text + ("" if manifest.num_flushed is None else f", {manifest.num_flushed:,} values became zero")
+
+
+def _open(text: str, checkpoint: Place, *, is_raw: bool) -> Source:
+    """Open the checkpoint that *text* names; where it means a run, or a folder of several, name the newest."""
+    from ..checkpoints.commit import list_checkpoints
+    from ..checkpoints.integrity import open_sound
+
+    try:
+        return open_sound(checkpoint, is_raw=is_raw)
+    except NotFoundError as error:
+        try:
+            found = [one for folder in find_checkpoint_dirs(text) for one in list_checkpoints(folder)]
+        except NotFoundError:
+            raise error from None
+        whole = [one for one in found if one.status != "torn" and one.path != checkpoint]
+        if not whole:
+            raise
+        newest = max(whole, key=lambda one: (one.status == "committed", one.order))
+        raise UsageError(
+            f"{text}: is no checkpoint, but holds {len(whole)}; give one, the newest is {newest.path}"
+        ) from error
+
+
+def _choices(arguments: Namespace, checkpoint: Place) -> Choices:
+    from ..checkpoints.consolidation.plan import Choices
+    from ..remote import place_of
+
+    has_config = arguments.adapter != "raw"
+    return Choices(
+        dtype=arguments.dtype,
+        max_shard_bytes=int(arguments.max_shard_gb * 1e9),
+        num_workers=arguments.workers or len(os.sched_getaffinity(0)),
+        overflow=arguments.overflow,
+        is_merged=arguments.adapter == "merge",
+        base_dir=place_of(arguments.base) if arguments.base else None,
+        copy_from=place_of(arguments.copy_from)
+        if arguments.copy_from
+        else _config_dir(checkpoint)
+        if has_config
+        else None,
+        is_compared=has_config and not arguments.dry_run,
+        has_statistics=not arguments.no_statistics,
+        is_verified=arguments.verify,
+    )
+
+
+def _show_cost(arguments: Namespace, source: Source, choices: Choices) -> int:
+    from ..checkpoints.consolidation.cost import cost_of
+    from ..checkpoints.consolidation.plan import shards_of
+
+    cost = cost_of(
+        shards_of(source, choices),
+        num_tasks=arguments.shard[1],
+        num_workers=choices.num_workers,
+        bytes_per_second=arguments.disk_gbs * 1e9,
+    )
+    print(
+        columns(
+            [
+                ["read", f"{size(cost.read_bytes)} of {cost.num_files:,} files"],
+                ["write", f"{size(cost.written_bytes)} in {cost.num_shards:,} weight files"],
+                ["tasks", f"{cost.num_tasks:,}, the largest moves {size(cost.largest_task_bytes)}"],
+                ["memory", f"{size(cost.memory_bytes)} a task"],
+                ["time", f"{cost.seconds:,.1f} s at {arguments.disk_gbs:g} GB/s a task"],
+            ]
+        )
+    )
+    return 0

@@ -1,0 +1,155 @@
+"""`sousbatch plan`: show what would run and what it takes."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import TYPE_CHECKING
+
+from ..run_folder import run_paths
+from ..user_folders import runs_dir
+from .parser import Parser, add_recipe_arguments, count, define
+from .progress import row_progress
+from .tables import columns, size
+
+if TYPE_CHECKING:
+    from ..recipes.plan import Plan, Stage
+
+
+def define_plan(parser: Parser) -> None:
+    """Define `plan`."""
+    define(
+        parser,
+        _plan,
+        "plan hangul-restoration",
+        "plan hangul-restoration train.global_batch=64 --json",
+        "plan hangul-restoration --script",
+        "plan hangul-restoration --rows 3",
+    )
+    add_recipe_arguments(parser)
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument("--json", action="store_true", help="the whole plan as JSON")
+    shape.add_argument("--script", action="store_true", help="the exact text that would be sent for each stage")
+    shape.add_argument(
+        "--rows",
+        type=count,
+        dest="num_rows",
+        metavar="N",
+        help="the first N rows of each split as the model sees them",
+    )
+
+
+def plan_of(arguments: Namespace, *, is_smoke: bool = False) -> Plan:
+    from ..launchers import reservations
+    from ..launchers.registry import choose_site, watchers
+    from ..recipes.compile import compile
+    from ..recipes.compose import compose
+    from ..recipes.inspect.inputs import inspect
+    from ..recipes.stages import smoke
+
+    site, store = choose_site(arguments.launcher), runs_dir(arguments.runs)
+    reservations.release_dead(store, watchers())
+    if getattr(arguments, "sweep", None):
+        from ..recipes.sweep import plan_sweep
+
+        with row_progress() as progress:
+            return plan_sweep(
+                arguments.recipe,
+                arguments.overrides,
+                arguments.sweep,
+                site,
+                store,
+                is_smoke=is_smoke,
+                progress=progress,
+            )
+    recipe = compose(arguments.recipe, arguments.overrides)
+    recipe = smoke(recipe) if is_smoke else recipe
+    with row_progress() as progress:
+        return compile(recipe, site, inspect(recipe, store, progress))
+
+
+def _plan(arguments: Namespace) -> int:
+    from ..errors import PlanError
+    from ..launchers.registry import launcher_of
+    from ..launchers.slurm.launcher import SlurmLauncher
+
+    if arguments.num_rows:
+        return _plan_rows(arguments)
+    plan = plan_of(arguments)
+    launcher, runs = launcher_of(plan), runs_dir(arguments.runs)
+    requests = launcher.prepare(plan, run_paths(runs, plan.recipe.name, plan.run_id))
+    starts: list[str] = []
+    if isinstance(launcher, SlurmLauncher):
+        refusals, starts = launcher.objections(requests, plan, runs)
+        if refusals:
+            raise PlanError(refusals)
+    if arguments.json:
+        print(plan.to_json(), end="")
+    elif arguments.script:
+        for request in requests:
+            print(request.text)
+    else:
+        print("\n\n".join([_as_text(plan), *(["\n".join(["Slurm says:", *starts])] if starts else [])]))
+    return 0
+
+
+def _plan_rows(arguments: Namespace) -> int:
+    """Show rows as the model sees them; no site is asked, and lengths are not looked at."""
+    from ..recipes.compose import compose
+    from ..recipes.inspect.data import splits_of
+    from ..recipes.inspect.lengths import samples_of
+    from ..recipes.inspect.model import model_facts
+
+    recipe = compose(arguments.recipe, arguments.overrides)
+    print(samples_of(recipe, model_facts(recipe), splits_of(recipe), arguments.num_rows))
+    return 0
+
+
+def _as_text(value: Plan) -> str:
+    """Return a plan for people: stages, data, forecast against the room, warnings."""
+    model, room = value.inputs.model, value.inputs.room
+    splits = [[name, split.num_rows, size(split.num_bytes), split.path] for name, split in value.inputs.splits.items()]
+    storage = [[line.what, size(line.num_bytes), line.formula] for line in value.forecast.storage]
+    others = (
+        f", {size(room.promised_bytes)} promised to {room.num_runs} other run{'s' * (room.num_runs > 1)}"
+        if room.num_runs
+        else ""
+    )
+    room_line = f"{room.folder} can take {size(max(0, room.free_bytes))} ({room.source}{others})"
+    storage.append(["peak", size(value.forecast.storage_peak_bytes), room_line])
+    parts = [
+        f"{value.recipe.name} on {value.site.name}: run {value.run_id}, {model.num_params:,} parameters",
+        columns([_stage_row(stage) for stage in value.stages], header=("stage", "kind", "where", "after", "")),
+        columns(splits, header=("data", "rows", "size", "file")),
+        *_lengths(value),
+        columns(storage, header=("storage", "", "")),
+    ]
+    for name, lines in value.forecast.device.items():
+        rows = [[line.what, size(line.num_bytes), line.formula] for line in lines]
+        rows.append(["sum", size(sum(line.num_bytes for line in lines)), "and what the libraries themselves take"])
+        parts.append(columns(rows, header=(f"memory of a rank of {name}", "", "")))
+    return "\n\n".join([*parts, *(f"warning: {warning}" for warning in value.warnings)])
+
+
+def _lengths(value: Plan) -> list[str]:
+    """Return what every row of the data is in tokens, where they were looked at."""
+    words = {"train": "trains", "eval": "evaluates", "predict": "predicts"}
+    rows = [
+        [f"{one.stage} {words[one.use]} {one.split}", one.num_kept, one.num_rows, one.longest, one.limit or "no limit"]
+        for one in value.inputs.lengths
+    ]
+    return [columns(rows, header=("all rows checked", "used", "of", "longest", "allowed tokens"))] * bool(rows)
+
+
+def _stage_row(stage: Stage) -> list[str]:
+    wanted, batch = stage.resources, stage.batch
+    counts = [(stage.num_tasks, "task"), (wanted.nodes, "node"), (wanted.devices_per_node, wanted.device)]
+    where = " x ".join(f"{count} {what}{'s' * (count > 1)}" for count, what in counts if count > 1 or what != "task")
+    if not stage.uses_devices:
+        where = f"{stage.num_tasks} process" + "es" * (stage.num_tasks > 1)
+    what = ""
+    if batch is not None:
+        shares = f"{batch.world_size} ranks x {batch.micro_batch} x {batch.accumulation}"
+        saves = f"a checkpoint every {batch.save_every_steps}"
+        what = f"{batch.steps} steps of {batch.global_batch} rows = {shares}, {saves}"
+    after = ", ".join(item.stage + (" (however it ends)" if item.condition == "any" else "") for item in stage.after)
+    return [stage.name, stage.kind, where, after, what]

@@ -1,0 +1,76 @@
+"""Where a run's model, predictions and scores lie, and its scores as tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..run_folder import RunPaths
+from .tables import columns
+
+if TYPE_CHECKING:
+    from ..recipes.plan import Plan
+
+
+def results(plan: Plan, paths: RunPaths) -> str:
+    """Return where a run's model, predictions and scores lie, and the scores."""
+    rows: list[tuple[str, object]] = []
+    for stage in plan.stages:
+        if stage.kind == "consolidate" and paths.model(stage.name).is_dir():
+            rows.append((f"model ({stage.name})", paths.model(stage.name)))
+        if stage.kind == "predict" and paths.predictions_file(stage.name).is_file():
+            rows.append((f"predictions ({stage.name})", paths.predictions_file(stage.name)))
+    if plan.sweep is not None:
+        return points(plan, paths)
+    text = ""
+    if paths.metrics.is_file():
+        rows.append(("scores", paths.metrics))
+        for name, result in scores_of(paths).items():
+            text += f"\n\n{name}: {result['num_rows']} rows of {result['split']}\n{scores(result['scores'])}"
+    return columns(rows) + text
+
+
+def points(plan: Plan, paths: RunPaths) -> str:
+    """Return one line a point of a sweep that has begun, with its first score, and how many have not."""
+    from ..launchers.status import point_states
+
+    found = point_states(plan, paths)
+    rows: list[list[object]] = []
+    for point in found:
+        if point.folder is None:
+            continue
+        score = ""
+        for name, result in list(scores_of(RunPaths(root=point.folder)).items())[:1]:
+            metric, value = next(iter(result["scores"]["model"].items()))
+            score = f"{metric} {value:.4g} ({name})"
+        rows.append([point.index, point.word, point.label, score, point.folder])
+    waiting = sum(point.word == "waiting" for point in found)
+    text = columns(rows, header=("point", "state", "values", "score", "folder")) if rows else ""
+    return "\n".join([text] * bool(text) + [f"{waiting} of {len(found)} points have not begun"] * bool(waiting))
+
+
+def scores(found: Mapping[str, Mapping[str, float]]) -> str:
+    """Return the scores of the model beside those of copying the input."""
+    names = [name for name in found["model"] if not name.endswith(("_precision", "_recall"))]
+    rows = [[name, f"{found['model'][name]:.3f}", f"{found['copy_input'][name]:.3f}"] for name in names]
+    return columns(rows, header=("", "model", "copying the input"))
+
+
+def scores_of(paths: RunPaths) -> dict[str, Any]:
+    """Return the scores of a run by stage, less what is no score: the file may be damaged."""
+    try:
+        found = json.loads(paths.metrics.read_text(encoding="utf-8"))
+        return {name: result for name, result in found.items() if _is_score(result)}
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return {}
+
+
+def _is_score(result: Any) -> bool:
+    try:
+        both = [result["scores"][who] for who in ("model", "copy_input")]
+        values = [value for each in both for value in each.values()]
+        same = both[0].keys() == both[1].keys() and bool(both[0])
+        return same and {"num_rows", "split"} <= result.keys() and all(type(one) in (int, float) for one in values)
+    except (TypeError, KeyError, AttributeError):
+        return False

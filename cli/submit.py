@@ -1,0 +1,109 @@
+"""`sousbatch submit` and `resume`: send a run, or what it still lacks, and follow it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import Namespace
+from typing import TYPE_CHECKING
+
+from ..run_index import find_run
+from ..user_folders import runs_dir
+from .parser import RUN_HELP, Parser, add_recipe_arguments, define
+
+if TYPE_CHECKING:
+    from ..launchers.submission import Submitted
+
+
+def define_submit(parser: Parser) -> None:
+    """Define `submit`."""
+    define(
+        parser,
+        _submit,
+        "submit hangul-restoration",
+        "submit hangul-restoration train.learning_rate=1e-3 seed=2",
+        "submit hangul-restoration --smoke",
+        "submit hangul-restoration --detach",
+        "submit hangul-restoration --smoke --sweep train.learning_rate=1e-3,1e-4 seed=1,2",
+    )
+    add_recipe_arguments(parser)
+    _add_detach(parser)
+    parser.add_argument("--smoke", action="store_true", help="try the whole chain: 2 steps, 8 rows")
+    parser.add_argument(
+        "--sweep",
+        nargs="+",
+        metavar="KEY=VALUES",
+        help="one run for each choice of values, all in one job array: seed=1,2 train.learning_rate=1e-3,1e-4",
+    )
+    parser.add_argument("--again", action="store_true", help="make another run of what has run already")
+
+
+def define_resume(parser: Parser) -> None:
+    """Define `resume`."""
+    define(parser, _resume, "resume 3f2a", "resume 3f2a --detach")
+    parser.add_argument("run", metavar="RUN", help=RUN_HELP)
+    _add_detach(parser)
+    parser.add_argument(
+        "--accept-environment",
+        action="store_true",
+        help="go on with the Python and packages of now, though others were there at submission; this is recorded",
+    )
+
+
+def _add_detach(parser: Parser) -> None:
+    parser.add_argument("--detach", action="store_true", help="return when the jobs are sent")
+
+
+def _submit(arguments: Namespace) -> int:
+    from ..cluster.environment import withheld
+    from ..launchers.registry import launcher_of
+    from ..launchers.submission import submit
+    from .plan import plan_of
+
+    plan = plan_of(arguments, is_smoke=arguments.smoke)
+    for warning in plan.warnings:
+        print(f"sousbatch: warning: {warning}", file=sys.stderr)
+    inherit = plan.recipe.environment.inherit
+    if plan.site.launcher == "slurm" and (names := withheld(os.environ, inherit)):
+        print(
+            f"sousbatch: warning: {', '.join(names)} of this shell hold passwords or tokens, and jobs do not get them; "
+            f"environment.inherit=[{','.join([*inherit, *names])}] hands them on",
+            file=sys.stderr,
+        )
+    done = submit(plan, launcher_of(plan), runs_dir(arguments.runs), again=arguments.again)
+    if done.ended:
+        name, word = next(iter(done.ended.items()))
+        print(f"sousbatch: run {done.paths.run_id} is there already ({name} {word}); it goes on", file=sys.stderr)
+    return _after_sending(done, arguments.detach)
+
+
+def _resume(arguments: Namespace) -> int:
+    from ..launchers.registry import launcher_of
+    from ..launchers.submission import resume
+    from ..recipes.plan import read_plan
+
+    paths = find_run(arguments.run)
+    launcher = launcher_of(read_plan(paths.plan))
+    return _after_sending(resume(paths, launcher, accepts_environment=arguments.accept_environment), arguments.detach)
+
+
+def _after_sending(done: Submitted, detach: bool) -> int:
+    """Follow what was sent or is under way."""
+    from ..launchers.registry import WATCH_S, launcher_of
+    from .follow import follow
+    from .results import results
+
+    is_done = all(state.word == "done" for state in done.found.values())
+    run_id = done.paths.run_id
+    if is_done:
+        print(f"sousbatch: run {run_id} is done already; --again makes another", file=sys.stderr)
+    else:
+        already = "" if done.sent else " is under way already,"
+        print(f"sousbatch: run {run_id}{already} on {done.plan.site.name}, in {done.paths.root}", file=sys.stderr)
+    if detach:
+        print(run_id)
+        return 0
+    if is_done:
+        print(results(done.plan, done.paths))
+        return 0
+    return follow(done.plan, done.paths, launcher_of(done.plan, max_age_s=WATCH_S))

@@ -1,0 +1,50 @@
+"""What a job does for each task: the runtime half of what `recipes.tasks` describes.
+
+A task's module calls its record RUNTIME. It may import torch and transformers; this one does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ...errors import UsageError
+from ...recipes.data.rows import Row
+from ...recipes.tasks import TaskSpec
+
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset
+
+    from ...recipes.schema import Recipe as StageSettings
+
+Example = Mapping[str, Any]
+
+
+class Answerer(Protocol):
+    """A loaded model that answers rows."""
+
+    def answer(self, rows: Sequence[tuple[int, Row]]) -> list[dict[str, Any]]:
+        """Return the fields of each row's prediction, from (position in the file, row) pairs, in their order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskRuntime:
+    """The runtime half of a task."""
+
+    # Returns the examples of a data file, from a tokenizer and the most rows.
+    examples: Callable[[StageSettings, Path, Any, int | None], Dataset[Example]]
+    # Returns what makes a batch of tensors of some examples.
+    collator: Callable[[StageSettings, Any], Callable[[Sequence[Any]], Mapping[str, Any]]]
+    # Returns the answerer of a model's folder, with a tokenizer, on a device, in a dtype.
+    answerer: Callable[[StageSettings, Path, Any, str, str], Answerer]
+
+
+def runtime_of(task: TaskSpec) -> TaskRuntime:
+    """Return the runtime half of *task*."""
+    runtime = import_module(task.runtime).RUNTIME
+    if not isinstance(runtime, TaskRuntime):
+        raise UsageError(f"{task.runtime}.RUNTIME of task {task.name!r} is not a TaskRuntime")
+    return runtime

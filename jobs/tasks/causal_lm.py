@@ -1,0 +1,125 @@
+"""Causal language modelling in the jobs: rows as tensors for training, prompts continued for predictions."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from ...errors import RunError, UsageError
+from ...recipes.data.encode import BATCH_ROWS, Encoded, is_kept, pad_id
+from ...recipes.data.rows import Row, read_rows
+from ...recipes.schema import Recipe as StageSettings
+from ...recipes.tasks.causal_lm import TASK
+from ..generation import load_engine
+from ..training.model import load_tokenizer
+from . import TaskRuntime
+
+IGNORED_LABEL = -100
+
+
+class TokenRows(Dataset[dict[str, list[int]]]):
+    """The rows of one split as token ids, held as one flat array of 4 B a token."""
+
+    def __init__(self, encoded: Iterable[Encoded]) -> None:
+        ids: list[np.ndarray[Any, np.dtype[np.int32]]] = []
+        ignored: list[int] = []
+        for row in encoded:
+            ids.append(np.asarray(row.ids, dtype=np.int32))
+            ignored.append(row.num_masked)
+        self._flat = np.concatenate(ids) if ids else np.zeros(0, np.int32)
+        self._ends = np.cumsum([len(row) for row in ids])
+        self._ignored = ignored
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        start = int(self._ends[index - 1]) if index else 0
+        ids = self._flat[start : self._ends[index]].tolist()
+        labels = [IGNORED_LABEL] * self._ignored[index] + ids[self._ignored[index] :]
+        return {"input_ids": ids, "labels": labels}
+
+
+def load_examples(settings: StageSettings, path: Path, tokenizer: Any, limit: int | None = None) -> TokenRows:
+    """Return the examples of the data file at *path*; rows with nothing to learn are left out.
+
+    Raises:
+        RunError: a row has more than `data.max_tokens` tokens and is to be refused, or no
+            row has a token that counts in the loss.
+    """
+    rows = TokenRows(_kept(settings, islice(read_rows(path), limit), tokenizer, str(path)))
+    if not len(rows):
+        raise RunError(
+            f"no row of {path} has a token that counts in the loss; check data.columns and data.max_tokens",
+            advice=UsageError.advice,
+        )
+    return rows
+
+
+def _kept(settings: StageSettings, rows: Iterable[Row], tokenizer: Any, name: str) -> Iterator[Encoded]:
+    data, iterator, done = settings.data, iter(rows), 0
+    while batch := list(islice(iterator, BATCH_ROWS)):
+        for number, row in enumerate(TASK.encode(settings, "train", batch, tokenizer, data.max_tokens), done + 1):
+            if row.is_long and data.long_rows == "refuse":
+                raise RunError(
+                    f"row {number} of {name} has {row.num_tokens} tokens, its prompt included, and data.max_tokens is "
+                    f"{data.max_tokens}; raise it, or say with data.long_rows what happens to such rows",
+                    advice=UsageError.advice,
+                )
+            if is_kept(data, row):
+                yield row
+        done += len(batch)
+
+
+class Collator:
+    """Pads a batch on the right; padding is neither attended to nor counted in the loss."""
+
+    def __init__(self, pad: int) -> None:
+        self._pad = pad
+
+    def __call__(self, rows: Sequence[Mapping[str, list[int]]]) -> dict[str, torch.Tensor]:
+        """Return int64 tensors input_ids, attention_mask and labels of shape (rows, longest)."""
+        longest = max(len(row["input_ids"]) for row in rows)
+
+        def padded(name: str, padding: int) -> torch.Tensor:
+            return torch.tensor([row[name] + [padding] * (longest - len(row[name])) for row in rows])
+
+        lengths = torch.tensor([[len(row["input_ids"])] for row in rows])
+        mask = (torch.arange(longest)[None, :] < lengths).long()
+        return {
+            "input_ids": padded("input_ids", self._pad),
+            "attention_mask": mask,
+            "labels": padded("labels", IGNORED_LABEL),
+        }
+
+
+class CausalAnswerer:
+    """Makes prompts of rows, and predictions of what the engine generates."""
+
+    def __init__(self, settings: StageSettings, model_dir: Path, tokenizer_dir: Path, device: str, dtype: str) -> None:
+        self._settings = settings
+        self._tokenizer = load_tokenizer(settings, tokenizer_dir)
+        self._engine = load_engine(
+            settings, model_dir, self._tokenizer, model_class=TASK.model_class, device=device, dtype=dtype
+        )
+        self._longest = TASK.longest(settings, "predict", self._engine.config)
+
+    def answer(self, rows: Sequence[tuple[int, Row]]) -> list[dict[str, Any]]:
+        """Return the predictions of (position in the file, row) pairs, in their order, in Unicode NFC."""
+        found = TASK.encode(self._settings, "predict", [row for _, row in rows], self._tokenizer, self._longest)
+        texts = self._engine.generate([prompt.ids for prompt in found], [position for position, _ in rows])
+        return [{"prediction": unicodedata.normalize("NFC", text)} for text in texts]
+
+
+RUNTIME = TaskRuntime(
+    examples=load_examples,
+    collator=lambda settings, tokenizer: Collator(pad_id(tokenizer)),
+    answerer=CausalAnswerer,
+)

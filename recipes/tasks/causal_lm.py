@@ -1,0 +1,108 @@
+"""Causal language modelling: the model reads a prompt and learns, or answers, what follows it.
+
+With an empty `data.prompt` it learns plain text instead, and has nothing to answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ...errors import Fault
+from ..data.encode import Encoded, encode_prompts, encode_rows, positions_of
+from ..data.prompts import prompt_columns, prompt_fields
+from ..data.row_faults import row_refusals, row_warnings
+from ..data.rows import Row
+from ..plan import Inputs, Stage
+from ..schema import Predict
+from ..schema import Recipe as StageSettings
+from . import Column, RowUse, TaskSpec
+
+_DRAWING = ("temperature", "top_k", "top_p")
+
+
+def _columns(settings: StageSettings, use: RowUse) -> list[Column]:
+    columns = settings.data.columns
+    target = Column(named_by="data.columns.target", name=columns.target)
+    read = [Column(named_by=key, name=name) for key, name in prompt_columns(settings.data)]
+    if use == "score":
+        return [target]
+    if use == "predict":
+        return read
+    return [*read, target] if settings.data.prompt else [Column(named_by="data.columns.text", name=columns.text)]
+
+
+def _faults(settings: StageSettings, kind: str) -> Iterator[Fault]:
+    data = settings.data
+    if kind == "predict" and not data.prompt:
+        hint = "write a template, or leave the predict stage out"
+        yield Fault(key="data.prompt", problem="is empty, so a predict stage has nothing to answer", hint=hint)
+    try:
+        fields = prompt_fields(data.prompt)
+    except ValueError as error:
+        hint = "columns in braces; double a brace that stands for itself"
+        yield Fault(key="data.prompt", problem=f"is {data.prompt!r}: {error}", hint=hint)
+        return
+    if data.columns.target in fields or "target" in fields:
+        problem = "reads the target column, which is what the model should answer"
+        yield Fault(key="data.prompt", problem=problem, hint="the target follows the prompt by itself")
+
+
+def _longest(settings: StageSettings, use: RowUse, config: Mapping[str, Any]) -> int | None:
+    if use != "predict":
+        return settings.data.max_tokens
+    positions = positions_of(config)
+    return None if positions is None else max(1, positions - settings.predict.max_new_tokens)
+
+
+def _encode(
+    settings: StageSettings, use: RowUse, rows: Sequence[Row], tokenizer: Any, longest: int | None
+) -> list[Encoded]:
+    if use == "predict":
+        return encode_prompts(settings.data, rows, tokenizer, longest)
+    return encode_rows(settings.data, rows, tokenizer)
+
+
+def _warnings(settings: StageSettings, stage: Stage, inputs: Inputs) -> Iterator[str]:
+    yield from row_warnings(settings, stage, inputs)
+    predict = settings.predict
+    if stage.kind == "predict" and not predict.sample:
+        drawn = [name for name in _DRAWING if getattr(predict, name) != getattr(Predict(), name)]
+        if drawn:
+            yield f"stage {stage.name!r}: predict.{drawn[0]} does nothing without predict.sample=true"
+
+
+def _outputs(config: Mapping[str, Any]) -> tuple[int, str]:
+    vocabulary = config.get("vocab_size")
+    return (vocabulary if isinstance(vocabulary, int) else 0), "words"
+
+
+def _row_bytes(settings: StageSettings) -> tuple[int, str]:
+    tokens = settings.predict.max_new_tokens
+    return 100 + 4 * tokens, f"(100 B + 4 B x {tokens} tokens)"
+
+
+TASK = TaskSpec(
+    name="causal_lm",
+    version=1,
+    runtime="sousbatch.jobs.tasks.causal_lm",
+    model_class="AutoModelForCausalLM",
+    peft_type="CAUSAL_LM",
+    head_modules=("lm_head",),
+    generates=True,
+    decides=(
+        *("data.columns.input", "data.columns.context", "data.columns.text", "data.prompt", "data.system"),
+        *("data.pad_input_to", "data.separator", "data.long_rows", "data.clean", "predict.post"),
+        *("model.add_tokens", "model.trust_remote_code"),
+    ),
+    reads=("data",),
+    metrics=("character_accuracy", "cer", "exact_match", "rouge"),
+    faults=_faults,
+    columns=_columns,
+    longest=_longest,
+    encode=_encode,
+    refusals=row_refusals,
+    warnings=_warnings,
+    outputs=_outputs,
+    row_bytes=_row_bytes,
+)
