@@ -34,7 +34,6 @@ class StepCallback(TrainerCallback):
         self.ledger, self._tracker = ledger, tracker
         self._next_check, self._checked_at, self._checked_step = 0, time.monotonic(), 0
         self.is_stopped = False
-        self.is_exhausted = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -77,7 +76,6 @@ class StepCallback(TrainerCallback):
         sign = 1 if spec.goal == "lowest" else -1
         found = [sign * entry[spec.metric] for entry in state.log_history if spec.metric in entry]
         if patience is not None and found and len(found) - 1 - found.index(min(found)) >= patience:
-            self.is_exhausted = True
             control.should_training_stop = True
 
     def on_log(
