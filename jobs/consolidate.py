@@ -19,7 +19,6 @@ from ..files import make_private_dir
 from ..ledger_queries import has_model
 from ..recipes.forecast.storage import model_dtype
 from .context import JobContext, run_job
-from .training.tracking import Tracker
 
 
 def consolidate(job: JobContext) -> int:
@@ -88,7 +87,7 @@ def _report(job: JobContext, manifest: Manifest) -> None:
     writer = job.open_ledger()
     writer.write(written)
     writer.close()
-    tracker = Tracker(job)
+    tracker = job.open_trackers()
     tracker.summary(written.data())
     tracker.finish(0)
 

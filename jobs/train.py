@@ -16,7 +16,6 @@ from ..recipes.plan import Batch
 from ..recipes.tasks import task_of
 from .context import JobContext, run_job
 from .tasks import runtime_of
-from .training.tracking import Tracker
 from .watchdog import Watchdog
 
 if TYPE_CHECKING:  # torch is imported where a rank needs it
@@ -52,7 +51,7 @@ def train(job: JobContext) -> int:
         return 0
     last = resume.last_checkpoint(job, ranks)
     ledger = job.open_ledger() if ranks.rank == 0 else None
-    tracker = Tracker(job) if ranks.rank == 0 else None
+    tracker = job.open_trackers() if ranks.rank == 0 else None
     callback = StepCallback(job, job.batch, ranks, ledger, tracker, watchdog)
     log = tracker.log if tracker is not None else lambda step, values: None
     saver, trainer = _trainer(job, job.batch, ranks, arguments, callback, log)

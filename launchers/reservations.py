@@ -53,7 +53,7 @@ def _promise(plan: Plan, paths: RunPaths, *, looks: bool = False) -> str:
     with reservations.store_locked(store):
         held, known = reservations.held_bytes(paths.root), reservations.read_reservation(paths)
         wanted = _least_bytes(plan, paths, held)
-        among = reservations.others(store, paths, lambda job: False, measures=budget_gb is not None, looks=looks)
+        among = reservations.others(store, paths, measures=budget_gb is not None, looks=looks)
         limit = least(limits_of(paths.root))
         granted = reservations.grant(
             wanted_bytes=max(wanted, plan.forecast.storage_peak_bytes),
@@ -135,9 +135,11 @@ def stand_behind(paths: RunPaths) -> None:
             reservations.publish(paths, replace(known, holder=holder))
 
 
-def release_dead(store: Path, launchers: Mapping[str, Launcher], own: RunPaths | None = None) -> None:
-    """Leave runs below *store*, but for one's *own*, whose jobs and process are gone with what they hold, and no
-    promise. Where no other run is promised anything, no launcher is asked."""
+def dead_runs(store: Path, launchers: Mapping[str, Launcher], own: RunPaths | None = None) -> dict[Path, Reservation]:
+    """Return by run folder the reservations below *store*, less one's *own*, whose jobs and process have ended.
+
+    Nothing is written. Those that were released before are left out; where there are no others, no launcher is asked.
+    """
     found: dict[Path, Reservation] = {}
     for paths in reserved_runs(store):
         reservation = reservations.read_reservation(paths)
@@ -150,15 +152,17 @@ def release_dead(store: Path, launchers: Mapping[str, Launcher], own: RunPaths |
     for root, holder in behind.items():
         if not reservations.is_from_here(holder):
             gone |= _ended(RunPaths(root=root), holder)
-    for root, reservation in found.items():
-        if reservations.is_dead(behind[root], gone.__contains__):
-            held = reservations.held_bytes(root)
-            released = Reservation(run=reservation.run, promised_bytes=held, held_bytes=held, holder=Holder())
-            with reservations.store_locked(store):
-                if (
-                    reservations.read_reservation(RunPaths(root=root)) == reservation
-                ):  # else somebody came back meanwhile
-                    reservations.publish(RunPaths(root=root), released)
+    return {root: one for root, one in found.items() if reservations.is_dead(behind[root], gone.__contains__)}
+
+
+def release_dead(store: Path, launchers: Mapping[str, Launcher], own: RunPaths | None = None) -> None:
+    """Let the dead runs below *store* promise no more than they hold; those still alive keep their promise."""
+    for root, reservation in dead_runs(store, launchers, own).items():
+        paths, held = RunPaths(root=root), reservations.held_bytes(root)
+        released = Reservation(run=reservation.run, promised_bytes=held, held_bytes=held, holder=Holder())
+        with reservations.store_locked(store):
+            if reservations.read_reservation(paths) == reservation:  # else somebody came back meanwhile
+                reservations.publish(paths, released)
 
 
 def _behind(paths: RunPaths, holder: Holder) -> Holder:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -151,12 +151,14 @@ def _is_unheld(reservation: Reservation) -> bool:
 def others(
     store: Path,
     own: RunPaths | None,
-    is_job_gone: Callable[[str], bool],
     *,
     measures: bool,
     looks: bool = False,
+    dead: Collection[Path] = (),
 ) -> tuple[Reservation, ...]:
     """Return the reservations of the other runs below *store*; a dead one promises only what it holds.
+
+    The run folders of *dead* are those whose jobs have all ended; jobs are not asked about here.
 
     What dead ones hold is *measured* where it counts, for a limit to what all runs hold together: that
     walks through their folders. Who *looks* also walks through those of the others, for what they have not published.
@@ -166,7 +168,7 @@ def others(
         reservation = read_reservation(paths) if own is None or paths.root != own.root else None
         if reservation is None:
             continue
-        if is_dead(reservation.holder, is_job_gone):
+        if paths.root in dead or _is_unheld(reservation):
             held = held_bytes(paths.root) if measures else reservation.held_bytes
             reservation = replace(reservation, promised_bytes=held, held_bytes=held)
         elif reservation.num_points:

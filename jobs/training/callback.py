@@ -10,16 +10,16 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ...events import Step
 from ...ledger import Ledger
 from ...recipes.plan import Batch
+from ...tracking.base import Trackers
 from ..context import JobContext, say
 from ..watchdog import Watchdog
 from .collectives import Ranks
-from .tracking import Tracker
 
 _CHECK_EVERY_S = 1.0
 
 
 class StepCallback(TrainerCallback):
-    """Decides at each step boundary what happens next, and writes the ledger and W&B on rank 0."""
+    """Decides at each step boundary what happens next, and writes the ledger and the tracker on rank 0."""
 
     def __init__(
         self,
@@ -27,7 +27,7 @@ class StepCallback(TrainerCallback):
         batch: Batch,
         ranks: Ranks,
         ledger: Ledger | None,
-        tracker: Tracker | None,
+        tracker: Trackers | None,
         watchdog: Watchdog,
     ) -> None:
         self._job, self._batch, self._ranks, self._watchdog = job, batch, ranks, watchdog

@@ -200,9 +200,7 @@ class Keeping:
             held_bytes=run_held,
             free_bytes=0 if is_short_of_files else limit.num_bytes or 0,
             store_bytes=None if spec.store_budget_gb is None else int(spec.store_budget_gb * 1e9),
-            among=reservations.others(
-                self._store, self._job.paths, lambda job: False, measures=spec.store_budget_gb is not None
-            ),
+            among=reservations.others(self._store, self._job.paths, measures=spec.store_budget_gb is not None),
             kept_bytes=min(reservations.promised_before(self._job.paths), run_held + need.final_bytes),
         )
         self._publish(self._granted_bytes, run_held)

@@ -27,7 +27,7 @@ RUNGS: tuple[Rung, ...] = ("full", "thinned best", "weights only", "none")
 _CHECKPOINTS_OF = "checkpoints of "
 _LOG_ENTRY_BYTES = 190  # one entry of the log in trainer_state.json
 _LOG_BYTES_PER_STEP = 200  # one line of log and one ledger event, seldom more
-_FIXED_LOG_BYTES = 2_000_000  # start-up messages of every stage, W&B's own files: measured 1 to 2 MB
+_FIXED_LOG_BYTES = 2_000_000  # start-up messages of every stage, the tracker's files: measured 1 to 2 MB
 
 
 def with_slack(num_bytes: int) -> int:
@@ -132,7 +132,9 @@ def storage_of(recipe: Recipe, inputs: Inputs, stages: Sequence[Stage]) -> tuple
     beside = [line for stage in stages for line in _beside(stage_view(recipe, stage.name), inputs, stage)]
     steps = sum(stage.batch.steps for stage in stages if stage.batch)
     log_bytes = _FIXED_LOG_BYTES + _LOG_BYTES_PER_STEP * steps
-    beside.append(ForecastLine(what="logs, ledger, W&B", num_bytes=log_bytes, formula=f"2 MB + 200 B x {steps} steps"))
+    beside.append(
+        ForecastLine(what="logs, ledger, tracking", num_bytes=log_bytes, formula=f"2 MB + 200 B x {steps} steps")
+    )
     if cached := inputs.model.cached_bytes:  # jobs work offline and install nothing, so no cache grows after planning
         formula = f"{cached:,} B of the model are there already, and no longer count as free"
         beside.append(ForecastLine(what="the hub's cache", num_bytes=0, formula=formula))

@@ -84,6 +84,21 @@ def test_a_second_run_is_planned_into_what_the_first_one_leaves(
     assert code == 2 and "checkpoints.store_budget_gb" in err
 
 
+def test_a_plan_counts_a_dead_run_as_released_and_changes_no_file(
+    queued: tuple[Plan, RunPaths], sousbatch: Run, tmp_path: Path
+) -> None:
+    _, paths = queued  # this machine knows no such job, so the run is dead
+    made = reservations.read_reservation(paths)
+    assert made is not None and made.promised_bytes > made.held_bytes
+    files = [path for name in ("runs", "state") for path in (tmp_path / name).rglob("*") if path.is_file()]
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+    _, out, _ = sousbatch("plan", "small.yaml", "--json", "--runs", str(tmp_path / "runs"))
+    room = json.loads(out)["inputs"]["room"]
+    assert (room["num_runs"], room["promised_bytes"]) == (0, 0)
+    files = [path for name in ("runs", "state") for path in (tmp_path / name).rglob("*") if path.is_file()]
+    assert before == {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
 @pytest.mark.parametrize("word", ["waiting", "running", "cancelled", "lost", "done"])
 def test_a_promise_goes_with_its_jobs(queued: tuple[Plan, RunPaths], word: StateWord, tmp_path: Path) -> None:
     _, paths = queued
@@ -234,5 +249,5 @@ def test_the_points_of_a_sweep_share_its_promise_with_nobody_else(
     with pytest.raises(NoRoomError, match="promised to sweep"):
         reserving.reserve(tight, other)
     for seen_by, expected in ((other, [2 * peak, peak]), (point, [2 * peak])):
-        among = reservations.others(store, seen_by, lambda job: False, measures=False)
+        among = reservations.others(store, seen_by, measures=False)
         assert [one.promised_bytes for one in among] == expected

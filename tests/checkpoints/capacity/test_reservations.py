@@ -64,15 +64,15 @@ def test_a_reservation_is_read_back_and_an_unreadable_one_is_none(tmp_path: Path
     assert reservations.read_reservation(paths) == made
     paths.reservation.write_text('{"run": "r", "holder": 3}')
     assert reservations.read_reservation(paths) is None
-    assert reservations.others(tmp_path, None, no_job_is_gone, measures=True) == ()
+    assert reservations.others(tmp_path, None, measures=True) == ()
 
 
 def test_a_runs_own_promise_does_not_count_against_it(tmp_path: Path) -> None:
     mine, other = run(tmp_path, 1), run(tmp_path, 2)
     for paths, promised in ((mine, 100), (other, 7)):
         reservations.publish(paths, promise(promised, 0, reservations.this_process()))
-    assert [one.promised_bytes for one in reservations.others(tmp_path, mine, no_job_is_gone, measures=True)] == [7]
-    assert len(reservations.others(tmp_path, None, no_job_is_gone, measures=True)) == 2
+    assert [one.promised_bytes for one in reservations.others(tmp_path, mine, measures=True)] == [7]
+    assert len(reservations.others(tmp_path, None, measures=True)) == 2
 
 
 def test_a_process_is_dead_when_its_number_its_boot_or_its_start_is_another() -> None:
@@ -108,7 +108,7 @@ def test_a_queued_run_keeps_its_promise_and_a_dead_one_only_what_it_holds(tmp_pa
     (dead.root / "file").write_bytes(bytes(10_000))
     reservations.publish(queued, promise(100, 0, Holder(jobs=("slurm:7",))))
     reservations.publish(dead, promise(10**9, 0, Holder(jobs=("slurm:8",))))
-    found = reservations.others(tmp_path, None, lambda job: job == "slurm:8", measures=True)
+    found = reservations.others(tmp_path, None, measures=True, dead={dead.root})
     assert [one.promised_bytes - one.held_bytes for one in found] == [100, 0]
     assert 10_000 <= found[1].held_bytes < 40_000
 
