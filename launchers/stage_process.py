@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 
 from .. import __version__, files, ledger
-from ..checkpoints.capacity.reservations import run_of, store_of
+from ..checkpoints.capacity.reservations import shared_runs_dir, submitted_run
 from ..cluster import processes, slurm
 from ..cluster.ports import LOOPBACK, free_port
 from ..errors import (
@@ -91,7 +91,7 @@ class _Task:
             with suppress(OSError, SousbatchError):
                 # not as watchers, who share an answer for half a minute
                 launchers: dict[str, Launcher] = {"local": LocalLauncher(), "slurm": SlurmLauncher()}
-                release_dead(store_of(self._paths), launchers, run_of(self._paths))
+                release_dead(shared_runs_dir(self._paths), launchers, submitted_run(self._paths))
         try:
             while True:
                 attempt = self._attempt(batch)

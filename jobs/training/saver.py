@@ -18,14 +18,14 @@ import torch
 
 from ... import files
 from ...checkpoints import commit
-from ...checkpoints.capacity import reservations
+from ...checkpoints.capacity import allocation
 from ...checkpoints.commit import Content
-from ...checkpoints.retention.admission import RUNGS, Rung
+from ...checkpoints.retention.save_level import SAVE_LEVELS, SaveLevel
 from ...checkpoints.rotation import STATE_NAME
 from ...errors import FencedError, NoRoomError
 from ...ledger import Ledger
-from ...recipes.forecast.storage import weights_dtype
 from ...recipes.plan import Batch
+from ...recipes.retention import weights_dtype
 from ..context import JobContext, say
 from .collectives import Ranks, StoreError
 from .engines import engine_of
@@ -48,7 +48,7 @@ class Saver:
         self._keeping = Keeping(job, batch, ledger) if ranks.rank == 0 else None
         self._engine = engine_of(job.recipe)
         self._num_skipped = 0
-        self._rung: Rung = "full"
+        self._level: SaveLevel = "full"
 
     def save(self, trainer: SavableTrainer, *, is_stop: bool = False) -> None:
         """Save in full, else the weights, else nothing; commit, and settle the older ones beside the training.
@@ -63,18 +63,18 @@ class Saver:
         """
         step = trainer.state.global_step
         is_last = step >= self._batch.steps
-        rung, problem = self._descend(trainer, "full", is_last=is_last, is_stop=is_stop)
-        self._num_skipped = 0 if rung != "none" else self._num_skipped + 1
-        if rung != "none":
+        level, problem = self._descend(trainer, "full", is_last=is_last, is_stop=is_stop)
+        self._num_skipped = 0 if level != "none" else self._num_skipped + 1
+        if level != "none":
             if not is_last:
-                self._tell(step, rung)
+                self._tell(step, level)
             return
         if is_last:
             raise NoRoomError(f"the checkpoint of the last step {step} was not saved: {problem}; {self._way_out()}")
         limit = None if self._plans_none() else self._job.recipe.checkpoints.max_skipped
         if limit is not None and self._num_skipped > limit:
-            rung, _ = self._descend(trainer, "weights", is_last=True)
-            what = f"the weights of step {step} are saved" if rung == "weights" else "the last checkpoint stands"
+            level, _ = self._descend(trainer, "weights", is_last=True)
+            what = f"the weights of step {step} are saved" if level == "weights" else "the last checkpoint stands"
             raise NoRoomError(
                 f"{self._num_skipped} saves in a row found no room ({problem}); {what}; {self._way_out()} "
                 "(checkpoints.max_skipped=null trains on without)"
@@ -83,14 +83,14 @@ class Saver:
             self._keeping.skipped(step, problem)
             say(f"warning: step {step} is not saved: {problem}")
 
-    def _tell(self, step: int, rung: Rung) -> None:
+    def _tell(self, step: int, level: SaveLevel) -> None:
         """Say when the saves begin or cease to hold weights only: a kill costs more then."""
-        if rung != self._rung and self._keeping is not None:
+        if level != self._level and self._keeping is not None:
             weights_only = (
                 "only weights are saved, for no full state fits; after a kill training goes on from the last one"
             )
-            say(f"step {step}: " + (weights_only if rung == "weights" else "there is room for full states again"))
-        self._rung = rung
+            say(f"step {step}: " + (weights_only if level == "weights" else "there is room for full states again"))
+        self._level = level
 
     def _plans_none(self) -> bool:
         """Say whether the plan has room for the weights at the end alone: that saves are skipped is no surprise."""
@@ -109,27 +109,27 @@ class Saver:
             self._keeping.close()
 
     def _descend(
-        self, trainer: SavableTrainer, highest: Rung, *, is_last: bool, is_stop: bool = False
-    ) -> tuple[Rung, str]:
-        """Save on the highest rung that works and return it, or "none" and why."""
-        started, rung, problem = time.monotonic(), highest, "no room for it"
+        self, trainer: SavableTrainer, highest: SaveLevel, *, is_last: bool, is_stop: bool = False
+    ) -> tuple[SaveLevel, str]:
+        """Save on the highest level that works and return it, or "none" and why."""
+        started, level, problem = time.monotonic(), highest, "no room for it"
         while True:
             try:
-                rung = self._admit(trainer, rung, is_last=is_last, is_stop=is_stop)
-                if rung != "none":
-                    self._save(trainer, rung, started, is_last=is_last)
-                return rung, problem
+                level = self._admit(trainer, level, is_last=is_last, is_stop=is_stop)
+                if level != "none":
+                    self._save(trainer, level, started, is_last=is_last)
+                return level, problem
             except FencedError:
                 raise
             except (NoRoomError, StoreError) as error:
                 problem = str(error)
-                if rung == "weights" or isinstance(error, StoreError):
+                if level == "weights" or isinstance(error, StoreError):
                     return "none", problem
-                rung = "weights"
+                level = "weights"
 
-    def _admit(self, trainer: SavableTrainer, highest: Rung, *, is_last: bool, is_stop: bool) -> Rung:
+    def _admit(self, trainer: SavableTrainer, highest: SaveLevel, *, is_last: bool, is_stop: bool) -> SaveLevel:
         """Return what fits, as rank 0 finds it; all ranks learn it."""
-        found: list[Rung] = ["none"]
+        found: list[SaveLevel] = ["none"]
 
         def ask() -> None:
             if self._keeping is not None:
@@ -140,8 +140,8 @@ class Saver:
                 )
 
         self._ranks.do(f"making room for the checkpoint of step {trainer.state.global_step}", ask)
-        (place,) = self._ranks.from_first([(*RUNGS, "none").index(found[0])])
-        return (*RUNGS, "none")[place]
+        (place,) = self._ranks.from_first([SAVE_LEVELS.index(found[0])])
+        return SAVE_LEVELS[place]
 
     def _wait_for_store(self, timeout_s: float) -> None:
         """Wait until the run's folder is there: a store that went away must not be made anew below its mount."""
@@ -151,9 +151,9 @@ class Saver:
                 raise FileNotFoundError(errno.ENOENT, "the run's folder is not there", str(self._job.paths.root))
             time.sleep(0.5)
 
-    def _save(self, trainer: SavableTrainer, rung: Rung, started: float, *, is_last: bool) -> None:
+    def _save(self, trainer: SavableTrainer, level: SaveLevel, started: float, *, is_last: bool) -> None:
         step = trainer.state.global_step
-        content: Content = "weights" if rung == "weights" else "full"
+        content: Content = "weights" if level == "weights" else "full"
         temporary = commit.temporary_dir(self._folder, step, self._job.attempt, content)
         try:
             self._ranks.do(f"beginning the checkpoint of step {step}", lambda: self._begin(step, content))
@@ -226,7 +226,7 @@ class Saver:
         self._log(
             step,
             {
-                "storage/held_gb": reservations.held_bytes(self._folder) / 1e9,
+                "storage/held_gb": allocation.measure_usage(self._folder) / 1e9,
                 "storage/budget_gb": self._keeping.budget_bytes / 1e9,
                 "storage/checkpoint_gb": saved.num_bytes / 1e9,
                 "storage/stall_s": stall_s,

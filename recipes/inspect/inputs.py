@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ... import files
 from ...checkpoints.capacity import reservations
-from ...checkpoints.capacity.limits import existing, least, limits_of
+from ...checkpoints.capacity.limits import nearest_existing, read_limits, tightest
 from ...errors import PlanError, UsageError
 from ...remote import place_of
 from ..plan import Inputs, Lengths, Room
@@ -64,14 +64,16 @@ def _archive_reasons(recipe: Recipe) -> Iterator[str]:
             continue
         if url.startswith("memory:"):
             yield f"checkpoints.archive_url {url!r} ends with the process that writes to it; name a folder or a store"
-        elif isinstance(place, Path) and not (existing(place).is_dir() and os.access(existing(place), os.W_OK)):
-            yield f"checkpoints.archive_url {url!r}: {existing(place)} is not a folder that you may write to"
+        elif isinstance(place, Path) and not (
+            nearest_existing(place).is_dir() and os.access(nearest_existing(place), os.W_OK)
+        ):
+            yield f"checkpoints.archive_url {url!r}: {nearest_existing(place)} is not a folder that you may write to"
 
 
 def room_of(store: Path, store_budget_gb: float | None = None, dead_runs: Collection[Path] = ()) -> Room:
     """Return what *store* can still take: its free space and quotas, less what its other runs are promised."""
-    limit = least(limits_of(store))
-    among = reservations.others(store, None, measures=store_budget_gb is not None, dead=dead_runs)
+    limit = tightest(read_limits(store))
+    among = reservations.read_others(store, None, measures=store_budget_gb is not None, dead=dead_runs)
     promised = sum(max(0, one.promised_bytes - one.held_bytes) for one in among)
     free, source = (limit.num_bytes or 0) - promised, limit.source
     if store_budget_gb is not None:

@@ -27,7 +27,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from sousbatch.checkpoints import commit
-from sousbatch.checkpoints.capacity import reservations
+from sousbatch.checkpoints.capacity import allocation
 from sousbatch.checkpoints.commit import Checkpoint
 from sousbatch.cluster.site import Site
 from sousbatch.jobs.context import JobContext
@@ -245,7 +245,7 @@ def tried(root: Path, zero_stage: int, moments: tuple[int, int], mode: int) -> t
     names = sorted(path.name for path in folder.iterdir() if path.name != ".writer")
     if names != ["step-00000002-weights", f"step-{STEPS:08d}"]:
         found.append(f"at the end there is {names}")
-    held = reservations.held_bytes(folder)
+    held = allocation.measure_usage(folder)
     if held > BUDGET_BYTES:
         found.append(f"{held} bytes are held")
     return codes, found
