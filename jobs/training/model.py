@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ...errors import RunError, UsageError
+from ...recipes.engines import engine_of
 from ...recipes.forecast.parameters import is_frozen
 from ...recipes.inspect.tokenizer import load_full
 from ...recipes.schema import StageSettings
@@ -62,8 +63,7 @@ def _load(settings: StageSettings, task: TaskSpec, folder: Path, *, has_weights:
     config = transformers.AutoConfig.from_pretrained(folder, **options, **spec.config)
     if spec.attention:
         options["attn_implementation"] = spec.attention
-    # ZeRO keeps float32 masters itself; without it the weights are the masters
-    dtype = _DTYPES[train.precision] if train.zero.stage and settings.adapter.method == "full" else torch.float32
+    dtype = _DTYPES[engine_of(settings).working_dtype(settings)] if settings.adapter.method == "full" else torch.float32
     transformers.set_seed(settings.seed)
     if not has_weights:
         return model_class.from_config(config, dtype=dtype, **options)

@@ -32,7 +32,8 @@ from sousbatch.checkpoints.commit import Checkpoint
 from sousbatch.cluster.site import Site
 from sousbatch.jobs.context import JobContext
 from sousbatch.jobs.training.collectives import Ranks
-from sousbatch.jobs.training.saver import Saver, make_deepspeed_safe
+from sousbatch.jobs.training.engines import deepspeed as deepspeed_engine
+from sousbatch.jobs.training.saver import Saver
 from sousbatch.ledger import open_job
 from sousbatch.recipes.facts import DiskSpace, Inputs, ModelFacts, TensorFacts
 from sousbatch.recipes.forecast.storage import weights_of, with_slack
@@ -65,8 +66,6 @@ class Beside:
 class Trainer:
     """What the Saver asks of transformers' Trainer, with a model of one layer."""
 
-    is_deepspeed_enabled = False
-
     def __init__(self, rank: int) -> None:
         self.rank, self.state, self.args = rank, State(), type("Args", (), {"world_size": 2})
         self.model = torch.nn.Linear(WIDTH, 1, bias=False)
@@ -79,8 +78,8 @@ class Trainer:
     def unwrap_model(self, model: Any) -> Any:
         return model
 
-    def save_model(self, folder: str, _internal_call: bool) -> None:
-        save_file({"weight": self.model.weight.data}, Path(folder) / "model.safetensors")
+    def save_model(self, output_dir: str, _internal_call: bool) -> None:
+        save_file({"weight": self.model.weight.data}, Path(output_dir) / "model.safetensors")
 
     def _save_rng_state(self, folder: str) -> None:
         torch.save({"state": torch.zeros(100)}, Path(folder) / f"rng_state_{self.rank}.pt")
@@ -104,8 +103,6 @@ class Trainer:
 class ZeroTrainer(Trainer):
     """The same with DeepSpeed's real engine."""
 
-    is_deepspeed_enabled = True
-
     def __init__(self, rank: int, zero_stage: int) -> None:
         import deepspeed
 
@@ -117,7 +114,7 @@ class ZeroTrainer(Trainer):
             "zero_allow_untested_optimizer": True,
         }
         self.model_wrapped = deepspeed.initialize(model=self.model, optimizer=self.optimizer, config=config)[0]
-        make_deepspeed_safe(self.model_wrapped)
+        deepspeed_engine.make_safe(self.model_wrapped)
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Load what was saved; every weight must be what so many steps make of it."""
