@@ -6,12 +6,12 @@ import signal
 import sys
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from .. import files
 from ..cluster import processes
-from ..errors import DamagedError, NotFoundError, RunError
+from ..errors import NotFoundError, RunError
 from ..events import Scored
+from ..predictions.rows import PredictionRow, predictions_of
 from ..predictions.scoring import score_with_baseline
 from ..recipes.compose import stage_view
 from ..recipes.data.rows import read_rows
@@ -24,14 +24,14 @@ def score(job: JobContext) -> int:
     if source is None:
         raise RunError(f"stage {job.stage.name!r} has no predictions to score")
     view = stage_view(job.plan.recipe, source.name)
-    predictions = _read_predictions(job.paths.predictions_file(source.name))
+    predictions = _predictions(job.paths.predictions_file(source.name))
     columns = view.data.columns
     rows = list(islice(read_rows(Path(job.plan.inputs.splits[view.predict.split].path)), len(predictions)))
     found = score_with_baseline(
         predictions,
-        [str(row[columns.target]) for row in rows],
-        [str(row.get(columns.input, "")) for row in rows],
-        metrics=_expanded(job.recipe.score.metrics),
+        [row[columns.target] for row in rows],
+        [row.get(columns.input) for row in rows],
+        metrics=job.recipe.score.metrics,
         tokenizer=job.recipe.score.tokenizer,
     )
     result = {"split": view.predict.split, "num_rows": len(rows), "scores": found}
@@ -49,19 +49,11 @@ def score(job: JobContext) -> int:
     return 0
 
 
-def _expanded(metrics: tuple[str, ...]) -> list[Any]:
-    return [name for metric in metrics for name in (("rouge1", "rouge2", "rougeL") if metric == "rouge" else (metric,))]
-
-
-def _read_predictions(path: Path) -> list[str]:
+def _predictions(path: Path) -> list[PredictionRow]:
     try:
-        with path.open("rb") as stream:
-            rows = [files.parse_json(line) for line in stream]
+        return predictions_of(read_rows(path), path)
     except FileNotFoundError as error:
         raise NotFoundError(f"{path} does not exist: the merge stage has not completed it") from error
-    if any(row["index"] != number for number, row in enumerate(rows)):
-        raise DamagedError(f"{path} is not in input order; merge again")
-    return [str(row["prediction"]) for row in rows]
 
 
 def main() -> int:
