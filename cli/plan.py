@@ -47,7 +47,7 @@ def plan_of(arguments: Namespace, *, is_smoke: bool = False) -> Plan:
     from ..recipes.stages import smoke
 
     site, store = choose_site(arguments.launcher), runs_dir(arguments.runs)
-    reservations.release_dead(store, watchers())
+    dead_runs = reservations.dead_runs(store, watchers())
     if getattr(arguments, "sweep", None):
         from ..recipes.sweep import plan_sweep
 
@@ -60,11 +60,12 @@ def plan_of(arguments: Namespace, *, is_smoke: bool = False) -> Plan:
                 store,
                 is_smoke=is_smoke,
                 progress=progress,
+                dead_runs=dead_runs,
             )
     recipe = compose(arguments.recipe, arguments.overrides)
     recipe = smoke(recipe) if is_smoke else recipe
     with row_progress() as progress:
-        return compile(recipe, site, inspect(recipe, store, progress))
+        return compile(recipe, site, inspect(recipe, store, progress, dead_runs))
 
 
 def _plan(arguments: Namespace) -> int:
@@ -106,7 +107,7 @@ def _plan_rows(arguments: Namespace) -> int:
 
 def _as_text(value: Plan) -> str:
     """Return a plan for people: stages, data, forecast against the room, warnings."""
-    model, room = value.inputs.model, value.inputs.room
+    model, room = value.inputs.model, value.inputs.disk_space
     splits = [[name, split.num_rows, size(split.num_bytes), split.path] for name, split in value.inputs.splits.items()]
     storage = [[line.what, size(line.num_bytes), line.formula] for line in value.forecast.storage]
     others = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +9,12 @@ from pathlib import Path
 from .. import files, ledger
 from ..errors import RunError, UsageError
 from ..events import Accepted, Event, Frozen, of
-from ..recipes.compose import stage_view
 from ..recipes.inspect.inputs import code_digest_of, code_files
 from ..recipes.inspect.model import model_digest
 from ..recipes.inspect.versions import installed, versions_of
 from ..recipes.plan import Plan, Stage
 from ..recipes.schema import validate
+from ..recipes.yaml_files import to_yaml
 from ..run_folder import RunPaths
 from ..run_index import remember_run
 from ..tracking.identity import RunIdentity, write_identity
@@ -37,8 +36,6 @@ def freeze(
     Raises:
         UsageError: the code was edited since the plan was made.
     """
-    import yaml
-
     if within is not None and within.code_dir.is_dir() and not paths.code_dir.exists():
         paths.code_dir.symlink_to(within.code_dir)
     for folder in plan.recipe.environment.code if within is None else ():
@@ -53,8 +50,7 @@ def freeze(
     for request in launcher.prepare(plan, paths):
         files.make_private_dir(paths.request(request.stage).parent)
         files.write_text(paths.request(request.stage), request.text)
-    text = yaml.safe_dump(validate.to_plain(plan.recipe), allow_unicode=True, sort_keys=False)
-    files.write_text(paths.recipe, text)
+    files.write_text(paths.recipe, to_yaml(plan.recipe))
     write_identity(_identity(plan, paths, within or paths), paths.tracking_dir)
     client, frozen = ledger.open_client(paths.ledger_dir), plan.to_json()
     client.write(Frozen(plan=files.digest_of(frozen), point=point))
@@ -65,8 +61,11 @@ def freeze(
         remember_run(paths)
 
 
-def verify(paths: RunPaths, plan: Plan, stage: Stage) -> None:
-    """Raise a RunError when what was frozen at submission is not what is there now."""
+def verify(paths: RunPaths, plan: Plan, stage: Stage, *, is_point: bool = False) -> None:
+    """Raise a RunError when what was frozen at submission is not what is there now.
+
+    The environment of a point is that of its sweep.
+    """
     events = ledger.read(paths.ledger_dir, max_steps=1)
     frozen = [event.plan for event in of(events, Frozen)]
     text = paths.plan.read_text(encoding="utf-8")
@@ -74,7 +73,7 @@ def verify(paths: RunPaths, plan: Plan, stage: Stage) -> None:
         raise RunError(f"{paths.plan} was changed after submission", advice=_AGAIN)
     if _frozen_code(plan, paths) != plan.inputs.code_digest:
         raise RunError(f"the code in {paths.code_dir} was changed after submission", advice=_AGAIN)
-    asked = RunPaths(root=paths.runs_dir) if "SOUSBATCH_POINT" in os.environ else paths
+    asked = RunPaths(root=paths.runs_dir) if is_point else paths
     expected = _accepted(ledger.read(asked.ledger_dir, max_steps=1)) or plan.inputs.versions
     found = installed()
     changed = [
@@ -89,16 +88,13 @@ def verify(paths: RunPaths, plan: Plan, stage: Stage) -> None:
         )
     if plan.sweep is not None:
         return  # each point checks its own
-    model = plan.inputs.model
-    if stage.kind in ("train", "predict") and stage.of is None:
-        now = model_digest(Path(model.folder), Path(model.tokenizer_folder), plan.recipe.model.config)
+    model = stage.model
+    if stage.record.starts_from_model and stage.model.made_by is None:
+        now = model_digest(Path(model.folder), Path(model.tokenizer_folder), stage.settings.model.config)
         if now != model.digest:
             raise RunError(f"the model in {model.folder} was changed or removed after submission", advice=_PUT_BACK)
-    for name in _splits_used(plan, stage):
-        split = plan.inputs.splits.get(name)
-        if split is None:
-            continue
-        where = f"data file {split.path} (split {name!r})"
+    for split in stage.splits.values():
+        where = f"data file {split.path} (split {split.name!r})"
         if not Path(split.path).is_file():
             raise RunError(f"{where} is gone since submission", advice=_PUT_BACK)
         if files.digest_file(Path(split.path)) != split.digest:
@@ -125,13 +121,3 @@ def _accepted(events: Sequence[Event]) -> dict[str, str]:
 
 def _frozen_code(plan: Plan, paths: RunPaths) -> str:
     return code_digest_of([paths.code(folder) for folder in plan.recipe.environment.code])
-
-
-def _splits_used(plan: Plan, stage: Stage) -> tuple[str, ...]:
-    view = stage_view(plan.recipe, stage.name)
-    if stage.kind == "train":
-        return (view.train.split, view.train.eval_split or "")
-    if stage.kind == "predict":
-        return (view.predict.split,)
-    predictions = plan.upstream(stage, "predict") if stage.kind == "score" else None
-    return (stage_view(plan.recipe, predictions.name).predict.split,) if predictions else ()

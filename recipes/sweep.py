@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ from ..cluster.site import Site
 from ..errors import Fault, PlanError, RecipeError
 from . import overrides
 from .catalog import find_recipe
-from .compile import compile
+from .compile import compile, stage_model
 from .compose import recipe_of, values_of
+from .facts import Inputs
 from .inspect.inputs import inspect
 from .inspect.lengths import Progress
 from .plan import Plan, Point, Stage, Sweep, Variant
 from .schema import Recipe, Resources
-from .stages import smoke
+from .stages import settings_of, smoke
 
 STAGE = "sweep"
 # Points that are composed and compiled before sending: all of few, else a sample that shows each value, where it fits.
@@ -45,6 +47,7 @@ def plan_sweep(
     *,
     is_smoke: bool = False,
     progress: Progress | None = None,
+    dead_runs: Collection[Path] = (),
 ) -> Plan:
     """Return the plan of all points of *sweep*, such as `seed=1,2`, over the recipe *name* with overrides *texts*.
 
@@ -71,7 +74,8 @@ def plan_sweep(
         number = variants.setdefault(shared, len(variants))
         rest = tuple(text for index, text in enumerate(chosen) if index not in early)
         points.append(Point(variant=number, overrides=rest, label=" ".join(chosen)))
-    made = tuple(_variant(name, [*texts, *shared], store, is_smoke, progress) for shared in variants)
+    look = partial(inspect, store=store, progress=progress, dead_runs=dead_runs)
+    made = tuple(_variant(name, [*texts, *shared], is_smoke, look) for shared in variants)
     whole = Sweep(variants=made, points=tuple(points), is_smoke=is_smoke)
     plans = {index: _checked(whole, index, site) for index in _sample(axes)}
     return _joined(whole, list(plans.values()), site)
@@ -86,10 +90,10 @@ def _is_early(text: str, folder: Path) -> bool:
     return bool(groups)
 
 
-def _variant(name: str, texts: Sequence[str], store: Path, is_smoke: bool, progress: Progress | None) -> Variant:
+def _variant(name: str, texts: Sequence[str], is_smoke: bool, look: Callable[[Recipe], Inputs]) -> Variant:
     values, faults = values_of(name, texts)
     recipe = recipe_of(values, faults)
-    return Variant(values=values, inputs=inspect(smoke(recipe) if is_smoke else recipe, store, progress))
+    return Variant(values=values, inputs=look(smoke(recipe) if is_smoke else recipe))
 
 
 def _sample(axes: Sequence[Sequence[str]]) -> list[int]:
@@ -142,7 +146,16 @@ def point_plan(plan: Plan, index: int) -> Plan:
 def _joined(sweep: Sweep, plans: Sequence[Plan], site: Site) -> Plan:
     """Return the plan whose one stage walks through all stages of a point in each task."""
     first, num_points = plans[0], len(sweep.points)
-    stage = Stage(name=STAGE, kind="sweep", of=None, resources=_largest(first), num_tasks=num_points, after=())
+    stage = Stage(
+        name=STAGE,
+        kind="sweep",
+        of=None,
+        resources=_largest(first),
+        settings=settings_of(first.recipe),
+        model=stage_model(first.inputs.model, None),
+        num_tasks=num_points,
+        after=(),
+    )
     peak = max(plan.forecast.storage_peak_bytes for plan in plans)
     line = replace(
         first.forecast.storage[0],
@@ -150,11 +163,12 @@ def _joined(sweep: Sweep, plans: Sequence[Plan], site: Site) -> Plan:
         num_bytes=num_points * peak,
         formula=f"{num_points} x {peak:,} B, the peak of the largest that was looked at",
     )
-    if line.num_bytes > first.inputs.room.free_bytes:
+    space = first.inputs.disk_space
+    if line.num_bytes > space.free_bytes:
         raise PlanError(
             [
-                f"no room: {num_points} points will hold {line.num_bytes / 1e9:.3g} GB and {first.inputs.room.folder} "
-                f"can take {max(0, first.inputs.room.free_bytes) / 1e9:.3g} GB; keep fewer checkpoints "
+                f"no room: {num_points} points will hold {line.num_bytes / 1e9:.3g} GB and {space.folder} "
+                f"can take {max(0, space.free_bytes) / 1e9:.3g} GB; keep fewer checkpoints "
                 "or sweep fewer points"
             ]
         )
