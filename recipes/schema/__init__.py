@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ...predictions.metrics import DEFAULT_METRICS, METRICS, Tokenizer
 from ...tracking.base import TRACKERS
 from ..stage_kinds import RECIPE_KINDS
 from .fields import key
@@ -293,12 +294,8 @@ class QuestionAnswering:
 class Score:
     """How predictions are measured against the target column."""
 
-    metrics: tuple[Literal["character_accuracy", "cer", "exact_match", "rouge"], ...] = key(
-        ("character_accuracy", "cer", "exact_match", "rouge"), "what is measured"
-    )
-    tokenizer: Literal["words", "characters"] = key(
-        "words", "units of ROUGE; both keep Hangul, unlike the usual tokenizer"
-    )
+    metrics: tuple[str, ...] = key(DEFAULT_METRICS, "what is measured", names=METRICS)
+    tokenizer: Tokenizer = key("words", "units of ROUGE; both keep Hangul, unlike the usual tokenizer")
 
 
 @dataclass(frozen=True, kw_only=True)
