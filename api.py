@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from .checkpoints.consolidation.manifest import Manifest
     from .launchers.status import StageState
     from .predictions.merge import MergeReport
-    from .predictions.scoring import Metric
-    from .recipes.plan import Inputs, Plan
+    from .recipes.facts import Inputs
+    from .recipes.plan import Plan
     from .recipes.schema import Recipe
 
 _POLL_S = 0.5
@@ -251,15 +251,15 @@ def consolidate(
         NoRoomError: the disk cannot hold the model; nothing was written.
     """
     from .checkpoints.consolidation.consolidate import consolidate_part, refuse_within
-    from .checkpoints.consolidation.plan import Choices
+    from .checkpoints.consolidation.plan import ConsolidateOptions
     from .checkpoints.formats.companion_files import config_dir
-    from .checkpoints.integrity import open_sound
+    from .checkpoints.integrity import open_verified
     from .remote import place_of
 
     source_place, out_place = place_of(str(checkpoint)), place_of(str(out))
-    source = open_sound(source_place)
+    source = open_verified(source_place)
     refuse_within(source_place, out_place)
-    choices = Choices(
+    options = ConsolidateOptions(
         dtype=dtype,
         overflow=overflow,
         is_merged=merge_adapter,
@@ -271,7 +271,7 @@ def consolidate(
         is_verified=verify,
     )
     manifest = consolidate_part(
-        source, out_place.absolute() if isinstance(out_place, Path) else out_place, choices, progress=progress
+        source, out_place.absolute() if isinstance(out_place, Path) else out_place, options, progress=progress
     )
     assert manifest is not None  # the only part is the whole
     return manifest
@@ -312,20 +312,22 @@ def score(
     predictions: Sequence[str],
     references: Sequence[str],
     *,
-    metrics: Sequence[Metric] = ("character_accuracy", "cer", "exact_match", "rouge1", "rouge2", "rougeL"),
+    metrics: Sequence[str] | None = None,
     tokenizer: Literal["words", "characters"] = "words",
 ) -> Mapping[str, float]:
-    """Return how well predicted texts match the right ones, by metric: fractions, where 1 is best and for `cer` 0.
+    """Return how well predicted texts match the right ones, by metric: fractions; 1 is best, for `cer` 0 is.
 
     Args:
+        metrics: their names; by default those that texts need no more for.
         tokenizer: the units of ROUGE.
 
     Raises:
         UsageError: there are no texts, their numbers differ, or a metric is unknown.
     """
+    from .predictions.metrics import DEFAULT_METRICS
     from .predictions.scoring import score_texts
 
-    return score_texts(predictions, references, metrics=metrics, tokenizer=tokenizer)
+    return score_texts(predictions, references, metrics=metrics or DEFAULT_METRICS, tokenizer=tokenizer)
 
 
 def _runs_dir(given: str | Path | None) -> Path:

@@ -23,7 +23,7 @@ HEAVY = ("torch", "transformers", "deepspeed", "peft", "wandb", "accelerate", "d
 LINE: tuple[set[str], ...] = (
     {
         *{"redaction", "errors", "files", "run_folder", "run_index", "user_folders", "remote"},
-        *{"events", "ledger", "ledger_queries", "plugins", "__init__"},
+        *{"events", "ledger", "ledger_queries", "job_environment", "plugins", "__init__"},
     },
     {"checkpoints", "predictions"},
     {"cluster", "tracking"},

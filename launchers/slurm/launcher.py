@@ -17,6 +17,7 @@ from ...cluster import slurm, slurm_site
 from ...cluster.environment import SLURM_CLIENT_NAMES, handed_on
 from ...cluster.slurm import JobRow
 from ...errors import EXIT_DEVICE_MEMORY, EXIT_NO_ROOM, EXIT_STOPPED, SlurmError, UnreachableError
+from ...job_environment import variable
 from ...recipes.plan import Plan, Stage
 from ...run_folder import RunPaths
 from ...user_folders import state_dir
@@ -25,7 +26,7 @@ from .script import array_size, header
 
 _NO_NODE_NOW = "Requested node configuration is not available"
 CLIENT_LINE = f"unset {' '.join(SLURM_CLIENT_NAMES)}  # sbatch's own: the node has others"
-TASK_LINE = 'export SOUSBATCH_TASK="${SLURM_ARRAY_TASK_ID:-0}"'
+TASK_LINE = f'export {variable("task")}="${{SLURM_ARRAY_TASK_ID:-0}}"'
 PATIENCE_S = 60.0
 _SETTLING_S = (1.0, 3.0, 6.0)
 _ASKED = (signal.SIGUSR1, signal.SIGTERM)  # what asks a batch shell to stop; it may not listen yet
@@ -270,11 +271,11 @@ def _request(plan: Plan, paths: RunPaths, stage: Stage) -> Request:
 
 def _ranks(stage: Stage) -> list[str]:
     """Say in the script what the stage process does next, since no srun is to be seen in it."""
-    if stage.kind == "sweep":
+    if stage.record.looks_after_itself:
         return ["# The stage process below runs all stages of a point, one after another, each with srun."]
     nodes, each = (stage.resources.nodes, stage.resources.devices_per_node) if stage.uses_devices else (1, 1)
     command = slurm.srun([], nodes=nodes, tasks_per_node=each, cpus_per_task=stage.resources.cpus_per_device)
-    return [f"# The stage process below runs the ranks: {' '.join(command)} python -m sousbatch.jobs.{stage.kind}"]
+    return [f"# The stage process below runs the ranks: {' '.join(command)} python -m {stage.record.module}"]
 
 
 def _dependency(request: Request, after: Mapping[str, JobRef]) -> Iterable[str]:

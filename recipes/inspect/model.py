@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from ... import files
-from ...checkpoints.capacity.limits import least, limits_of
+from ...checkpoints.capacity.limits import read_limits, tightest
 from ...errors import UsageError, nearest
 from ...user_folders import cached
 from ..catalog import LIBRARY_DIR
-from ..plan import ModelFacts, TensorFacts
+from ..facts import ModelFacts, TensorFacts
 from ..schema import Recipe
-from ..stages import stage_view, stages_of
+from ..stages import resolve_stages
 from ..tasks import task_of
 from .cache import file_digest
 
@@ -88,7 +88,7 @@ def _from_hub(key: str, name: str, revision: str | None = None, *, has_code: boo
 
 
 def _check_cache(key: str, name: str, wanted_bytes: int, cache: Path) -> None:
-    room = least(limits_of(cache))
+    room = tightest(read_limits(cache))
     if wanted_bytes > (room.num_bytes or 0):
         raise UsageError(
             f"{key} {name!r} is {wanted_bytes / 1e9:,.3g} GB to fetch, and the hub's cache {cache} can take "
@@ -181,7 +181,7 @@ def _adapter_advice(name: str, folder: Path) -> str:
 def _check_tokenizer(recipe: Recipe, folder: Path) -> None:
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise UsageError(f"{folder} has no tokenizer ({', '.join(_TOKENIZER_FILES)}); name one with model.tokenizer")
-    uses_chat = any(stage_view(recipe, name).data.prompt == "chat" for name in stages_of(recipe))
+    uses_chat = any(stage.settings.data.prompt == "chat" for stage in resolve_stages(recipe).values())
     config = folder / "tokenizer_config.json"
     has_template = (folder / "chat_template.jinja").is_file() or (
         config.is_file() and "chat_template" in config.read_text(encoding="utf-8")

@@ -27,26 +27,17 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from sousbatch.checkpoints import commit
-from sousbatch.checkpoints.capacity import reservations
+from sousbatch.checkpoints.capacity import allocation
 from sousbatch.checkpoints.commit import Checkpoint
 from sousbatch.cluster.site import Site
 from sousbatch.jobs.context import JobContext
 from sousbatch.jobs.training.collectives import Ranks
-from sousbatch.jobs.training.saver import Saver, make_deepspeed_safe
+from sousbatch.jobs.training.engines import deepspeed as deepspeed_engine
+from sousbatch.jobs.training.saver import Saver
 from sousbatch.ledger import open_job
+from sousbatch.recipes.facts import DiskSpace, Inputs, ModelFacts, TensorFacts
 from sousbatch.recipes.forecast.storage import weights_of, with_slack
-from sousbatch.recipes.plan import (
-    Batch,
-    Forecast,
-    ForecastLine,
-    Inputs,
-    Ladder,
-    ModelFacts,
-    Plan,
-    Room,
-    Stage,
-    TensorFacts,
-)
+from sousbatch.recipes.plan import Batch, Forecast, ForecastLine, Ladder, Plan, Stage
 from sousbatch.recipes.schema import Checkpoints, Model, Recipe, Resources, Train, Zero
 from sousbatch.run_folder import RunPaths
 
@@ -75,8 +66,6 @@ class Beside:
 class Trainer:
     """What the Saver asks of transformers' Trainer, with a model of one layer."""
 
-    is_deepspeed_enabled = False
-
     def __init__(self, rank: int) -> None:
         self.rank, self.state, self.args = rank, State(), type("Args", (), {"world_size": 2})
         self.model = torch.nn.Linear(WIDTH, 1, bias=False)
@@ -89,8 +78,8 @@ class Trainer:
     def unwrap_model(self, model: Any) -> Any:
         return model
 
-    def save_model(self, folder: str, _internal_call: bool) -> None:
-        save_file({"weight": self.model.weight.data}, Path(folder) / "model.safetensors")
+    def save_model(self, output_dir: str, _internal_call: bool) -> None:
+        save_file({"weight": self.model.weight.data}, Path(output_dir) / "model.safetensors")
 
     def _save_rng_state(self, folder: str) -> None:
         torch.save({"state": torch.zeros(100)}, Path(folder) / f"rng_state_{self.rank}.pt")
@@ -114,8 +103,6 @@ class Trainer:
 class ZeroTrainer(Trainer):
     """The same with DeepSpeed's real engine."""
 
-    is_deepspeed_enabled = True
-
     def __init__(self, rank: int, zero_stage: int) -> None:
         import deepspeed
 
@@ -127,7 +114,7 @@ class ZeroTrainer(Trainer):
             "zero_allow_untested_optimizer": True,
         }
         self.model_wrapped = deepspeed.initialize(model=self.model, optimizer=self.optimizer, config=config)[0]
-        make_deepspeed_safe(self.model_wrapped)
+        deepspeed_engine.make_safe(self.model_wrapped)
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Load what was saved; every weight must be what so many steps make of it."""
@@ -158,7 +145,9 @@ def context(
     batch = Batch(
         world_size=2, micro_batch=1, accumulation=1, steps=STEPS, steps_per_epoch=5, warmup_steps=0, save_every_steps=1
     )
-    stage = Stage(name="train", kind="train", of=None, resources=Resources(), num_tasks=1, after=(), batch=batch)
+    stage = Stage(
+        name="train", kind="train", of=None, resources=Resources(), num_tasks=1, after=(), batch=batch, settings=recipe
+    )
     tensor = TensorFacts(name="weight", shape=(1, WIDTH), dtype="float32")
     model = ModelFacts(
         folder="m", tokenizer_folder="m", digest="", has_weights=True, num_params=WIDTH, tensors=(tensor,), config={}
@@ -168,7 +157,9 @@ def context(
     plan = Plan(
         recipe=recipe,
         site=Site(name="here", launcher="local", cpus_per_node=1, memory_bytes=1, gpus_per_node=0, gpu_memory_bytes=0),
-        inputs=Inputs(model=model, splits={}, room=Room(folder="/", free_bytes=1, free_inodes=1), code_digest=""),
+        inputs=Inputs(
+            model=model, splits={}, disk_space=DiskSpace(folder="/", free_bytes=1, free_inodes=1), code_digest=""
+        ),
         stages=(stage,),
         forecast=Forecast(
             storage=(ForecastLine(what="logs", num_bytes=60_000, formula=""),),
@@ -177,7 +168,9 @@ def context(
             ladders={"train": ladder},
         ),
     )
-    return JobContext(paths=paths, plan=plan, stage=stage, recipe=recipe, task=0, attempt=attempt, batch=batch)
+    return JobContext(
+        paths=paths, plan=plan, stage=stage, settings=stage.settings, task=0, attempt=attempt, batch=batch
+    )
 
 
 def work(root: Path, rank: int, attempt: int, zero_stage: int, moment: int, mode: int) -> None:
@@ -248,7 +241,7 @@ def tried(root: Path, zero_stage: int, moments: tuple[int, int], mode: int) -> t
     names = sorted(path.name for path in folder.iterdir() if path.name != ".writer")
     if names != ["step-00000002-weights", f"step-{STEPS:08d}"]:
         found.append(f"at the end there is {names}")
-    held = reservations.held_bytes(folder)
+    held = allocation.measure_usage(folder)
     if held > BUDGET_BYTES:
         found.append(f"{held} bytes are held")
     return codes, found

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from sousbatch import events, ledger
-from sousbatch.checkpoints.capacity import reservations
+from sousbatch.checkpoints.capacity import allocation, reservations
 from sousbatch.errors import NoRoomError, PlanError
 from sousbatch.launchers import reservations as reserving
 from sousbatch.launchers import submission
 from sousbatch.launchers.base import JobRef, JobState, StateWord
 from sousbatch.launchers.local.launcher import LocalLauncher
 from sousbatch.recipes.forecast.storage import later_bytes
-from sousbatch.recipes.inspect.inputs import room_of
+from sousbatch.recipes.inspect.inputs import measure_disk_space
 from sousbatch.recipes.plan import Plan, read_plan
 from sousbatch.run_folder import RunPaths
 from sousbatch.run_index import known_runs
@@ -62,7 +62,7 @@ def test_what_waits_is_promised_its_forecast(queued: tuple[Plan, RunPaths], tmp_
     found = reservations.read_reservation(paths)
     assert found is not None and found.holder.jobs == ("local:k",)
     assert found.promised_bytes == max(plan.forecast.storage_peak_bytes, found.held_bytes)
-    room = room_of(tmp_path / "runs")
+    room = measure_disk_space(tmp_path / "runs")
     assert (room.num_runs, room.promised_bytes) == (1, found.promised_bytes - found.held_bytes)
 
 
@@ -70,7 +70,7 @@ def test_a_second_run_is_planned_into_what_the_first_one_leaves(
     queued: tuple[Plan, RunPaths], sousbatch: Run, tmp_path: Path
 ) -> None:
     plan, paths = queued
-    ladder, held = plan.forecast.ladders["train"], reservations.held_bytes(paths.root)
+    ladder, held = plan.forecast.ladders["train"], allocation.measure_usage(paths.root)
     peak = later_bytes(plan.forecast) + ladder.full_bytes
     runs = ["--runs", str(tmp_path / "runs")]
     for store, rung in ((2 * peak, "full"), (2 * peak - 1000, "thinned best")):
@@ -140,12 +140,12 @@ def test_many_dead_runs_cost_one_question_and_are_measured_once(
     for number in range(20):
         shutil.copytree(paths.root, paths.root.with_name(f"run-{number}"))
     launcher, measured = Launcher("done"), []
-    monkeypatch.setattr(reservations, "held_bytes", lambda folder: measured.append(folder) or 7)
+    monkeypatch.setattr(allocation, "measure_usage", lambda folder: measured.append(folder) or 7)
     for _ in range(2):
         reserving.release_dead(tmp_path / "runs", {"local": launcher})  # type: ignore[arg-type]
     assert [len(refs) for refs in launcher.asked] == [1, 0], "all have the same job"
     assert len(measured) == 21
-    assert room_of(tmp_path / "runs").promised_bytes == 0
+    assert measure_disk_space(tmp_path / "runs").promised_bytes == 0
 
 
 def on_budget(plan: Plan, num_bytes: float) -> Plan:
@@ -243,11 +243,11 @@ def test_the_points_of_a_sweep_share_its_promise_with_nobody_else(
         ),
     )
     point = folder_of(sweep.root, "point")
-    assert reservations.store_of(point) == store and reservations.promised_before(point) == peak
+    assert reservations.shared_runs_dir(point) == store and reservations.promised_before(point) == peak
     tight = on_budget(queued[0], 3 * peak)  # nothing is left beside the sweep
     reserving.reserve(tight, point)
     with pytest.raises(NoRoomError, match="promised to sweep"):
         reserving.reserve(tight, other)
     for seen_by, expected in ((other, [2 * peak, peak]), (point, [2 * peak])):
-        among = reservations.others(store, seen_by, measures=False)
+        among = reservations.read_others(store, seen_by, measures=False)
         assert [one.promised_bytes for one in among] == expected

@@ -1,0 +1,54 @@
+"""Read from a recipe which checkpoints stay, what they hold, and how the others go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..checkpoints.retention.policies import RetentionRules, standard_rules
+from ..checkpoints.rotation import RemovalOptions
+from ..run_folder import RunPaths
+from .schema import Dtype, StageSettings
+
+
+def retention_rules(settings: StageSettings) -> RetentionRules:
+    """Return which checkpoints stay by a recipe."""
+    spec = settings.checkpoints
+    return standard_rules(
+        keep_last=spec.keep_last,
+        keep_best=num_best_kept(settings),
+        keep_every_steps=spec.keep_every_steps,
+        goal=spec.goal,
+        strips=spec.thin,
+        archives=spec.archive_url is not None,
+    )
+
+
+def num_best_kept(settings: StageSettings) -> int:
+    """Return how many stay for being the best; none where nothing is measured."""
+    return settings.checkpoints.keep_best if settings.is_measured else 0
+
+
+def removal_options(
+    settings: StageSettings, paths: RunPaths, stage: str, check_fence: Callable[[], None]
+) -> RemovalOptions:
+    """Return how the checkpoints of *stage* are stripped, as its model will be made, and archived, apart by run."""
+    url = settings.checkpoints.archive_url
+    return RemovalOptions(
+        check_fence=check_fence,
+        dtype=weights_dtype(settings),
+        overflow=settings.consolidate.overflow,
+        archive_url=url and f"{url}/{paths.recipe_name}/{paths.run_id}/{stage}",
+    )
+
+
+def weights_dtype(settings: StageSettings) -> Dtype:
+    """Return the dtype of a checkpoint's weights alone, from which the model comes out bit for bit the same.
+
+    A model's is that of the consolidated one. An adapter is small, and is added to its base in float32.
+    """
+    return model_dtype(settings) if settings.adapter.method == "full" else "float32"
+
+
+def model_dtype(settings: StageSettings) -> Dtype:
+    """Return the dtype of the consolidated model; the recipe of a plan always says it."""
+    return settings.consolidate.dtype or "float16"
