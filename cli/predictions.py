@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from pathlib import Path
+from typing import get_args
 
 from ..errors import NotFoundError, UsageError
-from ..predictions.metrics import DEFAULT_METRICS
+from ..predictions.metrics import DEFAULT_METRICS, Tokenizer
 from .parser import Parser, add_command, add_verbs, count, define
 
 
@@ -58,7 +59,7 @@ def _define_score(score: Parser) -> None:
         "--field", default="prediction", metavar="FIELD", help="field of the prediction (default prediction)"
     )
     score.add_argument(
-        "--tokenizer", choices=["words", "characters"], default="words", help="units of ROUGE (default words)"
+        "--tokenizer", choices=get_args(Tokenizer), default="words", help="units of ROUGE (default words)"
     )
     score.add_argument(
         "--metric",

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..predictions.scoring import MODEL, WHO, headlines
+from ..predictions.scoring import MODEL, WHO, headlines, label
 from ..run_folder import RunPaths
 from .tables import columns
 
@@ -53,7 +53,7 @@ def points(plan: Plan, paths: RunPaths) -> str:
 
 def scores(found: Mapping[str, Mapping[str, float]]) -> str:
     """Return the scores of the model beside those of copying the input."""
-    rows = [[name, *(score(found[who].get(name)) for who in WHO)] for name in headlines(found[MODEL])]
+    rows = [[label(name), *(score(found[who].get(name)) for who in WHO)] for name in headlines(found[MODEL])]
     return columns(rows, header=("", *WHO.values()))
 
 
