@@ -103,11 +103,6 @@ def _add_execution_options(parser: Parser) -> None:
     )
 
 
-def _config_dir(checkpoint: Place) -> Place | None:
-    """Return the folder with the config and tokenizer of *checkpoint*: itself or the one above, if any."""
-    return next((place for place in (checkpoint, checkpoint.parent) if (place / "config.json").is_file()), None)
-
-
 def _consolidate(arguments: Namespace) -> int:
     from ..checkpoints.consolidation.consolidate import consolidate, refuse_within
     from ..checkpoints.consolidation.manifest import MANIFEST_NAME
@@ -201,6 +196,7 @@ def _open(text: str, checkpoint: Place, *, is_raw: bool) -> Source:
 
 
 def _options(arguments: Namespace, checkpoint: Place) -> ConsolidateOptions:
+    from ..checkpoints.formats.companion_files import config_dir
     from ..remote import parse_place
 
     has_config = arguments.adapter != "raw"
@@ -213,7 +209,7 @@ def _options(arguments: Namespace, checkpoint: Place) -> ConsolidateOptions:
         base_dir=parse_place(arguments.base) if arguments.base else None,
         copy_from=parse_place(arguments.copy_from)
         if arguments.copy_from
-        else _config_dir(checkpoint)
+        else config_dir(checkpoint)
         if has_config
         else None,
         is_compared=has_config and not arguments.dry_run,
