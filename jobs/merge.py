@@ -1,4 +1,4 @@
-"""Merge: `python -m sousbatch.jobs.merge RUN STAGE` joins the units into one complete file."""
+"""Join the units of a predict stage: `python -m sousbatch.jobs.merge RUN STAGE`."""
 
 from __future__ import annotations
 
