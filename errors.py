@@ -168,13 +168,6 @@ def is_no_room(error: BaseException) -> bool:
     return False
 
 
-def as_event(error: BaseException) -> dict[str, str]:
-    """Return what a run's ledger keeps of an error: its message in one line, and its advice, if any."""
-    message = str(error) if isinstance(error, SousbatchError) else f"{type(error).__name__}: {error}"
-    advice = error.advice if isinstance(error, SousbatchError) else ""
-    return {"message": redacted(" ".join(message.split()))[:500]} | ({"advice": advice} if advice else {})
-
-
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return a hint such as "did you mean 'tiny'?", or the empty string."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

@@ -15,65 +15,20 @@ import re
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from . import files
 from .errors import DamagedError, FencedError, NoRoomError, NotFoundError, is_no_room
+from .events import KINDS, Event, Step
 
 _FILE_PATTERN = re.compile(
     r"(?P<role>client|stage|job|rank[0-9]+)(\.(?P<stage>[a-z0-9-]+)-(?P<task>\d{5}))?\.(?P<number>\d{4,})\.jsonl"
 )
 
 
-# What each kind needs, and the types of what anybody reads: a line with others is as good as none.
-_NEEDED = {
-    "intent": ("stage", "key"),
-    "sent": ("stage", "key", "launcher", "job_id"),
-    "adopted": ("stage", "key", "launcher", "job_id"),
-    "cancel": ("stage",),
-    "accepted": ("versions",),
-    "ended": ("exit_code",),
-    "error": ("message",),
-    "step": ("step",),
-    "saved": ("step",),
-    "unit": ("unit", "num_rows"),
-    "layout": ("num_rows",),
-}
-_WORDS = ("stage", "key", "launcher", "job_id", "job", "message", "advice", "content", "reason")
-_COUNTS = (
-    *("task", "of", "exit_code", "progress", "step", "unit", "num_rows", "attempt", "micro_batch", "accumulation"),
-    *("num_bytes", "left_bytes", "held_bytes", "point"),
-)
-_NUMBERS = ("loss", "eval_loss", "metric", "stall_s", "budget_bytes")  # there may be no metric and no budget
-_TYPES: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(_WORDS, (str,)),
-    **dict.fromkeys(_COUNTS, (int,)),
-    **dict.fromkeys(_NUMBERS, (int, float, type(None))),
-    "versions": (dict,),
-}
-_LARGEST = 1 << 63
 _BLOCK_BYTES = 1 << 20
 _STEP_MARK, _MARK_BYTES = b'"kind": "step"', 100  # where `Ledger.write` puts the kind of a line
-
-
-@dataclass(frozen=True, kw_only=True)
-class Event:
-    """One line of a ledger.
-
-    *number* is the attempt for events of a stage or a job, the submission for a client's.
-    *time* is seconds since the epoch, for people only: nothing is decided by it.
-    """
-
-    kind: str
-    role: str
-    number: int
-    sequence: int
-    time: float
-    stage: str = ""
-    task: int = 0
-    data: dict[str, Any] = field(default_factory=dict)
 
 
 class Ledger:
@@ -94,17 +49,19 @@ class Ledger:
         self._sequence = 1 + max(map(_sequence_in, text.split(b"\n")))
         self._is_torn = bool(text) and not text.endswith(b"\n")
 
-    def write(self, kind: str, **data: Any) -> None:
-        """Append one event; all but `step` events are durable when this returns.
+    def write(self, event: Event) -> None:
+        """Append one event; all but `Step` events are durable when this returns.
 
         Raises:
             NoRoomError: the disk is full, and the ledger is strict.
         """
         with self._lock:
-            self._write(kind, data)
+            self._write(event)
 
-    def _write(self, kind: str, data: dict[str, Any]) -> None:
-        line = json.dumps({"sequence": self._sequence, "time": time.time(), "kind": kind} | data, ensure_ascii=False)
+    def _write(self, event: Event) -> None:
+        head = {"sequence": self._sequence, "time": time.time(), "kind": event.kind}
+        place = {"stage": event.stage} if event.stage else {}
+        line = json.dumps(head | place | event.data(), ensure_ascii=False)
         text = (("\n" if self._is_torn else "") + line + "\n").encode()
         self._sequence += 1
         try:
@@ -112,7 +69,7 @@ class Ledger:
             self._is_torn = (self._is_torn and written == 0) or 0 < written < len(text)
             if written < len(text):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            if kind != "step":
+            if not isinstance(event, Step):
                 os.fsync(self._descriptor)
         except OSError as error:
             if self._is_strict and is_no_room(error):
@@ -212,13 +169,17 @@ class LedgerReader:
         return sorted(events, key=lambda event: (event.number, event.role, event.stage, event.task, event.sequence))
 
     def _read(self, path: Path, match: re.Match[str]) -> Iterator[Event]:
+        role, number, stage, task = match["role"], int(match["number"]), match["stage"], int(match["task"] or 0)
         lines = self._new_lines(path)
         for line in lines if self._max_steps is None else _thinned(lines, self._max_steps):
-            event = _parse(line, match)
-            if event is not None:
-                yield event
-            elif match["role"] == "client" and line.strip():
-                self.damage = f"{path} is damaged: it has a line that is no event ({line[:40]!r})"
+            try:
+                data, kind, place = _split(line)
+                if kind in KINDS:
+                    place |= {"stage": stage, "task": task} if stage else _place_in(data)
+                    yield KINDS[kind].read(data, role=role, number=number, **place)
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+                if role == "client" and line.strip():
+                    self.damage = f"{path} is damaged: it has a line that is no event ({line[:40]!r})"
 
     def _new_lines(self, path: Path) -> Iterator[bytes]:
         """Yield the lines since the last poll that have their end."""
@@ -282,33 +243,19 @@ def _sequence_in(line: bytes) -> int:
         return -1
 
 
-def _parse(line: bytes, match: re.Match[str]) -> Event | None:
-    """Return the event of a line; one torn by a kill or a full disk, or with values of other types, is none."""
-    try:
-        data = json.loads(line)
-        sequence, moment, kind = data.pop("sequence"), data.pop("time"), data.pop("kind")
-        if type(sequence) is not int or type(kind) is not str or not _is_right(kind, data):
-            return None
-        if type(moment) not in (int, float) or not math.isfinite(moment):
-            return None
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-        return None
-    return Event(
-        kind=kind,
-        role=match["role"],
-        number=int(match["number"]),
-        sequence=sequence,
-        time=moment,
-        stage=match["stage"] or data.get("stage", ""),
-        task=int(match["task"] or data.get("task", 0)),
-        data=data,
-    )
+def _split(line: bytes) -> tuple[dict[str, Any], str, dict[str, Any]]:
+    """Return what a line holds of its own, its kind, and its sequence and time."""
+    data = json.loads(line)
+    sequence, moment, kind = data.pop("sequence"), data.pop("time"), data.pop("kind")
+    if type(sequence) is not int or type(kind) is not str:
+        raise ValueError("sequence or kind is of another type")
+    if type(moment) not in (int, float) or not math.isfinite(moment):
+        raise ValueError("time is no number")
+    return data, kind, {"sequence": sequence, "time": moment}
 
 
-def _is_right(kind: str, data: dict[str, Any]) -> bool:
-    """Say whether an event has what its kind needs, and nothing of another type than readers expect."""
-    for name, value in data.items():
-        types = _TYPES.get(name)
-        if types is not None and (type(value) not in types or (type(value) is int and abs(value) >= _LARGEST)):
-            return False
-    return all(name in data for name in _NEEDED.get(kind, ()))
+def _place_in(data: dict[str, Any]) -> dict[str, Any]:
+    """Return the stage that a client's line names."""
+    if type(data.get("stage", "")) is not str:
+        raise ValueError("stage is no text")
+    return {"stage": data["stage"]} if "stage" in data else {}

@@ -1,25 +1,16 @@
-"""Every name inside a run folder, and finding a run from any folder.
+"""Every name inside a run folder: nobody else joins these strings.
 
-Nobody else joins these strings. A run is found through an index of links that
-submission leaves in the user's state folder.
+A run folder is RUNS/RECIPE/RUN. The folder of a sweep's point lies inside the sweep's run folder in the same way:
+RUNS/RECIPE/SWEEP/RECIPE/RUN.
 """
 
 from __future__ import annotations
 
-import glob
-import os
 import re
-from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from . import files
-from .errors import NotFoundError, UsageError
 
 PLAN_FORMAT = 3
-_CACHE_FORMAT = 3
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 
@@ -38,6 +29,11 @@ class RunPaths:
     def recipe_name(self) -> str:
         """The recipe's name: the folder that holds all its runs."""
         return self.root.parent.name
+
+    @property
+    def runs_dir(self) -> Path:
+        """The folder that holds all runs of all recipes; of a sweep's point, the sweep's run folder."""
+        return self.root.parent.parent
 
     @property
     def recipe(self) -> Path:
@@ -88,13 +84,37 @@ class RunPaths:
         """W&B's files."""
         return self.root / "tracking"
 
+    @property
+    def log_dir(self) -> Path:
+        """What the stages printed."""
+        return self.root / "logs"
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        """The checkpoints of all train stages."""
+        return self.root / "checkpoints"
+
+    @property
+    def metrics_dir(self) -> Path:
+        """The scores of each score stage."""
+        return self.root / "metrics"
+
     def request(self, stage: str) -> Path:
         """The exact text that was sent for *stage*."""
         return self.root / "requests" / f"{stage}.sh"
 
-    def log(self, stage: str, task: int) -> Path:
-        """What a task of *stage* printed, all attempts one after another."""
-        return self.root / "logs" / f"{stage}-{task:05d}.log"
+    def log(self, stage: str, task: int | str) -> Path:
+        """What a task of *stage* printed, all attempts one after another.
+
+        *task* is a number, or what a scheduler replaces by five digits.
+        """
+        return (
+            self.log_dir / f"{stage}-{task:05d}.log" if isinstance(task, int) else self.log_dir / f"{stage}-{task}.log"
+        )
+
+    def logs(self, stage: str) -> list[Path]:
+        """The logs that tasks of *stage* have begun."""
+        return sorted(self.log_dir.glob(self.log(stage, "?????").name))
 
     @property
     def stop_dir(self) -> Path:
@@ -107,7 +127,7 @@ class RunPaths:
 
     def checkpoints(self, stage: str) -> Path:
         """The checkpoints of a train stage."""
-        return self.root / "checkpoints" / stage
+        return self.checkpoints_dir / stage
 
     def model(self, stage: str) -> Path:
         """The consolidated model of a consolidate stage."""
@@ -117,176 +137,31 @@ class RunPaths:
         """The prediction folders of a predict stage, one per prediction key."""
         return self.root / "predictions" / stage
 
-    def metrics_of(self, stage: str) -> Path:
+    def predictions_file(self, stage: str) -> Path:
+        """The merged predictions of a predict stage."""
+        return self.predictions(stage) / "predictions.jsonl"
+
+    def unit_dirs(self) -> list[Path]:
+        """The prediction folders of all predict stages."""
+        return sorted(path for path in self.root.glob("predictions/*/*") if path.is_dir())
+
+    def stage_metrics(self, stage: str) -> Path:
         """The scores of one score stage."""
-        return self.root / "metrics" / f"{stage}.json"
+        return self.metrics_dir / f"{stage}.json"
 
 
-def runs_dir(given: str | None) -> Path:
-    """Return the folder that holds all runs: *given*, else $SOUSBATCH_RUNS, else ./runs."""
-    return Path(given or os.environ.get("SOUSBATCH_RUNS") or "runs").expanduser().resolve()
+def run_paths(runs_dir: Path, recipe_name: str, run_id: str) -> RunPaths:
+    """Return the paths of a run in the folder that holds all runs, or of a point in its sweep's run folder."""
+    return RunPaths(root=runs_dir / recipe_name / run_id)
 
 
-def state_dir() -> Path:
-    """Return the user's private state folder: $SOUSBATCH_STATE, else XDG's place for it."""
-    given = os.environ.get("SOUSBATCH_STATE")
-    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(given) if given else Path(base) / "sousbatch"
+def reserved_runs(runs_dir: Path) -> list[RunPaths]:
+    """Return the runs that have a reservation, of all recipes."""
+    return [RunPaths(root=path.parent) for path in sorted(runs_dir.glob("*/*/reservation.json"))]
 
 
-def cache_dir() -> Path:
-    """Return the folder for what can be made again: $SOUSBATCH_CACHE, else XDG's place for it."""
-    given = os.environ.get("SOUSBATCH_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(given) if given else Path(base) / "sousbatch"
-
-
-def cached(kind: str, key: Any, make: Callable[[], Any]) -> Any:
-    """Return the remembered value of *key*, or make and remember it; both are plain JSON values."""
-    value = recall(kind, key)
-    if value is None:
-        value = make()
-        remember(kind, key, value)
-    return value
-
-
-def recall(kind: str, key: Any) -> Any:
-    """Return the remembered value of *key*, None where there is none."""
-    try:
-        return files.read_json(_cache_file(kind, key))
-    except (OSError, ValueError):
-        return None
-
-
-def remember(kind: str, key: Any, value: Any) -> None:
-    """Remember the plain JSON *value* of *key*."""
-    path = _cache_file(kind, key)
-    files.make_private_dir(path.parent)
-    files.write_json(path, value)
-
-
-def _cache_file(kind: str, key: Any) -> Path:
-    return cache_dir() / kind / f"{files.digest_of([_CACHE_FORMAT, key])}.json"
-
-
-def config_file() -> Path:
-    """Return the user's defaults for a site: $SOUSBATCH_CONFIG, else XDG's place for it."""
-    given = os.environ.get("SOUSBATCH_CONFIG")
-    base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
-    return Path(given) if given else Path(base) / "sousbatch" / "config.yaml"
-
-
-def _index_dir() -> Path:
-    return state_dir() / "runs"
-
-
-def remember_run(paths: RunPaths) -> None:
-    """Put the run into the index, in place of links of the same id that lead nowhere any more."""
-    folder = files.make_private_dir(_index_dir())
-    link = folder / f"{paths.recipe_name}.{paths.run_id}.{files.digest_of(str(paths.root))[:8]}"
-    temporary = files.temporary_path(link)
-    temporary.symlink_to(paths.root)
-    temporary.replace(link)
-    for other, root in _links(paths).items():
-        if other != link and (root == paths.root or not root.is_dir()):
-            other.unlink(missing_ok=True)
-
-
-def forget_run(paths: RunPaths) -> None:
-    """Take the run out of the index."""
-    for link, root in _links(paths).items():
-        if root == paths.root:
-            link.unlink(missing_ok=True)
-
-
-def _links(paths: RunPaths) -> dict[Path, Path]:
-    """Return the links, and where they lead, of all runs with the recipe and id of *paths*: one in each runs folder."""
-    name, found = f"{paths.recipe_name}.{paths.run_id}", {}
-    for link in _index_dir().glob(f"{glob.escape(name)}*"):
-        with suppress(OSError):  # removed since the listing, or no link
-            if f"{link.name}.".startswith(f"{name}."):
-                found[link] = Path(os.readlink(link))
-    return found
-
-
-def known_runs(*, gone: bool = False) -> tuple[RunPaths, ...]:
-    """Return the runs of the index, oldest submission first: those whose folder is there, or with *gone* the others.
-
-    Of those that are gone not the ones that there are elsewhere, too: jobs are found by recipe and id alone.
-    """
-    folder = _index_dir()
-    if not folder.is_dir():
-        return ()
-    found = []
-    for link in folder.iterdir():
-        with suppress(OSError):  # removed since the listing, or no link
-            found.append((link.lstat().st_mtime_ns, link.name, RunPaths(root=Path(os.readlink(link)))))
-    runs = [paths for _, name, paths in sorted(found, key=lambda entry: entry[:2]) if not _is_temporary(name)]
-    here = [paths for paths in runs if paths.root.is_dir()]
-    names = {(paths.recipe_name, paths.run_id) for paths in here}
-    return tuple(here if not gone else (one for one in runs if (one.recipe_name, one.run_id) not in names))
-
-
-def _is_temporary(name: str) -> bool:
-    return name.startswith(files.TEMPORARY_PREFIX)
-
-
-def find_run(name: str, *, newest: bool = False, gone: bool = False) -> RunPaths:
-    """Return the run that *name* means: a folder, an id or its beginning, or a recipe's name.
-
-    Where a recipe has several runs, *newest* takes the one submitted last, for those who only look. With *gone* a run
-    is found whose folder is there no more.
-
-    Raises:
-        NotFoundError: no run answers to *name*.
-        UsageError: more than one does.
-    """
-    folder = Path(name).expanduser()
-    if folder.is_dir() and ((folder / "plan.json").is_file() or (folder / "ledger").is_dir()):
-        return RunPaths(root=folder.resolve())
-    runs = known_runs()
-    matches = _called(name, runs)
-    if not matches and (lost := _called(name, known_runs(gone=True))):
-        if not gone:
-            root = lost[-1].root
-            raise NotFoundError(
-                f"run {root.name}: its folder {root} is gone; put it back, or name it where it is now; "
-                f"`sousbatch cancel {root.name}` ends what still runs of it"
-            )
-        matches = lost
-    exact = [paths for paths in matches if paths.run_id == name]
-    if len(exact) == 1:
-        return exact[0]
-    if not matches:
-        known = ", ".join(paths.run_id for paths in runs[-5:]) or "none yet"
-        raise NotFoundError(
-            f"run {name!r} does not exist; newest known: {known}; `sousbatch status` lists all, "
-            "and a run moved by hand is named by its folder"
-        )
-    if newest and all(paths.recipe_name == name for paths in matches):
-        return matches[-1]
-    if len(matches) > 1:
-        ids = [paths.run_id for paths in matches]
-        if len(set(ids)) < len(ids):  # the same submission in several runs folders
-            raise UsageError(f"{name!r} names {len(ids)} runs: {', '.join(str(one.root) for one in matches)}; give one")
-        raise UsageError(f"{name!r} names {len(ids)} runs: {', '.join(ids)}; give one id")
-    return matches[0]
-
-
-def _called(name: str, runs: Sequence[RunPaths]) -> list[RunPaths]:
-    return [paths for paths in runs if paths.run_id.startswith(name) or paths.recipe_name == name]
-
-
-def find_checkpoint_dirs(text: str) -> list[Path]:
-    """Return the folders of checkpoints that *text* means: a folder, or those of a run's train stages."""
-    folder = Path(text).expanduser()
-    above = folder.resolve().parent
-    if folder.resolve().name == "checkpoints" and (above / "plan.json").is_file():
-        folder = above
-    if folder.is_dir() and not (folder / "plan.json").is_file():
-        return [folder]
-    try:
-        base = find_run(str(folder), newest=True).root / "checkpoints"
-    except NotFoundError as error:
-        raise NotFoundError(f"{text!r} is neither a folder nor a run; `sousbatch status` lists the runs") from error
-    return sorted(path for path in base.iterdir() if path.is_dir()) if base.is_dir() else []
+def run_of_checkpoints(folder: Path) -> RunPaths | None:
+    """Return the run with a train stage that writes its checkpoints to *folder*, if any."""
+    folder = folder.resolve()
+    paths = RunPaths(root=folder.parent.parent)
+    return paths if paths.plan.is_file() and folder == paths.checkpoints(folder.name) else None

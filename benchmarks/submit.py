@@ -25,7 +25,8 @@ from pathlib import Path
 from statistics import median
 
 from sousbatch.cluster.sandbox import lifecycle
-from sousbatch.run_folder import RunPaths, remember_run
+from sousbatch.run_folder import RunPaths
+from sousbatch.run_index import remember_run
 
 MANY = 1000
 DOOR = (sys.executable, "-m", "sousbatch")

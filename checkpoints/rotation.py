@@ -13,6 +13,7 @@ from typing import Literal
 
 from .. import files
 from ..errors import FencedError, SousbatchError, UsageError
+from ..events import Archived, Kept, Removed, Retention, Stripped
 from . import commit
 from .archive import upload
 from .commit import Checkpoint
@@ -60,6 +61,30 @@ class Done:
     reason: str
     problem: str = ""
     left_bytes: int = 0
+
+    def event(self, *, held_bytes: int, budget_bytes: int | None = None, stage: str = "") -> Retention:
+        """Return the record for the run's ledger; a client's file must name the *stage*."""
+        return _EVENTS[self.outcome](
+            stage=stage,
+            step=self.checkpoint.step,
+            attempt=self.checkpoint.attempt,
+            content=self.checkpoint.content,
+            num_bytes=self.checkpoint.num_bytes,
+            metric=self.checkpoint.metric,
+            held_bytes=held_bytes,
+            budget_bytes=budget_bytes,
+            left_bytes=self.left_bytes,
+            reason=self.reason,
+            message=self.problem or None,
+        )
+
+
+_EVENTS: dict[Outcome, type[Retention]] = {
+    "kept": Kept,
+    "thinned": Stripped,
+    "archived": Archived,
+    "removed": Removed,
+}
 
 
 def carry_out(verdicts: Iterable[Verdict], means: Means) -> Iterator[Done]:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import DamagedError, IncompleteError, NotFoundError, RunError, UsageError
-from ..run_folder import RunPaths, find_checkpoint_dirs
+from ..run_folder import run_of_checkpoints
+from ..run_index import find_checkpoint_dirs
 from .consolidate import define_consolidate
 from .parser import Parser, add_command, add_verbs, count, define, positive_count
 from .tables import columns, size
@@ -146,30 +147,12 @@ def _record(folder: Path, done: Done) -> None:
     from .. import ledger
     from ..checkpoints.capacity.reservations import held_bytes
 
-    paths = _run_of(folder)
+    paths = run_of_checkpoints(folder)
     if paths is None or not paths.ledger_dir.is_dir():
         return
     client = ledger.open_client(paths.ledger_dir)
-    client.write(
-        done.outcome,
-        stage=folder.name,
-        step=done.checkpoint.step,
-        attempt=done.checkpoint.attempt,
-        content=done.checkpoint.content,
-        num_bytes=done.checkpoint.num_bytes,
-        held_bytes=held_bytes(folder),
-        left_bytes=done.left_bytes,
-        reason=done.reason,
-        message=done.problem,
-    )
+    client.write(done.event(stage=folder.name, held_bytes=held_bytes(folder)))
     client.close()
-
-
-def _run_of(folder: Path) -> RunPaths | None:
-    """Return the run whose stage writes its checkpoints to *folder*, if any."""
-    folder = folder.resolve()
-    paths = RunPaths(root=folder.parent.parent)
-    return paths if paths.plan.is_file() and folder == paths.checkpoints(folder.name) else None
 
 
 def _rules_of(folder: Path, arguments: Namespace) -> Rules:
@@ -181,7 +164,7 @@ def _rules_of(folder: Path, arguments: Namespace) -> Rules:
     from ..recipes.stages import stage_view
 
     rules = Rules(policy=Policy(), means=Means(check_fence=lambda: None))
-    paths = _run_of(folder)
+    paths = run_of_checkpoints(folder)
     if paths is not None:
         plan = read_plan(paths.plan)
         view = stage_view(plan.recipe, folder.name)

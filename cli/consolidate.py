@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import NotFoundError, UsageError
-from ..run_folder import find_checkpoint_dirs
+from ..run_index import find_checkpoint_dirs
 from .parser import Parser, count, define, positive_number, share
 from .progress import byte_progress
 from .tables import columns, size

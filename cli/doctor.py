@@ -21,7 +21,7 @@ from ..cluster.slurm import call
 from ..cluster.slurm_site import read_site
 from ..errors import NoSlurmError, SlurmError
 from ..recipes.inspect.inputs import room_of
-from ..run_folder import cache_dir, runs_dir, state_dir
+from ..user_folders import cache_dir, runs_dir, state_dir
 from .parser import Parser, add_runs_option, define
 from .tables import size
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import Any
 
+from ..events import Event, Step, of
 from ..launchers.base import FINAL_WORDS, Launcher
 from ..launchers.overview import watch_states
 from ..launchers.status import StageState, is_final
@@ -96,7 +97,7 @@ class _Lines:
     def say(self, text: str) -> None:
         _tell(f"[{time.monotonic() - self._started:6.1f} s] {text}")
 
-    def update(self, states: Mapping[str, StageState], events: list[Any]) -> None:
+    def update(self, states: Mapping[str, StageState], events: Sequence[Event]) -> None:
         for name, state in states.items():
             now = state.word + (state.reason if state.word == "waiting" else "")  # for what and for whom may change
             if self._words.get(name) != now:
@@ -112,9 +113,9 @@ class _Lines:
                 self.say(f"{name} {state.step} of {state.total}{_latest(name, events)}")
 
 
-def _latest(stage: str, events: list[Any]) -> str:
-    values = [event.data for event in events if event.stage == stage and event.kind == "step" and "loss" in event.data]
-    return f", loss {values[-1]['loss']:.3f}" if values else ""
+def _latest(stage: str, events: Sequence[Event]) -> str:
+    steps = [event.values for event in of(events, Step) if event.stage == stage and "loss" in event.values]
+    return f", loss {steps[-1]['loss']:.3f}" if steps else ""
 
 
 class _Bars:
@@ -147,7 +148,7 @@ class _Bars:
     def say(self, text: str) -> None:
         self._progress.console.print(text)
 
-    def update(self, states: Mapping[str, StageState], events: list[Any]) -> None:
+    def update(self, states: Mapping[str, StageState], events: Sequence[Event]) -> None:
         for name, state in states.items():
             bar = self._bars[name]
             if state.word in ("running", "stopping") and not self._progress.tasks[bar].started:

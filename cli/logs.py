@@ -12,7 +12,8 @@ from ..launchers.base import FINAL_WORDS, Launcher
 from ..launchers.overview import watch_states
 from ..launchers.status import job_refs
 from ..ledger import read
-from ..run_folder import RunPaths, find_run
+from ..run_folder import RunPaths
+from ..run_index import find_run
 from .parser import RUN_HELP, Parser, define
 
 if TYPE_CHECKING:
@@ -36,8 +37,7 @@ def _logs(arguments: Namespace) -> int:
     paths = find_run(arguments.run, newest=True)
     plan = glance(paths.plan)
     if not plan.stages:
-        logs = paths.log("", 0).parent
-        raise UsageError(f"run {paths.run_id}: {plan.problem}; what its stages printed is in {logs}")
+        raise UsageError(f"run {paths.run_id}: {plan.problem}; what its stages printed is in {paths.log_dir}")
     launcher = launcher_named(plan.launcher, max_age_s=WATCH_S)
     stage = plan.stage(arguments.stage) if arguments.stage else _telling_stage(plan, paths, launcher)
     return _print_log(plan, paths, stage, launcher, until_end=arguments.follow)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
-from ..run_folder import RunPaths, runs_dir
+from ..run_folder import run_paths
+from ..user_folders import runs_dir
 from .parser import Parser, add_recipe_arguments, count, define
 from .progress import row_progress
 from .tables import columns, size
@@ -75,7 +76,7 @@ def _plan(arguments: Namespace) -> int:
         return _plan_rows(arguments)
     plan = plan_of(arguments)
     launcher, runs = launcher_of(plan), runs_dir(arguments.runs)
-    requests = launcher.prepare(plan, RunPaths(root=runs / plan.recipe.name / plan.run_id))
+    requests = launcher.prepare(plan, run_paths(runs, plan.recipe.name, plan.run_id))
     starts: list[str] = []
     if isinstance(launcher, SlurmLauncher):
         refusals, starts = launcher.objections(requests, plan, runs)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -17,9 +17,11 @@ from typing import Any
 
 from .. import files, ledger
 from ..checkpoints.commit import committed
-from ..ledger import Event
+from ..events import CheckpointEvent, Event, Kept, Problem, Saved, Skipped, Step
+from ..ledger_queries import CheckpointLifetime, checkpoint_lifetimes, timed
 from ..recipes.plan import Glance, Plan
-from ..run_folder import RunPaths, find_run
+from ..run_folder import RunPaths
+from ..run_index import find_run
 from .parser import RUN_HELP, Parser, define
 from .results import scores_of
 from .tables import size
@@ -33,7 +35,7 @@ _FATES = {
     "gone": "no longer there",
 }
 _MAX_STEPS = 4000  # more points than the picture has pixels
-_TOLD = ("skipped", "kept", "problem")
+_TOLD = (Skipped, Kept, Problem)
 _STYLE = """
 :root { --ink: #1d2433; --soft: #667085; --line: #d5dae3; --page: #ffffff; --kept: #1b7f5c; --thinned: #c77700;
   --archived: #2f6fd0; --removed: #9aa3b2; --gone: #9aa3b2; --limit: #c2342b; --curve: #2f6fd0; --other: #c77700; }
@@ -71,71 +73,7 @@ def _report(arguments: Namespace) -> int:
     return 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Life:
-    """A checkpoint from birth to end, in seconds from the first event; *end_s* is None while it is there.
-
-    *thinned_s* is when only its weights were left. *num_bytes* is what it held first, *left_bytes* last; *why* is the
-    reason of its end.
-    """
-
-    stage: str
-    step: int
-    attempt: int
-    born_s: float
-    num_bytes: int
-    left_bytes: int
-    fate: str = "kept"
-    thinned_s: float | None = None
-    end_s: float | None = None
-    why: str = ""
-
-
-def timed(events: Iterable[Event]) -> list[tuple[float, Event]]:
-    """Return *events* with seconds from the first one, which never fall from one to the next of a writer."""
-    found: list[tuple[float, Event]] = []
-    first = math.inf
-    latest: dict[tuple[str, str, int], float] = {}
-    for event in events:
-        writer = (event.role, event.stage, event.task)
-        latest[writer] = max(latest.get(writer, -math.inf), event.time)
-        first = min(first, latest[writer])
-        found.append((latest[writer], event))
-    return [(time - first, event) for time, event in found]
-
-
-def lives(events: Sequence[tuple[float, Event]]) -> list[Life]:
-    """Return the life of every checkpoint that was saved, in that order."""
-    found: dict[tuple[str, int], Life] = {}
-    # What a person pruned comes last: a client's number says nothing of the attempts that it came after.
-    for time, event in sorted(events, key=lambda each: each[1].role == "client"):
-        key, data = (event.stage, event.data.get("step", -1)), event.data
-        if key in found and data.get("attempt", found[key].attempt) != found[key].attempt:
-            continue  # another attempt has saved this step again
-        if event.kind == "saved":
-            found[key] = Life(
-                stage=event.stage,
-                step=data["step"],
-                attempt=event.number,
-                born_s=time,
-                num_bytes=data.get("num_bytes", 0),
-                left_bytes=data.get("num_bytes", 0),
-            )
-        elif event.kind == "thinned" and key in found:
-            found[key] = replace(
-                found[key],
-                fate="thinned",
-                thinned_s=time,
-                left_bytes=data.get("left_bytes", 0),
-                why=data.get("reason", ""),
-            )
-        elif event.kind in ("removed", "archived") and key in found and found[key].end_s is None:
-            fate = event.kind if event.kind == "archived" or found[key].fate == "kept" else "removed"
-            found[key] = replace(found[key], fate=fate, end_s=time, why=data.get("reason", ""))
-    return list(found.values())
-
-
-def _looked_up(found: Iterable[Life], folder: Path) -> list[Life]:
+def _looked_up(found: Iterable[CheckpointLifetime], folder: Path) -> list[CheckpointLifetime]:
     """Return *found* less what is no longer in *folder*: who removed it may have been killed before it said so."""
     is_there = {one.step for one in committed(folder)}
     return [one if one.end_s is not None or one.step in is_there else replace(one, fate="gone") for one in found]
@@ -149,7 +87,7 @@ def page(plan: Plan | Glance, paths: RunPaths, states: Mapping[str, Any]) -> str
         told += f" on {plan.site.name}, {plan.inputs.model.num_params:,} parameters"
     else:
         told += f" ({plan.problem})"
-    stages = dict.fromkeys(event.stage for _, event in events if event.kind == "saved")
+    stages = dict.fromkeys(event.stage for _, event in events if isinstance(event, Saved))
     parts = [
         f"<h1>{escape(paths.recipe_name)}</h1><p class=soft>{escape(told)}, in {escape(str(paths.root))}</p>",
         "<h2>Stages</h2>" + _table(("stage", "state", "progress", "reason"), _stage_rows(states)),
@@ -157,7 +95,7 @@ def page(plan: Plan | Glance, paths: RunPaths, states: Mapping[str, Any]) -> str
     for stage in stages:
         mine = [(time, event) for time, event in events if event.stage == stage]
         end = max(time for time, _ in mine)
-        found = _looked_up(lives(mine), paths.checkpoints(stage))
+        found = _looked_up(checkpoint_lifetimes(mine), paths.checkpoints(stage))
         parts += [
             f"<h2>Storage of {escape(stage)}</h2>{_storage(mine, end)}{_bars(found, end)}{_saves(mine, found)}",
             f"<h2>Loss of {escape(stage)}</h2>{_losses(mine)}",
@@ -188,44 +126,44 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return f"<table><tr>{head}</tr>{body}</table>"
 
 
-def _saves(events: Sequence[tuple[float, Event]], found: Sequence[Life]) -> str:
+def _saves(events: Sequence[tuple[float, Event]], found: Sequence[CheckpointLifetime]) -> str:
     """Return how long training stood still at each save, what became of what was saved, and what was left out."""
     ends = {(life.step, life.attempt): life for life in found}
     rows: list[tuple[object, ...]] = []
     told: dict[tuple[object, ...], list[float]] = {}  # what is said again and again, such as at each save, is one row
     for time, event in events:
-        if event.kind in _TOLD:
+        if isinstance(event, _TOLD):
             told.setdefault(_words(event), []).append(time)
     for time, event in events:
-        data = event.data
-        if event.kind == "saved":
-            life = ends.get((data["step"], event.number))  # none where a later attempt saved the same step again
-            metric = "" if data.get("metric") is None else f"{data['metric']:.4g}"
+        if isinstance(event, Saved):
+            life = ends.get((event.step, event.number))  # none where a later attempt saved the same step again
+            metric = "" if event.metric is None else f"{event.metric:.4g}"
             rows.append(
                 (
-                    data["step"],
-                    data.get("content", "full"),
-                    size(data.get("num_bytes", 0)),
+                    event.step,
+                    event.content or "full",
+                    size(event.num_bytes or 0),
                     metric,
-                    f"{data.get('stall_s') or 0:.2f} s",
+                    f"{event.stall_s or 0:.2f} s",
                     f"{time:.0f} s",
                     _end(life) if life is not None else "saved again",
                 )
             )
-        elif event.kind in _TOLD and (times := told.pop(_words(event), [])):
+        elif isinstance(event, _TOLD) and (times := told.pop(_words(event), [])):
             step, kind, message = _words(event)
             often = f" (said {len(times)} times, last at {times[-1]:.0f} s)" if len(times) > 1 else ""
             rows.append((step, kind, "", "", "", f"{time:.0f} s", f"{message}{often}"))
     return _table(("step", "saved", "size", "metric", "training stood still", "at", "what became of it"), rows)
 
 
-def _words(event: Event) -> tuple[object, str, str]:
-    return event.data.get("step", ""), event.kind, str(event.data.get("message", ""))
+def _words(event: Skipped | Kept | Problem) -> tuple[object, str, str]:
+    step = "" if isinstance(event, Problem) or event.step is None else event.step
+    return step, event.kind, event.message or ""
 
 
-def _end(life: Life) -> str:
+def _end(life: CheckpointLifetime) -> str:
     """Say what became of a checkpoint, when and why."""
-    at = life.thinned_s if life.end_s is None else life.end_s
+    at = life.stripped_s if life.end_s is None else life.end_s
     return _FATES[life.fate] + (f" at {at:.0f} s" if at is not None else "") + (f": {life.why}" if life.why else "")
 
 
@@ -246,8 +184,9 @@ def _frame(height: int, top: str, bottom: str, right: str) -> str:
 
 def _storage(events: Sequence[tuple[float, Event]], end: float) -> str:
     """Draw the bytes that the checkpoints held, as steps, against what they were allowed, which may change."""
-    held = [(time, event.data["held_bytes"]) for time, event in events if "held_bytes" in event.data]
-    allowed = [(time, event.data["budget_bytes"]) for time, event in events if event.data.get("budget_bytes")]
+    sizes = [(time, event) for time, event in events if isinstance(event, CheckpointEvent)]
+    held = [(time, event.held_bytes) for time, event in sizes if event.held_bytes is not None]
+    allowed = [(time, event.budget_bytes) for time, event in sizes if event.budget_bytes]
     height = 200
     most, y = _scale([value for _, value in held], height - 20, 14)
     limits = [value for _, value in allowed]
@@ -271,14 +210,14 @@ def _storage(events: Sequence[tuple[float, Event]], end: float) -> str:
     return f"<p>Held by checkpoints: {note}.</p><svg {_box(height)}>{label}{line}</svg>"
 
 
-def _bars(found: Sequence[Life], end: float) -> str:
+def _bars(found: Sequence[CheckpointLifetime], end: float) -> str:
     """Draw each checkpoint from birth to end, coloured by what became of it; half as high once thinned."""
     _, x = _scale([end], _LEFT, _WIDTH - _RIGHT)
     row = max(4, min(18, 480 // max(1, len(found))))
     drawn = []
     for place, life in enumerate(found):
         stop = _WIDTH - _RIGHT if life.end_s is None else x(life.end_s)
-        turn = stop if life.thinned_s is None else x(life.thinned_s)
+        turn = stop if life.stripped_s is None else x(life.stripped_s)
         top = 4 + place * row
         parts = [(x(life.born_s), turn, row - 3), (turn, stop, max(1, (row - 3) // 2))]
         tip = f"step {life.step}, attempt {life.attempt}: {size(life.num_bytes)}, {_end(life)}"
@@ -300,7 +239,7 @@ def _losses(events: Sequence[tuple[float, Event]]) -> str:
     """Draw the losses over steps; of a step that was done twice the later value counts."""
     curves = {
         name: {
-            event.data["step"]: event.data[name] for _, event in events if event.kind == "step" and name in event.data
+            event.step: event.values[name] for _, event in events if isinstance(event, Step) and name in event.values
         }
         for name in ("loss", "eval_loss")
     }

@@ -19,8 +19,8 @@ def results(plan: Plan, paths: RunPaths) -> str:
     for stage in plan.stages:
         if stage.kind == "consolidate" and paths.model(stage.name).is_dir():
             rows.append((f"model ({stage.name})", paths.model(stage.name)))
-        if stage.kind == "predict" and (paths.predictions(stage.name) / "predictions.jsonl").is_file():
-            rows.append((f"predictions ({stage.name})", paths.predictions(stage.name) / "predictions.jsonl"))
+        if stage.kind == "predict" and paths.predictions_file(stage.name).is_file():
+            rows.append((f"predictions ({stage.name})", paths.predictions_file(stage.name)))
     if plan.sweep is not None:
         return points(plan, paths)
     text = ""

@@ -8,7 +8,7 @@ import time
 from argparse import Namespace
 
 from ..errors import UsageError
-from ..run_folder import find_run, known_runs
+from ..run_index import find_run, known_runs
 from .parser import RUN_HELP, Parser, define
 from .tables import size
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..run_folder import RunPaths, find_run, known_runs
+from ..run_folder import RunPaths
+from ..run_index import find_run, known_runs
 from .parser import RUN_HELP, Parser, define
 from .tables import columns
 
@@ -126,7 +127,7 @@ def what_helps(paths: RunPaths, states: Mapping[str, StageState]) -> str:
 
 def _log_tail(paths: RunPaths, stage: str, num_lines: int = 12) -> str:
     """Return the last lines of a stage's newest log, with its path; where srun names a failed rank, that rank's."""
-    logs = sorted(paths.log(stage, 0).parent.glob(f"{stage}-?????.log"), key=lambda path: path.stat().st_mtime)
+    logs = sorted(paths.logs(stage), key=lambda path: path.stat().st_mtime)
     if not logs:
         return f"{stage} has no log yet"
     lines = logs[-1].read_text(encoding="utf-8", errors="replace").splitlines()

@@ -7,7 +7,8 @@ import sys
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
-from ..run_folder import find_run, runs_dir
+from ..run_index import find_run
+from ..user_folders import runs_dir
 from .parser import RUN_HELP, Parser, add_recipe_arguments, define
 
 if TYPE_CHECKING:

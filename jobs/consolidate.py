@@ -14,7 +14,9 @@ from ..checkpoints.consolidation.plan import Choices
 from ..checkpoints.integrity import open_sound
 from ..cluster import processes
 from ..errors import RunError
+from ..events import ModelWritten
 from ..files import make_private_dir
+from ..ledger_queries import has_model
 from ..recipes.forecast.storage import model_dtype
 from .context import JobContext, run_job
 from .training.tracking import Tracker
@@ -39,8 +41,7 @@ def consolidate(job: JobContext) -> int:
 def _is_reported(job: JobContext, manifest: Manifest) -> bool:
     """Say whether the ledger knows the model: whoever made it appear may have been killed before it said so."""
     events = ledger.read(job.paths.ledger_dir)
-    known = [event for event in events if (event.kind, event.stage) == ("model", job.stage.name)]
-    return any(event.data["digest"] == manifest.digest for event in known)
+    return has_model(events, job.stage.name, manifest.digest)
 
 
 def _write(job: JobContext) -> Manifest | None:
@@ -76,19 +77,19 @@ def _write(job: JobContext) -> Manifest | None:
 
 
 def _report(job: JobContext, manifest: Manifest) -> None:
-    facts = {
-        "num_params": manifest.num_params,
-        "num_bytes": manifest.num_bytes,
-        "dtype": manifest.dtype,
-        "step": manifest.step,
-        "digest": manifest.digest,
-        "num_overflowing": sum(manifest.num_overflowing.values()),
-    }
+    written = ModelWritten(
+        digest=manifest.digest,
+        num_params=manifest.num_params,
+        num_bytes=manifest.num_bytes,
+        dtype=manifest.dtype,
+        step=manifest.step,
+        num_overflowing=sum(manifest.num_overflowing.values()),
+    )
     writer = job.open_ledger()
-    writer.write("model", **{name: value for name, value in facts.items() if value is not None})
+    writer.write(written)
     writer.close()
     tracker = Tracker(job)
-    tracker.summary(facts)
+    tracker.summary(written.data())
     tracker.finish(0)
 
 

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import ledger
-from ..errors import EXIT_DEVICE_MEMORY, EXIT_NO_ROOM, SousbatchError, UsageError, as_event, is_no_room
+from ..errors import EXIT_DEVICE_MEMORY, EXIT_NO_ROOM, SousbatchError, UsageError, is_no_room
+from ..events import Error
+from ..ledger_queries import newest_attempt
 from ..recipes.compose import stage_view
 from ..recipes.plan import Batch, Plan, Stage, read_plan
 from ..recipes.schema import Recipe
@@ -63,7 +65,9 @@ def read_context(arguments: Sequence[str]) -> JobContext:
     plan = read_plan(paths.plan)
     stage = plan.stage(arguments[1])
     task = int(os.environ.get("SOUSBATCH_TASK", "0"))
-    attempt = int(os.environ.get("SOUSBATCH_ATTEMPT", "0")) or _newest_attempt(paths, stage.name, task)
+    attempt = int(os.environ.get("SOUSBATCH_ATTEMPT", "0")) or newest_attempt(
+        ledger.read(paths.ledger_dir), stage.name, task
+    )
     return JobContext(
         paths=paths,
         plan=plan,
@@ -73,15 +77,6 @@ def read_context(arguments: Sequence[str]) -> JobContext:
         attempt=attempt,
         batch=_batch(stage),
     )
-
-
-def _newest_attempt(paths: RunPaths, stage: str, task: int) -> int:
-    numbers = [
-        event.number
-        for event in ledger.read(paths.ledger_dir)
-        if (event.role, event.stage, event.task) == ("stage", stage, task)
-    ]
-    return max(numbers, default=0)
 
 
 def _batch(stage: Stage) -> Batch | None:
@@ -134,5 +129,5 @@ def _record(job: JobContext, error: BaseException, code: int) -> None:
     """Leave the error where `status` finds it, if there is room for it: the exit code tells most of it, too."""
     with suppress(OSError):
         writer = job.open_ledger(rank=int(os.environ.get("RANK", "0")))
-        writer.write("error", **as_event(error), exit_code=code)
+        writer.write(Error.of_exception(error, exit_code=code))
         writer.close()

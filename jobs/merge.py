@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import signal
 import sys
+from typing import Any
 
 from ..cluster import processes
 from ..errors import IncompleteError, NotFoundError, RunError
+from ..events import Merged
 from ..predictions.merge import merge_units
 from .context import JobContext, run_job
 from .generation.prediction_key import prediction_key
@@ -21,7 +23,7 @@ def merge(job: JobContext) -> int:
     folder = job.paths.predictions(source.name)
     try:
         key = prediction_key(job.plan, job.paths, source)
-        report = merge_units(folder / key, folder / "predictions.jsonl")
+        report = merge_units(folder / key, job.paths.predictions_file(source.name))
     except NotFoundError as error:
         split = job.plan.inputs.splits[job.recipe.predict.split]
         raise IncompleteError(
@@ -29,8 +31,8 @@ def merge(job: JobContext) -> int:
         ) from error
     print(f"sousbatch: {report}", flush=True)
     ledger = job.open_ledger()
-    facts = {"num_rows": report.num_rows, "num_bytes": report.num_bytes, "sha256": report.sha256}
-    ledger.write("merged", key=key, **facts)
+    facts: dict[str, Any] = {"num_rows": report.num_rows, "num_bytes": report.num_bytes, "sha256": report.sha256}
+    ledger.write(Merged(key=key, **facts))
     ledger.close()
     tracker = Tracker(job)
     tracker.summary(facts)

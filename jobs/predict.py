@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..cluster import processes
 from ..errors import EXIT_STOPPED, RunError
+from ..events import PredictionStarted, UnitCommitted
 from ..ledger import Ledger
 from ..predictions.units import Layout, committed_units, open_layout, units_of_task, write_unit
 from ..recipes.data.rows import Row, read_rows
@@ -31,7 +32,7 @@ def predict(job: JobContext) -> int:
     done = committed_units(folder, layout, key)
     missing = [number for number in units_of_task(layout, job.task, job.stage.num_tasks) if number not in done]
     ledger = job.open_ledger()
-    ledger.write("layout", key=key, num_rows=num_rows, unit_rows=layout.unit_rows, num_committed=len(done))
+    ledger.write(PredictionStarted(key=key, num_rows=num_rows, unit_rows=layout.unit_rows, num_committed=len(done)))
     code = _answer(job, key, folder, layout, missing, ledger) if missing else 0
     ledger.close()
     return code
@@ -56,7 +57,7 @@ def _answer(job: JobContext, key: str, folder: Path, layout: Layout, missing: li
         ]
         job.check_fence()
         unit = write_unit(folder, layout, number, lines, key, job.attempt, job.task)
-        ledger.write("unit", unit=number, num_rows=unit.num_rows)
+        ledger.write(UnitCommitted(unit=number, num_rows=unit.num_rows))
         print(f"sousbatch: unit {number} is committed, {count} of {len(missing)} of this task", flush=True)
         tracker.log(count, {"rows": unit.num_rows})
         watchdog.step()

@@ -11,6 +11,7 @@ from typing import Any
 from .. import files
 from ..cluster import processes
 from ..errors import DamagedError, NotFoundError, RunError
+from ..events import Scored
 from ..predictions.scoring import score_with_baseline
 from ..recipes.compose import stage_view
 from ..recipes.data.rows import read_rows
@@ -24,7 +25,7 @@ def score(job: JobContext) -> int:
     if source is None:
         raise RunError(f"stage {job.stage.name!r} has no predictions to score")
     view = stage_view(job.plan.recipe, source.name)
-    predictions = _read_predictions(job.paths.predictions(source.name) / "predictions.jsonl")
+    predictions = _read_predictions(job.paths.predictions_file(source.name))
     columns = view.data.columns
     rows = list(islice(read_rows(Path(job.plan.inputs.splits[view.predict.split].path)), len(predictions)))
     found = score_with_baseline(
@@ -35,13 +36,13 @@ def score(job: JobContext) -> int:
         tokenizer=job.recipe.score.tokenizer,
     )
     result = {"split": view.predict.split, "num_rows": len(rows), "scores": found}
-    files.make_private_dir(job.paths.metrics_of(job.stage.name).parent)
+    files.make_private_dir(job.paths.metrics_dir)
     job.check_fence()
-    files.write_json(job.paths.metrics_of(job.stage.name), result)
-    all_scores = {path.stem: files.read_json(path) for path in sorted(job.paths.metrics_of("x").parent.glob("*.json"))}
+    files.write_json(job.paths.stage_metrics(job.stage.name), result)
+    all_scores = {path.stem: files.read_json(path) for path in sorted(job.paths.metrics_dir.glob("*.json"))}
     files.write_json(job.paths.metrics, all_scores)
     ledger = job.open_ledger()
-    ledger.write("scored", **result)
+    ledger.write(Scored(split=view.predict.split, num_rows=len(rows), scores=found))
     ledger.close()
     tracker = Tracker(job)
     tracker.summary({f"{who}/{name}": value for who, scores in found.items() for name, value in scores.items()})

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..cluster import processes
 from ..errors import EXIT_STOPPED, RunError
+from ..events import Resumed
 from ..recipes.plan import Batch
 from ..recipes.tasks import task_of
 from .context import JobContext, run_job
@@ -53,7 +54,7 @@ def train(job: JobContext) -> int:
     log = tracker.log if tracker is not None else lambda step, values: None
     saver, trainer = _trainer(job, job.batch, ranks, arguments, steering, log)
     if ledger is not None and last is not None:
-        ledger.write("resumed", step=last.step)
+        ledger.write(Resumed(step=last.step))
     try:
         trainer.train(resume_from_checkpoint=str(last.path) if last else None)
     finally:

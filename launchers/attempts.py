@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..errors import EXIT_DEVICE_MEMORY, EXIT_NO_ROOM, EXIT_STOPPED
-from ..ledger import Event
+from ..events import Ended, Event, Saved, Started, UnitCommitted
 from ..recipes.plan import Batch
 
 
@@ -39,17 +39,22 @@ def read_attempts(events: Sequence[Event], stage: str, task: int, batch: Batch |
         if event.stage != stage or event.task != task or event.role == "client":
             continue
         known = found.get(event.number, Attempt(number=event.number, batch=batch))
-        if event.kind == "attempt":
-            sizes = {name: event.data[name] for name in ("micro_batch", "accumulation") if name in event.data}
-            own = replace(batch, **sizes) if batch else None
-            known = replace(known, batch=own, job=event.data.get("job", ""))
-        elif event.kind == "unit" or (event.kind == "saved" and event.data.get("content") != "weights"):
+        if isinstance(event, Started):
+            known = replace(known, batch=_batch_of(event, batch), job=event.job or "")
+        elif isinstance(event, UnitCommitted) or (isinstance(event, Saved) and event.content != "weights"):
             # nothing goes on from weights alone: to save them again and again is no progress
             known = replace(known, progress=known.progress + 1)
-        elif event.kind == "ended":
-            known = replace(known, exit_code=event.data["exit_code"])
+        elif isinstance(event, Ended):
+            known = replace(known, exit_code=event.exit_code)
         found[event.number] = known
     return [found[number] for number in sorted(found)]
+
+
+def _batch_of(start: Started, batch: Batch | None) -> Batch | None:
+    """Return *batch* with the sizes that an attempt started with."""
+    if batch is None or start.micro_batch is None or start.accumulation is None:
+        return batch
+    return replace(batch, micro_batch=start.micro_batch, accumulation=start.accumulation)
 
 
 def first_batch(attempts: Sequence[Attempt], batch: Batch | None) -> Batch | None:

@@ -9,14 +9,15 @@ from pathlib import Path
 
 from .. import files, ledger
 from ..errors import RunError, UsageError
-from ..ledger import Event
+from ..events import Accepted, Event, Frozen, of
 from ..recipes.compose import stage_view
 from ..recipes.inspect.inputs import code_digest_of, code_files
 from ..recipes.inspect.model import model_digest
 from ..recipes.inspect.versions import installed, versions_of
 from ..recipes.plan import Plan, Stage
 from ..recipes.schema import validate
-from ..run_folder import RunPaths, remember_run
+from ..run_folder import RunPaths
+from ..run_index import remember_run
 from .base import Launcher
 
 _AGAIN = "`resume` would end in the same way: put it back, or submit the recipe with --again, which makes another run"
@@ -54,7 +55,7 @@ def freeze(
     text = yaml.safe_dump(validate.to_plain(plan.recipe), allow_unicode=True, sort_keys=False)
     files.write_text(paths.recipe, text)
     client, frozen = ledger.open_client(paths.ledger_dir), plan.to_json()
-    client.write("frozen", plan=files.digest_of(frozen), **({} if point is None else {"point": point}))
+    client.write(Frozen(plan=files.digest_of(frozen), point=point))
     client.close()
     files.sync_tree(paths.root)
     files.write_text(paths.plan, frozen)
@@ -65,13 +66,13 @@ def freeze(
 def verify(paths: RunPaths, plan: Plan, stage: Stage) -> None:
     """Raise a RunError when what was frozen at submission is not what is there now."""
     events = ledger.read(paths.ledger_dir, max_steps=1)
-    frozen = [event.data["plan"] for event in events if event.kind == "frozen"]
+    frozen = [event.plan for event in of(events, Frozen)]
     text = paths.plan.read_text(encoding="utf-8")
     if not paths.run_id.startswith(plan.run_id) or (frozen and files.digest_of(text) != frozen[-1]):
         raise RunError(f"{paths.plan} was changed after submission", advice=_AGAIN)
     if _frozen_code(plan, paths) != plan.inputs.code_digest:
         raise RunError(f"the code in {paths.code_dir} was changed after submission", advice=_AGAIN)
-    asked = RunPaths(root=paths.root.parent.parent) if "SOUSBATCH_POINT" in os.environ else paths
+    asked = RunPaths(root=paths.runs_dir) if "SOUSBATCH_POINT" in os.environ else paths
     expected = _accepted(ledger.read(asked.ledger_dir, max_steps=1)) or plan.inputs.versions
     found = installed()
     changed = [
@@ -106,13 +107,13 @@ def accept_environment(plan: Plan, paths: RunPaths) -> None:
     """Record that a person lets the run go on with the package versions of now; those are checked from here on."""
     client = ledger.open_client(paths.ledger_dir)
     was = _accepted(ledger.read(paths.ledger_dir, max_steps=1)) or plan.inputs.versions
-    client.write("accepted", versions=versions_of(plan.recipe.environment), was=was)
+    client.write(Accepted(versions=versions_of(plan.recipe.environment), was=was))
     client.close()
 
 
 def _accepted(events: Sequence[Event]) -> dict[str, str]:
     """Return the versions that a person accepted last."""
-    return next((event.data["versions"] for event in reversed(events) if event.kind == "accepted"), {})
+    return next((event.versions for event in reversed(of(events, Accepted))), {})
 
 
 def _frozen_code(plan: Plan, paths: RunPaths) -> str:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from .. import ledger
 from ..errors import DamagedError, SlurmError
-from ..ledger import Event
+from ..events import Event, Sent, of
+from ..ledger_queries import by_stage
 from ..recipes.plan import Glance, Plan, StageGlance, glance
 from ..run_folder import RunPaths
 from .base import FINAL_WORDS, JobRef, JobState, Launcher
-from .status import NO_ANSWER, StageState, by_stage, job_refs, open_refs, stage_states, stopping_stages
+from .status import NO_ANSWER, StageState, job_refs, open_refs, stage_states, stopping_stages
 
 
 def watch_states(plan: Plan | Glance, paths: RunPaths, launcher: Launcher) -> dict[str, StageState]:
@@ -158,5 +159,5 @@ def jobs_left(
 
 def _launcher_name(paths: RunPaths) -> str:
     look = _read(paths)
-    sent = [event.data["launcher"] for event in look.events if event.kind == "sent"]
-    return look.plan.launcher or (sent[-1] if sent else "")
+    sent = of(look.events, Sent)
+    return look.plan.launcher or (sent[-1].launcher if sent else "")

@@ -18,10 +18,11 @@ from ..checkpoints.capacity.limits import Limit, least, limits_of
 from ..checkpoints.capacity.reservations import Holder, Reservation
 from ..checkpoints.retention.decisions import make_room
 from ..errors import NoRoomError, SlurmError
+from ..ledger_queries import done_stages
 from ..recipes.forecast.storage import later_bytes, policy_of
 from ..recipes.plan import Plan
 from ..recipes.stages import stage_view
-from ..run_folder import RunPaths
+from ..run_folder import RunPaths, reserved_runs
 from .base import FINAL_WORDS, JobRef, Launcher
 from .status import job_refs
 
@@ -80,11 +81,11 @@ def _least_bytes(plan: Plan, paths: RunPaths, held_bytes: int) -> int:
     if plan.sweep is not None:
         return max(held_bytes, plan.forecast.storage_peak_bytes)
     events = ledger.read(paths.ledger_dir)
-    done = {one.stage for one in events if one.kind == "ended" and not one.data["exit_code"]}
+    done = done_stages(events)
     training = [name for name in plan.forecast.ladders if name not in done]
     if not training:
         return held_bytes
-    written = held_bytes - sum(reservations.held_bytes(path) for path in (paths.root / "checkpoints", paths.code_dir))
+    written = held_bytes - sum(reservations.held_bytes(path) for path in (paths.checkpoints_dir, paths.code_dir))
     later = max(0, later_bytes(plan.forecast) - written)
     return held_bytes + later + sum(_missing_bytes(plan, paths, name) for name in training)
 
@@ -138,11 +139,11 @@ def release_dead(store: Path, launchers: Mapping[str, Launcher], own: RunPaths |
     """Leave runs below *store*, but for one's *own*, whose jobs and process are gone with what they hold, and no
     promise. Where no other run is promised anything, no launcher is asked."""
     found: dict[Path, Reservation] = {}
-    for path in sorted(store.glob("*/*/reservation.json")):
-        reservation = reservations.read_reservation(RunPaths(root=path.parent))
-        is_own = own is not None and path.parent == own.root
+    for paths in reserved_runs(store):
+        reservation = reservations.read_reservation(paths)
+        is_own = own is not None and paths.root == own.root
         if reservation is not None and reservation.holder != Holder() and not is_own:  # else it was released before
-            found[path.parent] = reservation
+            found[paths.root] = reservation
     behind = {root: _behind(RunPaths(root=root), one.holder) for root, one in found.items()}
     known = {job for one in behind.values() for job in one.jobs if not _is_local(job) or reservations.is_from_here(one)}
     gone = _gone(known, launchers)
@@ -176,7 +177,7 @@ def _ended(paths: RunPaths, holder: Holder) -> set[str]:
     if reservations.has_restarted(holder):
         return {job for job in holder.jobs if _is_local(job)}
     events = ledger.read(paths.ledger_dir)
-    done = {one.stage for one in events if one.kind == "ended" and not one.data["exit_code"]}
+    done = done_stages(events)
     return {f"{ref.launcher}:{ref.job_id}" for stage, ref in job_refs(events).items() if stage in done}
 
 

@@ -31,11 +31,11 @@ from ..errors import (
     EXIT_STOPPED,
     FencedError,
     SousbatchError,
-    as_event,
     is_no_room,
     no_room_named,
 )
-from ..ledger import Event
+from ..events import Ended, Error, Started
+from ..ledger_queries import is_finished, rank_codes
 from ..recipes.plan import Batch, Plan, Stage, read_plan
 from ..run_folder import RunPaths
 from .attempts import Attempt, Stop, first_batch, next_batch, read_attempts
@@ -139,15 +139,16 @@ class _Task:
         self._number = writer.number
         if not self._is_stopping:  # ranks that were ended because another had failed raised it
             self._flag.unlink(missing_ok=True)
-        sizes = {"micro_batch": batch.micro_batch, "accumulation": batch.accumulation} if batch else {}
         writer.write(
-            "attempt",
-            job=self._slurm_job or os.environ.get("SOUSBATCH_JOB", ""),
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            version=__version__,
-            python=platform.python_version(),
-            **sizes,
+            Started(
+                job=self._slurm_job or os.environ.get("SOUSBATCH_JOB"),
+                host=socket.gethostname(),
+                pid=os.getpid(),
+                version=__version__,
+                python=platform.python_version(),
+                micro_batch=batch.micro_batch if batch else None,
+                accumulation=batch.accumulation if batch else None,
+            )
         )
         _say(f"attempt {writer.number} of {self._stage.name} on {socket.gethostname()}")
         try:
@@ -160,26 +161,25 @@ class _Task:
                 code = _first_of(code, begins, writer, self._stage.name)
         except Exception as error:  # an attempt always ends with a record
             code = EXIT_NO_ROOM if is_no_room(error) else 1
-            told = as_event(error)
-            _say(told["message"])
-            writer.write("error", **told)
+            event = Error.of_exception(error)
+            _say(event.message)
+            writer.write(event)
         events = ledger.read(self._paths.ledger_dir, max_steps=1)
-        code = _worst([code, *_told(events, self._stage.name, self._task, writer.number)]) if code else 0
-        if code == 0 and self._slurm_job and self._stage.kind != "sweep" and not self._is_finished(events):
+        code = _worst([code, *rank_codes(events, self._stage.name, self._task, writer.number)]) if code else 0
+        if (
+            code == 0
+            and self._slurm_job
+            and self._stage.kind != "sweep"
+            and not is_finished(events, self._stage.name, self._task, writer.number)
+        ):
             code = 1
-            writer.write(
-                "error", message="srun ended before the ranks did: Slurm took the nodes away, or one has failed"
-            )
+            message = "srun ended before the ranks did: Slurm took the nodes away, or one has failed"
+            writer.write(Error(message=message))
         mine = [a for a in read_attempts(events, self._stage.name, self._task, batch) if a.number == writer.number]
         progress = mine[0].progress if mine else 0
-        writer.write("ended", exit_code=code, progress=progress)
+        writer.write(Ended(exit_code=code, progress=progress))
         writer.close()
         return Attempt(number=writer.number, batch=batch, exit_code=code, progress=progress)
-
-    def _is_finished(self, events: Sequence[Event]) -> bool:
-        """Say whether rank 0 of this attempt came to its end."""
-        mine = ("finished", self._stage.name, self._task, self._number)
-        return any((event.kind, event.stage, event.task, event.number) == mine for event in events)
 
     def _run_job(self, attempt: int, batch: Batch | None) -> int:
         commands = self._commands()
@@ -302,16 +302,6 @@ def _worst(codes: Sequence[int]) -> int:
     return EXIT_STOPPED if EXIT_STOPPED in codes else 0
 
 
-def _told(events: Sequence[Event], stage: str, task: int, attempt: int) -> list[int]:
-    """Return the exit codes that the ranks of an attempt wrote down: srun and torchrun hand on only one."""
-    return [
-        event.data["exit_code"]
-        for event in events
-        if (event.kind, event.stage, event.task, event.number) == ("error", stage, task, attempt)
-        and "exit_code" in event.data
-    ]
-
-
 def _first_of(code: int, begins: int, writer: ledger.Ledger, stage: str) -> int:
     """Return the exit code of the rank that failed first, from what srun wrote to the log from byte *begins* on."""
     try:
@@ -322,7 +312,7 @@ def _first_of(code: int, begins: int, writer: ledger.Ledger, stage: str) -> int:
         return code
     if told.endswith("Out Of Memory"):
         message = f"{told.removesuffix(': Out Of Memory')} took more host memory than the job has"
-        writer.write("error", message=f"{message}; raise resources.{stage}.memory_gb")
+        writer.write(Error(message=f"{message}; raise resources.{stage}.memory_gb"))
     return own or code
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from .. import ledger
 from ..errors import EXIT_STOPPED, SlurmError, UnreachableError, UsageError
-from ..ledger import Event
+from ..events import Ended, Error, Event, Frozen, Intent, PredictionStarted, Sent, Started, UnitCommitted, of
+from ..ledger_queries import by_stage, done_tasks, is_cancelled, jobs_started, last_sent, last_step, unsettled
 from ..recipes.plan import Glance, Plan, Stage, StageGlance
 from ..run_folder import RunPaths
 from .base import FINAL_WORDS, JobRef, JobState, Launcher, StateWord, how_ended
@@ -34,47 +35,26 @@ class StageState:
     advice: str = ""
 
 
-def unsettled(events: Sequence[Event]) -> dict[str, Event]:
-    """Return the intents, by key, of which nobody recorded how they ended: a job may or may not be there."""
-    settled: dict[str, int] = {}
-    for event in events:
-        if event.kind in ("sent", "adopted"):
-            settled[event.stage] = max(settled.get(event.stage, 0), event.data.get("of", event.number))
-    return {
-        event.data["key"]: event
-        for event in events
-        if event.kind == "intent" and event.number > settled.get(event.stage, 0)
-    }
-
-
 def job_refs(events: Sequence[Event], launcher: Launcher | None = None) -> dict[str, JobRef]:
     """Return the job that was sent last for each stage.
 
     With *launcher* also those that were accepted while the record of it was lost.
     """
-    refs: dict[str, tuple[int, JobRef]] = {}
-    for event in events:
-        if event.kind not in ("sent", "adopted"):
-            continue
-        number = event.data.get("of", event.number)
-        if number >= refs.get(event.stage, (0, None))[0]:
-            refs[event.stage] = (number, JobRef(launcher=event.data["launcher"], job_id=event.data["job_id"]))
-    found = {stage: ref for stage, (_, ref) in refs.items()}
+    found = {stage: JobRef(launcher=sent.launcher, job_id=sent.job_id) for stage, sent in last_sent(events).items()}
     return found | {intent.stage: ref for intent, ref in adoptable(events, launcher)} if launcher else found
 
 
-def adoptable(events: Sequence[Event], launcher: Launcher) -> list[tuple[Event, JobRef]]:
+def adoptable(events: Sequence[Event], launcher: Launcher) -> list[tuple[Intent, JobRef]]:
     """Return the intents whose job is there though nobody recorded it.
 
     The launcher finds it by its key; one that it has forgotten has begun, and so is in the run's ledger.
     """
     doubtful = unsettled(events)
     known = launcher.find(list(doubtful)) if doubtful else {}
-    recorded = {event.data["job_id"] for event in events if event.kind in ("sent", "adopted")}
+    recorded = {event.job_id for event in of(events, Sent)}
     found = []
     for key, intent in doubtful.items():
-        starts = [one for one in events if one.kind == "attempt" and one.stage == intent.stage]
-        begun = [one.data.get("job", "").partition("_")[0] for one in starts]
+        begun = jobs_started(events, intent.stage)
         unrecorded = [job for job in begun if job and job not in recorded and launcher.name == "slurm"]
         if key in known:
             found.append((intent, known[key]))
@@ -132,21 +112,9 @@ def stage_states(
     }
 
 
-def by_stage(events: Sequence[Event]) -> dict[str, list[Event]]:
-    """Return the events of each stage."""
-    found: dict[str, list[Event]] = {}
-    for event in events:
-        found.setdefault(event.stage, []).append(event)
-    return found
-
-
-def _num_done(mine: Sequence[Event]) -> int:
-    return len({event.task for event in mine if event.kind == "ended" and event.data["exit_code"] == 0})
-
-
 def _state(stage: Stage | StageGlance, mine: Sequence[Event], job: JobState | None, is_stopping: bool) -> StageState:
     step, total = _progress(stage, mine)
-    if _num_done(mine) == stage.num_tasks:
+    if len(done_tasks(mine, stage.name)) == stage.num_tasks:
         return StageState(word="done", source="ledger", step=total, total=total)
     if job is not None and job.word == "unknown":
         return StageState(
@@ -158,15 +126,15 @@ def _state(stage: Stage | StageGlance, mine: Sequence[Event], job: JobState | No
         )
     if job.word == "done":  # the launcher saw an exit code 0 that no attempt recorded
         return StageState(word="failed", reason="ended without a record", source="ledger", step=step, total=total)
-    starts = {event.task: event for event in mine if event.kind == "attempt"}  # the newest of each task
-    ends = {event.task: event for event in mine if event.kind == "ended"}
+    starts = {event.task: event for event in of(mine, Started)}  # the newest of each task
+    ends = {event.task: event for event in of(mine, Ended)}
     newest = {event.task: event.number for event in mine if event.role != "client"}  # they come by number
     open_at = [start.time for task, start in starts.items() if task not in ends or ends[task].number < start.number]
     word, source, code = job.word, "launcher", 0
     if word == "waiting" and any(time > job.seen_at for time in open_at):
         word, source = "running", "ledger"  # it began after the launcher was asked
     elif word == "lost" and ends and not open_at:
-        code = next((end.data["exit_code"] for end in ends.values() if end.data["exit_code"]), 0)
+        code = next((end.exit_code for end in ends.values() if end.exit_code), 0)
         source = "ledger"
         if code in (0, EXIT_STOPPED):
             word = "stopped"
@@ -176,11 +144,11 @@ def _state(stage: Stage | StageGlance, mine: Sequence[Event], job: JobState | No
         word, source = "cancelled", "ledger"
     if word == "running" and is_stopping:
         word = "stopping"
-    errors = [event.data for event in mine if event.kind == "error" and event.number == newest[event.task]]
+    errors = [event for event in of(mine, Error) if event.number == newest[event.task]]
     reason, advice = ("" if source == "ledger" else job.reason), ""
     if word == "failed":
-        reason = errors[0]["message"] if errors else reason or how_ended(code)
-        advice = errors[0].get("advice", "") if errors else ""
+        reason = errors[0].message if errors else reason or how_ended(code)
+        advice = (errors[0].advice or "") if errors else ""
     return StageState(word=word, reason=reason, source=source, step=step, total=total, advice=advice)
 
 
@@ -190,28 +158,20 @@ def _last_seen(mine: Sequence[Event]) -> str:
     if not own:
         return ""
     newest, at = own[-1], max(event.time for event in own)
-    codes = [event.data["exit_code"] for event in own if event.kind == "ended" and event.number == newest.number]
-    steps = [event.data["step"] for event in own if event.kind in ("step", "saved")]
-    how = (how_ended(codes[-1]) if codes else "running") + (f" at step {steps[-1]}" if steps else "")
+    codes = [event.exit_code for event in of(own, Ended) if event.number == newest.number]
+    step = last_step(own)
+    how = (how_ended(codes[-1]) if codes else "running") + (f" at step {step}" if step else "")
     return f"; last seen at {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(at))}: {how}"
-
-
-def is_cancelled(events: Sequence[Event], stage: str) -> bool:
-    """Say whether a person asked the newest job of *stage* to end."""
-    sent = [event.number for event in events if event.kind in ("sent", "adopted") and event.stage == stage]
-    asked = [event.number for event in events if event.kind == "cancel" and event.stage == stage]
-    return bool(asked) and max(asked) > max(sent, default=0)
 
 
 def _progress(stage: Stage | StageGlance, mine: Sequence[Event]) -> tuple[int, int]:
     if stage.steps:
-        steps = [event.data["step"] for event in mine if event.kind in ("step", "saved")]
-        return (steps[-1] if steps else 0), stage.steps
+        return last_step(mine), stage.steps
     if stage.kind == "sweep" or (stage.kind == "consolidate" and stage.num_tasks > 1):
-        return _num_done(mine), stage.num_tasks
+        return len(done_tasks(mine, stage.name)), stage.num_tasks
     if stage.kind == "predict":
-        rows = {event.data["unit"]: event.data["num_rows"] for event in mine if event.kind == "unit"}
-        totals = [event.data["num_rows"] for event in mine if event.kind == "layout"]
+        rows = {event.unit: event.num_rows for event in of(mine, UnitCommitted)}
+        totals = [event.num_rows for event in of(mine, PredictionStarted)]
         return sum(rows.values()), totals[-1] if totals else 0
     return 0, 0
 
@@ -229,12 +189,12 @@ class PointState:
 def point_states(plan: Plan, paths: RunPaths) -> list[PointState]:
     """Return the states of a sweep's points from the ledgers alone: one that did not begin is waiting."""
     assert plan.sweep is not None, "only a sweep has points"
-    ends = {one.task: one.data["exit_code"] for one in ledger.read(paths.ledger_dir) if one.kind == "ended"}
+    ends = {one.task: one.exit_code for one in of(ledger.read(paths.ledger_dir), Ended)}
     begun: dict[int, Path] = {}
     for folder in paths.root.glob("*/*/ledger"):
-        for event in ledger.read(folder):
-            if event.kind == "frozen" and "point" in event.data:
-                begun[event.data["point"]] = folder.parent
+        for event in of(ledger.read(folder), Frozen):
+            if event.point is not None:
+                begun[event.point] = folder.parent
     words: dict[int | None, StateWord] = {None: "running", 0: "done", EXIT_STOPPED: "stopped"}
     return [
         PointState(
@@ -268,5 +228,5 @@ def is_final(states: Mapping[str, StageState]) -> bool:
 def open_refs(plan: Plan | Glance, events: Sequence[Event], refs: Mapping[str, JobRef]) -> dict[str, JobRef]:
     """Return the jobs of stages that the ledger does not know to be done."""
     mine = by_stage(events)
-    done = {stage.name for stage in plan.stages if _num_done(mine.get(stage.name, [])) == stage.num_tasks}
+    done = {one.name for one in plan.stages if len(done_tasks(mine.get(one.name, ()), one.name)) == one.num_tasks}
     return {name: ref for name, ref in refs.items() if name not in done}

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from .. import files, ledger
 from ..errors import NoRoomError, NotFoundError, PlanError, UnreachableError, UsageError, no_room_named
+from ..events import Adopted, CancelAsked, Intent, Sent
 from ..recipes.plan import Plan, read_plan
-from ..run_folder import RunPaths, forget_run, remember_run
+from ..run_folder import RunPaths
+from ..run_index import forget_run, remember_run
 from .base import FINAL_WORDS, JobRef, Launcher, Request, StateWord
 from .freeze import accept_environment, freeze
 from .overview import jobs_left, many_states
@@ -96,7 +97,7 @@ def cancel(paths: RunPaths, launcher: Launcher, *, save: bool) -> tuple[str, ...
         if live:
             client = ledger.open_client(paths.ledger_dir)  # first, so that no stage takes it for Slurm's own wish
             for name in live:
-                client.write("cancel", stage=name, save=save)
+                client.write(CancelAsked(stage=name, save=save))
             client.close()
             launcher.cancel([refs[name] for name in live], save=save)
     return live
@@ -117,7 +118,7 @@ def cancel_left(paths: RunPaths, launcher_of: Callable[[str], Launcher]) -> tupl
         with suppress(OSError):  # it may be what is damaged
             client = ledger.open_client(paths.ledger_dir)
             for stage in stages:
-                client.write("cancel", stage=stage, save=False)
+                client.write(CancelAsked(stage=stage, save=False))
             client.close()
     for name in {job.ref.launcher for job in live}:
         launcher_of(name).cancel([job.ref for job in live if job.ref.launcher == name], save=False)
@@ -173,8 +174,7 @@ def _why_kept(paths: RunPaths, launcher_of: Callable[[str], Launcher], *, whole:
 
 
 def _remove(paths: RunPaths, *, whole: bool) -> int:
-    units = (path.parent for path in paths.root.glob("predictions/*/*/layout.json"))
-    doomed = [paths.root] if whole else [paths.root / "checkpoints", *units]
+    doomed = [paths.root] if whole else [paths.checkpoints_dir, *paths.unit_dirs()]
     freed = sum(files.num_bytes_below(path) for path in doomed)
     if whole:
         forget_run(paths)
@@ -209,8 +209,9 @@ def _adopt(launcher: Launcher, paths: RunPaths) -> None:
         return
     client = ledger.open_client(paths.ledger_dir)
     for intent, ref in found:
-        values = {"stage": intent.stage, "key": intent.data["key"], "of": intent.number}
-        client.write("adopted", **values, launcher=ref.launcher, job_id=ref.job_id)
+        client.write(
+            Adopted(stage=intent.stage, key=intent.key, of=intent.number, launcher=ref.launcher, job_id=ref.job_id)
+        )
     client.close()
 
 
@@ -264,8 +265,7 @@ def _send_one(
 ) -> JobRef:
     # the token keeps a run that was removed by hand and submitted again from finding its old jobs
     key = f"{paths.recipe_name}.{paths.run_id}.{request.stage}.{client.number}-{secrets.token_hex(4)}"
-    values: dict[str, Any] = {"stage": request.stage, "key": key}
-    client.write("intent", **values)
+    client.write(Intent(stage=request.stage, key=key))
     ref = launcher.send(request, key, refs)
-    client.write("sent", **values, launcher=ref.launcher, job_id=ref.job_id)
+    client.write(Sent(stage=request.stage, key=key, launcher=ref.launcher, job_id=ref.job_id))
     return ref

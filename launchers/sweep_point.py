@@ -16,9 +16,11 @@ from types import FrameType
 from .. import files, ledger
 from ..cluster import processes
 from ..errors import EXIT_STOPPED, SousbatchError
+from ..events import Frozen, of
+from ..ledger_queries import done_tasks
 from ..recipes.plan import Plan, Stage, read_plan
 from ..recipes.sweep import point_plan
-from ..run_folder import RunPaths
+from ..run_folder import RunPaths, run_paths
 from .freeze import freeze
 from .registry import launcher_of
 
@@ -29,12 +31,12 @@ def open_point(sweep: Plan, paths: RunPaths, index: int) -> tuple[Plan, RunPaths
     Two points whose values are the same share a run, which belongs to the first that came.
     """
     plan = point_plan(sweep, index)
-    own = RunPaths(root=paths.root / plan.recipe.name / plan.run_id)
+    own = run_paths(paths.root, plan.recipe.name, plan.run_id)
     files.make_private_dir(own.root)
     with files.locked(own.lock):
         if not own.plan.is_file():
             freeze(plan, launcher_of(plan), own, within=paths, point=index)
-    frozen = [event.data.get("point") for event in ledger.read(own.ledger_dir) if event.kind == "frozen"]
+    frozen = [event.point for event in of(ledger.read(own.ledger_dir), Frozen)]
     return plan, own, index in frozen
 
 
@@ -65,9 +67,7 @@ class _Walk:
 
     def _missing(self, stage: Stage) -> list[int]:
         events = ledger.read(self._paths.ledger_dir, max_steps=1)
-        done = {
-            one.task for one in events if one.kind == "ended" and one.stage == stage.name and not one.data["exit_code"]
-        }
+        done = done_tasks(events, stage.name)
         return [task for task in range(stage.num_tasks) if task not in done]
 
     def _run(self, stage: Stage, task: int) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Fault, RecipeError, UsageError
-from ..run_folder import config_file
+from ..user_folders import config_file
 from . import overrides
 from .catalog import find_recipe, search_dirs
 from .schema import Recipe, rules, validate

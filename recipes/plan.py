@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 from .. import __version__, files
 from ..cluster.site import Site
 from ..errors import NotFoundError, UsageError
-from ..run_folder import PLAN_FORMAT
+from ..run_folder import PLAN_FORMAT, RunPaths
 from .schema import Kind, Recipe, Resources, validate
 
 
@@ -330,7 +330,7 @@ def glance(path: Path) -> Glance:
         )
     except (TypeError, KeyError, AttributeError) as error:
         found = problem or f"{path} is damaged: {type(error).__name__} {error}"
-        return Glance(recipe_name=path.parent.parent.name, launcher="", stages=(), problem=found)
+        return Glance(recipe_name=RunPaths(root=path.parent).recipe_name, launcher="", stages=(), problem=found)
 
 
 def _stage_glance(stage: dict[str, Any]) -> StageGlance:

@@ -21,7 +21,10 @@ HEAVY = ("torch", "transformers", "deepspeed", "peft", "wandb", "accelerate", "d
 
 # Left never imports right, and jobs and launchers never see each other.
 LINE: tuple[set[str], ...] = (
-    {"redaction", "errors", "files", "run_folder", "remote", "ledger", "__init__"},
+    {
+        *{"redaction", "errors", "files", "run_folder", "run_index", "user_folders", "remote"},
+        *{"events", "ledger", "ledger_queries", "__init__"},
+    },
     {"checkpoints", "predictions"},
     {"cluster"},
     {"recipes"},

@@ -14,6 +14,7 @@ import pytest
 
 from sousbatch import ledger
 from sousbatch.errors import FencedError, NoRoomError, NotFoundError
+from sousbatch.events import Event, Frozen, Intent, Problem, Resumed, Saved, Started, Step, of
 
 
 @pytest.fixture
@@ -26,13 +27,18 @@ def kinds(folder: Path) -> list[str]:
     return [event.kind for event in ledger.read(folder)]
 
 
+def messages(found: list[Event]) -> list[str | None]:
+    return [event.message for event in of(found, Problem)]
+
+
 def test_what_was_written_is_read(tmp_path: Path) -> None:
     writer = ledger.open_attempt(tmp_path, "train", 3)
-    writer.write("attempt", host="n1", note='한글\n\u2028 and "quotes"')
+    writer.write(Started(host='한글\n\u2028 and "quotes"', pid=7))
     writer.close()
     (event,) = ledger.read(tmp_path)
-    assert (event.kind, event.role, event.stage, event.task, event.number) == ("attempt", "stage", "train", 3, 1)
-    assert event.data == {"host": "n1", "note": '한글\n\u2028 and "quotes"'}
+    assert isinstance(event, Started) and (event.kind, event.role) == ("attempt", "stage")
+    assert (event.stage, event.task, event.number) == ("train", 3, 1)
+    assert event.data() == {"host": '한글\n\u2028 and "quotes"', "pid": 7}
 
 
 def test_events_come_by_number_and_sequence_whatever_the_clocks_said(
@@ -44,7 +50,7 @@ def test_events_come_by_number_and_sequence_whatever_the_clocks_said(
     for number in range(1, 12):
         writer = ledger.open_attempt(tmp_path, "train", 0)
         for sequence in range(12):
-            writer.write("step", step=sequence)
+            writer.write(Step(step=sequence))
             expected.append((number, sequence))
         writer.close()
         os.utime(writer.path, (number * -100 + 5000, number * -100 + 5000))
@@ -56,30 +62,30 @@ def test_events_come_by_number_and_sequence_whatever_the_clocks_said(
 )
 def test_a_torn_tail_costs_no_other_line(tmp_path: Path, tail: bytes) -> None:
     first = ledger.open_job(tmp_path, "train", 0, 1)
-    first.write("one")
+    first.write(Problem(message="one"))
     first.close()
     with first.path.open("ab") as stream:
         stream.write(tail)
-    assert kinds(tmp_path) == ["one"]
+    assert messages(ledger.read(tmp_path)) == ["one"]
     second = ledger.open_job(tmp_path, "train", 0, 1)
-    second.write("two")
-    second.write("three")
+    second.write(Problem(message="two"))
+    second.write(Problem(message="three"))
     second.close()
-    assert kinds(tmp_path) == ["one", "two", "three"]
+    assert messages(ledger.read(tmp_path)) == ["one", "two", "three"]
 
 
 def test_a_poll_returns_only_what_is_new_and_waits_for_whole_lines(tmp_path: Path) -> None:
     reader = ledger.LedgerReader(tmp_path / "ledger")
     assert reader.poll() == []
     writer = ledger.open_job(tmp_path / "ledger", "train", 0, 1)
-    writer.write("one")
-    assert [event.kind for event in reader.poll()] == ["one"]
-    line = b'{"sequence": 1, "time": 0, "kind": "two"}\n'
+    writer.write(Problem(message="one"))
+    assert messages(reader.poll()) == ["one"]
+    line = b'{"sequence": 1, "time": 0, "kind": "problem", "message": "two"}\n'
     with writer.path.open("ab", buffering=0) as stream:
         stream.write(line[:20])
         assert reader.poll() == []
         stream.write(line[20:])
-    assert [event.kind for event in reader.poll()] == ["two"]
+    assert messages(reader.poll()) == ["two"]
     assert reader.poll() == []
     writer.close()
 
@@ -88,7 +94,7 @@ def test_files_of_others_are_passed_over(tmp_path: Path) -> None:
     (tmp_path / "client.bak.jsonl").write_text('{"sequence": 0, "time": 0, "kind": "x"}\n')
     (tmp_path / "notes.txt").write_text("hello\n")
     writer = ledger.open_client(tmp_path)
-    writer.write("frozen")
+    writer.write(Frozen(plan="digest"))
     writer.close()
     assert writer.number == 1 and kinds(tmp_path) == ["frozen"]
 
@@ -113,19 +119,19 @@ def test_files_of_others_are_passed_over(tmp_path: Path) -> None:
 )
 def test_a_line_with_values_of_other_types_is_passed_over(tmp_path: Path, line: str) -> None:
     writer = ledger.open_job(tmp_path, "train", 0, 1)
-    writer.write("one")
+    writer.write(Problem(message="one"))
     with writer.path.open("a") as stream:
         stream.write(line + "\n")
-    writer.write("two")
+    writer.write(Problem(message="two"))
     writer.close()
-    assert kinds(tmp_path) == ["one", "two"]
+    assert messages(ledger.read(tmp_path)) == ["one", "two"]
     ledger.open_job(tmp_path, "train", 0, 1).close()  # which looks for the last sequence number
 
 
 @pytest.mark.parametrize("line", ['{"sequence": 1, "time": 0, "kind": "sent", "key": 7}\n', "\0\0\0\n", "[1]\n"])
 def test_a_clients_line_that_is_no_event_is_told_since_a_job_may_be_missing(tmp_path: Path, line: str) -> None:
     writer = ledger.open_client(tmp_path)
-    writer.write("frozen")
+    writer.write(Frozen(plan="digest"))
     reader = ledger.LedgerReader(tmp_path)
     assert [event.kind for event in reader.poll()] == ["frozen"] and reader.damage == ""
     with writer.path.open("a") as stream:
@@ -138,27 +144,28 @@ def test_of_many_steps_those_asked_for_are_read_evenly_with_the_last_and_all_els
     writer = ledger.open_job(tmp_path, "train", 0, 1)
     for step in range(1, 1001):
         if step % 10 == 0:
-            writer.write("step", step=step, eval_loss=1.0)
-        writer.write("step", step=step, loss=1.0)
+            writer.write(Step(step=step, values={"eval_loss": 1.0}))
+        writer.write(Step(step=step, values={"loss": 1.0}))
         if step % 500 == 0:
-            writer.write("saved", step=step)
+            writer.write(Saved(step=step))
     writer.close()
     found = ledger.read(tmp_path, max_steps=20)
-    steps = [event.data["step"] for event in found if "loss" in event.data]
+    steps = [event.step for event in of(found, Step) if "loss" in event.values]
     assert 10 <= len(steps) <= 21 and steps[-1] == 1000 and steps == sorted(steps)
     gaps = {after - before for before, after in zip(steps[:-2], steps[1:-1], strict=True)}
     assert len(gaps) == 1, "evenly spread"
-    assert 10 <= len([event for event in found if "eval_loss" in event.data]) <= 21
-    assert [event.data["step"] for event in found if event.kind == "saved"] == [500, 1000]
-    assert [event.data["step"] for event in ledger.read(tmp_path, max_steps=1) if "loss" in event.data][-1] == 1000
+    assert 10 <= len([event for event in of(found, Step) if "eval_loss" in event.values]) <= 21
+    assert [event.step for event in of(found, Saved)] == [500, 1000]
+    last = [event for event in of(ledger.read(tmp_path, max_steps=1), Step) if "loss" in event.values][-1]
+    assert last.step == 1000
 
 
 OPENER = """
 import sys, pathlib
-from sousbatch import ledger
+from sousbatch import events, ledger
 for _ in range(20):
     writer = ledger.open_attempt(pathlib.Path(sys.argv[1]), "train", 0)
-    writer.write("attempt", who=sys.argv[2])
+    writer.write(events.Started(host=sys.argv[2]))
     writer.close()
     print(writer.number)
 """
@@ -199,27 +206,27 @@ def test_an_attempt_is_fenced_off_by_a_newer_one_of_its_own_task_only(tmp_path: 
 
 def test_a_full_disk_loses_events_of_a_job_but_not_the_job(small_disk: Path) -> None:
     writer = ledger.open_job(small_disk, "train", 0, 1)
-    writer.write("before")
+    writer.write(Problem(message="before"))
     ballast = small_disk / "ballast"
     with pytest.raises(OSError, match="No space"), ballast.open("wb", buffering=0) as stream:
         while True:
             if stream.write(b"x" * 4096) < 4096:
                 raise OSError(errno.ENOSPC, "No space")
     for step in range(200):
-        writer.write("saved", note="x" * 100, step=step)
+        writer.write(Saved(content="x" * 100, step=step))
     survivors = len(ledger.read(small_disk))
     assert survivors < 201, "the disk was meant to be full"
     ballast.unlink()
-    writer.write("after")
+    writer.write(Problem(message="after"))
     writer.close()
-    assert kinds(small_disk) == ["before"] + ["saved"] * (survivors - 1) + ["after"]
+    assert kinds(small_disk) == ["problem"] + ["saved"] * (survivors - 1) + ["problem"]
 
 
 def test_a_client_does_not_go_on_when_its_intent_could_not_be_written(small_disk: Path) -> None:
     writer = ledger.open_client(small_disk / "ledger")
     with pytest.raises(NoRoomError, match=r"no room left to write .*client\.0001\.jsonl; free some space"):
         for _ in range(1000):
-            writer.write("intent", stage="train", key="x" * 500)
+            writer.write(Intent(stage="train", key="x" * 500))
     writer.close()
     assert set(kinds(small_disk / "ledger")) == {"intent"}
 
@@ -234,10 +241,10 @@ def test_a_store_that_went_away_costs_a_job_events_and_a_client_its_command(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", broken)
-        job.write("saved")
+        job.write(Saved(step=1))
         with pytest.raises(OSError, match="Input/output"):
-            client.write("intent")
-    job.write("resumed")
+            client.write(Intent(stage="train", key="k"))
+    job.write(Resumed(step=1))
     job.close()
     client.close()
     assert kinds(tmp_path) == ["resumed"]

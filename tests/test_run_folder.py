@@ -1,120 +1,21 @@
-"""Names inside a run, and finding it from any folder."""
+"""Names inside a run folder."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
-import pytest
-
-from sousbatch import run_folder
-from sousbatch.errors import NotFoundError, UsageError
 from sousbatch.run_folder import RunPaths
-
-
-def make_run(folder: Path, recipe: str, run_id: str) -> RunPaths:
-    paths = RunPaths(root=folder / recipe / run_id)
-    paths.root.mkdir(parents=True)
-    paths.plan.write_text("{}")
-    run_folder.remember_run(paths)
-    return paths
 
 
 def test_every_name_lies_in_the_run_folder_and_numbers_are_padded() -> None:
     paths = RunPaths(root=Path("/runs/toy/0123456789ab"))
     assert (paths.recipe_name, paths.run_id) == ("toy", "0123456789ab")
     assert paths.log("predict", 7) == paths.root / "logs" / "predict-00007.log"
+    assert paths.log("predict", "%5a").name == "predict-%5a.log"
+    assert paths.runs_dir == Path("/runs")
     assert paths.stop_flag("train", 0) == paths.root / "stop" / "train-00000"
     assert paths.code("../../elsewhere/src/") == paths.root / "code" / "src"
     properties = [name for name, value in vars(RunPaths).items() if isinstance(value, property)]
-    inside = [getattr(paths, name) for name in properties if name not in ("run_id", "recipe_name")]
+    inside = [getattr(paths, name) for name in properties if name not in ("run_id", "recipe_name", "runs_dir")]
     assert all(path.is_relative_to(paths.root) for path in inside)
     assert len(set(inside)) == len(inside)
-
-
-def test_a_run_is_found_by_id_beginning_recipe_and_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    paths = make_run(tmp_path, "toy", "0123456789ab")
-    make_run(tmp_path, "other", "fedcba987654")
-    for name in ("0123456789ab", "0123", "toy", str(paths.root)):
-        assert run_folder.find_run(name) == paths
-    monkeypatch.chdir(paths.root.parent)
-    assert run_folder.find_run("0123456789ab") == paths
-
-
-def test_an_exact_id_wins_over_its_repetitions(tmp_path: Path) -> None:
-    paths = make_run(tmp_path, "toy", "0123456789ab")
-    make_run(tmp_path, "toy", "0123456789ab-2")
-    assert run_folder.find_run("0123456789ab") == paths
-    with pytest.raises(UsageError, match="names 2 runs: 0123456789ab, 0123456789ab-2; give one id"):
-        run_folder.find_run("toy")
-
-
-def test_who_only_looks_gets_a_recipes_newest_run(tmp_path: Path) -> None:
-    make_run(tmp_path, "toy", "0123456789ab")
-    newest = make_run(tmp_path, "toy", "aaaaaaaaaaaa")
-    assert run_folder.find_run("toy", newest=True) == newest
-
-
-def test_an_unknown_run_names_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="newest known: none yet"):
-        run_folder.find_run("abc")
-    make_run(tmp_path, "toy", "0123456789ab")
-    with pytest.raises(NotFoundError, match="run 'abc' does not exist; newest known: 0123456789ab"):
-        run_folder.find_run("abc")
-
-
-def test_the_index_forgets_what_is_gone_and_survives_what_is_strange(tmp_path: Path) -> None:
-    kept, removed, forgotten = (make_run(tmp_path, "toy", f"{n}23456789abc") for n in range(3))
-    shutil.rmtree(removed.root)
-    run_folder.forget_run(forgotten)
-    run_folder.forget_run(forgotten)
-    index = run_folder.state_dir() / "runs"
-    (index / "no-link").write_text("?")
-    (index / ".tmp-left-by-a-kill").symlink_to(kept.root)
-    kept.plan.unlink()  # a damaged run is never left out
-    assert run_folder.known_runs() == (kept,) and run_folder.known_runs(gone=True) == (removed,)
-    with pytest.raises(NotFoundError, match="its folder .*123456789abc is gone; .*`sousbatch cancel 123456789abc`"):
-        run_folder.find_run("1234")
-    assert run_folder.find_run("1234", gone=True) == removed
-
-
-def test_runs_come_in_the_order_of_their_submission(tmp_path: Path) -> None:
-    made = [make_run(tmp_path, "toy", f"{n}23456789abc") for n in (3, 1, 2)]
-    for age, paths in enumerate(reversed(made)):
-        (link,) = (run_folder.state_dir() / "runs").glob(f"toy.{paths.run_id}.*")
-        os.utime(link, ns=(0, 10**18 - age), follow_symlinks=False)
-    assert run_folder.known_runs() == tuple(made)
-
-
-def test_the_same_submission_in_two_runs_folders_is_two_runs(tmp_path: Path) -> None:
-    made = [run_folder.RunPaths(root=tmp_path / store / "small" / "0123456789ab") for store in ("a", "b")]
-    for paths in made:
-        paths.ledger_dir.mkdir(parents=True)
-        paths.plan.write_text("{}")
-        run_folder.remember_run(paths)
-    assert set(run_folder.known_runs()) == set(made)
-    with pytest.raises(UsageError, match=f"{made[0].root}.*{made[1].root}; give one"):
-        run_folder.find_run("0123")
-    assert run_folder.find_run(str(made[0].root)) == made[0]
-    run_folder.forget_run(made[0])
-    assert run_folder.known_runs() == (made[1],)
-
-
-def test_a_run_that_was_moved_by_hand_is_known_once(tmp_path: Path) -> None:
-    old, new = (run_folder.RunPaths(root=tmp_path / store / "small" / "0123456789ab") for store in ("a", "b"))
-    old.root.mkdir(parents=True)
-    run_folder.remember_run(old)
-    new.root.parent.mkdir(parents=True)
-    old.root.rename(new.root)
-    run_folder.remember_run(new)
-    assert run_folder.known_runs() == (new,) and run_folder.known_runs(gone=True) == ()
-
-
-def test_a_run_that_is_gone_here_and_there_elsewhere_is_not_told_as_gone(tmp_path: Path) -> None:
-    made = [run_folder.RunPaths(root=tmp_path / store / "small" / "0123456789ab") for store in ("a", "b")]
-    for paths in made:
-        paths.root.mkdir(parents=True)
-        run_folder.remember_run(paths)
-    shutil.rmtree(made[0].root)
-    assert run_folder.known_runs() == (made[1],) and run_folder.known_runs(gone=True) == ()

@@ -18,7 +18,8 @@ import psutil
 
 from ... import files
 from ...errors import is_no_room
-from ...run_folder import RunPaths, state_dir
+from ...run_folder import RunPaths, reserved_runs
+from ...user_folders import state_dir
 from .allocation import reserve as allocate
 
 RESERVE_NAME = ".reserve"
@@ -125,13 +126,13 @@ def read_reservation(paths: RunPaths) -> Reservation | None:
 
 def run_of(paths: RunPaths) -> RunPaths:
     """Return the run that was submitted: of a sweep's point the sweep, else *paths*."""
-    above = RunPaths(root=paths.root.parent.parent)
+    above = RunPaths(root=paths.runs_dir)
     return above if above.plan.is_file() else paths
 
 
 def store_of(paths: RunPaths) -> Path:
     """Return the folder of all runs that share the store of *paths*."""
-    return run_of(paths).root.parent.parent
+    return run_of(paths).runs_dir
 
 
 def promised_before(paths: RunPaths) -> int:
@@ -161,8 +162,7 @@ def others(
     walks through their folders. Who *looks* also walks through those of the others, for what they have not published.
     """
     found: list[Reservation] = []
-    for path in sorted(store.glob("*/*/reservation.json")):
-        paths = RunPaths(root=path.parent)
+    for paths in reserved_runs(store):
         reservation = read_reservation(paths) if own is None or paths.root != own.root else None
         if reservation is None:
             continue
@@ -183,8 +183,7 @@ def _points(sweep: RunPaths, whole: Reservation, own: RunPaths | None) -> Iterat
 
     A point lives as long as its sweep: between two of its stages nobody else stands behind it.
     """
-    roots = [path.parent for path in sweep.root.glob("*/*/reservation.json")]
-    begun = {root: read_reservation(RunPaths(root=root)) for root in roots}
+    begun = {point.root: read_reservation(point) for point in reserved_runs(sweep.root)}
     if own is not None and run_of(own) == sweep:
         begun[own.root] = None  # counted as begun
     num_waiting = max(0, whole.num_points - len(begun))

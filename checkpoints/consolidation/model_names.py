@@ -21,7 +21,7 @@ from importlib import metadata
 from typing import Any
 
 from ...errors import UsageError
-from ...run_folder import cached
+from ...user_folders import cached
 from ..formats.tensors import Source
 
 logger = logging.getLogger(__name__)

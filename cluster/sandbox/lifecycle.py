@@ -21,7 +21,7 @@ from pathlib import Path
 
 from ... import files
 from ...errors import NotFoundError, RunError, SlurmError, UsageError
-from ...run_folder import state_dir
+from ...user_folders import state_dir
 from ..ports import LOOPBACK, free_port
 from ..slurm import call
 from .build import PATH, check_programs, default_prefix, make_system_tables, version_of

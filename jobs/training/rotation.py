@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from ... import files
 from ...checkpoints import commit
@@ -23,7 +22,9 @@ from ...checkpoints.retention.admission import RUNGS, Need, Rung, admit, holds_r
 from ...checkpoints.retention.decisions import Verdict, decide
 from ...checkpoints.rotation import STATE_NAME, WRITER_LOCK, Done, carry_out
 from ...errors import FencedError, NoRoomError, no_room_named
+from ...events import Event, Problem, Saved, Skipped
 from ...ledger import Ledger, read
+from ...ledger_queries import done_stages
 from ...recipes.forecast.storage import checkpoint_of, later_bytes, means_of, policy_of, weights_of, with_slack
 from ...recipes.plan import Batch
 from ..context import JobContext, say
@@ -96,9 +97,19 @@ class Keeping:
             stuck |= {done.checkpoint.path for done in self._carry_out(found.verdicts) if done.problem}
         return False
 
-    def settle(self, saved: Checkpoint, *, state_bytes: int, is_last: bool, **data: Any) -> None:
+    def settle(self, saved: Checkpoint, *, state_bytes: int, is_last: bool, stall_s: float) -> None:
         """Record what was saved; then, beside the training, do what the policies say and the next save will need."""
-        self._record("saved", saved, **data)
+        self._note(
+            Saved(
+                step=saved.step,
+                content=saved.content,
+                num_bytes=saved.num_bytes,
+                metric=saved.metric,
+                held_bytes=reservations.held_bytes(self.folder),
+                budget_bytes=self.budget_bytes,
+                stall_s=stall_s,
+            )
+        )
         self._thread = threading.Thread(target=self._settle, args=(state_bytes, is_last), daemon=True)
         self._thread.start()
 
@@ -117,7 +128,7 @@ class Keeping:
         except FencedError:  # the next save says so
             return
         except Exception as error:  # beside the training, nobody would see it
-            self._note("problem", message=str(error))
+            self._note(Problem(message=str(error)))
 
     def wait(self) -> None:
         """Wait until what runs beside the training has ended."""
@@ -139,7 +150,7 @@ class Keeping:
 
     def skipped(self, step: int, reason: str) -> None:
         """Record a save that was left out."""
-        self._note("skipped", step=step, message=reason)
+        self._note(Skipped(step=step, message=reason))
 
     def _mine(self) -> tuple[Checkpoint, ...]:
         return commit.committed(self.folder)
@@ -212,11 +223,11 @@ class Keeping:
             self._publish(self._granted_bytes, max(0, reservations.held_bytes(self._job.paths.root) - frees))
         found = []
         for done in carry_out(verdicts, self._means):
-            more = {"message": done.problem} if done.problem else {"left_bytes": done.left_bytes}
             if done.problem and done.problem not in self._told:
                 self._told.add(done.problem)
                 say(f"warning: step {done.checkpoint.step} is kept: {done.problem}")
-            self._record(done.outcome, done.checkpoint, reason=done.reason, **more)
+            held = reservations.held_bytes(self.folder)
+            self._note(done.event(held_bytes=held, budget_bytes=self.budget_bytes))
             found.append(done)
         return found
 
@@ -228,27 +239,15 @@ class Keeping:
             Reservation(run=self._job.paths.run_id, promised_bytes=max(promised, held), held_bytes=held, holder=holder),
         )
 
-    def _record(self, kind: str, checkpoint: Checkpoint, **data: Any) -> None:
-        self._note(
-            kind,
-            step=checkpoint.step,
-            content=checkpoint.content,
-            num_bytes=checkpoint.num_bytes,
-            metric=checkpoint.metric,
-            held_bytes=reservations.held_bytes(self.folder),
-            budget_bytes=self.budget_bytes,
-            **data,
-        )
-
-    def _note(self, kind: str, **data: Any) -> None:
+    def _note(self, event: Event) -> None:
         if self._ledger is not None:
-            self._ledger.write(kind, **data)
+            self._ledger.write(event)
 
 
 def _other_weights_bytes(job: JobContext) -> int:
     """Return what the final weights of the run's other trainings take that have not ended."""
     events = read(job.paths.ledger_dir, max_steps=1)
-    done = {one.stage for one in events if one.kind == "ended" and not one.data["exit_code"]}
+    done = done_stages(events)
     ladders = job.plan.forecast.ladders
     return sum(ladder.least_bytes for name, ladder in ladders.items() if name not in done | {job.stage.name})
 

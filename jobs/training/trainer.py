@@ -10,6 +10,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from ...checkpoints import commit
 from ...checkpoints.commit import Checkpoint
 from ...errors import DamagedError, RunError
+from ...events import Problem, Step
 from ...ledger import Ledger
 from ...recipes.plan import Batch
 from ...recipes.schema import Recipe
@@ -129,7 +130,7 @@ class Steering(TrainerCallback):
             )
             say(f"step {state.global_step} of {self._batch.steps}: {shown}")
         if self.ledger is not None:
-            self.ledger.write("step", step=state.global_step, **values)
+            self.ledger.write(Step(step=state.global_step, values=values))
         if self._tracker is not None:
             self._tracker.log(state.global_step, values)
 
@@ -255,7 +256,7 @@ def _is_sound(one: Checkpoint, job: JobContext) -> bool:
         message = f"{one.path}: {problems[0]}; training goes on from an older one, if there is any"
         say(message)
         ledger = job.open_ledger()
-        ledger.write("problem", message=message)
+        ledger.write(Problem(message=message))
         ledger.close()
     return not problems
 

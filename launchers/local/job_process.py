@@ -19,6 +19,7 @@ from typing import Any, Literal
 from ... import files
 from ...cluster import processes
 from ...errors import EXIT_DEVICE_MEMORY, EXIT_NO_ROOM, EXIT_STOPPED
+from ...run_folder import RunPaths
 from ..base import FINAL_WORDS, JobState, how_ended
 from .launcher import POLL_S, job_state, write_end
 from .machine import Share
@@ -152,7 +153,8 @@ class _Job:
             self._looked = (0, 0.0)
 
     def _start(self, task: int, share: Share) -> None:
-        log_dir = files.make_private_dir(Path(self._spec["log_dir"]))
+        path = RunPaths(root=self._run_dir).log(self._spec["stage"], task)
+        files.make_private_dir(path.parent)
         (self._folder / "started").touch()
         names = self._spec["device_names"]
         environment = os.environ | {
@@ -160,7 +162,7 @@ class _Job:
             "SOUSBATCH_DEVICES": ",".join(names[key] for key in share.devices),
             "SOUSBATCH_JOB": self._folder.name,
         }
-        with (log_dir / f"{self._spec['stage']}-{task:05d}.log").open("a") as log:
+        with path.open("a") as log:
             self._running[task] = subprocess.Popen(
                 ["/bin/bash", str(self._folder / "script.sh")],
                 env=processes.child_environment(environment),

@@ -23,7 +23,8 @@ from ... import files
 from ...cluster import site
 from ...cluster.environment import without_leaks
 from ...recipes.plan import Plan
-from ...run_folder import RunPaths, state_dir
+from ...run_folder import RunPaths
+from ...user_folders import state_dir
 from ..base import FINAL_WORDS, JobRef, JobState, Request, StateWord, script
 from .machine import Need, Share
 from .queue import Form, Line
@@ -52,7 +53,7 @@ class LocalLauncher:
                 after=stage.after,
                 resources=stage.resources,
                 uses_devices=stage.uses_devices,
-                log_dir=str(paths.log(stage.name, 0).parent),
+                log_dir=str(paths.log_dir),
             )
             for stage in plan.stages
         )

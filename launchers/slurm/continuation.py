@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from ... import ledger
 from ...cluster import slurm
 from ...errors import SlurmError, SousbatchError, UnreachableError
-from ...ledger import Event
+from ...events import Event, Sent, of
+from ...ledger_queries import is_cancelled, unsettled
 from ...recipes.plan import Stage
 from ...recipes.sweep import STAGE as SWEEP_STAGE
 from ...run_folder import RunPaths
 from ..attempts import Attempt
-from ..status import is_cancelled, unsettled
 from ..submission import go_on
 from .launcher import SlurmLauncher
 
@@ -30,14 +30,14 @@ def is_stray(events: Sequence[Event], stage: str, job_id: str) -> bool:
     """Say whether the run has another job for *stage*: this one was sent when Slurm did not answer, and came late."""
     if "SOUSBATCH_POINT" in os.environ or any(intent.stage == stage for intent in unsettled(events).values()):
         return False
-    known = {event.data["job_id"] for event in events if event.kind in ("sent", "adopted") and event.stage == stage}
+    known = {event.job_id for event in of(events, Sent) if event.stage == stage}
     return bool(known) and job_id.partition("_")[0] not in known
 
 
 def _is_cancelled(paths: RunPaths, stage: str) -> bool:
     """Say whether a person asked the newest job of *stage* to end; a point's job is that of its sweep."""
     if "SOUSBATCH_POINT" in os.environ:
-        paths, stage = RunPaths(root=paths.root.parent.parent), SWEEP_STAGE
+        paths, stage = RunPaths(root=paths.runs_dir), SWEEP_STAGE
     return is_cancelled(ledger.read(paths.ledger_dir, max_steps=1), stage)
 
 

@@ -18,7 +18,8 @@ from ...cluster.environment import SLURM_CLIENT_NAMES, handed_on
 from ...cluster.slurm import JobRow
 from ...errors import EXIT_DEVICE_MEMORY, EXIT_NO_ROOM, EXIT_STOPPED, SlurmError, UnreachableError
 from ...recipes.plan import Plan, Stage
-from ...run_folder import RunPaths, state_dir
+from ...run_folder import RunPaths
+from ...user_folders import state_dir
 from ..base import JobRef, JobState, Request, StateWord, how_ended, script
 from .script import array_size, header
 
@@ -249,7 +250,7 @@ def _request(plan: Plan, paths: RunPaths, stage: Stage) -> Request:
     size = array_size(stage.num_tasks, len(plan.stages), plan.site) if stage.num_tasks > 1 else None
     lines = header(
         f"{plan.recipe.name}.{stage.name}",
-        f"logs/{stage.name}-{'%5a' if size else '00000'}.log",
+        str(paths.log(stage.name, "%5a" if size else 0).relative_to(paths.root)),
         stage.resources,
         plan.site,
         uses_devices=stage.uses_devices,
@@ -262,7 +263,7 @@ def _request(plan: Plan, paths: RunPaths, stage: Stage) -> Request:
         after=stage.after,
         resources=stage.resources,
         uses_devices=stage.uses_devices,
-        log_dir=str(paths.log(stage.name, 0).parent),
+        log_dir=str(paths.log_dir),
         inherit=plan.recipe.environment.inherit,
     )
 

@@ -17,6 +17,7 @@ from types import FrameType
 from ... import ledger
 from ...cluster.processes import PARENT_VARIABLE
 from ...errors import FencedError
+from ...events import Finished
 from ...run_folder import RunPaths
 
 _NAMES = {
@@ -62,7 +63,7 @@ def main(module: str, run: str, stage: str) -> None:
             raise
     if os.environ["RANK"] == "0":
         writer = ledger.open_job(folder, stage, task, attempt)
-        writer.write("finished")
+        writer.write(Finished())
         writer.close()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ... import files
 from ...errors import PlanError, UsageError
-from ...run_folder import cached
+from ...user_folders import cached
 
 
 def collect(reasons: list[str], look: Callable[[], Any]) -> Any:

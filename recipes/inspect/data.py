@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ... import files
 from ...errors import PlanError, UsageError, is_no_room, nearest
-from ...run_folder import cache_dir, cached
+from ...user_folders import cache_dir, cached
 from ..data import hangul
 from ..data.prompts import prompt_columns
 from ..data.rows import read_rows

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from ... import files
 from ...errors import UsageError
-from ...run_folder import recall, remember
+from ...user_folders import recall, remember
 from ..data.encode import BATCH_ROWS, Encoded, encode_prompts, encode_rows, is_kept, positions_of
 from ..data.rows import read_rows
 from ..plan import Lengths, ModelFacts, Rows, SplitFacts

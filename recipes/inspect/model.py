@@ -17,7 +17,7 @@ from typing import Any
 from ... import files
 from ...checkpoints.capacity.limits import least, limits_of
 from ...errors import UsageError, nearest
-from ...run_folder import cached
+from ...user_folders import cached
 from ..catalog import LIBRARY_DIR
 from ..plan import ModelFacts, TensorFacts
 from ..schema import Recipe

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from sousbatch import files, ledger
+from sousbatch import events, files, ledger
 from sousbatch.checkpoints import commit
 from sousbatch.checkpoints.rotation import WRITER_LOCK
-from sousbatch.cli.report import lives, page, timed
+from sousbatch.cli.report import page
+from sousbatch.ledger_queries import checkpoint_lifetimes, timed
 from sousbatch.recipes.forecast.storage import weights_of
 from sousbatch.recipes.plan import read_plan
-from sousbatch.run_folder import RunPaths, remember_run
+from sousbatch.run_folder import RunPaths
+from sousbatch.run_index import remember_run
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -103,11 +105,11 @@ def test_a_run_is_pruned_by_its_own_policy_and_its_report_knows(sousbatch: Run, 
         writer = ledger.open_job(paths.ledger_dir, "train", 0, attempt)
         for step, metric in ((10, 1.0), (20, 3.0), (30, 2.0), (40, 2.5)) if attempt == 1 else ((40, 2.5), (50, 2.0)):
             save(paths.checkpoints("train"), step, metric, attempt)
-            writer.write("saved", step=step, num_bytes=1000, held_bytes=1000, budget_bytes=9000)
+            writer.write(events.Saved(step=step, num_bytes=1000, held_bytes=1000, budget_bytes=9000))
         writer.close()
     code, _, _ = sousbatch("checkpoints", "prune", str(paths.root))
     assert code == 0 and steps(paths.checkpoints("train")) == [20, 40, 50]
-    fates = [(one.step, one.attempt, one.fate) for one in lives(timed(ledger.read(paths.ledger_dir)))]
+    fates = [(one.step, one.attempt, one.fate) for one in checkpoint_lifetimes(timed(ledger.read(paths.ledger_dir)))]
     assert sorted(fates) == [
         *[(10, 1, "removed"), (20, 1, "kept"), (30, 1, "removed")],
         *[(40, 2, "kept"), (50, 2, "kept")],

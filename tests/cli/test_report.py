@@ -10,17 +10,18 @@ from typing import Any
 
 import pytest
 
-from sousbatch import ledger
+from sousbatch import events, ledger
 from sousbatch.checkpoints import commit
-from sousbatch.cli.report import lives, page, timed
+from sousbatch.cli.report import page
+from sousbatch.events import KINDS, Event
 from sousbatch.launchers.status import StageState
-from sousbatch.ledger import Event
+from sousbatch.ledger_queries import checkpoint_lifetimes, timed
 from sousbatch.recipes.plan import read_plan
 from sousbatch.run_folder import RunPaths
 
 
 def event(kind: str, time: float, number: int = 1, **data: Any) -> Event:
-    return Event(kind=kind, role="job", number=number, sequence=0, time=time, stage="train", data=data)
+    return KINDS[kind](role="job", number=number, time=time, stage="train", **data)
 
 
 def saved(step: int, time: float, number: int = 1) -> Event:
@@ -36,8 +37,8 @@ def test_a_checkpoint_lives_from_its_save_to_what_became_of_it() -> None:
         event("thinned", 31.0, step=2, left_bytes=20),
         event("archived", 33.0, step=3),
     ]
-    found = lives(timed(events))
-    assert [(one.step, one.fate, one.born_s, one.thinned_s, one.end_s) for one in found] == [
+    found = checkpoint_lifetimes(timed(events))
+    assert [(one.step, one.fate, one.born_s, one.stripped_s, one.end_s) for one in found] == [
         (1, "removed", 0.0, None, 11.0),
         (2, "thinned", 10.0, 21.0, None),
         (3, "archived", 20.0, None, 23.0),
@@ -46,12 +47,14 @@ def test_a_checkpoint_lives_from_its_save_to_what_became_of_it() -> None:
 
 def test_a_thinned_one_that_goes_is_removed() -> None:
     events = [saved(1, 0.0), event("thinned", 1.0, step=1, left_bytes=20), event("removed", 2.0, step=1)]
-    assert [(one.fate, one.thinned_s, one.end_s) for one in lives(timed(events))] == [("removed", 1.0, 2.0)]
+    assert [(one.fate, one.stripped_s, one.end_s) for one in checkpoint_lifetimes(timed(events))] == [
+        ("removed", 1.0, 2.0)
+    ]
 
 
 def test_a_step_that_was_saved_again_by_a_later_attempt_is_a_new_life() -> None:
     events = [saved(1, 0.0), event("removed", 1.0, step=1), saved(1, 5.0, number=2)]
-    (one,) = lives(timed(events))
+    (one,) = checkpoint_lifetimes(timed(events))
     assert (one.attempt, one.born_s, one.fate) == (2, 5.0, "kept")
 
 
@@ -90,11 +93,12 @@ def run(sousbatch: Callable[..., tuple[int, str, str]], project: Path, tmp_path:
 def test_the_page_stands_alone_and_nothing_of_the_run_is_markup(run: RunPaths) -> None:
     writer = ledger.open_job(run.ledger_dir, "train", 0, 1)
     for step in (1, 2):
-        writer.write("step", step=step, loss=2.0 / step, eval_loss=float("nan") if step == 1 else 1.5)
-        writer.write("saved", step=step, num_bytes=5_000_000, held_bytes=5_000_000 * step, budget_bytes=12_000_000)
+        values = {"loss": 2.0 / step, "eval_loss": float("nan") if step == 1 else 1.5}
+        writer.write(events.Step(step=step, values=values))
+        writer.write(events.Saved(step=step, num_bytes=5_000_000, held_bytes=5_000_000 * step, budget_bytes=12_000_000))
     gone = {"step": 1, "num_bytes": 5_000_000, "held_bytes": 5_000_000, "budget_bytes": 12_000_000}
-    writer.write("removed", **gone, reason="older than the last")
-    writer.write("skipped", step=3, message="no room <script>alert(1)</script>")
+    writer.write(events.Removed(**gone, reason="older than the last"))
+    writer.write(events.Skipped(step=3, message="no room <script>alert(1)</script>"))
     writer.close()
     text = page(read_plan(run.plan), run, {"train": StageState(word="failed", reason="<i>")})
     checker = Checker()
@@ -122,7 +126,7 @@ def test_a_checkpoint_that_is_gone_from_the_folder_is_not_still_there(run: RunPa
     commit.commit(temporary, step=2, attempt=1, metric=None, world_size=1, check_fence=lambda: None)
     writer = ledger.open_job(run.ledger_dir, "train", 0, 1)
     for step in (1, 2):
-        writer.write("saved", step=step, num_bytes=5_000_000, held_bytes=5_000_000, budget_bytes=12_000_000)
+        writer.write(events.Saved(step=step, num_bytes=5_000_000, held_bytes=5_000_000, budget_bytes=12_000_000))
     writer.close()
     rows = re.findall(r"<tr><td>(\d)</td>.*?<td>([^<]*)</td></tr>", page(read_plan(run.plan), run, {}))
     assert rows == [("1", "no longer there"), ("2", "still there")]
@@ -141,7 +145,7 @@ def test_a_budget_that_moves_is_drawn_as_it_moved(
 ) -> None:
     writer = ledger.open_job(run.ledger_dir, "train", 0, 1)
     for step, budget in enumerate(allowed, 1):
-        writer.write("saved", step=step, num_bytes=5_000_000, held_bytes=5_000_000 * step, budget_bytes=budget)
+        writer.write(events.Saved(step=step, num_bytes=5_000_000, held_bytes=5_000_000 * step, budget_bytes=budget))
     writer.close()
     text = page(read_plan(run.plan), run, {})
     assert storage(text) == said
@@ -151,10 +155,10 @@ def test_a_budget_that_moves_is_drawn_as_it_moved(
 
 def test_what_is_said_at_every_save_is_one_row_of_the_page(run: RunPaths) -> None:
     writer = ledger.open_job(run.ledger_dir, "train", 0, 1)
-    writer.write("saved", step=1, num_bytes=5, held_bytes=5, budget_bytes=9)
+    writer.write(events.Saved(step=1, num_bytes=5, held_bytes=5, budget_bytes=9))
     for _ in range(30):
-        writer.write("kept", step=1, message="it is damaged")
-    writer.write("kept", step=2, message="it is damaged")
+        writer.write(events.Kept(step=1, message="it is damaged"))
+    writer.write(events.Kept(step=2, message="it is damaged"))
     writer.close()
     text = page(read_plan(run.plan), run, {})
     assert re.findall(r"<td>it is damaged(.*?)</td>", text) == [" (said 30 times, last at 0 s)", ""]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from saving import STEPS, Beside, Trainer, context, prepare
 
-from sousbatch import ledger
+from sousbatch import events, ledger
 from sousbatch.checkpoints import commit
 from sousbatch.checkpoints.capacity import reservations
 from sousbatch.errors import EXIT_NO_ROOM, NoRoomError
@@ -65,7 +65,7 @@ def submit(store: Path, number: int) -> RunPaths | None:
     paths.root.mkdir(parents=True)
     paths.plan.write_text("{}")
     client = ledger.open_client(paths.ledger_dir)
-    client.write("sent", stage="train", key="k", launcher="local", job_id="k")
+    client.write(events.Sent(stage="train", key="k", launcher="local", job_id="k"))
     client.close()
     try:
         reserve(context(paths, 1, peak_bytes=PEAK_BYTES, store_budget_gb=STORE_BYTES / 1e9).plan, paths)

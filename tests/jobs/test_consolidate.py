@@ -53,4 +53,4 @@ def test_a_damaged_model_that_is_there_already_fails_the_stage(
     assert [event.kind for event in ledger.read(run.ledger_dir)].count("model") == 1
     damage(run.model("consolidate") / "model.safetensors")
     assert run_job("consolidate", job.consolidate, arguments) == 1
-    assert "is not what manifest.json says (model.safetensors " in ledger.read(run.ledger_dir)[-1].data["message"]
+    assert "is not what manifest.json says (model.safetensors " in ledger.read(run.ledger_dir)[-1].message

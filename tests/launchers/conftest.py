@@ -19,10 +19,10 @@ from sousbatch import ledger
 from sousbatch.cluster.sandbox import build, lifecycle
 from sousbatch.cluster.site import Site
 from sousbatch.cluster.slurm_site import read_site
+from sousbatch.events import Event
 from sousbatch.launchers.slurm.launcher import SlurmLauncher
 from sousbatch.launchers.status import StageState, is_final, job_refs, run_states
 from sousbatch.launchers.submission import submit
-from sousbatch.ledger import Event
 from sousbatch.recipes.inspect.inputs import code_digest_of
 from sousbatch.recipes.inspect.model import model_digest
 from sousbatch.recipes.plan import After, Batch, Forecast, Inputs, ModelFacts, Plan, Room, SplitFacts, Stage
@@ -132,7 +132,7 @@ runpy.run_module = run_module
 # its steps, or the file `enough` is there.
 JOB = """
 import os, pathlib, sys, time
-from sousbatch import ledger
+from sousbatch import events, ledger
 root, name, rank = pathlib.Path(sys.argv[1]), sys.argv[2], int(os.environ["RANK"])
 attempt, task = int(os.environ["SOUSBATCH_ATTEMPT"]), int(os.environ["SOUSBATCH_TASK"])
 flag, place = pathlib.Path(os.environ["SOUSBATCH_STOP_FLAG"]), root / f"step-{name}-{task}"
@@ -151,7 +151,7 @@ def save():
             raise
         place.write_text(str(step))
         writer = ledger.open_job(root / "ledger", name, task, attempt)
-        writer.write("saved", step=step)
+        writer.write(events.Saved(step=step))
         writer.close()
 goal = STEPS
 while step < goal and not (root / "enough").exists():

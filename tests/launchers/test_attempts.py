@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from sousbatch.errors import EXIT_DEVICE_MEMORY, EXIT_NO_ROOM, EXIT_STOPPED
+from sousbatch.events import KINDS, Event
 from sousbatch.launchers.attempts import Attempt, Stop, first_batch, next_batch, read_attempts
-from sousbatch.ledger import Event
 from sousbatch.recipes.plan import Batch
 
 
@@ -29,7 +29,7 @@ def attempt(code: int | None, progress: int = 0, of: Batch | None = None) -> Att
 
 
 def event(kind: str, number: int = 1, role: str = "stage", stage: str = "train", task: int = 0, **data: Any) -> Event:
-    return Event(kind=kind, role=role, number=number, sequence=0, time=0.0, stage=stage, task=task, data=data)
+    return KINDS[kind](role=role, number=number, stage=stage, task=task, **data)
 
 
 @pytest.mark.parametrize(
@@ -84,16 +84,16 @@ def test_a_new_job_goes_on_with_the_last_batch_and_halves_it_if_that_ran_out_of_
 
 def test_attempts_are_read_from_the_events_of_their_own_task() -> None:
     events = [
-        event("sent", role="client", number=9),
+        event("sent", role="client", number=9, key="k", launcher="local", job_id="k"),
         event("attempt", micro_batch=4, accumulation=2),
-        event("saved", role="job"),
-        event("saved", role="job", content="full"),
-        event("saved", role="job", content="weights"),  # no training goes on from these
+        event("saved", role="job", step=1),
+        event("saved", role="job", step=1, content="full"),
+        event("saved", role="job", step=1, content="weights"),  # no training goes on from these
         event("ended", exit_code=76),
         event("attempt", number=2, micro_batch=2, accumulation=4),
-        event("unit", number=2, role="job"),
+        event("unit", number=2, role="job", unit=0, num_rows=1),
         event("ended", task=1, exit_code=0),
-        event("saved", stage="train-more", role="job"),
+        event("saved", stage="train-more", role="job", step=1),
     ]
     assert read_attempts(events, "train", 0, batch(8)) == [
         Attempt(number=1, batch=batch(4, 2), exit_code=76, progress=2),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sousbatch import ledger
+from sousbatch import events, ledger
 from sousbatch.errors import SlurmError, UnreachableError, UsageError
 from sousbatch.launchers import submission
 from sousbatch.launchers.base import JobRef, JobState
@@ -17,7 +17,8 @@ from sousbatch.launchers.local.launcher import LocalLauncher
 from sousbatch.launchers.overview import many_states, watch_states
 from sousbatch.recipes.plan import After, Plan, Stage, read_plan
 from sousbatch.recipes.schema import Resources
-from sousbatch.run_folder import RunPaths, known_runs
+from sousbatch.run_folder import RunPaths
+from sousbatch.run_index import known_runs
 
 CPU = Resources(device="cpu")
 FIRST = Stage(name="first", kind="merge", of=None, resources=CPU, num_tasks=1, after=())
@@ -69,13 +70,13 @@ def silent() -> Silent:
 
 def test_a_launcher_that_does_not_answer_makes_its_runs_unknown_and_the_ledger_is_told(run: RunPaths) -> None:
     writer = ledger.open_attempt(run.ledger_dir, "first", 0)
-    writer.write("attempt")
+    writer.write(events.Started())
     _, states = look(run, silent())
     assert {word for word, _ in states.values()} == {"unknown"}
     assert (
         "Could not resolve the controller; last seen at 2" in states["first"][1] and ": running" in states["first"][1]
     )
-    writer.write("ended", exit_code=0)
+    writer.write(events.Ended(exit_code=0))
     writer.close()
     assert look(run, silent())[1]["first"] == ("done", "")
 
@@ -104,7 +105,7 @@ def test_what_may_run_is_cleaned_at_a_persons_word_only(run: RunPaths) -> None:
 def test_a_run_of_which_the_ledger_says_that_all_is_done_is_cleaned_whoever_answers(run: RunPaths) -> None:
     for stage in ("first", "second"):
         writer = ledger.open_attempt(run.ledger_dir, stage, 0)
-        writer.write("ended", exit_code=0)
+        writer.write(events.Ended(exit_code=0))
         writer.close()
     assert submission.clean(run, lambda _: silent(), whole=True, is_named=True) > 0
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sousbatch import ledger
+from sousbatch import events, ledger
 from sousbatch.checkpoints.capacity import reservations
 from sousbatch.errors import NoRoomError, PlanError
 from sousbatch.launchers import reservations as reserving
@@ -20,7 +20,8 @@ from sousbatch.launchers.local.launcher import LocalLauncher
 from sousbatch.recipes.forecast.storage import later_bytes
 from sousbatch.recipes.inspect.inputs import room_of
 from sousbatch.recipes.plan import Plan, read_plan
-from sousbatch.run_folder import RunPaths, known_runs
+from sousbatch.run_folder import RunPaths
+from sousbatch.run_index import known_runs
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -48,7 +49,7 @@ def queued(sousbatch: Run, project: Path, tmp_path: Path) -> tuple[Plan, RunPath
     paths.root.mkdir(parents=True)
     paths.plan.write_text(out)
     client = ledger.open_client(paths.ledger_dir)
-    client.write("sent", stage="train", key="k", launcher="local", job_id="k")
+    client.write(events.Sent(stage="train", key="k", launcher="local", job_id="k"))
     client.close()
     plan = read_plan(paths.plan)
     reserving.reserve(plan, paths)
@@ -110,7 +111,7 @@ def test_jobs_of_another_state_folder_are_not_lost_because_this_one_does_not_kno
     reserving.release_dead(tmp_path / "runs", {"local": LocalLauncher()})
     assert reservations.read_reservation(paths) == made
     client = ledger.open_client(paths.ledger_dir)
-    client.write("ended", stage="train", exit_code=0)  # all that was sent
+    client.write(events.Ended(stage="train", exit_code=0))  # all that was sent
     client.close()
     reserving.release_dead(tmp_path / "runs", {"local": LocalLauncher()})
     found = reservations.read_reservation(paths)
@@ -190,7 +191,7 @@ def test_a_run_that_is_resumed_needs_its_room_once_more(queued: tuple[Plan, RunP
     with pytest.raises(NoRoomError, match="promised to other"):
         reserving.reserve(plan, paths)
     client = ledger.open_client(paths.ledger_dir)
-    client.write("ended", stage="train", exit_code=0)
+    client.write(events.Ended(stage="train", exit_code=0))
     client.close()
     reserving.reserve(plan, paths)  # what follows the training loses no weights
 

@@ -16,16 +16,16 @@ from typing import Any
 import psutil
 import pytest
 
-from sousbatch import files, ledger
+from sousbatch import events, files, ledger
 from sousbatch.checkpoints.capacity import reservations
 from sousbatch.errors import EXIT_NO_ROOM, EXIT_STOPPED
+from sousbatch.events import Event
 from sousbatch.launchers.attempts import read_attempts
 from sousbatch.launchers.base import FINAL_WORDS, JobState, Request
 from sousbatch.launchers.freeze import accept_environment, freeze
 from sousbatch.launchers.local.launcher import LocalLauncher
 from sousbatch.launchers.stage_process import _Task
 from sousbatch.launchers.status import stage_states
-from sousbatch.ledger import Event
 from sousbatch.recipes.inspect.versions import versions_of
 from sousbatch.recipes.plan import Batch, Ladder, Plan, SplitFacts, Stage
 from sousbatch.recipes.schema import Checkpoints, Environment, Resources
@@ -39,16 +39,16 @@ BATCH = Batch(
 # Runs the stage process with one stand-in job a node in place of the real ones.
 DRIVER = """
 import json, os, sys
-from sousbatch.launchers import stage
-stage._STRAGGLER_S = 0.2
+from sousbatch.launchers import stage_process
+stage_process._STRAGGLER_S = 0.2
 texts = json.loads(os.environ["STAND_IN"])
-stage._Task._commands = lambda self: [[sys.executable, "-c", text, *sys.argv[1:3]] for text in texts]
-sys.exit(stage.main(*sys.argv[1:3]))
+stage_process._Task._commands = lambda self: [[sys.executable, "-c", text, *sys.argv[1:3]] for text in texts]
+sys.exit(stage_process.main(*sys.argv[1:3]))
 """
 # What stand-ins share: their place in the run, a word with the test, and progress.
 PRELUDE = """
 import os, pathlib, signal, subprocess, sys, time
-from sousbatch import ledger
+from sousbatch import events, ledger
 from sousbatch.cluster import processes
 processes.die_with_parent(signal.SIGKILL)
 root, name = pathlib.Path(sys.argv[1]), sys.argv[2]
@@ -56,7 +56,7 @@ attempt, task = int(os.environ["SOUSBATCH_ATTEMPT"]), int(os.environ["SOUSBATCH_
 flag = root / "stop" / f"{name}-{task:05d}"
 def progress():
     writer = ledger.open_job(root / "ledger", name, task, attempt)
-    writer.write("saved", step=attempt)
+    writer.write(events.Saved(step=attempt))
     writer.close()
 def ready():
     (root / "ready").touch()
@@ -109,7 +109,7 @@ def test_a_job_that_is_done_is_one_attempt(bench: Bench) -> None:
     code, output = bench.run("print('worked', flush=True)")
     assert code == 0 and "worked" in output and "attempt 1 ended: done" in output
     (begun,) = bench.events("attempt")
-    assert begun.data["micro_batch"] == 4 and begun.data["pid"] and begun.data["host"]
+    assert begun.micro_batch == 4 and begun.pid and begun.host
     assert bench.codes() == [0]
 
 
@@ -140,14 +140,14 @@ def test_a_crash_after_progress_is_tried_again_and_one_without_ends_it(bench: Be
     code, _ = bench.run("if attempt < 3: progress()\nsys.exit(5)")
     assert code == 5
     assert bench.codes() == [5, 5, 5]
-    assert [event.data["progress"] for event in bench.events("ended")] == [1, 1, 0]
+    assert [event.progress for event in bench.events("ended")] == [1, 1, 0]
 
 
 def test_out_of_device_memory_halves_the_micro_batch_until_it_fits_also_after_a_resume(bench: Bench) -> None:
     text = "sys.exit(0 if os.environ['SOUSBATCH_MICRO_BATCH'] == '1' else 76)"
     assert bench.run("sys.exit(76 if attempt == 1 else 1)")[0] == 1
     assert bench.run(text)[0] == 0
-    sizes = [(event.data["micro_batch"], event.data["accumulation"]) for event in bench.events("attempt")]
+    sizes = [(event.micro_batch, event.accumulation) for event in bench.events("attempt")]
     assert sizes == [(4, 1), (2, 2), (2, 2), (1, 4)]
 
 
@@ -242,7 +242,7 @@ def test_whoever_is_killed_no_process_is_left(
     bench.until(lambda: len(living(marker)) >= 2)
     numbers = {
         "localjob": int((tmp_path / "jobs" / "key" / "pid").read_text()),
-        "stage": bench.events("attempt")[0].data["pid"],
+        "stage": bench.events("attempt")[0].pid,
         "job": int(bench.until((bench.paths.root / "job").read_text)),
     }
     os.kill(numbers[victim], signal.SIGKILL)
@@ -262,7 +262,7 @@ def test_whoever_is_killed_no_process_is_left(
 
 def reason(bench: Bench) -> str:
     (error,) = bench.events("error")
-    message: str = error.data["message"]
+    message: str = error.message
     return message
 
 
@@ -336,12 +336,12 @@ def test_a_changed_environment_is_refused_until_a_person_accepts_it(
     assert f"`sousbatch resume {bench.paths.run_id} --accept-environment`" in states["train"].advice
     accept_environment(bench.plan, bench.paths)
     (accepted,) = bench.events("accepted")
-    assert accepted.data["was"] == old and accepted.data["versions"] == versions_of(Environment())
+    assert accepted.was == old and accepted.versions == versions_of(Environment())
     assert bench.run("")[0] == 0
     client = ledger.open_client(bench.paths.ledger_dir)  # as if it had been accepted in yet another environment
-    client.write("accepted", versions={"python": "2.8"}, was=old)
+    client.write(events.Accepted(versions={"python": "2.8"}, was=old))
     client.close()
-    assert bench.run("")[0] == 1 and "python was 2.8 and is 3" in bench.events("error")[-1].data["message"]
+    assert bench.run("")[0] == 1 and "python was 2.8 and is 3" in bench.events("error")[-1].message
 
 
 # a full disk

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from sousbatch.events import KINDS, Event
 from sousbatch.launchers.base import JobRef, JobState
-from sousbatch.launchers.status import is_final, job_refs, stage_states, unsettled
-from sousbatch.ledger import Event
+from sousbatch.launchers.status import is_final, job_refs, stage_states
+from sousbatch.ledger_queries import unsettled
 from sousbatch.recipes.plan import Batch, Plan, Stage
 from sousbatch.recipes.schema import Resources
 
@@ -23,7 +24,7 @@ _WORDS = ("waiting", "running", "stopping", "done", "stopped", "failed", "cancel
 
 
 def event(kind: str, number: int = 1, role: str = "stage", stage: str = "train", task: int = 0, **data: Any) -> Event:
-    return Event(kind=kind, role=role, number=number, sequence=0, time=0.0, stage=stage, task=task, data=data)
+    return KINDS[kind](role=role, number=number, stage=stage, task=task, **data)
 
 
 ENDED = event("ended", exit_code=0)

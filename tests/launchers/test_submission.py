@@ -25,7 +25,8 @@ from sousbatch.launchers.overview import many_states
 from sousbatch.launchers.status import job_refs, run_states
 from sousbatch.recipes.plan import After, Plan, Stage, read_plan
 from sousbatch.recipes.schema import Environment, Resources
-from sousbatch.run_folder import RunPaths, find_run, known_runs
+from sousbatch.run_folder import RunPaths
+from sousbatch.run_index import find_run, known_runs
 
 CPU = Resources(device="cpu")
 FIRST = Stage(name="first", kind="merge", of=None, resources=CPU, num_tasks=1, after=())
@@ -121,7 +122,7 @@ class Desk:
 
     def jobs(self) -> set[str]:
         """The jobs that were ever started."""
-        keys = [event.data["key"] for event in ledger.read(self.paths.ledger_dir) if event.kind == "intent"]
+        keys = [event.key for event in ledger.read(self.paths.ledger_dir) if event.kind == "intent"]
         return set(self.launcher.find(keys))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sousbatch import ledger
+from sousbatch import events, ledger
 from sousbatch.checkpoints.capacity import reservations
 from sousbatch.jobs.context import JobContext
 from sousbatch.jobs.training.rotation import Keeping
@@ -30,7 +30,7 @@ def test_the_final_weights_of_a_runs_other_trainings_stay_promised_when_one_ends
     paths.root.mkdir(parents=True)
     if is_done:
         client = ledger.open_client(paths.ledger_dir)
-        client.write("ended", stage="again", exit_code=0)
+        client.write(events.Ended(stage="again", exit_code=0))
         client.close()
     job = JobContext(paths=paths, plan=plan, stage=stage, recipe=plan.recipe, task=0, attempt=1, batch=stage.batch)
     assert stage.batch is not None

@@ -45,7 +45,7 @@ def folder_of(job, step: int) -> Path:
 
 
 def problems(job) -> list[str]:
-    return [event.data["message"] for event in ledger.read(job.paths.ledger_dir) if event.kind == "problem"]
+    return [event.message for event in ledger.read(job.paths.ledger_dir) if event.kind == "problem"]
 
 
 def test_the_newest_full_state_is_taken(job) -> None:

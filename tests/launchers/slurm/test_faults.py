@@ -71,7 +71,7 @@ def test_a_dead_nodes_prediction_task_is_done_elsewhere(
     assert desk.end(120) == {"train": "done", "predict": "done", "next": "done"}
     assert {event.task for event in desk.events("attempt", "predict") if event.number > 1} == lost
     assert [path.name for path in desk.paths.root.glob("refused-*")] == ["refused-1"]
-    ends = {event.task for event in desk.events("ended", "predict") if event.data["exit_code"] == 0}
+    ends = {event.task for event in desk.events("ended", "predict") if event.exit_code == 0}
     assert ends == set(range(4))
 
 
@@ -144,9 +144,9 @@ def test_a_training_longer_than_its_time_limit_goes_on_three_times(start: Start)
     assert desk.end(420) == {"train": "done"}
     attempts = desk.events("attempt")
     assert len(attempts) >= 4
-    assert {one.data["exit_code"] for one in desk.events("ended")} == {75, 0}
+    assert {one.exit_code for one in desk.events("ended")} == {75, 0}
     assert len(desk.events("saved")) == len(attempts) - 1
-    assert {one.data["job"] for one in attempts} == {desk.job()}
+    assert {one.job for one in attempts} == {desk.job()}
 
 
 # Ends that a person or the site makes
@@ -214,7 +214,7 @@ def test_more_tasks_than_an_array_may_have_share_its_elements(
     assert desk.plan.site.max_array_size == 11
     assert desk.end() == {"train": "done", "predict": "done"}
     assert sorted(event.task for event in desk.events("attempt", "predict")) == list(range(14))
-    jobs = {event.data["job"] for event in desk.events("attempt", "predict")}
+    jobs = {event.job for event in desk.events("attempt", "predict")}
     assert len(jobs) == 11
 
 

@@ -35,7 +35,7 @@ def test_a_requeued_job_goes_on_where_it_stood_in_the_same_log(start: Start) -> 
     assert desk.end() == {"train": "done"}
     attempts = desk.events("attempt")
     assert [one.number for one in attempts] == [1, 2]
-    assert {one.data["job"] for one in attempts} == {desk.job()}
+    assert {one.job for one in attempts} == {desk.job()}
     assert "rank 0 begins at step 0\n" in desk.log() and desk.log().count("rank 0 begins") == 2
 
 
@@ -53,7 +53,7 @@ def test_a_rank_that_fails_costs_an_attempt_of_the_same_job_and_asks_nobody_to_s
     fails = "if attempt == 1 and rank == 1:\n    while not place.exists():\n        time.sleep(0.05)\n    sys.exit(76)"
     desk = start(steps=UNTIL_INTERRUPTED, job=fails, resources=TWO_NODES)
     assert desk.end() == {"train": "done"}
-    assert [event.data["micro_batch"] for event in desk.events("attempt")] == [4, 2]
+    assert [event.micro_batch for event in desk.events("attempt")] == [4, 2]
     assert "requeued" not in desk.log()
 
 
@@ -106,7 +106,7 @@ def test_the_rank_that_failed_first_is_what_the_job_ended_of(start: Start) -> No
     """srun ends the others, and its own exit code is the highest: theirs."""
     desk = start(job="rank == 1 and sys.exit(3); time.sleep(1000)", resources=TWO_NODES)
     assert desk.end() == {"train": "failed"}
-    assert [one.data["exit_code"] for one in desk.events("ended")] == [3]
+    assert [one.exit_code for one in desk.events("ended")] == [3]
     assert "exit code 3" in desk.states["train"].reason
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sousbatch import run_folder
+from sousbatch import user_folders
 from sousbatch.errors import PlanError
 from sousbatch.recipes.compose import compose
 from sousbatch.recipes.inspect.data import splits_of
@@ -162,7 +162,7 @@ def test_a_file_by_url_is_fetched_once(project: Path) -> None:
 
 def test_a_file_is_read_again_only_when_it_changed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
-    real = run_folder.cached
+    real = user_folders.cached
 
     def counting(kind: str, key: object, make: object) -> object:
         return real(kind, key, lambda: (made.append(kind), make())[1])  # type: ignore[operator,func-returns-value]
