@@ -45,6 +45,4 @@ class _Answerer:
         return found
 
 
-RUNTIME = TaskRuntime(
-    examples=_examples, collator=lambda settings, tokenizer: _collate, answerer=_Answerer
-)
+RUNTIME = TaskRuntime(examples=_examples, collator=lambda settings, tokenizer: _collate, answerer=_Answerer)

@@ -22,9 +22,7 @@ from sousbatch.recipes.schema import StageSettings
 from sousbatch.recipes.stage_kinds import STAGE_KINDS, RowUse
 from sousbatch.recipes.tasks import TASKS, Column, task_of
 
-SITE = Site(
-    name="here", launcher="local", cpus_per_node=2, memory_bytes=10**10, gpus_per_node=0, gpu_memory_bytes=0
-)
+SITE = Site(name="here", launcher="local", cpus_per_node=2, memory_bytes=10**10, gpus_per_node=0, gpu_memory_bytes=0)
 WINDOWS = ["./small.yaml", "task=windows", "data.prompt=''", "data.max_tokens=8"]
 
 
