@@ -81,7 +81,7 @@ class RunPaths:
 
     @property
     def tracking_dir(self) -> Path:
-        """W&B's files."""
+        """The identity of the tracked runs, and what trackers leave."""
         return self.root / "tracking"
 
     @property

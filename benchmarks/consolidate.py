@@ -145,23 +145,23 @@ def write(path: Path, scale: int = 4) -> None:
 def inner(what: str, checkpoint: Path, out: Path, num_workers: int) -> None:
     """Consolidate, or move the same bytes, in this process; print the seconds after the imports."""
     from sousbatch.checkpoints.consolidation.consolidate import consolidate_part
-    from sousbatch.checkpoints.consolidation.plan import Choices
+    from sousbatch.checkpoints.consolidation.plan import ConsolidateOptions
     from sousbatch.checkpoints.consolidation.torch_cast import copier
     from sousbatch.checkpoints.formats.detect import open_source
 
-    choices = Choices(num_workers=num_workers, has_statistics=what == "ours")
+    options = ConsolidateOptions(num_workers=num_workers, has_statistics=what == "ours")
     copier()
     started = time.perf_counter()
     if what == "limit":
         move(checkpoint, out, num_workers)
     else:
-        consolidate_part(open_source(checkpoint), out, choices)
+        consolidate_part(open_source(checkpoint), out, options)
     print(f"inner {time.perf_counter() - started}")
 
 
 def move(checkpoint: Path, out: Path, num_workers: int) -> None:
     """Read what a consolidation reads, write as many bytes as it writes, durably: the limit."""
-    from sousbatch.checkpoints.capacity.allocation import reserve
+    from sousbatch.checkpoints.capacity.allocation import allocate
     from sousbatch.checkpoints.formats.detect import open_source
 
     segments = [segment for tensor in open_source(checkpoint).tensors for segment in tensor.segments]
@@ -173,7 +173,7 @@ def move(checkpoint: Path, out: Path, num_workers: int) -> None:
             position += 2 * count
     sources = {path: os.open(path, os.O_RDONLY) for path in {path for path, _, _, _ in blocks}}
     target = os.open(out, os.O_WRONLY | os.O_CREAT, 0o666)
-    reserve(target, position)
+    allocate(target, position)
 
     def work(part: int) -> None:
         buffer = memoryview(bytearray(4 << 20))

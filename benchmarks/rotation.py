@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 from sousbatch.checkpoints.commit import Checkpoint
-from sousbatch.checkpoints.retention.decisions import Policy, make_room
+from sousbatch.checkpoints.retention.decisions import make_room
+from sousbatch.checkpoints.retention.policies import standard_rules
 
 COUNT, REPEATS = 10_000, 21
 
@@ -28,10 +29,10 @@ def main() -> None:
         )
         for step in range(COUNT)
     ]
-    policy, took = Policy(keep_last=3, keep_best=5, keep_every_steps=10), []
+    rules, took = standard_rules(keep_last=3, keep_best=5, keep_every_steps=10), []
     for _ in range(REPEATS):
         started = time.process_time()
-        make_room(many, policy, need_bytes=10**7, free_bytes=0, weights_bytes=200_000)
+        make_room(many, rules, need_bytes=10**7, free_bytes=0, weights_bytes=200_000)
         took.append(1000 * (time.process_time() - started))
     print(f"{COUNT} checkpoints: median {statistics.median(took):.1f} ms, least {min(took):.1f} ms")
 

@@ -19,7 +19,7 @@ from .formats.detect import open_source
 from .formats.tensors import Source
 
 
-def open_sound(path: Place, *, is_raw: bool = False) -> Source:
+def open_verified(path: Place, *, is_raw: bool = False) -> Source:
     """Return what `open_source` finds, its files with weights compared with the marker where there is one.
 
     Of torch files that is their directories: the bytes are compared with these as they are read. Others

@@ -1,4 +1,4 @@
-"""Carry verdicts out: the rename comes first, so that a reader sees a checkpoint whole or not at all.
+"""Carry decisions out: the rename comes first, so that a reader sees a checkpoint whole or not at all.
 
 What replaces a checkpoint, its weights or its copy in the archive, is committed before it goes.
 """
@@ -17,7 +17,8 @@ from ..events import Archived, Kept, Removed, Retention, Stripped
 from . import commit
 from .archive import upload
 from .commit import Checkpoint
-from .retention.decisions import Policy, Verdict, decide
+from .retention.decisions import RetentionDecision, decide
+from .retention.policies import RetentionRules
 
 STATE_NAME = "trainer_state.json"
 WRITER_LOCK = ".writer"  # held by the job that writes checkpoints to the folder
@@ -26,7 +27,7 @@ Outcome = Literal["removed", "thinned", "archived", "kept"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Means:
+class RemovalOptions:
     """What carrying out takes: the weights' dtype, where the archive is, and who may still act.
 
     *overflow* is what happens to weights beyond float16's range, as in `consolidate`.
@@ -39,21 +40,21 @@ class Means:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rules:
-    """How the checkpoints of a folder are pruned: the policy, what a thinned one holds, and whether it is a run's.
+class PruneOptions:
+    """How the checkpoints of a folder are pruned: what stays, how the rest goes, and what a stripped one holds.
 
     *owns_leftovers* says that whatever has a temporary name there is ours, and goes.
     """
 
-    policy: Policy
-    means: Means
+    rules: RetentionRules
+    removal: RemovalOptions
     weights_bytes: int = 0
     owns_leftovers: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Done:
-    """What became of a checkpoint and why; *problem* says why one is kept against its verdict, *left_bytes* what is
+class RetentionResult:
+    """What became of a checkpoint and why; *problem* says why one is kept against its decision, *left_bytes* what is
     left."""
 
     checkpoint: Checkpoint
@@ -87,39 +88,45 @@ _EVENTS: dict[Outcome, type[Retention]] = {
 }
 
 
-def carry_out(verdicts: Iterable[Verdict], means: Means) -> Iterator[Done]:
-    """Yield what was done for each verdict that is not to keep, as soon as it is done.
+def carry_out(decisions: Iterable[RetentionDecision], options: RemovalOptions) -> Iterator[RetentionResult]:
+    """Yield what was done for each decision that is not to keep, as soon as it is done.
 
-    A checkpoint that cannot be thinned or archived stays as it is.
+    A checkpoint that cannot be stripped or archived stays as it is.
 
     Raises:
         FencedError: a newer attempt exists; what is left is left.
     """
-    for verdict in verdicts:
-        if verdict.action != "keep":
-            yield _one(verdict, means)
+    for decision in decisions:
+        if decision.action != "keep":
+            yield _one(decision, options)
 
 
-def _one(verdict: Verdict, means: Means) -> Done:
-    one, left_bytes = verdict.checkpoint, 0
-    means.check_fence()
+def _one(decision: RetentionDecision, options: RemovalOptions) -> RetentionResult:
+    one, left_bytes = decision.checkpoint, 0
+    options.check_fence()
     try:
-        if verdict.action == "thin":
-            left_bytes = thin(one, means).num_bytes
-        elif verdict.action == "archive" and means.archive_url is not None:
-            upload(one, means.archive_url, means.check_fence)
-        means.check_fence()
+        if decision.action == "strip":
+            left_bytes = strip_to_weights(one, options).num_bytes
+        elif decision.action == "archive" and options.archive_url is not None:
+            upload(one, options.archive_url, options.check_fence)
+        options.check_fence()
         files.remove_tree(one.path)
     except FencedError:
         raise
     except (SousbatchError, OSError) as error:  # the next rotation decides anew, from what is there
-        return Done(checkpoint=one, outcome="kept", reason=verdict.reason, problem=str(error), left_bytes=one.num_bytes)
-    outcomes: dict[str, Outcome] = {"thin": "thinned", "archive": "archived", "delete": "removed"}
-    return Done(checkpoint=one, outcome=outcomes[verdict.action], reason=verdict.reason, left_bytes=left_bytes)
+        return RetentionResult(
+            checkpoint=one, outcome="kept", reason=decision.reason, problem=str(error), left_bytes=one.num_bytes
+        )
+    outcomes: dict[str, Outcome] = {"strip": "thinned", "archive": "archived", "delete": "removed"}
+    return RetentionResult(
+        checkpoint=one, outcome=outcomes[decision.action], reason=decision.reason, left_bytes=left_bytes
+    )
 
 
-def prune(folder: Path, rules: Rules, *, is_dry: bool) -> Iterator[tuple[Verdict, Done | None]]:
-    """Yield the verdict on everything in *folder*, and unless *is_dry* what was done about it.
+def prune(
+    folder: Path, options: PruneOptions, *, is_dry: bool
+) -> Iterator[tuple[RetentionDecision, RetentionResult | None]]:
+    """Yield the decision on everything in *folder*, and unless *is_dry* what was done about it.
 
     Raises:
         UsageError: a job writes checkpoints there now; it prunes by itself.
@@ -128,24 +135,26 @@ def prune(folder: Path, rules: Rules, *, is_dry: bool) -> Iterator[tuple[Verdict
         if not is_dry and not stack.enter_context(files.locked(folder / WRITER_LOCK, wait=False)):
             raise UsageError(f"a job writes checkpoints to {folder} now and prunes them by itself; see --dry-run")
         found = commit.list_checkpoints(folder)
-        if rules.owns_leftovers and not (is_dry and files.is_locked(folder / WRITER_LOCK)):
+        if options.owns_leftovers and not (is_dry and files.is_locked(folder / WRITER_LOCK)):
             left = [one for one in found if one.path.name.startswith(files.TEMPORARY_PREFIX)]
             found = tuple(one for one in found if one not in left)
             yield from _swept(folder, left, is_dry=is_dry)
-        for verdict in decide(found, rules.policy, weights_bytes=rules.weights_bytes):
-            yield verdict, None if is_dry else next(carry_out([verdict], rules.means), None)
+        for decision in decide(found, options.rules, weights_bytes=options.weights_bytes):
+            yield decision, None if is_dry else next(carry_out([decision], options.removal), None)
 
 
-def _swept(folder: Path, left: Sequence[Checkpoint], *, is_dry: bool) -> Iterator[tuple[Verdict, Done | None]]:
+def _swept(
+    folder: Path, left: Sequence[Checkpoint], *, is_dry: bool
+) -> Iterator[tuple[RetentionDecision, RetentionResult | None]]:
     if not is_dry:
         commit.sweep(folder)
     for one in left:
         reason = "left by a save or a removal that was killed"
-        verdict = Verdict(checkpoint=one, action="delete", reason=reason, frees_bytes=one.num_bytes)
-        yield verdict, None if is_dry else Done(checkpoint=one, outcome="removed", reason=reason)
+        decision = RetentionDecision(checkpoint=one, action="delete", reason=reason, frees_bytes=one.num_bytes)
+        yield decision, None if is_dry else RetentionResult(checkpoint=one, outcome="removed", reason=reason)
 
 
-def thin(checkpoint: Checkpoint, means: Means) -> Checkpoint:
+def strip_to_weights(checkpoint: Checkpoint, options: RemovalOptions) -> Checkpoint:
     """Commit the weights of *checkpoint* beside it and return them; the full one is left to the caller.
 
     Raises:
@@ -153,17 +162,17 @@ def thin(checkpoint: Checkpoint, means: Means) -> Checkpoint:
     """
     from .consolidation.consolidate import consolidate
     from .consolidation.output import work_dir
-    from .integrity import open_sound  # with torch, which `checkpoints list` does without
+    from .integrity import open_verified  # with torch, which `checkpoints list` does without
 
     folder, step, attempt = checkpoint.path.parent, checkpoint.step, checkpoint.attempt
     temporary = commit.temporary_dir(folder, step, attempt, "weights")
     files.discard(temporary)
     try:
         consolidate(
-            open_sound(checkpoint.path),
+            open_verified(checkpoint.path),
             temporary,
-            dtype=means.dtype,
-            overflow=means.overflow,
+            dtype=options.dtype,
+            overflow=options.overflow,
             copy_from=checkpoint.path,
         )
         files.write_json(temporary / STATE_NAME, {"global_step": step})  # what a model made of it says it is
@@ -173,7 +182,7 @@ def thin(checkpoint: Checkpoint, means: Means) -> Checkpoint:
             attempt=attempt,
             metric=checkpoint.metric,
             world_size=checkpoint.world_size,
-            check_fence=means.check_fence,
+            check_fence=options.check_fence,
             content="weights",
         )
     except BaseException:

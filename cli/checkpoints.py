@@ -18,8 +18,8 @@ from .tables import columns, size
 
 if TYPE_CHECKING:
     from ..checkpoints.commit import Checkpoint
-    from ..checkpoints.retention.decisions import Verdict
-    from ..checkpoints.rotation import Done, Rules
+    from ..checkpoints.retention.decisions import RetentionDecision
+    from ..checkpoints.rotation import PruneOptions, RetentionResult
 
 
 def define_checkpoints(parser: Parser) -> None:
@@ -129,54 +129,58 @@ def _look_through(checkpoint: Checkpoint) -> tuple[tuple[str, ...], str]:
 def _prune(arguments: Namespace) -> int:
     from ..checkpoints.rotation import prune
 
-    found = [(folder, _rules_of(folder, arguments)) for folder in find_checkpoint_dirs(arguments.path)]
+    found = [(folder, _prune_options(folder, arguments)) for folder in find_checkpoint_dirs(arguments.path)]
     if not found:
         raise NotFoundError(f"no checkpoints in {arguments.path}")
     problems = 0
-    for folder, rules in found:
-        for verdict, done in prune(folder, rules, is_dry=arguments.dry_run):
-            print(_happened(verdict, done))
-            if done is not None and verdict.checkpoint.status == "committed":
+    for folder, options in found:
+        for decision, done in prune(folder, options, is_dry=arguments.dry_run):
+            print(_happened(decision, done))
+            if done is not None and decision.checkpoint.status == "committed":
                 _record(folder, done)
                 problems += bool(done.problem)
     return 1 if problems else 0
 
 
-def _record(folder: Path, done: Done) -> None:
+def _record(folder: Path, done: RetentionResult) -> None:
     """Tell the run that *folder* belongs to, if any, what became of a checkpoint; its report shows that."""
     from .. import ledger
-    from ..checkpoints.capacity.reservations import held_bytes
+    from ..checkpoints.capacity.allocation import measure_usage
 
     paths = run_of_checkpoints(folder)
     if paths is None or not paths.ledger_dir.is_dir():
         return
     client = ledger.open_client(paths.ledger_dir)
-    client.write(done.event(stage=folder.name, held_bytes=held_bytes(folder)))
+    client.write(done.event(stage=folder.name, held_bytes=measure_usage(folder)))
     client.close()
 
 
-def _rules_of(folder: Path, arguments: Namespace) -> Rules:
-    """Return the rules of the run that *folder* belongs to, else the usual ones, with what the command line says."""
-    from ..checkpoints.retention.decisions import Policy
-    from ..checkpoints.rotation import Means, Rules
-    from ..recipes.forecast.storage import means_of, policy_of, weights_of
+def _prune_options(folder: Path, arguments: Namespace) -> PruneOptions:
+    """Return how the run that *folder* belongs to prunes, else the usual way, with what the command line says."""
+    from ..checkpoints.retention.policies import standard_rules
+    from ..checkpoints.rotation import PruneOptions, RemovalOptions
+    from ..recipes.forecast.storage import weights_of
     from ..recipes.plan import read_plan
+    from ..recipes.retention import removal_options, retention_rules
     from ..recipes.stages import stage_view
 
-    rules = Rules(policy=Policy(), means=Means(check_fence=lambda: None))
-    paths = run_of_checkpoints(folder)
-    if paths is not None:
-        plan = read_plan(paths.plan)
-        view = stage_view(plan.recipe, folder.name)
-        rules = Rules(
-            policy=policy_of(view),
-            means=means_of(view, paths, folder.name, lambda: None),
-            weights_bytes=weights_of(view, plan.inputs.model).num_bytes,
-            owns_leftovers=True,
-        )
-    asked = {"keep_last": arguments.keep_last, "keep_best": arguments.keep_best, "thins": arguments.thin or None}
+    asked = {"keep_last": arguments.keep_last, "keep_best": arguments.keep_best, "thin": arguments.thin or None}
     given = {key: value for key, value in asked.items() if value is not None}
-    return replace(rules, policy=replace(rules.policy, **given))
+    paths = run_of_checkpoints(folder)
+    if paths is None:
+        return PruneOptions(
+            rules=standard_rules(strips=given.pop("thin", False), **given),
+            removal=RemovalOptions(check_fence=lambda: None),
+        )
+    plan = read_plan(paths.plan)
+    view = stage_view(plan.recipe, folder.name)
+    view = replace(view, checkpoints=replace(view.checkpoints, **given))
+    return PruneOptions(
+        rules=retention_rules(view),
+        removal=removal_options(view, paths, folder.name, lambda: None),
+        weights_bytes=weights_of(view, plan.inputs.model).num_bytes,
+        owns_leftovers=True,
+    )
 
 
 def _as_text(found: Sequence[Checkpoint], holds: Sequence[str]) -> str:
@@ -196,7 +200,7 @@ def _as_text(found: Sequence[Checkpoint], holds: Sequence[str]) -> str:
     return columns(rows, header=("step", "attempt", "status", "holds", "size", "metric", "path"))
 
 
-def _happened(value: Verdict, done: Done | None) -> str:
+def _happened(value: RetentionDecision, done: RetentionResult | None) -> str:
     """Return one line: what happens, or happened, to a checkpoint, and why."""
     one = value.checkpoint
     if done is not None and done.problem:

@@ -17,7 +17,7 @@ from .tables import columns, size
 
 if TYPE_CHECKING:
     from ..checkpoints.consolidation.manifest import Manifest
-    from ..checkpoints.consolidation.plan import Choices
+    from ..checkpoints.consolidation.plan import ConsolidateOptions
     from ..checkpoints.formats.tensors import Source
     from ..remote import Place
 
@@ -104,9 +104,9 @@ def _consolidate(arguments: Namespace) -> int:
     _refuse_contradictions(arguments)
     checkpoint, out = place_of(arguments.path), place_of(arguments.out)
     source = _open(arguments.path, checkpoint, is_raw=arguments.adapter == "raw")
-    choices = _choices(arguments, checkpoint)
+    options = _options(arguments, checkpoint)
     if arguments.dry_run:
-        return _show_cost(arguments, source, choices)
+        return _show_cost(arguments, source, options)
     refuse_within(checkpoint, out)
     was_there = (out / MANIFEST_NAME).is_file()
     started = time.monotonic()
@@ -116,7 +116,7 @@ def _consolidate(arguments: Namespace) -> int:
             manifest = consolidate_part(
                 source,
                 out.absolute() if isinstance(out, Path) else out,
-                choices,
+                options,
                 part=part,
                 num_parts=num_parts,
                 begins_anew=num_parts == 1,
@@ -129,7 +129,7 @@ def _consolidate(arguments: Namespace) -> int:
     if manifest is None:
         print(f"{arguments.out}: part {part} of {num_parts} is written, others are missing, {took}")
         return 0
-    print(f"{arguments.out}: {'was there already: ' * was_there}{_made(manifest, choices)}, {took}")
+    print(f"{arguments.out}: {'was there already: ' * was_there}{_made(manifest, options)}, {took}")
     if manifest.content == "model" and all(file.name != "config.json" for file in manifest.files):
         print(f"sousbatch: warning: {_without_config(arguments)}", file=sys.stderr)
     return 0
@@ -158,11 +158,11 @@ def _without_config(arguments: Namespace) -> str:
     )
 
 
-def _made(manifest: Manifest, choices: Choices) -> str:
+def _made(manifest: Manifest, options: ConsolidateOptions) -> str:
     """Return what a model is, and what its dtype could not keep."""
     text = f"{manifest.num_params:,} parameters, {manifest.dtype}, {size(manifest.num_bytes)}"
     clamped = sum(manifest.num_overflowing.values())
-    if clamped and choices.overflow == "clamp":
+    if clamped and options.overflow == "clamp":
         text += f", {clamped:,} values were clamped"
     return text + ("" if manifest.num_flushed is None else f", {manifest.num_flushed:,} values became zero")
 
@@ -170,10 +170,10 @@ def _made(manifest: Manifest, choices: Choices) -> str:
 def _open(text: str, checkpoint: Place, *, is_raw: bool) -> Source:
     """Open the checkpoint that *text* names; where it means a run, or a folder of several, name the newest."""
     from ..checkpoints.commit import list_checkpoints
-    from ..checkpoints.integrity import open_sound
+    from ..checkpoints.integrity import open_verified
 
     try:
-        return open_sound(checkpoint, is_raw=is_raw)
+        return open_verified(checkpoint, is_raw=is_raw)
     except NotFoundError as error:
         try:
             found = [one for folder in find_checkpoint_dirs(text) for one in list_checkpoints(folder)]
@@ -188,12 +188,12 @@ def _open(text: str, checkpoint: Place, *, is_raw: bool) -> Source:
         ) from error
 
 
-def _choices(arguments: Namespace, checkpoint: Place) -> Choices:
-    from ..checkpoints.consolidation.plan import Choices
+def _options(arguments: Namespace, checkpoint: Place) -> ConsolidateOptions:
+    from ..checkpoints.consolidation.plan import ConsolidateOptions
     from ..remote import place_of
 
     has_config = arguments.adapter != "raw"
-    return Choices(
+    return ConsolidateOptions(
         dtype=arguments.dtype,
         max_shard_bytes=int(arguments.max_shard_gb * 1e9),
         num_workers=arguments.workers or len(os.sched_getaffinity(0)),
@@ -211,14 +211,14 @@ def _choices(arguments: Namespace, checkpoint: Place) -> Choices:
     )
 
 
-def _show_cost(arguments: Namespace, source: Source, choices: Choices) -> int:
-    from ..checkpoints.consolidation.cost import cost_of
-    from ..checkpoints.consolidation.plan import shards_of
+def _show_cost(arguments: Namespace, source: Source, options: ConsolidateOptions) -> int:
+    from ..checkpoints.consolidation.cost import estimate_cost
+    from ..checkpoints.consolidation.plan import plan_output
 
-    cost = cost_of(
-        shards_of(source, choices),
+    cost = estimate_cost(
+        plan_output(source, options),
         num_tasks=arguments.shard[1],
-        num_workers=choices.num_workers,
+        num_workers=options.num_workers,
         bytes_per_second=arguments.disk_gbs * 1e9,
     )
     print(

@@ -47,7 +47,7 @@ def plan_of(arguments: Namespace, *, is_smoke: bool = False) -> Plan:
     from ..recipes.stages import smoke
 
     site, store = choose_site(arguments.launcher), runs_dir(arguments.runs)
-    reservations.release_dead(store, watchers())
+    dead_runs = reservations.dead_runs(store, watchers())
     if getattr(arguments, "sweep", None):
         from ..recipes.sweep import plan_sweep
 
@@ -60,11 +60,12 @@ def plan_of(arguments: Namespace, *, is_smoke: bool = False) -> Plan:
                 store,
                 is_smoke=is_smoke,
                 progress=progress,
+                dead_runs=dead_runs,
             )
     recipe = compose(arguments.recipe, arguments.overrides)
     recipe = smoke(recipe) if is_smoke else recipe
     with row_progress() as progress:
-        return compile(recipe, site, inspect(recipe, store, progress))
+        return compile(recipe, site, inspect(recipe, store, progress, dead_runs))
 
 
 def _plan(arguments: Namespace) -> int:

@@ -56,10 +56,12 @@ def _add_detach(parser: Parser) -> None:
 
 def _submit(arguments: Namespace) -> int:
     from ..cluster.environment import withheld
-    from ..launchers.registry import launcher_of
+    from ..launchers.registry import launcher_of, watchers
+    from ..launchers.reservations import release_dead
     from ..launchers.submission import submit
     from .plan import plan_of
 
+    release_dead(runs_dir(arguments.runs), watchers())
     plan = plan_of(arguments, is_smoke=arguments.smoke)
     for warning in plan.warnings:
         print(f"sousbatch: warning: {warning}", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+from ..job_environment import VARIABLES
 from ..redaction import holds_secret, is_secret
 from .processes import PARENT_VARIABLE
 
@@ -13,10 +14,7 @@ _LEAKING = (
     *("PMI_", "PMIX_", "OMPI_", "TORCHELASTIC_"),
 )
 _LEAKING_NAMES = frozenset(
-    {
-        f"SOUSBATCH_{name}"
-        for name in ("TASK", "DEVICES", "JOB", "ATTEMPT", "MICRO_BATCH", "ACCUMULATION", "STOP_FLAG", "POINT")
-    }
+    VARIABLES
     | {"RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
     | {PARENT_VARIABLE}
 )

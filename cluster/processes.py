@@ -1,6 +1,6 @@
 """Processes that leave no orphan: children die with their parent, stray ones are adopted and ended.
 
-torchrun starts its workers in sessions of their own, and so does W&B's service: killing a
+torchrun starts its workers in sessions of their own, and so do the services of trackers: killing a
 process group misses them. Linux gives two means that do not: a signal at the parent's death,
 and the role of the one to whom orphaned descendants are given.
 """

@@ -10,16 +10,15 @@ from .. import ledger
 from ..checkpoints.commit import best_committed, last_committed
 from ..checkpoints.consolidation.consolidate import consolidate_part
 from ..checkpoints.consolidation.manifest import MANIFEST_NAME, Manifest, verify_manifest
-from ..checkpoints.consolidation.plan import Choices
-from ..checkpoints.integrity import open_sound
+from ..checkpoints.consolidation.plan import ConsolidateOptions
+from ..checkpoints.integrity import open_verified
 from ..cluster import processes
 from ..errors import RunError
 from ..events import ModelWritten
 from ..files import make_private_dir
 from ..ledger_queries import has_model
-from ..recipes.forecast.storage import model_dtype
+from ..recipes.retention import model_dtype
 from .context import JobContext, run_job
-from .training.tracking import Tracker
 
 
 def consolidate(job: JobContext) -> int:
@@ -56,7 +55,7 @@ def _write(job: JobContext) -> Manifest | None:
     print(f"sousbatch: the {spec.choose} checkpoint is step {chosen.step}, {measured}", flush=True)
     is_adapter = job.recipe.adapter.method != "full"
     make_private_dir(job.paths.model(job.stage.name).parent)
-    choices = Choices(
+    options = ConsolidateOptions(
         dtype=model_dtype(job.recipe),
         max_shard_bytes=int(spec.max_shard_gb * 1e9),
         num_workers=len(os.sched_getaffinity(0)),
@@ -67,9 +66,9 @@ def _write(job: JobContext) -> Manifest | None:
         is_verified=True,  # it costs seconds, after hours of training
     )
     return consolidate_part(
-        open_sound(chosen.path),
+        open_verified(chosen.path),
         job.paths.model(job.stage.name),
-        choices,
+        options,
         part=job.task,
         num_parts=job.stage.num_tasks,
         before_commit=job.check_fence,
@@ -88,7 +87,7 @@ def _report(job: JobContext, manifest: Manifest) -> None:
     writer = job.open_ledger()
     writer.write(written)
     writer.close()
-    tracker = Tracker(job)
+    tracker = job.open_trackers()
     tracker.summary(written.data())
     tracker.finish(0)
 

@@ -6,18 +6,20 @@ import os
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .. import ledger
 from ..errors import EXIT_DEVICE_MEMORY, EXIT_NO_ROOM, SousbatchError, UsageError, is_no_room
 from ..events import Error
+from ..job_environment import JobEnvironment
 from ..ledger_queries import newest_attempt
 from ..recipes.compose import stage_view
 from ..recipes.plan import Batch, Plan, Stage, read_plan
 from ..recipes.schema import Recipe
 from ..redaction import redacted
 from ..run_folder import RunPaths
+from ..tracking.base import Trackers, start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,15 @@ class JobContext:
         """Say whether the stage process wants the job to save and leave."""
         return self.paths.stop_flag(self.stage.name, self.task).exists()
 
+    def open_trackers(self) -> Trackers:
+        """Show what this task does where the recipe says; a job that is run by hand is shown nowhere."""
+        if JobEnvironment.from_env(os.environ).attempt is None:
+            return Trackers()
+        task = self.task if self.stage.num_tasks > 1 else None
+        return start(
+            self.paths.tracking_dir, stage=self.stage.name, kind=self.stage.kind, task=task, attempt=self.attempt
+        )
+
     def base_model_dir(self, stage: Stage | None = None) -> Path:
         """Return the model that a train stage starts from: an earlier stage's, else the recipe's."""
         source = (stage or self.stage).of
@@ -64,29 +75,23 @@ def read_context(arguments: Sequence[str]) -> JobContext:
     paths = RunPaths(root=Path(arguments[0]).resolve())
     plan = read_plan(paths.plan)
     stage = plan.stage(arguments[1])
-    task = int(os.environ.get("SOUSBATCH_TASK", "0"))
-    attempt = int(os.environ.get("SOUSBATCH_ATTEMPT", "0")) or newest_attempt(
-        ledger.read(paths.ledger_dir), stage.name, task
-    )
+    given = JobEnvironment.from_env(os.environ)
+    attempt = given.attempt or newest_attempt(ledger.read(paths.ledger_dir), stage.name, given.task)
     return JobContext(
         paths=paths,
         plan=plan,
         stage=stage,
         recipe=stage_view(plan.recipe, stage.name),
-        task=task,
+        task=given.task,
         attempt=attempt,
-        batch=_batch(stage),
+        batch=_batch(stage, given),
     )
 
 
-def _batch(stage: Stage) -> Batch | None:
-    if stage.batch is None or "SOUSBATCH_MICRO_BATCH" not in os.environ:
+def _batch(stage: Stage, given: JobEnvironment) -> Batch | None:
+    if stage.batch is None or given.micro_batch is None or given.accumulation is None:
         return stage.batch
-    values = vars(stage.batch) | {
-        "micro_batch": int(os.environ["SOUSBATCH_MICRO_BATCH"]),
-        "accumulation": int(os.environ["SOUSBATCH_ACCUMULATION"]),
-    }
-    return Batch(**values)
+    return replace(stage.batch, micro_batch=given.micro_batch, accumulation=given.accumulation)
 
 
 def say(text: str) -> None:

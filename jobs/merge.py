@@ -12,7 +12,6 @@ from ..events import Merged
 from ..predictions.merge import merge_units
 from .context import JobContext, run_job
 from .generation.prediction_key import prediction_key
-from .training.tracking import Tracker
 
 
 def merge(job: JobContext) -> int:
@@ -34,7 +33,7 @@ def merge(job: JobContext) -> int:
     facts: dict[str, Any] = {"num_rows": report.num_rows, "num_bytes": report.num_bytes, "sha256": report.sha256}
     ledger.write(Merged(key=key, **facts))
     ledger.close()
-    tracker = Tracker(job)
+    tracker = job.open_trackers()
     tracker.summary(facts)
     tracker.finish(0)
     return 0

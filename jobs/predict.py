@@ -18,7 +18,6 @@ from ..recipes.tasks import task_of
 from .context import JobContext, run_job
 from .generation.prediction_key import dtype_of, model_dir_of, prediction_key
 from .tasks import runtime_of
-from .training.tracking import Tracker
 from .watchdog import Watchdog
 
 
@@ -44,7 +43,7 @@ def _answer(job: JobContext, key: str, folder: Path, layout: Layout, missing: li
     dtype = dtype_of(job.recipe, job.stage, model_dir)
     runtime = runtime_of(task_of(job.recipe.task))
     answerer = runtime.answerer(job.recipe, model_dir, job.tokenizer_dir(), device, dtype)
-    tracker, watchdog, code = Tracker(job), Watchdog(job.stage.resources.stall_min), 0
+    tracker, watchdog, code = job.open_trackers(), Watchdog(job.stage.resources.stall_min), 0
     for count, (number, rows) in enumerate(_units(job, layout, missing), 1):
         if job.is_asked_to_stop():
             code = EXIT_STOPPED

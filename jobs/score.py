@@ -16,7 +16,6 @@ from ..predictions.scoring import score_with_baseline
 from ..recipes.compose import stage_view
 from ..recipes.data.rows import read_rows
 from .context import JobContext, run_job
-from .training.tracking import Tracker
 
 
 def score(job: JobContext) -> int:
@@ -44,7 +43,7 @@ def score(job: JobContext) -> int:
     ledger = job.open_ledger()
     ledger.write(Scored(split=view.predict.split, num_rows=len(rows), scores=found))
     ledger.close()
-    tracker = Tracker(job)
+    tracker = job.open_trackers()
     tracker.summary({f"{who}/{name}": value for who, scores in found.items() for name, value in scores.items()})
     tracker.finish(0)
     return 0

@@ -1,4 +1,4 @@
-"""Train: `python -m sousbatch.jobs.train RUN STAGE` on every rank, started by torchrun."""
+"""Train: `python -m sousbatch.jobs.train RUN STAGE` on every rank, started by torchrun or srun."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ from ..recipes.plan import Batch
 from ..recipes.tasks import task_of
 from .context import JobContext, run_job
 from .tasks import runtime_of
-from .training.tracking import Tracker
 from .watchdog import Watchdog
 
 if TYPE_CHECKING:  # torch is imported where a rank needs it
     from transformers import Trainer
 
+    from .training.callback import StepCallback
     from .training.collectives import Ranks
     from .training.saver import Log, Saver
-    from .training.trainer import Steering
 
 
 def train(job: JobContext) -> int:
@@ -33,26 +32,29 @@ def train(job: JobContext) -> int:
         raise RunError(f"stage {job.stage.name!r} has no batch in its plan")
     # torch warns at each collective of DeepSpeed's, on each rank
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.*")
-    from .training import trainer as loop
+    from .training import resume
+    from .training.callback import StepCallback
     from .training.collectives import Ranks
+    from .training.engines import engine_of
+    from .training.trainer import training_arguments
 
     watchdog = Watchdog(job.stage.resources.stall_min, rank=int(os.environ.get("RANK", "0")))
-    loop.start_process_group(job)
-    arguments = loop.training_arguments(job, job.batch)
+    engine_of(job.recipe).start_process_group(job.stage.resources.device)
+    arguments = training_arguments(job, job.batch)
     _ = arguments.device  # transformers starts its process group when the device is first asked for
     ranks = Ranks()
     if arguments.world_size != job.batch.world_size:
         raise RunError(f"the plan has {job.batch.world_size} ranks and {arguments.world_size} work together")
-    if loop.is_finished(job, ranks):
+    if resume.is_finished(job, ranks):
         if ranks.rank == 0:
-            loop.finish(job, job.batch)
+            resume.finish(job, job.batch)
         return 0
-    last = loop.last_checkpoint(job, ranks)
+    last = resume.last_checkpoint(job, ranks)
     ledger = job.open_ledger() if ranks.rank == 0 else None
-    tracker = Tracker(job) if ranks.rank == 0 else None
-    steering = loop.Steering(job, job.batch, ranks, ledger, tracker, watchdog)
+    tracker = job.open_trackers() if ranks.rank == 0 else None
+    callback = StepCallback(job, job.batch, ranks, ledger, tracker, watchdog)
     log = tracker.log if tracker is not None else lambda step, values: None
-    saver, trainer = _trainer(job, job.batch, ranks, arguments, steering, log)
+    saver, trainer = _trainer(job, job.batch, ranks, arguments, callback, log)
     if ledger is not None and last is not None:
         ledger.write(Resumed(step=last.step))
     try:
@@ -61,20 +63,21 @@ def train(job: JobContext) -> int:
         watchdog.close()
         saver.close()
     # rank 0 speaks for all: under srun the first code that is not 0 ends the others, who may still be leaving
-    code = EXIT_STOPPED if steering.is_stopped and ranks.rank == 0 else 0
+    code = EXIT_STOPPED if callback.is_stopped and ranks.rank == 0 else 0
     if tracker is not None:
         tracker.finish(code)
     return code
 
 
 def _trainer(
-    job: JobContext, batch: Batch, ranks: Ranks, arguments: Any, steering: Steering, log: Log
+    job: JobContext, batch: Batch, ranks: Ranks, arguments: Any, callback: StepCallback, log: Log
 ) -> tuple[Saver, Trainer]:
     from transformers import PrinterCallback
 
-    from .training import trainer as loop
+    from .training.engines import engine_of
     from .training.model import build_model, load_tokenizer
     from .training.saver import Saver
+    from .training.trainer import RecipeTrainer
 
     folder, inputs, recipe = job.base_model_dir(), job.plan.inputs, job.recipe
     tokenizer = load_tokenizer(recipe, job.tokenizer_dir())
@@ -85,8 +88,8 @@ def _trainer(
         path = Path(inputs.splits[recipe.train.eval_split].path)
         eval_examples = runtime.examples(recipe, path, tokenizer, recipe.train.eval_rows)
     model = build_model(recipe, folder, tokenizer, has_weights=inputs.model.has_weights or job.stage.of is not None)
-    saver = Saver(job, batch, ranks, steering.ledger, tokenizer, log)
-    trainer = loop.RecipeTrainer(
+    saver = Saver(job, batch, ranks, callback.ledger, tokenizer, log)
+    trainer = RecipeTrainer(
         job,
         batch,
         saver,
@@ -95,11 +98,10 @@ def _trainer(
         train_dataset=examples,
         eval_dataset=eval_examples,
         data_collator=runtime.collator(recipe, tokenizer),
-        callbacks=[steering],
+        callbacks=[callback],
     )
     trainer.remove_callback(PrinterCallback)  # it prints on every rank
-    if trainer.is_deepspeed_enabled:
-        loop.wrap_engine(trainer)
+    engine_of(recipe).wrap(trainer)
     return saver, trainer
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from ..recipes.plan import Plan, Stage
 from ..recipes.schema import validate
 from ..run_folder import RunPaths
 from ..run_index import remember_run
+from ..tracking.identity import RunIdentity, write_identity
 from .base import Launcher
 
 _AGAIN = "`resume` would end in the same way: put it back, or submit the recipe with --again, which makes another run"
@@ -54,6 +54,7 @@ def freeze(
         files.write_text(paths.request(request.stage), request.text)
     text = yaml.safe_dump(validate.to_plain(plan.recipe), allow_unicode=True, sort_keys=False)
     files.write_text(paths.recipe, text)
+    write_identity(_identity(plan, paths, within or paths), paths.tracking_dir)
     client, frozen = ledger.open_client(paths.ledger_dir), plan.to_json()
     client.write(Frozen(plan=files.digest_of(frozen), point=point))
     client.close()
@@ -63,8 +64,11 @@ def freeze(
         remember_run(paths)
 
 
-def verify(paths: RunPaths, plan: Plan, stage: Stage) -> None:
-    """Raise a RunError when what was frozen at submission is not what is there now."""
+def verify(paths: RunPaths, plan: Plan, stage: Stage, *, is_point: bool = False) -> None:
+    """Raise a RunError when what was frozen at submission is not what is there now.
+
+    The environment of a point is that of its sweep.
+    """
     events = ledger.read(paths.ledger_dir, max_steps=1)
     frozen = [event.plan for event in of(events, Frozen)]
     text = paths.plan.read_text(encoding="utf-8")
@@ -72,7 +76,7 @@ def verify(paths: RunPaths, plan: Plan, stage: Stage) -> None:
         raise RunError(f"{paths.plan} was changed after submission", advice=_AGAIN)
     if _frozen_code(plan, paths) != plan.inputs.code_digest:
         raise RunError(f"the code in {paths.code_dir} was changed after submission", advice=_AGAIN)
-    asked = RunPaths(root=paths.runs_dir) if "SOUSBATCH_POINT" in os.environ else paths
+    asked = RunPaths(root=paths.runs_dir) if is_point else paths
     expected = _accepted(ledger.read(asked.ledger_dir, max_steps=1)) or plan.inputs.versions
     found = installed()
     changed = [
@@ -101,6 +105,11 @@ def verify(paths: RunPaths, plan: Plan, stage: Stage) -> None:
             raise RunError(f"{where} is gone since submission", advice=_PUT_BACK)
         if files.digest_file(Path(split.path)) != split.digest:
             raise RunError(f"{where} was changed after submission", advice=_PUT_BACK)
+
+
+def _identity(plan: Plan, paths: RunPaths, group: RunPaths) -> RunIdentity:
+    shown = validate.to_plain(plan.recipe.tracking)
+    return RunIdentity(recipe=paths.recipe_name, run=paths.run_id, group=group.run_id, **shown)
 
 
 def accept_environment(plan: Plan, paths: RunPaths) -> None:

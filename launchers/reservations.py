@@ -13,14 +13,15 @@ from pathlib import Path
 
 from .. import ledger
 from ..checkpoints import commit
-from ..checkpoints.capacity import reservations
-from ..checkpoints.capacity.limits import Limit, least, limits_of
+from ..checkpoints.capacity import allocation, reservations
+from ..checkpoints.capacity.limits import Limit, read_limits, tightest
 from ..checkpoints.capacity.reservations import Holder, Reservation
 from ..checkpoints.retention.decisions import make_room
 from ..errors import NoRoomError, SlurmError
 from ..ledger_queries import done_stages
-from ..recipes.forecast.storage import later_bytes, policy_of
+from ..recipes.forecast.storage import later_bytes
 from ..recipes.plan import Plan
+from ..recipes.retention import retention_rules
 from ..recipes.stages import stage_view
 from ..run_folder import RunPaths, reserved_runs
 from .base import FINAL_WORDS, JobRef, Launcher
@@ -38,7 +39,7 @@ def reserve(plan: Plan, paths: RunPaths, launchers: Mapping[str, Launcher] | Non
     """
     reason = _promise(plan, paths)
     if reason and launchers:
-        release_dead(reservations.store_of(paths), launchers, reservations.run_of(paths))
+        release_dead(reservations.shared_runs_dir(paths), launchers, reservations.submitted_run(paths))
         reason = _promise(plan, paths, looks=True)
     if reason:
         raise NoRoomError(reason)
@@ -49,13 +50,13 @@ def _promise(plan: Plan, paths: RunPaths, *, looks: bool = False) -> str:
 
     What the others have written since they last published it is neither free nor held; who *looks* counts it as held.
     """
-    store, budget_gb = reservations.store_of(paths), plan.recipe.checkpoints.store_budget_gb
-    with reservations.store_locked(store):
-        held, known = reservations.held_bytes(paths.root), reservations.read_reservation(paths)
+    store, budget_gb = reservations.shared_runs_dir(paths), plan.recipe.checkpoints.store_budget_gb
+    with reservations.lock_runs_dir(store):
+        held, known = allocation.measure_usage(paths.root), reservations.read_reservation(paths)
         wanted = _least_bytes(plan, paths, held)
-        among = reservations.others(store, paths, lambda job: False, measures=budget_gb is not None, looks=looks)
-        limit = least(limits_of(paths.root))
-        granted = reservations.grant(
+        among = reservations.read_others(store, paths, measures=budget_gb is not None, looks=looks)
+        limit = tightest(read_limits(paths.root))
+        granted = reservations.grant_bytes(
             wanted_bytes=max(wanted, plan.forecast.storage_peak_bytes),
             held_bytes=held,
             free_bytes=limit.num_bytes or 0,
@@ -85,7 +86,7 @@ def _least_bytes(plan: Plan, paths: RunPaths, held_bytes: int) -> int:
     training = [name for name in plan.forecast.ladders if name not in done]
     if not training:
         return held_bytes
-    written = held_bytes - sum(reservations.held_bytes(path) for path in (paths.checkpoints_dir, paths.code_dir))
+    written = held_bytes - sum(allocation.measure_usage(path) for path in (paths.checkpoints_dir, paths.code_dir))
     later = max(0, later_bytes(plan.forecast) - written)
     return held_bytes + later + sum(_missing_bytes(plan, paths, name) for name in training)
 
@@ -93,11 +94,11 @@ def _least_bytes(plan: Plan, paths: RunPaths, held_bytes: int) -> int:
 def _missing_bytes(plan: Plan, paths: RunPaths, stage: str) -> int:
     """Return what must be free for the final weights of *stage*: nothing where its older checkpoints can make room."""
     folder, weights = paths.checkpoints(stage), plan.forecast.ladders[stage].least_bytes
-    if (folder / reservations.RESERVE_NAME).exists():
+    if (folder / allocation.RESERVE_NAME).exists():
         return 0
-    policy = policy_of(stage_view(plan.recipe, stage))
+    rules = retention_rules(stage_view(plan.recipe, stage))
     mine = commit.committed(folder)
-    return 0 if make_room(mine, policy, need_bytes=weights, free_bytes=0, weights_bytes=weights).is_enough else weights
+    return 0 if make_room(mine, rules, need_bytes=weights, free_bytes=0, weights_bytes=weights).is_enough else weights
 
 
 def _refusal(plan: Plan, paths: RunPaths, missing_bytes: int, limit: Limit, among: Sequence[Reservation]) -> str:
@@ -127,7 +128,7 @@ def _gb(num_bytes: int) -> str:
 
 def stand_behind(paths: RunPaths) -> None:
     """Let the jobs that the ledger knows stand behind a run's promise, in place of this process if it did."""
-    with reservations.store_locked(reservations.store_of(paths)):
+    with reservations.lock_runs_dir(reservations.shared_runs_dir(paths)):
         known, jobs = reservations.read_reservation(paths), _jobs(paths)
         if known is not None and jobs:
             is_own = replace(known.holder, jobs=()) == reservations.this_process()
@@ -135,9 +136,11 @@ def stand_behind(paths: RunPaths) -> None:
             reservations.publish(paths, replace(known, holder=holder))
 
 
-def release_dead(store: Path, launchers: Mapping[str, Launcher], own: RunPaths | None = None) -> None:
-    """Leave runs below *store*, but for one's *own*, whose jobs and process are gone with what they hold, and no
-    promise. Where no other run is promised anything, no launcher is asked."""
+def dead_runs(store: Path, launchers: Mapping[str, Launcher], own: RunPaths | None = None) -> dict[Path, Reservation]:
+    """Return by run folder the reservations below *store*, less one's *own*, whose jobs and process have ended.
+
+    Nothing is written. Those that were released before are left out; where there are no others, no launcher is asked.
+    """
     found: dict[Path, Reservation] = {}
     for paths in reserved_runs(store):
         reservation = reservations.read_reservation(paths)
@@ -150,15 +153,17 @@ def release_dead(store: Path, launchers: Mapping[str, Launcher], own: RunPaths |
     for root, holder in behind.items():
         if not reservations.is_from_here(holder):
             gone |= _ended(RunPaths(root=root), holder)
-    for root, reservation in found.items():
-        if reservations.is_dead(behind[root], gone.__contains__):
-            held = reservations.held_bytes(root)
-            released = Reservation(run=reservation.run, promised_bytes=held, held_bytes=held, holder=Holder())
-            with reservations.store_locked(store):
-                if (
-                    reservations.read_reservation(RunPaths(root=root)) == reservation
-                ):  # else somebody came back meanwhile
-                    reservations.publish(RunPaths(root=root), released)
+    return {root: one for root, one in found.items() if reservations.is_dead(behind[root], gone.__contains__)}
+
+
+def release_dead(store: Path, launchers: Mapping[str, Launcher], own: RunPaths | None = None) -> None:
+    """Let the dead runs below *store* promise no more than they hold; those still alive keep their promise."""
+    for root, reservation in dead_runs(store, launchers, own).items():
+        paths, held = RunPaths(root=root), allocation.measure_usage(root)
+        released = Reservation(run=reservation.run, promised_bytes=held, held_bytes=held, holder=Holder())
+        with reservations.lock_runs_dir(store):
+            if reservations.read_reservation(paths) == reservation:  # else somebody came back meanwhile
+                reservations.publish(paths, released)
 
 
 def _behind(paths: RunPaths, holder: Holder) -> Holder:

@@ -18,11 +18,12 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
 from .. import __version__, files, ledger
-from ..checkpoints.capacity.reservations import run_of, store_of
+from ..checkpoints.capacity.reservations import shared_runs_dir, submitted_run
 from ..cluster import processes, slurm
 from ..cluster.ports import LOOPBACK, free_port
 from ..errors import (
@@ -35,6 +36,7 @@ from ..errors import (
     no_room_named,
 )
 from ..events import Ended, Error, Started
+from ..job_environment import JobEnvironment
 from ..ledger_queries import is_finished, rank_codes
 from ..recipes.plan import Batch, Plan, Stage, read_plan
 from ..run_folder import RunPaths
@@ -56,9 +58,10 @@ _STRAGGLER_S = 30.0  # how long the other nodes may take after the first one fai
 class _Task:
     """One task of a stage, in this process."""
 
-    def __init__(self, paths: RunPaths, plan: Plan, stage: Stage, task: int, parent: int | None) -> None:
-        self._paths, self._plan, self._stage, self._task, self._parent = paths, plan, stage, task, parent
-        self._flag = paths.stop_flag(stage.name, task)
+    def __init__(self, paths: RunPaths, plan: Plan, stage: Stage, given: JobEnvironment, parent: int | None) -> None:
+        self._paths, self._plan, self._stage, self._given, self._parent = paths, plan, stage, given, parent
+        self._task = given.task
+        self._flag = paths.stop_flag(stage.name, given.task)
         self._slurm_job = slurm.job_id() if plan.site.launcher == "slurm" else ""
         self._is_stopping = False
         self._running: list[subprocess.Popen[bytes]] = []
@@ -73,7 +76,7 @@ class _Task:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         events = ledger.read(self._paths.ledger_dir, max_steps=1)
         past = read_attempts(events, self._stage.name, self._task, self._stage.batch)
-        if self._slurm_job and is_stray(events, self._stage.name, self._slurm_job):
+        if self._slurm_job and not self._given.sweep and is_stray(events, self._stage.name, self._slurm_job):
             _say(f"job {self._slurm_job} was accepted twice, and another one does this work")
             return 0
         if self._slurm_job and past and past[-1].exit_code == 0:  # requeued, or sent twice, after it was done
@@ -88,7 +91,7 @@ class _Task:
             with suppress(OSError, SousbatchError):
                 # not as watchers, who share an answer for half a minute
                 launchers: dict[str, Launcher] = {"local": LocalLauncher(), "slurm": SlurmLauncher()}
-                release_dead(store_of(self._paths), launchers, run_of(self._paths))
+                release_dead(shared_runs_dir(self._paths), launchers, submitted_run(self._paths))
         try:
             while True:
                 attempt = self._attempt(batch)
@@ -97,7 +100,7 @@ class _Task:
                 if isinstance(following, Stop):
                     _say(f"attempt {attempt.number} ended: {following.reason}")
                     if following.exit_code == EXIT_STOPPED and self._slurm_job and self._stage.kind != "sweep":
-                        _say(continue_job(self._paths, self._stage, self._slurm_job, past))
+                        _say(continue_job(self._paths, self._stage, self._slurm_job, past, self._given))
                     return following.exit_code
                 _say(
                     f"attempt {attempt.number} ended with exit code {attempt.exit_code}; "
@@ -141,7 +144,7 @@ class _Task:
             self._flag.unlink(missing_ok=True)
         writer.write(
             Started(
-                job=self._slurm_job or os.environ.get("SOUSBATCH_JOB"),
+                job=self._slurm_job or self._given.job,
                 host=socket.gethostname(),
                 pid=os.getpid(),
                 version=__version__,
@@ -152,7 +155,7 @@ class _Task:
         )
         _say(f"attempt {writer.number} of {self._stage.name} on {socket.gethostname()}")
         try:
-            verify(self._paths, self._plan, self._stage)
+            verify(self._paths, self._plan, self._stage, is_point=self._given.sweep is not None)
             if self._stage.kind == "train":  # no training starts whose final weights are not held for it
                 reserve(self._plan, self._paths)
             begins = os.fstat(1).st_size
@@ -243,39 +246,13 @@ class _Task:
         ]
 
     def _environment(self, attempt: int, batch: Batch | None) -> dict[str, str]:
-        tracking, stage = self._plan.recipe.tracking, self._stage
-        variables = {
-            "SOUSBATCH_ATTEMPT": str(attempt),
-            "SOUSBATCH_TASK": str(self._task),
-            "WANDB_MODE": tracking.mode,
-            "WANDB_PROJECT": tracking.project,
-            "WANDB_RUN_ID": f"{self._paths.run_id}-{stage.name}" + (f"-{self._task}" if stage.num_tasks > 1 else ""),
-            "WANDB_NAME": f"{self._paths.recipe_name} {stage.name}",
-            "WANDB_RUN_GROUP": f"{self._paths.recipe_name}-{os.environ.get('SOUSBATCH_POINT', self._paths.run_id)}",
-            "WANDB_JOB_TYPE": stage.kind,
-            "WANDB_RESUME": "allow",
-            "WANDB_DIR": str(self._paths.tracking_dir),
-            "WANDB_DATA_DIR": str(self._paths.tracking_dir / "data"),
-            "WANDB_CACHE_DIR": str(self._paths.tracking_dir / "cache"),
-            "WANDB_CONSOLE": "off",
-            "WANDB_SILENT": "true",
-            "WANDB_ERROR_REPORTING": "false",
-            "WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL": "1",
-        }
-        if self._slurm_job:
-            address = slurm.node_address(slurm.first_node())
-            variables |= {"MASTER_ADDR": address, "MASTER_PORT": str(free_port(""))}
-            variables["SOUSBATCH_STOP_FLAG"] = str(self._flag)
-        if tracking.tags:
-            variables["WANDB_TAGS"] = ",".join(tracking.tags)
-        if tracking.entity:
-            variables["WANDB_ENTITY"] = tracking.entity
+        given = replace(self._given, attempt=attempt, stop_flag=str(self._flag))
         if batch is not None:
-            variables |= {
-                "SOUSBATCH_MICRO_BATCH": str(batch.micro_batch),
-                "SOUSBATCH_ACCUMULATION": str(batch.accumulation),
-            }
-        return variables
+            given = replace(given, micro_batch=batch.micro_batch, accumulation=batch.accumulation)
+        if not self._slurm_job:
+            return given.to_env()
+        address = slurm.node_address(slurm.first_node())
+        return given.to_env() | {"MASTER_ADDR": address, "MASTER_PORT": str(free_port(""))}
 
     def _devices(self, node: int) -> dict[str, str]:
         """Return what makes the processes of a node see their own devices only."""
@@ -283,7 +260,7 @@ class _Task:
             return {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
         if self._slurm_job:
             return {}  # Slurm has chosen them, and shows each node its own
-        granted = os.environ.get("SOUSBATCH_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES"))
+        granted = os.environ.get("CUDA_VISIBLE_DEVICES") if self._given.devices is None else self._given.devices
         each = self._stage.resources.devices_per_node
         first, names = node * each, granted.split(",") if granted else []
         if granted is None:  # run by hand, where all devices are visible
@@ -321,10 +298,10 @@ def _say(text: str) -> None:
         os.write(1, f"sousbatch: {text}\n".encode(errors="replace"))
 
 
-def _tasks(plan: Plan, stage: str) -> range:
+def _tasks(plan: Plan, stage: str, given: JobEnvironment) -> range:
     """Return the tasks of this process: one, or those that an element of a Slurm array shares out to itself."""
-    first, count = int(os.environ.get("SOUSBATCH_TASK", "0")), plan.stage(stage).num_tasks
-    is_shared = plan.site.launcher == "slurm" and slurm.job_id() and "SOUSBATCH_POINT" not in os.environ
+    first, count = given.task, plan.stage(stage).num_tasks
+    is_shared = plan.site.launcher == "slurm" and slurm.job_id() and given.sweep is None
     return range(first, count, array_size(count, len(plan.stages), plan.site) if is_shared else count)
 
 
@@ -335,10 +312,10 @@ def main(run: str, stage: str) -> int:
     paths = RunPaths(root=Path(run))
     try:
         with no_room_named(f"the ledger of {paths.root}"):
-            plan = read_plan(paths.plan)
+            plan, given = read_plan(paths.plan), JobEnvironment.from_env(os.environ)
             codes = []
-            for task in _tasks(plan, stage):
-                codes.append(_Task(paths, plan, plan.stage(stage), task, parent).run())
+            for task in _tasks(plan, stage, given):
+                codes.append(_Task(paths, plan, plan.stage(stage), replace(given, task=task), parent).run())
                 if codes[-1] == EXIT_STOPPED:  # whoever wanted it meant all that this process has to do
                     break
             return _worst(codes)

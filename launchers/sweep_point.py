@@ -17,6 +17,7 @@ from .. import files, ledger
 from ..cluster import processes
 from ..errors import EXIT_STOPPED, SousbatchError
 from ..events import Frozen, of
+from ..job_environment import JobEnvironment
 from ..ledger_queries import done_tasks
 from ..recipes.plan import Plan, Stage, read_plan
 from ..recipes.sweep import point_plan
@@ -73,11 +74,11 @@ class _Walk:
     def _run(self, stage: Stage, task: int) -> int:
         log = self._paths.log(stage.name, task)
         files.make_private_dir(log.parent)
-        environment = os.environ | {"SOUSBATCH_TASK": str(task), "SOUSBATCH_POINT": self._sweep}
+        given = JobEnvironment(task=task, sweep=self._sweep)
         with log.open("a") as output:
             self._child = subprocess.Popen(
                 [sys.executable, "-m", "sousbatch.launchers.stage_process", str(self._paths.root), stage.name],
-                env=processes.child_environment(environment),
+                env=processes.child_environment(os.environ | given.to_env()),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -98,7 +99,7 @@ def main(run: str) -> int:
     """Run the point of the sweep in folder *run* that SOUSBATCH_TASK names; return its exit code."""
     processes.die_with_parent(signal.SIGTERM)
     processes.adopt_orphans()
-    paths, index = RunPaths(root=Path(run)), int(os.environ["SOUSBATCH_TASK"])
+    paths, index = RunPaths(root=Path(run)), JobEnvironment.from_env(os.environ).task
     try:
         plan, own, is_own = open_point(read_plan(paths.plan), paths, index)
     except SousbatchError as error:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from .compile import compile
 from .compose import recipe_of, values_of
 from .inspect.inputs import inspect
 from .inspect.lengths import Progress
-from .plan import Plan, Point, Stage, Sweep, Variant
+from .plan import Inputs, Plan, Point, Stage, Sweep, Variant
 from .schema import Recipe, Resources
 from .stages import smoke
 
@@ -45,6 +46,7 @@ def plan_sweep(
     *,
     is_smoke: bool = False,
     progress: Progress | None = None,
+    dead_runs: Collection[Path] = (),
 ) -> Plan:
     """Return the plan of all points of *sweep*, such as `seed=1,2`, over the recipe *name* with overrides *texts*.
 
@@ -71,7 +73,8 @@ def plan_sweep(
         number = variants.setdefault(shared, len(variants))
         rest = tuple(text for index, text in enumerate(chosen) if index not in early)
         points.append(Point(variant=number, overrides=rest, label=" ".join(chosen)))
-    made = tuple(_variant(name, [*texts, *shared], store, is_smoke, progress) for shared in variants)
+    look = partial(inspect, store=store, progress=progress, dead_runs=dead_runs)
+    made = tuple(_variant(name, [*texts, *shared], is_smoke, look) for shared in variants)
     whole = Sweep(variants=made, points=tuple(points), is_smoke=is_smoke)
     plans = {index: _checked(whole, index, site) for index in _sample(axes)}
     return _joined(whole, list(plans.values()), site)
@@ -86,10 +89,10 @@ def _is_early(text: str, folder: Path) -> bool:
     return bool(groups)
 
 
-def _variant(name: str, texts: Sequence[str], store: Path, is_smoke: bool, progress: Progress | None) -> Variant:
+def _variant(name: str, texts: Sequence[str], is_smoke: bool, look: Callable[[Recipe], Inputs]) -> Variant:
     values, faults = values_of(name, texts)
     recipe = recipe_of(values, faults)
-    return Variant(values=values, inputs=inspect(smoke(recipe) if is_smoke else recipe, store, progress))
+    return Variant(values=values, inputs=look(smoke(recipe) if is_smoke else recipe))
 
 
 def _sample(axes: Sequence[Sequence[str]]) -> list[int]:

@@ -267,3 +267,19 @@ def slurm_accounting(
 ) -> Iterator[lifecycle.Sandbox]:
     """The same with accounting."""
     yield from _for_one_test(_slurm_accounting, monkeypatch)
+
+
+@pytest.fixture
+def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str, str], None]:
+    """Install a distribution that puts a name into an entry-point group: `third_party(group, entry, source)`."""
+    folder = tmp_path / "site-packages"
+    (folder / "toy-1.0.dist-info").mkdir(parents=True)
+    (folder / "toy-1.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(folder)
+
+    def install(group: str, entry: str, source: str) -> None:
+        (folder / "toy-1.0.dist-info/entry_points.txt").write_text(f"[{group}]\n{entry}\n")
+        (folder / "toy_module.py").write_text(source)
+        monkeypatch.delitem(sys.modules, "toy_module", raising=False)
+
+    return install

@@ -23,10 +23,10 @@ HEAVY = ("torch", "transformers", "deepspeed", "peft", "wandb", "accelerate", "d
 LINE: tuple[set[str], ...] = (
     {
         *{"redaction", "errors", "files", "run_folder", "run_index", "user_folders", "remote"},
-        *{"events", "ledger", "ledger_queries", "__init__"},
+        *{"events", "ledger", "ledger_queries", "job_environment", "plugins", "__init__"},
     },
     {"checkpoints", "predictions"},
-    {"cluster"},
+    {"cluster", "tracking"},
     {"recipes"},
     {"jobs", "launchers"},
     {"cli", "__main__"},

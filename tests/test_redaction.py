@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from sousbatch.cluster.environment import handed_on, withheld
 from sousbatch.errors import DamagedError, Fault, RecipeError
 from sousbatch.redaction import HIDDEN, holds_secret, is_secret, redacted
 
@@ -83,20 +82,6 @@ def test_an_older_key_of_wandb_is_a_secret_under_its_name_only() -> None:
 )
 def test_what_is_no_secret_passes(name: str, value: str) -> None:
     assert not is_secret(name, value) and redacted(value) == value
-
-
-def test_a_job_gets_no_secret_of_the_shell_unless_it_is_named() -> None:
-    proxy, key = "http://anna:sesame@proxy.example.org:3128", "sesame-1"
-    shell = {
-        "HTTPS_PROXY": proxy,
-        "HTTP_PROXY": "http://proxy:3128",
-        "OPENAI_KEY": key,
-        "GH_PAT": key,
-        "HOME": "/home/a",
-    }
-    assert handed_on(shell) == {"HTTP_PROXY": "http://proxy:3128", "HOME": "/home/a"}
-    assert handed_on(shell, ["HTTPS_PROXY", "GH_PAT"]).keys() == {"HTTP_PROXY", "HOME", "HTTPS_PROXY", "GH_PAT"}
-    assert withheld(shell) == ["HTTPS_PROXY"] and withheld(shell, ["HTTPS_PROXY"]) == []
 
 
 def test_errors_print_no_secret() -> None:

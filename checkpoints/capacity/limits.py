@@ -38,9 +38,9 @@ class Mount:
     kind: str
 
 
-def limits_of(folder: Path) -> tuple[Limit, ...]:
+def read_limits(folder: Path) -> tuple[Limit, ...]:
     """Return what each source says of the store that holds *folder*, which need not exist yet."""
-    folder = existing(folder)
+    folder = nearest_existing(folder)
     mount = mount_of(folder, _read("/proc/self/mountinfo"))
     found = [free_space(folder)]
     if mount.kind == "lustre":
@@ -54,7 +54,7 @@ def limits_of(folder: Path) -> tuple[Limit, ...]:
     return tuple(found)
 
 
-def least(limits: Sequence[Limit]) -> Limit:
+def tightest(limits: Sequence[Limit]) -> Limit:
     """Return the tightest bytes with their source, and the fewest files of any."""
     known = [limit for limit in limits if limit.num_bytes is not None]
     tightest = min(known, key=lambda limit: limit.num_bytes or 0)
@@ -62,7 +62,7 @@ def least(limits: Sequence[Limit]) -> Limit:
     return Limit(source=tightest.source, num_bytes=tightest.num_bytes, num_files=min(files, default=None))
 
 
-def existing(folder: Path) -> Path:
+def nearest_existing(folder: Path) -> Path:
     """Return *folder*, or the nearest folder above it that exists."""
     while not folder.exists():
         folder = folder.parent

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,12 +17,9 @@ from pathlib import Path
 import psutil
 
 from ... import files
-from ...errors import is_no_room
 from ...run_folder import RunPaths, reserved_runs
 from ...user_folders import state_dir
-from .allocation import reserve as allocate
-
-RESERVE_NAME = ".reserve"
+from . import allocation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,20 +121,20 @@ def read_reservation(paths: RunPaths) -> Reservation | None:
         return None
 
 
-def run_of(paths: RunPaths) -> RunPaths:
+def submitted_run(paths: RunPaths) -> RunPaths:
     """Return the run that was submitted: of a sweep's point the sweep, else *paths*."""
     above = RunPaths(root=paths.runs_dir)
     return above if above.plan.is_file() else paths
 
 
-def store_of(paths: RunPaths) -> Path:
+def shared_runs_dir(paths: RunPaths) -> Path:
     """Return the folder of all runs that share the store of *paths*."""
-    return run_of(paths).runs_dir
+    return submitted_run(paths).runs_dir
 
 
 def promised_before(paths: RunPaths) -> int:
     """Return what the other runs leave to *paths* already: its own promise, or its share of its sweep's."""
-    own, sweep = read_reservation(paths), run_of(paths)
+    own, sweep = read_reservation(paths), submitted_run(paths)
     if own is None and sweep != paths and (whole := read_reservation(sweep)) is not None and whole.num_points:
         return 0 if _is_unheld(whole) else whole.promised_bytes // whole.num_points
     return 0 if own is None or (_is_unheld(own) and sweep == paths) else own.promised_bytes
@@ -148,15 +145,17 @@ def _is_unheld(reservation: Reservation) -> bool:
     return is_dead(reservation.holder, lambda job: False)
 
 
-def others(
+def read_others(
     store: Path,
     own: RunPaths | None,
-    is_job_gone: Callable[[str], bool],
     *,
     measures: bool,
     looks: bool = False,
+    dead: Collection[Path] = (),
 ) -> tuple[Reservation, ...]:
     """Return the reservations of the other runs below *store*; a dead one promises only what it holds.
+
+    The run folders of *dead* are those whose jobs have all ended; jobs are not asked about here.
 
     What dead ones hold is *measured* where it counts, for a limit to what all runs hold together: that
     walks through their folders. Who *looks* also walks through those of the others, for what they have not published.
@@ -166,14 +165,16 @@ def others(
         reservation = read_reservation(paths) if own is None or paths.root != own.root else None
         if reservation is None:
             continue
-        if is_dead(reservation.holder, is_job_gone):
-            held = held_bytes(paths.root) if measures else reservation.held_bytes
+        if paths.root in dead or _is_unheld(reservation):
+            held = allocation.measure_usage(paths.root) if measures else reservation.held_bytes
             reservation = replace(reservation, promised_bytes=held, held_bytes=held)
         elif reservation.num_points:
             found += _points(paths, reservation, own)
             continue
         elif looks:
-            reservation = replace(reservation, held_bytes=max(reservation.held_bytes, held_bytes(paths.root)))
+            reservation = replace(
+                reservation, held_bytes=max(reservation.held_bytes, allocation.measure_usage(paths.root))
+            )
         found.append(reservation)
     return tuple(found)
 
@@ -184,14 +185,14 @@ def _points(sweep: RunPaths, whole: Reservation, own: RunPaths | None) -> Iterat
     A point lives as long as its sweep: between two of its stages nobody else stands behind it.
     """
     begun = {point.root: read_reservation(point) for point in reserved_runs(sweep.root)}
-    if own is not None and run_of(own) == sweep:
+    if own is not None and submitted_run(own) == sweep:
         begun[own.root] = None  # counted as begun
     num_waiting = max(0, whole.num_points - len(begun))
     yield replace(whole, promised_bytes=num_waiting * whole.promised_bytes // whole.num_points, held_bytes=0)
     yield from (reservation for reservation in begun.values() if reservation is not None)
 
 
-def grant(
+def grant_bytes(
     *,
     wanted_bytes: int,
     held_bytes: int,
@@ -215,83 +216,9 @@ def grant(
 
 
 @contextmanager
-def store_locked(store: Path) -> Iterator[None]:
+def lock_runs_dir(store: Path) -> Iterator[None]:
     """Hold the lock under which grants are given; where a store knows no locks, `doctor` says so."""
     with ExitStack() as stack:
         with suppress(OSError):
             stack.enter_context(files.locked(store / ".lock"))
         yield
-
-
-def held_bytes(folder: Path) -> int:
-    """Return what *folder* and all below it hold, as `du` and a quota count: blocks, or sizes where more.
-
-    Links are not followed, and a file with several names counts once.
-    """
-    total, seen, folders = 0, set(), [str(folder)]
-    while folders:
-        place = folders.pop()
-        with suppress(FileNotFoundError, NotADirectoryError):  # removed since it was seen
-            total += _held(os.lstat(place))
-            with os.scandir(place) as entries:
-                for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        folders.append(entry.path)
-                        continue
-                    with suppress(FileNotFoundError):
-                        status = entry.stat(follow_symlinks=False)
-                        if status.st_nlink == 1 or status.st_ino not in seen:
-                            total += _held(status)
-                            seen.add(status.st_ino)
-    return total
-
-
-def _held(status: os.stat_result) -> int:
-    return max(status.st_size, status.st_blocks * 512)
-
-
-def takes(folder: Path, num_bytes: int) -> int:
-    """Return how many of *num_bytes* the store gives when it is asked for them; they are given back at once.
-
-    A probe: what no figure shows, another user's quota say, shows here. Found to one part in 1024.
-    """
-    if num_bytes <= 0 or _can_take(folder, num_bytes):
-        return max(0, num_bytes)
-    least, most = 0, num_bytes
-    while most - least > num_bytes // 1024 + 1:
-        middle = (least + most) // 2
-        least, most = (middle, most) if _can_take(folder, middle) else (least, middle)
-    return least
-
-
-def _can_take(folder: Path, num_bytes: int) -> bool:
-    path = folder / f"{files.TEMPORARY_PREFIX}probe"
-    try:
-        with path.open("wb") as stream:
-            allocate(stream.fileno(), num_bytes)
-    except OSError as error:
-        if not is_no_room(error):
-            raise
-        return False
-    finally:
-        path.unlink(missing_ok=True)
-    return True
-
-
-def keep_reserve(folder: Path, num_bytes: int) -> None:
-    """Make *folder* hold a file of *num_bytes*, really allocated, for the last save; 0 releases it.
-
-    Raises:
-        OSError: ENOSPC or EDQUOT; there is no reserve then.
-    """
-    path = folder / RESERVE_NAME
-    if num_bytes == 0:
-        path.unlink(missing_ok=True)
-        return
-    try:
-        with path.open("ab") as stream:
-            if os.fstat(stream.fileno()).st_size != num_bytes:
-                allocate(stream.fileno(), num_bytes)
-    except OSError:
-        path.unlink(missing_ok=True)
-        raise

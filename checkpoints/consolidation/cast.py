@@ -23,15 +23,15 @@ _SLICE = 1 << 17  # elements that are looked at closer at once: what that takes 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loss:
+class CastReport:
     """What casts could not keep, in numbers of values: NaN or infinite before, infinite by it, zero by it."""
 
     num_nonfinite: int = 0
     num_overflowing: int = 0
     num_flushed: int = 0
 
-    def __add__(self, other: Loss) -> Loss:
-        return Loss(
+    def __add__(self, other: CastReport) -> CastReport:
+        return CastReport(
             num_nonfinite=self.num_nonfinite + other.num_nonfinite,
             num_overflowing=self.num_overflowing + other.num_overflowing,
             num_flushed=self.num_flushed + other.num_flushed,
@@ -40,7 +40,7 @@ class Loss:
 
 def cast_block(
     values: Bytes, source_dtype: str, target: Bytes, target_dtype: str, *, clamp: bool, count_flushed: bool
-) -> Loss:
+) -> CastReport:
     """Write *values* into *target*, rounding to its dtype; *clamp* sets what overflows to its limits.
 
     What is lost is looked for in the result, which is smaller: two maxima of 16-bit integers find whatever is not
@@ -51,14 +51,14 @@ def cast_block(
     else:
         copier()(values, source_dtype, target, target_dtype)
     if source_dtype not in _INFINITY:
-        return Loss()
-    loss = Loss()
+        return CastReport()
+    loss = CastReport()
     if _has_nonfinite(bits_of(target, target_dtype), _INFINITY[target_dtype]):
         loss = _inspected(
             bits_of(values, source_dtype), source_dtype, bits_of(target, target_dtype), target_dtype, clamp
         )
     if count_flushed and source_dtype != target_dtype:
-        loss += Loss(num_flushed=_num_flushed(bits_of(values, source_dtype), bits_of(target, target_dtype)))
+        loss += CastReport(num_flushed=_num_flushed(bits_of(values, source_dtype), bits_of(target, target_dtype)))
     return loss
 
 
@@ -78,14 +78,14 @@ def _has_nonfinite(bits: _Bits, infinity: int) -> bool:
     return bool(bits.view(_SIGNED[bits.itemsize]).max() >= infinity or bits.max() >= sign + infinity)
 
 
-def _inspected(values: _Bits, source_dtype: str, target: _Bits, target_dtype: str, clamp: bool) -> Loss:
+def _inspected(values: _Bits, source_dtype: str, target: _Bits, target_dtype: str, clamp: bool) -> CastReport:
     before, after = _INFINITY[source_dtype], _INFINITY[target_dtype]
-    loss = Loss()
+    loss = CastReport()
     for begin in range(0, len(values), _SLICE):
         part, result = values[begin : begin + _SLICE], target[begin : begin + _SLICE]
         is_finite = (part & before) != before
         is_overflowing = is_finite & ((result & after) == after)
-        loss += Loss(
+        loss += CastReport(
             num_nonfinite=len(part) - int(np.count_nonzero(is_finite)),
             num_overflowing=int(np.count_nonzero(is_overflowing)),
         )

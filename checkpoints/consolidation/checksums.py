@@ -26,7 +26,7 @@ Spans = Mapping[str, Sequence[Span]]  # by the file's name
 _BLOCK_BYTES = 4 << 20
 
 
-class Sums:
+class CrcRecorder:
     """What one thread has read: give it to a `Reader`."""
 
     def __init__(self) -> None:

@@ -19,9 +19,9 @@ from ..formats.tensors import Source
 from .checksums import all_of, check_records
 from .manifest import MANIFEST_NAME, FileRecord, Manifest, digest_of_files, read_manifest, to_json, verify_manifest
 from .model_card import CARD_NAME, card, hub_id, origin
-from .output import Output, TakenAwayError, clear_leftovers, output_of
-from .plan import Choices, OutputDtype, Overflow, Work, prepared
-from .reader import check_twins
+from .output import Output, TakenAwayError, clear_leftovers, open_output
+from .plan import ConsolidateOptions, ConsolidationPlan, OutputDtype, Overflow, plan_consolidation
+from .reader import check_working_copies
 from .stream import Settings, WrittenShard, write_shards
 from .verify import verify_shards
 
@@ -44,7 +44,7 @@ def consolidate(  # one keyword per choice of the caller
     before_commit: Callable[[], None] | None = None,
 ) -> Manifest:
     """Write *source* as the model folder *out*, in one go; see `consolidate_part`."""
-    choices = Choices(
+    options = ConsolidateOptions(
         dtype=dtype,
         max_shard_bytes=max_shard_bytes,
         num_workers=num_workers,
@@ -52,7 +52,7 @@ def consolidate(  # one keyword per choice of the caller
         base_dir=base_dir,
         copy_from=copy_from,
     )
-    manifest = consolidate_part(source, out, choices, progress=progress, before_commit=before_commit)
+    manifest = consolidate_part(source, out, options, progress=progress, before_commit=before_commit)
     assert manifest is not None  # one part is the whole
     return manifest
 
@@ -60,7 +60,7 @@ def consolidate(  # one keyword per choice of the caller
 def consolidate_part(
     source: Source,
     out: Place,
-    choices: Choices,
+    options: ConsolidateOptions,
     *,
     part: int = 0,
     num_parts: int = 1,
@@ -73,18 +73,18 @@ def consolidate_part(
     The weights are byte for byte those of DeepSpeed's zero_to_torch.py; `manifest.json` says
     what they are. An adapter becomes `adapter_model.safetensors`, or the model that it makes of
     its base, added in fp32. Memory does not grow with the model. What was interrupted goes on at
-    the shard where it stood, as long as checkpoint and choices are the same.
+    the shard where it stood, as long as checkpoint and options are the same.
 
     Args:
         out: a folder or URL, absent or empty, not within the checkpoint. A folder appears whole
             or not at all; behind a URL the manifest appears last.
-        begins_anew: drop what was left unfinished of another checkpoint or with other choices; else refuse.
+        begins_anew: drop what was left unfinished of another checkpoint or with other options; else refuse.
         progress: gets (bytes written, all bytes) after each block, in the caller's thread.
         before_commit: called when all is on disk; what it raises keeps *out* from appearing.
 
     Returns:
         The manifest of the whole model, None while shards of other parts are missing. A model that is there
-        already is compared with its manifest, by sizes, and where *choices* ask to verify by digests.
+        already is compared with its manifest, by sizes, and where *options* ask to verify by digests.
 
     Raises:
         UsageError: *out* is taken, or adapter and base cannot be merged here.
@@ -92,15 +92,15 @@ def consolidate_part(
         NoRoomError: the store is full; known before the first byte is read.
         DamagedError: the checkpoint does not fit together, or the model that is there is not what its manifest says.
     """
-    if num_parts > 1 and choices.overflow == "bfloat16" and choices.dtype == "float16":
+    if num_parts > 1 and options.overflow == "bfloat16" and options.dtype == "float16":
         raise UsageError("parts of one model cannot turn to bfloat16 alone; choose dtype bfloat16, or overflow clamp")
-    work = prepared(source, choices)
-    done = _found(out, work, reads_all=choices.is_verified)
+    work = plan_consolidation(source, options)
+    done = _found(out, work, reads_all=options.is_verified)
     if done is not None:
         return done
     _refuse_target(source, out)
-    check_twins(work.source.tensors)
-    output = output_of(out, begins_anew=begins_anew)
+    check_working_copies(work.source.tensors)
+    output = open_output(out, begins_anew=begins_anew)
     try:
         with no_room_named(str(out)):
             manifest = _written(work, output, _Share(part=part, num_parts=num_parts), progress or _silent)
@@ -141,9 +141,9 @@ class _Weights:
     num_overflowing: Mapping[str, int]
 
 
-def _written(work: Work, output: Output, share: _Share, progress: Progress) -> Manifest | None:
+def _written(work: ConsolidationPlan, output: Output, share: _Share, progress: Progress) -> Manifest | None:
     """Write the shards of *share*, and when then all are there the rest of the folder but its manifest."""
-    plan = output.begin({"request": work.request, "dtype": work.choices.dtype, "num_overflowing": {}})
+    plan = output.begin({"request": work.request, "dtype": work.options.dtype, "num_overflowing": {}})
     while True:
         shards = work.shards(plan["dtype"])
         if len(shards) > 1:
@@ -151,15 +151,15 @@ def _written(work: Work, output: Output, share: _Share, progress: Progress) -> M
         _write_missing(work, output, share.of(shards), progress)
         written = [found for found in map(output.written, shards) if found is not None]
         is_whole = len(written) == len(shards)
-        if is_whole and work.choices.checks_source:  # first: a flipped bit makes NaN, which is not the training's fault
+        if is_whole and work.options.checks_source:  # first: a flipped bit makes NaN, which is not the training's fault
             check_records(work.source.tensors, all_of(each.spans for each in written))
         overflowing = _overflowing(work, plan["dtype"], written)
-        if overflowing and work.choices.overflow == "bfloat16" and plan["dtype"] == "float16":
+        if overflowing and work.options.overflow == "bfloat16" and plan["dtype"] == "float16":
             logger.warning("%s: values beyond float16 in %s; writing bfloat16", work.source.path, _named(overflowing))
             plan = {**plan, "dtype": "bfloat16", "num_overflowing": overflowing}
             output.restart(plan)
             continue
-        if work.choices.is_verified:
+        if work.options.is_verified:
             _verify(work, output, share.of(shards))
         if not is_whole:
             return None
@@ -168,12 +168,12 @@ def _written(work: Work, output: Output, share: _Share, progress: Progress) -> M
         return _with_the_rest(work, output, weights)
 
 
-def _write_missing(work: Work, output: Output, shards: Sequence[Shard], progress: Progress) -> None:
+def _write_missing(work: ConsolidationPlan, output: Output, shards: Sequence[Shard], progress: Progress) -> None:
     settings = Settings(
-        num_workers=work.choices.num_workers,
-        clamp=work.choices.overflow == "clamp",
-        has_statistics=work.choices.has_statistics,
-        has_sums=work.choices.checks_source,
+        num_workers=work.options.num_workers,
+        clamp=work.options.overflow == "clamp",
+        has_statistics=work.options.has_statistics,
+        has_sums=work.options.checks_source,
     )
     missing = [shard for shard in shards if output.written(shard) is None]
     total = sum(tensor.num_bytes for shard in shards for tensor in shard.tensors)
@@ -188,12 +188,12 @@ def _write_missing(work: Work, output: Output, shards: Sequence[Shard], progress
         done += sum(tensor.num_bytes for shard in batch for tensor in shard.tensors)
 
 
-def _verify(work: Work, output: Output, shards: Sequence[Shard]) -> None:
+def _verify(work: ConsolidationPlan, output: Output, shards: Sequence[Shard]) -> None:
     places = [output.place(shard) for shard in shards]
-    verify_shards(shards, places, num_workers=work.choices.num_workers, clamp=work.choices.overflow == "clamp")
+    verify_shards(shards, places, num_workers=work.options.num_workers, clamp=work.options.overflow == "clamp")
 
 
-def _overflowing(work: Work, dtype: str, written: Sequence[WrittenShard]) -> dict[str, int]:
+def _overflowing(work: ConsolidationPlan, dtype: str, written: Sequence[WrittenShard]) -> dict[str, int]:
     """Return what overflows, by parameter; raise `RunError` where that, or NaN, is refused."""
     losses = {name: loss for shard in written for name, loss in shard.losses.items()}
     nonfinite = {name: loss.num_nonfinite for name, loss in losses.items() if loss.num_nonfinite}
@@ -204,14 +204,14 @@ def _overflowing(work: Work, dtype: str, written: Sequence[WrittenShard]) -> dic
             + ", use an older checkpoint"
         )
     overflowing = {name: loss.num_overflowing for name, loss in losses.items() if loss.num_overflowing}
-    may_fall_back = work.choices.overflow == "bfloat16" and dtype == "float16"
-    if overflowing and work.choices.overflow != "clamp" and not may_fall_back:
+    may_fall_back = work.options.overflow == "bfloat16" and dtype == "float16"
+    if overflowing and work.options.overflow != "clamp" and not may_fall_back:
         advice = "consolidate with dtype bfloat16, or clamp them" if dtype == "float16" else "clamp them"
         raise RunError(f"{work.source.path}: values beyond {dtype} in {_named(overflowing)}; {advice}")
     return overflowing
 
 
-def _with_the_rest(work: Work, output: Output, weights: _Weights) -> Manifest:
+def _with_the_rest(work: ConsolidationPlan, output: Output, weights: _Weights) -> Manifest:
     small: list[FileRecord] = []
     for name, content in _small_files(work, weights):
         output.write(name, content)
@@ -220,12 +220,12 @@ def _with_the_rest(work: Work, output: Output, weights: _Weights) -> Manifest:
     return _manifest(work, weights, tuple(sorted(small, key=lambda file: file.name)))
 
 
-def _small_files(work: Work, weights: _Weights) -> Iterator[tuple[str, bytes]]:
+def _small_files(work: ConsolidationPlan, weights: _Weights) -> Iterator[tuple[str, bytes]]:
     if len(weights.shards) > 1:
         yield INDEX_NAME, index_text(weights.shards).encode()
     yield from beside(work.source, work.copied_from, weights.dtype)
     adapter, config = work.source.adapter_config or {}, last_config(work.copied_from, CONFIG_NAME) or {}
-    named = (work.choices.base_model, adapter.get("base_model_name_or_path"), config.get("_name_or_path"))
+    named = (work.options.base_model, adapter.get("base_model_name_or_path"), config.get("_name_or_path"))
     base_model = next((found for name in named if name and (found := hub_id(str(name)))), None)
     text = card(
         work.source,
@@ -236,7 +236,7 @@ def _small_files(work: Work, weights: _Weights) -> Iterator[tuple[str, bytes]]:
     yield CARD_NAME, text.encode()
 
 
-def _manifest(work: Work, weights: _Weights, files: tuple[FileRecord, ...]) -> Manifest:
+def _manifest(work: ConsolidationPlan, weights: _Weights, files: tuple[FileRecord, ...]) -> Manifest:
     source = work.source
     large = tuple(written.file for written in weights.written)
     losses = [loss for written in weights.written for loss in written.losses.values()]
@@ -257,11 +257,11 @@ def _manifest(work: Work, weights: _Weights, files: tuple[FileRecord, ...]) -> M
         digest=digest_of_files(large, files),
         request=work.request,
         num_overflowing=dict(weights.num_overflowing),
-        num_flushed=sum(loss.num_flushed for loss in losses) if work.choices.has_statistics else None,
+        num_flushed=sum(loss.num_flushed for loss in losses) if work.options.has_statistics else None,
     )
 
 
-def _found(out: Place, work: Work, *, reads_all: bool) -> Manifest | None:
+def _found(out: Place, work: ConsolidationPlan, *, reads_all: bool) -> Manifest | None:
     """Return the manifest of *out* where this very consolidation has made it already."""
     if not (out / MANIFEST_NAME).is_file():
         return None

@@ -32,7 +32,7 @@ class Cost:
     seconds: float
 
 
-def cost_of(shards: Sequence[Shard], *, num_tasks: int, num_workers: int, bytes_per_second: float) -> Cost:
+def estimate_cost(shards: Sequence[Shard], *, num_tasks: int, num_workers: int, bytes_per_second: float) -> Cost:
     """Return the cost of writing *shards* in *num_tasks* tasks, each of which moves *bytes_per_second*."""
     num_tasks = min(num_tasks, len(shards))
     loads = [

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class Added:
+class LoraDelta:
     """The change that an adapter makes to one weight; its factors are read once."""
 
     def __init__(self, reader: Reader, low_rank: LowRank) -> None:

@@ -43,7 +43,7 @@ class Manifest:
     """A consolidated model or adapter.
 
     *digest* is its identity: the sha256 of all digests of its files; None when none were taken. *request* stands
-    for the checkpoint and the choices that it was made of.
+    for the checkpoint and the options that it was made of.
     *num_params* counts the elements of all tensors written, buffers too. *num_overflowing* names
     the tensors with values beyond the dtype asked for: they were clamped, or the whole model
     was written in bfloat16 (see *dtype*). *num_flushed* values became zero; None when they were not counted.

@@ -49,7 +49,7 @@ def origin(source: Source) -> str:
 
 
 def card(source: Source, *, dtype: str, base_model: str | None, num_overflowing: Mapping[str, int]) -> str:
-    """Return the card's text; the same for the same checkpoint and choices."""
+    """Return the card's text; the same for the same checkpoint and options."""
     front = ["library_name: " + ("peft" if source.content == "adapter" else "transformers")]
     if base_model:
         front.append(f"base_model: {json.dumps(base_model)}")

@@ -32,7 +32,7 @@ _Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class Comparison:
     """What transformers says of a model's names.
 
     *unknown* says why they were not compared. *fits* are the prefixes under which a whole model lies: "" for the names
@@ -54,26 +54,26 @@ def fitted(source: Source, config: Mapping[str, Any]) -> Source:
     Raises:
         UsageError: nothing in it is that model; what was expected and found is named, and the way out.
     """
-    verdict = _compared(source, config)
-    if verdict.unknown:
-        logger.warning("sousbatch: warning: the names of the weights were not compared: %s", verdict.unknown)
+    comparison = _compared(source, config)
+    if comparison.unknown:
+        logger.warning("sousbatch: warning: the names of the weights were not compared: %s", comparison.unknown)
         return source
-    if not verdict.fits:
-        raise UsageError(f"{source.path}: {_misfit(verdict)}")
-    if len(verdict.fits) > 1:
-        found = " and ".join(repr(prefix) for prefix in verdict.fits)
+    if not comparison.fits:
+        raise UsageError(f"{source.path}: {_misfit(comparison)}")
+    if len(comparison.fits) > 1:
+        found = " and ".join(repr(prefix) for prefix in comparison.fits)
         raise UsageError(
-            f"{source.path}: holds several models of {verdict.architecture}, below {found}; save the one that is "
+            f"{source.path}: holds several models of {comparison.architecture}, below {found}; save the one that is "
             "wanted alone, or write all names as they stand, without config.json, with --adapter raw"
         )
-    if verdict.unexpected:
+    if comparison.unexpected:
         logger.warning(
             "sousbatch: warning: %s tensors are none that %s loads, and are not used: %s",
-            f"{len(verdict.unexpected):,}",
-            verdict.architecture,
-            _some(verdict.unexpected),
+            f"{len(comparison.unexpected):,}",
+            comparison.architecture,
+            _some(comparison.unexpected),
         )
-    return below(source, verdict.fits[0])
+    return below(source, comparison.fits[0])
 
 
 def below(source: Source, prefix: str) -> Source:
@@ -95,18 +95,18 @@ def below(source: Source, prefix: str) -> Source:
     )
 
 
-def _misfit(verdict: Verdict) -> str:
+def _misfit(comparison: Comparison) -> str:
     said = []
-    if verdict.missing:
+    if comparison.missing:
         said.append(
-            f"lacks {len(verdict.missing):,} of the {verdict.num_expected:,} weights of {verdict.architecture}, which "
-            f"config.json names, so they would be random: {_some(verdict.missing)}"
+            f"lacks {len(comparison.missing):,} of the {comparison.num_expected:,} weights of "
+            f"{comparison.architecture}, which config.json names, so they would be random: {_some(comparison.missing)}"
         )
-    if verdict.misshapen:
-        said.append(f"has weights of other shapes than config.json says: {_some(verdict.misshapen)}")
-    if verdict.unexpected:
-        said.append(f"it holds instead {len(verdict.unexpected):,} others: {_some(verdict.unexpected)}")
-    if {"tok_embeddings.weight", "output.weight"} & set(verdict.unexpected):
+    if comparison.misshapen:
+        said.append(f"has weights of other shapes than config.json says: {_some(comparison.misshapen)}")
+    if comparison.unexpected:
+        said.append(f"it holds instead {len(comparison.unexpected):,} others: {_some(comparison.unexpected)}")
+    if {"tok_embeddings.weight", "output.weight"} & set(comparison.unexpected):
         said.append("these look like torchtitan's names: convert them with its scripts/checkpoint_conversion first")
     return (
         "; ".join(said) + "; name the folder of the right config.json with --copy-from DIR, or write all names as they "
@@ -118,11 +118,11 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def _compared(source: Source, config: Mapping[str, Any]) -> Verdict:
+def _compared(source: Source, config: Mapping[str, Any]) -> Comparison:
     names = {tensor.name: tensor.shape for tensor in source.tensors}
     reason = _incomparable(source, config)
     if reason:
-        return Verdict(unknown=reason)
+        return Comparison(unknown=reason)
     plain = _plain(config)
     answers: list[Any] = []
 
@@ -135,13 +135,13 @@ def _compared(source: Source, config: Mapping[str, Any]) -> Verdict:
         with suppress(OSError):  # the cache cannot be written
             answers = [cached("names", key, ask)]
     except metadata.PackageNotFoundError:
-        return Verdict(unknown="transformers is not installed here")
+        return Comparison(unknown="transformers is not installed here")
     except _UnansweredError as error:
-        return Verdict(unknown=str(error))
+        return Comparison(unknown=str(error))
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in answers[0].items()
     }
-    return Verdict(**values)
+    return Comparison(**values)
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Where a consolidated model goes: a folder that appears by one rename, or a URL whose manifest comes last.
 
 Until then its shards, each with a record of what it holds, wait where the next attempt finds them. A shard's bytes
-follow from the checkpoint and the choices alone, so two attempts that write the same one do no harm.
+follow from the checkpoint and the options alone, so two attempts that write the same one do no harm.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ...errors import DamagedError, UsageError, is_no_room
 from ...files import TEMPORARY_PREFIX, read_json, remove_tree, replacing, sync_dir, temporary_path, write_json
 from ...remote import Place, RemotePath, num_bytes_of
 from ..formats.safetensors_file import Shard
-from .cast import Loss
+from .cast import CastReport
 from .checksums import all_of
 from .manifest import MANIFEST_NAME, WeightFile
 from .stream import WrittenShard
@@ -70,7 +70,7 @@ class Output(Protocol):
         """Take away, after a failure, what this process left unfinished; all, where nothing else is worth keeping."""
 
 
-def output_of(place: Place, *, begins_anew: bool = True) -> Output:
+def open_output(place: Place, *, begins_anew: bool = True) -> Output:
     """Return the output for a folder or a URL; *begins_anew* says that a folder's leftovers of others may go."""
     return _Folder(place, begins_anew=begins_anew) if isinstance(place, Path) else _Remote(place)
 
@@ -100,11 +100,11 @@ class _Folder:
             return found
         if found is not None and not self._begins_anew:
             raise UsageError(
-                f"{self._out}: parts of another checkpoint, or made with other choices, wait in {self._work}; "
-                "go on with those choices, or remove that folder to begin anew"
+                f"{self._out}: parts of another checkpoint, or made with other options, wait in {self._work}; "
+                "go on with those options, or remove that folder to begin anew"
             )
         if found is not None:
-            logger.warning("%s: left by a consolidation with other choices; starting anew", self._work)
+            logger.warning("%s: left by a consolidation with other options; starting anew", self._work)
             remove_tree(self._work)
         self._start(plan)  # nothing is removed here: another task of the same array may have begun
         return plan
@@ -218,7 +218,7 @@ class _Remote:
         found = self._found_plan()
         if found is not None and found.get("request") != plan["request"]:
             raise UsageError(
-                f"{self._root}: holds an unfinished consolidation of another checkpoint or with other choices; "
+                f"{self._root}: holds an unfinished consolidation of another checkpoint or with other options; "
                 "remove it or name another place"
             )
         if found is None:
@@ -282,7 +282,7 @@ def _from_json(shard: Shard, text: str, place: Place) -> WrittenShard | None:
     try:
         values = json.loads(text)
         file = WeightFile(**values["file"])
-        losses = {name: Loss(**loss) for name, loss in values["losses"].items()}
+        losses = {name: CastReport(**loss) for name, loss in values["losses"].items()}
         spans = all_of([values["spans"]])
     except (ValueError, LookupError, TypeError):
         return None

@@ -1,4 +1,4 @@
-"""Decide everything about a consolidation before a weight is read: choices, base, shared weights, files."""
+"""Decide everything about a consolidation before a weight is read: options, base, shared weights, files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Overflow = Literal["refuse", "clamp", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choices:
+class ConsolidateOptions:
     """How to consolidate.
 
     Attributes:
@@ -59,11 +59,11 @@ class Choices:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
-    """Everything that is decided before a weight is read. *request* stands for checkpoint and choices."""
+class ConsolidationPlan:
+    """Everything that is decided before a weight is read. *request* stands for checkpoint and options."""
 
     source: Source
-    choices: Choices
+    options: ConsolidateOptions
     copied_from: tuple[Place, ...]
     request: str
 
@@ -72,27 +72,27 @@ class Work:
         return plan_shards(
             self.source.tensors,
             dtype=dtype,
-            max_shard_bytes=None if is_adapter else self.choices.max_shard_bytes,
+            max_shard_bytes=None if is_adapter else self.options.max_shard_bytes,
             stem="adapter_model" if is_adapter else "model",
         )
 
 
-def shards_of(source: Source, choices: Choices) -> tuple[Shard, ...]:
+def plan_output(source: Source, options: ConsolidateOptions) -> tuple[Shard, ...]:
     """Return the files that *source* becomes, planned from headers alone."""
-    return prepared(source, choices).shards(choices.dtype)
+    return plan_consolidation(source, options).shards(options.dtype)
 
 
-def prepared(source: Source, choices: Choices) -> Work:
+def plan_consolidation(source: Source, options: ConsolidateOptions) -> ConsolidationPlan:
     """Return what is to be written; reads headers and configurations only."""
-    source = _configured(source, choices.copy_from)
+    source = _configured(source, options.copy_from)
     base = None
-    if choices.is_merged or choices.base_dir is not None:
+    if options.is_merged or options.base_dir is not None:
         if source.content != "adapter" or source.adapter_config is None:
             raise UsageError(f"{source.path}: is a whole model, not an adapter; there is nothing to merge")
-        base = _base_dir(source, choices)
+        base = _base_dir(source, options)
         source = _merged(source, base, source.adapter_config)
-    copied_from = tuple(folder for folder in (base, choices.copy_from) if folder is not None)
-    config = last_config(copied_from, CONFIG_NAME) if choices.is_compared and source.content == "model" else None
+    copied_from = tuple(folder for folder in (base, options.copy_from) if folder is not None)
+    config = last_config(copied_from, CONFIG_NAME) if options.is_compared and source.content == "model" else None
     if config is not None:
         source = fitted(source, config)
     source = _untied(source, copied_from)
@@ -100,13 +100,13 @@ def prepared(source: Source, choices: Choices) -> Work:
         raise UsageError(f"{source.path}: holds no tensors")
     asked = {
         "source": source.digest,
-        "dtype": choices.dtype,
-        "max_shard_bytes": choices.max_shard_bytes,
-        "overflow": choices.overflow,
-        "has_statistics": choices.has_statistics,
+        "dtype": options.dtype,
+        "max_shard_bytes": options.max_shard_bytes,
+        "overflow": options.overflow,
+        "has_statistics": options.has_statistics,
         "tensors": [tensor.name for tensor in source.tensors],
     }
-    return Work(source=source, choices=choices, copied_from=copied_from, request=digest_of(asked))
+    return ConsolidationPlan(source=source, options=options, copied_from=copied_from, request=digest_of(asked))
 
 
 def _configured(source: Source, copy_from: Place | None) -> Source:
@@ -122,10 +122,10 @@ def _configured(source: Source, copy_from: Place | None) -> Source:
     return replace(source, adapter_config=config)
 
 
-def _base_dir(source: Source, choices: Choices) -> Place | None:
+def _base_dir(source: Source, options: ConsolidateOptions) -> Place | None:
     """Return the folder of an adapter's base, None where the checkpoint holds the base itself."""
-    if choices.base_dir is not None or source.base is not None:
-        return choices.base_dir
+    if options.base_dir is not None or source.base is not None:
+        return options.base_dir
     named = str((source.adapter_config or {}).get("base_model_name_or_path") or "")
     if not named or not place_of(named).is_dir():
         what = f"its base model {named!r} is not a folder here" if named else "its configuration names no base model"

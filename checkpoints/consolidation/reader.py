@@ -19,7 +19,7 @@ from .cast import bits_of, is_nan
 from .torch_cast import Bytes, copier
 
 if TYPE_CHECKING:
-    from .checksums import Sums
+    from .checksums import CrcRecorder
 
 _TWIN_ELEMENTS = 256
 _SPARE_DESCRIPTORS = 256  # for the files that are written, and what else the process has open
@@ -32,7 +32,7 @@ class Reader:
     gets all that is read.
     """
 
-    def __init__(self, max_open: int = 64, sums: Sums | None = None) -> None:
+    def __init__(self, max_open: int = 64, sums: CrcRecorder | None = None) -> None:
         self._sums = sums
         self._descriptors: OrderedDict[Path, int] = OrderedDict()
         self._max_open = max_open
@@ -95,7 +95,7 @@ class Reader:
         return self._descriptors[path]
 
 
-def descriptors_each(num_files: int, num_workers: int) -> int:
+def raise_descriptor_limit(num_files: int, num_workers: int) -> int:
     """Return how many files each worker may hold open; the process's own limit is raised as far as it goes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = num_files * num_workers + _SPARE_DESCRIPTORS
@@ -106,7 +106,7 @@ def descriptors_each(num_files: int, num_workers: int) -> int:
     return max(4, room // num_workers)
 
 
-def check_twins(tensors: Sequence[SourceTensor]) -> None:
+def check_working_copies(tensors: Sequence[SourceTensor]) -> None:
     """Compare the ends of each fp32 master with the 16-bit copy that the model trained with.
 
     They are equal in every sound checkpoint of stages 1 and 2, so a layout that a later
@@ -122,10 +122,10 @@ def _check_ends(tensor: SourceTensor) -> None:
     count = min(_TWIN_ELEMENTS, tensor.num_elements)
     with Reader() as reader:
         for first in sorted({0, tensor.num_elements - count}):
-            check_twin(reader, tensor, first, count)
+            check_working_copy(reader, tensor, first, count)
 
 
-def check_twin(reader: Reader, tensor: SourceTensor, first: int, count: int) -> None:
+def check_working_copy(reader: Reader, tensor: SourceTensor, first: int, count: int) -> None:
     """Compare *count* elements from *first* on; raise `DamagedError` where master and copy differ."""
     assert tensor.twin is not None
     master, twin = reader.read(tensor, first, count), reader.read(tensor.twin, first, count)

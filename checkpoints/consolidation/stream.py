@@ -18,14 +18,14 @@ from queue import Empty, SimpleQueue
 
 import numpy as np
 
-from ..capacity.allocation import reserve, start_writing
+from ..capacity.allocation import allocate, start_writing
 from ..formats.safetensors_file import PlacedTensor, Shard
 from ..formats.tensors import DTYPES
-from .cast import Loss, cast_block
-from .checksums import Spans, Sums, all_of
-from .lora_delta import Added
+from .cast import CastReport, cast_block
+from .checksums import CrcRecorder, Spans, all_of
+from .lora_delta import LoraDelta
 from .manifest import WeightFile
-from .reader import Reader, descriptors_each, segments_by_file
+from .reader import Reader, raise_descriptor_limit, segments_by_file
 from .torch_cast import Bytes, one_thread_each
 
 # As read or as written, whichever is larger: it stays in the cache from read to write. 1 MiB blocks took 2.2 s where
@@ -49,7 +49,7 @@ class WrittenShard:
     """One file, on disk, what the cast lost by parameter, and the CRCs of what was read for it."""
 
     file: WeightFile
-    losses: Mapping[str, Loss]
+    losses: Mapping[str, CastReport]
     spans: Spans
 
 
@@ -90,7 +90,7 @@ def _prepared(path: Path, shard: Shard) -> Iterator[int]:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
         os.ftruncate(descriptor, shard.num_bytes)
-        reserve(descriptor, shard.num_bytes)
+        allocate(descriptor, shard.num_bytes)
         _write_all(descriptor, memoryview(shard.header), 0)
         yield descriptor
     finally:
@@ -117,7 +117,7 @@ class _Pass:
         self._todo: SimpleQueue[tuple[int, PlacedTensor]] = SimpleQueue()
         self._counts: SimpleQueue[int | None] = SimpleQueue()
         num_files = len(segments_by_file([tensor.source for shard in shards for tensor in shard.tensors]))
-        self._max_open = descriptors_each(num_files, settings.num_workers)
+        self._max_open = raise_descriptor_limit(num_files, settings.num_workers)
         for number, shard in enumerate(shards):
             # The largest first, so that the threads end together.
             for tensor in sorted(shard.tensors, key=lambda tensor: -tensor.num_bytes):
@@ -137,7 +137,7 @@ class _Pass:
     def work(self) -> None:
         """Write tensors until there are none; be one thread."""
         try:
-            sums = Sums() if self._settings.has_sums else None
+            sums = CrcRecorder() if self._settings.has_sums else None
             with Reader(self._max_open, sums) as reader:
                 writer = _Writer(reader, sums, self._settings, self._count)
                 while True:
@@ -175,14 +175,16 @@ class _Outcome:
     """What came of a tensor: its digest, or the empty text, what the cast lost, and the CRCs of what was read."""
 
     digest: str
-    loss: Loss
+    loss: CastReport
     spans: Spans
 
 
 class _Writer:
     """One thread's buffers, and how it writes a tensor."""
 
-    def __init__(self, reader: Reader, sums: Sums | None, settings: Settings, count: Callable[[int], None]) -> None:
+    def __init__(
+        self, reader: Reader, sums: CrcRecorder | None, settings: Settings, count: Callable[[int], None]
+    ) -> None:
         self._reader = reader
         self._sums = sums
         self._settings = settings
@@ -191,8 +193,8 @@ class _Writer:
 
     def write(self, tensor: PlacedTensor, target: int) -> _Outcome:
         """Write a tensor at its place in *target*."""
-        source, digest, loss = tensor.source, hashlib.sha256(), Loss()
-        added = Added(self._reader, source.low_rank) if source.low_rank is not None else None
+        source, digest, loss = tensor.source, hashlib.sha256(), CastReport()
+        added = LoraDelta(self._reader, source.low_rank) if source.low_rank is not None else None
         for first, count in _blocks(tensor):
             values, dtype = self._read(tensor, first, count), source.dtype
             if added is not None:
@@ -235,7 +237,7 @@ def _written(shard: Shard, outcomes: Mapping[str, _Outcome], has_statistics: boo
     )
     return WrittenShard(
         file=file,
-        losses={name: outcome.loss for name, outcome in ordered if outcome.loss != Loss()},
+        losses={name: outcome.loss for name, outcome in ordered if outcome.loss != CastReport()},
         spans=all_of(outcome.spans for _, outcome in ordered),
     )
 

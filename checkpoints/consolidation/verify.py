@@ -18,7 +18,7 @@ from ...remote import Place, num_bytes_of
 from ..formats.safetensors_file import PlacedTensor, Shard, read_tensors
 from ..formats.tensors import DTYPES, LowRank, SourceTensor
 from .cast import bits_of
-from .reader import Reader, check_twin
+from .reader import Reader, check_working_copy
 from .torch_cast import Bytes
 
 _BLOCK_BYTES = 4 << 20
@@ -51,7 +51,7 @@ def _each(check: Callable[[_T], None], items: Iterable[_T], num_workers: int) ->
 def _check_all_twins(tensor: SourceTensor) -> None:
     with Reader() as reader:
         for first, count in _pieces(tensor):
-            check_twin(reader, tensor, first, count)
+            check_working_copy(reader, tensor, first, count)
 
 
 def _check_header(shard: Shard, place: Place) -> None:

@@ -1,41 +1,27 @@
-"""Which checkpoints stay: pure functions from a list to verdicts.
+"""Decide what becomes of checkpoints: pure functions from a list to decisions.
 
-`decide` is what the policies say with room to spare; `make_room` is what goes further, least
-valuable first, so that the next checkpoint fits. Acting on verdicts is in `rotate.py`.
+`decide` says what the policies let go where space is no matter. `make_room` goes further, the least valuable
+first, so that the next checkpoint fits. Acting on decisions is in `rotation`.
 """
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Literal
 
 from ..commit import Checkpoint
+from .policies import Kept, RetentionPolicy, RetentionRules
 
-Action = Literal["keep", "thin", "archive", "delete"]
-_ROOM = "room for the next one"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Policy:
-    """What stays: the newest, the best by the metric, every so many steps, and the pinned.
-
-    *thins* says that what stays for another reason than being new keeps its weights only;
-    *archives*, that what goes is moved to the archive.
-    """
-
-    keep_last: int = 1
-    keep_best: int = 1
-    keep_every_steps: int | None = None
-    goal: Literal["lowest", "highest"] = "lowest"
-    thins: bool = False
-    archives: bool = False
+Action = Literal["keep", "strip", "archive", "delete"]
+_SPACE = "space for the next one"
+_NEWEST = Kept(reason="among the last", in_full=True, at_most="keep")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class RetentionDecision:
     """What happens to a checkpoint, why, and how many bytes it frees."""
 
     checkpoint: Checkpoint
@@ -45,145 +31,132 @@ class Verdict:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clearing:
-    """What is done, in this order, to make room, and whether that is enough."""
+class FreeingPlan:
+    """What is done, in this order, to free space, and whether that is enough."""
 
-    verdicts: tuple[Verdict, ...]
+    decisions: tuple[RetentionDecision, ...]
     is_enough: bool
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Ranks:
-    """The committed checkpoints, oldest first, and by `id` (hashing 10,000 paths takes 100 ms) what a rule keeps."""
+class _Selection:
+    """The committed checkpoints, oldest first, and by `id` (hashing 10,000 paths takes 100 ms) why some stay.
+
+    *spare* are the weights that a killed strip left beside the full state.
+    """
 
     mine: Sequence[Checkpoint]
-    spare: frozenset[int]
-    newest: frozenset[int]
-    last: frozenset[int]
-    best: Sequence[int]
+    spare: Container[int]
+    kept: Mapping[int, Kept]
 
 
-def _rank(checkpoints: Sequence[Checkpoint], policy: Policy) -> _Ranks:
+def _select(checkpoints: Sequence[Checkpoint], policy: RetentionPolicy) -> _Selection:
     mine = sorted((one for one in checkpoints if one.status == "committed"), key=attrgetter("attempt", "step"))
     full = [one for one in mine if one.content == "full"]
-    # a thinning that was cut off leaves the weights beside the full one
     light = [one for one in mine if one.content == "weights"]
-    whole = {one.order for one in full} if light else set()
-    spare = frozenset(id(one) for one in light if one.order in whole)
-    measured = [one for one in reversed(mine) if one.metric is not None and id(one) not in spare]
-    measured.sort(key=lambda one: one.metric or 0.0, reverse=policy.goal == "highest")
-    return _Ranks(
-        mine=mine,
-        spare=spare,
-        # the newest to resume from, and the newest weights where they are newer
-        newest=frozenset(id(one) for one in (*full[-1:], *mine[-1:])),
-        last=frozenset(id(one) for one in full[-max(1, policy.keep_last) :]),
-        best=[id(one) for one in measured[: policy.keep_best]],
-    )
+    in_full = {one.order for one in full} if light else set()
+    spare = frozenset(id(one) for one in light if one.order in in_full)
+    candidates = [one for one in mine if id(one) not in spare] if spare else mine
+    kept = {id(candidates[place]): reason for place, reason in policy.select(candidates).items()}
+    for one in (*full[-1:], *candidates[-1:]):  # the newest to resume from, and the newest weights where newer
+        kept[id(one)] = kept.get(id(one), _NEWEST) | _NEWEST
+    return _Selection(mine=mine, spare=spare, kept=kept)
 
 
-def decide(checkpoints: Sequence[Checkpoint], policy: Policy, *, weights_bytes: int = 0) -> tuple[Verdict, ...]:
-    """Return one verdict for each of *checkpoints*, in their order.
+def decide(
+    checkpoints: Sequence[Checkpoint], rules: RetentionRules, *, weights_bytes: int = 0
+) -> tuple[RetentionDecision, ...]:
+    """Return one decision for each of *checkpoints*, in their order.
 
-    Only committed ones ever go, and never the newest of them or a pinned one. *weights_bytes* is
-    what a thinned one holds.
+    Only committed ones ever go, and never the newest of them. *weights_bytes* is what one holds that was stripped.
     """
-    return _verdicts(checkpoints, _rank(checkpoints, policy), policy, weights_bytes)
+    return _decide(checkpoints, _select(checkpoints, rules.policy), rules, weights_bytes)
 
 
-def _verdicts(
-    checkpoints: Sequence[Checkpoint], ranks: _Ranks, policy: Policy, weights_bytes: int
-) -> tuple[Verdict, ...]:
-    newest, best = ranks.newest | ranks.last, set(ranks.best)
+def _decide(
+    checkpoints: Sequence[Checkpoint], selection: _Selection, rules: RetentionRules, weights_bytes: int
+) -> tuple[RetentionDecision, ...]:
+    kept_by_id, spare, strips = selection.kept, selection.spare, rules.strips
 
-    def verdict(one: Checkpoint) -> Verdict:
+    def decision(one: Checkpoint) -> RetentionDecision:
         if one.status != "committed":
-            return Verdict(checkpoint=one, action="keep", reason=f"{one.status}, not ours to remove")
-        if one.is_pinned:
-            return Verdict(checkpoint=one, action="keep", reason="pinned")
-        if id(one) in ranks.spare:
-            return Verdict(checkpoint=one, action="delete", reason="still there in full", frees_bytes=one.num_bytes)
-        if id(one) in newest:
-            return Verdict(checkpoint=one, action="keep", reason="among the last")
-        kept = "among the best" if id(one) in best else ""
-        if not kept and policy.keep_every_steps and one.step % policy.keep_every_steps == 0:
-            kept = f"every {policy.keep_every_steps} steps"
-        if not kept:
-            return _gone(one, policy, "older than the last and not among the best")
-        saved = _saved(one, weights_bytes) if policy.thins else 0
-        return Verdict(checkpoint=one, action="thin" if saved else "keep", reason=kept, frees_bytes=saved)
+            return RetentionDecision(checkpoint=one, action="keep", reason=f"{one.status}, not ours to remove")
+        kept = kept_by_id.get(id(one))
+        if kept is None and id(one) in spare:
+            if one.is_pinned:
+                return RetentionDecision(checkpoint=one, action="keep", reason="pinned")
+            reason = "still there in full"
+            return RetentionDecision(checkpoint=one, action="delete", reason=reason, frees_bytes=one.num_bytes)
+        if kept is None:
+            return _remove(one, rules, "older than the last and not among the best")
+        saved = _saved_by_strip(one, weights_bytes) if strips and not kept.in_full else 0
+        return RetentionDecision(
+            checkpoint=one, action="strip" if saved else "keep", reason=kept.reason, frees_bytes=saved
+        )
 
-    return tuple(map(verdict, checkpoints))
-
-
-def _gone(one: Checkpoint, policy: Policy, reason: str) -> Verdict:
-    action: Action = "archive" if policy.archives else "delete"
-    return Verdict(checkpoint=one, action=action, reason=reason, frees_bytes=one.num_bytes)
+    return tuple(map(decision, checkpoints))
 
 
-def _saved(one: Checkpoint, weights_bytes: int) -> int:
-    """Return what thinning *one* frees; 0 for one that holds weights only."""
+def _remove(one: Checkpoint, rules: RetentionRules, reason: str) -> RetentionDecision:
+    action: Action = "archive" if rules.archives else "delete"
+    return RetentionDecision(checkpoint=one, action=action, reason=reason, frees_bytes=one.num_bytes)
+
+
+def _saved_by_strip(one: Checkpoint, weights_bytes: int) -> int:
+    """Return what stripping *one* to its weights frees; 0 for one that holds weights only."""
     return max(0, one.num_bytes - weights_bytes) if one.content == "full" else 0
 
 
 def make_room(
-    checkpoints: Sequence[Checkpoint], policy: Policy, *, need_bytes: int, free_bytes: int, weights_bytes: int
-) -> Clearing:
+    checkpoints: Sequence[Checkpoint], rules: RetentionRules, *, need_bytes: int, free_bytes: int, weights_bytes: int
+) -> FreeingPlan:
     """Return what must be done so that *need_bytes* are free, where *free_bytes* are now.
 
-    First goes what the policies let go. Then those that they keep, least valuable first: those
-    of every so many steps, older last ones, lesser best ones. As few as possible of them go, since
-    thinning comes before going; the best is at most thinned. The newest and the pinned stay as
-    they are. A thinned copy is written before the full one goes, so it needs *weights_bytes* first.
+    First goes what the policies let go. Then those that they keep, by their value. As few as possible of them go,
+    since stripping to weights comes before going. The newest stay as they are, and the others as far as their
+    policies ask. A stripped copy is written before the full one goes, so it needs *weights_bytes* first.
     Where even all of this is not enough, nothing but what the policies let go is touched.
     """
     if free_bytes >= need_bytes:
-        return Clearing(verdicts=(), is_enough=True)
-    ranks = _rank(checkpoints, policy)
-    settled = _verdicts(ranks.mine, ranks, policy, weights_bytes)
+        return FreeingPlan(decisions=(), is_enough=True)
+    selection = _select(checkpoints, rules.policy)
+    settled = _decide(selection.mine, selection, rules, weights_bytes)
     first = [one for one in settled if one.action in ("delete", "archive")]
     free = free_bytes + sum(one.frees_bytes for one in first)
     if free >= need_bytes:
-        return Clearing(verdicts=tuple(first), is_enough=True)
-    ranked, num_may_go = _by_value(ranks, {id(one.checkpoint) for one in first})
+        return FreeingPlan(decisions=tuple(first), is_enough=True)
+    ranked, num_may_go = _rank(selection)
 
     def further(count: int) -> tuple[list[Checkpoint], int]:
-        """Return what is thinned when the first *count* go, and the bytes that are free then."""
-        left, thinned = free + sum(one.num_bytes for one in ranked[:count]), []
+        """Return what is stripped when the first *count* go, and the bytes that are free then."""
+        left, stripped = free + sum(one.num_bytes for one in ranked[:count]), []
         for one in ranked[count:]:
-            saved = _saved(one, weights_bytes)
+            saved = _saved_by_strip(one, weights_bytes)
             if left < need_bytes and saved > 0 and left >= weights_bytes:
-                thinned.append(one)
+                stripped.append(one)
                 left += saved
-        return thinned, left
+        return stripped, left
 
-    # going frees more than thinning, so the first count that is enough can be searched for
+    # going frees more than stripping, so the first count that is enough can be searched for
     count = bisect.bisect_left(range(num_may_go + 1), True, key=lambda number: further(number)[1] >= need_bytes)
     if count > num_may_go:
-        return Clearing(verdicts=tuple(first), is_enough=False)
-    gone = (_gone(one, policy, _ROOM) for one in ranked[:count])
-    thinned = (
-        Verdict(checkpoint=one, action="thin", reason=_ROOM, frees_bytes=_saved(one, weights_bytes))
+        return FreeingPlan(decisions=tuple(first), is_enough=False)
+    gone = (_remove(one, rules, _SPACE) for one in ranked[:count])
+    stripped = (
+        RetentionDecision(
+            checkpoint=one, action="strip", reason=_SPACE, frees_bytes=_saved_by_strip(one, weights_bytes)
+        )
         for one in further(count)[0]
     )
-    return Clearing(verdicts=(*first, *gone, *thinned), is_enough=True)
+    return FreeingPlan(decisions=(*first, *gone, *stripped), is_enough=True)
 
 
-def _by_value(ranks: _Ranks, gone: Container[int]) -> tuple[list[Checkpoint], int]:
-    """Return what may be touched when room is needed, least valuable first, and how many of these may go.
-
-    The best comes last and is not among these.
-    """
-    place = {one: number for number, one in enumerate(ranks.best)}
-    free_to_touch = [
-        one for one in ranks.mine if not one.is_pinned and id(one) not in ranks.newest and id(one) not in gone
+def _rank(selection: _Selection) -> tuple[list[Checkpoint], int]:
+    """Return what may be touched when space is needed, least valuable first, and how many of these may go."""
+    found = [
+        (kept.at_most != "delete", kept.value, one)
+        for one in selection.mine
+        if (kept := selection.kept.get(id(one))) is not None and kept.at_most != "keep"
     ]
-
-    def value(one: Checkpoint) -> tuple[int, int]:
-        if id(one) in place:
-            return (2, -place[id(one)])
-        return (1 if id(one) in ranks.last else 0, 0)
-
-    ranked = sorted(free_to_touch, key=value)  # stable, so the oldest first among equals
-    has_best = bool(ranked) and place.get(id(ranked[-1])) == 0
-    return ranked, len(ranked) - has_best
+    found.sort(key=lambda each: each[:2])  # stable, so the oldest first among equals
+    return [one for _, _, one in found], sum(not is_protected for is_protected, _, _ in found)

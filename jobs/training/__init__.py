@@ -1,1 +1,1 @@
-"""Training: the model in the one right order, rows to tokens, the loop, tracking."""
+"""Training: the model in the one right order, rows to tokens, the loop."""

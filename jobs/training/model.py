@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ...errors import RunError, UsageError
+from ...recipes.engines import engine_of
 from ...recipes.forecast.trainable import is_frozen
 from ...recipes.inspect.tokenizer import load_full
 from ...recipes.schema import Recipe
@@ -62,8 +63,7 @@ def _load(recipe: Recipe, task: TaskSpec, folder: Path, *, has_weights: bool) ->
     config = transformers.AutoConfig.from_pretrained(folder, **options, **spec.config)
     if spec.attention:
         options["attn_implementation"] = spec.attention
-    # ZeRO keeps float32 masters itself; without it the weights are the masters
-    dtype = _DTYPES[train.precision] if train.zero.stage and recipe.adapter.method == "full" else torch.float32
+    dtype = _DTYPES[engine_of(recipe).working_dtype(recipe)] if recipe.adapter.method == "full" else torch.float32
     transformers.set_seed(recipe.seed)
     if not has_weights:
         return model_class.from_config(config, dtype=dtype, **options)

@@ -14,19 +14,21 @@ from pathlib import Path
 
 from ... import files
 from ...checkpoints import commit
-from ...checkpoints.capacity import reservations
-from ...checkpoints.capacity.limits import least, limits_of
+from ...checkpoints.capacity import allocation, reservations
+from ...checkpoints.capacity.limits import read_limits, tightest
 from ...checkpoints.capacity.reservations import Reservation
 from ...checkpoints.commit import Checkpoint
-from ...checkpoints.retention.admission import RUNGS, Need, Rung, admit, holds_reserve
-from ...checkpoints.retention.decisions import Verdict, decide
-from ...checkpoints.rotation import STATE_NAME, WRITER_LOCK, Done, carry_out
+from ...checkpoints.retention.admission import SaveRequirements, admit, holds_reserve
+from ...checkpoints.retention.decisions import RetentionDecision, decide
+from ...checkpoints.retention.save_level import SaveLevel, levels_from
+from ...checkpoints.rotation import STATE_NAME, WRITER_LOCK, RetentionResult, carry_out
 from ...errors import FencedError, NoRoomError, no_room_named
 from ...events import Event, Problem, Saved, Skipped
 from ...ledger import Ledger, read
 from ...ledger_queries import done_stages
-from ...recipes.forecast.storage import checkpoint_of, later_bytes, means_of, policy_of, weights_of, with_slack
+from ...recipes.forecast.storage import checkpoint_of, later_bytes, weights_of, with_slack
 from ...recipes.plan import Batch
+from ...recipes.retention import removal_options, retention_rules
 from ..context import JobContext, say
 
 _SLACK_BYTES = 64 * 1024  # by how much two checkpoints of one run differ: loss scale, pickled counters
@@ -49,9 +51,9 @@ class Keeping:
     def __init__(self, job: JobContext, batch: Batch, ledger: Ledger | None) -> None:
         self._job, self._batch, self._ledger = job, batch, ledger
         self.folder = job.paths.checkpoints(job.stage.name)
-        self._spec, self._policy = job.recipe.checkpoints, policy_of(job.recipe)
-        self._means = means_of(job.recipe, job.paths, job.stage.name, job.check_fence)
-        self._store = reservations.store_of(job.paths)
+        self._spec, self._rules = job.recipe.checkpoints, retention_rules(job.recipe)
+        self._options = removal_options(job.recipe, job.paths, job.stage.name, job.check_fence)
+        self._store = reservations.shared_runs_dir(job.paths)
         self._later_bytes = later_bytes(job.plan.forecast) + _other_weights_bytes(job)
         self._granted_bytes = 0
         self._told: set[str] = set()
@@ -61,7 +63,7 @@ class Keeping:
         with suppress(OSError):  # a store without locks; `doctor` says so
             self._lock.enter_context(files.locked(files.make_private_dir(self.folder) / WRITER_LOCK, wait=False))
 
-    def admit(self, highest: Rung, *, state_bytes: int, is_last: bool, is_stop: bool) -> Rung:
+    def admit(self, highest: SaveLevel, *, state_bytes: int, is_last: bool, is_stop: bool) -> SaveLevel:
         """Make room for the next checkpoint and return what of it fits, not above *highest*.
 
         *state_bytes* is the size that `trainer_state.json` will have: it grows with every log.
@@ -69,32 +71,32 @@ class Keeping:
         self.wait()
         commit.sweep(self.folder)  # what a kill left must not count against the next one
         need = self._need(state_bytes, is_last=is_last)
-        with reservations.store_locked(self._store):
+        with reservations.lock_runs_dir(self._store):
             self._keep_reserve(need)
             need = replace(need, is_stop=is_stop, has_reserve=self._has_reserve())
-            for rung in RUNGS[RUNGS.index(highest) :]:
-                if self._clear(rung, need):
-                    return rung
+            for level in levels_from(highest):
+                if self._clear(level, need):
+                    return level
         return "none"
 
-    def _clear(self, rung: Rung, need: Need) -> bool:
-        """Make room for *rung* and say whether it is there; what was freed is measured, not believed."""
+    def _clear(self, level: SaveLevel, need: SaveRequirements) -> bool:
+        """Make room for *level* and say whether it is there; what was freed is measured, not believed."""
         stuck: set[Path] = set()
-        wanted = need.bytes_of(rung)
+        wanted = need.bytes_of(level)
         for _ in range(_TRIES):
             room = self._room(need)
             free = room.free_bytes
             if free >= wanted:  # a quota that no figure shows would show now
-                given = reservations.takes(self.folder, wanted)
+                given = allocation.probe_free_bytes(self.folder, wanted)
                 free = free if given == wanted else given
             mine = [replace(one, is_pinned=one.is_pinned or one.path in stuck) for one in self._mine()]
             need = replace(need, later_bytes=room.later_bytes)
-            found = admit(mine, self._policy, need, free_bytes=free, highest=rung)
-            if found.rung != rung:
+            found = admit(mine, self._rules, need, free_bytes=free, highest=level)
+            if found.level != level:
                 return False
-            if not found.verdicts:
+            if not found.decisions:
                 return True
-            stuck |= {done.checkpoint.path for done in self._carry_out(found.verdicts) if done.problem}
+            stuck |= {done.checkpoint.path for done in self._carry_out(found.decisions) if done.problem}
         return False
 
     def settle(self, saved: Checkpoint, *, state_bytes: int, is_last: bool, stall_s: float) -> None:
@@ -105,7 +107,7 @@ class Keeping:
                 content=saved.content,
                 num_bytes=saved.num_bytes,
                 metric=saved.metric,
-                held_bytes=reservations.held_bytes(self.folder),
+                held_bytes=allocation.measure_usage(self.folder),
                 budget_bytes=self.budget_bytes,
                 stall_s=stall_s,
             )
@@ -116,15 +118,15 @@ class Keeping:
     def _settle(self, state_bytes: int, is_last: bool) -> None:
         try:
             need = self._need(state_bytes, is_last=is_last)
-            self._carry_out(decide(self._mine(), self._policy, weights_bytes=need.weights_bytes))
+            self._carry_out(decide(self._mine(), self._rules, weights_bytes=need.weights_bytes))
             if is_last:
                 return
-            with reservations.store_locked(self._store):
+            with reservations.lock_runs_dir(self._store):
                 room = self._room(need)
             need = replace(need, later_bytes=room.later_bytes)
-            found = admit(self._mine(), self._policy, need, free_bytes=room.free_bytes)
-            if all(verdict.action == "thin" for verdict in found.verdicts):  # what goes for good can wait till it must
-                self._carry_out(found.verdicts)
+            found = admit(self._mine(), self._rules, need, free_bytes=room.free_bytes)
+            if all(one.action == "strip" for one in found.decisions):  # what goes for good can wait till it must
+                self._carry_out(found.decisions)
         except FencedError:  # the next save says so
             return
         except Exception as error:  # beside the training, nobody would see it
@@ -142,10 +144,10 @@ class Keeping:
         with suppress(OSError, FencedError):
             self._job.check_fence()  # what looks left over may be what the next attempt writes
             commit.sweep(self.folder)
-            reservations.keep_reserve(self.folder, 0)
+            allocation.keep_reserve(self.folder, 0)
             self._settle(0, True)  # the attempt that saved last may have been killed before
             self._lock.close()
-            held = reservations.held_bytes(self._job.paths.root)
+            held = allocation.measure_usage(self._job.paths.root)
             self._publish(held + self._later_bytes, held)
 
     def skipped(self, step: int, reason: str) -> None:
@@ -155,15 +157,15 @@ class Keeping:
     def _mine(self) -> tuple[Checkpoint, ...]:
         return commit.committed(self.folder)
 
-    def _need(self, state_bytes: int, *, is_last: bool) -> Need:
+    def _need(self, state_bytes: int, *, is_last: bool) -> SaveRequirements:
         recipe, model = self._job.recipe, self._job.plan.inputs.model
         world_size = self._batch.world_size
         alike = [one for one in self._mine() if one.content == "full" and one.world_size == world_size]
         full = with_slack(checkpoint_of(recipe, model, self._batch).num_bytes)
         if alike:
             grown = max(0, state_bytes - _size(alike[-1].path / STATE_NAME))
-            full = reservations.held_bytes(alike[-1].path) + grown + _SLACK_BYTES
-        return Need(
+            full = allocation.measure_usage(alike[-1].path) + grown + _SLACK_BYTES
+        return SaveRequirements(
             full_bytes=full,
             weights_bytes=with_slack(weights_of(recipe, model).num_bytes),
             later_bytes=self._later_bytes,
@@ -172,37 +174,35 @@ class Keeping:
         )
 
     def _has_reserve(self) -> bool:
-        return (self.folder / reservations.RESERVE_NAME).exists()
+        return (self.folder / allocation.RESERVE_NAME).exists()
 
-    def _keep_reserve(self, need: Need) -> None:
-        """Hold room for the weights at the end, where that costs no rung; release it for the last save."""
+    def _keep_reserve(self, need: SaveRequirements) -> None:
+        """Hold room for the weights at the end, where that costs no level; release it for the last save."""
         reserve = 0
         if not need.is_last:
             room = self._room(need)
             mine = sum(one.num_bytes for one in self._mine() if not one.is_pinned)
-            capacity = room.free_bytes + mine + _size(self.folder / reservations.RESERVE_NAME)
+            capacity = room.free_bytes + mine + _size(self.folder / allocation.RESERVE_NAME)
             size = need.weights_bytes + _RESERVE_SLACK_BYTES
             need = replace(need, later_bytes=room.later_bytes)
-            reserve = size if holds_reserve(need, self._policy, capacity_bytes=capacity, reserve_bytes=size) else 0
+            reserve = size if holds_reserve(need, self._rules, capacity_bytes=capacity, reserve_bytes=size) else 0
         with suppress(NoRoomError), no_room_named("the reserve"):
-            reservations.keep_reserve(self.folder, reserve)
+            allocation.keep_reserve(self.folder, reserve)
 
-    def _room(self, need: Need) -> _Room:
+    def _room(self, need: SaveRequirements) -> _Room:
         """Look at what is held and free, and let the other runs know; the store is locked."""
-        held, run_held = reservations.held_bytes(self.folder), reservations.held_bytes(self._job.paths.root)
-        limit = least(limits_of(self.folder))
+        held, run_held = allocation.measure_usage(self.folder), allocation.measure_usage(self._job.paths.root)
+        limit = tightest(read_limits(self.folder))
         is_short_of_files = limit.num_files is not None and limit.num_files < self._num_files()
         spec = self._spec
         peak = int(self._job.plan.forecast.storage_peak_bytes * _PEAK_SLACK) + _SLACK_BYTES
-        self._granted_bytes = reservations.grant(
-            # with that much the rungs do not depend on what was promised, which knows nothing of stops
+        self._granted_bytes = reservations.grant_bytes(
+            # with that much the levels do not depend on what was promised, which knows nothing of stops
             wanted_bytes=max(peak, run_held + need.full_bytes + 4 * need.weights_bytes + need.later_bytes),
             held_bytes=run_held,
             free_bytes=0 if is_short_of_files else limit.num_bytes or 0,
             store_bytes=None if spec.store_budget_gb is None else int(spec.store_budget_gb * 1e9),
-            among=reservations.others(
-                self._store, self._job.paths, lambda job: False, measures=spec.store_budget_gb is not None
-            ),
+            among=reservations.read_others(self._store, self._job.paths, measures=spec.store_budget_gb is not None),
             kept_bytes=min(reservations.promised_before(self._job.paths), run_held + need.final_bytes),
         )
         self._publish(self._granted_bytes, run_held)
@@ -216,17 +216,17 @@ class Keeping:
         """Return how many files the next checkpoint may have: three of each rank, and about a dozen."""
         return 20 + 3 * self._batch.world_size
 
-    def _carry_out(self, verdicts: Sequence[Verdict]) -> list[Done]:
+    def _carry_out(self, decisions: Sequence[RetentionDecision]) -> list[RetentionResult]:
         """Act, and record each act; the other runs first learn that less is surely held."""
-        frees = sum(verdict.frees_bytes for verdict in verdicts)
+        frees = sum(decision.frees_bytes for decision in decisions)
         if frees:
-            self._publish(self._granted_bytes, max(0, reservations.held_bytes(self._job.paths.root) - frees))
+            self._publish(self._granted_bytes, max(0, allocation.measure_usage(self._job.paths.root) - frees))
         found = []
-        for done in carry_out(verdicts, self._means):
+        for done in carry_out(decisions, self._options):
             if done.problem and done.problem not in self._told:
                 self._told.add(done.problem)
                 say(f"warning: step {done.checkpoint.step} is kept: {done.problem}")
-            held = reservations.held_bytes(self.folder)
+            held = allocation.measure_usage(self.folder)
             self._note(done.event(held_bytes=held, budget_bytes=self.budget_bytes))
             found.append(done)
         return found

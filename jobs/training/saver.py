@@ -9,28 +9,27 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
-import os
 import time
 from collections.abc import Callable
-from enum import Enum
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 
 from ... import files
 from ...checkpoints import commit
-from ...checkpoints.capacity import reservations
+from ...checkpoints.capacity import allocation
 from ...checkpoints.commit import Content
-from ...checkpoints.retention.admission import RUNGS, Rung
+from ...checkpoints.retention.save_level import SAVE_LEVELS, SaveLevel
 from ...checkpoints.rotation import STATE_NAME
-from ...errors import DamagedError, FencedError, NoRoomError
+from ...errors import FencedError, NoRoomError
 from ...ledger import Ledger
-from ...recipes.forecast.storage import weights_dtype
 from ...recipes.plan import Batch
+from ...recipes.retention import weights_dtype
 from ..context import JobContext, say
 from .collectives import Ranks, StoreError
+from .engines import engine_of
+from .engines.base import SavableTrainer
 from .rotation import Keeping
 from .weights_only import largest_weight, safe_dtype, write_weights
 
@@ -47,10 +46,11 @@ class Saver:
         self._job, self._batch, self._ranks, self._tokenizer, self._log = job, batch, ranks, tokenizer, log
         self._folder = job.paths.checkpoints(job.stage.name)
         self._keeping = Keeping(job, batch, ledger) if ranks.rank == 0 else None
+        self._engine = engine_of(job.recipe)
         self._num_skipped = 0
-        self._rung: Rung = "full"
+        self._level: SaveLevel = "full"
 
-    def save(self, trainer: Any, *, is_stop: bool = False) -> None:
+    def save(self, trainer: SavableTrainer, *, is_stop: bool = False) -> None:
         """Save in full, else the weights, else nothing; commit, and settle the older ones beside the training.
 
         With *is_stop* the training ends after it, to go on later. Every rank calls it. A save that finds no room, or
@@ -63,18 +63,18 @@ class Saver:
         """
         step = trainer.state.global_step
         is_last = step >= self._batch.steps
-        rung, problem = self._descend(trainer, "full", is_last=is_last, is_stop=is_stop)
-        self._num_skipped = 0 if rung != "none" else self._num_skipped + 1
-        if rung != "none":
+        level, problem = self._descend(trainer, "full", is_last=is_last, is_stop=is_stop)
+        self._num_skipped = 0 if level != "none" else self._num_skipped + 1
+        if level != "none":
             if not is_last:
-                self._tell(step, rung)
+                self._tell(step, level)
             return
         if is_last:
             raise NoRoomError(f"the checkpoint of the last step {step} was not saved: {problem}; {self._way_out()}")
         limit = None if self._plans_none() else self._job.recipe.checkpoints.max_skipped
         if limit is not None and self._num_skipped > limit:
-            rung, _ = self._descend(trainer, "weights", is_last=True)
-            what = f"the weights of step {step} are saved" if rung == "weights" else "the last checkpoint stands"
+            level, _ = self._descend(trainer, "weights", is_last=True)
+            what = f"the weights of step {step} are saved" if level == "weights" else "the last checkpoint stands"
             raise NoRoomError(
                 f"{self._num_skipped} saves in a row found no room ({problem}); {what}; {self._way_out()} "
                 "(checkpoints.max_skipped=null trains on without)"
@@ -83,14 +83,14 @@ class Saver:
             self._keeping.skipped(step, problem)
             say(f"warning: step {step} is not saved: {problem}")
 
-    def _tell(self, step: int, rung: Rung) -> None:
+    def _tell(self, step: int, level: SaveLevel) -> None:
         """Say when the saves begin or cease to hold weights only: a kill costs more then."""
-        if rung != self._rung and self._keeping is not None:
+        if level != self._level and self._keeping is not None:
             weights_only = (
                 "only weights are saved, for no full state fits; after a kill training goes on from the last one"
             )
-            say(f"step {step}: " + (weights_only if rung == "weights" else "there is room for full states again"))
-        self._rung = rung
+            say(f"step {step}: " + (weights_only if level == "weights" else "there is room for full states again"))
+        self._level = level
 
     def _plans_none(self) -> bool:
         """Say whether the plan has room for the weights at the end alone: that saves are skipped is no surprise."""
@@ -108,26 +108,28 @@ class Saver:
         if self._keeping is not None:
             self._keeping.close()
 
-    def _descend(self, trainer: Any, highest: Rung, *, is_last: bool, is_stop: bool = False) -> tuple[Rung, str]:
-        """Save on the highest rung that works and return it, or "none" and why."""
-        started, rung, problem = time.monotonic(), highest, "no room for it"
+    def _descend(
+        self, trainer: SavableTrainer, highest: SaveLevel, *, is_last: bool, is_stop: bool = False
+    ) -> tuple[SaveLevel, str]:
+        """Save on the highest level that works and return it, or "none" and why."""
+        started, level, problem = time.monotonic(), highest, "no room for it"
         while True:
             try:
-                rung = self._admit(trainer, rung, is_last=is_last, is_stop=is_stop)
-                if rung != "none":
-                    self._save(trainer, rung, started, is_last=is_last)
-                return rung, problem
+                level = self._admit(trainer, level, is_last=is_last, is_stop=is_stop)
+                if level != "none":
+                    self._save(trainer, level, started, is_last=is_last)
+                return level, problem
             except FencedError:
                 raise
             except (NoRoomError, StoreError) as error:
                 problem = str(error)
-                if rung == "weights" or isinstance(error, StoreError):
+                if level == "weights" or isinstance(error, StoreError):
                     return "none", problem
-                rung = "weights"
+                level = "weights"
 
-    def _admit(self, trainer: Any, highest: Rung, *, is_last: bool, is_stop: bool) -> Rung:
+    def _admit(self, trainer: SavableTrainer, highest: SaveLevel, *, is_last: bool, is_stop: bool) -> SaveLevel:
         """Return what fits, as rank 0 finds it; all ranks learn it."""
-        found: list[Rung] = ["none"]
+        found: list[SaveLevel] = ["none"]
 
         def ask() -> None:
             if self._keeping is not None:
@@ -138,8 +140,8 @@ class Saver:
                 )
 
         self._ranks.do(f"making room for the checkpoint of step {trainer.state.global_step}", ask)
-        (place,) = self._ranks.from_first([(*RUNGS, "none").index(found[0])])
-        return (*RUNGS, "none")[place]
+        (place,) = self._ranks.from_first([SAVE_LEVELS.index(found[0])])
+        return SAVE_LEVELS[place]
 
     def _wait_for_store(self, timeout_s: float) -> None:
         """Wait until the run's folder is there: a store that went away must not be made anew below its mount."""
@@ -149,9 +151,9 @@ class Saver:
                 raise FileNotFoundError(errno.ENOENT, "the run's folder is not there", str(self._job.paths.root))
             time.sleep(0.5)
 
-    def _save(self, trainer: Any, rung: Rung, started: float, *, is_last: bool) -> None:
+    def _save(self, trainer: SavableTrainer, level: SaveLevel, started: float, *, is_last: bool) -> None:
         step = trainer.state.global_step
-        content: Content = "weights" if rung == "weights" else "full"
+        content: Content = "weights" if level == "weights" else "full"
         temporary = commit.temporary_dir(self._folder, step, self._job.attempt, content)
         try:
             self._ranks.do(f"beginning the checkpoint of step {step}", lambda: self._begin(step, content))
@@ -175,12 +177,8 @@ class Saver:
         if self._ranks.rank == 0:
             commit.begin(self._folder, step, self._job.attempt, content)
 
-    def _write(self, trainer: Any, temporary: Path) -> None:
-        if trainer.is_deepspeed_enabled:
-            _save_deepspeed(trainer, temporary)
-        elif self._ranks.rank == 0:
-            trainer.save_model(str(temporary), _internal_call=True)
-            torch.save(trainer.optimizer.state_dict(), temporary / "optimizer.pt")
+    def _write(self, trainer: SavableTrainer, temporary: Path) -> None:
+        self._engine.save_state(trainer, temporary, is_writer=self._ranks.rank == 0)
         trainer._save_rng_state(str(temporary))
         if self._ranks.rank == 0:
             trainer._save_scaler(str(temporary))
@@ -188,7 +186,7 @@ class Saver:
             self._write_beside(trainer, temporary)
             trainer.state.save_to_json(str(temporary / STATE_NAME))
 
-    def _write_beside(self, trainer: Any, temporary: Path) -> None:
+    def _write_beside(self, trainer: SavableTrainer, temporary: Path) -> None:
         model = trainer.accelerator.unwrap_model(trainer.model)
         model.config.save_pretrained(temporary)
         if getattr(model, "generation_config", None) is not None:
@@ -197,18 +195,20 @@ class Saver:
             model.peft_config["default"].save_pretrained(temporary)
         self._tokenizer.save_pretrained(temporary)
 
-    def _dtype(self, trainer: Any) -> str:
+    def _dtype(self, trainer: SavableTrainer) -> str:
         """Return the dtype of a weights-only checkpoint, the same on all ranks."""
-        return safe_dtype(weights_dtype(self._job.recipe), self._ranks.largest(largest_weight(trainer)))
+        return safe_dtype(weights_dtype(self._job.recipe), self._ranks.largest(largest_weight(self._engine, trainer)))
 
-    def _write_weights(self, trainer: Any, temporary: Path, dtype: str) -> None:
+    def _write_weights(self, trainer: SavableTrainer, temporary: Path, dtype: str) -> None:
         is_writer, max_shard_bytes = self._ranks.rank == 0, int(self._job.recipe.consolidate.max_shard_gb * 1e9)
-        write_weights(trainer, temporary, dtype, max_shard_bytes, is_writer=is_writer)
+        write_weights(self._engine, trainer, temporary, dtype, max_shard_bytes, is_writer=is_writer)
         if is_writer:
             self._write_beside(trainer, temporary)
             files.write_json(temporary / STATE_NAME, {"global_step": trainer.state.global_step})
 
-    def _commit(self, trainer: Any, temporary: Path, content: Content, started: float, *, is_last: bool) -> None:
+    def _commit(
+        self, trainer: SavableTrainer, temporary: Path, content: Content, started: float, *, is_last: bool
+    ) -> None:
         if self._keeping is None:
             return
         step = trainer.state.global_step
@@ -226,7 +226,7 @@ class Saver:
         self._log(
             step,
             {
-                "storage/held_gb": reservations.held_bytes(self._folder) / 1e9,
+                "storage/held_gb": allocation.measure_usage(self._folder) / 1e9,
                 "storage/budget_gb": self._keeping.budget_bytes / 1e9,
                 "storage/checkpoint_gb": saved.num_bytes / 1e9,
                 "storage/stall_s": stall_s,
@@ -234,87 +234,14 @@ class Saver:
         )
 
 
-def _state_bytes(trainer: Any) -> int:
+def _state_bytes(trainer: SavableTrainer) -> int:
     """Return the size that the trainer's state has as JSON; it grows with every log."""
     return len(json.dumps(dataclasses.asdict(trainer.state), indent=2)) + 1
 
 
-def _metric(trainer: Any, step: int, name: str) -> float | None:
+def _metric(trainer: SavableTrainer, step: int, name: str) -> float | None:
     """Return the metric that was measured at *step*, if any."""
     for entry in reversed(trainer.state.log_history):
         if entry.get("step") == step and name in entry:
             return float(entry[name])
     return None
-
-
-def _save_deepspeed(trainer: Any, temporary: Path) -> None:
-    engine = trainer.model_wrapped
-    safe = engine.checkpoint_engine
-    safe.error = None
-    engine.save_checkpoint(
-        str(temporary), save_latest=False, exclude_frozen_parameters=hasattr(trainer.model, "peft_config")
-    )
-    if safe.error is not None:
-        raise safe.error
-    if engine.global_rank == 0:
-        (temporary / "latest").write_text(f"global_step{engine.global_steps}")
-
-
-def _member_of(kind: type[Enum]) -> Callable[[object, str], Enum]:
-    """Return what stands for getattr while a checkpoint is loaded: it finds members of *kind*, and nothing else."""
-
-    def member(owner: object, name: str) -> Enum:
-        if owner is not kind or name not in kind.__members__:
-            raise DamagedError(f"loading it would call getattr({owner!r}, {name!r}), which no checkpoint needs")
-        return kind[name]
-
-    return member
-
-
-def make_deepspeed_safe(engine: Any) -> None:
-    """Make a DeepSpeed engine read and write its files in a way that neither hangs nor runs code.
-
-    A write that fails on one rank is remembered until all have passed the engine's barriers,
-    and a file is read by the restricted unpickler with the few classes that DeepSpeed stores.
-    Of an adapter's model only what is trained is written: DeepSpeed leaves frozen parameters out, but
-    not their second names (a tied head) and not bitsandbytes' constants, which every ZeRO-3 rank repeats.
-    """
-    from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
-    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-
-    is_adapter = hasattr(engine.module, "peft_config")
-    trained = {name for name, value in engine.module.named_parameters() if value.requires_grad}
-
-    class SafeEngine(TorchCheckpointEngine):
-        error: Exception | None = None
-
-        def save(self, state_dict: Any, path: str) -> None:
-            if is_adapter and state_dict.get("module") is not None:
-                state_dict = state_dict | {"module": {k: v for k, v in state_dict["module"].items() if k in trained}}
-            try:
-                with open(path, "wb") as stream:
-                    torch.save(state_dict, stream)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-            except (OSError, RuntimeError) as error:  # torch's zip writer reports a full disk as RuntimeError
-                self.error = self.error or error
-
-        def makedirs(self, path: str, exist_ok: bool = False) -> None:
-            try:
-                os.makedirs(path, exist_ok=exist_ok)
-            except OSError as error:
-                self.error = self.error or error
-
-        def load(self, path: str, map_location: Any = None) -> Any:
-            # Python 3.11.0 to 3.11.3 pickle a member of an Enum as getattr(class, name)
-            known = [DynamicLossScaler, LossScaler, ZeroStageEnum, (_member_of(ZeroStageEnum), "builtins.getattr")]
-            try:
-                with torch.serialization.safe_globals(known):
-                    return torch.load(path, map_location=map_location, weights_only=True)
-            except UnpicklingError as error:  # torch's own words advise to load it without any safety
-                raise DamagedError(f"{path}: holds what no training state does, and was not loaded") from error
-
-    engine.checkpoint_engine = SafeEngine(None)
-    # Its copy of zero_to_fp32.py beside every checkpoint is not needed, and would raise on rank 0 alone.
-    engine._copy_recovery_script = lambda save_path: None

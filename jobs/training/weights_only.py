@@ -1,14 +1,12 @@
 """Write a model's weights from the training state, without its optimizer: one parameter in memory at a time.
 
-Every rank takes part, since ZeRO spreads a parameter over them; rank 0 casts the float32 master
+Every rank takes part, since an engine may spread a parameter over them; rank 0 casts the float32 master
 and writes it at its place.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +16,14 @@ from ...checkpoints.formats.lora import as_adapter
 from ...checkpoints.formats.safetensors_file import INDEX_NAME, Shard, index_text, plan_shards
 from ...checkpoints.formats.tensors import Source, SourceTensor
 from ...files import read_json
+from .engines.base import Engine, SavableTrainer
 
 _LARGEST_HALF = 65_000.0  # below float16's 65,504, since it is the 16-bit working copy that is looked at
 
 
-def largest_weight(trainer: Any) -> float:
+def largest_weight(engine: Engine, trainer: SavableTrainer) -> float:
     """Return the largest magnitude among what this rank holds of the trained weights."""
-    parts = (
-        getattr(weight, "ds_tensor", weight.data) for weight in _model(trainer).parameters() if weight.requires_grad
-    )
+    parts = (engine.local_part(weight) for weight in _model(trainer).parameters() if weight.requires_grad)
     return max((float(part.abs().max()) for part in parts if part.numel()), default=0.0)
 
 
@@ -35,7 +32,9 @@ def safe_dtype(dtype: str, largest: float) -> str:
     return "bfloat16" if dtype == "float16" and largest > _LARGEST_HALF else dtype
 
 
-def write_weights(trainer: Any, folder: Path, dtype: str, max_shard_bytes: int, *, is_writer: bool) -> None:
+def write_weights(
+    engine: Engine, trainer: SavableTrainer, folder: Path, dtype: str, max_shard_bytes: int, *, is_writer: bool
+) -> None:
     """Write the weights into *folder*, an adapter's where one is trained; config and tokenizer are the caller's.
 
     A rank that cannot write takes part to the end all the same, and raises then.
@@ -46,10 +45,10 @@ def write_weights(trainer: Any, folder: Path, dtype: str, max_shard_bytes: int, 
     places: dict[str, tuple[Path, int, torch.dtype]] = {}
     if is_writer:
         try:
-            places = _prepare(model, named, folder, dtype, max_shard_bytes)
+            places = _prepare(engine, model, named, folder, dtype, max_shard_bytes)
         except Exception as failure:  # the other ranks are in the first gathering already
             error = failure
-    for name, value in _gathered(trainer, named):
+    for name, value in engine.gathered(trainer, named):
         if name in places and error is None:
             try:
                 _write(*places[name], value)
@@ -59,7 +58,7 @@ def write_weights(trainer: Any, folder: Path, dtype: str, max_shard_bytes: int, 
         raise error
 
 
-def _model(trainer: Any) -> Any:
+def _model(trainer: SavableTrainer) -> Any:
     return trainer.accelerator.unwrap_model(trainer.model)
 
 
@@ -73,13 +72,13 @@ def _tensors(model: Any) -> dict[str, torch.Tensor]:
 
 
 def _prepare(
-    model: Any, named: dict[str, torch.Tensor], folder: Path, dtype: str, max_shard_bytes: int
+    engine: Engine, model: Any, named: dict[str, torch.Tensor], folder: Path, dtype: str, max_shard_bytes: int
 ) -> dict[str, tuple[Path, int, torch.dtype]]:
     """Write the headers and return file, offset and dtype of each tensor."""
     tensors = tuple(
         SourceTensor(
             name=name,
-            shape=tuple(getattr(value, "ds_shape", value.shape)),
+            shape=engine.full_shape(value),
             dtype=str(value.dtype).removeprefix("torch."),
             segments=(),
             role="trained",
@@ -113,25 +112,6 @@ def _make(path: Path, shard: Shard) -> None:
     with path.open("wb") as stream:
         stream.write(shard.header)
         stream.truncate(shard.num_bytes)
-
-
-def _gathered(trainer: Any, named: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield every tensor whole, on every rank: the float32 master of what is trained."""
-    if not trainer.is_deepspeed_enabled:
-        yield from ((name, value.data) for name, value in named.items())
-        return
-    import deepspeed
-    from deepspeed.utils import safe_get_full_fp32_param
-
-    # under it DeepSpeed gives back other parameters' masters; the working copy is right
-    is_shuffled = trainer.model_wrapped.zero_round_robin_gradients()
-    for name, value in named.items():
-        master = None
-        if value.requires_grad and not is_shuffled:
-            master = safe_get_full_fp32_param(value)
-        is_spread = master is None and hasattr(value, "ds_id")
-        with deepspeed.zero.GatheredParameters([value]) if is_spread else nullcontext():
-            yield name, value.data if master is None else master
 
 
 def _write(path: Path, offset_bytes: int, dtype: torch.dtype, value: torch.Tensor) -> None:

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from ... import files
 from ...cluster import processes
 from ...errors import EXIT_DEVICE_MEMORY, EXIT_NO_ROOM, EXIT_STOPPED
+from ...job_environment import JobEnvironment
 from ...run_folder import RunPaths
 from ..base import FINAL_WORDS, JobState, how_ended
 from .launcher import POLL_S, job_state, write_end
@@ -157,15 +158,12 @@ class _Job:
         files.make_private_dir(path.parent)
         (self._folder / "started").touch()
         names = self._spec["device_names"]
-        environment = os.environ | {
-            "SOUSBATCH_TASK": str(task),
-            "SOUSBATCH_DEVICES": ",".join(names[key] for key in share.devices),
-            "SOUSBATCH_JOB": self._folder.name,
-        }
+        devices = ",".join(names[key] for key in share.devices)
+        given = JobEnvironment(task=task, devices=devices, job=self._folder.name)
         with path.open("a") as log:
             self._running[task] = subprocess.Popen(
                 ["/bin/bash", str(self._folder / "script.sh")],
-                env=processes.child_environment(environment),
+                env=processes.child_environment(os.environ | given.to_env()),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 from ... import ledger
 from ...cluster import slurm
 from ...errors import SlurmError, SousbatchError, UnreachableError
 from ...events import Event, Sent, of
+from ...job_environment import JobEnvironment
 from ...ledger_queries import is_cancelled, unsettled
 from ...recipes.plan import Stage
 from ...recipes.sweep import STAGE as SWEEP_STAGE
@@ -28,25 +28,25 @@ def is_idle(attempts: Sequence[Attempt]) -> bool:
 
 def is_stray(events: Sequence[Event], stage: str, job_id: str) -> bool:
     """Say whether the run has another job for *stage*: this one was sent when Slurm did not answer, and came late."""
-    if "SOUSBATCH_POINT" in os.environ or any(intent.stage == stage for intent in unsettled(events).values()):
+    if any(intent.stage == stage for intent in unsettled(events).values()):
         return False
     known = {event.job_id for event in of(events, Sent) if event.stage == stage}
     return bool(known) and job_id.partition("_")[0] not in known
 
 
-def _is_cancelled(paths: RunPaths, stage: str) -> bool:
+def _is_cancelled(paths: RunPaths, stage: str, given: JobEnvironment) -> bool:
     """Say whether a person asked the newest job of *stage* to end; a point's job is that of its sweep."""
-    if "SOUSBATCH_POINT" in os.environ:
+    if given.sweep is not None:
         paths, stage = RunPaths(root=paths.runs_dir), SWEEP_STAGE
     return is_cancelled(ledger.read(paths.ledger_dir, max_steps=1), stage)
 
 
-def continue_job(paths: RunPaths, stage: Stage, job_id: str, attempts: Sequence[Attempt]) -> str:
+def continue_job(paths: RunPaths, stage: Stage, job_id: str, attempts: Sequence[Attempt], given: JobEnvironment) -> str:
     """Let the stage go on later where somebody other than the user stopped it; return in words what was done.
 
     Requeued where Slurm takes it back, else continued by a new job, to which the dependants move.
     """
-    if _is_cancelled(paths, stage.name):
+    if _is_cancelled(paths, stage.name, given):
         return f"cancelled; `sousbatch resume {paths.run_id}` goes on"
     if is_idle(attempts):
         return f"not requeued: {MAX_IDLE} starts in a row saved nothing new; is the time limit too short?"
@@ -54,7 +54,7 @@ def continue_job(paths: RunPaths, stage: Stage, job_id: str, attempts: Sequence[
         fate = slurm.fate_of(job_id)
         if fate == "gone":
             return "Slurm ends this job, or has requeued it"
-        is_shared = "SOUSBATCH_POINT" in os.environ or stage.num_tasks > 1
+        is_shared = given.sweep is not None or stage.num_tasks > 1
         if fate == "preempted" and not is_shared:
             # Since 24.05 a requeued job keeps its mark of a preemption, and ends as PREEMPTED also when all went well,
             # which kills what waits for it (job_mgr.c, GRACE_PREEMPT); and a site may cancel what it preempts.

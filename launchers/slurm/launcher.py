@@ -17,6 +17,7 @@ from ...cluster import slurm, slurm_site
 from ...cluster.environment import SLURM_CLIENT_NAMES, handed_on
 from ...cluster.slurm import JobRow
 from ...errors import EXIT_DEVICE_MEMORY, EXIT_NO_ROOM, EXIT_STOPPED, SlurmError, UnreachableError
+from ...job_environment import variable
 from ...recipes.plan import Plan, Stage
 from ...run_folder import RunPaths
 from ...user_folders import state_dir
@@ -25,7 +26,7 @@ from .script import array_size, header
 
 _NO_NODE_NOW = "Requested node configuration is not available"
 CLIENT_LINE = f"unset {' '.join(SLURM_CLIENT_NAMES)}  # sbatch's own: the node has others"
-TASK_LINE = 'export SOUSBATCH_TASK="${SLURM_ARRAY_TASK_ID:-0}"'
+TASK_LINE = f'export {variable("task")}="${{SLURM_ARRAY_TASK_ID:-0}}"'
 PATIENCE_S = 60.0
 _SETTLING_S = (1.0, 3.0, 6.0)
 _ASKED = (signal.SIGUSR1, signal.SIGTERM)  # what asks a batch shell to stop; it may not listen yet

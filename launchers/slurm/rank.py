@@ -18,6 +18,7 @@ from ... import ledger
 from ...cluster.processes import PARENT_VARIABLE
 from ...errors import FencedError
 from ...events import Finished
+from ...job_environment import JobEnvironment
 from ...run_folder import RunPaths
 
 _NAMES = {
@@ -46,8 +47,9 @@ def main(module: str, run: str, stage: str) -> None:
     """
     os.environ |= identity(os.environ)
     os.environ.pop(PARENT_VARIABLE, None)  # slurmstepd, not the stage process, is this process's parent
-    flag, folder = Path(os.environ["SOUSBATCH_STOP_FLAG"]), RunPaths(root=Path(run)).ledger_dir
-    task, attempt = int(os.environ["SOUSBATCH_TASK"]), int(os.environ["SOUSBATCH_ATTEMPT"])
+    given, folder = JobEnvironment.from_env(os.environ), RunPaths(root=Path(run)).ledger_dir
+    assert given.attempt is not None and given.stop_flag is not None, "the stage process gives both on Slurm"
+    flag, task, attempt = Path(given.stop_flag), given.task, given.attempt
 
     def ask_to_stop(_: int, __: FrameType | None) -> None:
         with suppress(FencedError):  # a rank that outlived its node's failure must not stop its successors

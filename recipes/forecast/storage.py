@@ -1,25 +1,23 @@
 """Forecast what a run holds on disk, and which rung of the ladder its checkpoints stand on. Pure.
 
 The sizes of single files are in `checkpoints.sizes`; what is done at each save is decided in
-`checkpoints.admission`, by the same sums.
+`checkpoints.retention.admission`, by the same sums.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ...checkpoints.retention.decisions import Policy
-from ...checkpoints.rotation import Means
 from ...checkpoints.sizes import Size, checkpoint_size, model_size
-from ...run_folder import RunPaths
 from ..engines import engine_of
 from ..plan import Batch, Forecast, ForecastLine, Inputs, Ladder, ModelFacts, Rung, Stage
+from ..retention import model_dtype, num_best_kept, weights_dtype
 from ..schema import Adapter, Dtype, Recipe
-from ..stages import is_measured, stage_view
+from ..stages import stage_view
 from ..tasks import task_of
 from .parameters import params_of
 
@@ -27,49 +25,12 @@ RUNGS: tuple[Rung, ...] = ("full", "thinned best", "weights only", "none")
 _CHECKPOINTS_OF = "checkpoints of "
 _LOG_ENTRY_BYTES = 190  # one entry of the log in trainer_state.json
 _LOG_BYTES_PER_STEP = 200  # one line of log and one ledger event, seldom more
-_FIXED_LOG_BYTES = 2_000_000  # start-up messages of every stage, W&B's own files: measured 1 to 2 MB
+_FIXED_LOG_BYTES = 2_000_000  # start-up messages of every stage, the tracker's files: measured 1 to 2 MB
 
 
 def with_slack(num_bytes: int) -> int:
     """Return the room to ask for something of a forecast size: right to 2 %, and files take whole blocks."""
     return int(num_bytes * 1.02) + 64 * 1024
-
-
-def policy_of(recipe: Recipe) -> Policy:
-    """Return the retention policy of a recipe."""
-    spec = recipe.checkpoints
-    return Policy(
-        keep_last=spec.keep_last,
-        keep_best=spec.keep_best if is_measured(recipe) else 0,
-        keep_every_steps=spec.keep_every_steps,
-        goal=spec.goal,
-        thins=spec.thin,
-        archives=spec.archive_url is not None,
-    )
-
-
-def means_of(recipe: Recipe, paths: RunPaths, stage: str, check_fence: Callable[[], None]) -> Means:
-    """Return how the checkpoints of *stage* are thinned and archived: as its model will be made, and apart by run."""
-    url = recipe.checkpoints.archive_url
-    return Means(
-        check_fence=check_fence,
-        dtype=weights_dtype(recipe),
-        overflow=recipe.consolidate.overflow,
-        archive_url=url and f"{url}/{paths.recipe_name}/{paths.run_id}/{stage}",
-    )
-
-
-def weights_dtype(recipe: Recipe) -> Dtype:
-    """Return the dtype that thinned checkpoints hold, from which the model comes out bit for bit the same.
-
-    A model's is that of the consolidated one. An adapter is small, and is added to its base in float32.
-    """
-    return model_dtype(recipe) if recipe.adapter.method == "full" else "float32"
-
-
-def model_dtype(recipe: Recipe) -> Dtype:
-    """Return the dtype of the consolidated model; the recipe of a plan always says it, see `with_dtype`."""
-    return recipe.consolidate.dtype or "float16"
 
 
 def with_dtype(recipe: Recipe, model: ModelFacts) -> Recipe:
@@ -132,7 +93,9 @@ def storage_of(recipe: Recipe, inputs: Inputs, stages: Sequence[Stage]) -> tuple
     beside = [line for stage in stages for line in _beside(stage_view(recipe, stage.name), inputs, stage)]
     steps = sum(stage.batch.steps for stage in stages if stage.batch)
     log_bytes = _FIXED_LOG_BYTES + _LOG_BYTES_PER_STEP * steps
-    beside.append(ForecastLine(what="logs, ledger, W&B", num_bytes=log_bytes, formula=f"2 MB + 200 B x {steps} steps"))
+    beside.append(
+        ForecastLine(what="logs, ledger, tracking", num_bytes=log_bytes, formula=f"2 MB + 200 B x {steps} steps")
+    )
     if cached := inputs.model.cached_bytes:  # jobs work offline and install nothing, so no cache grows after planning
         formula = f"{cached:,} B of the model are there already, and no longer count as free"
         beside.append(ForecastLine(what="the hub's cache", num_bytes=0, formula=formula))
@@ -159,11 +122,11 @@ def needs(view: Recipe, model: ModelFacts, stage: Stage) -> dict[Rung, int]:
 def _parts(view: Recipe, model: ModelFacts, stage: Stage, rung: Rung) -> list[tuple[int, int, str]]:
     """Return (how many, bytes of one, formula of one) of what a train stage holds at its peak."""
     assert stage.batch is not None, "only train stages have checkpoints"
-    spec, policy, batch = view.checkpoints, policy_of(view), stage.batch
+    spec, num_best, batch = view.checkpoints, num_best_kept(view), stage.batch
     size, weights = checkpoint_of(view, model, batch), weights_of(view, model)
     full, light = (size.num_bytes, size.formula), (weights.num_bytes, f"weights: {weights.formula}")
     saves = math.ceil(batch.steps / batch.save_every_steps)
-    older = policy.keep_best + (
+    older = num_best + (
         batch.steps // math.lcm(spec.keep_every_steps, batch.save_every_steps) if spec.keep_every_steps else 0
     )
     if rung == "full" and spec.thin:
@@ -172,9 +135,9 @@ def _parts(view: Recipe, model: ModelFacts, stage: Stage, rung: Rung) -> list[tu
     if rung == "full":
         return [(min(saves, spec.keep_last + older + 1), *full)]
     if rung == "thinned best":
-        return [(min(saves, 2), *full), (min(max(0, saves - 2), policy.keep_best, 1), *light)]
+        return [(min(saves, 2), *full), (min(max(0, saves - 2), num_best, 1), *light)]
     if rung == "weights only":
-        return [(min(saves, 2 + min(1, policy.keep_best)), *light)]
+        return [(min(saves, 2 + min(1, num_best)), *light)]
     return [(1, *light)]
 
 

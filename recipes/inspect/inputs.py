@@ -6,12 +6,12 @@ import hashlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from ... import files
 from ...checkpoints.capacity import reservations
-from ...checkpoints.capacity.limits import existing, least, limits_of
+from ...checkpoints.capacity.limits import nearest_existing, read_limits, tightest
 from ...errors import PlanError, UsageError
 from ...remote import place_of
 from ..plan import Inputs, Lengths, Room
@@ -24,8 +24,10 @@ from .model import model_facts
 from .versions import versions_of
 
 
-def inspect(recipe: Recipe, store: Path, progress: Progress | None = None) -> Inputs:
+def inspect(recipe: Recipe, store: Path, progress: Progress | None = None, dead_runs: Collection[Path] = ()) -> Inputs:
     """Return what *recipe* works on; *store* is the folder that will hold its runs, *progress* is told of rows read.
+
+    The folders of *dead_runs*, whose jobs have all ended, promise nothing more than they hold.
 
     Raises:
         PlanError: every reason why the model or the data cannot be used.
@@ -46,7 +48,7 @@ def inspect(recipe: Recipe, store: Path, progress: Progress | None = None) -> In
         reasons.append(f"environment.inherit names {', '.join(unset)}, which this shell has not set; `export` it first")
     if reasons or model is None or splits is None or code is None or versions is None:
         raise PlanError(reasons)
-    room = room_of(store, recipe.checkpoints.store_budget_gb)
+    room = room_of(store, recipe.checkpoints.store_budget_gb, dead_runs)
     return Inputs(model=model, splits=splits, room=room, code_digest=code, versions=versions, lengths=lengths)
 
 
@@ -62,14 +64,16 @@ def _archive_reasons(recipe: Recipe) -> Iterator[str]:
             continue
         if url.startswith("memory:"):
             yield f"checkpoints.archive_url {url!r} ends with the process that writes to it; name a folder or a store"
-        elif isinstance(place, Path) and not (existing(place).is_dir() and os.access(existing(place), os.W_OK)):
-            yield f"checkpoints.archive_url {url!r}: {existing(place)} is not a folder that you may write to"
+        elif isinstance(place, Path) and not (
+            nearest_existing(place).is_dir() and os.access(nearest_existing(place), os.W_OK)
+        ):
+            yield f"checkpoints.archive_url {url!r}: {nearest_existing(place)} is not a folder that you may write to"
 
 
-def room_of(store: Path, store_budget_gb: float | None = None) -> Room:
+def room_of(store: Path, store_budget_gb: float | None = None, dead_runs: Collection[Path] = ()) -> Room:
     """Return what *store* can still take: its free space and quotas, less what its other runs are promised."""
-    limit = least(limits_of(store))
-    among = reservations.others(store, None, lambda job: False, measures=store_budget_gb is not None)
+    limit = tightest(read_limits(store))
+    among = reservations.read_others(store, None, measures=store_budget_gb is not None, dead=dead_runs)
     promised = sum(max(0, one.promised_bytes - one.held_bytes) for one in among)
     free, source = (limit.num_bytes or 0) - promised, limit.source
     if store_budget_gb is not None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import files
-from ...checkpoints.capacity.limits import least, limits_of
+from ...checkpoints.capacity.limits import read_limits, tightest
 from ...errors import UsageError, nearest
 from ...user_folders import cached
 from ..catalog import LIBRARY_DIR
@@ -88,7 +88,7 @@ def _from_hub(key: str, name: str, revision: str | None = None, *, has_code: boo
 
 
 def _check_cache(key: str, name: str, wanted_bytes: int, cache: Path) -> None:
-    room = least(limits_of(cache))
+    room = tightest(read_limits(cache))
     if wanted_bytes > (room.num_bytes or 0):
         raise UsageError(
             f"{key} {name!r} is {wanted_bytes / 1e9:,.3g} GB to fetch, and the hub's cache {cache} can take "

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ...tracking.base import TRACKERS
 from .fields import key
 
 Task = str
@@ -368,9 +369,10 @@ class Environment:
 
 @dataclass(frozen=True, kw_only=True)
 class Tracking:
-    """W&B, written beside the run without a network."""
+    """Where the numbers of a run are shown, written beside the run without a network."""
 
-    mode: Literal["offline", "disabled"] = key("offline", "offline leaves files for `wandb sync`", also=("report_to",))
+    trackers: tuple[str, ...] = key(("wandb",), "what shows them", also=("report_to",), names=TRACKERS)
+    mode: Literal["offline", "disabled"] = key("offline", "offline leaves files, for W&B those of `wandb sync`")
     project: str = key("sousbatch", "W&B project", also=("wandb_project",))
     entity: str | None = key(None, "W&B team or user")
     tags: tuple[str, ...] = key((), "W&B tags")
@@ -410,7 +412,7 @@ class Recipe:
         dict, "per stage name, kind, or `default`; a stage's entry is laid over its kind's, that over the default"
     )
     environment: Environment = key(Environment, "what runs the jobs")
-    tracking: Tracking = key(Tracking, "W&B")
+    tracking: Tracking = key(Tracking, "where its numbers are shown")
     stages: dict[str, StageSpec] = key(
         dict, "the steps in order; train, consolidate, predict, merge, score when not given"
     )

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import field
 from typing import Any
 
+from ...plugins import Registry
+
 
 def key(
     default: Any,
@@ -18,13 +20,15 @@ def key(
     above: float | None = None,
     at_most: float | None = None,
     later: bool = False,
+    names: Registry[Any] | None = None,
 ) -> Any:
     """Declare a key: its default (a class makes a fresh one), its help and its range.
 
     *also* lists the names that other libraries give it, and *was* those that it had in earlier versions, so that an
-    error can translate. A key that comes *later* can be written down; a plan that needs it is refused until then.
+    error can translate. *names* has what the items of a list may be. A key that comes *later* can be written
+    down; a plan that needs it is refused until then.
     """
-    metadata = {"help": help, "also": also, "was": was, "later": later}
+    metadata = {"help": help, "also": also, "was": was, "later": later, "names": names}
     metadata |= {"at_least": at_least, "above": above, "at_most": at_most}
     if isinstance(default, type):
         return field(default_factory=default, metadata=metadata)

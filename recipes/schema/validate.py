@@ -91,6 +91,8 @@ def unknown_key(root: type, cls: type, key: str, name: str) -> Fault:
 def _takes(hint: Any, field: dataclasses.Field[Any]) -> str:
     """Say in a few words what values a key takes."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if (names := field.metadata["names"]) is not None:
+        return f"list of {' | '.join(names)}"
     if origin in (Union, types.UnionType):
         return f"{_takes(inner[0], field)}, or null"
     if origin is Literal:
@@ -139,6 +141,7 @@ def _dataclass(cls: type[T], values: Any, key: str, faults: list[Fault]) -> T | 
         made[name] = _value(hints[name], value, _join(key, name), faults)
         if len(faults) == found:
             _range(fields[name], made[name], _join(key, name), faults)
+            _known(fields[name], made[name], _join(key, name), faults)
     missing = [name for name, field in fields.items() if name not in values and _is_required(field)]
     faults += [Fault(key=_join(key, name), problem="is missing") for name in missing]
     return cls(**made) if len(faults) == before else None
@@ -224,6 +227,15 @@ def _scalar(hint: Any, value: Any, key: str, faults: list[Fault]) -> Any:
     problem = "is a secret, and no text" if is_hidden else f"is {value!r}"
     faults.append(Fault(key=key, problem=problem, hint=f"{expected} is expected"))
     return None
+
+
+def _known(field: dataclasses.Field[Any], value: Any, key: str, faults: list[Fault]) -> None:
+    """Check the items of a list of names that others may add to, such as metrics."""
+    if (names := field.metadata.get("names")) is not None:
+        for number, name in enumerate(value):
+            problem, hint = names.problem(name)
+            if problem:
+                faults.append(Fault(key=_join(key, number), problem=problem, hint=hint))
 
 
 def _range(field: dataclasses.Field[Any], value: Any, key: str, faults: list[Fault]) -> None:

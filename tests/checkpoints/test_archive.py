@@ -10,8 +10,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from sousbatch.checkpoints import commit
 from sousbatch.checkpoints.commit import MARKER, Checkpoint
-from sousbatch.checkpoints.retention.decisions import Verdict
-from sousbatch.checkpoints.rotation import Means, carry_out
+from sousbatch.checkpoints.retention.decisions import RetentionDecision
+from sousbatch.checkpoints.rotation import RemovalOptions, carry_out
 
 URL = "memory://archive/run/train"
 
@@ -38,8 +38,8 @@ def made(tmp_path: Path) -> Checkpoint:
 
 
 def archive(checkpoint: Checkpoint, url: str = URL) -> tuple[str, str]:
-    verdict = Verdict(checkpoint=checkpoint, action="archive", reason="")
-    (done,) = carry_out([verdict], Means(check_fence=no_fence, archive_url=url))
+    decision = RetentionDecision(checkpoint=checkpoint, action="archive", reason="")
+    (done,) = carry_out([decision], RemovalOptions(check_fence=no_fence, archive_url=url))
     return done.outcome, done.problem
 
 

@@ -285,8 +285,9 @@ SAVER = """
 import sys, zipfile
 from pathlib import Path
 from sousbatch.checkpoints import commit
-from sousbatch.checkpoints.retention.decisions import Policy, decide
-from sousbatch.checkpoints.rotation import Means, carry_out
+from sousbatch.checkpoints.retention.decisions import decide
+from sousbatch.checkpoints.retention.policies import standard_rules
+from sousbatch.checkpoints.rotation import RemovalOptions, carry_out
 
 folder, step, attempt = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 while True:
@@ -296,8 +297,8 @@ while True:
         with zipfile.ZipFile(temporary / f"rank_{rank}.pt", "w") as archive:
             archive.writestr("archive/data/0", bytes([step % 256]) * 50_000)
     commit.commit(temporary, step=step, attempt=attempt, metric=1 / step, world_size=2, check_fence=lambda: None)
-    verdicts = decide(commit.committed(folder), Policy(keep_last=2, keep_best=0))
-    list(carry_out(verdicts, Means(check_fence=lambda: None)))
+    decisions = decide(commit.committed(folder), standard_rules(keep_last=2, keep_best=0))
+    list(carry_out(decisions, RemovalOptions(check_fence=lambda: None)))
     print(step, flush=True)
 """
 

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from sousbatch.checkpoints import commit
 from sousbatch.checkpoints.archive import upload
 from sousbatch.checkpoints.commit import Checkpoint
-from sousbatch.checkpoints.integrity import open_sound
-from sousbatch.checkpoints.retention.decisions import Verdict
-from sousbatch.checkpoints.rotation import Means, carry_out, thin
+from sousbatch.checkpoints.integrity import open_verified
+from sousbatch.checkpoints.retention.decisions import RetentionDecision
+from sousbatch.checkpoints.rotation import RemovalOptions, carry_out, strip_to_weights
 from sousbatch.cli.main import main
 from sousbatch.errors import DamagedError
 from sousbatch.remote import place_of
@@ -97,8 +97,8 @@ def test_a_damaged_rank_file_is_named_by_verify_and_by_consolidate(
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_what_is_damaged_is_not_thinned(damage: Callable[[Path], None], made: Checkpoint) -> None:
     damage(made.path / RANK_1)
-    verdict = Verdict(checkpoint=made, action="thin", reason="")
-    (done,) = carry_out([verdict], Means(check_fence=lambda: None))
+    decision = RetentionDecision(checkpoint=made, action="strip", reason="")
+    (done,) = carry_out([decision], RemovalOptions(check_fence=lambda: None))
     assert done.outcome == "kept" and "optim_states" in done.problem
     assert sorted(path.name for path in made.path.parent.iterdir()) == ["step-00000100", "step-00000200"]
 
@@ -107,10 +107,10 @@ def test_an_archived_one_is_compared_with_its_marker_too(made: Checkpoint) -> No
     store = fsspec.filesystem("memory")
     upload(made, "memory://old", lambda: None)
     url, folder = "memory://old/step-00000200", "/old/step-00000200"
-    assert len(open_sound(place_of(url)).tensors) == 2
+    assert len(open_verified(place_of(url)).tensors) == 2
     store.pipe_file(f"{folder}/{RANK_0}", store.cat_file(f"{folder}/{RANK_1}"))
     with pytest.raises(DamagedError, match=f"{RANK_0}: is another file than was committed"):
-        open_sound(place_of(url))
+        open_verified(place_of(url))
     store.rm("/old", recursive=True)
 
 
@@ -119,25 +119,25 @@ def test_without_deepspeed_a_flipped_bit_is_found_by_the_markers_digest(tmp_path
     temporary = commit.begin(tmp_path, 7, 1)
     save_file({"a.weight": torch.arange(600.0)}, temporary / "model.safetensors")
     made = commit.commit(temporary, step=7, attempt=1, metric=None, world_size=1, check_fence=lambda: None)
-    assert len(open_sound(made.path).tensors) == 1
+    assert len(open_verified(made.path).tensors) == 1
     data = bytearray((made.path / "model.safetensors").read_bytes())
     data[-5] ^= 1
     (made.path / "model.safetensors").write_bytes(data)
     assert load_file(made.path / "model.safetensors")
     with pytest.raises(DamagedError, match="model.safetensors: is another file than was committed"):
-        open_sound(made.path)
+        open_verified(made.path)
 
 
 def test_what_consolidation_does_not_read_may_be_gone(made: Checkpoint) -> None:
     """Somebody who needs room may have removed another rank's states of the model."""
     (made.path / RANK_1.replace("optim", "model")).write_bytes(b"")
-    assert len(open_sound(made.path / "global_step1").tensors) == 2
+    assert len(open_verified(made.path / "global_step1").tensors) == 2
 
 
 def test_a_flipped_bit_of_thinned_weights_is_found_by_consolidate(
     made: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    light = thin(made, Means(check_fence=lambda: None))
+    light = strip_to_weights(made, RemovalOptions(check_fence=lambda: None))
     assert light.path.name == "step-00000200-weights"
     consolidate = ["checkpoints", "consolidate", str(light.path), str(tmp_path / "model")]
     data = bytearray((light.path / "model.safetensors").read_bytes())

@@ -1,4 +1,4 @@
-"""Carrying verdicts out: what goes is gone, what is not ours stays, a fenced attempt removes nothing."""
+"""Carrying decisions out: what goes is gone, what is not ours stays, a fenced attempt removes nothing."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from sousbatch.checkpoints import commit
 from sousbatch.checkpoints.commit import Checkpoint
 from sousbatch.checkpoints.consolidation import output
 from sousbatch.checkpoints.formats.detect import open_source
-from sousbatch.checkpoints.retention.decisions import Policy, Verdict, decide
-from sousbatch.checkpoints.rotation import Done, Means, carry_out, thin
+from sousbatch.checkpoints.retention.decisions import RetentionDecision, decide
+from sousbatch.checkpoints.retention.policies import RetentionRules, standard_rules
+from sousbatch.checkpoints.rotation import RemovalOptions, RetentionResult, carry_out, strip_to_weights
 from sousbatch.errors import FencedError
 
-LAST = Policy(keep_last=1, keep_best=0)
+LAST = standard_rules(keep_last=1, keep_best=0)
 
 
 def no_fence() -> None:
@@ -35,8 +36,12 @@ def make(folder: Path, steps: Sequence[int], write: Callable[[Path], object] | N
     return found
 
 
-def rotate(folder: Path, policy: Policy = LAST, fence: Callable[[], None] = no_fence, url: str = "") -> list[Done]:
-    return list(carry_out(decide(commit.list_checkpoints(folder), policy), Means(check_fence=fence, archive_url=url)))
+def rotate(
+    folder: Path, rules: RetentionRules = LAST, fence: Callable[[], None] = no_fence, url: str = ""
+) -> list[RetentionResult]:
+    return list(
+        carry_out(decide(commit.list_checkpoints(folder), rules), RemovalOptions(check_fence=fence, archive_url=url))
+    )
 
 
 def names(folder: Path) -> list[str]:
@@ -121,8 +126,8 @@ def test_a_busy_file_keeps_no_checkpoint_in_sight_and_is_reported(
 
 def test_thinning_leaves_weights_that_consolidate_to_the_same_numbers(tmp_path: Path) -> None:
     full, newest = make(tmp_path, [1, 2], write_model)
-    verdicts = [Verdict(checkpoint=full, action="thin", reason="among the best")]
-    assert [done.outcome for done in carry_out(verdicts, Means(check_fence=no_fence))] == ["thinned"]
+    decisions = [RetentionDecision(checkpoint=full, action="strip", reason="among the best")]
+    assert [done.outcome for done in carry_out(decisions, RemovalOptions(check_fence=no_fence))] == ["thinned"]
     assert names(tmp_path) == ["step-00000001-weights", "step-00000002"]
     light = commit.list_checkpoints(tmp_path)[0]
     assert (light.step, light.attempt, light.content, light.metric) == (1, 1, "weights", None)
@@ -134,8 +139,8 @@ def test_thinning_leaves_weights_that_consolidate_to_the_same_numbers(tmp_path: 
 
 def test_what_cannot_be_thinned_stays_whole(tmp_path: Path) -> None:
     (full, _) = make(tmp_path, [1, 2])
-    verdicts = [Verdict(checkpoint=full, action="thin", reason="")]
-    (done,) = carry_out(verdicts, Means(check_fence=no_fence))
+    decisions = [RetentionDecision(checkpoint=full, action="strip", reason="")]
+    (done,) = carry_out(decisions, RemovalOptions(check_fence=no_fence))
     assert (done.outcome, "holds no checkpoint" in done.problem) == ("kept", True)
     assert names(tmp_path) == ["step-00000001", "step-00000002"]
 
@@ -151,15 +156,15 @@ def test_thinning_that_finds_no_room_leaves_nothing_behind(tmp_path: Path, monke
 
     monkeypatch.setattr("sousbatch.checkpoints.consolidation.consolidate.consolidate", half)
     with pytest.raises(OSError):
-        thin(full, Means(check_fence=no_fence))
+        strip_to_weights(full, RemovalOptions(check_fence=no_fence))
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["step-00000001", "step-00000002"]
 
 
 def test_thinning_that_was_cut_off_before_the_full_one_went_is_begun_again(tmp_path: Path) -> None:
     full, _ = make(tmp_path, [1, 2], write_model)
-    thin(full, Means(check_fence=no_fence))
+    strip_to_weights(full, RemovalOptions(check_fence=no_fence))
     assert names(tmp_path) == ["step-00000001", "step-00000001-weights", "step-00000002"]
-    rotate(tmp_path, Policy(keep_last=2))
+    rotate(tmp_path, standard_rules(keep_last=2))
     assert names(tmp_path) == ["step-00000001", "step-00000002"]
 
 

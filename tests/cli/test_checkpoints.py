@@ -132,7 +132,7 @@ def test_what_thinning_frees_is_less_than_what_goes(sousbatch: Run, planned: Pla
     for step, metric in ((10, 1.0), (20, 2.0)):
         save(paths.checkpoints("train"), step, metric, num_bytes=weights + 5000)
     _, told, _ = sousbatch("checkpoints", "prune", str(paths.root), "--dry-run")
-    assert "step-00000010: thin (among the best, 5 kB)" in told
+    assert "step-00000010: strip (among the best, 5 kB)" in told
 
 
 @pytest.mark.parametrize("place", ["", "checkpoints", "checkpoints/train"])

@@ -110,12 +110,13 @@ def test_each_job_can_be_run_alone_from_its_run_folder(finished):
     place, _ = finished
     run = place.run_dir()
     before = (run / "predictions/predict/predictions.jsonl").read_bytes()
+    tracked = sorted((run / "tracking/wandb").iterdir())
     for kind in ("consolidate", "predict", "merge", "score"):
         command = [sys.executable, "-P", "-m", f"sousbatch.jobs.{kind}", str(run), kind]
-        environment = place.environment | {"WANDB_MODE": "disabled"}
-        done = subprocess.run(command, env=environment, cwd=place.root, capture_output=True, text=True)
+        done = subprocess.run(command, env=place.environment, cwd=place.root, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     assert (run / "predictions/predict/predictions.jsonl").read_bytes() == before
+    assert sorted((run / "tracking/wandb").iterdir()) == tracked
 
 
 def test_status_and_logs_are_right_from_any_folder(finished):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sousbatch.checkpoints import commit
-from sousbatch.checkpoints.capacity.reservations import held_bytes
+from sousbatch.checkpoints.capacity.allocation import measure_usage
 from sousbatch.checkpoints.consolidation.manifest import verify_manifest
 
 ONE_BYTES = 4_330_000  # a full checkpoint of the demo's model, as blocks on disk
@@ -26,7 +26,7 @@ class Sampler(threading.Thread):
 
     def run(self) -> None:
         while not self._is_over.wait(0.01):
-            held = sum(held_bytes(path) for path in self.runs.glob("*/*/checkpoints/*"))
+            held = sum(measure_usage(path) for path in self.runs.glob("*/*/checkpoints/*"))
             self.most_bytes, self.num_looks = max(self.most_bytes, held), self.num_looks + 1
 
     def __enter__(self) -> Sampler:

@@ -22,8 +22,9 @@ from safetensors.torch import save_file
 
 from sousbatch.checkpoints import commit
 from sousbatch.checkpoints.commit import Checkpoint
-from sousbatch.checkpoints.retention.decisions import Policy, decide
-from sousbatch.checkpoints.rotation import Means, carry_out
+from sousbatch.checkpoints.retention.decisions import decide
+from sousbatch.checkpoints.retention.policies import standard_rules
+from sousbatch.checkpoints.rotation import RemovalOptions, carry_out
 from sousbatch.errors import is_no_room
 
 SHIM = ctypes.CDLL(None)
@@ -44,9 +45,9 @@ def keep(folder: Path, archive: Path) -> None:
     """What a save and the settling after it do: 40 is saved, 20 thinned, 10 and 30 archived; 50 is foreign."""
     if not any(one.step == NEW for one in commit.committed(folder)):
         save(folder, NEW)
-    policy = Policy(keep_last=1, keep_best=1, thins=True, archives=True)
-    means = Means(check_fence=lambda: None, archive_url=str(archive))
-    for done in carry_out(decide(commit.committed(folder), policy), means):
+    rules = standard_rules(keep_last=1, keep_best=1, strips=True, archives=True)
+    options = RemovalOptions(check_fence=lambda: None, archive_url=str(archive))
+    for done in carry_out(decide(commit.committed(folder), rules), options):
         if done.problem and not any(word in done.problem for word in ("No space", "quota")):
             raise AssertionError(done.problem)
 

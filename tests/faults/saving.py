@@ -27,12 +27,13 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from sousbatch.checkpoints import commit
-from sousbatch.checkpoints.capacity import reservations
+from sousbatch.checkpoints.capacity import allocation
 from sousbatch.checkpoints.commit import Checkpoint
 from sousbatch.cluster.site import Site
 from sousbatch.jobs.context import JobContext
 from sousbatch.jobs.training.collectives import Ranks
-from sousbatch.jobs.training.saver import Saver, make_deepspeed_safe
+from sousbatch.jobs.training.engines import deepspeed as deepspeed_engine
+from sousbatch.jobs.training.saver import Saver
 from sousbatch.ledger import open_job
 from sousbatch.recipes.forecast.storage import weights_of, with_slack
 from sousbatch.recipes.plan import (
@@ -75,8 +76,6 @@ class Beside:
 class Trainer:
     """What the Saver asks of transformers' Trainer, with a model of one layer."""
 
-    is_deepspeed_enabled = False
-
     def __init__(self, rank: int) -> None:
         self.rank, self.state, self.args = rank, State(), type("Args", (), {"world_size": 2})
         self.model = torch.nn.Linear(WIDTH, 1, bias=False)
@@ -89,8 +88,8 @@ class Trainer:
     def unwrap_model(self, model: Any) -> Any:
         return model
 
-    def save_model(self, folder: str, _internal_call: bool) -> None:
-        save_file({"weight": self.model.weight.data}, Path(folder) / "model.safetensors")
+    def save_model(self, output_dir: str, _internal_call: bool) -> None:
+        save_file({"weight": self.model.weight.data}, Path(output_dir) / "model.safetensors")
 
     def _save_rng_state(self, folder: str) -> None:
         torch.save({"state": torch.zeros(100)}, Path(folder) / f"rng_state_{self.rank}.pt")
@@ -114,8 +113,6 @@ class Trainer:
 class ZeroTrainer(Trainer):
     """The same with DeepSpeed's real engine."""
 
-    is_deepspeed_enabled = True
-
     def __init__(self, rank: int, zero_stage: int) -> None:
         import deepspeed
 
@@ -127,7 +124,7 @@ class ZeroTrainer(Trainer):
             "zero_allow_untested_optimizer": True,
         }
         self.model_wrapped = deepspeed.initialize(model=self.model, optimizer=self.optimizer, config=config)[0]
-        make_deepspeed_safe(self.model_wrapped)
+        deepspeed_engine.make_safe(self.model_wrapped)
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Load what was saved; every weight must be what so many steps make of it."""
@@ -248,7 +245,7 @@ def tried(root: Path, zero_stage: int, moments: tuple[int, int], mode: int) -> t
     names = sorted(path.name for path in folder.iterdir() if path.name != ".writer")
     if names != ["step-00000002-weights", f"step-{STEPS:08d}"]:
         found.append(f"at the end there is {names}")
-    held = reservations.held_bytes(folder)
+    held = allocation.measure_usage(folder)
     if held > BUDGET_BYTES:
         found.append(f"{held} bytes are held")
     return codes, found

@@ -19,7 +19,7 @@ from saving import STEPS, Beside, Trainer, context, prepare
 
 from sousbatch import events, ledger
 from sousbatch.checkpoints import commit
-from sousbatch.checkpoints.capacity import reservations
+from sousbatch.checkpoints.capacity import allocation
 from sousbatch.errors import EXIT_NO_ROOM, NoRoomError
 from sousbatch.jobs.training.collectives import Ranks
 from sousbatch.jobs.training.saver import Saver
@@ -86,7 +86,7 @@ def main(store: Path) -> None:
     killed, ends = set[int](), dict[str, int]()
     most = num_looks = 0
     while alive:
-        most, num_looks = max(most, sum(reservations.held_bytes(paths.root) for paths in runs)), num_looks + 1
+        most, num_looks = max(most, sum(allocation.measure_usage(paths.root) for paths in runs)), num_looks + 1
         for pid, (paths, _) in alive.items():
             is_saving = any(paths.checkpoints("train").glob(".tmp-step-*"))
             if is_saving and kills.get(paths) and pid not in killed:

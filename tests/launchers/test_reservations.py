@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sousbatch import events, ledger
-from sousbatch.checkpoints.capacity import reservations
+from sousbatch.checkpoints.capacity import allocation, reservations
 from sousbatch.errors import NoRoomError, PlanError
 from sousbatch.launchers import reservations as reserving
 from sousbatch.launchers import submission
@@ -70,7 +70,7 @@ def test_a_second_run_is_planned_into_what_the_first_one_leaves(
     queued: tuple[Plan, RunPaths], sousbatch: Run, tmp_path: Path
 ) -> None:
     plan, paths = queued
-    ladder, held = plan.forecast.ladders["train"], reservations.held_bytes(paths.root)
+    ladder, held = plan.forecast.ladders["train"], allocation.measure_usage(paths.root)
     peak = later_bytes(plan.forecast) + ladder.full_bytes
     runs = ["--runs", str(tmp_path / "runs")]
     for store, rung in ((2 * peak, "full"), (2 * peak - 1000, "thinned best")):
@@ -82,6 +82,21 @@ def test_a_second_run_is_planned_into_what_the_first_one_leaves(
         assert json.loads(out)["forecast"]["ladders"]["train"]["rung"] == rung
     code, _, err = sousbatch("plan", "small.yaml", f"checkpoints.store_budget_gb={1.1 * peak / 1e9}", *runs)
     assert code == 2 and "checkpoints.store_budget_gb" in err
+
+
+def test_a_plan_counts_a_dead_run_as_released_and_changes_no_file(
+    queued: tuple[Plan, RunPaths], sousbatch: Run, tmp_path: Path
+) -> None:
+    _, paths = queued  # this machine knows no such job, so the run is dead
+    made = reservations.read_reservation(paths)
+    assert made is not None and made.promised_bytes > made.held_bytes
+    files = [path for name in ("runs", "state") for path in (tmp_path / name).rglob("*") if path.is_file()]
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+    _, out, _ = sousbatch("plan", "small.yaml", "--json", "--runs", str(tmp_path / "runs"))
+    room = json.loads(out)["inputs"]["room"]
+    assert (room["num_runs"], room["promised_bytes"]) == (0, 0)
+    files = [path for name in ("runs", "state") for path in (tmp_path / name).rglob("*") if path.is_file()]
+    assert before == {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
 @pytest.mark.parametrize("word", ["waiting", "running", "cancelled", "lost", "done"])
@@ -125,7 +140,7 @@ def test_many_dead_runs_cost_one_question_and_are_measured_once(
     for number in range(20):
         shutil.copytree(paths.root, paths.root.with_name(f"run-{number}"))
     launcher, measured = Launcher("done"), []
-    monkeypatch.setattr(reservations, "held_bytes", lambda folder: measured.append(folder) or 7)
+    monkeypatch.setattr(allocation, "measure_usage", lambda folder: measured.append(folder) or 7)
     for _ in range(2):
         reserving.release_dead(tmp_path / "runs", {"local": launcher})  # type: ignore[arg-type]
     assert [len(refs) for refs in launcher.asked] == [1, 0], "all have the same job"
@@ -228,11 +243,11 @@ def test_the_points_of_a_sweep_share_its_promise_with_nobody_else(
         ),
     )
     point = folder_of(sweep.root, "point")
-    assert reservations.store_of(point) == store and reservations.promised_before(point) == peak
+    assert reservations.shared_runs_dir(point) == store and reservations.promised_before(point) == peak
     tight = on_budget(queued[0], 3 * peak)  # nothing is left beside the sweep
     reserving.reserve(tight, point)
     with pytest.raises(NoRoomError, match="promised to sweep"):
         reserving.reserve(tight, other)
     for seen_by, expected in ((other, [2 * peak, peak]), (point, [2 * peak])):
-        among = reservations.others(store, seen_by, lambda job: False, measures=False)
+        among = reservations.read_others(store, seen_by, measures=False)
         assert [one.promised_bytes for one in among] == expected

@@ -152,8 +152,8 @@ def test_one_request_is_enough_for_every_stage_of_a_point(project: Path) -> None
 def test_too_many_points_for_the_store_are_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sousbatch.recipes.sweep as module
 
-    def small_store(*arguments: object) -> object:
-        found = inspect(*arguments)  # type: ignore[arg-type]
+    def small_store(*arguments: object, **named: object) -> object:
+        found = inspect(*arguments, **named)  # type: ignore[arg-type]
         return replace(found, room=replace(found.room, free_bytes=100_000_000))
 
     monkeypatch.setattr(module, "inspect", small_store)

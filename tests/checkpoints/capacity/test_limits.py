@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sousbatch.checkpoints.capacity import limits, reservations
+from sousbatch.checkpoints.capacity import allocation, limits
 from sousbatch.checkpoints.capacity.limits import Limit, Mount
 
 MOUNTS = """\
@@ -124,7 +124,7 @@ def test_a_command_that_is_missing_or_hangs_is_no_limit(commands: Path, monkeypa
 
 
 def test_the_tightest_limit_counts() -> None:
-    found = limits.least(
+    found = limits.tightest(
         [
             Limit(source="free space", num_bytes=900, num_files=None),
             Limit(source="user quota", num_bytes=300, num_files=70),
@@ -135,7 +135,7 @@ def test_the_tightest_limit_counts() -> None:
 
 
 def test_a_folder_that_is_not_there_yet_is_asked_above(tmp_path: Path) -> None:
-    (first, *_) = limits.limits_of(tmp_path / "a" / "b")
+    (first, *_) = limits.read_limits(tmp_path / "a" / "b")
     assert first.source == "free space" and first.num_bytes is not None
 
 
@@ -176,10 +176,10 @@ def make_store(kind: str, point: Path, image_mb: int = 320) -> None:
 @pytest.mark.parametrize("kind", FILE_SYSTEMS)
 def test_free_space_is_what_can_be_taken_on_a_real_file_system(kind: str, mounted: Path) -> None:
     make_store(kind, mounted)
-    limit = limits.least(limits.limits_of(mounted))
+    limit = limits.tightest(limits.read_limits(mounted))
     assert limit.num_bytes is not None and (limit.num_files is None) == (kind == "btrfs")
-    assert reservations.takes(mounted, limit.num_bytes // 2) == limit.num_bytes // 2
-    assert reservations.takes(mounted, 2 * limit.num_bytes) == pytest.approx(limit.num_bytes, rel=0.2)
+    assert allocation.probe_free_bytes(mounted, limit.num_bytes // 2) == limit.num_bytes // 2
+    assert allocation.probe_free_bytes(mounted, 2 * limit.num_bytes) == pytest.approx(limit.num_bytes, rel=0.2)
     assert list(mounted.glob(".tmp-*")) == []
 
 
@@ -195,21 +195,21 @@ def quota_of_20_mib(mounted: Path) -> Path:
 
 
 def test_a_quota_that_no_figure_shows_is_found_by_the_probe(quota_of_20_mib: Path) -> None:
-    limit = limits.least(limits.limits_of(quota_of_20_mib))
+    limit = limits.tightest(limits.read_limits(quota_of_20_mib))
     assert limit.num_bytes is not None and limit.num_bytes > 100 << 20, "statvfs shows the file system"
-    assert reservations.takes(quota_of_20_mib, 10 << 20) == 10 << 20
-    assert 16 << 20 < reservations.takes(quota_of_20_mib, 40 << 20) <= 20 << 20
+    assert allocation.probe_free_bytes(quota_of_20_mib, 10 << 20) == 10 << 20
+    assert 16 << 20 < allocation.probe_free_bytes(quota_of_20_mib, 40 << 20) <= 20 << 20
 
 
 def test_the_reserve_is_really_allocated_and_comes_back(mounted: Path) -> None:
     make_store("tmpfs", mounted)
     free = os.statvfs(mounted).f_bavail * 4096
-    reservations.keep_reserve(mounted, 4 << 20)
-    reservations.keep_reserve(mounted, 4 << 20)
+    allocation.keep_reserve(mounted, 4 << 20)
+    allocation.keep_reserve(mounted, 4 << 20)
     assert os.statvfs(mounted).f_bavail * 4096 == free - (4 << 20)
-    assert reservations.held_bytes(mounted) >= 4 << 20
-    reservations.keep_reserve(mounted, 0)
+    assert allocation.measure_usage(mounted) >= 4 << 20
+    allocation.keep_reserve(mounted, 0)
     assert os.statvfs(mounted).f_bavail * 4096 == free
     with pytest.raises(OSError, match="No space"):
-        reservations.keep_reserve(mounted, 9 << 20)
+        allocation.keep_reserve(mounted, 9 << 20)
     assert os.statvfs(mounted).f_bavail * 4096 == free

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sousbatch.checkpoints.capacity import reservations
+from sousbatch.checkpoints.capacity import allocation, reservations
 from sousbatch.checkpoints.capacity.reservations import Holder, Reservation
 from sousbatch.run_folder import RunPaths
 
@@ -53,7 +53,7 @@ GRANTS = {
 @pytest.mark.parametrize(("values", "others", "expected"), GRANTS.values(), ids=GRANTS)
 def test_a_grant_is_what_the_others_leave(values: dict[str, int], others: list[tuple[int, int]], expected: int) -> None:
     among = [promise(*one) for one in others]
-    assert reservations.grant(**{"held_bytes": 0, "store_bytes": None} | values, among=among) == expected
+    assert reservations.grant_bytes(**{"held_bytes": 0, "store_bytes": None} | values, among=among) == expected
 
 
 def test_a_reservation_is_read_back_and_an_unreadable_one_is_none(tmp_path: Path) -> None:
@@ -64,15 +64,15 @@ def test_a_reservation_is_read_back_and_an_unreadable_one_is_none(tmp_path: Path
     assert reservations.read_reservation(paths) == made
     paths.reservation.write_text('{"run": "r", "holder": 3}')
     assert reservations.read_reservation(paths) is None
-    assert reservations.others(tmp_path, None, no_job_is_gone, measures=True) == ()
+    assert reservations.read_others(tmp_path, None, measures=True) == ()
 
 
 def test_a_runs_own_promise_does_not_count_against_it(tmp_path: Path) -> None:
     mine, other = run(tmp_path, 1), run(tmp_path, 2)
     for paths, promised in ((mine, 100), (other, 7)):
         reservations.publish(paths, promise(promised, 0, reservations.this_process()))
-    assert [one.promised_bytes for one in reservations.others(tmp_path, mine, no_job_is_gone, measures=True)] == [7]
-    assert len(reservations.others(tmp_path, None, no_job_is_gone, measures=True)) == 2
+    assert [one.promised_bytes for one in reservations.read_others(tmp_path, mine, measures=True)] == [7]
+    assert len(reservations.read_others(tmp_path, None, measures=True)) == 2
 
 
 def test_a_process_is_dead_when_its_number_its_boot_or_its_start_is_another() -> None:
@@ -108,7 +108,7 @@ def test_a_queued_run_keeps_its_promise_and_a_dead_one_only_what_it_holds(tmp_pa
     (dead.root / "file").write_bytes(bytes(10_000))
     reservations.publish(queued, promise(100, 0, Holder(jobs=("slurm:7",))))
     reservations.publish(dead, promise(10**9, 0, Holder(jobs=("slurm:8",))))
-    found = reservations.others(tmp_path, None, lambda job: job == "slurm:8", measures=True)
+    found = reservations.read_others(tmp_path, None, measures=True, dead={dead.root})
     assert [one.promised_bytes - one.held_bytes for one in found] == [100, 0]
     assert 10_000 <= found[1].held_bytes < 40_000
 
@@ -118,34 +118,34 @@ def test_a_store_without_locks_is_used_all_the_same(tmp_path: Path, monkeypatch:
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", no_locks)
-    with reservations.store_locked(tmp_path):
+    with reservations.lock_runs_dir(tmp_path):
         pass
 
 
 def test_the_lock_of_a_dead_holder_is_free(tmp_path: Path) -> None:
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom sousbatch.checkpoints.capacity import reservations\n"
-        "with reservations.store_locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)\n"
+        "with reservations.lock_runs_dir(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)\n"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"
     holder.send_signal(signal.SIGKILL)
     holder.communicate()
     started = time.monotonic()
-    with reservations.store_locked(tmp_path):
+    with reservations.lock_runs_dir(tmp_path):
         assert time.monotonic() - started < 1
 
 
 def test_bytes_are_counted_as_a_quota_counts_them(tmp_path: Path) -> None:
     folder = tmp_path / "train"
     folder.mkdir()
-    empty = reservations.held_bytes(folder)
+    empty = allocation.measure_usage(folder)
     (folder / "small").write_bytes(b"x")
-    assert reservations.held_bytes(folder) == empty + 4096
+    assert allocation.measure_usage(folder) == empty + 4096
     os.link(folder / "small", folder / "same")
     (folder / "elsewhere").symlink_to("/usr")
-    assert reservations.held_bytes(folder) <= empty + 4096 + 4096
+    assert allocation.measure_usage(folder) <= empty + 4096 + 4096
     with (folder / "sparse").open("wb") as stream:
         stream.truncate(10**6)
-    assert reservations.held_bytes(folder) >= empty + 4096 + 10**6
-    assert reservations.held_bytes(tmp_path / "nothing") == 0
+    assert allocation.measure_usage(folder) >= empty + 4096 + 10**6
+    assert allocation.measure_usage(tmp_path / "nothing") == 0

@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from sousbatch.checkpoints.consolidation import torch_cast
-from sousbatch.checkpoints.consolidation.cast import Loss, cast_block
+from sousbatch.checkpoints.consolidation.cast import CastReport, cast_block
 
 INFINITY = float("inf")
 
 
-def cast(values: torch.Tensor, dtype: torch.dtype = torch.float16, clamp: bool = False) -> tuple[torch.Tensor, Loss]:
+def cast(
+    values: torch.Tensor, dtype: torch.dtype = torch.float16, clamp: bool = False
+) -> tuple[torch.Tensor, CastReport]:
     target = torch.empty(values.shape, dtype=dtype)
     source_name, target_name = (str(tensor.dtype).removeprefix("torch.") for tensor in (values, target))
     loss = cast_block(as_bytes(values), source_name, as_bytes(target), target_name, clamp=clamp, count_flushed=True)
@@ -28,24 +30,24 @@ def as_bytes(tensor: torch.Tensor) -> torch_cast.Bytes:
 def test_the_last_value_that_fits_is_kept_and_the_next_counted(dtype: torch.dtype, limit: float) -> None:
     last = torch.nextafter(torch.tensor(limit), torch.tensor(0.0))
     kept, loss = cast(torch.stack([last, -last]), dtype)
-    assert kept.isfinite().all() and loss == Loss()
+    assert kept.isfinite().all() and loss == CastReport()
     lost, loss = cast(torch.tensor([limit, -limit, 1.0]), dtype)
-    assert lost.isinf().tolist() == [True, True, False] and loss == Loss(num_overflowing=2)
+    assert lost.isinf().tolist() == [True, True, False] and loss == CastReport(num_overflowing=2)
 
 
 def test_clamping_sets_what_overflows_to_the_limits() -> None:
     clamped, loss = cast(torch.tensor([1e6, -1e6, 2.0]), clamp=True)
-    assert clamped.tolist() == [65504.0, -65504.0, 2.0] and loss == Loss(num_overflowing=2)
+    assert clamped.tolist() == [65504.0, -65504.0, 2.0] and loss == CastReport(num_overflowing=2)
 
 
 def test_nan_and_infinity_are_counted_apart_from_overflow() -> None:
     _, loss = cast(torch.tensor([float("nan"), INFINITY, -INFINITY, 1e6]))
-    assert loss == Loss(num_nonfinite=3, num_overflowing=1)
+    assert loss == CastReport(num_nonfinite=3, num_overflowing=1)
 
 
 def test_values_that_become_zero_are_counted_and_subnormals_kept() -> None:
     target, loss = cast(torch.tensor([2.0**-24, 2.0**-25, -1e-9, 0.0]))
-    assert target.tolist() == [2.0**-24, 0.0, 0.0, 0.0] and loss == Loss(num_flushed=2)
+    assert target.tolist() == [2.0**-24, 0.0, 0.0, 0.0] and loss == CastReport(num_flushed=2)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

@@ -13,8 +13,8 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
 from sousbatch.checkpoints.consolidation import stream
-from sousbatch.checkpoints.consolidation.cost import cost_of
-from sousbatch.checkpoints.consolidation.plan import Choices, shards_of
+from sousbatch.checkpoints.consolidation.cost import estimate_cost
+from sousbatch.checkpoints.consolidation.plan import ConsolidateOptions, plan_output
 from sousbatch.checkpoints.formats.detect import open_source
 from sousbatch.cli.main import main
 
@@ -47,14 +47,14 @@ def test_a_dry_run_says_what_it_costs_and_writes_nothing(
 
 
 def test_the_cost_is_what_is_read_and_written(cases: Path) -> None:
-    shards = shards_of(open_source(cases / "z3_bf16_3_ranks" / "ck"), Choices(max_shard_bytes=800))
-    cost = cost_of(shards, num_tasks=2, num_workers=3, bytes_per_second=1000)
+    shards = plan_output(open_source(cases / "z3_bf16_3_ranks" / "ck"), ConsolidateOptions(max_shard_bytes=800))
+    cost = estimate_cost(shards, num_tasks=2, num_workers=3, bytes_per_second=1000)
     num_buffers = 8 + 3 + 5 * 4  # an int64, three flags, five floats
     assert cost.read_bytes == 998 * 4 + num_buffers
     assert cost.written_bytes == sum(shard.num_bytes for shard in shards)
     assert (cost.num_files, cost.num_tasks, cost.num_shards) == (4, 2, len(shards))
     assert cost.largest_task_bytes == cost.seconds * 1000
-    assert cost_of(shards, num_tasks=99, num_workers=1, bytes_per_second=1).num_tasks == len(shards)
+    assert estimate_cost(shards, num_tasks=99, num_workers=1, bytes_per_second=1).num_tasks == len(shards)
 
 
 def test_an_adapter_is_kept_or_merged_into_the_base_that_the_checkpoint_holds(
@@ -198,7 +198,7 @@ def test_a_part_does_not_throw_away_what_others_made_with_other_choices(
     apart = [model, tmp_path / "out", "--max-shard-gb", 2e-8, "--shard"]
     assert consolidate(*apart, "0/2") == 0
     assert consolidate(*apart, "1/2", "--dtype", "bfloat16") == 2
-    assert f"wait in {tmp_path}/.tmp-out.part; go on with those choices, or remove" in capsys.readouterr().err
+    assert f"wait in {tmp_path}/.tmp-out.part; go on with those options, or remove" in capsys.readouterr().err
     assert consolidate(*apart, "1/2") == 0 and (tmp_path / "out" / "manifest.json").is_file()
 
 

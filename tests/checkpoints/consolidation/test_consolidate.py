@@ -17,7 +17,7 @@ import torch
 from sousbatch.checkpoints.consolidation import stream
 from sousbatch.checkpoints.consolidation.consolidate import consolidate, consolidate_part
 from sousbatch.checkpoints.consolidation.manifest import Manifest, verify_manifest
-from sousbatch.checkpoints.consolidation.plan import Choices
+from sousbatch.checkpoints.consolidation.plan import ConsolidateOptions
 from sousbatch.checkpoints.formats.detect import open_source
 from sousbatch.checkpoints.formats.tensors import Source
 from sousbatch.errors import DamagedError, NotFoundError, RunError, UsageError
@@ -243,23 +243,23 @@ def test_a_changed_checkpoint_is_not_mixed_with_what_is_there(copied: Copied, po
 
 
 def test_parts_written_apart_in_any_order_are_the_model_of_one_go(cases: Path, tmp_path: Path) -> None:
-    source, choices = open_source(cases / "z3_bf16" / "ck"), Choices(max_shard_bytes=1000)
+    source, options = open_source(cases / "z3_bf16" / "ck"), ConsolidateOptions(max_shard_bytes=1000)
     for part in (2, 0, 0):
-        assert consolidate_part(source, tmp_path / "out", choices, part=part, num_parts=3) is None
+        assert consolidate_part(source, tmp_path / "out", options, part=part, num_parts=3) is None
         assert (tmp_path / ".tmp-out.part" / "model" / "model.safetensors.index.json").is_file()
         assert not (tmp_path / "out").exists()
-    manifest = consolidate_part(source, tmp_path / "out", choices, part=1, num_parts=3)
-    assert manifest == consolidate_part(source, tmp_path / "out", choices, part=2, num_parts=3)  # a requeued task
+    manifest = consolidate_part(source, tmp_path / "out", options, part=1, num_parts=3)
+    assert manifest == consolidate_part(source, tmp_path / "out", options, part=2, num_parts=3)  # a requeued task
     assert manifest == consolidate(source, tmp_path / "whole", max_shard_bytes=1000)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
 
 
 def test_twins_at_the_same_part_do_no_harm(cases: Path, tmp_path: Path) -> None:
-    source, choices = open_source(cases / "z3_bf16" / "ck"), Choices(max_shard_bytes=2000)
+    source, options = open_source(cases / "z3_bf16" / "ck"), ConsolidateOptions(max_shard_bytes=2000)
 
     def run(part: int) -> Manifest | None:
-        return consolidate_part(source, tmp_path / "out", choices, part=part, num_parts=2)
+        return consolidate_part(source, tmp_path / "out", options, part=part, num_parts=2)
 
     with ThreadPoolExecutor(8) as pool:
         assert any(pool.map(run, [0, 1] * 4))
@@ -268,17 +268,17 @@ def test_twins_at_the_same_part_do_no_harm(cases: Path, tmp_path: Path) -> None:
 
 
 def test_a_part_cannot_turn_to_bfloat16_alone(cases: Path, tmp_path: Path) -> None:
-    source, choices = open_source(cases / "z3_bf16" / "ck"), Choices(overflow="bfloat16")
+    source, options = open_source(cases / "z3_bf16" / "ck"), ConsolidateOptions(overflow="bfloat16")
     with pytest.raises(UsageError, match="cannot turn to bfloat16 alone; choose dtype bfloat16"):
-        consolidate_part(source, tmp_path / "out", choices, part=0, num_parts=2)
+        consolidate_part(source, tmp_path / "out", options, part=0, num_parts=2)
 
 
 def test_a_part_that_overflows_is_refused_by_itself(overflowing: Source, tmp_path: Path) -> None:
-    choices = Choices(max_shard_bytes=300)
+    options = ConsolidateOptions(max_shard_bytes=300)
     refused = 0
     for part in range(3):
         try:
-            consolidate_part(overflowing, tmp_path / "out", choices, part=part, num_parts=3)
+            consolidate_part(overflowing, tmp_path / "out", options, part=part, num_parts=3)
         except RunError as error:
             assert "beyond float16" in str(error)
             refused += 1

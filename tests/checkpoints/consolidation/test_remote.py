@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from sousbatch.checkpoints.consolidation.consolidate import consolidate, consolidate_part
 from sousbatch.checkpoints.consolidation.manifest import MANIFEST_NAME, read_manifest
-from sousbatch.checkpoints.consolidation.plan import Choices
+from sousbatch.checkpoints.consolidation.plan import ConsolidateOptions
 from sousbatch.checkpoints.formats.detect import open_source
 from sousbatch.errors import DamagedError, IncompleteError, RunError, UsageError
 from sousbatch.remote import RemotePath, place_of
@@ -105,12 +105,12 @@ def test_over_http_it_makes_the_model_that_it_makes_here(
     case: str, cases: Path, server: Server, tmp_path: Path
 ) -> None:
     (server.root / "ck").symlink_to(cases / case / "ck")
-    choices = Choices(num_workers=2)
+    options = ConsolidateOptions(num_workers=2)
     adapter = cases / "z3_lora" / "ck"  # has the adapter's configuration
     if case == "z2_lora":
-        choices = Choices(copy_from=adapter)
-    here = consolidate_part(open_source(cases / case / "ck"), tmp_path / "here", choices)
-    there = consolidate_part(open_source(place_of(f"{server.url}/ck")), tmp_path / "there", choices)
+        options = ConsolidateOptions(copy_from=adapter)
+    here = consolidate_part(open_source(cases / case / "ck"), tmp_path / "here", options)
+    there = consolidate_part(open_source(place_of(f"{server.url}/ck")), tmp_path / "there", options)
     assert here is not None and there is not None and here.digest == there.digest
     assert contents(tmp_path / "here").keys() == contents(tmp_path / "there").keys()
 
@@ -119,8 +119,8 @@ def test_a_third_of_the_bytes_is_fetched(server: Server, tmp_path: Path, write_z
     """36 % is the limit: of 12 bytes per parameter 4 are the masters, the rest is headers and margin."""
     path = write_zero3(server.root / "ck", shapes={"a": (700, 1000), "b": (1500, 1000), "norm": (1000,)}, world_size=4)
     total = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    choices = Choices(num_workers=2, is_verified=False)
-    manifest = consolidate_part(open_source(place_of(f"{server.url}/ck")), tmp_path / "out", choices)
+    options = ConsolidateOptions(num_workers=2, is_verified=False)
+    manifest = consolidate_part(open_source(place_of(f"{server.url}/ck")), tmp_path / "out", options)
     assert manifest is not None and manifest.num_params == 2_201_000
     assert server.num_bytes < 0.36 * total
     assert manifest.digest == consolidate(open_source(path), tmp_path / "here").digest
@@ -190,30 +190,30 @@ def test_a_model_is_written_to_a_url_its_manifest_last(
     num_parts: int, cases: Path, tmp_path: Path, store: RemotePath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    source, choices = open_source(cases / "z3_bf16" / "ck"), Choices(max_shard_bytes=2000, is_verified=True)
+    source, options = open_source(cases / "z3_bf16" / "ck"), ConsolidateOptions(max_shard_bytes=2000, is_verified=True)
     for part in range(num_parts):
         assert not (store / MANIFEST_NAME).exists()
-        consolidate_part(source, store, choices, part=part, num_parts=num_parts)
-    consolidate_part(source, tmp_path / "here", choices)
+        consolidate_part(source, store, options, part=part, num_parts=num_parts)
+    consolidate_part(source, tmp_path / "here", options)
     assert stored(store) == contents(tmp_path / "here")
     assert read_manifest(store).num_params == 5634
     assert [path.name for path in tmp_path.iterdir()] == ["here"]  # nothing is left of what was staged
 
 
 def test_an_interrupted_upload_goes_on_at_its_shard(cases: Path, tmp_path: Path, store: RemotePath) -> None:
-    source, choices, seen = open_source(cases / "z3_bf16" / "ck"), Choices(max_shard_bytes=2000), []
+    source, options, seen = open_source(cases / "z3_bf16" / "ck"), ConsolidateOptions(max_shard_bytes=2000), []
 
     def stop(done: int, total: int) -> None:
         if 2 * done > total:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        consolidate_part(source, store, choices, progress=stop)
-    with pytest.raises(UsageError, match="unfinished consolidation of another checkpoint or with other choices"):
-        consolidate_part(source, store, Choices(max_shard_bytes=2000, dtype="bfloat16"))
-    consolidate_part(source, store, choices, progress=lambda done, total: seen.append(done / total))
+        consolidate_part(source, store, options, progress=stop)
+    with pytest.raises(UsageError, match="unfinished consolidation of another checkpoint or with other options"):
+        consolidate_part(source, store, ConsolidateOptions(max_shard_bytes=2000, dtype="bfloat16"))
+    consolidate_part(source, store, options, progress=lambda done, total: seen.append(done / total))
     assert seen[0] > 0.4
-    consolidate_part(source, tmp_path / "here", choices)
+    consolidate_part(source, tmp_path / "here", options)
     assert stored(store) == contents(tmp_path / "here")
 
 

@@ -11,28 +11,28 @@ import pytest
 import torch
 
 from sousbatch.checkpoints.consolidation import consolidate
-from sousbatch.checkpoints.consolidation.checksums import Sums, all_of
+from sousbatch.checkpoints.consolidation.checksums import CrcRecorder, all_of
 from sousbatch.checkpoints.consolidation.consolidate import consolidate_part
 from sousbatch.checkpoints.consolidation.output import Output
-from sousbatch.checkpoints.consolidation.plan import Choices, Work
+from sousbatch.checkpoints.consolidation.plan import ConsolidateOptions, ConsolidationPlan
 from sousbatch.checkpoints.formats.detect import open_source
 from sousbatch.checkpoints.formats.tensors import Source
 from sousbatch.errors import DamagedError
 
-VERIFIED = Choices(is_verified=True)
+VERIFIED = ConsolidateOptions(is_verified=True)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("case", ["z3_bf16", "z2_frozen_fp16", "z1_fp32_accumulation", "z3_bf16_masters", "z0_tied"])
 def test_a_sound_checkpoint_passes(case: str, dtype: str, cases: Path, tmp_path: Path) -> None:
     source = open_source(cases / case / "ck")
-    assert consolidate_part(source, tmp_path / "out", Choices(dtype=dtype, is_verified=True))  # type: ignore[arg-type]
+    assert consolidate_part(source, tmp_path / "out", ConsolidateOptions(dtype=dtype, is_verified=True))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("case", ["z3_lora", "conv1d"])
 def test_a_merged_adapter_passes(case: str, cases: Path, tmp_path: Path) -> None:
-    choices = Choices(base_dir=cases / case / "base", is_verified=True)
-    assert consolidate_part(open_source(cases / case / "adapter"), tmp_path / "out", choices)
+    options = ConsolidateOptions(base_dir=cases / case / "base", is_verified=True)
+    assert consolidate_part(open_source(cases / case / "adapter"), tmp_path / "out", options)
 
 
 def test_what_was_clamped_passes(copied: Callable[[str], Path], tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_what_was_clamped_passes(copied: Callable[[str], Path], tmp_path: Path) 
     state = torch.load(file, weights_only=False)
     state["optimizer_state_dict"]["fp32_flat_groups"][0].data[3] = -1e6
     torch.save(state, file)  # its checksums are right
-    assert consolidate_part(open_source(path), tmp_path / "out", Choices(overflow="clamp", is_verified=True))
+    assert consolidate_part(open_source(path), tmp_path / "out", ConsolidateOptions(overflow="clamp", is_verified=True))
 
 
 def flip_a_bit(source: Source, byte_of_number: int = 0, mask: int = 1) -> str:
@@ -59,17 +59,21 @@ def flip_a_bit(source: Source, byte_of_number: int = 0, mask: int = 1) -> str:
 
 @pytest.mark.parametrize("case", ["z3_bf16", "z2_round_robin", "z1_fp32_accumulation", "z0_tied"])
 @pytest.mark.parametrize(
-    "choices",
-    [Choices(), Choices(num_workers=3, max_shard_bytes=2000), Choices(has_statistics=False, is_verified=True)],
+    "options",
+    [
+        ConsolidateOptions(),
+        ConsolidateOptions(num_workers=3, max_shard_bytes=2000),
+        ConsolidateOptions(has_statistics=False, is_verified=True),
+    ],
     ids=["default", "many shards", "verified, no statistics"],
 )
 def test_a_flipped_bit_of_a_rank_file_is_found_and_the_file_named(
-    case: str, choices: Choices, copied: Callable[[str], Path], tmp_path: Path
+    case: str, options: ConsolidateOptions, copied: Callable[[str], Path], tmp_path: Path
 ) -> None:
     source = open_source(copied(case))
     name = flip_a_bit(source)
     with pytest.raises(DamagedError, match=rf"{name}: .* have not the checksum"):
-        consolidate_part(source, tmp_path / "results" / "out", choices)
+        consolidate_part(source, tmp_path / "results" / "out", options)
     assert not list((tmp_path / "results").iterdir())
 
 
@@ -77,17 +81,17 @@ def test_a_flipped_bit_is_not_blamed_on_the_training(copied: Callable[[str], Pat
     source = open_source(copied("z3_bf16"))
     name = flip_a_bit(source, byte_of_number=3, mask=0x40)  # of the exponent: far beyond float16
     with pytest.raises(DamagedError, match=rf"{name}: .* have not the checksum"):
-        consolidate_part(source, tmp_path / "out", Choices())
+        consolidate_part(source, tmp_path / "out", ConsolidateOptions())
 
 
 def test_tasks_of_an_array_find_a_flipped_bit_together(copied: Callable[[str], Path], tmp_path: Path) -> None:
     path = copied("z3_bf16")
     name = flip_a_bit(open_source(path))
-    choices = Choices(max_shard_bytes=2000)
+    options = ConsolidateOptions(max_shard_bytes=2000)
     for part in (2, 0):
-        assert consolidate_part(open_source(path), tmp_path / "out", choices, part=part, num_parts=3) is None
+        assert consolidate_part(open_source(path), tmp_path / "out", options, part=part, num_parts=3) is None
     with pytest.raises(DamagedError, match=rf"{name}: .* have not the checksum"):
-        consolidate_part(open_source(path), tmp_path / "out", choices, part=1, num_parts=3)
+        consolidate_part(open_source(path), tmp_path / "out", options, part=1, num_parts=3)
     assert not (tmp_path / "out").exists()
 
 
@@ -108,7 +112,7 @@ def test_pieces_in_any_order_have_the_checksum_of_the_whole() -> None:
     cuts = sorted({0, 5000, *random.Random(8).sample(range(5000), 40)})
     pieces = list(zip(cuts, cuts[1:], strict=False))
     random.Random(9).shuffle(pieces)
-    sums, place = [Sums(), Sums()], Path("file")
+    sums, place = [CrcRecorder(), CrcRecorder()], Path("file")
     for number, (begin, end) in enumerate(pieces):
         sums[number % 2].add(place, begin, data[begin:end])
     assert all_of(each.take() for each in sums) == {"file": [(0, 5000, zlib.crc32(data))]}
@@ -120,7 +124,7 @@ def test_a_flipped_bit_of_what_was_written_is_found_and_the_tensor_named(
 ) -> None:
     whole = consolidate._verify
 
-    def damaged(work: Work, output: Output, shards: list[consolidate.Shard]) -> None:
+    def damaged(work: ConsolidationPlan, output: Output, shards: list[consolidate.Shard]) -> None:
         path = output.place(shards[0])
         assert isinstance(path, Path)
         data = bytearray(path.read_bytes())

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from sousbatch.checkpoints.consolidation.consolidate import consolidate, consolidate_part
-from sousbatch.checkpoints.consolidation.plan import Choices
+from sousbatch.checkpoints.consolidation.plan import ConsolidateOptions
 from sousbatch.checkpoints.formats.detect import open_source
 from sousbatch.errors import DamagedError, IncompleteError, UsageError
 
@@ -30,7 +30,7 @@ def test_it_converts_to_what_torchs_own_reader_and_the_running_model_have(
     path = cases / "fsdp" / folder
     source = open_source(path)
     assert (source.kind, source.world_size) == ("torch distributed checkpoint", 3)
-    consolidate_part(source, tmp_path / "out", Choices(dtype="float32", is_verified=True))
+    consolidate_part(source, tmp_path / "out", ConsolidateOptions(dtype="float32", is_verified=True))
     found = weights(tmp_path / "out")
     inner = path / "pytorch_model_fsdp_0" if folder == "ck" else path
     dcp_to_torch_save(inner, tmp_path / "whole.pt")

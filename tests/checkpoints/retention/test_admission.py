@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from sousbatch.checkpoints.commit import Checkpoint
-from sousbatch.checkpoints.retention.admission import Need, admit
-from sousbatch.checkpoints.retention.decisions import Policy
+from sousbatch.checkpoints.retention.admission import SaveRequirements, admit
+from sousbatch.checkpoints.retention.policies import standard_rules
 
 NEED: dict[str, Any] = {"full_bytes": 100, "weights_bytes": 20}
 
@@ -25,7 +25,7 @@ def light(step: int, **more: Any) -> Checkpoint:
 BEST = {"metric": 0.5}
 CASES: dict[str, tuple[list[Checkpoint], dict[str, Any], int, tuple[str, list[str]]]] = {
     "room for all": ([full(1, **BEST), full(2)], {}, 100, ("full", [])),
-    "the best is thinned": ([full(1, **BEST), full(2)], {}, 20, ("full", ["thin 1"])),
+    "the best is thinned": ([full(1, **BEST), full(2)], {}, 20, ("full", ["strip 1"])),
     "weights, where no second full state fits": ([full(1)], {}, 60, ("weights", [])),
     "not even weights": ([full(1)], {}, 19, ("none", [])),
     "a full state that stays must leave room for the best, the last and new weights": ([], {}, 159, ("weights", [])),
@@ -44,18 +44,18 @@ CASES: dict[str, tuple[list[Checkpoint], dict[str, Any], int, tuple[str, list[st
 def test_the_highest_rung_that_fits_is_taken(
     checkpoints: list[Checkpoint], need: dict[str, Any], free: int, expected: tuple[str, list[str]]
 ) -> None:
-    found = admit(checkpoints, Policy(), Need(**NEED | need), free_bytes=free)
-    acts = [f"{one.action} {one.checkpoint.step}" for one in found.verdicts]
-    assert (found.rung, acts) == expected
+    found = admit(checkpoints, standard_rules(), SaveRequirements(**NEED | need), free_bytes=free)
+    acts = [f"{one.action} {one.checkpoint.step}" for one in found.decisions]
+    assert (found.level, acts) == expected
 
 
 def test_no_rung_above_the_one_asked_for_is_taken() -> None:
-    assert admit([], Policy(), Need(**NEED), free_bytes=1000, highest="weights").rung == "weights"
+    assert admit([], standard_rules(), SaveRequirements(**NEED), free_bytes=1000, highest="weights").level == "weights"
 
 
 def test_a_pinned_checkpoint_is_room_for_nobody() -> None:
-    mine, policy = [full(1, is_pinned=True), full(2)], Policy(keep_best=0)
-    assert [admit(mine, policy, Need(**NEED), free_bytes=free).rung for free in (39, 40, 99, 100)] == [
+    mine, rules = [full(1, is_pinned=True), full(2)], standard_rules(keep_best=0)
+    assert [admit(mine, rules, SaveRequirements(**NEED), free_bytes=free).level for free in (39, 40, 99, 100)] == [
         *("none", "weights"),  # besides this one's, there must be room for those at the end
         *("weights", "full"),
     ]

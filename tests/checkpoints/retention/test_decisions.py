@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from sousbatch.checkpoints.commit import Checkpoint
-from sousbatch.checkpoints.retention.decisions import Policy, decide, make_room
+from sousbatch.checkpoints.retention.decisions import decide, make_room
+from sousbatch.checkpoints.retention.policies import standard_rules
 
 STEPS = (10, 20, 30, 40, 50)
 METRICS = (0.9, 0.3, 0.5, 0.2, 0.4)
@@ -26,10 +27,10 @@ def made(
 
 
 def kept(checkpoints: Sequence[Checkpoint], **policy: Any) -> list[int]:
-    verdicts = decide(checkpoints, Policy(**policy))
-    assert [verdict.checkpoint for verdict in verdicts] == list(checkpoints)
-    assert all(verdict.reason for verdict in verdicts)
-    return [verdict.checkpoint.step for verdict in verdicts if verdict.action == "keep"]
+    decisions = decide(checkpoints, standard_rules(**policy))
+    assert [decision.checkpoint for decision in decisions] == list(checkpoints)
+    assert all(decision.reason for decision in decisions)
+    return [decision.checkpoint.step for decision in decisions if decision.action == "keep"]
 
 
 @pytest.mark.parametrize("keep_last, expected", [(1, [50]), (2, [40, 50]), (5, list(STEPS)), (15, list(STEPS))])
@@ -113,13 +114,15 @@ def sized(*steps: int, best: int | None = None, pinned: Sequence[int] = (), weig
 
 
 def cleared(checkpoints: Sequence[Checkpoint], free: int, need: int = FULL, **policy: Any) -> list[tuple[str, int]]:
-    found = make_room(checkpoints, Policy(**policy), need_bytes=need, free_bytes=free, weights_bytes=WEIGHTS)
+    found = make_room(checkpoints, standard_rules(**policy), need_bytes=need, free_bytes=free, weights_bytes=WEIGHTS)
     left = free
-    for verdict in found.verdicts:
-        assert verdict.action != "thin" or left >= WEIGHTS, "no room for the thinned copy"
-        left += verdict.frees_bytes
+    for decision in found.decisions:
+        assert decision.action != "strip" or left >= WEIGHTS, "no room for the thinned copy"
+        left += decision.frees_bytes
     assert found.is_enough == (left >= need)
-    return [(verdict.action, verdict.checkpoint.step) for verdict in found.verdicts] + [("short", 0)] * (left < need)
+    return [(decision.action, decision.checkpoint.step) for decision in found.decisions] + [("short", 0)] * (
+        left < need
+    )
 
 
 EVERY = {"keep_every_steps": 10, "keep_last": 1, "keep_best": 1}
@@ -132,14 +135,14 @@ CLEARINGS: dict[str, tuple[list[Any], int, dict[str, Any], list[tuple[str, int]]
     ),
     "and nothing of it where there is room": (sized(10, 20, 30), 100, {}, []),
     "nothing where there is room": (sized(10, 20, best=10), 100, {}, []),
-    "the best is thinned": (sized(10, 20, best=10), 20, {}, [("thin", 10)]),
+    "the best is thinned": (sized(10, 20, best=10), 20, {}, [("strip", 10)]),
     "the best is thinned only where its copy has room": (sized(10, 20, best=10), 19, {}, [("short", 0)]),
     "the best never goes": (sized(10, 20, best=10, weights=[10]), 90, {}, [("short", 0)]),
     "the newest is never touched, though it is not the best": (sized(20), 99, {}, [("short", 0)]),
     "the pinned is never touched": (sized(10, 20, pinned=[10]), 20, {}, [("short", 0)]),
-    "thinning comes before going, the oldest first": (sized(10, 20, 30, 40, best=40), 20, EVERY, [("thin", 10)]),
+    "thinning comes before going, the oldest first": (sized(10, 20, 30, 40, best=40), 20, EVERY, [("strip", 10)]),
     "as few go as can": (sized(10, 20, 30, 40, best=40, weights=[20, 30]), 0, EVERY, [("delete", 10)]),
-    "the best is thinned last": (sized(10, 20, 30, best=10), 30, EVERY | {"keep_last": 2}, [("thin", 20)]),
+    "the best is thinned last": (sized(10, 20, 30, best=10), 30, EVERY | {"keep_last": 2}, [("strip", 20)]),
     "older last ones go before the best is touched": (
         sized(10, 20, 30, best=10, weights=[10]),
         0,
@@ -171,14 +174,16 @@ def test_room_is_made_least_valuable_first(
 
 def test_a_policy_of_thinning_leaves_the_last_and_the_pinned_whole() -> None:
     found = decide(
-        sized(10, 20, 30, 40, best=20, pinned=[30]), Policy(thins=True, keep_every_steps=10), weights_bytes=WEIGHTS
+        sized(10, 20, 30, 40, best=20, pinned=[30]),
+        standard_rules(strips=True, keep_every_steps=10),
+        weights_bytes=WEIGHTS,
     )
-    assert [(one.action, one.frees_bytes) for one in found] == [("thin", 80), ("thin", 80), ("keep", 0), ("keep", 0)]
+    assert [(one.action, one.frees_bytes) for one in found] == [("strip", 80), ("strip", 80), ("keep", 0), ("keep", 0)]
 
 
 def test_weights_whose_full_state_is_still_there_go_first() -> None:
     """A kill between the commit of the thinned one and the removal of the full one leaves both."""
     full, newest = sized(10, 20, best=10)
     spare = replace(full, path=Path("step-00000010-weights"), content="weights", num_bytes=WEIGHTS)
-    verdicts = decide([full, spare, newest], Policy())
-    assert [(one.action, one.frees_bytes) for one in verdicts] == [("keep", 0), ("delete", WEIGHTS), ("keep", 0)]
+    decisions = decide([full, spare, newest], standard_rules())
+    assert [(one.action, one.frees_bytes) for one in decisions] == [("keep", 0), ("delete", WEIGHTS), ("keep", 0)]

@@ -1,4 +1,4 @@
-"""Whole trainings on a budget, as sums: whatever the budget and the metric, the plan's rung holds to the end.
+"""Whole trainings on a budget, as sums: whatever the budget and the metric, the plan's level holds to the end.
 
 Also of several runs on one store, in every order in which they can come.
 """
@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from sousbatch.checkpoints.capacity.reservations import Holder, Reservation, grant
+from sousbatch.checkpoints.capacity.reservations import Holder, Reservation, grant_bytes
 from sousbatch.checkpoints.commit import Checkpoint
-from sousbatch.checkpoints.retention.admission import Need, Rung, admit, holds_reserve
-from sousbatch.checkpoints.retention.decisions import Policy, Verdict, decide, make_room
+from sousbatch.checkpoints.retention.admission import SaveRequirements, admit, holds_reserve
+from sousbatch.checkpoints.retention.decisions import RetentionDecision, decide, make_room
+from sousbatch.checkpoints.retention.policies import RetentionRules, standard_rules
+from sousbatch.checkpoints.retention.save_level import SaveLevel
 
 FULL, WEIGHTS, NUM_SAVES = 100, 17, 14
 LATER, PEAK = 9, 2 * FULL + WEIGHTS + 9  # what follows the training, and the forecast of a run that is planned "full"
@@ -27,7 +29,7 @@ class Training:
     """The checkpoints of a training that saves and settles as rank 0 does, within *budget* bytes."""
 
     budget: int
-    policy: Policy = field(default_factory=Policy)
+    rules: RetentionRules = field(default_factory=standard_rules)
     mine: list[Checkpoint] = field(default_factory=list)
     reserve: int = 0
     later: int = 0
@@ -40,33 +42,33 @@ class Training:
     def free(self) -> int:
         return self.budget - self.held
 
-    def save(self, step: int, metric: float, *, is_last: bool) -> Rung:
-        need = Need(full_bytes=FULL, weights_bytes=WEIGHTS, later_bytes=self.later, is_last=is_last)
+    def save(self, step: int, metric: float, *, is_last: bool) -> SaveLevel:
+        need = SaveRequirements(full_bytes=FULL, weights_bytes=WEIGHTS, later_bytes=self.later, is_last=is_last)
         self.reserve, capacity = 0, self.free + sum(one.num_bytes for one in self.mine if not one.is_pinned)
-        if not is_last and holds_reserve(need, self.policy, capacity_bytes=capacity, reserve_bytes=WEIGHTS):
+        if not is_last and holds_reserve(need, self.rules, capacity_bytes=capacity, reserve_bytes=WEIGHTS):
             self.reserve = min(WEIGHTS, self.free)  # really allocated, so only what is free can be
         need = replace(need, has_reserve=self.reserve == WEIGHTS)
-        found = admit(self.mine, self.policy, need, free_bytes=self.free)
-        self.carry_out(found.verdicts)
-        if found.rung != "none":
-            content = "weights" if found.rung == "weights" else "full"
-            path, size = Path(f"step-{step}-{content}"), need.bytes_of(found.rung)
+        found = admit(self.mine, self.rules, need, free_bytes=self.free)
+        self.carry_out(found.decisions)
+        if found.level != "none":
+            content = "weights" if found.level == "weights" else "full"
+            path, size = Path(f"step-{step}-{content}"), need.bytes_of(found.level)
             self.mine.append(Checkpoint(path=path, step=step, num_bytes=size, metric=metric, content=content))
         assert self.free >= 0, "above the budget"
-        self.carry_out(decide(self.mine, self.policy, weights_bytes=WEIGHTS))
+        self.carry_out(decide(self.mine, self.rules, weights_bytes=WEIGHTS))
         if not is_last:
-            found_next = admit(self.mine, self.policy, need, free_bytes=self.free)
-            if all(verdict.action == "thin" for verdict in found_next.verdicts):
-                self.carry_out(found_next.verdicts)
-        return found.rung
+            found_next = admit(self.mine, self.rules, need, free_bytes=self.free)
+            if all(decision.action == "strip" for decision in found_next.decisions):
+                self.carry_out(found_next.decisions)
+        return found.level
 
-    def carry_out(self, verdicts: tuple[Verdict, ...]) -> None:
-        for verdict in verdicts:
-            one = verdict.checkpoint
-            if verdict.action == "thin":
+    def carry_out(self, decisions: tuple[RetentionDecision, ...]) -> None:
+        for decision in decisions:
+            one = decision.checkpoint
+            if decision.action == "strip":
                 assert self.free >= WEIGHTS, "the copy is written before the full one goes"
                 self.mine[self.mine.index(one)] = replace(one, content="weights", num_bytes=WEIGHTS)
-            elif verdict.action in ("delete", "archive"):
+            elif decision.action in ("delete", "archive"):
                 self.mine.remove(one)
 
 
@@ -89,37 +91,40 @@ def test_on_every_budget_a_training_ends_with_its_weights_and_its_rung_holds(
 ) -> None:
     best = min(keep_best, 1)
     for budget in range(WEIGHTS + seed % 5, 6 * FULL, 5):
-        training = Training(budget=budget, policy=Policy(keep_best=keep_best))
+        training = Training(budget=budget, rules=standard_rules(keep_best=keep_best))
         values = metrics(kind, seed)
-        rungs = [training.save(step, value, is_last=step == NUM_SAVES - 1) for step, value in enumerate(values)]
-        assert rungs[-1] != "none", f"the weights at the end are lost on {budget}"
+        levels = [training.save(step, value, is_last=step == NUM_SAVES - 1) for step, value in enumerate(values)]
+        assert levels[-1] != "none", f"the weights at the end are lost on {budget}"
         if budget >= 2 * FULL + best * WEIGHTS:
-            assert rungs == ["full"] * NUM_SAVES, f"a full state fits each time on {budget}"
+            assert levels == ["full"] * NUM_SAVES, f"a full state fits each time on {budget}"
         elif budget >= (2 + best) * WEIGHTS:
-            assert "none" not in rungs, f"weights fit each time on {budget}"
+            assert "none" not in levels, f"weights fit each time on {budget}"
         if budget >= (2 + best) * WEIGHTS and best:
-            saved = [value for value, rung in zip(values, rungs, strict=True) if rung != "none"]
+            saved = [value for value, level in zip(values, levels, strict=True) if level != "none"]
             assert min(saved) in {one.metric for one in training.mine}, f"the best is lost on {budget}"
 
 
-@pytest.mark.parametrize("policy", [Policy(thins=True), Policy(keep_every_steps=3), Policy(keep_last=3, keep_best=2)])
-def test_other_policies_lose_no_final_weights_either(policy: Policy) -> None:
+@pytest.mark.parametrize(
+    "rules",
+    [standard_rules(strips=True), standard_rules(keep_every_steps=3), standard_rules(keep_last=3, keep_best=2)],
+)
+def test_other_policies_lose_no_final_weights_either(rules: RetentionRules) -> None:
     for budget in range(WEIGHTS, 8 * FULL, 3):
-        training = Training(budget=budget, policy=policy)
+        training = Training(budget=budget, rules=rules)
         values = metrics("wanders", budget)
-        rungs = [training.save(step, value, is_last=step == NUM_SAVES - 1) for step, value in enumerate(values)]
-        assert rungs[-1] != "none", f"the weights at the end are lost on {budget}"
-        assert "none" not in rungs or budget < 3 * WEIGHTS
+        levels = [training.save(step, value, is_last=step == NUM_SAVES - 1) for step, value in enumerate(values)]
+        assert levels[-1] != "none", f"the weights at the end are lost on {budget}"
+        assert "none" not in levels or budget < 3 * WEIGHTS
 
 
 def test_a_pin_in_the_middle_costs_rungs_and_never_the_end() -> None:
     for budget in range(2 * FULL, 5 * FULL, 3):
         training = Training(budget=budget)
         for step, value in enumerate(metrics("overfits", 0)):
-            rung = training.save(step, value, is_last=step == NUM_SAVES - 1)
+            level = training.save(step, value, is_last=step == NUM_SAVES - 1)
             if step == 4:
                 training.mine[-1] = replace(training.mine[-1], is_pinned=True)
-        assert rung != "none" or budget < 2 * FULL + 2 * WEIGHTS
+        assert level != "none" or budget < 2 * FULL + 2 * WEIGHTS
 
 
 @dataclass
@@ -159,7 +164,7 @@ class Store:
             if one is not run
         ]
         run.published = run.held
-        return grant(
+        return grant_bytes(
             wanted_bytes=wanted,
             held_bytes=run.held,
             free_bytes=self.size - sum(one.held for one in self.runs) if self.is_disk else 10**6,
@@ -170,8 +175,8 @@ class Store:
 
     def start(self, run: Run) -> None:
         """Submit, or resume: the promise holds the final weights, or nothing starts."""
-        mine, policy = run.training.mine, run.training.policy
-        clearing = make_room(mine, policy, need_bytes=WEIGHTS, free_bytes=0, weights_bytes=WEIGHTS)
+        mine, rules = run.training.mine, run.training.rules
+        clearing = make_room(mine, rules, need_bytes=WEIGHTS, free_bytes=0, weights_bytes=WEIGHTS)
         least = run.held + LATER + (0 if run.training.reserve or clearing.is_enough else WEIGHTS)
         granted = self.granted(run, max(PEAK, least), run.promised)
         run.state = "runs" if granted >= least else "refused"
@@ -185,8 +190,8 @@ class Store:
         kept = min(run.promised, run.held + WEIGHTS + LATER)
         run.promised = self.granted(run, max(PEAK, run.held + FULL + 4 * WEIGHTS + LATER), kept)
         training.budget = run.promised
-        rung = training.save(run.num_saved, float(abs(run.num_saved - 1)), is_last=is_last)
-        assert rung != "none" or not is_last, "the final weights are lost"
+        level = training.save(run.num_saved, float(abs(run.num_saved - 1)), is_last=is_last)
+        assert level != "none" or not is_last, "the final weights are lost"
         run.num_saved += 1
         if is_last:
             run.state = "trained"

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from sousbatch.errors import DamagedError
-from sousbatch.jobs.training.saver import make_deepspeed_safe
+from sousbatch.jobs.training.engines.deepspeed import make_safe
 
 FAULTS = Path(__file__).parents[2] / "faults"
 
@@ -110,7 +110,7 @@ def test_a_training_state_of_any_python_is_loaded_and_nothing_else_is_called(
     from deepspeed.runtime.zero.config import ZeroStageEnum
 
     engine = SimpleNamespace(module=torch.nn.Linear(1, 1))
-    make_deepspeed_safe(engine)
+    make_safe(engine)
     torch.save({"zero_stage": _Member(ZeroStageEnum, "weights")}, tmp_path / "x.pt")
     assert engine.checkpoint_engine.load(str(tmp_path / "x.pt"))["zero_stage"] is ZeroStageEnum.weights
     for owner, name in ((ZeroStageEnum, "__class__"), (ZeroStageEnum, "mro"), (subprocess.Popen, "kill")):

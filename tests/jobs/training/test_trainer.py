@@ -1,97 +1,85 @@
-"""Where a training goes on: at the newest full state whose files are those that were committed."""
+"""Every key of a recipe's `train` reaches transformers' arguments, or somebody else who is named here."""
 
 from __future__ import annotations
 
-import os
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
-import torch
+from transformers import TrainingArguments
 
-from sousbatch import ledger
-from sousbatch.checkpoints import commit
-from sousbatch.errors import DamagedError
-from sousbatch.jobs.training.collectives import Ranks
-from sousbatch.jobs.training.trainer import last_checkpoint
+from sousbatch.jobs.training import trainer
+from sousbatch.recipes.plan import Batch
+from sousbatch.recipes.schema import Model, Recipe, Resources, Train
 from sousbatch.run_folder import RunPaths
 
-NAMES = [f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in (0, 1)]
+BATCH = Batch(
+    world_size=2, micro_batch=3, accumulation=5, steps=70, steps_per_epoch=10, warmup_steps=7, save_every_steps=10
+)
+# key: a value that is not the default, and the arguments that follow from it
+REACH: dict[str, tuple[Any, dict[str, Any]]] = {
+    "learning_rate": (3e-3, {"learning_rate": 3e-3}),
+    "optimizer": ("adafactor", {"optim": "adafactor"}),
+    "beta1": (0.8, {"adam_beta1": 0.8}),
+    "beta2": (0.95, {"adam_beta2": 0.95}),
+    "epsilon": (1e-6, {"adam_epsilon": 1e-6}),
+    "weight_decay": (0.1, {"weight_decay": 0.1}),
+    "max_grad_norm": (0.5, {"max_grad_norm": 0.5}),
+    "precision": ("float32", {"bf16": False, "fp16": False}),
+    "log_every_steps": (7, {"logging_steps": 7}),
+}
+ELSEWHERE = {
+    "split": "jobs.train gives the trainer its rows",
+    "eval_split": "jobs.train gives the trainer its rows, StepCallback says when",
+    "eval_rows": "jobs.train gives the trainer its rows",
+    "steps": "recipes.compile counts them: Batch.steps",
+    "epochs": "recipes.compile counts them: Batch.steps",
+    "global_batch": "recipes.compile divides it: Batch.accumulation",
+    "micro_batch": "Batch.micro_batch, which an attempt may halve",
+    "schedule": "RecipeTrainer.create_scheduler",
+    "zero": "the engine's own arguments",
+    "gradient_checkpointing": "build_model, before the adapter",
+    "patience": "StepCallback.on_evaluate",
+}
 
 
-class Job(SimpleNamespace):
-    def open_ledger(self):
-        return ledger.open_job(self.paths.ledger_dir, "train", 0, 1)
+@pytest.fixture(autouse=True)
+def _no_process_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backend is left out, since it would be started at once."""
+    monkeypatch.setattr(
+        trainer, "TrainingArguments", lambda **given: TrainingArguments(**given | {"ddp_backend": None})
+    )
 
 
-@pytest.fixture
-def job(tmp_path):
-    """Two full states of two ranks, at the steps 2 and 4, and newer weights."""
-    paths = RunPaths(root=tmp_path / "toy" / "0123456789ab")
-    for step in (2, 4):
-        temporary = commit.begin(paths.checkpoints("train"), step, 1)
-        for rank, name in enumerate(NAMES):
-            torch.save({"rank": rank, "weights": torch.full((50,), step + 0.1 * rank)}, temporary / name)
-        commit.commit(temporary, step=step, attempt=1, metric=None, world_size=2, check_fence=lambda: None)
-    temporary = commit.begin(paths.checkpoints("train"), 6, 1)
-    (temporary / "model.safetensors").write_bytes(b"weights")
-    commit.commit(temporary, step=6, attempt=1, metric=None, world_size=2, check_fence=lambda: None, content="weights")
-    ledger.open_attempt(paths.ledger_dir, "train", 0).close()
-    return Job(paths=paths, stage=SimpleNamespace(name="train"))
+def arguments(**train: Any) -> Any:
+    recipe = Recipe(name="r", model=Model(path="m"), seed=11, train=Train(**train))
+    stage = SimpleNamespace(name="train", resources=Resources(device="cpu"))
+    job: Any = SimpleNamespace(recipe=recipe, settings=recipe, stage=stage, paths=RunPaths(root=Path("/runs/r/1")))
+    return trainer.training_arguments(job, BATCH)
 
 
-def folder_of(job, step: int) -> Path:
-    return job.paths.checkpoints("train") / f"step-{step:08d}"
+def test_every_key_of_train_is_looked_after_by_exactly_one() -> None:
+    assert sorted([*REACH, *ELSEWHERE]) == sorted(field.name for field in fields(Train))
 
 
-def problems(job) -> list[str]:
-    return [event.message for event in ledger.read(job.paths.ledger_dir) if event.kind == "problem"]
+@pytest.mark.parametrize("key", REACH)
+def test_a_key_reaches_the_arguments(key: str) -> None:
+    value, expected = REACH[key]
+    default, found = arguments(), arguments(**{key: value})
+    assert {name: getattr(found, name) for name in expected} == expected
+    assert any(getattr(default, name) != given for name, given in expected.items())
 
 
-def test_the_newest_full_state_is_taken(job) -> None:
-    assert last_checkpoint(job, Ranks()).step == 4
-    assert problems(job) == []
+def test_batch_and_seed_come_from_the_plan() -> None:
+    found = arguments()
+    sizes = (found.max_steps, found.per_device_train_batch_size, found.gradient_accumulation_steps)
+    assert sizes == (70, 3, 5) and found.per_device_eval_batch_size == 3
+    assert (found.seed, found.data_seed) == (11, 11)
 
 
-def swap(folder: Path) -> None:
-    first, second = (folder / name for name in NAMES)
-    os.rename(first, folder / "aside")
-    os.rename(second, first)
-    os.rename(folder / "aside", second)
-
-
-def take_another_steps(folder: Path) -> None:
-    (folder / NAMES[1]).write_bytes((folder.parent / "step-00000002" / NAMES[1]).read_bytes())
-
-
-def cut_off(folder: Path) -> None:
-    os.truncate(folder / NAMES[0], 500)
-
-
-def remove(folder: Path) -> None:
-    (folder / NAMES[0]).unlink()
-
-
-@pytest.mark.parametrize("damage", [swap, take_another_steps, cut_off, remove])
-def test_a_state_with_other_files_than_were_committed_is_passed_over_and_named(job, damage) -> None:
-    damage(folder_of(job, 4))
-    assert last_checkpoint(job, Ranks()).step == 2
-    (told,) = problems(job)
-    assert str(folder_of(job, 4)) in told and "zero_pp_rank_" in told and "from an older one" in told
-
-
-def test_where_none_is_sound_training_does_not_begin_anew_by_itself(job) -> None:
-    for step in (2, 4):
-        swap(folder_of(job, step))
-    with pytest.raises(
-        DamagedError, match=r"no checkpoint in .* is as it was committed; `sousbatch checkpoints verify"
-    ):
-        last_checkpoint(job, Ranks())
-
-
-def test_where_there_is_none_training_begins(job) -> None:
-    for step in (2, 4):
-        for path in folder_of(job, step).iterdir():
-            path.unlink()
-        folder_of(job, step).rmdir()
-    assert last_checkpoint(job, Ranks()) is None
+def test_the_callback_alone_decides_when_to_log_measure_and_save() -> None:
+    found = arguments()
+    assert {found.logging_strategy, found.save_strategy, found.eval_strategy} == {"no"}
+    assert found.report_to == [] and found.disable_tqdm

@@ -45,6 +45,7 @@ def _faults(values: Any) -> list[str]:
             {"resources": {"a": {"mem": 2}}},
             "resources.a.mem is another library's word (here it is resources.*.memory_gb)",
         ),
+        ({"tracking": {"trackers": ["wanb"]}}, "tracking.trackers.0 is 'wanb'; known: wandb (did you mean 'wandb'?)"),
         ({"score": {"tokenizer": "bytes"}}, "score.tokenizer is 'bytes'; known: words, characters"),
         (
             {"train": {"optimizer": "adam"}},

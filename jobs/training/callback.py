@@ -1,0 +1,99 @@
+"""Decide at each step boundary what happens next: log, measure, save, stop. All ranks decide the same."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ...events import Step
+from ...ledger import Ledger
+from ...recipes.plan import Batch
+from ...tracking.base import Trackers
+from ..context import JobContext, say
+from ..watchdog import Watchdog
+from .collectives import Ranks
+
+_CHECK_EVERY_S = 1.0
+
+
+class StepCallback(TrainerCallback):
+    """Decides at each step boundary what happens next, and writes the ledger and the tracker on rank 0."""
+
+    def __init__(
+        self,
+        job: JobContext,
+        batch: Batch,
+        ranks: Ranks,
+        ledger: Ledger | None,
+        tracker: Trackers | None,
+        watchdog: Watchdog,
+    ) -> None:
+        self._job, self._batch, self._ranks, self._watchdog = job, batch, ranks, watchdog
+        self.ledger, self._tracker = ledger, tracker
+        self._next_check, self._checked_at, self._checked_step = 0, time.monotonic(), 0
+        self.is_stopped = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._checked_at, self._checked_step, self._next_check = (
+            time.monotonic(),
+            state.global_step,
+            state.global_step + 1,
+        )
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._watchdog.step()
+        step = state.global_step
+        is_due = step % self._batch.save_every_steps == 0 or step >= self._batch.steps
+        is_metric = is_due and self._job.recipe.checkpoints.metric == "loss"
+        control.should_log = step % args.logging_steps == 0 or step == self._batch.steps or is_metric
+        control.should_save = is_due
+        control.should_evaluate = is_due and bool(self._job.recipe.train.eval_split)
+        control.should_training_stop = step >= self._batch.steps
+        if step >= self._next_check and self._is_asked(step) and step < self._batch.steps:
+            self.is_stopped = True
+            control.should_save, control.should_training_stop = True, True
+
+    def _is_asked(self, step: int) -> bool:
+        """Ask rank 0 whether to stop, about once a second, at a step that all ranks know."""
+        elapsed, steps = time.monotonic() - self._checked_at, step - self._checked_step
+        pause = max(1, int(_CHECK_EVERY_S * steps / max(elapsed, 1e-6)))
+        stop, pause = self._ranks.from_first([int(self._job.is_asked_to_stop()), pause])
+        self._checked_at, self._checked_step, self._next_check = time.monotonic(), step, step + pause
+        return bool(stop)
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._watchdog.step()
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        patience = self._job.recipe.train.patience
+        spec = self._job.recipe.checkpoints
+        sign = 1 if spec.goal == "lowest" else -1
+        found = [sign * entry[spec.metric] for entry in state.log_history if spec.metric in entry]
+        if patience is not None and found and len(found) - 1 - found.index(min(found)) >= patience:
+            control.should_training_stop = True
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> None:
+        values = {
+            name: value
+            for name, value in (logs or {}).items()
+            if isinstance(value, (int, float)) and name != "total_flos"
+        }
+        if self._ranks.rank == 0 and values.keys() & {"loss", "eval_loss"}:
+            shown = ", ".join(
+                f"{name} {value:.4g}"
+                for name, value in values.items()
+                if name in ("loss", "eval_loss", "learning_rate")
+            )
+            say(f"step {state.global_step} of {self._batch.steps}: {shown}")
+        if self.ledger is not None:
+            self.ledger.write(Step(step=state.global_step, values=values))
+        if self._tracker is not None:
+            self._tracker.log(state.global_step, values)

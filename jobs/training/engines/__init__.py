@@ -1,0 +1,17 @@
+"""Sharding engines, the half that runs on the ranks; what planning knows is in `recipes.engines`, by the same names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ....recipes.engines import EngineName, engine_name
+from ....recipes.schema import Recipe
+from . import ddp, deepspeed
+from .base import Engine
+
+ENGINES: Mapping[EngineName, Engine] = {"ddp": ddp, "deepspeed": deepspeed}
+
+
+def engine_of(recipe: Recipe) -> Engine:
+    """Return the engine that trains *recipe*."""
+    return ENGINES[engine_name(recipe)]

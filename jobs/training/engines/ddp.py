@@ -1,0 +1,47 @@
+"""Train with torch's DistributedDataParallel, as transformers does by itself: rank 0 writes the state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ....recipes.schema import Recipe
+from .base import SavableTrainer
+
+
+def start_process_group(device: str) -> None:
+    """Leave it to transformers."""
+
+
+def arguments(recipe: Recipe, device: str) -> dict[str, Any]:
+    """Return DDP's arguments: every parameter that trains takes part in every step."""
+    return {"ddp_find_unused_parameters": False}
+
+
+def wrap(trainer: Any) -> None:
+    """Change nothing."""
+
+
+def save_state(trainer: SavableTrainer, folder: Path, *, is_writer: bool) -> None:
+    """Write the model and the optimizer's state on one rank."""
+    if is_writer:
+        trainer.save_model(str(folder), _internal_call=True)
+        torch.save(trainer.optimizer.state_dict(), folder / "optimizer.pt")
+
+
+def full_shape(value: torch.Tensor) -> tuple[int, ...]:
+    """Return the tensor's own shape."""
+    return tuple(value.shape)
+
+
+def local_part(parameter: torch.Tensor) -> torch.Tensor:
+    """Return the parameter itself."""
+    return parameter.data
+
+
+def gathered(trainer: SavableTrainer, named: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors as they are."""
+    yield from ((name, value.data) for name, value in named.items())

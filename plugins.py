@@ -1,0 +1,58 @@
+"""Find by name what is imported when it is used: ours in a table, third-party ones by entry point.
+
+What others may extend has one `Registry`: metrics, trackers. A third-party distribution adds an entry to the
+registry's entry-point group, under the name that recipes then use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
+
+from .errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Named things of one sort. *own* maps each of our names to `module:attribute`, the module below sousbatch."""
+
+    def __init__(self, what: str, group: str, own: Mapping[str, str]) -> None:
+        self._what, self._group, self._own = what, group, dict(own)
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield every name, ours first."""
+        yield from dict.fromkeys([*self._own, *sorted(self._others())])
+
+    def problem(self, name: str) -> tuple[str, str]:
+        """Return what is wrong with a name and a hint, both empty where the name is known."""
+        if name in self._own or name in self._others():
+            return "", ""
+        return f"is {name!r}; known: {', '.join(self)}", nearest(name, self)
+
+    def load(self, name: str) -> T:
+        """Import and return what has this name; ours win over third-party ones.
+
+        Raises:
+            UsageError: nothing has this name, or its third-party module cannot be imported.
+        """
+        if name in self._own:
+            module, _, attribute = self._own[name].partition(":")
+            return cast("T", getattr(importlib.import_module(f"{__package__}.{module}"), attribute))
+        problem, hint = self.problem(name)
+        if problem:
+            raise UsageError(f"the {self._what} {problem}" + (f" ({hint})" if hint else ""))
+        entry = self._others()[name]
+        try:
+            return cast("T", entry.load())
+        except Exception as error:  # whatever a third-party module raises when it is imported
+            raise UsageError(f"the {self._what} {name!r} cannot be imported from {entry.value}: {error!r}") from error
+
+    def _others(self) -> dict[str, EntryPoint]:
+        from importlib.metadata import entry_points  # 40 ms, which our own names never need
+
+        return {entry.name: entry for entry in entry_points(group=self._group)}

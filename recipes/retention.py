@@ -1,0 +1,53 @@
+"""Read from a recipe which checkpoints stay, what they hold, and how the others go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..checkpoints.retention.policies import RetentionRules, standard_rules
+from ..checkpoints.rotation import RemovalOptions
+from ..run_folder import RunPaths
+from .schema import Dtype, Recipe
+from .stages import is_measured
+
+
+def retention_rules(recipe: Recipe) -> RetentionRules:
+    """Return which checkpoints stay by a recipe."""
+    spec = recipe.checkpoints
+    return standard_rules(
+        keep_last=spec.keep_last,
+        keep_best=num_best_kept(recipe),
+        keep_every_steps=spec.keep_every_steps,
+        goal=spec.goal,
+        strips=spec.thin,
+        archives=spec.archive_url is not None,
+    )
+
+
+def num_best_kept(recipe: Recipe) -> int:
+    """Return how many stay for being the best; none where nothing is measured."""
+    return recipe.checkpoints.keep_best if is_measured(recipe) else 0
+
+
+def removal_options(recipe: Recipe, paths: RunPaths, stage: str, check_fence: Callable[[], None]) -> RemovalOptions:
+    """Return how the checkpoints of *stage* are stripped, as its model will be made, and archived, apart by run."""
+    url = recipe.checkpoints.archive_url
+    return RemovalOptions(
+        check_fence=check_fence,
+        dtype=weights_dtype(recipe),
+        overflow=recipe.consolidate.overflow,
+        archive_url=url and f"{url}/{paths.recipe_name}/{paths.run_id}/{stage}",
+    )
+
+
+def weights_dtype(recipe: Recipe) -> Dtype:
+    """Return the dtype of a checkpoint's weights alone, from which the model comes out bit for bit the same.
+
+    A model's is that of the consolidated one. An adapter is small, and is added to its base in float32.
+    """
+    return model_dtype(recipe) if recipe.adapter.method == "full" else "float32"
+
+
+def model_dtype(recipe: Recipe) -> Dtype:
+    """Return the dtype of the consolidated model; the recipe of a plan always says it."""
+    return recipe.consolidate.dtype or "float16"

@@ -1,0 +1,92 @@
+"""Tracking is a mirror: whatever a tracker does, the job carries on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sousbatch.tracking.base import start
+
+TASK: dict[str, Any] = {"stage": "train", "kind": "train", "task": None, "attempt": 1}
+
+
+class Failing:
+    """A W&B that fails at one call; *calls* says which calls came."""
+
+    def __init__(self, at: str) -> None:
+        self.at, self.calls, self.summary = at, list[str](), self
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*args: object, **kwargs: object) -> Failing:
+            self.calls.append(name)
+            if name == self.at:
+                raise OSError("W&B is broken")
+            return self
+
+        return call
+
+
+@pytest.mark.parametrize("at", ["init", "define_metric", "log", "update", "finish"])
+def test_a_tracker_that_fails_is_dropped_and_named(
+    tracked: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, at: str
+) -> None:
+    wandb = Failing(at)
+    monkeypatch.setattr("os.environ", {})
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    trackers = start(tracked(), **TASK)
+    trackers.log(1, {"loss": 1.0})
+    trackers.summary({"loss": 1.0})
+    trackers.finish(0)
+    assert wandb.calls[-1] == at
+    assert "tracking with wandb is off: W&B is broken" in caplog.text
+
+
+def test_the_other_trackers_carry_on(
+    tracked: Callable[..., Path],
+    third_party: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    third_party("sousbatch.trackers", "toy = toy_module:Toy", TOY)
+    monkeypatch.setattr("os.environ", {})
+    monkeypatch.setitem(sys.modules, "wandb", None)  # not installed
+    folder = tracked(trackers=("wandb", "toy"))
+    trackers = start(folder, **TASK)
+    trackers.log(1, {"loss": 1.0})
+    trackers.finish(0)
+    assert "tracking with wandb is off" in caplog.text
+    assert (folder / "toy").read_text() == "start 0123456789ab-train\nlog 1 {'loss': 1.0}\nfinish 0\n"
+
+
+TOY = """
+class Toy:
+    def start(self, identity):
+        self.path = identity.folder / "toy"
+        self._add("start", identity.id)
+    def log(self, step, values): self._add("log", step, values)
+    def summary(self, values): self._add("summary", values)
+    def finish(self, exit_code): self._add("finish", exit_code)
+    def _add(self, *words):
+        with self.path.open("a") as stream: print(*words, file=stream)
+"""
+
+
+@pytest.mark.parametrize("changes", [{"mode": "disabled"}, {"trackers": ()}])
+def test_what_is_not_tracked_imports_nothing(
+    tracked: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    changes: dict[str, Any],
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    start(tracked(**changes), **TASK).log(1, {})
+    assert caplog.text == ""
+
+
+def test_a_run_without_its_identity_is_not_tracked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    start(tmp_path, **TASK).finish(0)
+    assert "tracking is off, since the identity of the run cannot be read" in caplog.text

@@ -1,0 +1,66 @@
+"""Show a task as a Weights & Biases run: the one module that knows W&B's variables and settings.
+
+Offline runs leave their files in the run's tracking folder; `wandb sync` sends them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from .identity import Identity
+
+_QUIET = {
+    "WANDB_CONSOLE": "off",
+    "WANDB_SILENT": "true",
+    "WANDB_ERROR_REPORTING": "false",
+    "WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL": "1",
+}
+
+
+class WandbTracker:
+    """One W&B run."""
+
+    _run: Any
+
+    def start(self, identity: Identity) -> None:
+        """Open the run; attempts after the first one resume it."""
+        os.environ.update(_variables(identity))  # some are read when wandb is imported
+
+        import wandb
+
+        self._run = wandb.init(config=identity.config)
+        self._run.define_metric("*", step_metric="step")
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        """Add a row. W&B's own step is never given: it would drop the rows of a repeated step."""
+        self._run.log({"step": step, **values})
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Set values of the run's summary."""
+        self._run.summary.update(values)
+
+    def finish(self, exit_code: int) -> None:
+        """Write what is left, and end the run."""
+        self._run.finish(exit_code=exit_code)
+
+
+def _variables(identity: Identity) -> dict[str, str]:
+    variables = _QUIET | {
+        "WANDB_MODE": identity.mode,
+        "WANDB_PROJECT": identity.project,
+        "WANDB_RUN_ID": identity.id,
+        "WANDB_NAME": identity.name,
+        "WANDB_RUN_GROUP": identity.group,
+        "WANDB_JOB_TYPE": identity.job_type,
+        "WANDB_RESUME": "allow",
+        "WANDB_DIR": str(identity.folder),
+        "WANDB_DATA_DIR": str(identity.folder / "data"),
+        "WANDB_CACHE_DIR": str(identity.folder / "cache"),
+    }
+    if identity.tags:
+        variables["WANDB_TAGS"] = ",".join(identity.tags)
+    if identity.entity:
+        variables["WANDB_ENTITY"] = identity.entity
+    return variables
