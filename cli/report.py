@@ -19,7 +19,8 @@ from .. import files, ledger
 from ..checkpoints.commit import committed
 from ..events import CheckpointEvent, Event, Kept, Problem, Saved, Skipped, Step
 from ..ledger_queries import CheckpointLifetime, checkpoint_lifetimes, timed
-from ..recipes.plan import Glance, Plan
+from ..recipes.plan import Plan
+from ..recipes.plan_summary import PlanSummary
 from ..run_folder import RunPaths
 from ..run_index import find_run
 from .parser import RUN_HELP, Parser, define
@@ -79,7 +80,7 @@ def _looked_up(found: Iterable[CheckpointLifetime], folder: Path) -> list[Checkp
     return [one if one.end_s is not None or one.step in is_there else replace(one, fate="gone") for one in found]
 
 
-def page(plan: Plan | Glance, paths: RunPaths, states: Mapping[str, Any]) -> str:
+def page(plan: Plan | PlanSummary, paths: RunPaths, states: Mapping[str, Any]) -> str:
     """Return the whole page; of a plan that cannot be read whole it says why."""
     events = timed(ledger.read(paths.ledger_dir, max_steps=_MAX_STEPS))
     scores, told = scores_of(paths), f"run {paths.run_id}"

@@ -9,12 +9,12 @@ from pathlib import Path
 from .. import files, ledger
 from ..errors import RunError, UsageError
 from ..events import Accepted, Event, Frozen, of
-from ..recipes.compose import stage_view
 from ..recipes.inspect.inputs import code_digest_of, code_files
 from ..recipes.inspect.model import model_digest
 from ..recipes.inspect.versions import installed, versions_of
 from ..recipes.plan import Plan, Stage
 from ..recipes.schema import validate
+from ..recipes.yaml_files import to_yaml
 from ..run_folder import RunPaths
 from ..run_index import remember_run
 from ..tracking.identity import RunIdentity, write_identity
@@ -36,8 +36,6 @@ def freeze(
     Raises:
         UsageError: the code was edited since the plan was made.
     """
-    import yaml
-
     if within is not None and within.code_dir.is_dir() and not paths.code_dir.exists():
         paths.code_dir.symlink_to(within.code_dir)
     for folder in plan.recipe.environment.code if within is None else ():
@@ -52,8 +50,7 @@ def freeze(
     for request in launcher.prepare(plan, paths):
         files.make_private_dir(paths.request(request.stage).parent)
         files.write_text(paths.request(request.stage), request.text)
-    text = yaml.safe_dump(validate.to_plain(plan.recipe), allow_unicode=True, sort_keys=False)
-    files.write_text(paths.recipe, text)
+    files.write_text(paths.recipe, to_yaml(plan.recipe))
     write_identity(_identity(plan, paths, within or paths), paths.tracking_dir)
     client, frozen = ledger.open_client(paths.ledger_dir), plan.to_json()
     client.write(Frozen(plan=files.digest_of(frozen), point=point))
@@ -91,16 +88,13 @@ def verify(paths: RunPaths, plan: Plan, stage: Stage, *, is_point: bool = False)
         )
     if plan.sweep is not None:
         return  # each point checks its own
-    model = plan.inputs.model
-    if stage.kind in ("train", "predict") and stage.of is None:
-        now = model_digest(Path(model.folder), Path(model.tokenizer_folder), plan.recipe.model.config)
+    model = stage.model
+    if stage.record.starts_from_model and stage.model.made_by is None:
+        now = model_digest(Path(model.folder), Path(model.tokenizer_folder), stage.settings.model.config)
         if now != model.digest:
             raise RunError(f"the model in {model.folder} was changed or removed after submission", advice=_PUT_BACK)
-    for name in _splits_used(plan, stage):
-        split = plan.inputs.splits.get(name)
-        if split is None:
-            continue
-        where = f"data file {split.path} (split {name!r})"
+    for split in stage.splits.values():
+        where = f"data file {split.path} (split {split.name!r})"
         if not Path(split.path).is_file():
             raise RunError(f"{where} is gone since submission", advice=_PUT_BACK)
         if files.digest_file(Path(split.path)) != split.digest:
@@ -127,13 +121,3 @@ def _accepted(events: Sequence[Event]) -> dict[str, str]:
 
 def _frozen_code(plan: Plan, paths: RunPaths) -> str:
     return code_digest_of([paths.code(folder) for folder in plan.recipe.environment.code])
-
-
-def _splits_used(plan: Plan, stage: Stage) -> tuple[str, ...]:
-    view = stage_view(plan.recipe, stage.name)
-    if stage.kind == "train":
-        return (view.train.split, view.train.eval_split or "")
-    if stage.kind == "predict":
-        return (view.predict.split,)
-    predictions = plan.upstream(stage, "predict") if stage.kind == "score" else None
-    return (stage_view(plan.recipe, predictions.name).predict.split,) if predictions else ()

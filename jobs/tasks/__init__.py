@@ -16,7 +16,7 @@ from ...recipes.data.rows import Row
 from ...recipes.tasks import TaskSpec
 
 if TYPE_CHECKING:
-    from ...recipes.schema import Recipe as StageSettings
+    from ...recipes.schema import StageSettings
 
 
 class Examples(Protocol):

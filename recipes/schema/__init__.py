@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ...tracking.base import TRACKERS
+from ..stage_kinds import RECIPE_KINDS
 from .fields import key
 
 Task = str
-Kind = Literal["train", "consolidate", "predict", "merge", "score", "sweep"]
-KINDS: tuple[Kind, ...] = ("train", "consolidate", "predict", "merge", "score")  # what a recipe can have as stages
 Dtype = Literal["float16", "bfloat16", "float32"]
 
 
@@ -382,17 +381,15 @@ class Tracking:
 class StageSpec:
     """One step of the run, when the five usual ones are not enough."""
 
-    kind: Kind | None = key(None, "what it does; its own name when that is a kind")
+    kind: str | None = key(None, f"what it does: {', '.join(RECIPE_KINDS)}; its own name when that is a kind")
     of: str | None = key(None, "the stage whose output it takes; the nearest fitting one above when not given")
     set: dict[str, Any] = key(dict, "sections of the recipe as this stage sees them")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What to do, from model and data to scores."""
+class StageSettings:
+    """What a recipe says that a stage can see in its own way, by its `set`."""
 
-    name: str = key("", "name of the recipe; its file's name when not given")
-    description: str = key("", "one line for `recipes list`")
     task: Task = key(
         "causal_lm",
         "what the model learns: causal_lm, or a task of another package; seq2seq, question_answering and "
@@ -408,6 +405,19 @@ class Recipe:
     predict: Predict = key(Predict, "what is predicted", also=("generation", "decode"))
     question_answering: QuestionAnswering | None = key(None, "windows and spans, for that task alone", later=True)
     score: Score = key(Score, "how it is measured")
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether training measures what `checkpoints.metric` names at each save."""
+        return self.checkpoints.metric == "loss" or self.train.eval_split is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(StageSettings):
+    """What to do, from model and data to scores."""
+
+    name: str = key("", "name of the recipe; its file's name when not given")
+    description: str = key("", "one line for `recipes list`")
     resources: dict[str, Resources] = key(
         dict, "per stage name, kind, or `default`; a stage's entry is laid over its kind's, that over the default"
     )

@@ -12,7 +12,8 @@ import pytest
 
 from sousbatch.cluster import slurm
 from sousbatch.launchers.slurm.container import around
-from sousbatch.recipes.plan import Plan, SplitFacts
+from sousbatch.recipes.facts import SplitFacts
+from sousbatch.recipes.plan import Plan
 from sousbatch.recipes.schema import Environment
 from sousbatch.run_folder import RunPaths
 

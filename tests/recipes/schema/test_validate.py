@@ -51,7 +51,7 @@ def _faults(values: Any) -> list[str]:
             {"train": {"optimizer": "adam"}},
             "train.optimizer is 'adam'; known: adamw, adafactor (did you mean 'adamw'?)",
         ),
-        ([1], "recipe is [1] (a section of keys is expected, such as name)"),
+        ([1], "recipe is [1] (a section of keys is expected, such as task)"),
     ],
     ids=str,
 )
