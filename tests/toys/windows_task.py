@@ -7,7 +7,7 @@ from sousbatch.recipes.data.encode import Encoded
 from sousbatch.recipes.tasks import Column, TaskSpec
 
 
-def _faults(settings, kind):
+def _faults(settings, uses):
     if settings.data.prompt:
         yield Fault(key="data.prompt", problem="has no meaning for windows", hint="set data.prompt=''")
 

@@ -44,10 +44,10 @@ class TestEveryTask:
                 assert attrgetter(column.named_by)(StageSettings()) == column.name or column.named_by == "data.prompt"
 
     def test_its_faults_name_keys_that_there_are(self, name: str) -> None:
-        for kind in STAGE_KINDS:
+        for kind in STAGE_KINDS.values():
             for prompt in ("", "{input}", "{broken"):
                 settings = StageSettings(data=dataclasses.replace(StageSettings().data, prompt=prompt))
-                for fault in task_of(name).faults(settings, kind):
+                for fault in task_of(name).faults(settings, kind.rows):
                     attrgetter(fault.key)(settings)
 
     def test_its_sizes_have_a_formula(self, name: str) -> None:
