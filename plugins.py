@@ -7,7 +7,7 @@ registry's entry-point group, under the name that recipes then use.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from .errors import UsageError, nearest
@@ -34,6 +34,11 @@ class Registry(Generic[T]):
             return "", ""
         return f"is {name!r}; known: {', '.join(self)}", nearest(name, self)
 
+    def first_known(self, names: Sequence[str]) -> str | None:
+        """Return the first of *names* that is known, ours before those of others."""
+        found = [name for name in names if name in self._own] or [name for name in names if name in self._others()]
+        return found[0] if found else None
+
     def load(self, name: str) -> T:
         """Import and return what has this name; ours win over third-party ones.
 
@@ -43,14 +48,16 @@ class Registry(Generic[T]):
         if name in self._own:
             module, _, attribute = self._own[name].partition(":")
             return cast("T", getattr(importlib.import_module(f"{__package__}.{module}"), attribute))
-        problem, hint = self.problem(name)
-        if problem:
-            raise UsageError(f"the {self._what} {problem}" + (f" ({hint})" if hint else ""))
-        entry = self._others()[name]
+        others = self._others()
+        if name not in others:
+            hint = nearest(name, self)
+            known = f"known: {', '.join(self)}" + (f" ({hint})" if hint else "")
+            raise UsageError(f"{self._what} {name!r} is unknown; {known}")
+        entry = others[name]
         try:
             return cast("T", entry.load())
         except Exception as error:  # whatever a third-party module raises when it is imported
-            raise UsageError(f"the {self._what} {name!r} cannot be imported from {entry.value}: {error!r}") from error
+            raise UsageError(f"{self._what} {name!r} cannot be imported from {entry.value}: {error!r}") from error
 
     def _others(self) -> dict[str, EntryPoint]:
         from importlib.metadata import entry_points  # 40 ms, which our own names never need

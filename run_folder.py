@@ -103,6 +103,10 @@ class RunPaths:
         """The exact text that was sent for *stage*."""
         return self.root / "requests" / f"{stage}.sh"
 
+    def request_values(self, stage: str) -> Path:
+        """What is sent beside the text that is run for a stage, as JSON."""
+        return self.root / "requests" / f"{stage}.json"
+
     def log(self, stage: str, task: int | str) -> Path:
         """What a task of *stage* printed, all attempts one after another.
 

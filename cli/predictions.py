@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from argparse import Namespace
 from pathlib import Path
+from typing import get_args
 
 from ..errors import NotFoundError, UsageError
+from ..predictions.metrics import DEFAULT_METRICS, Tokenizer
 from .parser import Parser, add_command, add_verbs, count, define
 
 
@@ -58,46 +59,35 @@ def _define_score(score: Parser) -> None:
         "--field", default="prediction", metavar="FIELD", help="field of the prediction (default prediction)"
     )
     score.add_argument(
-        "--tokenizer", choices=["words", "characters"], default="words", help="units of ROUGE (default words)"
+        "--tokenizer", choices=get_args(Tokenizer), default="words", help="units of ROUGE (default words)"
+    )
+    score.add_argument(
+        "--metric",
+        action="append",
+        metavar="NAME",
+        help=f"what is measured, given once for each (default {', '.join(DEFAULT_METRICS)})",
     )
     score.add_argument("--json", action="store_true", help="as JSON")
 
 
 def _merge(arguments: Namespace) -> int:
-    from ..predictions.merge import merge_units
-    from ..predictions.shard_merge import merge_shards
+    from ..api import merge_predictions
 
-    paths, out = [Path(path).expanduser() for path in arguments.paths], Path(arguments.out).expanduser().absolute()
-    missing = [str(path) for path in paths if not path.exists()]
-    if missing:
-        raise NotFoundError(f"{', '.join(missing)}: no such file or folder")
+    out = Path(arguments.out).expanduser().absolute()
     _check_export(arguments.export, out)
-    if len(paths) == 1 and (paths[0] / "layout.json").is_file():
-        print(merge_units(paths[0], out))
-        return _export(out, arguments.export)
-    shards = [file for path in paths for file in (_shards_in(path) if path.is_dir() else [path])]
-    if not shards:
-        raise NotFoundError(f"{', '.join(arguments.paths)}: no .jsonl or .csv shards there")
     if arguments.in_file_order:
         _check_order(arguments.paths)
     field = None if arguments.in_file_order else arguments.index
-    print(merge_shards(shards, out, num_rows=arguments.rows, index_field=field))
+    print(merge_predictions(arguments.paths, out, num_rows=arguments.rows, index_field=field))
     return _export(out, arguments.export)
-
-
-def _shards_in(folder: Path) -> list[Path]:
-    found = list(folder.glob("*.jsonl")) or list(folder.glob("*.csv"))
-    return sorted(found, key=lambda path: _by_number(path.name))
-
-
-def _by_number(text: str) -> list[str | int]:
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]
 
 
 def _check_order(named: list[str]) -> None:
     """Refuse the order of a shell's pattern where it is not that of the numbers: rank10 comes before rank2."""
-    if named == sorted(named) and named != sorted(named, key=_by_number):
-        at = next(number for number, text in enumerate(sorted(named, key=_by_number)) if text != named[number])
+    from ..predictions.shard_merge import by_number
+
+    if named == sorted(named) and named != sorted(named, key=by_number):
+        at = next(number for number, text in enumerate(sorted(named, key=by_number)) if text != named[number])
         raise UsageError(
             f"the shards are named in the order of letters, in which {named[at]!r} comes before the numbers below it; "
             "name them in the order of their rows, such as with $(ls -v PATTERN)"
@@ -125,6 +115,7 @@ def _export(merged: Path, export: str | None) -> int:
 
 
 def _score(arguments: Namespace) -> int:
+    from ..predictions.rows import predictions_of
     from ..predictions.scoring import score_with_baseline
     from ..recipes.data.rows import read_rows
     from .results import scores as scores_table
@@ -132,18 +123,18 @@ def _score(arguments: Namespace) -> int:
     for path in (arguments.path, arguments.data):
         if not Path(path).is_file():
             raise NotFoundError(f"{path!r} does not exist")
-    predictions, rows = list(read_rows(Path(arguments.path))), list(read_rows(Path(arguments.data)))
-    for row, column, path in ((predictions, arguments.field, arguments.path), (rows, arguments.target, arguments.data)):
-        bad = next((number for number, one in enumerate(row, 1) if one.get(column) is None), None)
-        if bad is not None:
-            raise UsageError(f"row {bad} of {path} has no {column!r}; it has: {', '.join(row[bad - 1])}")
-    if any("index" in row and row["index"] != number for number, row in enumerate(predictions)):
-        raise UsageError(f"{arguments.path} is not in row order; `sousbatch predictions merge` puts it in order")
+    path = Path(arguments.path)
+    predictions = predictions_of(read_rows(path), path, field=arguments.field)
+    rows = list(read_rows(Path(arguments.data)))
+    bad = next((number for number, row in enumerate(rows, 1) if row.get(arguments.target) is None), None)
+    if bad is not None:
+        has = ", ".join(rows[bad - 1])
+        raise UsageError(f"row {bad} of {arguments.data} has no {arguments.target!r}; it has: {has}")
     scores = score_with_baseline(
-        [str(row[arguments.field]) for row in predictions],
-        [str(row[arguments.target]) for row in rows],
-        [str(row.get(arguments.input, "")) for row in rows],
-        metrics=["character_accuracy", "cer", "exact_match", "rouge1", "rouge2", "rougeL"],
+        predictions,
+        [row[arguments.target] for row in rows],
+        [row.get(arguments.input) for row in rows],
+        metrics=arguments.metric or DEFAULT_METRICS,
         tokenizer=arguments.tokenizer,
     )
     print(json.dumps(scores, indent=1) if arguments.json else scores_table(scores))

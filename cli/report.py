@@ -19,12 +19,13 @@ from .. import files, ledger
 from ..checkpoints.commit import committed
 from ..events import CheckpointEvent, Event, Kept, Problem, Saved, Skipped, Step
 from ..ledger_queries import CheckpointLifetime, checkpoint_lifetimes, timed
+from ..predictions.scoring import MODEL, WHO, label
 from ..recipes.plan import Plan
 from ..recipes.plan_summary import PlanSummary
 from ..run_folder import RunPaths
 from ..run_index import find_run
 from .parser import RUN_HELP, Parser, define
-from .results import scores_of
+from .results import score, scores_of
 from .tables import size
 
 _WIDTH, _LEFT, _RIGHT = 960, 80, 20
@@ -103,10 +104,10 @@ def page(plan: Plan | PlanSummary, paths: RunPaths, states: Mapping[str, Any]) -
         ]
     for name, result in scores.items():
         rows = [
-            (metric, *(f"{result['scores'][who][metric]:.3f}" for who in ("model", "copy_input")))
-            for metric in result["scores"]["model"]
+            (label(metric), *(score(result["scores"][who].get(metric)) for who in WHO))
+            for metric in result["scores"][MODEL]
         ]
-        parts.append(f"<h2>{escape(name)}</h2>" + _table(("", "model", "copying the input"), rows))
+        parts.append(f"<h2>{escape(name)}</h2>" + _table(("", *WHO.values()), rows))
     title = escape(f"{paths.recipe_name} {paths.run_id}")
     return (
         f'<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">'

@@ -12,6 +12,7 @@ from ..cluster import processes
 from ..errors import EXIT_STOPPED, RunError
 from ..events import PredictionStarted, UnitCommitted
 from ..ledger import Ledger
+from ..predictions.rows import ID, PredictionRow
 from ..predictions.units import Layout, committed_units, open_layout, units_of_task, write_unit
 from ..recipes.data.rows import Row, read_rows
 from ..recipes.tasks import task_of
@@ -50,7 +51,7 @@ def _answer(job: JobContext, key: str, folder: Path, layout: Layout, missing: li
         answers = answerer.answer(rows)
         column = job.settings.data.columns.id
         lines = [
-            {"index": index, **({"id": row[column]} if column else {}), **answer}
+            PredictionRow.from_json({**answer, **({ID: row[column]} if column else {})}, position=index)
             for (index, row), answer in zip(rows, answers, strict=True)
         ]
         job.check_fence()

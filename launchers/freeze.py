@@ -18,7 +18,7 @@ from ..recipes.yaml_files import to_yaml
 from ..run_folder import RunPaths
 from ..run_index import remember_run
 from ..tracking.identity import RunIdentity, write_identity
-from .base import Launcher
+from .base import Launcher, Request
 
 _AGAIN = "`resume` would end in the same way: put it back, or submit the recipe with --again, which makes another run"
 _PUT_BACK = (
@@ -47,13 +47,11 @@ def freeze(
     if _frozen_code(plan, paths) != plan.inputs.code_digest:
         files.remove_tree(paths.code_dir)
         raise UsageError("the code in environment.code was edited while it was being submitted; submit again")
-    for request in launcher.prepare(plan, paths):
-        files.make_private_dir(paths.request(request.stage).parent)
-        files.write_text(paths.request(request.stage), request.text)
+    requests = _write_requests(launcher.prepare(plan, paths), paths)
     files.write_text(paths.recipe, to_yaml(plan.recipe))
     write_identity(_identity(plan, paths, within or paths), paths.tracking_dir)
     client, frozen = ledger.open_client(paths.ledger_dir), plan.to_json()
-    client.write(Frozen(plan=files.digest_of(frozen), point=point))
+    client.write(Frozen(plan=files.digest_of(frozen), point=point, requests=requests))
     client.close()
     files.sync_tree(paths.root)
     files.write_text(paths.plan, frozen)
@@ -106,12 +104,63 @@ def _identity(plan: Plan, paths: RunPaths, group: RunPaths) -> RunIdentity:
     return RunIdentity(recipe=paths.recipe_name, run=paths.run_id, group=group.run_id, **shown)
 
 
-def accept_environment(plan: Plan, paths: RunPaths) -> None:
-    """Record that a person lets the run go on with the package versions of now; those are checked from here on."""
-    client = ledger.open_client(paths.ledger_dir)
+def accept_environment(plan: Plan, launcher: Launcher, paths: RunPaths) -> None:
+    """Record that a person lets the run resume in the environment of now.
+
+    Its package versions are checked from here on, and the requests are written again for it.
+    """
     was = _accepted(ledger.read(paths.ledger_dir, max_steps=1)) or plan.inputs.versions
+    client = ledger.open_client(paths.ledger_dir)
     client.write(Accepted(versions=versions_of(plan.recipe.environment), was=was))
+    requests = _write_requests(launcher.prepare(plan, paths), paths)
+    client.write(Frozen(plan=files.digest_of(paths.plan.read_text(encoding="utf-8")), requests=requests))
     client.close()
+
+
+def read_requests(plan: Plan, paths: RunPaths) -> dict[str, Request]:
+    """Return the frozen requests by stage: what is sent is what was written at submission.
+
+    Raises:
+        UsageError: they are not what was written, or name another run folder.
+    """
+    frozen = of(ledger.read(paths.ledger_dir, max_steps=1), Frozen)
+    again = f"`sousbatch resume {paths.run_id} --accept-environment` writes them again"
+    stages = [stage.name for stage in plan.stages]
+    if not frozen or _digest_of_requests(stages, paths) != frozen[-1].requests:
+        raise UsageError(f"run {paths.run_id}: its requests were changed after submission; {again}")
+    found = {}
+    for stage in stages:
+        values = files.read_json(paths.request_values(stage))
+        text = paths.request(stage).read_text(encoding="utf-8")
+        request, faults = validate.build(Request, values | {"text": text})
+        if request is None:
+            raise UsageError(f"{paths.request_values(stage)} is no request: {'; '.join(map(str, faults[:3]))}; {again}")
+        found[stage] = request
+    folders = {Path(request.log_dir).parent for request in found.values()}
+    elsewhere = [folder for folder in folders if folder.resolve() != paths.root.resolve()]
+    if elsewhere:
+        raise UsageError(f"run {paths.run_id} was submitted in {elsewhere[0]} and moved to {paths.root}; {again}")
+    return found
+
+
+def _write_requests(requests: Sequence[Request], paths: RunPaths) -> str:
+    """Write the text that is run for each stage, and beside it the rest of the request; return their digest."""
+    for request in requests:
+        values = validate.to_plain(request)
+        files.make_private_dir(paths.request(request.stage).parent)
+        files.write_text(paths.request(request.stage), values.pop("text"))
+        files.write_json(paths.request_values(request.stage), values)
+    return _digest_of_requests([request.stage for request in requests], paths)
+
+
+def _digest_of_requests(stages: Sequence[str], paths: RunPaths) -> str:
+    """Return the digest of the request files, or the empty string where one is missing."""
+    try:
+        texts = [files.digest_file(paths.request(stage)) for stage in stages]
+        values = [files.digest_file(paths.request_values(stage)) for stage in stages]
+    except OSError:
+        return ""
+    return files.digest_of([texts, values])
 
 
 def _accepted(events: Sequence[Event]) -> dict[str, str]:

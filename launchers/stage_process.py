@@ -225,11 +225,11 @@ class _Task:
         """Return what runs the ranks: srun in a job of Slurm's, a torchrun agent a node to train here, else the job."""
         python, wanted = [sys.executable, "-u"], self._stage.resources
         if self._kind.looks_after_itself:
-            return [[*python, "-m", "sousbatch.launchers.sweep_point", str(self._paths.root)]]
+            return [[*python, "-m", self._kind.module, str(self._paths.root)]]
         job = [self._kind.module, str(self._paths.root), self._stage.name]
         if self._slurm_job:
             nodes, each = (wanted.nodes, wanted.devices_per_node) if self._stage.uses_devices else (1, 1)
-            options, before = around(self._plan, self._paths)
+            options, before = around(self._plan.recipe.environment, self._stage, self._paths)
             if options or before:
                 python = [self._plan.recipe.environment.python or "python3", "-u"]
             rank = [*before, *python, "-m", "sousbatch.launchers.slurm.rank", *job]

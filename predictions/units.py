@@ -3,7 +3,7 @@
 A folder belongs to one prediction key and holds `layout.json` and `unit-000017.jsonl`
 files: one header line, then one JSON row for each input row, in order. A unit is owned by
 rows and not by ranks, so the number of tasks may change between attempts. Who may still
-write (fencing) is the caller's to check; joining the units is `gather`'s.
+write (fencing) is the caller's to check; joining the units is `merge`'s.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from ..errors import DamagedError, NotFoundError, RunError, no_room_named
+from ..errors import DamagedError, NotFoundError, no_room_named
 from ..files import canonical_json, locked, make_private_dir, read_json, replacing, write_json
+from .rows import PredictionRow
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Layout:
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """A committed unit, as its header tells; `num_bytes` and `sha256` are of the body."""
+    """A committed unit, as its header says; `num_bytes` and `sha256` are of the body."""
 
     number: int
     first_row: int
@@ -77,8 +77,8 @@ def unit_path(folder: Path, number: int) -> Path:
 def open_layout(folder: Path, key: str, num_rows: int, unit_rows: int) -> Layout:
     """Return the folder's layout, writing it when this is the first task to come.
 
-    An existing layout wins over another *unit_rows*, so that a resume with other settings
-    goes on where the last attempt stopped.
+    An existing layout wins over another *unit_rows*, so that a run that resumes with
+    another size keeps its units.
 
     Raises:
         DamagedError: the folder was laid out for another key or another number of rows.
@@ -94,6 +94,11 @@ def open_layout(folder: Path, key: str, num_rows: int, unit_rows: int) -> Layout
         if found != wanted:
             raise DamagedError(f"{folder / 'layout.json'}: its {what} is {found!r}, not {wanted!r}")
     return layout
+
+
+def is_unit_folder(folder: Path) -> bool:
+    """Return whether *folder* holds the units of a prediction key."""
+    return (folder / "layout.json").is_file()
 
 
 def read_layout(folder: Path) -> tuple[str, Layout]:
@@ -114,20 +119,19 @@ def write_unit(
     folder: Path,
     layout: Layout,
     unit_number: int,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[PredictionRow],
     key: str,
     attempt: int,
     task: int,
 ) -> Unit:
     """Commit one unit, or return the one that is committed already.
 
-    Each row holds its dense input position as the int "index"; the rest is payload. Two
-    processes that write one unit at the same moment leave one whole unit, of either.
+    Two processes that write one unit at the same moment leave one complete unit, of either.
 
     Raises:
         ValueError: the rows are not exactly those of the unit, in order.
-        RunError: a row is no JSON: NaN, infinity, half a surrogate pair, a foreign type.
-        NoRoomError: the store is full.
+        RunError: a row is no JSON: half a surrogate pair, an unknown type.
+        NoRoomError: the disk is full.
     """
     path = unit_path(folder, unit_number)
     try:
@@ -135,10 +139,10 @@ def write_unit(
     except (FileNotFoundError, DamagedError):
         pass
     wanted = layout.rows_of(unit_number)
-    indices = [row.get("index") for row in rows]
+    indices = [row.index for row in rows]
     if indices != list(wanted) or not all(type(index) is int for index in indices):
         raise ValueError(f"unit {unit_number} takes the rows {wanted.start} to {wanted.stop - 1}, in order, as ints")
-    body = b"".join(_row_line(row) for row in rows)
+    body = b"".join(row.to_line() for row in rows)
     header = _expected_header(layout, unit_number, key) | {
         "attempt": attempt,
         "task": task,
@@ -150,14 +154,6 @@ def write_unit(
         stream.write(canonical_json(header).encode() + b"\n")
         stream.write(body)
     return _read_unit(path, layout, unit_number, key)
-
-
-def _row_line(row: Mapping[str, Any]) -> bytes:
-    try:
-        text = json.dumps({"index": row["index"], **row}, ensure_ascii=False)  # an id may be NaN
-        return text.encode() + b"\n"
-    except (ValueError, TypeError) as error:
-        raise RunError(f"the prediction of row {row['index']} cannot be written as JSON: {error}") from error
 
 
 def survey_units(folder: Path, layout: Layout, key: str) -> tuple[dict[int, Unit], tuple[str, ...]]:
@@ -177,7 +173,7 @@ def survey_units(folder: Path, layout: Layout, key: str) -> tuple[dict[int, Unit
 
 
 def committed_units(folder: Path, layout: Layout, key: str) -> dict[int, Unit]:
-    """Return the committed units by number; what is torn or foreign is logged, not trusted."""
+    """Return the committed units by number; what is incomplete or of another key is logged."""
     units, faults = survey_units(folder, layout, key)
     for fault in faults:
         logger.warning("%s; it does not count", fault)
@@ -234,5 +230,5 @@ def _read_unit(path: Path, layout: Layout, number: int, key: str) -> Unit:
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{path} has no unit header: {error!r}") from error
     if file_bytes != unit.body_offset + unit.num_bytes:
-        raise DamagedError(f"{path} is torn: {file_bytes:,} bytes, not {unit.body_offset + unit.num_bytes:,}")
+        raise DamagedError(f"{path} is incomplete: {file_bytes:,} bytes, not {unit.body_offset + unit.num_bytes:,}")
     return unit

@@ -344,7 +344,7 @@ def test_a_changed_environment_is_refused_until_a_person_accepts_it(
     assert "python was 2.7 and is 3" in reason(bench) and "gone was 1.0 and is gone" in reason(bench)
     states = stage_states(bench.plan, ledger.read(bench.paths.ledger_dir), {"train": JobState(word="failed")})
     assert f"`sousbatch resume {bench.paths.run_id} --accept-environment`" in states["train"].advice
-    accept_environment(bench.plan, bench.paths)
+    accept_environment(bench.plan, LocalLauncher(), bench.paths)
     (accepted,) = bench.events("accepted")
     assert accepted.was == old and accepted.versions == versions_of(Environment())
     assert bench.run("")[0] == 0
