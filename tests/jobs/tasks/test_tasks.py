@@ -22,7 +22,7 @@ TINY = Path(sousbatch.recipes.__file__).parent / "library/models/tiny-hangul"
 TEXTS = ["가", "나다라 마바", "사아자차카 타"]
 # Settings that fit each task, and one row of its data for a text.
 CASES: dict[str, tuple[Data, Any]] = {
-    "causal_lm": (Data(max_tokens=32), lambda text: {"input": text, "target": text}),
+    "causal_lm": (Data(max_tokens=64), lambda text: {"input": text, "target": text}),
     "windows": (Data(prompt="", max_tokens=4), lambda text: {"text": [text, text]}),
 }
 
