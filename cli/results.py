@@ -18,9 +18,9 @@ def results(plan: Plan, paths: RunPaths) -> str:
     """Return where a run's model, predictions and scores lie, and the scores."""
     rows: list[tuple[str, object]] = []
     for stage in plan.stages:
-        if stage.record.leaves == "model" and paths.model(stage.name).is_dir():
+        if paths.model(stage.name).is_dir():
             rows.append((f"model ({stage.name})", paths.model(stage.name)))
-        if stage.record.leaves == "predictions" and paths.predictions_file(stage.name).is_file():
+        if paths.predictions_file(stage.name).is_file():
             rows.append((f"predictions ({stage.name})", paths.predictions_file(stage.name)))
     if plan.sweep is not None:
         return points(plan, paths)

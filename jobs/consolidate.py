@@ -8,9 +8,9 @@ import sys
 
 from .. import ledger
 from ..checkpoints.commit import best_committed, last_committed
-from ..checkpoints.consolidation.consolidate import consolidate_part
+from ..checkpoints.consolidation.consolidate import consolidate as write_model
 from ..checkpoints.consolidation.manifest import MANIFEST_NAME, Manifest, verify_manifest
-from ..checkpoints.consolidation.plan import ConsolidateOptions
+from ..checkpoints.consolidation.options import ConsolidateOptions
 from ..checkpoints.integrity import open_verified
 from ..cluster import processes
 from ..errors import RunError
@@ -63,7 +63,7 @@ def _write(job: JobContext) -> Manifest | None:
         copy_from=chosen.path,
         is_verified=True,  # it costs seconds, after hours of training
     )
-    return consolidate_part(
+    return write_model(
         open_verified(chosen.path),
         job.paths.model(job.stage.name),
         options,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import re
 from array import array
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -74,6 +75,28 @@ def merge_shards(
         sources=rows.sources,
     )
     return settle(report, out_path)
+
+
+def find_shards(paths: Sequence[Path]) -> list[Path]:
+    """Return the shards that *paths* name: files, or folders of .jsonl or of .csv files in the order of their numbers.
+
+    Raises:
+        NotFoundError: there are none.
+    """
+    found = [file for path in paths for file in (_shards_in(path) if path.is_dir() else [path])]
+    if not found:
+        raise NotFoundError(f"{', '.join(map(str, paths))}: no .jsonl or .csv shards there")
+    return found
+
+
+def _shards_in(folder: Path) -> list[Path]:
+    found = list(folder.glob("*.jsonl")) or list(folder.glob("*.csv"))
+    return sorted(found, key=lambda path: by_number(path.name))
+
+
+def by_number(text: str) -> list[str | int]:
+    """Return a sorting key that puts rank2 before rank10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]
 
 
 def _number_in_file_order(shards: Sequence[Shard]) -> None:

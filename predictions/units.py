@@ -96,6 +96,11 @@ def open_layout(folder: Path, key: str, num_rows: int, unit_rows: int) -> Layout
     return layout
 
 
+def is_unit_folder(folder: Path) -> bool:
+    """Return whether *folder* holds the units of a prediction key."""
+    return (folder / "layout.json").is_file()
+
+
 def read_layout(folder: Path) -> tuple[str, Layout]:
     """Return the prediction key and the layout of a folder of units."""
     path = folder / "layout.json"
