@@ -58,7 +58,7 @@ def axes(texts: Sequence[str], faults: list[Fault]) -> list[list[str]]:
 
 
 def split_groups(parsed: Sequence[Override], folder: Path, faults: list[Fault]) -> tuple[list[str], list[Override]]:
-    """Return the overrides that choose a group's file, such as adapter=lora, and others.
+    """Return overrides that choose a group's file, such as adapter=lora, and others.
 
     Groups are looked for beside the recipe, in *folder*, and in the search folders.
     """

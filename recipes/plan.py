@@ -50,8 +50,8 @@ class After:
 class StageModel:
     """The model that a stage starts from: an earlier stage's, or the recipe's.
 
-    *made_by* is the earlier stage. The other fields describe the recipe's model, whose weights are drawn at random unless
-    it *has_weights*.
+    *made_by* is the earlier stage. The other fields describe the recipe's model, whose weights are drawn at random
+    unless it *has_weights*.
     """
 
     made_by: str | None = None
