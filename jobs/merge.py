@@ -1,4 +1,4 @@
-"""Join the units of a predict stage: `python -m sousbatch.jobs.merge RUN STAGE`."""
+"""Join units into one complete file: `python -m sousbatch.jobs.merge RUN STAGE`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measure merged predictions: `python -m sousbatch.jobs.score RUN STAGE`."""
+"""Score merged predictions: `python -m sousbatch.jobs.score RUN STAGE`."""
 
 from __future__ import annotations
 
