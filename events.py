@@ -102,10 +102,11 @@ def of(found: Iterable[Event], *classes: type[_AnyEvent]) -> list[_AnyEvent]:
 
 @dataclass(frozen=True, kw_only=True)
 class Frozen(Event, kind="frozen"):
-    """The run was written down: the digest of its plan.json, and for a point's run its position in the sweep."""
+    """The run was written down: digests of its plan.json and its requests; of a point's run its position, too."""
 
     plan: str
     point: int | None = None
+    requests: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,14 +43,16 @@ class Registry(Generic[T]):
         if name in self._own:
             module, _, attribute = self._own[name].partition(":")
             return cast("T", getattr(importlib.import_module(f"{__package__}.{module}"), attribute))
-        problem, hint = self.problem(name)
-        if problem:
-            raise UsageError(f"the {self._what} {problem}" + (f" ({hint})" if hint else ""))
-        entry = self._others()[name]
+        others = self._others()
+        if name not in others:
+            hint = nearest(name, self)
+            known = f"known: {', '.join(self)}" + (f" ({hint})" if hint else "")
+            raise UsageError(f"{self._what} {name!r} is unknown; {known}")
+        entry = others[name]
         try:
             return cast("T", entry.load())
         except Exception as error:  # whatever a third-party module raises when it is imported
-            raise UsageError(f"the {self._what} {name!r} cannot be imported from {entry.value}: {error!r}") from error
+            raise UsageError(f"{self._what} {name!r} cannot be imported from {entry.value}: {error!r}") from error
 
     def _others(self) -> dict[str, EntryPoint]:
         from importlib.metadata import entry_points  # 40 ms, which our own names never need

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-PLAN_FORMAT = 3
+PLAN_FORMAT = 4
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 
@@ -102,6 +102,10 @@ class RunPaths:
     def request(self, stage: str) -> Path:
         """The exact text that was sent for *stage*."""
         return self.root / "requests" / f"{stage}.sh"
+
+    def request_values(self, stage: str) -> Path:
+        """What is sent beside the text that is run for a stage, as JSON."""
+        return self.root / "requests" / f"{stage}.json"
 
     def log(self, stage: str, task: int | str) -> Path:
         """What a task of *stage* printed, all attempts one after another.

@@ -35,6 +35,7 @@ WORDS = (
 
 def make_data(folder: Path, num_rows: int) -> None:
     """Write the same rows as units and as rank-interleaved shards with 1 % replayed rows."""
+    from sousbatch.predictions.rows import PredictionRow
     from sousbatch.predictions.units import open_layout, write_unit
 
     chance = random.Random(0)
@@ -44,7 +45,8 @@ def make_data(folder: Path, num_rows: int) -> None:
     digest = hashlib.sha256()
     for number in range(layout.num_units):
         rows = [make_row(index, texts) for index in layout.rows_of(number)]
-        write_unit(folder / "units", layout, number, rows, KEY, 1, 0)
+        predicted = [PredictionRow.from_json(row, position=row["index"]) for row in rows]
+        write_unit(folder / "units", layout, number, predicted, KEY, 1, 0)
         lines = [json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows]
         digest.update(b"".join(lines))
         for rank, shard in enumerate(shards):

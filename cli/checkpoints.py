@@ -162,7 +162,6 @@ def _prune_options(folder: Path, arguments: Namespace) -> PruneOptions:
     from ..recipes.forecast.storage import weights_of
     from ..recipes.plan import read_plan
     from ..recipes.retention import removal_options, retention_rules
-    from ..recipes.stages import stage_view
 
     asked = {"keep_last": arguments.keep_last, "keep_best": arguments.keep_best, "thin": arguments.thin or None}
     given = {key: value for key, value in asked.items() if value is not None}
@@ -173,12 +172,12 @@ def _prune_options(folder: Path, arguments: Namespace) -> PruneOptions:
             removal=RemovalOptions(check_fence=lambda: None),
         )
     plan = read_plan(paths.plan)
-    view = stage_view(plan.recipe, folder.name)
-    view = replace(view, checkpoints=replace(view.checkpoints, **given))
+    settings = plan.stage(folder.name).settings
+    settings = replace(settings, checkpoints=replace(settings.checkpoints, **given))
     return PruneOptions(
-        rules=retention_rules(view),
-        removal=removal_options(view, paths, folder.name, lambda: None),
-        weights_bytes=weights_of(view, plan.inputs.model).num_bytes,
+        rules=retention_rules(settings),
+        removal=removal_options(settings, paths, folder.name, lambda: None),
+        weights_bytes=weights_of(settings, plan.inputs.model).num_bytes,
         owns_leftovers=True,
     )
 

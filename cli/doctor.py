@@ -20,7 +20,7 @@ from ..cluster.site import this_machine
 from ..cluster.slurm import call
 from ..cluster.slurm_site import read_site
 from ..errors import NoSlurmError, SlurmError
-from ..recipes.inspect.inputs import room_of
+from ..recipes.inspect.inputs import measure_disk_space
 from ..user_folders import cache_dir, runs_dir, state_dir
 from .parser import Parser, add_runs_option, define
 from .tables import size
@@ -128,7 +128,7 @@ def _version(sbatch: str) -> str:
 
 
 def _stores(runs: Path) -> Iterator[Finding]:
-    room = room_of(runs)
+    room = measure_disk_space(runs)
     yield Finding(
         what="room for runs",
         finding=f"{size(max(0, room.free_bytes))} ({room.source}) and {room.free_inodes:,} files at {runs}",

@@ -15,7 +15,8 @@ from ..launchers.overview import watch_states
 from ..launchers.status import StageState, is_final
 from ..launchers.submission import cancel
 from ..ledger import LedgerReader
-from ..recipes.plan import Plan, glance
+from ..recipes.plan import Plan
+from ..recipes.plan_summary import read_summary
 from ..run_folder import RunPaths
 from .results import results
 from .status import run_status, what_helps
@@ -65,7 +66,7 @@ def _conclude(plan: Plan, paths: RunPaths, states: Mapping[str, StageState]) -> 
     if all(state.word == "done" for state in states.values()):
         print(results(plan, paths))
         return 0
-    _tell(run_status(glance(paths.plan), paths, states))
+    _tell(run_status(read_summary(paths.plan), paths, states))
     _tell(f"sousbatch: run {paths.run_id} is not finished; {what_helps(paths, states)}")
     return 1
 

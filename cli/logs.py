@@ -17,7 +17,7 @@ from ..run_index import find_run
 from .parser import RUN_HELP, Parser, define
 
 if TYPE_CHECKING:
-    from ..recipes.plan import Glance, StageGlance
+    from ..recipes.plan_summary import PlanSummary, StageSummary
 
 _POLL_S = 0.5
 
@@ -32,10 +32,10 @@ def define_logs(parser: Parser) -> None:
 
 def _logs(arguments: Namespace) -> int:
     from ..launchers.registry import WATCH_S, launcher_named
-    from ..recipes.plan import glance
+    from ..recipes.plan_summary import read_summary
 
     paths = find_run(arguments.run, newest=True)
-    plan = glance(paths.plan)
+    plan = read_summary(paths.plan)
     if not plan.stages:
         raise UsageError(f"run {paths.run_id}: {plan.problem}; what its stages printed is in {paths.log_dir}")
     launcher = launcher_named(plan.launcher, max_age_s=WATCH_S)
@@ -43,7 +43,7 @@ def _logs(arguments: Namespace) -> int:
     return _print_log(plan, paths, stage, launcher, until_end=arguments.follow)
 
 
-def _telling_stage(plan: Glance, paths: RunPaths, launcher: Launcher) -> StageGlance:
+def _telling_stage(plan: PlanSummary, paths: RunPaths, launcher: Launcher) -> StageSummary:
     """Return the stage whose log tells most: the first that failed, else the newest that began."""
     states = watch_states(plan, paths, launcher)
     failed = [stage for stage in plan.stages if states[stage.name].word == "failed"]
@@ -51,7 +51,7 @@ def _telling_stage(plan: Glance, paths: RunPaths, launcher: Launcher) -> StageGl
     return (failed or begun[-1:] or [plan.stages[0]])[0]
 
 
-def _print_log(plan: Glance, paths: RunPaths, stage: StageGlance, launcher: Launcher, *, until_end: bool) -> int:
+def _print_log(plan: PlanSummary, paths: RunPaths, stage: StageSummary, launcher: Launcher, *, until_end: bool) -> int:
     """Print the logs of a stage's tasks; with *until_end* go on until it has ended."""
     offsets = [0] * stage.num_tasks
     while True:
@@ -66,14 +66,14 @@ def _print_log(plan: Glance, paths: RunPaths, stage: StageGlance, launcher: Laun
     return 0
 
 
-def _has_ended(plan: Glance, paths: RunPaths, stage: StageGlance, launcher: Launcher) -> bool:
+def _has_ended(plan: PlanSummary, paths: RunPaths, stage: StageSummary, launcher: Launcher) -> bool:
     if stage.name not in job_refs(read(paths.ledger_dir, max_steps=1)):
         return True
     # of a run that cannot be read nothing more will be told
     return bool(plan.problem) or watch_states(plan, paths, launcher)[stage.name].word in FINAL_WORDS
 
 
-def _print_new(paths: RunPaths, stage: StageGlance, task: int, offset: int) -> int:
+def _print_new(paths: RunPaths, stage: StageSummary, task: int, offset: int) -> int:
     path = paths.log(stage.name, task)
     if not path.is_file():
         return offset

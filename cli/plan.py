@@ -107,7 +107,7 @@ def _plan_rows(arguments: Namespace) -> int:
 
 def _as_text(value: Plan) -> str:
     """Return a plan for people: stages, data, forecast against the room, warnings."""
-    model, room = value.inputs.model, value.inputs.room
+    model, room = value.inputs.model, value.inputs.disk_space
     splits = [[name, split.num_rows, size(split.num_bytes), split.path] for name, split in value.inputs.splits.items()]
     storage = [[line.what, size(line.num_bytes), line.formula] for line in value.forecast.storage]
     others = (

@@ -8,6 +8,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from ..errors import NotFoundError, UsageError
+from ..predictions.metrics import DEFAULT_METRICS
 from .parser import Parser, add_command, add_verbs, count, define
 
 
@@ -59,6 +60,12 @@ def _define_score(score: Parser) -> None:
     )
     score.add_argument(
         "--tokenizer", choices=["words", "characters"], default="words", help="units of ROUGE (default words)"
+    )
+    score.add_argument(
+        "--metric",
+        action="append",
+        metavar="NAME",
+        help=f"what is measured, given once for each (default {', '.join(DEFAULT_METRICS)})",
     )
     score.add_argument("--json", action="store_true", help="as JSON")
 
@@ -125,6 +132,7 @@ def _export(merged: Path, export: str | None) -> int:
 
 
 def _score(arguments: Namespace) -> int:
+    from ..predictions.rows import predictions_of
     from ..predictions.scoring import score_with_baseline
     from ..recipes.data.rows import read_rows
     from .results import scores as scores_table
@@ -132,18 +140,18 @@ def _score(arguments: Namespace) -> int:
     for path in (arguments.path, arguments.data):
         if not Path(path).is_file():
             raise NotFoundError(f"{path!r} does not exist")
-    predictions, rows = list(read_rows(Path(arguments.path))), list(read_rows(Path(arguments.data)))
-    for row, column, path in ((predictions, arguments.field, arguments.path), (rows, arguments.target, arguments.data)):
-        bad = next((number for number, one in enumerate(row, 1) if one.get(column) is None), None)
-        if bad is not None:
-            raise UsageError(f"row {bad} of {path} has no {column!r}; it has: {', '.join(row[bad - 1])}")
-    if any("index" in row and row["index"] != number for number, row in enumerate(predictions)):
-        raise UsageError(f"{arguments.path} is not in row order; `sousbatch predictions merge` puts it in order")
+    path = Path(arguments.path)
+    predictions = predictions_of(read_rows(path), path, field=arguments.field)
+    rows = list(read_rows(Path(arguments.data)))
+    bad = next((number for number, row in enumerate(rows, 1) if row.get(arguments.target) is None), None)
+    if bad is not None:
+        has = ", ".join(rows[bad - 1])
+        raise UsageError(f"row {bad} of {arguments.data} has no {arguments.target!r}; it has: {has}")
     scores = score_with_baseline(
-        [str(row[arguments.field]) for row in predictions],
-        [str(row[arguments.target]) for row in rows],
-        [str(row.get(arguments.input, "")) for row in rows],
-        metrics=["character_accuracy", "cer", "exact_match", "rouge1", "rouge2", "rougeL"],
+        predictions,
+        [row[arguments.target] for row in rows],
+        [row.get(arguments.input) for row in rows],
+        metrics=arguments.metric or DEFAULT_METRICS,
         tokenizer=arguments.tokenizer,
     )
     print(json.dumps(scores, indent=1) if arguments.json else scores_table(scores))

@@ -19,11 +19,13 @@ from .. import files, ledger
 from ..checkpoints.commit import committed
 from ..events import CheckpointEvent, Event, Kept, Problem, Saved, Skipped, Step
 from ..ledger_queries import CheckpointLifetime, checkpoint_lifetimes, timed
-from ..recipes.plan import Glance, Plan
+from ..predictions.scoring import MODEL, WHO
+from ..recipes.plan import Plan
+from ..recipes.plan_summary import PlanSummary
 from ..run_folder import RunPaths
 from ..run_index import find_run
 from .parser import RUN_HELP, Parser, define
-from .results import scores_of
+from .results import score, scores_of
 from .tables import size
 
 _WIDTH, _LEFT, _RIGHT = 960, 80, 20
@@ -79,7 +81,7 @@ def _looked_up(found: Iterable[CheckpointLifetime], folder: Path) -> list[Checkp
     return [one if one.end_s is not None or one.step in is_there else replace(one, fate="gone") for one in found]
 
 
-def page(plan: Plan | Glance, paths: RunPaths, states: Mapping[str, Any]) -> str:
+def page(plan: Plan | PlanSummary, paths: RunPaths, states: Mapping[str, Any]) -> str:
     """Return the whole page; of a plan that cannot be read whole it says why."""
     events = timed(ledger.read(paths.ledger_dir, max_steps=_MAX_STEPS))
     scores, told = scores_of(paths), f"run {paths.run_id}"
@@ -102,10 +104,9 @@ def page(plan: Plan | Glance, paths: RunPaths, states: Mapping[str, Any]) -> str
         ]
     for name, result in scores.items():
         rows = [
-            (metric, *(f"{result['scores'][who][metric]:.3f}" for who in ("model", "copy_input")))
-            for metric in result["scores"]["model"]
+            (metric, *(score(result["scores"][who].get(metric)) for who in WHO)) for metric in result["scores"][MODEL]
         ]
-        parts.append(f"<h2>{escape(name)}</h2>" + _table(("", "model", "copying the input"), rows))
+        parts.append(f"<h2>{escape(name)}</h2>" + _table(("", *WHO.values()), rows))
     title = escape(f"{paths.recipe_name} {paths.run_id}")
     return (
         f'<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">'

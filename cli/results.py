@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..predictions.scoring import MODEL, WHO, headlines
 from ..run_folder import RunPaths
 from .tables import columns
 
@@ -17,9 +18,9 @@ def results(plan: Plan, paths: RunPaths) -> str:
     """Return where a run's model, predictions and scores lie, and the scores."""
     rows: list[tuple[str, object]] = []
     for stage in plan.stages:
-        if stage.kind == "consolidate" and paths.model(stage.name).is_dir():
+        if stage.record.leaves == "model" and paths.model(stage.name).is_dir():
             rows.append((f"model ({stage.name})", paths.model(stage.name)))
-        if stage.kind == "predict" and paths.predictions_file(stage.name).is_file():
+        if stage.record.leaves == "predictions" and paths.predictions_file(stage.name).is_file():
             rows.append((f"predictions ({stage.name})", paths.predictions_file(stage.name)))
     if plan.sweep is not None:
         return points(plan, paths)
@@ -42,7 +43,7 @@ def points(plan: Plan, paths: RunPaths) -> str:
             continue
         score = ""
         for name, result in list(scores_of(RunPaths(root=point.folder)).items())[:1]:
-            metric, value = next(iter(result["scores"]["model"].items()))
+            metric, value = next(iter(result["scores"][MODEL].items()))
             score = f"{metric} {value:.4g} ({name})"
         rows.append([point.index, point.word, point.label, score, point.folder])
     waiting = sum(point.word == "waiting" for point in found)
@@ -52,9 +53,13 @@ def points(plan: Plan, paths: RunPaths) -> str:
 
 def scores(found: Mapping[str, Mapping[str, float]]) -> str:
     """Return the scores of the model beside those of copying the input."""
-    names = [name for name in found["model"] if not name.endswith(("_precision", "_recall"))]
-    rows = [[name, f"{found['model'][name]:.3f}", f"{found['copy_input'][name]:.3f}"] for name in names]
-    return columns(rows, header=("", "model", "copying the input"))
+    rows = [[name, *(score(found[who].get(name)) for who in WHO)] for name in headlines(found[MODEL])]
+    return columns(rows, header=("", *WHO.values()))
+
+
+def score(value: float | None) -> str:
+    """Return a score as a table shows it; the copied input has none in what only a model gives."""
+    return "-" if value is None else f"{value:.3f}"
 
 
 def scores_of(paths: RunPaths) -> dict[str, Any]:
@@ -68,9 +73,9 @@ def scores_of(paths: RunPaths) -> dict[str, Any]:
 
 def _is_score(result: Any) -> bool:
     try:
-        both = [result["scores"][who] for who in ("model", "copy_input")]
+        both = [result["scores"][who] for who in WHO]
         values = [value for each in both for value in each.values()]
-        same = both[0].keys() == both[1].keys() and bool(both[0])
-        return same and {"num_rows", "split"} <= result.keys() and all(type(one) in (int, float) for one in values)
+        fits = both[1].keys() <= both[0].keys() and bool(both[0])
+        return fits and {"num_rows", "split"} <= result.keys() and all(type(one) in (int, float) for one in values)
     except (TypeError, KeyError, AttributeError):
         return False

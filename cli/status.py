@@ -18,7 +18,7 @@ from .tables import columns
 
 if TYPE_CHECKING:
     from ..launchers.status import StageState
-    from ..recipes.plan import Glance
+    from ..recipes.plan_summary import PlanSummary
 
 
 def define_status(parser: Parser) -> None:
@@ -51,7 +51,7 @@ def _status(arguments: Namespace) -> int:
         time.sleep(2)
 
 
-def _all_runs(found: Sequence[tuple[Glance, RunPaths, Mapping[str, StageState]]]) -> str:
+def _all_runs(found: Sequence[tuple[PlanSummary, RunPaths, Mapping[str, StageState]]]) -> str:
     """Return one line a run."""
     if not found:
         return "no runs yet; `sousbatch submit hangul-restoration` makes one"
@@ -64,7 +64,7 @@ def _all_runs(found: Sequence[tuple[Glance, RunPaths, Mapping[str, StageState]]]
     return columns(rows, header=[*header, "reason"])
 
 
-def _summary(plan: Glance, states: Mapping[str, StageState]) -> tuple[str, str, str]:
+def _summary(plan: PlanSummary, states: Mapping[str, StageState]) -> tuple[str, str, str]:
     """Return the word and the stage that tell most about a run, and why nothing more is known of it."""
     if states and all(state.word == "done" for state in states.values()):
         return "done", "", ""
@@ -77,7 +77,7 @@ def _summary(plan: Glance, states: Mapping[str, StageState]) -> tuple[str, str, 
     return ("unknown", "", plan.problem) if plan.problem else ("lost", "", "")
 
 
-def _as_json(found: Sequence[tuple[Glance, RunPaths, Mapping[str, StageState]]]) -> list[dict[str, Any]]:
+def _as_json(found: Sequence[tuple[PlanSummary, RunPaths, Mapping[str, StageState]]]) -> list[dict[str, Any]]:
     """Return runs and stages as plain values."""
     return [
         {
@@ -92,13 +92,13 @@ def _as_json(found: Sequence[tuple[Glance, RunPaths, Mapping[str, StageState]]])
     ]
 
 
-def _one_run(plan: Glance, paths: RunPaths, states: Mapping[str, StageState]) -> str:
+def _one_run(plan: PlanSummary, paths: RunPaths, states: Mapping[str, StageState]) -> str:
     """Return `run_status`, and what helps where `resume` does not."""
     text = run_status(plan, paths, states)
     return f"{text}\n\n{what_helps(paths, states)}" if any(state.advice for state in states.values()) else text
 
 
-def run_status(plan: Glance, paths: RunPaths, states: Mapping[str, StageState]) -> str:
+def run_status(plan: PlanSummary, paths: RunPaths, states: Mapping[str, StageState]) -> str:
     """Return one line a stage, and for what failed where its log is and what helps."""
     rows = [
         [name, state.word, f"{state.step}/{state.total}" if state.total else "", state.reason]

@@ -44,24 +44,22 @@ def _is_reported(job: JobContext, manifest: Manifest) -> bool:
 
 
 def _write(job: JobContext) -> Manifest | None:
-    source = job.plan.upstream(job.stage, "train")
-    if source is None:
-        raise RunError(f"stage {job.stage.name!r} has no train stage to take a checkpoint of")
-    folder, spec = job.paths.checkpoints(source.name), job.recipe.consolidate
-    chosen = best_committed(folder, job.recipe.checkpoints.goal) if spec.choose == "best" else last_committed(folder)
+    assert job.stage.train_stage is not None, "a consolidate stage works on a train stage"
+    folder, spec, model = job.paths.checkpoints(job.stage.train_stage), job.settings.consolidate, job.stage.model
+    chosen = best_committed(folder, job.settings.checkpoints.goal) if spec.choose == "best" else last_committed(folder)
     if chosen is None:
         raise RunError(f"{folder} has no committed checkpoint; `sousbatch resume {job.paths.run_id}` trains on")
     measured = f"metric {chosen.metric:.6g}" if chosen.metric is not None else "not measured"
     print(f"sousbatch: the {spec.choose} checkpoint is step {chosen.step}, {measured}", flush=True)
-    is_adapter = job.recipe.adapter.method != "full"
+    is_adapter = job.settings.adapter.method != "full"
     make_private_dir(job.paths.model(job.stage.name).parent)
     options = ConsolidateOptions(
-        dtype=model_dtype(job.recipe),
+        dtype=model_dtype(job.settings),
         max_shard_bytes=int(spec.max_shard_gb * 1e9),
         num_workers=len(os.sched_getaffinity(0)),
         overflow=spec.overflow,
-        base_dir=job.base_model_dir(source) if is_adapter else None,
-        base_model=job.plan.inputs.model.folder if job.plan.inputs.model.has_weights else "",
+        base_dir=model.dir_in(job.paths) if is_adapter else None,
+        base_model=model.folder if model.has_weights else "",
         copy_from=chosen.path,
         is_verified=True,  # it costs seconds, after hours of training
     )

@@ -14,9 +14,8 @@ from ..errors import EXIT_DEVICE_MEMORY, EXIT_NO_ROOM, SousbatchError, UsageErro
 from ..events import Error
 from ..job_environment import JobEnvironment
 from ..ledger_queries import newest_attempt
-from ..recipes.compose import stage_view
 from ..recipes.plan import Batch, Plan, Stage, read_plan
-from ..recipes.schema import Recipe
+from ..recipes.schema import StageSettings
 from ..redaction import redacted
 from ..run_folder import RunPaths
 from ..tracking.base import Trackers, start
@@ -24,12 +23,12 @@ from ..tracking.base import Trackers, start
 
 @dataclass(frozen=True, kw_only=True)
 class JobContext:
-    """One job: a task of a stage of a run. *recipe* is the recipe as this stage sees it."""
+    """One job: a task of a stage of a run. *settings* is the recipe as this stage sees it."""
 
     paths: RunPaths
     plan: Plan
     stage: Stage
-    recipe: Recipe
+    settings: StageSettings
     task: int
     attempt: int
     batch: Batch | None
@@ -55,15 +54,6 @@ class JobContext:
             self.paths.tracking_dir, stage=self.stage.name, kind=self.stage.kind, task=task, attempt=self.attempt
         )
 
-    def base_model_dir(self, stage: Stage | None = None) -> Path:
-        """Return the model that a train stage starts from: an earlier stage's, else the recipe's."""
-        source = (stage or self.stage).of
-        return self.paths.model(source) if source else Path(self.plan.inputs.model.folder)
-
-    def tokenizer_dir(self) -> Path:
-        """Return where the tokenizer of this stage is: with an earlier stage's model, else the recipe's."""
-        return self.paths.model(self.stage.of) if self.stage.of else Path(self.plan.inputs.model.tokenizer_folder)
-
 
 def read_context(arguments: Sequence[str]) -> JobContext:
     """Return the context of `RUN STAGE`; attempt and batch come from the stage process.
@@ -81,7 +71,7 @@ def read_context(arguments: Sequence[str]) -> JobContext:
         paths=paths,
         plan=plan,
         stage=stage,
-        recipe=stage_view(plan.recipe, stage.name),
+        settings=stage.settings,
         task=given.task,
         attempt=attempt,
         batch=_batch(stage, given),

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from ..cluster import processes
-from ..errors import IncompleteError, NotFoundError, RunError
+from ..errors import IncompleteError, NotFoundError
 from ..events import Merged
 from ..predictions.merge import merge_units
 from .context import JobContext, run_job
@@ -16,17 +16,16 @@ from .generation.prediction_key import prediction_key
 
 def merge(job: JobContext) -> int:
     """Write predictions.jsonl beside the units, or raise with the missing rows named."""
-    source = job.plan.upstream(job.stage, "predict")
-    if source is None:
-        raise RunError(f"stage {job.stage.name!r} has no predict stage to merge")
+    assert job.stage.predict_stage is not None, "a merge stage works on a predict stage"
+    source = job.plan.stage(job.stage.predict_stage)
     folder = job.paths.predictions(source.name)
     try:
-        key = prediction_key(job.plan, job.paths, source)
+        key = prediction_key(job.paths, source)
         report = merge_units(folder / key, job.paths.predictions_file(source.name))
     except NotFoundError as error:
-        split = job.plan.inputs.splits[job.recipe.predict.split]
+        num_rows = source.splits["predict"].num_rows
         raise IncompleteError(
-            f"all {split.num_rows} rows are missing: stage {source.name!r} committed none ({error})"
+            f"all {num_rows} rows are missing: stage {source.name!r} committed none ({error})"
         ) from error
     print(f"sousbatch: {report}", flush=True)
     ledger = job.open_ledger()

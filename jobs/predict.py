@@ -12,22 +12,22 @@ from ..cluster import processes
 from ..errors import EXIT_STOPPED, RunError
 from ..events import PredictionStarted, UnitCommitted
 from ..ledger import Ledger
+from ..predictions.rows import ID, PredictionRow
 from ..predictions.units import Layout, committed_units, open_layout, units_of_task, write_unit
 from ..recipes.data.rows import Row, read_rows
 from ..recipes.tasks import task_of
 from .context import JobContext, run_job
-from .generation.prediction_key import dtype_of, model_dir_of, prediction_key
+from .generation.prediction_key import dtype_of, prediction_key
 from .tasks import runtime_of
 from .watchdog import Watchdog
 
 
 def predict(job: JobContext) -> int:
     """Answer and commit every unit of this task that is not committed; return 0, or 75 when asked to stop."""
-    spec, split = job.recipe.predict, job.plan.inputs.splits[job.recipe.predict.split]
-    num_rows = min(spec.rows or split.num_rows, split.num_rows)
-    key = prediction_key(job.plan, job.paths, job.stage)
+    num_rows = job.stage.splits["predict"].num_rows
+    key = prediction_key(job.paths, job.stage)
     folder = job.paths.predictions(job.stage.name) / key
-    layout = open_layout(folder, key, num_rows, spec.unit_rows)
+    layout = open_layout(folder, key, num_rows, job.settings.predict.unit_rows)
     done = committed_units(folder, layout, key)
     missing = [number for number in units_of_task(layout, job.task, job.stage.num_tasks) if number not in done]
     ledger = job.open_ledger()
@@ -38,20 +38,20 @@ def predict(job: JobContext) -> int:
 
 
 def _answer(job: JobContext, key: str, folder: Path, layout: Layout, missing: list[int], ledger: Ledger) -> int:
-    model_dir = model_dir_of(job.plan, job.paths, job.stage)
+    model_dir = job.stage.model.dir_in(job.paths)
     device = "cpu" if job.stage.resources.device == "cpu" else "cuda"
-    dtype = dtype_of(job.recipe, job.stage, model_dir)
-    runtime = runtime_of(task_of(job.recipe.task))
-    answerer = runtime.answerer(job.recipe, model_dir, job.tokenizer_dir(), device, dtype)
+    dtype = dtype_of(job.stage, model_dir)
+    runtime = runtime_of(task_of(job.settings.task))
+    answerer = runtime.answerer(job.settings, model_dir, job.stage.model.tokenizer_dir_in(job.paths), device, dtype)
     tracker, watchdog, code = job.open_trackers(), Watchdog(job.stage.resources.stall_min), 0
     for count, (number, rows) in enumerate(_units(job, layout, missing), 1):
         if job.is_asked_to_stop():
             code = EXIT_STOPPED
             break
         answers = answerer.answer(rows)
-        column = job.recipe.data.columns.id
+        column = job.settings.data.columns.id
         lines = [
-            {"index": index, **({"id": row[column]} if column else {}), **answer}
+            PredictionRow.from_json({**answer, **({ID: row[column]} if column else {})}, position=index)
             for (index, row), answer in zip(rows, answers, strict=True)
         ]
         job.check_fence()
@@ -67,7 +67,7 @@ def _answer(job: JobContext, key: str, folder: Path, layout: Layout, missing: li
 
 def _units(job: JobContext, layout: Layout, wanted: list[int]) -> Iterator[tuple[int, list[tuple[int, Row]]]]:
     """Yield (unit number, its rows with their input positions), reading the file once."""
-    rows = enumerate(read_rows(Path(job.plan.inputs.splits[job.recipe.predict.split].path)))
+    rows = enumerate(read_rows(Path(job.stage.splits["predict"].path)))
     for number in sorted(wanted):
         place = layout.rows_of(number)
         found = list(islice((item for item in rows if item[0] >= place.start), len(place)))

@@ -6,42 +6,38 @@ import signal
 import sys
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from .. import files
 from ..cluster import processes
-from ..errors import DamagedError, NotFoundError, RunError
+from ..errors import NotFoundError
 from ..events import Scored
+from ..predictions.rows import PredictionRow, predictions_of
 from ..predictions.scoring import score_with_baseline
-from ..recipes.compose import stage_view
 from ..recipes.data.rows import read_rows
 from .context import JobContext, run_job
 
 
 def score(job: JobContext) -> int:
     """Write the stage's scores, and metrics.json over all score stages."""
-    source = job.plan.upstream(job.stage, "predict")
-    if source is None:
-        raise RunError(f"stage {job.stage.name!r} has no predictions to score")
-    view = stage_view(job.plan.recipe, source.name)
-    predictions = _read_predictions(job.paths.predictions_file(source.name))
-    columns = view.data.columns
-    rows = list(islice(read_rows(Path(job.plan.inputs.splits[view.predict.split].path)), len(predictions)))
+    assert job.stage.predict_stage is not None, "a score stage works on the rows of a predict stage"
+    split, columns = job.stage.splits["score"], job.settings.data.columns
+    predictions = _predictions(job.paths.predictions_file(job.stage.predict_stage))
+    rows = list(islice(read_rows(Path(split.path)), len(predictions)))
     found = score_with_baseline(
         predictions,
-        [str(row[columns.target]) for row in rows],
-        [str(row.get(columns.input, "")) for row in rows],
-        metrics=_expanded(job.recipe.score.metrics),
-        tokenizer=job.recipe.score.tokenizer,
+        [row[columns.target] for row in rows],
+        [row.get(columns.input) for row in rows],
+        metrics=job.settings.score.metrics,
+        tokenizer=job.settings.score.tokenizer,
     )
-    result = {"split": view.predict.split, "num_rows": len(rows), "scores": found}
+    result = {"split": split.name, "num_rows": len(rows), "scores": found}
     files.make_private_dir(job.paths.metrics_dir)
     job.check_fence()
     files.write_json(job.paths.stage_metrics(job.stage.name), result)
     all_scores = {path.stem: files.read_json(path) for path in sorted(job.paths.metrics_dir.glob("*.json"))}
     files.write_json(job.paths.metrics, all_scores)
     ledger = job.open_ledger()
-    ledger.write(Scored(split=view.predict.split, num_rows=len(rows), scores=found))
+    ledger.write(Scored(split=split.name, num_rows=len(rows), scores=found))
     ledger.close()
     tracker = job.open_trackers()
     tracker.summary({f"{who}/{name}": value for who, scores in found.items() for name, value in scores.items()})
@@ -49,19 +45,11 @@ def score(job: JobContext) -> int:
     return 0
 
 
-def _expanded(metrics: tuple[str, ...]) -> list[Any]:
-    return [name for metric in metrics for name in (("rouge1", "rouge2", "rougeL") if metric == "rouge" else (metric,))]
-
-
-def _read_predictions(path: Path) -> list[str]:
+def _predictions(path: Path) -> list[PredictionRow]:
     try:
-        with path.open("rb") as stream:
-            rows = [files.parse_json(line) for line in stream]
+        return predictions_of(read_rows(path), path)
     except FileNotFoundError as error:
         raise NotFoundError(f"{path} does not exist: the merge stage has not completed it") from error
-    if any(row["index"] != number for number, row in enumerate(rows)):
-        raise DamagedError(f"{path} is not in input order; merge again")
-    return [str(row["prediction"]) for row in rows]
 
 
 def main() -> int:

@@ -39,7 +39,7 @@ def train(job: JobContext) -> int:
     from .training.trainer import training_arguments
 
     watchdog = Watchdog(job.stage.resources.stall_min, rank=int(os.environ.get("RANK", "0")))
-    engine_of(job.recipe).start_process_group(job.stage.resources.device)
+    engine_of(job.settings).start_process_group(job.stage.resources.device)
     arguments = training_arguments(job, job.batch)
     _ = arguments.device  # transformers starts its process group when the device is first asked for
     ranks = Ranks()
@@ -79,15 +79,14 @@ def _trainer(
     from .training.saver import Saver
     from .training.trainer import RecipeTrainer
 
-    folder, inputs, recipe = job.base_model_dir(), job.plan.inputs, job.recipe
-    tokenizer = load_tokenizer(recipe, job.tokenizer_dir())
-    runtime = runtime_of(task_of(recipe.task))
-    examples = runtime.examples(recipe, Path(inputs.splits[recipe.train.split].path), tokenizer, None)
+    stage, settings = job.stage, job.settings
+    tokenizer = load_tokenizer(settings, stage.model.tokenizer_dir_in(job.paths))
+    runtime = runtime_of(task_of(settings.task))
+    examples = runtime.examples(settings, Path(stage.splits["train"].path), tokenizer, None)
     eval_examples = None
-    if recipe.train.eval_split:
-        path = Path(inputs.splits[recipe.train.eval_split].path)
-        eval_examples = runtime.examples(recipe, path, tokenizer, recipe.train.eval_rows)
-    model = build_model(recipe, folder, tokenizer, has_weights=inputs.model.has_weights or job.stage.of is not None)
+    if evaluated := stage.splits.get("eval"):
+        eval_examples = runtime.examples(settings, Path(evaluated.path), tokenizer, evaluated.num_rows)
+    model = build_model(settings, stage.model.dir_in(job.paths), tokenizer, has_weights=not stage.model.is_random)
     saver = Saver(job, batch, ranks, callback.ledger, tokenizer, log)
     trainer = RecipeTrainer(
         job,
@@ -97,11 +96,11 @@ def _trainer(
         args=arguments,
         train_dataset=examples,
         eval_dataset=eval_examples,
-        data_collator=runtime.collator(recipe, tokenizer),
+        data_collator=runtime.collator(settings, tokenizer),
         callbacks=[callback],
     )
     trainer.remove_callback(PrinterCallback)  # it prints on every rank
-    engine_of(recipe).wrap(trainer)
+    engine_of(settings).wrap(trainer)
     return saver, trainer
 
 

@@ -9,16 +9,16 @@ from pathlib import Path
 from .. import files, ledger
 from ..errors import RunError, UsageError
 from ..events import Accepted, Event, Frozen, of
-from ..recipes.compose import stage_view
 from ..recipes.inspect.inputs import code_digest_of, code_files
 from ..recipes.inspect.model import model_digest
 from ..recipes.inspect.versions import installed, versions_of
 from ..recipes.plan import Plan, Stage
 from ..recipes.schema import validate
+from ..recipes.yaml_files import to_yaml
 from ..run_folder import RunPaths
 from ..run_index import remember_run
 from ..tracking.identity import RunIdentity, write_identity
-from .base import Launcher
+from .base import Launcher, Request
 
 _AGAIN = "`resume` would end in the same way: put it back, or submit the recipe with --again, which makes another run"
 _PUT_BACK = (
@@ -36,8 +36,6 @@ def freeze(
     Raises:
         UsageError: the code was edited since the plan was made.
     """
-    import yaml
-
     if within is not None and within.code_dir.is_dir() and not paths.code_dir.exists():
         paths.code_dir.symlink_to(within.code_dir)
     for folder in plan.recipe.environment.code if within is None else ():
@@ -49,14 +47,11 @@ def freeze(
     if _frozen_code(plan, paths) != plan.inputs.code_digest:
         files.remove_tree(paths.code_dir)
         raise UsageError("the code in environment.code was edited while it was being submitted; submit again")
-    for request in launcher.prepare(plan, paths):
-        files.make_private_dir(paths.request(request.stage).parent)
-        files.write_text(paths.request(request.stage), request.text)
-    text = yaml.safe_dump(validate.to_plain(plan.recipe), allow_unicode=True, sort_keys=False)
-    files.write_text(paths.recipe, text)
+    requests = _write_requests(launcher.prepare(plan, paths), paths)
+    files.write_text(paths.recipe, to_yaml(plan.recipe))
     write_identity(_identity(plan, paths, within or paths), paths.tracking_dir)
     client, frozen = ledger.open_client(paths.ledger_dir), plan.to_json()
-    client.write(Frozen(plan=files.digest_of(frozen), point=point))
+    client.write(Frozen(plan=files.digest_of(frozen), point=point, requests=requests))
     client.close()
     files.sync_tree(paths.root)
     files.write_text(paths.plan, frozen)
@@ -91,16 +86,13 @@ def verify(paths: RunPaths, plan: Plan, stage: Stage, *, is_point: bool = False)
         )
     if plan.sweep is not None:
         return  # each point checks its own
-    model = plan.inputs.model
-    if stage.kind in ("train", "predict") and stage.of is None:
-        now = model_digest(Path(model.folder), Path(model.tokenizer_folder), plan.recipe.model.config)
+    model = stage.model
+    if stage.record.starts_from_model and stage.model.made_by is None:
+        now = model_digest(Path(model.folder), Path(model.tokenizer_folder), stage.settings.model.config)
         if now != model.digest:
             raise RunError(f"the model in {model.folder} was changed or removed after submission", advice=_PUT_BACK)
-    for name in _splits_used(plan, stage):
-        split = plan.inputs.splits.get(name)
-        if split is None:
-            continue
-        where = f"data file {split.path} (split {name!r})"
+    for split in stage.splits.values():
+        where = f"data file {split.path} (split {split.name!r})"
         if not Path(split.path).is_file():
             raise RunError(f"{where} is gone since submission", advice=_PUT_BACK)
         if files.digest_file(Path(split.path)) != split.digest:
@@ -112,12 +104,63 @@ def _identity(plan: Plan, paths: RunPaths, group: RunPaths) -> RunIdentity:
     return RunIdentity(recipe=paths.recipe_name, run=paths.run_id, group=group.run_id, **shown)
 
 
-def accept_environment(plan: Plan, paths: RunPaths) -> None:
-    """Record that a person lets the run go on with the package versions of now; those are checked from here on."""
-    client = ledger.open_client(paths.ledger_dir)
+def accept_environment(plan: Plan, launcher: Launcher, paths: RunPaths) -> None:
+    """Record that a person lets the run resume in the environment of now.
+
+    Its package versions are checked from here on, and the requests are written again for it.
+    """
     was = _accepted(ledger.read(paths.ledger_dir, max_steps=1)) or plan.inputs.versions
+    client = ledger.open_client(paths.ledger_dir)
     client.write(Accepted(versions=versions_of(plan.recipe.environment), was=was))
+    requests = _write_requests(launcher.prepare(plan, paths), paths)
+    client.write(Frozen(plan=files.digest_of(paths.plan.read_text(encoding="utf-8")), requests=requests))
     client.close()
+
+
+def read_requests(plan: Plan, paths: RunPaths) -> dict[str, Request]:
+    """Return the frozen requests by stage: what is sent is what was written at submission.
+
+    Raises:
+        UsageError: they are not what was written, or name another run folder.
+    """
+    frozen = of(ledger.read(paths.ledger_dir, max_steps=1), Frozen)
+    again = f"`sousbatch resume {paths.run_id} --accept-environment` writes them again"
+    stages = [stage.name for stage in plan.stages]
+    if not frozen or _digest_of_requests(stages, paths) != frozen[-1].requests:
+        raise UsageError(f"run {paths.run_id}: its requests were changed after submission; {again}")
+    found = {}
+    for stage in stages:
+        values = files.read_json(paths.request_values(stage))
+        text = paths.request(stage).read_text(encoding="utf-8")
+        request, faults = validate.build(Request, values | {"text": text})
+        if request is None:
+            raise UsageError(f"{paths.request_values(stage)} is no request: {'; '.join(map(str, faults[:3]))}; {again}")
+        found[stage] = request
+    folders = {Path(request.log_dir).parent for request in found.values()}
+    elsewhere = [folder for folder in folders if folder.resolve() != paths.root.resolve()]
+    if elsewhere:
+        raise UsageError(f"run {paths.run_id} was submitted in {elsewhere[0]} and moved to {paths.root}; {again}")
+    return found
+
+
+def _write_requests(requests: Sequence[Request], paths: RunPaths) -> str:
+    """Write the text that is run for each stage, and beside it the rest of the request; return their digest."""
+    for request in requests:
+        values = validate.to_plain(request)
+        files.make_private_dir(paths.request(request.stage).parent)
+        files.write_text(paths.request(request.stage), values.pop("text"))
+        files.write_json(paths.request_values(request.stage), values)
+    return _digest_of_requests([request.stage for request in requests], paths)
+
+
+def _digest_of_requests(stages: Sequence[str], paths: RunPaths) -> str:
+    """Return the digest of the request files, or the empty string where one is missing."""
+    try:
+        texts = [files.digest_file(paths.request(stage)) for stage in stages]
+        values = [files.digest_file(paths.request_values(stage)) for stage in stages]
+    except OSError:
+        return ""
+    return files.digest_of([texts, values])
 
 
 def _accepted(events: Sequence[Event]) -> dict[str, str]:
@@ -127,13 +170,3 @@ def _accepted(events: Sequence[Event]) -> dict[str, str]:
 
 def _frozen_code(plan: Plan, paths: RunPaths) -> str:
     return code_digest_of([paths.code(folder) for folder in plan.recipe.environment.code])
-
-
-def _splits_used(plan: Plan, stage: Stage) -> tuple[str, ...]:
-    view = stage_view(plan.recipe, stage.name)
-    if stage.kind == "train":
-        return (view.train.split, view.train.eval_split or "")
-    if stage.kind == "predict":
-        return (view.predict.split,)
-    predictions = plan.upstream(stage, "predict") if stage.kind == "score" else None
-    return (stage_view(plan.recipe, predictions.name).predict.split,) if predictions else ()

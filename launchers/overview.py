@@ -12,13 +12,14 @@ from .. import ledger
 from ..errors import DamagedError, SlurmError
 from ..events import Event, Sent, of
 from ..ledger_queries import by_stage
-from ..recipes.plan import Glance, Plan, StageGlance, glance
+from ..recipes.plan import Plan
+from ..recipes.plan_summary import PlanSummary, StageSummary, read_summary
 from ..run_folder import RunPaths
 from .base import FINAL_WORDS, JobRef, JobState, Launcher
 from .status import NO_ANSWER, StageState, job_refs, open_refs, stage_states, stopping_stages
 
 
-def watch_states(plan: Plan | Glance, paths: RunPaths, launcher: Launcher) -> dict[str, StageState]:
+def watch_states(plan: Plan | PlanSummary, paths: RunPaths, launcher: Launcher) -> dict[str, StageState]:
     """Return the same for one who only looks: what cannot be asked or read is unknown, with the reason."""
     ((look, _, found),) = many_states([paths], lambda _: launcher)
     rest = found.get("jobs") or StageState(word="lost", reason=look.problem or "not sent")
@@ -29,7 +30,7 @@ def watch_states(plan: Plan | Glance, paths: RunPaths, launcher: Launcher) -> di
 class _Look:
     """What was read of a run before anybody was asked. *problem* is why its jobs cannot be asked about."""
 
-    plan: Glance
+    plan: PlanSummary
     paths: RunPaths
     events: Sequence[Event]
     problem: str = ""
@@ -43,7 +44,7 @@ def problem_of(paths: RunPaths) -> str:
 
 
 def _read(paths: RunPaths) -> _Look:
-    plan, reader = glance(paths.plan), ledger.LedgerReader(paths.ledger_dir, max_steps=1)
+    plan, reader = read_summary(paths.plan), ledger.LedgerReader(paths.ledger_dir, max_steps=1)
     try:
         events = reader.poll()
     except DamagedError as error:
@@ -68,7 +69,7 @@ def _look(paths: RunPaths, launcher_of: Callable[[str], Launcher]) -> _Look:
 
 def many_states(
     runs: Sequence[RunPaths], launcher_of: Callable[[str], Launcher]
-) -> list[tuple[Glance, RunPaths, dict[str, StageState]]]:
+) -> list[tuple[PlanSummary, RunPaths, dict[str, StageState]]]:
     """Return the states of many runs with one call to each launcher.
 
     Nobody is asked about stages that the ledger knows to be done. A run that is damaged, of another version or not to
@@ -105,9 +106,9 @@ def _states_of(look: _Look, jobs: Mapping[JobRef, JobState], silence: str) -> di
     return stage_states(plan, look.events, found, stopping=stopping_stages(plan, look.paths))
 
 
-def _stages_told(events: Sequence[Event]) -> tuple[StageGlance, ...]:
+def _stages_told(events: Sequence[Event]) -> tuple[StageSummary, ...]:
     """Return the stages that a ledger names; how many tasks they have, and so when they are done, it does not say."""
-    return tuple(StageGlance(name=name, kind="merge", num_tasks=-1, steps=0) for name in by_stage(events) if name)
+    return tuple(StageSummary(name=name, kind="merge", num_tasks=-1, steps=0) for name in by_stage(events) if name)
 
 
 def _states_of_gone(look: _Look, left: Mapping[Path, Sequence[LeftJob]], silence: str) -> dict[str, StageState]:

@@ -22,7 +22,6 @@ from ..ledger_queries import done_stages
 from ..recipes.forecast.storage import later_bytes
 from ..recipes.plan import Plan
 from ..recipes.retention import retention_rules
-from ..recipes.stages import stage_view
 from ..run_folder import RunPaths, reserved_runs
 from .base import FINAL_WORDS, JobRef, Launcher
 from .status import job_refs
@@ -96,7 +95,7 @@ def _missing_bytes(plan: Plan, paths: RunPaths, stage: str) -> int:
     folder, weights = paths.checkpoints(stage), plan.forecast.ladders[stage].least_bytes
     if (folder / allocation.RESERVE_NAME).exists():
         return 0
-    rules = retention_rules(stage_view(plan.recipe, stage))
+    rules = retention_rules(plan.stage(stage).settings)
     mine = commit.committed(folder)
     return 0 if make_room(mine, rules, need_bytes=weights, free_bytes=0, weights_bytes=weights).is_enough else weights
 

@@ -60,7 +60,7 @@ class _Task:
 
     def __init__(self, paths: RunPaths, plan: Plan, stage: Stage, given: JobEnvironment, parent: int | None) -> None:
         self._paths, self._plan, self._stage, self._given, self._parent = paths, plan, stage, given, parent
-        self._task = given.task
+        self._task, self._kind = given.task, stage.record
         self._flag = paths.stop_flag(stage.name, given.task)
         self._slurm_job = slurm.job_id() if plan.site.launcher == "slurm" else ""
         self._is_stopping = False
@@ -83,11 +83,15 @@ class _Task:
             _say(f"{self._stage.name} is done already")
             return 0
         is_again = self._slurm_job in {attempt.job for attempt in past if attempt.job}
-        if is_again and self._stage.kind != "sweep" and is_idle(past):  # the stages of a point look for themselves
+        if (
+            is_again and not self._kind.looks_after_itself and is_idle(past)
+        ):  # the stages of a point look for themselves
             _say(f"Slurm started this job again, but {MAX_IDLE} starts in a row committed nothing: it ends here")
             return 1
         batch = first_batch(past, self._stage.batch)
-        if self._stage.kind == "train":  # its saves count what other runs are promised, and ranks ask for no jobs
+        if (
+            self._kind.leaves == "checkpoints"
+        ):  # its saves count what other runs are promised, and ranks ask for no jobs
             with suppress(OSError, SousbatchError):
                 # not as watchers, who share an answer for half a minute
                 launchers: dict[str, Launcher] = {"local": LocalLauncher(), "slurm": SlurmLauncher()}
@@ -99,7 +103,7 @@ class _Task:
                 following = self._after(attempt)
                 if isinstance(following, Stop):
                     _say(f"attempt {attempt.number} ended: {following.reason}")
-                    if following.exit_code == EXIT_STOPPED and self._slurm_job and self._stage.kind != "sweep":
+                    if following.exit_code == EXIT_STOPPED and self._slurm_job and not self._kind.looks_after_itself:
                         _say(continue_job(self._paths, self._stage, self._slurm_job, past, self._given))
                     return following.exit_code
                 _say(
@@ -127,7 +131,7 @@ class _Task:
 
     def _on_stop(self, number: int, _: FrameType | None) -> None:
         self._is_stopping = True
-        is_flagged = self._stage.kind in ("train", "predict")  # the others are short and safe to begin again
+        is_flagged = self._kind.stopped_by == "flag"  # the others are short and safe to begin again
         try:
             ledger.check_fence(self._paths.ledger_dir, self._stage.name, self._task, self._number)
             self._flag.touch()
@@ -156,7 +160,7 @@ class _Task:
         _say(f"attempt {writer.number} of {self._stage.name} on {socket.gethostname()}")
         try:
             verify(self._paths, self._plan, self._stage, is_point=self._given.sweep is not None)
-            if self._stage.kind == "train":  # no training starts whose final weights are not held for it
+            if self._kind.leaves == "checkpoints":  # no training starts whose final weights are not held for it
                 reserve(self._plan, self._paths)
             begins = os.fstat(1).st_size
             code = self._run_job(writer.number, batch)
@@ -172,7 +176,7 @@ class _Task:
         if (
             code == 0
             and self._slurm_job
-            and self._stage.kind != "sweep"
+            and not self._kind.looks_after_itself
             and not is_finished(events, self._stage.name, self._task, writer.number)
         ):
             code = 1
@@ -220,18 +224,18 @@ class _Task:
     def _commands(self) -> list[list[str]]:
         """Return what runs the ranks: srun in a job of Slurm's, a torchrun agent a node to train here, else the job."""
         python, wanted = [sys.executable, "-u"], self._stage.resources
-        if self._stage.kind == "sweep":
-            return [[*python, "-m", "sousbatch.launchers.sweep_point", str(self._paths.root)]]
-        job = [f"sousbatch.jobs.{self._stage.kind}", str(self._paths.root), self._stage.name]
+        if self._kind.looks_after_itself:
+            return [[*python, "-m", self._kind.module, str(self._paths.root)]]
+        job = [self._kind.module, str(self._paths.root), self._stage.name]
         if self._slurm_job:
             nodes, each = (wanted.nodes, wanted.devices_per_node) if self._stage.uses_devices else (1, 1)
-            options, before = around(self._plan, self._paths)
+            options, before = around(self._plan.recipe.environment, self._stage, self._paths)
             if options or before:
                 python = [self._plan.recipe.environment.python or "python3", "-u"]
             rank = [*before, *python, "-m", "sousbatch.launchers.slurm.rank", *job]
             cpus = wanted.cpus_per_device
             return [slurm.srun(rank, nodes=nodes, tasks_per_node=each, cpus_per_task=cpus, options=options)]
-        if self._stage.kind != "train":
+        if not self._kind.is_distributed:
             return [[*python, "-m", *job]]
         port = free_port()
         return [

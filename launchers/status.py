@@ -12,7 +12,9 @@ from .. import ledger
 from ..errors import EXIT_STOPPED, SlurmError, UnreachableError, UsageError
 from ..events import Ended, Error, Event, Frozen, Intent, PredictionStarted, Sent, Started, UnitCommitted, of
 from ..ledger_queries import by_stage, done_tasks, is_cancelled, jobs_started, last_sent, last_step, unsettled
-from ..recipes.plan import Glance, Plan, Stage, StageGlance
+from ..recipes.plan import Plan, Stage
+from ..recipes.plan_summary import PlanSummary, StageSummary
+from ..recipes.stage_kinds import STAGE_KINDS
 from ..run_folder import RunPaths
 from .base import FINAL_WORDS, JobRef, JobState, Launcher, StateWord, how_ended
 
@@ -63,7 +65,7 @@ def adoptable(events: Sequence[Event], launcher: Launcher) -> list[tuple[Intent,
     return found
 
 
-def run_states(plan: Plan | Glance, paths: RunPaths, launcher: Launcher) -> dict[str, StageState]:
+def run_states(plan: Plan | PlanSummary, paths: RunPaths, launcher: Launcher) -> dict[str, StageState]:
     """Return the state of every stage of a run, in the plan's order, for one who decides by it.
 
     Raises:
@@ -98,7 +100,7 @@ def asking(paths: RunPaths) -> Iterator[None]:
 
 
 def stage_states(
-    plan: Plan | Glance,
+    plan: Plan | PlanSummary,
     events: Sequence[Event],
     jobs: Mapping[str, JobState],
     *,
@@ -112,7 +114,7 @@ def stage_states(
     }
 
 
-def _state(stage: Stage | StageGlance, mine: Sequence[Event], job: JobState | None, is_stopping: bool) -> StageState:
+def _state(stage: Stage | StageSummary, mine: Sequence[Event], job: JobState | None, is_stopping: bool) -> StageState:
     step, total = _progress(stage, mine)
     if len(done_tasks(mine, stage.name)) == stage.num_tasks:
         return StageState(word="done", source="ledger", step=total, total=total)
@@ -164,15 +166,18 @@ def _last_seen(mine: Sequence[Event]) -> str:
     return f"; last seen at {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(at))}: {how}"
 
 
-def _progress(stage: Stage | StageGlance, mine: Sequence[Event]) -> tuple[int, int]:
-    if stage.steps:
+def _progress(stage: Stage | StageSummary, mine: Sequence[Event]) -> tuple[int, int]:
+    """Return how much of a stage is done, and of how much, in the unit of its kind."""
+    kind = STAGE_KINDS.get(stage.kind)
+    unit = kind.progress if kind else None
+    if unit == "steps":
         return last_step(mine), stage.steps
-    if stage.kind == "sweep" or (stage.kind == "consolidate" and stage.num_tasks > 1):
-        return len(done_tasks(mine, stage.name)), stage.num_tasks
-    if stage.kind == "predict":
+    if unit == "rows":
         rows = {event.unit: event.num_rows for event in of(mine, UnitCommitted)}
         totals = [event.num_rows for event in of(mine, PredictionStarted)]
         return sum(rows.values()), totals[-1] if totals else 0
+    if unit == "points" or (unit == "parts" and stage.num_tasks > 1):
+        return len(done_tasks(mine, stage.name)), stage.num_tasks
     return 0, 0
 
 
@@ -207,7 +212,7 @@ def point_states(plan: Plan, paths: RunPaths) -> list[PointState]:
     ]
 
 
-def stopping_stages(plan: Plan | Glance, paths: RunPaths) -> frozenset[str]:
+def stopping_stages(plan: Plan | PlanSummary, paths: RunPaths) -> frozenset[str]:
     """Return the stages whose ranks were asked to save and stop."""
     try:
         flags = {path.name for path in paths.stop_dir.iterdir()}
@@ -225,7 +230,7 @@ def is_final(states: Mapping[str, StageState]) -> bool:
     return all(state.word in FINAL_WORDS for state in states.values())
 
 
-def open_refs(plan: Plan | Glance, events: Sequence[Event], refs: Mapping[str, JobRef]) -> dict[str, JobRef]:
+def open_refs(plan: Plan | PlanSummary, events: Sequence[Event], refs: Mapping[str, JobRef]) -> dict[str, JobRef]:
     """Return the jobs of stages that the ledger does not know to be done."""
     mine = by_stage(events)
     done = {one.name for one in plan.stages if len(done_tasks(mine.get(one.name, ()), one.name)) == one.num_tasks}

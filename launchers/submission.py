@@ -19,7 +19,7 @@ from ..recipes.plan import Plan, read_plan
 from ..run_folder import RunPaths
 from ..run_index import forget_run, remember_run
 from .base import FINAL_WORDS, JobRef, Launcher, Request, StateWord
-from .freeze import accept_environment, freeze
+from .freeze import accept_environment, freeze, read_requests
 from .overview import jobs_left, many_states
 from .reservations import reserve, stand_behind
 from .status import StageState, adoptable, asking, job_refs, run_states
@@ -83,7 +83,7 @@ def resume(paths: RunPaths, launcher: Launcher, *, accepts_environment: bool = F
         remember_run(paths)
         found = run_states(plan, paths, launcher)
         if accepts_environment:
-            accept_environment(plan, paths)
+            accept_environment(plan, launcher, paths)
         return _send(plan, launcher, paths, found, is_new=False)
 
 
@@ -225,6 +225,7 @@ def _send(
         if found[name].word != "done"
     }
     outdated = [refs.pop(name) for name in pending if name in refs and found[name].word not in FINAL_WORDS]
+    requests = read_requests(plan, paths) if pending else {}
     if outdated:
         launcher.cancel(outdated, save=False)
     if pending:
@@ -237,7 +238,6 @@ def _send(
                 for task in range(stage.num_tasks):
                     paths.stop_flag(stage.name, task).unlink(missing_ok=True)
         client = ledger.open_client(paths.ledger_dir)
-        requests = {request.stage: request for request in launcher.prepare(plan, paths)}
         try:
             for name in pending:
                 refs[name] = _send_one(requests[name], launcher, client, paths, refs)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from ..errors import NotFoundError, UsageError, no_room_named
 from ..files import replacing
 from .merge import MergeReport, partial_path, settle
+from .rows import INDEX
 from .shard_reader import MAX_FAULTS, Shard, has_fields, scan_csv, scan_jsonl
 
 _Numbers = NDArray[np.int64]
@@ -31,7 +32,7 @@ _GATHER_BYTES = 1 << 20  # what the processor's cache holds: 8 MiB took 1.4 time
 
 
 def merge_shards(
-    paths: Sequence[Path], out_path: Path, *, num_rows: int | None = None, index_field: str | None = "index"
+    paths: Sequence[Path], out_path: Path, *, num_rows: int | None = None, index_field: str | None = INDEX
 ) -> MergeReport:
     """Gather the rows of foreign shards in the order of their index; without *index_field* as the shards stand.
 

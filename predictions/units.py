@@ -14,13 +14,13 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from ..errors import DamagedError, NotFoundError, RunError, no_room_named
+from ..errors import DamagedError, NotFoundError, no_room_named
 from ..files import canonical_json, locked, make_private_dir, read_json, replacing, write_json
+from .rows import PredictionRow
 
 logger = logging.getLogger(__name__)
 
@@ -114,20 +114,19 @@ def write_unit(
     folder: Path,
     layout: Layout,
     unit_number: int,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[PredictionRow],
     key: str,
     attempt: int,
     task: int,
 ) -> Unit:
     """Commit one unit, or return the one that is committed already.
 
-    Each row holds its dense input position as the int "index"; the rest is payload. Two
-    processes that write one unit at the same moment leave one whole unit, of either.
+    Two processes that write one unit at the same moment leave one complete unit, of either.
 
     Raises:
         ValueError: the rows are not exactly those of the unit, in order.
-        RunError: a row is no JSON: NaN, infinity, half a surrogate pair, a foreign type.
-        NoRoomError: the store is full.
+        RunError: a row is no JSON: half a surrogate pair, an unknown type.
+        NoRoomError: the disk is full.
     """
     path = unit_path(folder, unit_number)
     try:
@@ -135,10 +134,10 @@ def write_unit(
     except (FileNotFoundError, DamagedError):
         pass
     wanted = layout.rows_of(unit_number)
-    indices = [row.get("index") for row in rows]
+    indices = [row.index for row in rows]
     if indices != list(wanted) or not all(type(index) is int for index in indices):
         raise ValueError(f"unit {unit_number} takes the rows {wanted.start} to {wanted.stop - 1}, in order, as ints")
-    body = b"".join(_row_line(row) for row in rows)
+    body = b"".join(row.to_line() for row in rows)
     header = _expected_header(layout, unit_number, key) | {
         "attempt": attempt,
         "task": task,
@@ -150,14 +149,6 @@ def write_unit(
         stream.write(canonical_json(header).encode() + b"\n")
         stream.write(body)
     return _read_unit(path, layout, unit_number, key)
-
-
-def _row_line(row: Mapping[str, Any]) -> bytes:
-    try:
-        text = json.dumps({"index": row["index"], **row}, ensure_ascii=False)  # an id may be NaN
-        return text.encode() + b"\n"
-    except (ValueError, TypeError) as error:
-        raise RunError(f"the prediction of row {row['index']} cannot be written as JSON: {error}") from error
 
 
 def survey_units(folder: Path, layout: Layout, key: str) -> tuple[dict[int, Unit], tuple[str, ...]]:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ..cluster.site import Site
 from ..errors import PlanError
 from .engines import engine_of
+from .facts import Inputs, ModelFacts
 from .forecast.memory import forecast
-from .forecast.parameters import takes_adapter
+from .forecast.parameters import is_frozen, takes_adapter
 from .forecast.storage import is_own_limit, model_of, with_dtype
-from .forecast.trainable import is_frozen
-from .plan import After, Batch, Forecast, Inputs, Plan, Stage
+from .plan import After, Batch, Forecast, Plan, Stage, StageModel, StageSplit
 from .refusals import by_stage, doubts, misfits
-from .schema import Kind, Recipe, Resources
+from .schema import Recipe, StageSettings
 from .schema.fields import unbuilt
-from .stages import kind_of, resources_of, source_of, stage_view, stages_of
+from .stages import ResolvedStage, RowsWanted, resolve_stages
 from .tasks import task_of
 
 _TASK_BYTES = 40_000_000_000  # of the consolidated model: 120 GB move, 2 minutes at 1 GB/s
@@ -29,14 +29,14 @@ def compile(recipe: Recipe, site: Site, inputs: Inputs) -> Plan:
         PlanError: every reason why it cannot work.
     """
     recipe = with_dtype(recipe, inputs.model)
-    stages = [_stage(recipe, name, site, inputs) for name in stages_of(recipe)]
+    stages = [_stage(one, site, inputs) for one in resolve_stages(recipe).values()]
     reasons = list(by_stage(stages, misfits, site))
     for stage in stages:
-        reasons += _refusals(stage_view(recipe, stage.name), stage, inputs)
+        reasons += _refusals(stage, inputs)
     if reasons:
         raise PlanError(list(dict.fromkeys(reasons)))
-    found = forecast(recipe, inputs, stages)
-    reasons += _storage_refusals(recipe, found, inputs)
+    found = forecast(inputs, stages)
+    reasons += _storage_refusals(stages, found, inputs)
     if reasons:
         raise PlanError(reasons)
     warnings = list(by_stage(stages, doubts, site))
@@ -51,38 +51,65 @@ def compile(recipe: Recipe, site: Site, inputs: Inputs) -> Plan:
     )
 
 
-def _stage(recipe: Recipe, name: str, site: Site, inputs: Inputs) -> Stage:
-    kind, of, resources = kind_of(recipe, name), source_of(recipe, name), resources_of(recipe, name)
-    # merge runs however the predictions ended, so that what is missing gets reported
-    after = (After(stage=of, condition="any" if kind == "merge" else "ok"),) if of else ()
+def _stage(found: ResolvedStage, site: Site, inputs: Inputs) -> Stage:
+    splits = {rows.use: _split(found.name, rows, inputs) for rows in found.rows}
     return Stage(
-        name=name,
-        kind=kind,
-        of=of,
-        resources=resources,
-        num_tasks=_num_tasks(stage_view(recipe, name), kind, resources, site, inputs),
-        after=after,
-        batch=_batch(stage_view(recipe, name), name, resources, inputs) if kind == "train" else None,
+        name=found.name,
+        kind=found.kind.name,
+        of=found.of,
+        resources=found.resources,
+        settings=found.settings,
+        model=stage_model(inputs.model, found.model_stage),
+        train_stage=found.train_stage,
+        predict_stage=found.predict_stage,
+        splits=splits,
+        num_tasks=_num_tasks(found, site, inputs),
+        after=(After(stage=found.of, condition=found.kind.after),) if found.of else (),
+        batch=_batch(found, splits["train"].num_examples) if found.kind.leaves == "checkpoints" else None,
     )
 
 
-def _num_tasks(view: Recipe, kind: Kind, resources: Resources, site: Site, inputs: Inputs) -> int:
+def stage_model(model: ModelFacts, made_by: str | None) -> StageModel:
+    """Return the model that a stage starts from: what the stage *made_by* leaves, else the recipe's *model*."""
+    return StageModel(
+        made_by=made_by,
+        folder=model.folder,
+        tokenizer_folder=model.tokenizer_folder,
+        digest=model.digest,
+        has_weights=model.has_weights,
+    )
+
+
+def _split(stage: str, rows: RowsWanted, inputs: Inputs) -> StageSplit:
+    facts = inputs.splits[rows.split]
+    lengths = None if rows.use == "score" else inputs.lengths_of(stage, rows.use)
+    num_rows = rows.num_rows(facts.num_rows)
+    return StageSplit(
+        name=rows.split,
+        path=facts.path,
+        digest=facts.digest,
+        num_rows=num_rows,
+        num_examples=lengths.num_kept if lengths else num_rows,
+    )
+
+
+def _num_tasks(found: ResolvedStage, site: Site, inputs: Inputs) -> int:
     """Return how many tasks share a stage. Those of a consolidation share weight files, so no more than there are."""
-    if kind == "predict":
-        return resources.tasks or 1
+    settings, tasks = found.settings, found.resources.tasks
+    if found.kind.shares == "rows":
+        return tasks or 1
     # to fall back to bfloat16 concerns all files at once: one task decides
-    if kind != "consolidate" or view.consolidate.overflow == "bfloat16":
+    if found.kind.shares != "weight files" or settings.consolidate.overflow == "bfloat16":
         return 1
-    num_bytes = model_of(view, inputs.model).num_bytes
-    files = math.ceil(num_bytes / (view.consolidate.max_shard_gb * 1e9))
-    return min(files, resources.tasks or (math.ceil(num_bytes / _TASK_BYTES) if site.launcher == "slurm" else 1))
+    num_bytes = model_of(settings, inputs.model).num_bytes
+    files = math.ceil(num_bytes / (settings.consolidate.max_shard_gb * 1e9))
+    return min(files, tasks or (math.ceil(num_bytes / _TASK_BYTES) if site.launcher == "slurm" else 1))
 
 
-def _batch(view: Recipe, name: str, resources: Resources, inputs: Inputs) -> Batch:
-    lengths = inputs.lengths_of(name, "train")
-    num_rows = lengths.num_kept if lengths else inputs.splits[view.train.split].num_rows
-    train, ranks = view.train, resources.nodes * resources.devices_per_node
-    steps_per_epoch = max(1, math.ceil(num_rows / train.global_batch))
+def _batch(found: ResolvedStage, num_examples: int) -> Batch:
+    train, resources = found.settings.train, found.resources
+    ranks = resources.nodes * resources.devices_per_node
+    steps_per_epoch = max(1, math.ceil(num_examples / train.global_batch))
     steps = train.steps or math.ceil(train.epochs * steps_per_epoch)
     return Batch(
         world_size=ranks,
@@ -91,37 +118,38 @@ def _batch(view: Recipe, name: str, resources: Resources, inputs: Inputs) -> Bat
         steps=steps,
         steps_per_epoch=steps_per_epoch,
         warmup_steps=math.ceil(train.schedule.warmup_ratio * steps),
-        save_every_steps=min(steps, view.checkpoints.every_steps or max(1, steps // 10)),
+        save_every_steps=min(steps, found.settings.checkpoints.every_steps or max(1, steps // 10)),
     )
 
 
-def _refusals(view: Recipe, stage: Stage, inputs: Inputs) -> Iterator[str]:
+def _refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
     if not stage.uses_devices:
         return
-    for key in unbuilt(view):
+    settings = stage.settings
+    for key in unbuilt(settings):
         yield f"{key} can be written down but is not done by this version; leave it out"
     if stage.resources.device == "cpu":
-        yield from _cpu_refusals(view, stage)
-    yield from task_of(view.task).refusals(view, stage, inputs)
+        yield from _cpu_refusals(settings, stage)
+    yield from task_of(settings.task).refusals(settings, stage, inputs)
     if stage.batch is not None:
-        yield from _batch_refusals(view, stage, stage.batch)
-        yield from engine_of(view).refusals(view, inputs.model)
-        yield from _parameter_refusals(view, stage, inputs)
-    elif stage.of is None and not inputs.model.has_weights:
+        yield from _batch_refusals(settings, stage, stage.batch)
+        yield from engine_of(settings).refusals(settings, inputs.model)
+        yield from _parameter_refusals(settings, stage, inputs)
+    elif stage.record.starts_from_model and stage.model.is_random:
         yield f"stage {stage.name!r} has no model: no consolidate stage above it, and model.path has no weights"
 
 
-def _cpu_refusals(view: Recipe, stage: Stage) -> Iterator[str]:
-    if view.model.attention == "flash_attention_2":
+def _cpu_refusals(settings: StageSettings, stage: Stage) -> Iterator[str]:
+    if settings.model.attention == "flash_attention_2":
         yield "model.attention flash_attention_2 needs a GPU; set model.attention=sdpa"
-    if stage.kind == "train" and view.train.precision == "float16":
+    if stage.batch is not None and settings.train.precision == "float16":
         yield "train.precision float16 does not train on a CPU; set train.precision=bfloat16 or train.precision=float32"
-    if stage.kind == "train" and view.train.zero.offload != "none":
+    if stage.batch is not None and settings.train.zero.offload != "none":
         yield "train.zero.offload has no meaning on a CPU, where all is in host memory; set train.zero.offload=none"
 
 
-def _batch_refusals(view: Recipe, stage: Stage, batch: Batch) -> Iterator[str]:
-    wanted, rows_at_once = view.train.global_batch, batch.world_size * batch.micro_batch
+def _batch_refusals(settings: StageSettings, stage: Stage, batch: Batch) -> Iterator[str]:
+    wanted, rows_at_once = settings.train.global_batch, batch.world_size * batch.micro_batch
     if wanted % rows_at_once:
         lower = wanted // rows_at_once * rows_at_once
         near = [f"train.global_batch={number}" for number in (lower, lower + rows_at_once) if number]
@@ -131,11 +159,11 @@ def _batch_refusals(view: Recipe, stage: Stage, batch: Batch) -> Iterator[str]:
         )
 
 
-def _parameter_refusals(view: Recipe, stage: Stage, inputs: Inputs) -> Iterator[str]:
+def _parameter_refusals(settings: StageSettings, stage: Stage, inputs: Inputs) -> Iterator[str]:
     """Refuse what would train nothing, or not what was meant."""
-    method, freeze, tensors = view.adapter.method, view.model.freeze, inputs.model.tensors
+    method, freeze, tensors = settings.adapter.method, settings.model.freeze, inputs.model.tensors
     if method != "full":
-        if not inputs.model.has_weights and stage.of is None:
+        if stage.model.is_random:
             yield (
                 f"adapter.method {method} trains beside pretrained weights, but the model starts from random ones; "
                 "set adapter=full, or take a trained model"
@@ -145,8 +173,8 @@ def _parameter_refusals(view: Recipe, stage: Stage, inputs: Inputs) -> Iterator[
                 "model.freeze has no meaning with an adapter, which freezes the whole base; set model.freeze=[] or "
                 "adapter=full"
             )
-        heads = task_of(view.task).head_modules
-        for target in view.adapter.target_modules:
+        heads = task_of(settings.task).head_modules
+        for target in settings.adapter.target_modules:
             if not any(takes_adapter(tensor, target, heads) for tensor in tensors):
                 linear = {t.name.removesuffix(".weight").rsplit(".", 1)[-1] for t in tensors if len(t.shape) == 2}
                 yield f"adapter.target_modules: no layer is called {target!r}; known: {', '.join(sorted(linear))}"
@@ -158,16 +186,17 @@ def _parameter_refusals(view: Recipe, stage: Stage, inputs: Inputs) -> Iterator[
         yield f"model.freeze {list(freeze)} leaves nothing to train; set model.freeze=[]"
 
 
-def _storage_refusals(recipe: Recipe, found: Forecast, inputs: Inputs) -> Iterator[str]:
+def _storage_refusals(stages: Sequence[Stage], found: Forecast, inputs: Inputs) -> Iterator[str]:
     """Refuse what cannot even keep its weights; everything above is a rung of the ladder."""
-    room = inputs.room
+    room = inputs.disk_space
     where = f"{room.folder} can take {_gb(max(0, room.free_bytes))} ({room.source})"
     largest = max(found.storage, key=lambda line: line.num_bytes)
     for name, ladder in found.ladders.items():
         if ladder.fits:
             continue
+        settings = next(stage.settings for stage in stages if stage.name == name)
         what = f"no room: not even the weights of stage {name!r}, {_gb(ladder.least_bytes)}, fit into"
-        if is_own_limit(stage_view(recipe, name), ladder.room_bytes):
+        if is_own_limit(settings, ladder.room_bytes):
             yield f"{what} checkpoints.budget_gb={ladder.room_bytes / 1e9:g}: {ladder.change}"
             continue
         yield (
@@ -198,9 +227,8 @@ def _storage_warnings(stage: Stage, found: Forecast) -> Iterator[str]:
 
 def _warnings(recipe: Recipe, site: Site, inputs: Inputs, stage: Stage, found: Forecast) -> Iterator[str]:
     yield from _slurm_only(recipe, site)
-    view = stage_view(recipe, stage.name)
-    yield from task_of(view.task).warnings(view, stage, inputs)
-    if stage.kind != "train":
+    yield from task_of(stage.settings.task).warnings(stage.settings, stage, inputs)
+    if stage.batch is None:
         return
     yield from _storage_warnings(stage, found)
     wanted, ranks = stage.resources, stage.resources.nodes * stage.resources.devices_per_node

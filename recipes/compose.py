@@ -18,7 +18,6 @@ from . import overrides
 from .catalog import find_recipe, search_dirs
 from .schema import Recipe, rules, validate
 from .stages import layered_resources
-from .stages import stage_view as stage_view  # jobs and the stage process know it from here
 from .yaml_files import check_size, limited_files
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import Fault, nearest
 from .catalog import search_dirs
-from .schema import KINDS
+from .stage_kinds import USUAL_KINDS
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -82,7 +82,7 @@ def lay_over(values: dict[str, Any], item: Override, faults: list[Fault]) -> Non
     """Lay one override over *values*; what it goes below is made when it is missing."""
     *parents, last = item.key_or_group.split(".")
     if parents[:1] == ["stages"] and not values.get("stages"):
-        values["stages"] = {kind: {} for kind in KINDS}  # the usual ones become the recipe's own
+        values["stages"] = {kind: {} for kind in USUAL_KINDS}  # the usual ones become the recipe's own
     place = values
     for number, name in enumerate(parents):
         if place.get(name) is None:

@@ -6,114 +6,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from .. import __version__, files
 from ..cluster.site import Site
 from ..errors import NotFoundError, UsageError
 from ..run_folder import PLAN_FORMAT, RunPaths
-from .schema import Kind, Recipe, Resources, validate
-
-
-@dataclass(frozen=True, kw_only=True)
-class TensorFacts:
-    """One parameter of the model."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelFacts:
-    """What the model really is. *digest* covers config, tokenizer and weight headers, not every weight.
-
-    *beside_bytes* are those of its config and tokenizer, which lie with every checkpoint; *cached_bytes* lie in the
-    hub's cache already, for a model that comes from there.
-    """
-
-    folder: str
-    tokenizer_folder: str
-    digest: str
-    has_weights: bool
-    num_params: int
-    tensors: tuple[TensorFacts, ...]
-    config: dict[str, Any]
-    beside_bytes: int = 0
-    cached_bytes: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class SplitFacts:
-    """What a data file really holds; *digest* is the sha256 of its bytes, *nested* columns have a list or object."""
-
-    path: str
-    num_rows: int
-    num_bytes: int
-    digest: str
-    columns: tuple[str, ...]
-    nested: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rows:
-    """How many rows are of some kind, and the numbers of the first of them, counted from 1."""
-
-    num: int = 0
-    first: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lengths:
-    """What the rows of a stage are in tokens, as its job will see them.
-
-    *longest* is a row's length before any cut, *longest_kept* after it. Rows are *long* above *limit*, have an *empty*
-    target, or nothing to *learn* (of prompts: no token). The job uses *num_kept* of the *num_rows* that were looked at.
-    """
-
-    stage: str
-    use: Literal["train", "eval", "predict"]
-    split: str
-    limit: int | None
-    num_rows: int
-    num_kept: int
-    longest: int
-    longest_kept: int
-    long: Rows = Rows()
-    empty: Rows = Rows()
-    unlearnable: Rows = Rows()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Room:
-    """What the store of the run can still take, less what it is promised to *num_runs* other runs.
-
-    *source* is what sets the limit: free space, a quota, or the budget of the store. *free_bytes* is below 0 by
-    what the others hold or were promised beyond that limit.
-    """
-
-    folder: str
-    free_bytes: int
-    free_inodes: int
-    source: str = "free space"
-    promised_bytes: int = 0
-    num_runs: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """What a recipe's model, data and store really are, and the *versions* of the packages that jobs will import."""
-
-    model: ModelFacts
-    splits: dict[str, SplitFacts]
-    room: Room
-    code_digest: str
-    versions: dict[str, str] = field(default_factory=dict)
-    lengths: tuple[Lengths, ...] = ()
-
-    def lengths_of(self, stage: str, use: Literal["train", "eval", "predict"]) -> Lengths | None:
-        """Return the lengths of a stage's rows, None where they were not looked at."""
-        return next((one for one in self.lengths if (one.stage, one.use) == (stage, use)), None)
+from .facts import Inputs
+from .schema import Recipe, Resources, StageSettings, validate
+from .stage_kinds import STAGE_KINDS, RowUse, StageKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,21 +44,73 @@ class After:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
-    """One step of the plan. *of* is the stage whose output it works on, if any."""
+class StageModel:
+    """The model that a stage starts from: what the stage *made_by* leaves, else the recipe's.
+
+    *digest* is that of the recipe's, and *has_weights* says whether that has any: else they are drawn at random.
+    """
+
+    made_by: str | None = None
+    folder: str = ""
+    tokenizer_folder: str = ""
+    digest: str = ""
+    has_weights: bool = True
+
+    @property
+    def is_random(self) -> bool:
+        """Whether there are no weights to start from."""
+        return self.made_by is None and not self.has_weights
+
+    def dir_in(self, paths: RunPaths) -> Path:
+        """Return its folder, for the run of *paths*."""
+        return paths.model(self.made_by) if self.made_by else Path(self.folder)
+
+    def tokenizer_dir_in(self, paths: RunPaths) -> Path:
+        """Return the folder of its tokenizer, for the run of *paths*."""
+        return paths.model(self.made_by) if self.made_by else Path(self.tokenizer_folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSplit:
+    """A data file as a stage uses it: the first *num_rows* of its rows, which make *num_examples* for the model."""
 
     name: str
-    kind: Kind
+    path: str
+    digest: str
+    num_rows: int
+    num_examples: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One step of the plan, with all that its jobs need. *of* is the stage whose output it works on, if any.
+
+    *train_stage* is the one whose checkpoints it writes or takes, *predict_stage* the one whose rows. *splits* are
+    those that it uses, by their use.
+    """
+
+    name: str
+    kind: str
     of: str | None
     resources: Resources
     num_tasks: int
     after: tuple[After, ...]
+    settings: StageSettings = field(default_factory=StageSettings)
+    model: StageModel = field(default_factory=StageModel)
+    train_stage: str | None = None
+    predict_stage: str | None = None
+    splits: dict[RowUse, StageSplit] = field(default_factory=dict)
     batch: Batch | None = None
+
+    @property
+    def record(self) -> StageKind:
+        """What sets its kind apart."""
+        return STAGE_KINDS[self.kind]
 
     @property
     def uses_devices(self) -> bool:
         """Whether its ranks compute on devices; the other kinds are one process each."""
-        return self.kind in ("train", "predict", "sweep")
+        return self.record.uses_devices
 
     @property
     def steps(self) -> int:
@@ -258,95 +211,28 @@ class Plan:
 
     def stage(self, name: str) -> Stage:
         """Return the stage called *name*, or raise a NotFoundError that lists all."""
-        return _named(name, self.stages)
-
-    def upstream(self, stage: Stage, kind: Kind) -> Stage | None:
-        """Return the nearest stage of *kind* among those that *stage* works on, itself included."""
-        current: Stage | None = stage
-        while current is not None and current.kind != kind:
-            current = self.stage(current.of) if current.of else None
-        return current
+        return stage_named(name, self.stages)
 
     def to_json(self) -> str:
         """Return the plan as text: the same bytes for the same plan."""
         return json.dumps(validate.to_plain(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-@dataclass(frozen=True, kw_only=True)
-class StageGlance:
-    """As much of a stage as telling its state takes."""
-
-    name: str
-    kind: Kind
-    num_tasks: int
-    steps: int
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class Glance:
-    """As much of a plan as telling the states of its run takes. *problem* is why no more of it can be told."""
-
-    recipe_name: str
-    launcher: str
-    stages: tuple[StageGlance, ...]
-    problem: str = ""
-    is_sweep: bool = False
-
-    def stage(self, name: str) -> StageGlance:
-        """Return the stage called *name*, or raise a NotFoundError that lists all."""
-        return _named(name, self.stages)
+_AnyStage = TypeVar("_AnyStage", bound=_Named)
 
 
-_AnyStage = TypeVar("_AnyStage", Stage, StageGlance)
-
-
-def _named(name: str, stages: Sequence[_AnyStage]) -> _AnyStage:
+def stage_named(name: str, stages: Sequence[_AnyStage]) -> _AnyStage:
+    """Return the one of *stages* called *name*, or raise a NotFoundError that lists all."""
     for stage in stages:
         if stage.name == name:
             return stage
     known = ", ".join(stage.name for stage in stages)
     raise NotFoundError(f"stage {name!r} is not in this run; its stages: {known}")
-
-
-def glance(path: Path) -> Glance:
-    """Read the little of a frozen plan that an overview of many runs shows, which takes a tenth of reading it whole.
-
-    A damaged plan, or one of another version, has a *problem*, and as many stages as can be read all the same.
-    """
-    values: Any = None
-    problem = ""
-    try:
-        values = _json(path)
-        _check_format(path, values)
-    except UsageError as error:
-        problem = str(error)
-    try:
-        return Glance(
-            recipe_name=_typed(values["recipe"]["name"], str),
-            launcher=_typed(values["site"]["launcher"], str),
-            stages=tuple(map(_stage_glance, values["stages"])),
-            problem=problem,
-            is_sweep=values.get("sweep") is not None,
-        )
-    except (TypeError, KeyError, AttributeError) as error:
-        found = problem or f"{path} is damaged: {type(error).__name__} {error}"
-        return Glance(recipe_name=RunPaths(root=path.parent).recipe_name, launcher="", stages=(), problem=found)
-
-
-def _stage_glance(stage: dict[str, Any]) -> StageGlance:
-    steps = stage["batch"]["steps"] if stage["batch"] else 0
-    return StageGlance(
-        name=_typed(stage["name"], str),
-        kind=_typed(stage["kind"], str),
-        num_tasks=_typed(stage["num_tasks"], int),
-        steps=_typed(steps, int),
-    )
-
-
-def _typed(value: Any, kind: type) -> Any:
-    if type(value) is not kind:
-        raise TypeError(f"{value!r} is no {kind.__name__}")
-    return value
 
 
 def read_plan(path: Path) -> Plan:
@@ -355,19 +241,16 @@ def read_plan(path: Path) -> Plan:
     Raises:
         UsageError: it was written by a version with another format, or is no plan.
     """
-    plan, faults = validate.build(Plan, _values(path))
+    values = plan_values(path)
+    check_format(path, values)
+    plan, faults = validate.build(Plan, values)
     if plan is None or not plan.stages:
         raise UsageError(f"{path} is damaged: {'; '.join(map(str, faults[:3])) or 'it has no stages'}")
     return plan
 
 
-def _values(path: Path) -> dict[str, Any]:
-    values = _json(path)
-    _check_format(path, values)
-    return values
-
-
-def _json(path: Path) -> dict[str, Any]:
+def plan_values(path: Path) -> dict[str, Any]:
+    """Return the plain values of a frozen plan of any format."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -379,7 +262,8 @@ def _json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _check_format(path: Path, values: dict[str, Any]) -> None:
+def check_format(path: Path, values: dict[str, Any]) -> None:
+    """Raise a UsageError when the plan at *path* is of another format than this version's."""
     found = values["format"]
     if found != PLAN_FORMAT:
         raise UsageError(

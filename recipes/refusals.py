@@ -16,8 +16,9 @@ _ADVICE = re.compile(r"<(\w+=[^>]+)>")
 def misfits(stage: Stage, site: Site) -> Iterator[str]:
     """Return every reason why *site* cannot run *stage*; keys are those of its resources."""
     wanted = stage.resources
-    if stage.kind == "predict" and wanted.nodes * wanted.devices_per_node > 1:
-        yield "a task of predict uses one device; set <nodes=1> <devices_per_node=1>, and spread its rows with tasks"
+    if stage.uses_devices and not stage.record.is_distributed and wanted.nodes * wanted.devices_per_node > 1:
+        advice = "set <nodes=1> <devices_per_node=1>, and spread its rows with tasks"
+        yield f"a task of {stage.kind} uses one device; {advice}"
     if site.launcher == "local":
         yield from _misfits_here(stage, site)
         return

@@ -7,16 +7,15 @@ from collections.abc import Callable
 from ..checkpoints.retention.policies import RetentionRules, standard_rules
 from ..checkpoints.rotation import RemovalOptions
 from ..run_folder import RunPaths
-from .schema import Dtype, Recipe
-from .stages import is_measured
+from .schema import Dtype, StageSettings
 
 
-def retention_rules(recipe: Recipe) -> RetentionRules:
+def retention_rules(settings: StageSettings) -> RetentionRules:
     """Return which checkpoints stay by a recipe."""
-    spec = recipe.checkpoints
+    spec = settings.checkpoints
     return standard_rules(
         keep_last=spec.keep_last,
-        keep_best=num_best_kept(recipe),
+        keep_best=num_best_kept(settings),
         keep_every_steps=spec.keep_every_steps,
         goal=spec.goal,
         strips=spec.thin,
@@ -24,30 +23,32 @@ def retention_rules(recipe: Recipe) -> RetentionRules:
     )
 
 
-def num_best_kept(recipe: Recipe) -> int:
+def num_best_kept(settings: StageSettings) -> int:
     """Return how many stay for being the best; none where nothing is measured."""
-    return recipe.checkpoints.keep_best if is_measured(recipe) else 0
+    return settings.checkpoints.keep_best if settings.is_measured else 0
 
 
-def removal_options(recipe: Recipe, paths: RunPaths, stage: str, check_fence: Callable[[], None]) -> RemovalOptions:
+def removal_options(
+    settings: StageSettings, paths: RunPaths, stage: str, check_fence: Callable[[], None]
+) -> RemovalOptions:
     """Return how the checkpoints of *stage* are stripped, as its model will be made, and archived, apart by run."""
-    url = recipe.checkpoints.archive_url
+    url = settings.checkpoints.archive_url
     return RemovalOptions(
         check_fence=check_fence,
-        dtype=weights_dtype(recipe),
-        overflow=recipe.consolidate.overflow,
+        dtype=weights_dtype(settings),
+        overflow=settings.consolidate.overflow,
         archive_url=url and f"{url}/{paths.recipe_name}/{paths.run_id}/{stage}",
     )
 
 
-def weights_dtype(recipe: Recipe) -> Dtype:
+def weights_dtype(settings: StageSettings) -> Dtype:
     """Return the dtype of a checkpoint's weights alone, from which the model comes out bit for bit the same.
 
     A model's is that of the consolidated one. An adapter is small, and is added to its base in float32.
     """
-    return model_dtype(recipe) if recipe.adapter.method == "full" else "float32"
+    return model_dtype(settings) if settings.adapter.method == "full" else "float32"
 
 
-def model_dtype(recipe: Recipe) -> Dtype:
+def model_dtype(settings: StageSettings) -> Dtype:
     """Return the dtype of the consolidated model; the recipe of a plan always says it."""
-    return recipe.consolidate.dtype or "float16"
+    return settings.consolidate.dtype or "float16"

@@ -1,24 +1,14 @@
-"""The stages of a recipe: kinds, what each works on, what each gets, and the recipe as it sees it."""
+"""The stages of a recipe, resolved: what each works on, what each gets, and the recipe as each sees it. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from ..errors import RecipeError
-from .schema import KINDS, Kind, Recipe, Resources, StageSpec, validate
-
-# What each kind can work on; the nearest stage above of such a kind is taken. A train stage
-# starts from the recipe's model unless it says otherwise, and predict may: None of both needs one.
-SOURCES: dict[Kind, Kind] = {
-    "train": "consolidate",
-    "consolidate": "train",
-    "predict": "consolidate",
-    "merge": "predict",
-    "score": "merge",
-    "sweep": "sweep",
-}
-NEEDS_SOURCE: tuple[Kind, ...] = ("consolidate", "merge", "score")
+from .schema import Recipe, Resources, StageSettings, StageSpec, validate
+from .stage_kinds import STAGE_KINDS, USUAL_KINDS, RowUse, StageKind
 
 _SMOKE: dict[str, dict[str, Any]] = {
     "train": {"steps": 2, "eval_rows": 8},
@@ -27,35 +17,125 @@ _SMOKE: dict[str, dict[str, Any]] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class RowsWanted:
+    """A split that a stage uses, at most so many rows of it, and the key of the recipe that names it."""
+
+    use: RowUse
+    split: str
+    most: int | None
+    key: str
+
+    def num_rows(self, there: int) -> int:
+        """Return how many rows it takes of *there*."""
+        return min(self.most or there, there)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedStage:
+    """A stage as the recipe alone says it.
+
+    *of* is the stage whose output it takes, *model_stage* that whose model it starts from; without one it is the
+    recipe's. *train_stage* writes the checkpoints and *predict_stage* the rows that it works on, itself included.
+    """
+
+    name: str
+    kind: StageKind
+    of: str | None
+    model_stage: str | None
+    train_stage: str | None
+    predict_stage: str | None
+    resources: Resources
+    settings: StageSettings
+    rows: tuple[RowsWanted, ...]
+
+
+def resolve_stages(recipe: Recipe) -> dict[str, ResolvedStage]:
+    """Return the stages of *recipe* by name, in order, each with its own settings.
+
+    Raises:
+        RecipeError: a stage's `set` does not fit the schema.
+    """
+    common = settings_of(recipe)
+    found: dict[str, ResolvedStage] = {}
+    for name, spec in stages_of(recipe).items():
+        kind, of = STAGE_KINDS[kind_name(recipe, name)], _source(recipe, name)
+        source = found.get(of or "")
+        settings = _settings(common, spec, kind, source, recipe.name)
+        found[name] = ResolvedStage(
+            name=name,
+            kind=kind,
+            of=of,
+            model_stage=of if kind.starts_from_model else source.model_stage if source else None,
+            train_stage=name if kind.leaves == "checkpoints" else source.train_stage if source else None,
+            predict_stage=name if kind.leaves == "predictions" else source.predict_stage if source else None,
+            resources=_resources(recipe, name, kind),
+            settings=settings,
+            rows=tuple(_rows(settings, kind)),
+        )
+    return found
+
+
+def settings_of(recipe: Recipe) -> StageSettings:
+    """Return what a stage sees that changes nothing."""
+    return StageSettings(**{field.name: getattr(recipe, field.name) for field in fields(StageSettings)})
+
+
 def stages_of(recipe: Recipe) -> dict[str, StageSpec]:
-    """Return the recipe's stages: its own, or the five usual ones."""
-    return recipe.stages or {kind: StageSpec() for kind in KINDS}
+    """Return the recipe's stages: its own, or the usual ones."""
+    return recipe.stages or {kind: StageSpec() for kind in USUAL_KINDS}
 
 
-def kind_of(recipe: Recipe, stage: str) -> Kind:
+def kind_name(recipe: Recipe, stage: str) -> str:
     """Return the kind of a stage: what it says, else its name."""
-    return cast("Kind", stages_of(recipe)[stage].kind or stage)
+    return stages_of(recipe)[stage].kind or stage
 
 
 def fitting_sources(recipe: Recipe, stage: str) -> list[str]:
     """Return the stages above *stage* that it can work on, in order."""
     names = list(stages_of(recipe))
-    wanted = SOURCES[kind_of(recipe, stage)]
-    return [name for name in names[: names.index(stage)] if kind_of(recipe, name) == wanted]
+    wanted = STAGE_KINDS[kind_name(recipe, stage)].source
+    return [name for name in names[: names.index(stage)] if kind_name(recipe, name) == wanted]
 
 
-def source_of(recipe: Recipe, stage: str) -> str | None:
-    """Return the stage whose output *stage* takes; None means the recipe's own model."""
+def _source(recipe: Recipe, stage: str) -> str | None:
     named = stages_of(recipe)[stage].of
-    if named is not None or kind_of(recipe, stage) == "train":
+    if named is not None or STAGE_KINDS[kind_name(recipe, stage)].takes_source == "named":
         return named
     fitting = fitting_sources(recipe, stage)
     return fitting[-1] if fitting else None
 
 
-def resources_of(recipe: Recipe, stage: str) -> Resources:
+def _settings(
+    common: StageSettings, spec: StageSpec, kind: StageKind, source: ResolvedStage | None, recipe_name: str
+) -> StageSettings:
+    settings = common
+    if source is not None:
+        settings = replace(settings, **{section: getattr(source.settings, section) for section in kind.inherits})
+    if not spec.set:
+        return settings
+    values = validate.to_plain(settings)
+    _merge(values, spec.set)
+    changed, faults = validate.build(StageSettings, values)
+    if changed is None:
+        raise RecipeError(recipe_name, faults)
+    return changed
+
+
+def _rows(settings: StageSettings, kind: StageKind) -> Iterable[RowsWanted]:
+    train, predict = settings.train, settings.predict
+    wanted = {
+        "train": RowsWanted(use="train", split=train.split, most=None, key="train.split"),
+        "eval": RowsWanted(use="eval", split=train.eval_split or "", most=train.eval_rows, key="train.eval_split"),
+        "predict": RowsWanted(use="predict", split=predict.split, most=predict.rows, key="predict.split"),
+        "score": RowsWanted(use="score", split=predict.split, most=predict.rows, key="score"),
+    }
+    return (wanted[use] for use in kind.rows if wanted[use].split)
+
+
+def _resources(recipe: Recipe, stage: str, kind: StageKind) -> Resources:
     """Return the resources of a stage: by its name, else its kind, else `default`, else one device."""
-    for key in (stage, kind_of(recipe, stage), "default"):
+    for key in (stage, kind.name, "default"):
         if key in recipe.resources:
             return recipe.resources[key]
     return Resources()
@@ -68,7 +148,7 @@ def layered_resources(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Res
     """
 
     def layered(name: str) -> Resources:
-        kind = kind_of(recipe, name) if name in stages_of(recipe) else name
+        kind = kind_name(recipe, name) if name in stages_of(recipe) else name
         values: dict[str, Any] = {}
         for layer in ("default", kind, name):
             values |= given.get(layer) or {}
@@ -79,26 +159,10 @@ def layered_resources(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Res
     return {str(name): layered(name) for name in given}
 
 
-def is_measured(view: Recipe) -> bool:
-    """Say whether a train stage measures what `checkpoints.metric` names at each save."""
-    return view.checkpoints.metric == "loss" or view.train.eval_split is not None
-
-
-def stage_view(recipe: Recipe, stage: str) -> Recipe:
-    """Return the recipe as *stage* sees it: its `set` laid over the sections."""
-    changes = stages_of(recipe)[stage].set
-    return _changed(recipe, changes) if changes else recipe
-
-
 def smoke(recipe: Recipe) -> Recipe:
     """Return the recipe cut down to try the whole chain: 2 steps, 8 rows, in every stage."""
-    stages = {name: {"set": _SMOKE} for name, spec in recipe.stages.items() if spec.set}
-    return _changed(recipe, {**_SMOKE, "stages": stages})
-
-
-def _changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     values = validate.to_plain(recipe)
-    _merge(values, changes)
+    _merge(values, {**_SMOKE, "stages": {name: {"set": _SMOKE} for name, spec in recipe.stages.items() if spec.set}})
     changed, faults = validate.build(Recipe, values)
     if changed is None:
         raise RecipeError(recipe.name, faults)

@@ -18,13 +18,14 @@ from ..cluster.site import Site
 from ..errors import Fault, PlanError, RecipeError
 from . import overrides
 from .catalog import find_recipe
-from .compile import compile
+from .compile import compile, stage_model
 from .compose import recipe_of, values_of
+from .facts import Inputs
 from .inspect.inputs import inspect
 from .inspect.lengths import Progress
-from .plan import Inputs, Plan, Point, Stage, Sweep, Variant
+from .plan import Plan, Point, Stage, Sweep, Variant
 from .schema import Recipe, Resources
-from .stages import smoke
+from .stages import settings_of, smoke
 
 STAGE = "sweep"
 # Points that are composed and compiled before sending: all of few, else a sample that shows each value, where it fits.
@@ -145,7 +146,16 @@ def point_plan(plan: Plan, index: int) -> Plan:
 def _joined(sweep: Sweep, plans: Sequence[Plan], site: Site) -> Plan:
     """Return the plan whose one stage walks through all stages of a point in each task."""
     first, num_points = plans[0], len(sweep.points)
-    stage = Stage(name=STAGE, kind="sweep", of=None, resources=_largest(first), num_tasks=num_points, after=())
+    stage = Stage(
+        name=STAGE,
+        kind="sweep",
+        of=None,
+        resources=_largest(first),
+        settings=settings_of(first.recipe),
+        model=stage_model(first.inputs.model, None),
+        num_tasks=num_points,
+        after=(),
+    )
     peak = max(plan.forecast.storage_peak_bytes for plan in plans)
     line = replace(
         first.forecast.storage[0],
@@ -153,11 +163,12 @@ def _joined(sweep: Sweep, plans: Sequence[Plan], site: Site) -> Plan:
         num_bytes=num_points * peak,
         formula=f"{num_points} x {peak:,} B, the peak of the largest that was looked at",
     )
-    if line.num_bytes > first.inputs.room.free_bytes:
+    space = first.inputs.disk_space
+    if line.num_bytes > space.free_bytes:
         raise PlanError(
             [
-                f"no room: {num_points} points will hold {line.num_bytes / 1e9:.3g} GB and {first.inputs.room.folder} "
-                f"can take {max(0, first.inputs.room.free_bytes) / 1e9:.3g} GB; keep fewer checkpoints "
+                f"no room: {num_points} points will hold {line.num_bytes / 1e9:.3g} GB and {space.folder} "
+                f"can take {max(0, space.free_bytes) / 1e9:.3g} GB; keep fewer checkpoints "
                 "or sweep fewer points"
             ]
         )

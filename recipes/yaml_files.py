@@ -1,4 +1,7 @@
-"""A limit to what a YAML file may grow to: nine aliases of nine aliases of ... fill any memory from one line each."""
+"""Recipes as YAML text, and a limit to what a YAML file may grow to.
+
+Nine aliases of nine aliases of ... fill any memory from one line each.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,18 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import UsageError
+from .schema import Recipe, validate
 
 MAX_NODES = 100_000  # a sweep of a thousand points written out has some ten thousand
 _MAX_DEPTH = 100
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """Return *recipe* as YAML text, its name first."""
+    import yaml
+
+    values = {"name": recipe.name, "description": recipe.description} | validate.to_plain(recipe)
+    return str(yaml.safe_dump(values, allow_unicode=True, sort_keys=False, width=1000))
 
 
 def check_size(path: Path, text: str) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from ...errors import UsageError
 
 if TYPE_CHECKING:
-    from ...recipes.schema import Recipe as StageSettings
+    from ...recipes.schema import StageSettings
 
 
 class Engine(Protocol):

@@ -9,10 +9,8 @@ from pathlib import Path
 from ...checkpoints.consolidation.manifest import read_manifest
 from ...errors import NotFoundError
 from ...files import digest_of, read_json
-from ...recipes.compose import stage_view
 from ...recipes.inspect.cache import file_digest
-from ...recipes.plan import Plan, Stage
-from ...recipes.schema import Recipe
+from ...recipes.plan import Stage
 from ...recipes.schema.validate import to_plain
 from ...recipes.tasks import TaskSpec, task_of
 from ...run_folder import RunPaths
@@ -27,35 +25,30 @@ def deciding_keys(task: TaskSpec, engine: EngineSpec | None) -> tuple[str, ...]:
     return tuple(sorted({*_ALWAYS, *task.decides, *(engine.decides if engine else ())}))
 
 
-def prediction_key(plan: Plan, paths: RunPaths, stage: Stage) -> str:
+def prediction_key(paths: RunPaths, stage: Stage) -> str:
     """Return the key of a predict stage: 16 hex digits over model, rows, and the settings that decide.
 
     Raises:
         NotFoundError: the model is not there yet.
     """
-    settings, model_dir = stage_view(plan.recipe, stage.name), model_dir_of(plan, paths, stage)
+    settings, model_dir = stage.settings, stage.model.dir_in(paths)
     task = task_of(settings.task)
     engine = engine_of(settings.predict.engine) if task.generates else None
     parts = [
         [task.version, engine and engine.version],
         {key: to_plain(attrgetter(key)(settings)) for key in deciding_keys(task, engine)},
         _weights_digest(model_dir),
-        plan.inputs.splits[settings.predict.split].digest,
-        dtype_of(settings, stage, model_dir),
-        plan.inputs.model.digest,  # with it the tokenizer, where that is not in the model's folder
+        stage.splits["predict"].digest,
+        dtype_of(stage, model_dir),
+        stage.model.digest,  # with it the tokenizer, where that is not in the model's folder
     ]
     return digest_of(parts)[:16]
 
 
-def model_dir_of(plan: Plan, paths: RunPaths, stage: Stage) -> Path:
-    """Return the model that a predict stage uses: an earlier stage's, else the recipe's."""
-    return paths.model(stage.of) if stage.of else Path(plan.inputs.model.folder)
-
-
-def dtype_of(recipe: Recipe, stage: Stage, model_dir: Path) -> str:
+def dtype_of(stage: Stage, model_dir: Path) -> str:
     """Return the arithmetic of a predict stage; a CPU computes 16-bit weights in float32."""
-    if recipe.predict.dtype is not None:
-        return recipe.predict.dtype
+    if stage.settings.predict.dtype is not None:
+        return stage.settings.predict.dtype
     if stage.resources.device == "cpu":
         return "float32"
     config = read_json(model_dir / "config.json")

@@ -16,8 +16,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from ...recipes.data.encode import pad_id
-from ...recipes.schema import Predict
-from ...recipes.schema import Recipe as StageSettings
+from ...recipes.schema import Predict, StageSettings
 
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 

@@ -18,7 +18,7 @@ from ...recipes.tasks import TaskSpec
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
-    from ...recipes.schema import Recipe as StageSettings
+    from ...recipes.schema import StageSettings
 
 Example = Mapping[str, Any]
 

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from ...errors import RunError, UsageError
 from ...recipes.data.encode import BATCH_ROWS, Encoded, is_kept, pad_id
 from ...recipes.data.rows import Row, read_rows
-from ...recipes.schema import Recipe as StageSettings
+from ...recipes.schema import StageSettings
 from ...recipes.tasks.causal_lm import TASK
 from ..generation import load_engine
 from ..training.model import load_tokenizer

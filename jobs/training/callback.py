@@ -48,10 +48,10 @@ class StepCallback(TrainerCallback):
         self._watchdog.step()
         step = state.global_step
         is_due = step % self._batch.save_every_steps == 0 or step >= self._batch.steps
-        is_metric = is_due and self._job.recipe.checkpoints.metric == "loss"
+        is_metric = is_due and self._job.settings.checkpoints.metric == "loss"
         control.should_log = step % args.logging_steps == 0 or step == self._batch.steps or is_metric
         control.should_save = is_due
-        control.should_evaluate = is_due and bool(self._job.recipe.train.eval_split)
+        control.should_evaluate = is_due and bool(self._job.settings.train.eval_split)
         control.should_training_stop = step >= self._batch.steps
         if step >= self._next_check and self._is_asked(step) and step < self._batch.steps:
             self.is_stopped = True
@@ -71,8 +71,8 @@ class StepCallback(TrainerCallback):
         self._watchdog.step()
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        patience = self._job.recipe.train.patience
-        spec = self._job.recipe.checkpoints
+        patience = self._job.settings.train.patience
+        spec = self._job.settings.checkpoints
         sign = 1 if spec.goal == "lowest" else -1
         found = [sign * entry[spec.metric] for entry in state.log_history if spec.metric in entry]
         if patience is not None and found and len(found) - 1 - found.index(min(found)) >= patience:

@@ -13,63 +13,63 @@ import torch
 
 from ...errors import RunError, UsageError
 from ...recipes.engines import engine_of
-from ...recipes.forecast.trainable import is_frozen
+from ...recipes.forecast.parameters import is_frozen
 from ...recipes.inspect.tokenizer import load_full
-from ...recipes.schema import Recipe
+from ...recipes.schema import StageSettings
 from ...recipes.tasks import TaskSpec, task_of
 
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-def load_tokenizer(recipe: Recipe, folder: Path) -> Any:
+def load_tokenizer(settings: StageSettings, folder: Path) -> Any:
     """Return the tokenizer of *folder* with the recipe's tokens added."""
-    return load_full(folder, recipe.model.add_tokens, trusts_code=recipe.model.trust_remote_code)
+    return load_full(folder, settings.model.add_tokens, trusts_code=settings.model.trust_remote_code)
 
 
-def build_model(recipe: Recipe, folder: Path, tokenizer: Any, *, has_weights: bool) -> Any:
+def build_model(settings: StageSettings, folder: Path, tokenizer: Any, *, has_weights: bool) -> Any:
     """Return the model that trains; call it after the training arguments exist.
 
     Under ZeRO-3 transformers then builds it in pieces on every rank.
     """
-    task = task_of(recipe.task)
-    model = _load(recipe, task, folder, has_weights=has_weights)
+    task = task_of(settings.task)
+    model = _load(settings, task, folder, has_weights=has_weights)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer))
     for name, parameter in model.named_parameters():
-        if is_frozen(name, recipe.model.freeze):
+        if is_frozen(name, settings.model.freeze):
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise RunError(f"model.freeze {list(recipe.model.freeze)} leaves nothing to train", advice=UsageError.advice)
+        raise RunError(f"model.freeze {list(settings.model.freeze)} leaves nothing to train", advice=UsageError.advice)
     model.config.use_cache = False
-    checkpointing = recipe.train.gradient_checkpointing
-    if recipe.adapter.method == "qlora":
+    checkpointing = settings.train.gradient_checkpointing
+    if settings.adapter.method == "qlora":
         from peft import prepare_model_for_kbit_training
 
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
     elif checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if recipe.adapter.method != "full":
+    if settings.adapter.method != "full":
         model.enable_input_require_grads()
-        model = _with_adapter(recipe, task, model)
+        model = _with_adapter(settings, task, model)
     return model
 
 
-def _load(recipe: Recipe, task: TaskSpec, folder: Path, *, has_weights: bool) -> Any:
+def _load(settings: StageSettings, task: TaskSpec, folder: Path, *, has_weights: bool) -> Any:
     import transformers
 
-    spec, train = recipe.model, recipe.train
+    spec, train = settings.model, settings.train
     options: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code}
     model_class = getattr(transformers, task.model_class)
     config = transformers.AutoConfig.from_pretrained(folder, **options, **spec.config)
     if spec.attention:
         options["attn_implementation"] = spec.attention
-    dtype = _DTYPES[engine_of(recipe).working_dtype(recipe)] if recipe.adapter.method == "full" else torch.float32
-    transformers.set_seed(recipe.seed)
+    dtype = _DTYPES[engine_of(settings).working_dtype(settings)] if settings.adapter.method == "full" else torch.float32
+    transformers.set_seed(settings.seed)
     if not has_weights:
         return model_class.from_config(config, dtype=dtype, **options)
-    if recipe.adapter.method == "qlora":
+    if settings.adapter.method == "qlora":
         options["quantization_config"] = _four_bits(train.precision)
-    if recipe.adapter.method != "full":
+    if settings.adapter.method != "full":
         dtype = _DTYPES[train.precision]
     return model_class.from_pretrained(folder, config=config, dtype=dtype, **options)
 
@@ -86,10 +86,10 @@ def _four_bits(precision: str) -> Any:
     )
 
 
-def _with_adapter(recipe: Recipe, task: TaskSpec, model: Any) -> Any:
+def _with_adapter(settings: StageSettings, task: TaskSpec, model: Any) -> Any:
     from peft import LoraConfig, TaskType, get_peft_model
 
-    spec = recipe.adapter
+    spec = settings.adapter
     targets: Any = "all-linear" if "all-linear" in spec.target_modules else list(spec.target_modules)
     config = LoraConfig(
         r=spec.rank,

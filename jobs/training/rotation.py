@@ -65,8 +65,8 @@ class CheckpointRotation:
     def __init__(self, job: JobContext, batch: Batch, ledger: Ledger | None) -> None:
         self._job, self._batch, self._ledger = job, batch, ledger
         self.folder = job.paths.checkpoints(job.stage.name)
-        self._spec, self._rules = job.recipe.checkpoints, retention_rules(job.recipe)
-        self._options = removal_options(job.recipe, job.paths, job.stage.name, job.check_fence)
+        self._spec, self._rules = job.settings.checkpoints, retention_rules(job.settings)
+        self._options = removal_options(job.settings, job.paths, job.stage.name, job.check_fence)
         self._runs_dir = reservations.shared_runs_dir(job.paths)
         self._later_bytes = later_bytes(job.plan.forecast) + _other_weights_bytes(job)
         self._granted_bytes = 0
@@ -170,16 +170,16 @@ class CheckpointRotation:
         return commit.committed(self.folder)
 
     def _requirements(self, request: SaveRequest) -> SaveRequirements:
-        recipe, model = self._job.recipe, self._job.plan.inputs.model
+        settings, model = self._job.settings, self._job.plan.inputs.model
         world_size = self._batch.world_size
         alike = [one for one in self._committed() if one.content == "full" and one.world_size == world_size]
-        full = with_slack(checkpoint_of(recipe, model, self._batch).num_bytes)
+        full = with_slack(checkpoint_of(settings, model, self._batch).num_bytes)
         if alike:
             grown = max(0, request.state_bytes - _size(alike[-1].path / STATE_NAME))
             full = allocation.measure_usage(alike[-1].path) + grown + _SLACK_BYTES
         return SaveRequirements(
             full_bytes=full,
-            weights_bytes=with_slack(weights_of(recipe, model).num_bytes),
+            weights_bytes=with_slack(weights_of(settings, model).num_bytes),
             later_bytes=self._later_bytes,
             is_last=request.is_last,
             is_stop=request.is_stop,

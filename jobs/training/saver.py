@@ -46,7 +46,7 @@ class Saver:
         self._job, self._batch, self._ranks, self._tokenizer, self._log = job, batch, ranks, tokenizer, log
         self._folder = job.paths.checkpoints(job.stage.name)
         self._rotation = CheckpointRotation(job, batch, ledger) if ranks.rank == 0 else None
-        self._engine = engine_of(job.recipe)
+        self._engine = engine_of(job.settings)
         self._num_skipped = 0
         self._level: SaveLevel = "full"
 
@@ -71,7 +71,7 @@ class Saver:
             return
         if request.is_last:
             raise NoRoomError(f"the checkpoint of the last step {step} was not saved: {problem}; {self._advice()}")
-        limit = None if self._plans_none() else self._job.recipe.checkpoints.max_skipped
+        limit = None if self._plans_none() else self._job.settings.checkpoints.max_skipped
         if limit is not None and self._num_skipped > limit:
             level, _ = self._save_highest(trainer, "weights", replace(request, is_last=True, is_stop=False))
             what = f"the weights of step {step} are saved" if level == "weights" else "the last checkpoint stands"
@@ -103,7 +103,7 @@ class Saver:
         return ladder is not None and ladder.rung == "none"
 
     def _advice(self) -> str:
-        budget_gb = self._job.recipe.checkpoints.budget_gb
+        budget_gb = self._job.settings.checkpoints.budget_gb
         if budget_gb is not None:
             return f"submit again with more than checkpoints.budget_gb={budget_gb:g}, or free some space and resume"
         return "free some space and resume"
@@ -198,10 +198,10 @@ class Saver:
 
     def _dtype(self, trainer: SavableTrainer) -> str:
         """Return the dtype of a weights-only checkpoint, the same on all ranks."""
-        return safe_dtype(weights_dtype(self._job.recipe), self._ranks.largest(largest_weight(self._engine, trainer)))
+        return safe_dtype(weights_dtype(self._job.settings), self._ranks.largest(largest_weight(self._engine, trainer)))
 
     def _write_weights(self, trainer: SavableTrainer, temporary: Path, dtype: str) -> None:
-        is_writer, max_shard_bytes = self._ranks.rank == 0, int(self._job.recipe.consolidate.max_shard_gb * 1e9)
+        is_writer, max_shard_bytes = self._ranks.rank == 0, int(self._job.settings.consolidate.max_shard_gb * 1e9)
         write_weights(self._engine, trainer, temporary, dtype, max_shard_bytes, is_writer=is_writer)
         if is_writer:
             self._write_beside(trainer, temporary)
@@ -217,7 +217,7 @@ class Saver:
             temporary,
             step=step,
             attempt=self._job.attempt,
-            metric=_metric(trainer, step, self._job.recipe.checkpoints.metric),
+            metric=_metric(trainer, step, self._job.settings.checkpoints.metric),
             world_size=trainer.args.world_size,
             check_fence=self._job.check_fence,
             content=content,

@@ -16,7 +16,7 @@ from .saver import Saver
 
 def training_arguments(job: JobContext, batch: Batch) -> TrainingArguments:
     """Return the Trainer's arguments."""
-    train, is_cpu = job.recipe.train, job.stage.resources.device == "cpu"
+    train, is_cpu = job.settings.train, job.stage.resources.device == "cpu"
     return TrainingArguments(
         output_dir=str(job.paths.checkpoints(job.stage.name)),
         max_steps=batch.steps,
@@ -37,15 +37,15 @@ def training_arguments(job: JobContext, batch: Batch) -> TrainingArguments:
         save_strategy="no",
         eval_strategy="no",
         prediction_loss_only=True,
-        seed=job.recipe.seed,
-        data_seed=job.recipe.seed,
+        seed=job.settings.seed,
+        data_seed=job.settings.seed,
         report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,
         use_cpu=is_cpu,
         ddp_backend="gloo" if is_cpu else None,
         dataloader_pin_memory=not is_cpu,
-        **engine_of(job.recipe).arguments(job.recipe, job.stage.resources.device),
+        **engine_of(job.settings).arguments(job.settings, job.stage.resources.device),
     )
 
 
@@ -61,7 +61,7 @@ class RecipeTrainer(Trainer):
         scheduler = getattr(self, "lr_scheduler", None)
         if scheduler is None:
             factor = schedule.factor(
-                self._job.recipe.train.schedule,
+                self._job.settings.train.schedule,
                 steps=self._batch.steps,
                 warmup_steps=self._batch.warmup_steps,
                 steps_per_epoch=self._batch.steps_per_epoch,

@@ -271,11 +271,11 @@ def _request(plan: Plan, paths: RunPaths, stage: Stage) -> Request:
 
 def _ranks(stage: Stage) -> list[str]:
     """Say in the script what the stage process does next, since no srun is to be seen in it."""
-    if stage.kind == "sweep":
+    if stage.record.looks_after_itself:
         return ["# The stage process below runs all stages of a point, one after another, each with srun."]
     nodes, each = (stage.resources.nodes, stage.resources.devices_per_node) if stage.uses_devices else (1, 1)
     command = slurm.srun([], nodes=nodes, tasks_per_node=each, cpus_per_task=stage.resources.cpus_per_device)
-    return [f"# The stage process below runs the ranks: {' '.join(command)} python -m sousbatch.jobs.{stage.kind}"]
+    return [f"# The stage process below runs the ranks: {' '.join(command)} python -m {stage.record.module}"]
 
 
 def _dependency(request: Request, after: Mapping[str, JobRef]) -> Iterable[str]:

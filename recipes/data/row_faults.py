@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..plan import Inputs, Lengths, Rows, Stage
-from ..schema import Recipe
+from ..facts import Inputs, Lengths, Rows
+from ..plan import Stage
+from ..schema import StageSettings
 from .encode import positions_of
 
 
-def row_refusals(view: Recipe, stage: Stage, inputs: Inputs) -> Iterator[str]:
+def row_refusals(settings: StageSettings, stage: Stage, inputs: Inputs) -> Iterator[str]:
     """Yield why a stage cannot work on its rows."""
     for lengths in (one for one in inputs.lengths if one.stage == stage.name):
         positions = positions_of(inputs.model.config)
         if lengths.use == "predict":
-            yield from _prompt_refusals(view, lengths, positions)
+            yield from _prompt_refusals(settings, lengths, positions)
         else:
-            yield from _training_refusals(view, lengths, positions)
+            yield from _training_refusals(settings, lengths, positions)
 
 
-def _training_refusals(view: Recipe, lengths: Lengths, positions: int | None) -> Iterator[str]:
-    data, where = view.data, _where(lengths)
+def _training_refusals(settings: StageSettings, lengths: Lengths, positions: int | None) -> Iterator[str]:
+    data, where = settings.data, _where(lengths)
     if lengths.long.num and data.long_rows == "refuse":
         raised = f"data.max_tokens={lengths.longest}, " if lengths.longest > data.max_tokens else ""
         if positions and lengths.longest > positions:
@@ -29,7 +30,7 @@ def _training_refusals(view: Recipe, lengths: Lengths, positions: int | None) ->
         if data.pad_input_to and lengths.longest <= data.max_tokens:
             raised = f"a larger data.pad_input_to, {raised}"
         yield (
-            f"{where}: {_some(lengths.long, lengths, 'longer than', 'rows')} {_limits(view)}, the longest has "
+            f"{where}: {_some(lengths.long, lengths, 'longer than', 'rows')} {_limits(settings)}, the longest has "
             f"{lengths.longest:,} tokens; set {raised}{drop}data.long_rows=cut_left or data.long_rows=cut_right"
         )
         return
@@ -40,7 +41,7 @@ def _training_refusals(view: Recipe, lengths: Lengths, positions: int | None) ->
     elif not lengths.num_kept:
         yield (
             f"{where}: no row has anything left to learn: {lengths.long.num:,} of {lengths.num_rows:,} are longer than "
-            f"{_limits(view)}, the longest has {lengths.longest:,} tokens; raise it, or check data.columns"
+            f"{_limits(settings)}, the longest has {lengths.longest:,} tokens; raise it, or check data.columns"
         )
     elif positions and lengths.longest_kept > positions:
         yield (
@@ -49,8 +50,8 @@ def _training_refusals(view: Recipe, lengths: Lengths, positions: int | None) ->
         )
 
 
-def _prompt_refusals(view: Recipe, lengths: Lengths, positions: int | None) -> Iterator[str]:
-    where, answer = _where(lengths), view.predict.max_new_tokens
+def _prompt_refusals(settings: StageSettings, lengths: Lengths, positions: int | None) -> Iterator[str]:
+    where, answer = _where(lengths), settings.predict.max_new_tokens
     if positions is not None and answer >= positions:
         yield (
             f"{where}: predict.max_new_tokens={answer} leaves no room for a prompt in the model's {positions:,} "
@@ -62,13 +63,13 @@ def _prompt_refusals(view: Recipe, lengths: Lengths, positions: int | None) -> I
             f"{where}: {_some(lengths.unlearnable, lengths, 'without any token', 'prompts')}; give every row an input, "
             "or data.prompt a fixed text"
         )
-    if lengths.long.num and view.data.long_rows in ("refuse", "drop"):
-        kept = " (predictions are never dropped)" if view.data.long_rows == "drop" else ""
+    if lengths.long.num and settings.data.long_rows in ("refuse", "drop"):
+        kept = " (predictions are never dropped)" if settings.data.long_rows == "drop" else ""
         is_context = positions is not None and lengths.longest + answer > positions
         lower = f", or a predict.max_new_tokens below {answer}" if is_context else ""
         yield (
-            f"{where}: {_some(lengths.long, lengths, 'longer than', 'prompts')} {_prompt_limits(view, positions)}, the "
-            f"longest has {lengths.longest:,} tokens; set data.long_rows=cut_left or data.long_rows=cut_right"
+            f"{where}: {_some(lengths.long, lengths, 'longer than', 'prompts')} {_prompt_limits(settings, positions)}, "
+            f"the longest has {lengths.longest:,} tokens; set data.long_rows=cut_left or data.long_rows=cut_right"
             f"{lower}{kept}"
         )
     elif positions is not None and lengths.longest_kept + answer > positions:
@@ -79,20 +80,20 @@ def _prompt_refusals(view: Recipe, lengths: Lengths, positions: int | None) -> I
         )
 
 
-def row_warnings(view: Recipe, stage: Stage, inputs: Inputs) -> Iterator[str]:
+def row_warnings(settings: StageSettings, stage: Stage, inputs: Inputs) -> Iterator[str]:
     """Yield what happens to rows that are not used as they stand."""
     for lengths in (one for one in inputs.lengths if one.stage == stage.name):
-        where, policy = _where(lengths), view.data.long_rows
+        where, policy = _where(lengths), settings.data.long_rows
         if lengths.long.num and lengths.use == "predict":
-            limit = _prompt_limits(view, positions_of(inputs.model.config))
+            limit = _prompt_limits(settings, positions_of(inputs.model.config))
             yield f"{where}: {_some(lengths.long, lengths, 'longer than', 'prompts')} {limit}, and are cut ({policy})"
         elif lengths.long.num:
             done = "left out" if policy == "drop" else f"cut ({policy})"
-            yield f"{where}: {_some(lengths.long, lengths, 'longer than', 'rows')} {_limits(view)}, and are {done}"
+            yield f"{where}: {_some(lengths.long, lengths, 'longer than', 'rows')} {_limits(settings)}, and are {done}"
         if lengths.use == "predict":
             continue
         if lengths.empty.num:
-            what = "target" if view.data.prompt else "text"
+            what = "target" if settings.data.prompt else "text"
             yield f"{where}: {_some(lengths.empty, lengths, f'with an empty {what}', 'rows')}"
         if lengths.unlearnable.num:
             yield (
@@ -112,13 +113,13 @@ def _some(rows: Rows, lengths: Lengths, what: str, noun: str) -> str:
     return f"{rows.num:,} of {lengths.num_rows:,} {noun} (row {numbers}) {verb} {what}"
 
 
-def _limits(view: Recipe) -> str:
-    pad = f" or data.pad_input_to={view.data.pad_input_to}" if view.data.pad_input_to else ""
-    return f"data.max_tokens={view.data.max_tokens}{pad}"
+def _limits(settings: StageSettings) -> str:
+    pad = f" or data.pad_input_to={settings.data.pad_input_to}" if settings.data.pad_input_to else ""
+    return f"data.max_tokens={settings.data.max_tokens}{pad}"
 
 
-def _prompt_limits(view: Recipe, positions: int | None) -> str:
-    answer, pad = view.predict.max_new_tokens, view.data.pad_input_to
+def _prompt_limits(settings: StageSettings, positions: int | None) -> str:
+    answer, pad = settings.predict.max_new_tokens, settings.data.pad_input_to
     names = [f"data.pad_input_to={pad}"] if pad else []
     if positions:
         names.append(f"{positions - answer:,} tokens (the model's {positions:,} positions less {answer} to answer in)")

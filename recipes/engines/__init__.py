@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from ..schema import Recipe
+from ..schema import StageSettings
 from . import ddp, deepspeed
 from .base import Engine
 
@@ -14,11 +14,11 @@ EngineName = Literal["ddp", "deepspeed"]
 ENGINES: Mapping[EngineName, Engine] = {"ddp": ddp, "deepspeed": deepspeed}
 
 
-def engine_name(recipe: Recipe) -> EngineName:
-    """Return the name of the engine that trains *recipe*: the one place that decides it."""
-    return "deepspeed" if recipe.train.zero.stage else "ddp"
+def engine_name(settings: StageSettings) -> EngineName:
+    """Return the name of the engine that trains *settings*: the one place that decides it."""
+    return "deepspeed" if settings.train.zero.stage else "ddp"
 
 
-def engine_of(recipe: Recipe) -> Engine:
-    """Return the planning half of the engine that trains *recipe*."""
-    return ENGINES[engine_name(recipe)]
+def engine_of(settings: StageSettings) -> Engine:
+    """Return the planning half of the engine that trains *settings*."""
+    return ENGINES[engine_name(settings)]

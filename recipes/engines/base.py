@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ...checkpoints.sizes import StateBytes
+from ..facts import ModelFacts
 from ..forecast.parameters import Params
-from ..plan import Batch, ForecastLine, ModelFacts
-from ..schema import Dtype, Recipe
+from ..plan import Batch, ForecastLine
+from ..schema import Dtype, StageSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Held:
+class StatePart:
     """One part of the model states: bytes per parameter, how many ranks share the part, and where it lies."""
 
     bytes_per_param: float
@@ -25,30 +26,30 @@ class Held:
 class ModelStates:
     """What a rank holds between two steps; frozen parameters take part in *weights* alone."""
 
-    weights: Held
-    gradients: Held
-    optimizer: Held
+    weights: StatePart
+    gradients: StatePart
+    optimizer: StatePart
 
 
 class Engine(Protocol):
     """A module of this package: `ddp` and `deepspeed` have these functions, and nothing else is public."""
 
-    def working_dtype(self, recipe: Recipe) -> Dtype:
+    def working_dtype(self, settings: StageSettings) -> Dtype:
         """Return the dtype of the weights that forward and backward use; float32 where these are the masters."""
         ...
 
-    def model_states(self, recipe: Recipe, world_size: int) -> ModelStates:
+    def model_states(self, settings: StageSettings, world_size: int) -> ModelStates:
         """Return what a rank holds of weights, gradients and optimizer states."""
         ...
 
-    def exchange_memory(self, recipe: Recipe, params: Params, batch: Batch) -> list[ForecastLine]:
+    def exchange_memory(self, settings: StageSettings, params: Params, batch: Batch) -> list[ForecastLine]:
         """Return what a rank holds for a while to exchange parameters and gradients."""
         ...
 
-    def state_bytes(self, recipe: Recipe, world_size: int) -> StateBytes:
+    def state_bytes(self, settings: StageSettings, world_size: int) -> StateBytes:
         """Return what a full checkpoint holds for each parameter."""
         ...
 
-    def refusals(self, recipe: Recipe, model: ModelFacts) -> Iterator[str]:
-        """Yield each reason why the engine cannot train *recipe*, and what to set instead."""
+    def refusals(self, settings: StageSettings, model: ModelFacts) -> Iterator[str]:
+        """Yield each reason why the engine cannot train *settings*, and what to set instead."""
         ...

@@ -8,36 +8,39 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ...checkpoints.sizes import StateBytes
+from ..facts import ModelFacts
 from ..forecast.parameters import Params
-from ..plan import Batch, ForecastLine, ModelFacts
-from ..schema import Dtype, Recipe
-from .base import Held, ModelStates
+from ..plan import Batch, ForecastLine
+from ..schema import Dtype, StageSettings
+from .base import ModelStates, StatePart
 
 
-def working_dtype(recipe: Recipe) -> Dtype:
+def working_dtype(settings: StageSettings) -> Dtype:
     """Return float32: autocast makes the 16-bit copies."""
     return "float32"
 
 
-def model_states(recipe: Recipe, world_size: int) -> ModelStates:
+def model_states(settings: StageSettings, world_size: int) -> ModelStates:
     """Return float32 weights, their gradients with DDP's own copy of each, and Adam's two moments."""
     return ModelStates(
-        weights=Held(bytes_per_param=4), gradients=Held(bytes_per_param=8), optimizer=Held(bytes_per_param=8)
+        weights=StatePart(bytes_per_param=4),
+        gradients=StatePart(bytes_per_param=8),
+        optimizer=StatePart(bytes_per_param=8),
     )
 
 
-def exchange_memory(recipe: Recipe, params: Params, batch: Batch) -> list[ForecastLine]:
+def exchange_memory(settings: StageSettings, params: Params, batch: Batch) -> list[ForecastLine]:
     """Return nothing: the buckets of gradients are the copy that `model_states` counts."""
     return []
 
 
-def state_bytes(recipe: Recipe, world_size: int) -> StateBytes:
+def state_bytes(settings: StageSettings, world_size: int) -> StateBytes:
     """Return what rank 0 writes for all ranks."""
     return StateBytes(trainable=12, note="4 B weights + 8 B moments", frozen=4)
 
 
-def refusals(recipe: Recipe, model: ModelFacts) -> Iterator[str]:
+def refusals(settings: StageSettings, model: ModelFacts) -> Iterator[str]:
     """Refuse offloading, which needs sharding."""
-    offload = recipe.train.zero.offload
+    offload = settings.train.zero.offload
     if offload != "none":
         yield f"train.zero.offload {offload} needs ZeRO; set train.zero.stage=1 (to 3) or train.zero.offload=none"

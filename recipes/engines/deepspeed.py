@@ -9,24 +9,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ...checkpoints.sizes import DTYPE_BYTES, StateBytes
+from ..facts import ModelFacts
 from ..forecast.parameters import Params
-from ..plan import Batch, ForecastLine, ModelFacts
-from ..schema import Dtype, Recipe
-from .base import Held, ModelStates
+from ..plan import Batch, ForecastLine
+from ..schema import Dtype, StageSettings
+from .base import ModelStates, StatePart
 
 
-def working_dtype(recipe: Recipe) -> Dtype:
+def working_dtype(settings: StageSettings) -> Dtype:
     """Return the precision of the training; DeepSpeed keeps the float32 masters itself."""
-    return recipe.train.precision
+    return settings.train.precision
 
 
-def model_states(recipe: Recipe, world_size: int) -> ModelStates:
+def model_states(settings: StageSettings, world_size: int) -> ModelStates:
     """Return the parts, each shared by the ranks from its ZeRO stage on."""
-    zero, work = recipe.train.zero, DTYPE_BYTES[recipe.train.precision]
+    zero, work = settings.train.zero, DTYPE_BYTES[settings.train.precision]
 
-    def held(bytes_per_param: float, shared_from: int, in_host_memory: bool = False) -> Held:
+    def held(bytes_per_param: float, shared_from: int, in_host_memory: bool = False) -> StatePart:
         shared_by = world_size if zero.stage >= shared_from else 1
-        return Held(bytes_per_param=bytes_per_param, shared_by=shared_by, in_host_memory=in_host_memory)
+        return StatePart(bytes_per_param=bytes_per_param, shared_by=shared_by, in_host_memory=in_host_memory)
 
     return ModelStates(
         weights=held(work, 3, zero.offload == "both"),
@@ -35,9 +36,9 @@ def model_states(recipe: Recipe, world_size: int) -> ModelStates:
     )
 
 
-def exchange_memory(recipe: Recipe, params: Params, batch: Batch) -> list[ForecastLine]:
+def exchange_memory(settings: StageSettings, params: Params, batch: Batch) -> list[ForecastLine]:
     """Return ZeRO-3's gathered weights, and the bucket of gradients with its flat copy and this rank's share."""
-    zero, work, ranks = recipe.train.zero, DTYPE_BYTES[recipe.train.precision], batch.world_size
+    zero, work, ranks = settings.train.zero, DTYPE_BYTES[settings.train.precision], batch.world_size
     if zero.stage < 3:
         return []
     sharding = zero.config.get("zero_optimization", {})
@@ -53,22 +54,22 @@ def exchange_memory(recipe: Recipe, params: Params, batch: Batch) -> list[Foreca
     ]
 
 
-def state_bytes(recipe: Recipe, world_size: int) -> StateBytes:
+def state_bytes(settings: StageSettings, world_size: int) -> StateBytes:
     """Return what all ranks write: ZeRO 1 and 2 add the working copy, and each ZeRO-3 rank names all tensors."""
-    work = DTYPE_BYTES[recipe.train.precision]
-    if recipe.train.zero.stage == 3:
+    work = DTYPE_BYTES[settings.train.precision]
+    if settings.train.zero.stage == 3:
         return StateBytes(trainable=12, note="4 B master + 8 B moments", frozen=work, num_lists=world_size)
     return StateBytes(
         trainable=12 + work, note=f"4 B master + 8 B moments + {work} B working copy", frozen=work, num_lists=1
     )
 
 
-def refusals(recipe: Recipe, model: ModelFacts) -> Iterator[str]:
+def refusals(settings: StageSettings, model: ModelFacts) -> Iterator[str]:
     """Refuse what DeepSpeed cannot train, or would train wrongly."""
-    train, zero = recipe.train, recipe.train.zero
+    train, zero = settings.train, settings.train.zero
     names = ("num_local_experts", "num_experts", "n_routed_experts")
     experts = next((model.config[name] for name in names if model.config.get(name)), None)
-    if recipe.adapter.method == "qlora" and zero.stage == 3 and experts:
+    if settings.adapter.method == "qlora" and zero.stage == 3 and experts:
         yield (
             f"adapter qlora with train.zero.stage 3 fails on a mixture of {experts} experts: ZeRO-3 waits for "
             "experts that got no token; set train.zero.stage=2, or adapter=lora"

@@ -6,20 +6,20 @@ from collections.abc import Sequence
 
 from ...checkpoints.sizes import DTYPE_BYTES
 from ..engines import engine_of
-from ..engines.base import Held
-from ..plan import Batch, Forecast, ForecastLine, Inputs, ModelFacts, Stage
-from ..schema import Recipe
-from ..stages import stage_view
+from ..engines.base import StatePart
+from ..facts import Inputs, ModelFacts
+from ..plan import Batch, Forecast, ForecastLine, Stage
+from ..schema import StageSettings
 from ..tasks import task_of
 from .parameters import params_of
 from .storage import storage_of
 
 
-def forecast(recipe: Recipe, inputs: Inputs, stages: Sequence[Stage]) -> Forecast:
+def forecast(inputs: Inputs, stages: Sequence[Stage]) -> Forecast:
     """Return what the run of *stages* will take."""
-    storage, ladders = storage_of(recipe, inputs, stages)
+    storage, ladders = storage_of(inputs, stages)
     device = {
-        stage.name: tuple(device_memory(stage_view(recipe, stage.name), inputs.model, stage.batch))
+        stage.name: tuple(device_memory(stage.settings, inputs.model, stage.batch))
         for stage in stages
         if stage.batch is not None
     }
@@ -31,23 +31,23 @@ def forecast(recipe: Recipe, inputs: Inputs, stages: Sequence[Stage]) -> Forecas
     )
 
 
-def device_memory(recipe: Recipe, model: ModelFacts, batch: Batch) -> list[ForecastLine]:
+def device_memory(settings: StageSettings, model: ModelFacts, batch: Batch) -> list[ForecastLine]:
     """Return the memory of one rank while training, line by line; the engine says how it holds the model states."""
-    params, engine = params_of(recipe, model), engine_of(recipe)
-    states = engine.model_states(recipe, batch.world_size)
+    params, engine = params_of(settings, model), engine_of(settings)
+    states = engine.model_states(settings, batch.world_size)
     trained = states.weights.bytes_per_param
-    base = 0.5 if recipe.adapter.method == "qlora" else trained
+    base = 0.5 if settings.adapter.method == "qlora" else trained
     frozen = [(base, params.frozen, " frozen")] if params.frozen else []
     return [
         _line("weights", states.weights, [(trained, params.trainable, ""), *frozen]),
         _line("gradients", states.gradients, [(states.gradients.bytes_per_param, params.trainable, "")]),
         _line("optimizer states", states.optimizer, [(states.optimizer.bytes_per_param, params.trainable, "")]),
-        *engine.exchange_memory(recipe, params, batch),
-        _activations(recipe, model, batch),
+        *engine.exchange_memory(settings, params, batch),
+        _activations(settings, model, batch),
     ]
 
 
-def _line(what: str, held: Held, parts: Sequence[tuple[float, int, str]]) -> ForecastLine:
+def _line(what: str, held: StatePart, parts: Sequence[tuple[float, int, str]]) -> ForecastLine:
     formula = " + ".join(f"{width:g} B x {count:,}{note}" for width, count, note in parts)
     if held.shared_by > 1:
         formula = f"({formula}) / {held.shared_by} ranks"
@@ -57,7 +57,7 @@ def _line(what: str, held: Held, parts: Sequence[tuple[float, int, str]]) -> For
     return ForecastLine(what=what, num_bytes=num_bytes, formula=formula)
 
 
-def _activations(recipe: Recipe, model: ModelFacts, batch: Batch) -> ForecastLine:
+def _activations(settings: StageSettings, model: ModelFacts, batch: Batch) -> ForecastLine:
     """Return what forward leaves for backward.
 
     After Korthikanti et al. 2022 (eq. 2): 34 s b h + 5 a s^2 b bytes a layer at 16 bits, whose second
@@ -72,18 +72,18 @@ def _activations(recipe: Recipe, model: ModelFacts, batch: Batch) -> ForecastLin
         return next((int(value) for value in found if isinstance(value, int)), default)
 
     hidden, layers = number("hidden_size", "n_embd", "d_model"), number("num_hidden_layers", "n_layer", "num_layers")
-    heads, (outputs, noun) = number("num_attention_heads", "n_head", default=1), task_of(recipe.task).outputs(config)
-    tokens, rows = recipe.data.max_tokens, batch.micro_batch
-    width = DTYPE_BYTES[recipe.train.precision]
+    heads, (outputs, noun) = number("num_attention_heads", "n_head", default=1), task_of(settings.task).outputs(config)
+    tokens, rows = settings.data.max_tokens, batch.micro_batch
+    width = DTYPE_BYTES[settings.train.precision]
     is_gated = any("gate_proj" in tensor.name or "gate_up_proj" in tensor.name for tensor in model.tensors)
     inner = number("intermediate_size") if is_gated else 0
     layer = width * tokens * rows * (10 * hidden + 4 * inner if is_gated else 17 * hidden)
     formula = f"{width} B x (10 x {hidden} + 4 x {inner})" if is_gated else f"17 x {width} B x {hidden}"
-    if recipe.model.attention == "eager":
+    if settings.model.attention == "eager":
         layer += 5 * heads * tokens * tokens * rows * width // 2
         formula += f" + 2.5 x {width} B x {heads} heads x {tokens}"
     logits = 3 * 4 * tokens * rows * outputs  # float32 logits, their softmax and its gradient
-    if recipe.train.gradient_checkpointing:
+    if settings.train.gradient_checkpointing:
         total = layer + width * tokens * rows * hidden * layers + logits
         layers_formula = f"{formula} + {layers} layers x {width} B x {hidden}"
     else:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import fnmatch
 import math
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from ..plan import ModelFacts, TensorFacts
-from ..schema import Recipe
+from ..facts import ModelFacts, TensorFacts
+from ..schema import StageSettings
 from ..tasks import task_of
-from .trainable import is_frozen
+
+_LAYERS = re.compile(r"layers:(\d+)-(\d+)")
+_LAYER_IN_NAME = re.compile(r"\.(?:layers|layer|h|block|blocks)\.(\d+)\.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,19 +25,19 @@ class Params:
     num_tensors: int
 
 
-def params_of(recipe: Recipe, model: ModelFacts) -> Params:
+def params_of(settings: StageSettings, model: ModelFacts) -> Params:
     """Return how many parameters train and how many are frozen, adapters included."""
-    if recipe.adapter.method == "full":
-        frozen = sum(_numel(tensor) for tensor in model.tensors if is_frozen(tensor.name, recipe.model.freeze))
+    if settings.adapter.method == "full":
+        frozen = sum(_numel(tensor) for tensor in model.tensors if is_frozen(tensor.name, settings.model.freeze))
         return Params(trainable=model.num_params - frozen, frozen=frozen, num_tensors=len(model.tensors))
-    targets, heads = recipe.adapter.target_modules, task_of(recipe.task).head_modules
+    targets, heads = settings.adapter.target_modules, task_of(settings.task).head_modules
     adapted = [tensor for tensor in model.tensors if any(takes_adapter(tensor, target, heads) for target in targets)]
     saved = [
         tensor
         for tensor in model.tensors
-        if any(f".{name}." in f".{tensor.name}" for name in recipe.adapter.modules_to_save)
+        if any(f".{name}." in f".{tensor.name}" for name in settings.adapter.modules_to_save)
     ]
-    trainable = recipe.adapter.rank * sum(sum(tensor.shape) for tensor in adapted) + sum(map(_numel, saved))
+    trainable = settings.adapter.rank * sum(sum(tensor.shape) for tensor in adapted) + sum(map(_numel, saved))
     return Params(trainable=trainable, frozen=model.num_params, num_tensors=2 * len(adapted) + len(saved))
 
 
@@ -51,3 +55,18 @@ def takes_adapter(tensor: TensorFacts, target: str, heads: Collection[str]) -> b
     if len(tensor.shape) != 2 or "embed" in tensor.name or module in ("wte", "wpe", "shared"):
         return False
     return f".{path}".endswith(f".{target}") or (target == "all-linear" and module not in heads)
+
+
+def is_frozen(name: str, patterns: Sequence[str]) -> bool:
+    """Say whether the parameter called *name* is frozen by one of *patterns*.
+
+    A pattern is a shell pattern over the whole name, or layers:FIRST-LAST.
+    """
+    layer = _LAYER_IN_NAME.search(f".{name}")
+    for pattern in patterns:
+        span = _LAYERS.fullmatch(pattern)
+        if span and layer and int(span[1]) <= int(layer[1]) <= int(span[2]):
+            return True
+        if fnmatch.fnmatchcase(name, pattern):
+            return True
+    return False

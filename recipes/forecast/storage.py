@@ -14,10 +14,10 @@ from typing import Any
 
 from ...checkpoints.sizes import Size, checkpoint_size, model_size
 from ..engines import engine_of
-from ..plan import Batch, Forecast, ForecastLine, Inputs, Ladder, ModelFacts, Rung, Stage
+from ..facts import Inputs, ModelFacts
+from ..plan import Batch, Forecast, ForecastLine, Ladder, Rung, Stage
 from ..retention import model_dtype, num_best_kept, weights_dtype
-from ..schema import Adapter, Dtype, Recipe
-from ..stages import stage_view
+from ..schema import Adapter, Dtype, Recipe, StageSettings
 from ..tasks import task_of
 from .parameters import params_of
 
@@ -45,39 +45,39 @@ def with_dtype(recipe: Recipe, model: ModelFacts) -> Recipe:
     return replace(recipe, consolidate=replace(recipe.consolidate, dtype=dtype))
 
 
-def checkpoint_of(recipe: Recipe, model: ModelFacts, batch: Batch) -> Size:
+def checkpoint_of(settings: StageSettings, model: ModelFacts, batch: Batch) -> Size:
     """Return the size of the last full checkpoint of a train stage: with the log it is the largest."""
-    params, train = params_of(recipe, model), recipe.train
+    params, train = params_of(settings, model), settings.train
     logs = batch.steps // train.log_every_steps + (batch.steps // batch.save_every_steps if train.eval_split else 0)
     return checkpoint_size(
-        states=engine_of(recipe).state_bytes(recipe, batch.world_size),
+        states=engine_of(settings).state_bytes(settings, batch.world_size),
         trainable=params.trainable,
         frozen=params.frozen,
         num_tensors=params.num_tensors,
         world_size=batch.world_size,
-        adapter=recipe.adapter.method != "full",
+        adapter=settings.adapter.method != "full",
         beside_bytes=model.beside_bytes + _LOG_ENTRY_BYTES * logs,
     )
 
 
-def weights_of(recipe: Recipe, model: ModelFacts) -> Size:
+def weights_of(settings: StageSettings, model: ModelFacts) -> Size:
     """Return the size of a checkpoint that holds weights only: the model's, or the adapter's."""
-    if recipe.adapter.method == "full":
-        return model_of(recipe, model)
-    params = params_of(recipe, model)
+    if settings.adapter.method == "full":
+        return model_of(settings, model)
+    params = params_of(settings, model)
     return model_size(
         num_params=params.trainable,
-        dtype=weights_dtype(recipe),
+        dtype=weights_dtype(settings),
         num_tensors=params.num_tensors,
         beside_bytes=model.beside_bytes,
     )
 
 
-def model_of(recipe: Recipe, model: ModelFacts) -> Size:
+def model_of(settings: StageSettings, model: ModelFacts) -> Size:
     """Return the size of the consolidated model; an adapter is merged into its base, so its model is as large."""
     return model_size(
         num_params=model.num_params,
-        dtype=model_dtype(recipe),
+        dtype=model_dtype(settings),
         num_tensors=len(model.tensors),
         beside_bytes=model.beside_bytes,
     )
@@ -88,9 +88,9 @@ def later_bytes(found: Forecast) -> int:
     return sum(line.num_bytes for line in found.storage if not line.what.startswith(_CHECKPOINTS_OF))
 
 
-def storage_of(recipe: Recipe, inputs: Inputs, stages: Sequence[Stage]) -> tuple[list[ForecastLine], dict[str, Ladder]]:
+def storage_of(inputs: Inputs, stages: Sequence[Stage]) -> tuple[list[ForecastLine], dict[str, Ladder]]:
     """Return what the run of *stages* holds, line by line, at the rungs that fit; and those rungs."""
-    beside = [line for stage in stages for line in _beside(stage_view(recipe, stage.name), inputs, stage)]
+    beside = [line for stage in stages for line in _beside(inputs, stage)]
     steps = sum(stage.batch.steps for stage in stages if stage.batch)
     log_bytes = _FIXED_LOG_BYTES + _LOG_BYTES_PER_STEP * steps
     beside.append(
@@ -99,31 +99,27 @@ def storage_of(recipe: Recipe, inputs: Inputs, stages: Sequence[Stage]) -> tuple
     if cached := inputs.model.cached_bytes:  # jobs work offline and install nothing, so no cache grows after planning
         formula = f"{cached:,} B of the model are there already, and no longer count as free"
         beside.append(ForecastLine(what="the hub's cache", num_bytes=0, formula=formula))
-    free = inputs.room.free_bytes - sum(line.num_bytes for line in beside)
-    ladders = _ladders(recipe, inputs.model, stages, free)
-    kept = [
-        _line(stage_view(recipe, stage.name), inputs.model, stage, ladders[stage.name].rung)
-        for stage in stages
-        if stage.name in ladders
-    ]
+    free = inputs.disk_space.free_bytes - sum(line.num_bytes for line in beside)
+    ladders = _ladders(inputs.model, stages, free)
+    kept = [_line(inputs.model, stage, ladders[stage.name].rung) for stage in stages if stage.name in ladders]
     return kept + beside, ladders
 
 
-def needs(view: Recipe, model: ModelFacts, stage: Stage) -> dict[Rung, int]:
+def needs(settings: StageSettings, model: ModelFacts, stage: Stage) -> dict[Rung, int]:
     """Return what the checkpoints of a train stage hold at their peak, for each rung.
 
     The newest full state, its successor that is being written, the best one's weights; without
     full states the weights of the last, the best and the one being written; at least those at the end.
     """
-    parts = {rung: _parts(view, model, stage, rung) for rung in RUNGS}
+    parts = {rung: _parts(settings, model, stage, rung) for rung in RUNGS}
     return {rung: sum(count * with_slack(size) for count, size, _ in those) for rung, those in parts.items()}
 
 
-def _parts(view: Recipe, model: ModelFacts, stage: Stage, rung: Rung) -> list[tuple[int, int, str]]:
+def _parts(settings: StageSettings, model: ModelFacts, stage: Stage, rung: Rung) -> list[tuple[int, int, str]]:
     """Return (how many, bytes of one, formula of one) of what a train stage holds at its peak."""
     assert stage.batch is not None, "only train stages have checkpoints"
-    spec, num_best, batch = view.checkpoints, num_best_kept(view), stage.batch
-    size, weights = checkpoint_of(view, model, batch), weights_of(view, model)
+    spec, num_best, batch = settings.checkpoints, num_best_kept(settings), stage.batch
+    size, weights = checkpoint_of(settings, model, batch), weights_of(settings, model)
     full, light = (size.num_bytes, size.formula), (weights.num_bytes, f"weights: {weights.formula}")
     saves = math.ceil(batch.steps / batch.save_every_steps)
     older = num_best + (
@@ -141,38 +137,38 @@ def _parts(view: Recipe, model: ModelFacts, stage: Stage, rung: Rung) -> list[tu
     return [(1, *light)]
 
 
-def _line(view: Recipe, model: ModelFacts, stage: Stage, rung: Rung) -> ForecastLine:
-    parts = [part for part in _parts(view, model, stage, rung) if part[0]]
+def _line(model: ModelFacts, stage: Stage, rung: Rung) -> ForecastLine:
+    parts = [part for part in _parts(stage.settings, model, stage, rung) if part[0]]
     formula = " + ".join(f"{count} x {size:,} B [{text}]" for count, size, text in parts)
     num_bytes = sum(count * size for count, size, _ in parts)
     return ForecastLine(what=f"{_CHECKPOINTS_OF}{stage.name}", num_bytes=num_bytes, formula=f"{formula}; {rung}")
 
 
-def _beside(view: Recipe, inputs: Inputs, stage: Stage) -> Iterator[ForecastLine]:
-    if stage.kind == "consolidate":
-        size = model_of(view, inputs.model)
+def _beside(inputs: Inputs, stage: Stage) -> Iterator[ForecastLine]:
+    settings, leaves = stage.settings, stage.record.leaves
+    if leaves == "model":
+        size = model_of(settings, inputs.model)
         yield ForecastLine(what=f"model of {stage.name}", num_bytes=size.num_bytes, formula=size.formula)
-    if stage.kind == "predict":
-        split = inputs.splits[view.predict.split]
-        rows = min(view.predict.rows or split.num_rows, split.num_rows)
-        row_bytes, row_formula = task_of(view.task).row_bytes(view)
+    if leaves == "predictions":
+        rows = stage.splits["predict"].num_rows
+        row_bytes, row_formula = task_of(settings.task).row_bytes(settings)
         formula = f"2 (units, merged) x {rows:,} rows x {row_formula}"
         yield ForecastLine(what=f"predictions of {stage.name}", num_bytes=2 * rows * row_bytes, formula=formula)
 
 
-def _ladders(recipe: Recipe, model: ModelFacts, stages: Sequence[Stage], free_bytes: int) -> dict[str, Ladder]:
+def _ladders(model: ModelFacts, stages: Sequence[Stage], free_bytes: int) -> dict[str, Ladder]:
     """Return the rung of each train stage: the highest that its own budget and the store both hold.
 
     The stages' checkpoints stay, so in the store they count together; all but the one that is
     looked at on the lowest rung.
     """
-    views = {stage.name: (stage_view(recipe, stage.name), stage) for stage in stages if stage.batch is not None}
-    wanted = {name: needs(view, model, stage) for name, (view, stage) in views.items()}
+    views = {stage.name: (stage.settings, stage) for stage in stages if stage.batch is not None}
+    wanted = {name: needs(settings, model, stage) for name, (settings, stage) in views.items()}
     found = {}
-    for name, (view, stage) in views.items():
+    for name, (settings, stage) in views.items():
         room = free_bytes - sum(other["none"] for key, other in wanted.items() if key != name)
-        if view.checkpoints.budget_gb is not None:
-            room = min(room, int(view.checkpoints.budget_gb * 1e9))
+        if settings.checkpoints.budget_gb is not None:
+            room = min(room, int(settings.checkpoints.budget_gb * 1e9))
         rung = _rung(wanted[name], room)
         found[name] = Ladder(
             rung=rung or "none",
@@ -180,7 +176,7 @@ def _ladders(recipe: Recipe, model: ModelFacts, stages: Sequence[Stage], free_by
             full_bytes=wanted[name]["full"],
             least_bytes=wanted[name]["none"],
             fits=rung is not None,
-            change="" if rung == "full" else _smallest_change(view, model, stage, room),
+            change="" if rung == "full" else _smallest_change(settings, model, stage, room),
         )
     return found
 
@@ -189,29 +185,31 @@ def _rung(wanted: Mapping[Rung, int], room_bytes: int) -> Rung | None:
     return next((rung for rung in RUNGS if wanted[rung] <= room_bytes), None)
 
 
-def _smallest_change(view: Recipe, model: ModelFacts, stage: Stage, room_bytes: int) -> str:
+def _smallest_change(settings: StageSettings, model: ModelFacts, stage: Stage, room_bytes: int) -> str:
     """Return the least that makes all checkpoints fit in full: to keep fewer, an adapter, or more room.
 
     Where not even the weights at the end fit, the least that makes these fit.
     """
-    wanted = needs(view, model, stage)
+    wanted = needs(settings, model, stage)
     target: Rung = "full" if _rung(wanted, room_bytes) else "none"
-    may_adapt = view.adapter.method == "full" and (model.has_weights or stage.of is not None)
-    ways = (text for text, changed in _changes(view, may_adapt) if needs(changed, model, stage)[target] <= room_bytes)
+    may_adapt = settings.adapter.method == "full" and not stage.model.is_random
+    ways = (
+        text for text, changed in _changes(settings, may_adapt) if needs(changed, model, stage)[target] <= room_bytes
+    )
     more = f"{_up((wanted[target] - room_bytes) / 1e9)} GB more in the store"
-    if is_own_limit(view, room_bytes):
+    if is_own_limit(settings, room_bytes):
         more = f"checkpoints.budget_gb={_up(wanted[target] / 1e9)}"
     return " or ".join([*itertools.islice(ways, 1), more])
 
 
-def is_own_limit(view: Recipe, room_bytes: int) -> bool:
+def is_own_limit(settings: StageSettings, room_bytes: int) -> bool:
     """Say whether it is the train stage's own budget that leaves it *room_bytes*."""
-    return view.checkpoints.budget_gb is not None and room_bytes == int(view.checkpoints.budget_gb * 1e9)
+    return settings.checkpoints.budget_gb is not None and room_bytes == int(settings.checkpoints.budget_gb * 1e9)
 
 
-def _changes(view: Recipe, may_adapt: bool) -> Iterator[tuple[str, Recipe]]:
+def _changes(settings: StageSettings, may_adapt: bool) -> Iterator[tuple[str, StageSettings]]:
     """Yield ways to need less, the mildest first: thinning, fewer, both, the fewest, an adapter."""
-    spec, thin = view.checkpoints, {"checkpoints.thin": True}
+    spec, thin = settings.checkpoints, {"checkpoints.thin": True}
     fewer: list[dict[str, Any]] = [
         {"checkpoints.keep_every_steps": None},
         *({"checkpoints.keep_last": number} for number in range(spec.keep_last - 1, 0, -1)),
@@ -221,20 +219,20 @@ def _changes(view: Recipe, may_adapt: bool) -> Iterator[tuple[str, Recipe]]:
     none = {"checkpoints.keep_best": 0, "consolidate.choose": "last"}
     ways = [thin, *fewer, *({**way, **thin} for way in fewer), {**least, **thin}, none, {**least, **none}]
     for way in ways:
-        changed = view
+        changed = settings
         for key, value in way.items():
             section, _, name = key.partition(".")
             changed = replace(changed, **{section: replace(getattr(changed, section), **{name: value})})
-        if changed != view:
-            told = {key: value for key, value in way.items() if _value(view, key) != value}
+        if changed != settings:
+            told = {key: value for key, value in way.items() if _value(settings, key) != value}
             yield " ".join(f"{key}={_written(value)}" for key, value in told.items()), changed
     if may_adapt:
-        yield "adapter=lora", replace(view, adapter=Adapter(method="lora"))
+        yield "adapter=lora", replace(settings, adapter=Adapter(method="lora"))
 
 
-def _value(view: Recipe, key: str) -> Any:
+def _value(settings: StageSettings, key: str) -> Any:
     section, _, name = key.partition(".")
-    return getattr(getattr(view, section), name)
+    return getattr(getattr(settings, section), name)
 
 
 def _written(value: Any) -> str:

@@ -13,9 +13,10 @@ from ...user_folders import cache_dir, cached
 from ..data import hangul
 from ..data.prompts import prompt_columns
 from ..data.rows import read_rows
-from ..plan import SplitFacts
-from ..schema import Generator, Recipe, validate
-from ..stages import kind_of, source_of, stage_view, stages_of
+from ..facts import SplitFacts
+from ..schema import Data, Generator, Recipe, validate
+from ..stage_kinds import RowUse
+from ..stages import resolve_stages
 from .cache import collect
 
 
@@ -54,28 +55,21 @@ def _needed(recipe: Recipe) -> dict[str, _Needs]:
         found.add((key, "", ""))
         found.update((key, column, named_by) for named_by, column in columns)
 
-    for stage in stages_of(recipe):
-        view, kind = stage_view(recipe, stage), kind_of(recipe, stage)
-        columns = view.data.columns
-        if kind == "train":
-            answer = [("data.columns.target", columns.target)]
-            read = [*prompt_columns(view.data), *answer] if view.data.prompt else [("data.columns.text", columns.text)]
-            need("train.split", view.train.split, read)
-            if view.train.eval_split:
-                need("train.eval_split", view.train.eval_split, read)
-        elif kind == "predict":
-            identity = [("data.columns.id", columns.id)] if columns.id else []
-            need("predict.split", view.predict.split, [*prompt_columns(view.data), *identity])
-        elif kind == "score" and (predictions := _predictions_of(recipe, stage)):
-            view = stage_view(recipe, predictions)
-            need("score", view.predict.split, [("data.columns.target", view.data.columns.target)])
+    for stage in resolve_stages(recipe).values():
+        for rows in stage.rows:
+            need(rows.key, rows.split, _columns(stage.settings.data, rows.use))
     return needed
 
 
-def _predictions_of(recipe: Recipe, score: str) -> str | None:
-    """Return the predict stage that a score stage measures."""
-    merge = source_of(recipe, score)
-    return source_of(recipe, merge) if merge else None
+def _columns(data: Data, use: RowUse) -> list[tuple[str, str]]:
+    """Return the columns that a use of rows needs, each with the key that names it."""
+    columns = data.columns
+    if use == "predict":
+        return [*prompt_columns(data), *([("data.columns.id", columns.id)] if columns.id else [])]
+    answer = [("data.columns.target", columns.target)]
+    if use == "score":
+        return answer
+    return [*prompt_columns(data), *answer] if data.prompt else [("data.columns.text", columns.text)]
 
 
 # What to do where there is no such file.

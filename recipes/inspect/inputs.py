@@ -14,9 +14,9 @@ from ...checkpoints.capacity import reservations
 from ...checkpoints.capacity.limits import nearest_existing, read_limits, tightest
 from ...errors import PlanError, UsageError
 from ...remote import place_of
-from ..plan import Inputs, Lengths, Room
+from ..facts import DiskSpace, Inputs, Lengths
 from ..schema import Recipe
-from ..stages import stage_view, stages_of
+from ..stages import resolve_stages
 from .cache import collect
 from .data import splits_of
 from .lengths import Progress, lengths_of
@@ -39,7 +39,7 @@ def inspect(recipe: Recipe, store: Path, progress: Progress | None = None, dead_
     if model is not None and splits is not None:
         lengths = collect(reasons, lambda: lengths_of(recipe, model, splits, progress)) or ()
     code = collect(reasons, lambda: code_digest(recipe))
-    uses_four_bits = any(stage_view(recipe, name).adapter.method == "qlora" for name in stages_of(recipe))
+    uses_four_bits = any(stage.settings.adapter.method == "qlora" for stage in resolve_stages(recipe).values())
     if uses_four_bits and recipe.environment.python is None and importlib.util.find_spec("bitsandbytes") is None:
         reasons.append(f"adapter.method qlora needs bitsandbytes; {sys.executable} -m pip install bitsandbytes")
     versions = collect(reasons, lambda: versions_of(recipe.environment))
@@ -48,13 +48,13 @@ def inspect(recipe: Recipe, store: Path, progress: Progress | None = None, dead_
         reasons.append(f"environment.inherit names {', '.join(unset)}, which this shell has not set; `export` it first")
     if reasons or model is None or splits is None or code is None or versions is None:
         raise PlanError(reasons)
-    room = room_of(store, recipe.checkpoints.store_budget_gb, dead_runs)
-    return Inputs(model=model, splits=splits, room=room, code_digest=code, versions=versions, lengths=lengths)
+    space = measure_disk_space(store, recipe.checkpoints.store_budget_gb, dead_runs)
+    return Inputs(model=model, splits=splits, disk_space=space, code_digest=code, versions=versions, lengths=lengths)
 
 
 def _archive_reasons(recipe: Recipe) -> Iterator[str]:
     """Return why the archive cannot be one, as far as that can be told without writing to it."""
-    for url in dict.fromkeys(stage_view(recipe, name).checkpoints.archive_url for name in stages_of(recipe)):
+    for url in dict.fromkeys(stage.settings.checkpoints.archive_url for stage in resolve_stages(recipe).values()):
         if url is None:
             continue
         try:
@@ -70,7 +70,9 @@ def _archive_reasons(recipe: Recipe) -> Iterator[str]:
             yield f"checkpoints.archive_url {url!r}: {nearest_existing(place)} is not a folder that you may write to"
 
 
-def room_of(store: Path, store_budget_gb: float | None = None, dead_runs: Collection[Path] = ()) -> Room:
+def measure_disk_space(
+    store: Path, store_budget_gb: float | None = None, dead_runs: Collection[Path] = ()
+) -> DiskSpace:
     """Return what *store* can still take: its free space and quotas, less what its other runs are promised."""
     limit = tightest(read_limits(store))
     among = reservations.read_others(store, None, measures=store_budget_gb is not None, dead=dead_runs)
@@ -81,7 +83,7 @@ def room_of(store: Path, store_budget_gb: float | None = None, dead_runs: Collec
         held = (store_budget_gb * 1e9 - left) / 1e9
         told = f"checkpoints.store_budget_gb={store_budget_gb:g}, of which other runs have {held:,.3g} GB"
         free, source = min((free, source), (left, told))
-    return Room(
+    return DiskSpace(
         folder=str(store),
         free_bytes=free,
         free_inodes=limit.num_files or 0,

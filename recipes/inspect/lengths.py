@@ -22,9 +22,9 @@ from ...errors import UsageError
 from ...user_folders import recall, remember
 from ..data.encode import BATCH_ROWS, Encoded, encode_prompts, encode_rows, is_kept, positions_of
 from ..data.rows import read_rows
-from ..plan import Lengths, ModelFacts, Rows, SplitFacts
+from ..facts import Lengths, ModelFacts, Rows, SplitFacts
 from ..schema import Data, Recipe, validate
-from ..stages import kind_of, stage_view, stages_of
+from ..stages import resolve_stages
 from .tokenizer import digest_of_tokenizer, light, load_full
 
 Progress = Callable[[str, int, int], None]  # what is looked at, rows done, rows in all
@@ -55,23 +55,25 @@ class Wanted:
 def wanted_of(recipe: Recipe, model: ModelFacts, splits: dict[str, SplitFacts]) -> list[Wanted]:
     """Return what the recipe's stages read as tokens."""
     found = []
-    for stage in stages_of(recipe):
-        view, kind = stage_view(recipe, stage), kind_of(recipe, stage)
-        uses: list[tuple[Use, str, int | None, int | None]] = []
-        if kind == "train":
-            uses.append(("train", view.train.split, None, view.data.max_tokens))
-            if view.train.eval_split:
-                uses.append(("eval", view.train.eval_split, view.train.eval_rows, view.data.max_tokens))
-        elif kind == "predict":
-            positions = positions_of(model.config)
-            limit = None if positions is None else max(1, positions - view.predict.max_new_tokens)
-            uses.append(("predict", view.predict.split, view.predict.rows, limit))
-        for use, name, most, limit in uses:
-            num_rows = min(most or splits[name].num_rows, splits[name].num_rows)
-            path = splits[name].path
-            found.append(
-                Wanted(stage=stage, use=use, split=name, path=path, num_rows=num_rows, limit=limit, data=view.data)
+    for stage in resolve_stages(recipe).values():
+        data, positions = stage.settings.data, positions_of(model.config)
+        for rows in stage.rows:
+            limit: int | None = data.max_tokens
+            if rows.use == "score":  # it compares texts
+                continue
+            if rows.use == "predict":
+                limit = None if positions is None else max(1, positions - stage.settings.predict.max_new_tokens)
+            split = splits[rows.split]
+            one = Wanted(
+                stage=stage.name,
+                use=rows.use,
+                split=rows.split,
+                path=split.path,
+                num_rows=rows.num_rows(split.num_rows),
+                limit=limit,
+                data=data,
             )
+            found.append(one)
     return found
 
 

@@ -19,9 +19,9 @@ from ...checkpoints.capacity.limits import read_limits, tightest
 from ...errors import UsageError, nearest
 from ...user_folders import cached
 from ..catalog import LIBRARY_DIR
-from ..plan import ModelFacts, TensorFacts
+from ..facts import ModelFacts, TensorFacts
 from ..schema import Recipe
-from ..stages import stage_view, stages_of
+from ..stages import resolve_stages
 from ..tasks import task_of
 from .cache import file_digest
 
@@ -181,7 +181,7 @@ def _adapter_advice(name: str, folder: Path) -> str:
 def _check_tokenizer(recipe: Recipe, folder: Path) -> None:
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise UsageError(f"{folder} has no tokenizer ({', '.join(_TOKENIZER_FILES)}); name one with model.tokenizer")
-    uses_chat = any(stage_view(recipe, name).data.prompt == "chat" for name in stages_of(recipe))
+    uses_chat = any(stage.settings.data.prompt == "chat" for stage in resolve_stages(recipe).values())
     config = folder / "tokenizer_config.json"
     has_template = (folder / "chat_template.jinja").is_file() or (
         config.is_file() and "chat_template" in config.read_text(encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ from typing import Any
 from ...errors import Fault, nearest
 from ...redaction import holds_secret, is_secret
 from ...run_folder import NAME_PATTERN
-from ..stages import NEEDS_SOURCE, SOURCES, fitting_sources, is_measured, kind_of, stage_view, stages_of
+from ..stage_kinds import RECIPE_KINDS, STAGE_KINDS, RowUse
+from ..stages import fitting_sources, kind_name, resolve_stages, settings_of, stages_of
 from ..tasks import known_task, unknown_task
-from . import KINDS, Recipe, Resources, validate
+from . import Recipe, Resources, StageSettings, validate
 
 # sbatch options that a run depends on, and what to write instead.
 _OWNED = {
@@ -136,9 +137,9 @@ def _stages(recipe: Recipe) -> Iterator[Fault]:
         key = f"stages.{name}"
         if not NAME_PATTERN.fullmatch(name):
             yield Fault(key=key, problem="is no name for a stage", hint=_NAME_HINT)
-        if (spec.kind or name) not in KINDS:
-            hint = nearest(name, KINDS)
-            yield Fault(key=f"{key}.kind", problem=f"is missing; known: {', '.join(KINDS)}", hint=hint)
+        if (spec.kind or name) not in RECIPE_KINDS:
+            problem = f"{f'is {spec.kind!r}' if spec.kind else 'is missing'}; known: {', '.join(RECIPE_KINDS)}"
+            yield Fault(key=f"{key}.kind", problem=problem, hint=nearest(spec.kind or name, RECIPE_KINDS))
         for path in _SHARED:
             section, _, inner = path.partition(".")
             given = spec.set.get(section, {})
@@ -149,31 +150,34 @@ def _stages(recipe: Recipe) -> Iterator[Fault]:
 
 def _views(recipe: Recipe) -> list[Fault]:
     """Return what is wrong in the recipe as its stages see it, each thing once, under the key that says it."""
-    task, faults = known_task(recipe.task), []
-    for name in stages_of(recipe):
-        kind = kind_of(recipe, name)
+    task, faults, common = known_task(recipe.task), list[Fault](), settings_of(recipe)
+    found: dict[str | None, list[Fault]] = {}
+    for name, stage in resolve_stages(recipe).items():
 
-        def found(view: Recipe, kind: str = kind) -> list[Fault]:
-            return [*_sections(view), *(task.faults(view, kind) if task else ())]
+        def ask(settings: StageSettings, uses: Sequence[RowUse] = stage.kind.rows) -> list[Fault]:
+            return [*_sections(settings), *(task.faults(settings, uses) if task else ())]
 
-        common = found(recipe)
-        for fault in found(stage_view(recipe, name)):
-            faults.append(fault if fault in common else replace(fault, key=f"stages.{name}.set.{fault.key}"))
+        found[name], of_all = ask(stage.settings), ask(common)
+        for fault in found[name]:
+            if fault in of_all:
+                faults.append(fault)
+            elif fault not in found.get(stage.of, ()):  # else it is said of the stage that it comes from
+                faults.append(replace(fault, key=f"stages.{name}.set.{fault.key}"))
     return list(dict.fromkeys(faults))
 
 
 def _sources(recipe: Recipe) -> Iterator[Fault]:
     for name, spec in stages_of(recipe).items():
-        kind, fitting = kind_of(recipe, name), fitting_sources(recipe, name)
+        kind, fitting = STAGE_KINDS[kind_name(recipe, name)], fitting_sources(recipe, name)
         if spec.of is not None and spec.of not in fitting:
-            works_on = f"a {kind} stage works on a {SOURCES[kind]} stage above it: {', '.join(fitting) or 'none'}"
+            works_on = f"a {kind.name} stage works on a {kind.source} stage above it: {', '.join(fitting) or 'none'}"
             yield Fault(key=f"stages.{name}.of", problem=f"is {spec.of!r}; {works_on}", hint=nearest(spec.of, fitting))
-        elif kind in NEEDS_SOURCE and not fitting:
-            yield Fault(key=f"stages.{name}", problem=f"has no {SOURCES[kind]} stage above it to work on")
+        elif kind.takes_source == "required" and not fitting:
+            yield Fault(key=f"stages.{name}", problem=f"has no {kind.source} stage above it to work on")
 
 
 def _resources(recipe: Recipe) -> Iterator[Fault]:
-    known = list(dict.fromkeys((*stages_of(recipe), *KINDS, "default")))
+    known = list(dict.fromkeys((*stages_of(recipe), *RECIPE_KINDS, "default")))
     for name, wanted in recipe.resources.items():
         if name not in known:
             problem = f"is no stage and no kind; known: {', '.join(known)}"
@@ -199,15 +203,15 @@ def _sbatch(key: str, wanted: Resources) -> Iterator[Fault]:
             yield Fault(key=f"{key}.sbatch", problem=f"has --{option[1]}", hint=hint)
 
 
-def _kept(view: Recipe) -> Iterator[Fault]:
+def _kept(view: StageSettings) -> Iterator[Fault]:
     """Return what is wrong with the checkpoints that are to stay."""
     spec = view.checkpoints
-    if spec.keep_best > 1 and not is_measured(view):
+    if spec.keep_best > 1 and not view.is_measured:
         problem = f"is {spec.keep_best}, and nothing measures {spec.metric}"
         yield Fault(
             key="checkpoints.keep_best", problem=problem, hint="set train.eval_split=SPLIT, or checkpoints.metric=loss"
         )
-    if spec.keep_best == 0 and view.consolidate.choose == "best" and is_measured(view):
+    if spec.keep_best == 0 and view.consolidate.choose == "best" and view.is_measured:
         problem = "is 0, and consolidate.choose is best"
         yield Fault(key="checkpoints.keep_best", problem=problem, hint="keep 1, or set consolidate.choose=last")
     url = spec.archive_url
@@ -219,7 +223,7 @@ def _kept(view: Recipe) -> Iterator[Fault]:
         )
 
 
-def _sections(view: Recipe) -> Iterator[Fault]:
+def _sections(view: StageSettings) -> Iterator[Fault]:
     """Return what is wrong between keys of one section, in the recipe as some stage sees it."""
     schedule, train, predict = view.train.schedule, view.train, view.predict
     if (

@@ -10,18 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ...errors import Fault, UsageError, nearest
+from ..stage_kinds import RowUse as RowUse
 
 if TYPE_CHECKING:
     from ..data.encode import Encoded
     from ..data.rows import Row
-    from ..plan import Inputs, Stage
-    from ..schema import Recipe as StageSettings
+    from ..facts import Inputs
+    from ..plan import Stage
+    from ..schema import StageSettings
 
 ENTRY_POINTS = "sousbatch.tasks"
-RowUse = Literal["train", "eval", "predict", "score"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +57,8 @@ class TaskSpec:
     decides: tuple[str, ...]
     reads: tuple[str, ...]
     metrics: tuple[str, ...]  # that make sense for it; those of score.metrics are among them
-    # Yields what is wrong between keys of the recipe, for a kind of stage.
-    faults: Callable[[StageSettings, str], Iterator[Fault]]
+    # Yields what is wrong between keys of the recipe, for a stage that uses rows so.
+    faults: Callable[[StageSettings, Sequence[RowUse]], Iterator[Fault]]
     # Returns the columns that a use of the rows reads.
     columns: Callable[[StageSettings, RowUse], Sequence[Column]]
     # Returns the most tokens that a row may have, from the model's config; None where there is no limit.

@@ -13,9 +13,9 @@ from ..data.encode import Encoded, encode_prompts, encode_rows, positions_of
 from ..data.prompts import prompt_columns, prompt_fields
 from ..data.row_faults import row_refusals, row_warnings
 from ..data.rows import Row
-from ..plan import Inputs, Stage
-from ..schema import Predict
-from ..schema import Recipe as StageSettings
+from ..facts import Inputs
+from ..plan import Stage
+from ..schema import Predict, StageSettings
 from . import Column, RowUse, TaskSpec
 
 _DRAWING = ("temperature", "top_k", "top_p")
@@ -32,9 +32,9 @@ def _columns(settings: StageSettings, use: RowUse) -> list[Column]:
     return [*read, target] if settings.data.prompt else [Column(named_by="data.columns.text", name=columns.text)]
 
 
-def _faults(settings: StageSettings, kind: str) -> Iterator[Fault]:
+def _faults(settings: StageSettings, uses: Sequence[RowUse]) -> Iterator[Fault]:
     data = settings.data
-    if kind == "predict" and not data.prompt:
+    if "predict" in uses and not data.prompt:
         hint = "write a template, or leave the predict stage out"
         yield Fault(key="data.prompt", problem="is empty, so a predict stage has nothing to answer", hint=hint)
     try:
@@ -66,7 +66,7 @@ def _encode(
 def _warnings(settings: StageSettings, stage: Stage, inputs: Inputs) -> Iterator[str]:
     yield from row_warnings(settings, stage, inputs)
     predict = settings.predict
-    if stage.kind == "predict" and not predict.sample:
+    if "predict" in stage.splits and not predict.sample:
         drawn = [name for name in _DRAWING if getattr(predict, name) != getattr(Predict(), name)]
         if drawn:
             yield f"stage {stage.name!r}: predict.{drawn[0]} does nothing without predict.sample=true"

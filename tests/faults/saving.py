@@ -35,19 +35,9 @@ from sousbatch.jobs.training.collectives import Ranks
 from sousbatch.jobs.training.engines import deepspeed as deepspeed_engine
 from sousbatch.jobs.training.saver import Saver
 from sousbatch.ledger import open_job
+from sousbatch.recipes.facts import DiskSpace, Inputs, ModelFacts, TensorFacts
 from sousbatch.recipes.forecast.storage import weights_of, with_slack
-from sousbatch.recipes.plan import (
-    Batch,
-    Forecast,
-    ForecastLine,
-    Inputs,
-    Ladder,
-    ModelFacts,
-    Plan,
-    Room,
-    Stage,
-    TensorFacts,
-)
+from sousbatch.recipes.plan import Batch, Forecast, ForecastLine, Ladder, Plan, Stage
 from sousbatch.recipes.schema import Checkpoints, Model, Recipe, Resources, Train, Zero
 from sousbatch.run_folder import RunPaths
 
@@ -155,7 +145,9 @@ def context(
     batch = Batch(
         world_size=2, micro_batch=1, accumulation=1, steps=STEPS, steps_per_epoch=5, warmup_steps=0, save_every_steps=1
     )
-    stage = Stage(name="train", kind="train", of=None, resources=Resources(), num_tasks=1, after=(), batch=batch)
+    stage = Stage(
+        name="train", kind="train", of=None, resources=Resources(), num_tasks=1, after=(), batch=batch, settings=recipe
+    )
     tensor = TensorFacts(name="weight", shape=(1, WIDTH), dtype="float32")
     model = ModelFacts(
         folder="m", tokenizer_folder="m", digest="", has_weights=True, num_params=WIDTH, tensors=(tensor,), config={}
@@ -165,7 +157,9 @@ def context(
     plan = Plan(
         recipe=recipe,
         site=Site(name="here", launcher="local", cpus_per_node=1, memory_bytes=1, gpus_per_node=0, gpu_memory_bytes=0),
-        inputs=Inputs(model=model, splits={}, room=Room(folder="/", free_bytes=1, free_inodes=1), code_digest=""),
+        inputs=Inputs(
+            model=model, splits={}, disk_space=DiskSpace(folder="/", free_bytes=1, free_inodes=1), code_digest=""
+        ),
         stages=(stage,),
         forecast=Forecast(
             storage=(ForecastLine(what="logs", num_bytes=60_000, formula=""),),
@@ -174,7 +168,9 @@ def context(
             ladders={"train": ladder},
         ),
     )
-    return JobContext(paths=paths, plan=plan, stage=stage, recipe=recipe, task=0, attempt=attempt, batch=batch)
+    return JobContext(
+        paths=paths, plan=plan, stage=stage, settings=stage.settings, task=0, attempt=attempt, batch=batch
+    )
 
 
 def work(root: Path, rank: int, attempt: int, zero_stage: int, moment: int, mode: int) -> None:

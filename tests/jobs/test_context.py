@@ -12,7 +12,7 @@ from sousbatch import ledger
 from sousbatch.errors import EXIT_NO_ROOM
 from sousbatch.jobs.context import run_job
 from sousbatch.jobs.score import score
-from sousbatch.recipes.plan import glance
+from sousbatch.recipes.plan_summary import read_summary
 from sousbatch.run_folder import RunPaths
 
 
@@ -29,7 +29,7 @@ def test_a_score_without_an_inode_left_says_that_there_is_no_room(
     paths = RunPaths(root=few_inodes / "small" / "0123456789ab")
     paths.root.mkdir(parents=True)
     paths.plan.write_text(out)
-    names = {stage.kind: stage.name for stage in glance(paths.plan).stages}
+    names = {stage.kind: stage.name for stage in read_summary(paths.plan).stages}
     ledger.open_attempt(paths.ledger_dir, names["score"], 0).close()
     paths.predictions(names["predict"]).mkdir(parents=True)
     rows = "".join(json.dumps({"index": number, "prediction": "답"}) + "\n" for number in range(5))

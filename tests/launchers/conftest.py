@@ -23,9 +23,11 @@ from sousbatch.events import Event
 from sousbatch.launchers.slurm.launcher import SlurmLauncher
 from sousbatch.launchers.status import StageState, is_final, job_refs, run_states
 from sousbatch.launchers.submission import submit
+from sousbatch.recipes.compile import stage_model
+from sousbatch.recipes.facts import DiskSpace, Inputs, ModelFacts
 from sousbatch.recipes.inspect.inputs import code_digest_of
 from sousbatch.recipes.inspect.model import model_digest
-from sousbatch.recipes.plan import After, Batch, Forecast, Inputs, ModelFacts, Plan, Room, SplitFacts, Stage
+from sousbatch.recipes.plan import After, Batch, Forecast, Plan, Stage
 from sousbatch.recipes.schema import Environment, Model, Recipe, Resources, StageSpec
 
 DEADLINE_S = 120
@@ -36,7 +38,6 @@ HERE = Site(name="here", launcher="local", cpus_per_node=2, memory_bytes=1, gpus
 def make_plan(
     stages: Sequence[Stage],
     environment: Environment | None = None,
-    splits: dict[str, SplitFacts] | None = None,
     site: Site = HERE,
     **recipe: Any,
 ) -> Plan:
@@ -56,9 +57,12 @@ def make_plan(
         recipe=Recipe(name="toy", model=Model(path="/"), environment=environment, **recipe),
         site=site,
         inputs=Inputs(
-            model=model, splits=splits or {}, room=Room(folder="/", free_bytes=1, free_inodes=1), code_digest=code
+            model=model,
+            splits={},
+            disk_space=DiskSpace(folder="/", free_bytes=1, free_inodes=1),
+            code_digest=code,
         ),
-        stages=tuple(stages),
+        stages=tuple(replace(stage, model=stage_model(model, None)) for stage in stages),
         forecast=Forecast(storage=(), storage_peak_bytes=0, device={}),
     )
 

@@ -18,7 +18,7 @@ from sousbatch.launchers import submission
 from sousbatch.launchers.base import JobRef, JobState, StateWord
 from sousbatch.launchers.local.launcher import LocalLauncher
 from sousbatch.recipes.forecast.storage import later_bytes
-from sousbatch.recipes.inspect.inputs import room_of
+from sousbatch.recipes.inspect.inputs import measure_disk_space
 from sousbatch.recipes.plan import Plan, read_plan
 from sousbatch.run_folder import RunPaths
 from sousbatch.run_index import known_runs
@@ -62,7 +62,7 @@ def test_what_waits_is_promised_its_forecast(queued: tuple[Plan, RunPaths], tmp_
     found = reservations.read_reservation(paths)
     assert found is not None and found.holder.jobs == ("local:k",)
     assert found.promised_bytes == max(plan.forecast.storage_peak_bytes, found.held_bytes)
-    room = room_of(tmp_path / "runs")
+    room = measure_disk_space(tmp_path / "runs")
     assert (room.num_runs, room.promised_bytes) == (1, found.promised_bytes - found.held_bytes)
 
 
@@ -145,7 +145,7 @@ def test_many_dead_runs_cost_one_question_and_are_measured_once(
         reserving.release_dead(tmp_path / "runs", {"local": launcher})  # type: ignore[arg-type]
     assert [len(refs) for refs in launcher.asked] == [1, 0], "all have the same job"
     assert len(measured) == 21
-    assert room_of(tmp_path / "runs").promised_bytes == 0
+    assert measure_disk_space(tmp_path / "runs").promised_bytes == 0
 
 
 def on_budget(plan: Plan, num_bytes: float) -> Plan:

@@ -28,7 +28,7 @@ from sousbatch.launchers.local.launcher import LocalLauncher
 from sousbatch.launchers.stage_process import _Task
 from sousbatch.launchers.status import stage_states
 from sousbatch.recipes.inspect.versions import versions_of
-from sousbatch.recipes.plan import Batch, Ladder, Plan, SplitFacts, Stage
+from sousbatch.recipes.plan import Batch, Ladder, Plan, Stage, StageSplit
 from sousbatch.recipes.schema import Checkpoints, Environment, Resources
 from sousbatch.run_folder import RunPaths
 
@@ -305,9 +305,18 @@ def test_changed_data_is_refused(
 ) -> None:
     data = tmp_path / "train.jsonl"
     data.write_text('{"input": "a"}\n')
-    split = SplitFacts(path=str(data), num_rows=1, num_bytes=15, digest=files.digest_file(data), columns=("input",))
-    stage = Stage(name="train", kind="train", of=None, resources=CPU, num_tasks=1, after=(), batch=BATCH)
-    bench = Bench(make_plan([stage], splits={"train": split}), tmp_path, until)
+    split = StageSplit(name="train", path=str(data), digest=files.digest_file(data), num_rows=1, num_examples=1)
+    stage = Stage(
+        name="train",
+        kind="train",
+        of=None,
+        resources=CPU,
+        splits={"train": split},
+        num_tasks=1,
+        after=(),
+        batch=BATCH,
+    )
+    bench = Bench(make_plan([stage]), tmp_path, until)
     assert bench.run("")[0] == 0
     if change == "edited":
         data.write_text('{"input": "b"}\n')
@@ -335,7 +344,7 @@ def test_a_changed_environment_is_refused_until_a_person_accepts_it(
     assert "python was 2.7 and is 3" in reason(bench) and "gone was 1.0 and is gone" in reason(bench)
     states = stage_states(bench.plan, ledger.read(bench.paths.ledger_dir), {"train": JobState(word="failed")})
     assert f"`sousbatch resume {bench.paths.run_id} --accept-environment`" in states["train"].advice
-    accept_environment(bench.plan, bench.paths)
+    accept_environment(bench.plan, LocalLauncher(), bench.paths)
     (accepted,) = bench.events("accepted")
     assert accepted.was == old and accepted.versions == versions_of(Environment())
     assert bench.run("")[0] == 0

@@ -153,6 +153,74 @@ def test_a_submission_leaves_all_that_the_jobs_will_read(desk: Desk) -> None:
     assert find_run(desk.plan.run_id) == desk.paths and known_runs() == (desk.paths,)
 
 
+class Recording(LocalLauncher):
+    """Keeps what is sent to it, and starts nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[Request] = []
+
+    def send(self, request: Request, key: str, after: Mapping[str, JobRef]) -> JobRef:
+        self.sent.append(request)
+        return JobRef(launcher=self.name, job_id=key)
+
+
+@pytest.fixture
+def frozen(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> tuple[Desk, Recording, tuple[Request, ...]]:
+    """A run that was submitted, but whose jobs are lost, in an environment that has changed since."""
+    desk.launcher = launcher = Recording()
+    expected = launcher.prepare(desk.plan, desk.paths)
+    desk.submit()
+    assert tuple(launcher.sent) == expected
+    launcher.sent.clear()
+    monkeypatch.setattr(sys, "executable", "/another/venv/bin/python")
+    return desk, launcher, expected
+
+
+def test_a_resume_from_another_environment_sends_the_frozen_requests(
+    frozen: tuple[Desk, Recording, tuple[Request, ...]],
+) -> None:
+    desk, launcher, expected = frozen
+    assert desk.resume().sent == ("first", "second")
+    assert tuple(launcher.sent) == expected
+    assert [request.text for request in launcher.sent] == [
+        desk.paths.request(stage.name).read_text() for stage in desk.plan.stages
+    ]
+
+
+@pytest.mark.parametrize("damage", ["text", "values", "no text", "no values"])
+def test_a_request_that_was_changed_is_not_sent_but_written_again_at_a_persons_word(
+    frozen: tuple[Desk, Recording, tuple[Request, ...]], damage: str
+) -> None:
+    desk, launcher, _ = frozen
+    path = desk.paths.request("second") if "text" in damage else desk.paths.request_values("second")
+    if "no" in damage:
+        path.unlink()
+    else:
+        path.write_text(path.read_text().replace("second", "third"))
+    with pytest.raises(UsageError, match="requests were changed after submission.*--accept-environment"):
+        desk.resume()
+    assert launcher.sent == []
+    submission.resume(desk.paths, launcher, accepts_environment=True)
+    assert "/another/venv/bin/python" in launcher.sent[-1].text
+    launcher.sent.clear()
+    desk.resume()
+    assert tuple(launcher.sent) == launcher.prepare(desk.plan, desk.paths), "those are the frozen ones from here on"
+
+
+def test_requests_that_name_another_folder_are_not_sent(
+    frozen: tuple[Desk, Recording, tuple[Request, ...]], tmp_path: Path
+) -> None:
+    desk, launcher, _ = frozen
+    here = RunPaths(root=tmp_path / "elsewhere" / "toy" / desk.paths.run_id)
+    here.root.parent.mkdir(parents=True)
+    desk.paths.root.rename(here.root)
+    with pytest.raises(UsageError, match=f"{desk.paths.root}.*--accept-environment"):
+        submission.resume(here, launcher)
+    submission.resume(here, launcher, accepts_environment=True)
+    assert str(here.root) in launcher.sent[0].text
+
+
 def test_code_that_was_edited_since_the_plan_is_not_submitted(
     tmp_path: Path, make_plan: Callable[..., Plan], until: Callable[..., Any]
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from sousbatch.predictions.rows import PredictionRow
 from sousbatch.predictions.units import open_layout, write_unit
 
 KEY = "key-of-these-predictions"
@@ -26,6 +27,10 @@ Row = dict[str, Any]
 
 def make_rows(first: int, stop: int) -> list[Row]:
     return [{"index": i, "prediction": f"{TEXTS[i % len(TEXTS)]} #{i}", "score": i / 7} for i in range(first, stop)]
+
+
+def as_rows(rows: list[Row]) -> list[PredictionRow]:
+    return [PredictionRow.from_json(row, position=number) for number, row in enumerate(rows)]
 
 
 def json_line(row: Row) -> bytes:
@@ -54,5 +59,5 @@ def predicted(tmp_path: Path) -> Path:
     layout = open_layout(folder, KEY, 22, 5)
     for number in range(layout.num_units):
         rows = layout.rows_of(number)
-        write_unit(folder, layout, number, make_rows(rows.start, rows.stop), KEY, 1, number % 2)
+        write_unit(folder, layout, number, as_rows(make_rows(rows.start, rows.stop)), KEY, 1, number % 2)
     return folder

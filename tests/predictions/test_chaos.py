@@ -18,6 +18,7 @@ NUM_ROWS, UNIT_ROWS = 2_000, 32
 WORKER = """
 import os, signal, sys
 from pathlib import Path
+from sousbatch.predictions.rows import PredictionRow
 from sousbatch.predictions.units import committed_units, open_layout, units_of_task, write_unit
 
 folder, key, num_rows, unit_rows = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
@@ -41,7 +42,7 @@ if deadly_call != "none":
 done = committed_units(folder, layout, key)
 for number in units_of_task(layout, task, num_tasks):
     if number not in done:
-        rows = [{"index": i, "prediction": f"줄\\u2028 {i}\\n"} for i in layout.rows_of(number)]
+        rows = [PredictionRow(index=i, prediction=f"줄\\u2028 {i}\\n") for i in layout.rows_of(number)]
         write_unit(folder, layout, number, rows, key, attempt, task)
 """
 

@@ -13,6 +13,7 @@ import pytest
 from sousbatch.errors import IncompleteError, NoRoomError, NotFoundError
 from sousbatch.predictions.merge import format_rows, merge_units, partial_path, report_path
 from sousbatch.predictions.units import committed_units, open_layout, read_layout, unit_path, write_unit
+from sousbatch.tests.predictions.conftest import as_rows
 
 MakeRows = Callable[[int, int], list[dict[str, Any]]]
 JsonLine = Callable[[dict[str, Any]], bytes]
@@ -69,7 +70,7 @@ def test_a_merge_after_the_gap_is_filled_removes_the_partial_file(
     unit_path(predicted, 1).unlink()
     with pytest.raises(IncompleteError):
         merge_units(predicted, out)
-    write_unit(predicted, read_layout(predicted)[1], 1, make_rows(5, 10), key, 2, 0)
+    write_unit(predicted, read_layout(predicted)[1], 1, as_rows(make_rows(5, 10)), key, 2, 0)
     assert merge_units(predicted, out).is_complete
     assert not partial_path(out).exists()
     assert read_report(out)["is_complete"]
@@ -91,7 +92,7 @@ def test_a_unit_whose_bytes_changed_is_set_aside_and_can_be_predicted_again(
     assert path.with_name(path.name + ".damaged").exists()
     layout = read_layout(predicted)[1]
     assert number not in committed_units(predicted, layout, key)
-    write_unit(predicted, layout, number, make_rows(rows.start, rows.stop), key, 2, 0)
+    write_unit(predicted, layout, number, as_rows(make_rows(rows.start, rows.stop)), key, 2, 0)
     assert merge_units(predicted, out).is_complete
 
 
@@ -100,7 +101,7 @@ def test_a_unit_of_other_predictions_is_not_mixed_in(
 ) -> None:
     other = tmp_path / "older"
     layout = open_layout(other, "older-key", 22, 5)
-    write_unit(other, layout, 3, make_rows(15, 20), "older-key", 1, 0)
+    write_unit(other, layout, 3, as_rows(make_rows(15, 20)), "older-key", 1, 0)
     os.replace(unit_path(other, 3), unit_path(predicted, 3))
     with pytest.raises(IncompleteError, match=r"missing rows: 15-19; .*unit-000003.jsonl: its key is 'older-key'"):
         merge_units(predicted, out)
@@ -121,11 +122,11 @@ def test_an_output_of_another_key_is_replaced_only_by_a_complete_one(
     before = out.read_bytes()
     folder = tmp_path / "newer"
     layout = open_layout(folder, "newer-key", 2, 1)
-    write_unit(folder, layout, 0, make_rows(0, 1), "newer-key", 1, 0)
+    write_unit(folder, layout, 0, as_rows(make_rows(0, 1)), "newer-key", 1, 0)
     with pytest.raises(IncompleteError):
         merge_units(folder, out)
     assert out.read_bytes() == before
-    write_unit(folder, layout, 1, make_rows(1, 2), "newer-key", 1, 0)
+    write_unit(folder, layout, 1, as_rows(make_rows(1, 2)), "newer-key", 1, 0)
     merge_units(folder, out)
     assert out.read_bytes().count(b"\n") == 2
 

@@ -1,15 +1,15 @@
 from __future__ import annotations
 
 import unicodedata
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from sousbatch.errors import UsageError
-from sousbatch.predictions.scoring import Metric, score_texts, score_with_baseline, tokenize_characters, tokenize_words
-
-ALL = get_args(Metric)
+from sousbatch.predictions.metrics.rouge import tokenize_characters, tokenize_words
+from sousbatch.predictions.rows import PredictionRow
+from sousbatch.predictions.scoring import score_texts, score_with_baseline
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_character_metrics_weigh_rows_by_their_length() -> None:
 
 def test_composed_and_decomposed_hangul_are_equal() -> None:
     text = "깨끗한 방"
-    scores = score_texts([unicodedata.normalize("NFD", text)], [text], metrics=ALL)
+    scores = score_texts([unicodedata.normalize("NFD", text)], [text])
     assert scores["exact_match"] == scores["character_accuracy"] == scores["rouge1_f1"] == 1.0
     assert scores["cer"] == 0.0
 
@@ -97,9 +97,8 @@ def test_words_are_runs_of_letters_marks_and_digits_of_any_script(text: str, wor
 
 
 def test_scores_stand_beside_those_of_the_copied_input() -> None:
-    scores = score_with_baseline(
-        ["가나다", "라마"], ["가나다", "라바"], ["가나나", "라마"], metrics=["exact_match", "cer"]
-    )
+    rows = [PredictionRow(index=number, prediction=text) for number, text in enumerate(["가나다", "라마"])]
+    scores = score_with_baseline(rows, ["가나다", "라바"], ["가나나", "라마"], metrics=["exact_match", "cer"])
     assert scores == {
         "model": pytest.approx({"exact_match": 0.5, "cer": 0.2}),
         "copy_input": pytest.approx({"exact_match": 0.0, "cer": 0.4}),
@@ -107,10 +106,10 @@ def test_scores_stand_beside_those_of_the_copied_input() -> None:
 
 
 @pytest.mark.parametrize(
-    ("texts", "references", "options", "word"),
+    ("texts", "targets", "options", "word"),
     [
         ([], [], {"metrics": ["cer"]}, "no predictions"),
-        (["가"], ["가", "나"], {"metrics": ["cer"]}, "1 texts cannot be scored against 2 references"),
+        (["가"], ["가", "나"], {"metrics": ["cer"]}, "1 predictions cannot be scored against 2 targets"),
         (["가"], ["가"], {"metrics": ["rouge3"]}, "metric 'rouge3' is unknown; known: .*did you mean"),
         (
             ["가"],
@@ -121,7 +120,7 @@ def test_scores_stand_beside_those_of_the_copied_input() -> None:
     ],
 )
 def test_what_cannot_be_scored_is_refused(
-    texts: list[str], references: list[str], options: dict[str, Any], word: str
+    texts: list[str], targets: list[str], options: dict[str, Any], word: str
 ) -> None:
     with pytest.raises(UsageError, match=word):
-        score_texts(texts, references, **options)
+        score_texts(texts, targets, **options)

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from sousbatch.predictions.units import (
     units_of_task,
     write_unit,
 )
+from sousbatch.tests.predictions.conftest import as_rows
 
 LAYOUT = Layout(num_rows=22, unit_rows=5)
 
@@ -50,14 +52,14 @@ def test_a_unit_file_is_one_header_line_and_one_line_a_row(predicted: Path, make
 
 def test_texts_are_written_as_they_are_and_index_comes_first(tmp_path: Path, key: str) -> None:
     layout = open_layout(tmp_path, key, 1, 1)
-    write_unit(tmp_path, layout, 0, [{"prediction": "가\u2028나", "index": 0}], key, 1, 0)
+    write_unit(tmp_path, layout, 0, as_rows([{"prediction": "가\u2028나", "index": 0}]), key, 1, 0)
     assert unit_path(tmp_path, 0).read_bytes().endswith('\n{"index": 0, "prediction": "가\u2028나"}\n'.encode())
 
 
 def test_a_committed_unit_is_never_rewritten(predicted: Path, make_rows: MakeRows, key: str) -> None:
     before = unit_path(predicted, 0).read_bytes()
     others = [row | {"prediction": "another attempt's"} for row in make_rows(0, 5)]
-    unit = write_unit(predicted, LAYOUT, 0, others, key, 2, 7)
+    unit = write_unit(predicted, LAYOUT, 0, as_rows(others), key, 2, 7)
     assert unit_path(predicted, 0).read_bytes() == before
     assert (unit.attempt, unit.task) == (1, 0)
 
@@ -96,16 +98,15 @@ def test_a_folder_without_layout_is_not_found(tmp_path: Path) -> None:
         lambda rows: rows[:-1],
         lambda rows: rows + rows[-1:],
         lambda rows: rows[::-1],
-        lambda rows: [{"prediction": "x"}, *rows[1:]],
-        lambda rows: [row | {"index": float(row["index"])} for row in rows],
-        lambda rows: [rows[0], rows[1] | {"index": True}, *rows[2:]],
+        lambda rows: [replace(row, index=float(row.index)) for row in rows],
+        lambda rows: [rows[0], replace(rows[1], index=True), *rows[2:]],
     ],
-    ids=["too few", "too many", "out of order", "no index", "float index", "bool index"],
+    ids=["too few", "too many", "out of order", "float index", "bool index"],
 )
 def test_other_rows_than_the_unit_s_are_refused(tmp_path: Path, make_rows: MakeRows, key: str, change: Any) -> None:
     layout = open_layout(tmp_path, key, 22, 5)
     with pytest.raises(ValueError, match="takes the rows 0 to 4, in order"):
-        write_unit(tmp_path, layout, 0, change(make_rows(0, 5)), key, 1, 0)
+        write_unit(tmp_path, layout, 0, change(as_rows(make_rows(0, 5))), key, 1, 0)
     assert committed_units(tmp_path, layout, key) == {}
 
 
@@ -117,7 +118,7 @@ def test_a_row_that_is_no_json_is_named_and_nothing_is_left(
     rows = make_rows(0, 5)
     rows[3]["score"] = value
     with pytest.raises(RunError, match="row 3 cannot be written"):
-        write_unit(tmp_path, layout, 0, rows, key, 1, 0)
+        write_unit(tmp_path, layout, 0, as_rows(rows), key, 1, 0)
     assert not list(tmp_path.glob("*unit*"))
 
 
@@ -125,7 +126,7 @@ def test_a_row_that_is_no_json_is_named_and_nothing_is_left(
 def test_nan_is_data_in_a_unit(tmp_path: Path, make_rows: MakeRows, key: str, value: float) -> None:
     layout = open_layout(tmp_path, key, 5, 5)
     rows = [row | {"score": value} for row in make_rows(0, 5)]
-    unit = write_unit(tmp_path, layout, 0, rows, key, 1, 0)
+    unit = write_unit(tmp_path, layout, 0, as_rows(rows), key, 1, 0)
     lines = unit.path.read_bytes()[unit.body_offset :].splitlines()
     assert [str(json.loads(line)["score"]) for line in lines] == [str(value)] * 5
 
@@ -140,7 +141,7 @@ def test_a_full_disk_is_named_and_nothing_is_left(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(NoRoomError, match="unit 0 of the predictions"):
-        write_unit(tmp_path, layout, 0, make_rows(0, 5), key, 1, 0)
+        write_unit(tmp_path, layout, 0, as_rows(make_rows(0, 5)), key, 1, 0)
     assert not list(tmp_path.glob("*unit*"))
 
 
@@ -171,7 +172,7 @@ def test_a_file_that_is_not_the_unit_is_named_and_can_be_written_again(
     found, (fault,) = survey_units(predicted, LAYOUT, key)
     assert sorted(found) == [0, 1, 3, 4]
     assert str(path) in fault and word in fault
-    write_unit(predicted, LAYOUT, 2, make_rows(10, 15), key, 2, 0)
+    write_unit(predicted, LAYOUT, 2, as_rows(make_rows(10, 15)), key, 2, 0)
     assert committed_units(predicted, LAYOUT, key)[2].attempt == 2
 
 

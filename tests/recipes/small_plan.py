@@ -8,7 +8,8 @@ from pathlib import Path
 from sousbatch.cluster.site import Site
 from sousbatch.launchers.local.launcher import LocalLauncher
 from sousbatch.recipes.compile import compile
-from sousbatch.recipes.plan import Inputs, ModelFacts, Plan, Room, SplitFacts, TensorFacts
+from sousbatch.recipes.facts import DiskSpace, Inputs, ModelFacts, SplitFacts, TensorFacts
+from sousbatch.recipes.plan import Plan
 from sousbatch.recipes.schema import (
     Checkpoints,
     Data,
@@ -86,7 +87,7 @@ def split(name: str, num_rows: int) -> SplitFacts:
 INPUTS = Inputs(
     model=MODEL,
     splits={"train": split("train", 100), "validation": split("validation", 10), "test": split("test", 50)},
-    room=Room(folder="/runs", free_bytes=10**9, free_inodes=10**6),
+    disk_space=DiskSpace(folder="/runs", free_bytes=10**9, free_inodes=10**6),
     code_digest="c" * 64,
 )
 

@@ -17,8 +17,9 @@ from sousbatch.cluster.site import NodeKind, Partition, this_machine
 from sousbatch.errors import PlanError
 from sousbatch.recipes.compile import compile
 from sousbatch.recipes.compose import compose
+from sousbatch.recipes.facts import Inputs
 from sousbatch.recipes.inspect.inputs import inspect
-from sousbatch.recipes.plan import Inputs, Plan, read_plan
+from sousbatch.recipes.plan import Plan, read_plan
 from sousbatch.recipes.schema import Recipe, Resources, StageSpec
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -135,7 +136,7 @@ def test_a_large_model_is_consolidated_by_several_tasks_on_slurm(
     if size:
         layer = replace(model.tensors[0], name="model.layers.0.mlp.up_proj.weight", shape=(70_553_706, 1000))
         model = replace(model, num_params=70_553_706_000, tensors=(*model.tensors, layer))
-    inputs = replace(small.INPUTS, model=model, room=replace(small.INPUTS.room, free_bytes=10**14))
+    inputs = replace(small.INPUTS, model=model, disk_space=replace(small.INPUTS.disk_space, free_bytes=10**14))
     plan = compile(_changed(small.RECIPE, changes), cluster if where == "slurm" else small.SITE, inputs)
     assert plan.stage("consolidate").num_tasks == num_tasks
     assert all(plan.stage(name).num_tasks == 1 for name in ("train", "merge", "score"))
@@ -185,10 +186,15 @@ def test_a_train_stage_starts_from_another_when_it_says_so(small: ModuleType) ->
     assert plan.stage("train").batch.steps == 26  # type: ignore[union-attr]
 
 
-def test_upstream_finds_the_stage_that_made_the_weights(small: ModuleType) -> None:
-    plan = small.plan()
-    found = plan.upstream(plan.stage("score"), "train")
-    assert found is not None and found.name == "train"
+def test_each_stage_knows_whose_checkpoints_and_rows_it_works_on(small: ModuleType) -> None:
+    found = {stage.name: (stage.train_stage, stage.predict_stage) for stage in small.plan().stages}
+    assert found == {
+        "train": ("train", None),
+        "consolidate": ("train", None),
+        "predict": ("train", "predict"),
+        "merge": ("train", "predict"),
+        "score": ("train", "predict"),
+    }
 
 
 REFUSALS = {
@@ -275,7 +281,7 @@ def test_an_adapter_needs_trained_weights(small: ModuleType) -> None:
 
 
 def test_a_full_disk_is_refused_with_the_largest_part_named(small: ModuleType) -> None:
-    inputs = _changed(small.INPUTS, {"room.free_bytes": 1000})
+    inputs = _changed(small.INPUTS, {"disk_space.free_bytes": 1000})
     with pytest.raises(PlanError, match="no room: .* the largest part is logs, ledger, tracking"):
         compile(small.RECIPE, small.SITE, inputs)
     predict = replace(small.RECIPE, stages={"predict": StageSpec()})

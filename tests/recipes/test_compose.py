@@ -11,7 +11,7 @@ import pytest
 from sousbatch.errors import NotFoundError, RecipeError, UsageError
 from sousbatch.recipes.catalog import list_recipes
 from sousbatch.recipes.compose import compose
-from sousbatch.recipes.stages import resources_of, smoke, stage_view, stages_of
+from sousbatch.recipes.stages import resolve_stages, smoke, stages_of
 
 BASE = "name: a\nmodel: {path: m}\ndata: {splits: {train: t.jsonl}}\n"
 
@@ -188,8 +188,8 @@ stages:
 
 def test_a_stage_sees_its_own_values_and_others_do_not(tmp_path: Path) -> None:
     recipe = compose(_write(tmp_path, BASE + STAGES), ["predict.rows=5"])
-    views = {name: stage_view(recipe, name).predict for name in ("predict", "predict-other")}
-    assert {name: (view.split, view.rows) for name, view in views.items()} == {
+    found = {name: stage.settings.predict for name, stage in resolve_stages(recipe).items() if "predict" in name}
+    assert {name: (predict.split, predict.rows) for name, predict in found.items()} == {
         "predict": ("test", 5),
         "predict-other": ("other", 5),
     }
@@ -197,7 +197,7 @@ def test_a_stage_sees_its_own_values_and_others_do_not(tmp_path: Path) -> None:
 
 def test_an_override_reaches_into_the_set_of_a_stage(tmp_path: Path) -> None:
     recipe = compose(_write(tmp_path, BASE + STAGES), ["stages.predict-other.set.predict.split=third"])
-    assert stage_view(recipe, "predict-other").predict.split == "third"
+    assert resolve_stages(recipe)["predict-other"].settings.predict.split == "third"
 
 
 def test_an_override_of_a_usual_stage_leaves_the_others(tmp_path: Path) -> None:
@@ -217,16 +217,18 @@ def test_a_usual_stage_can_be_taken_away(tmp_path: Path) -> None:
 def test_resources_are_laid_over_those_of_the_kind_and_the_default(tmp_path: Path) -> None:
     text = "resources: {predict-other: {cpus_per_device: 2}, predict: {tasks: 3}, default: {device: cpu}}\n"
     recipe = compose(_write(tmp_path, BASE + STAGES + text))
-    wanted = resources_of(recipe, "predict-other")
+    found = {name: stage.resources for name, stage in resolve_stages(recipe).items()}
+    wanted = found["predict-other"]
     assert (wanted.device, wanted.tasks, wanted.cpus_per_device) == ("cpu", 3, 2)
-    assert (resources_of(recipe, "predict").tasks, resources_of(recipe, "train").device) == (3, "cpu")
+    assert (found["predict"].tasks, found["train"].device) == (3, "cpu")
 
 
 def test_a_smoke_run_is_short_in_every_stage(tmp_path: Path) -> None:
     text = BASE + "stages: {train: {set: {train: {steps: 500}}}, consolidate: {}, predict: {}}\n"
     recipe = smoke(compose(_write(tmp_path, text)))
-    assert [stage_view(recipe, name).train.steps for name in recipe.stages] == [2, 2, 2]
-    assert stage_view(recipe, "predict").predict.rows == 8
+    stages = resolve_stages(recipe)
+    assert [stage.settings.train.steps for stage in stages.values()] == [2, 2, 2]
+    assert stages["predict"].settings.predict.rows == 8
 
 
 def test_the_users_site_defaults_lie_under_every_recipe(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_points_are_what_composing_one_by_one_gives(project: Path, sweep: list[s
     assert [point_recipe(plan.sweep, index) for index in range(len(plan.sweep.points))] == alone
     for index, recipe in enumerate(alone):
         found = point_plan(plan, index)
-        inputs = replace(inspect(recipe, project / "runs"), room=found.inputs.room)  # the disk's room changes
+        inputs = replace(inspect(recipe, project / "runs"), disk_space=found.inputs.disk_space)
         assert found == compile(recipe, HERE, inputs)
 
 
@@ -154,7 +154,7 @@ def test_too_many_points_for_the_store_are_refused(project: Path, monkeypatch: p
 
     def small_store(*arguments: object, **named: object) -> object:
         found = inspect(*arguments, **named)  # type: ignore[arg-type]
-        return replace(found, room=replace(found.room, free_bytes=100_000_000))
+        return replace(found, disk_space=replace(found.disk_space, free_bytes=100_000_000))
 
     monkeypatch.setattr(module, "inspect", small_store)
     with pytest.raises(PlanError) as refusal:

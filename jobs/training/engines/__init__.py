@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ....recipes.engines import EngineName, engine_name
-from ....recipes.schema import Recipe
+from ....recipes.schema import StageSettings
 from . import ddp, deepspeed
 from .base import Engine
 
 ENGINES: Mapping[EngineName, Engine] = {"ddp": ddp, "deepspeed": deepspeed}
 
 
-def engine_of(recipe: Recipe) -> Engine:
-    """Return the engine that trains *recipe*."""
-    return ENGINES[engine_name(recipe)]
+def engine_of(settings: StageSettings) -> Engine:
+    """Return the engine that trains *settings*."""
+    return ENGINES[engine_name(settings)]

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
-from ....recipes.schema import Recipe
+from ....recipes.schema import StageSettings
 
 
 class Stateful(Protocol):
@@ -50,7 +50,7 @@ class Engine(Protocol):
         """Start the process group where transformers would not."""
         ...
 
-    def arguments(self, recipe: Recipe, device: str) -> dict[str, Any]:
+    def arguments(self, settings: StageSettings, device: str) -> dict[str, Any]:
         """Return the engine's own arguments for transformers' TrainingArguments."""
         ...
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ....recipes.schema import Recipe
+from ....recipes.schema import StageSettings
 from .base import SavableTrainer
 
 
@@ -16,7 +16,7 @@ def start_process_group(device: str) -> None:
     """Leave it to transformers."""
 
 
-def arguments(recipe: Recipe, device: str) -> dict[str, Any]:
+def arguments(settings: StageSettings, device: str) -> dict[str, Any]:
     """Return DDP's arguments: every parameter that trains takes part in every step."""
     return {"ddp_find_unused_parameters": False}
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ....errors import DamagedError
-from ....recipes.schema import Recipe
+from ....recipes.schema import StageSettings
 from .base import SavableTrainer
 
 
@@ -36,14 +36,14 @@ def start_process_group(device: str) -> None:
     state.distributed_type = DistributedType.DEEPSPEED
 
 
-def arguments(recipe: Recipe, device: str) -> dict[str, Any]:
+def arguments(settings: StageSettings, device: str) -> dict[str, Any]:
     """Return the configuration, and that the state of `start_process_group` is to be used."""
-    return {"deepspeed": config_of(recipe), "accelerator_config": {"use_configured_state": device == "cpu"}}
+    return {"deepspeed": config_of(settings), "accelerator_config": {"use_configured_state": device == "cpu"}}
 
 
-def config_of(recipe: Recipe) -> dict[str, Any]:
+def config_of(settings: StageSettings) -> dict[str, Any]:
     """Return DeepSpeed's config for the recipe, with the keys that the recipe lays over it."""
-    zero, train = recipe.train.zero, recipe.train
+    zero, train = settings.train.zero, settings.train
     sharding: dict[str, Any] = {"stage": zero.stage}
     if zero.offload != "none":
         sharding["offload_optimizer"] = {"device": "cpu", "pin_memory": True}

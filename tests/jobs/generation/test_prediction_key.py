@@ -17,8 +17,10 @@ from sousbatch.jobs import generation
 from sousbatch.jobs.generation.prediction_key import deciding_keys, prediction_key
 from sousbatch.recipes import tasks
 from sousbatch.recipes.compile import compile
-from sousbatch.recipes.plan import Inputs, ModelFacts, Plan, Room, SplitFacts, TensorFacts
+from sousbatch.recipes.facts import DiskSpace, Inputs, ModelFacts, SplitFacts, TensorFacts
+from sousbatch.recipes.plan import Plan, Stage
 from sousbatch.recipes.schema import Data, Generator, Model, QuestionAnswering, Recipe, Resources, StageSpec, validate
+from sousbatch.recipes.stages import settings_of
 from sousbatch.run_folder import RunPaths
 
 # No key of these sections decides a prediction. What decides the weights shows in the weights.
@@ -65,7 +67,7 @@ def plan(tmp_path: Path) -> Plan:
         name: SplitFacts(path=name, num_rows=9, num_bytes=9, digest="rows", columns=("input",))
         for name in ("test", "testx")
     }
-    room = Room(folder="/runs", free_bytes=10**9, free_inodes=10**6)
+    space = DiskSpace(folder="/runs", free_bytes=10**9, free_inodes=10**6)
     recipe = Recipe(
         name="small",
         model=Model(path=str(tmp_path)),
@@ -74,12 +76,17 @@ def plan(tmp_path: Path) -> Plan:
         resources={"default": Resources(device="cpu")},
     )
     site = Site(name="here", launcher="local", cpus_per_node=2, memory_bytes=10**9, gpus_per_node=0, gpu_memory_bytes=0)
-    made = compile(recipe, site, Inputs(model=model, splits=splits, room=room, code_digest="code"))
+    made = compile(recipe, site, Inputs(model=model, splits=splits, disk_space=space, code_digest="code"))
     return _changed(made, "question_answering", QuestionAnswering())
 
 
 def _changed(plan: Plan, key: str, value: Any) -> Plan:
-    return dataclasses.replace(plan, recipe=_with(plan.recipe, key.split("."), value))
+    recipe = _with(plan.recipe, key.split("."), value)
+    return dataclasses.replace(plan, recipe=recipe, stages=(_stage(plan, settings=settings_of(recipe)),))
+
+
+def _stage(plan: Plan, **changes: Any) -> Stage:
+    return dataclasses.replace(plan.stages[0], **changes)
 
 
 def _with(section: Any, path: list[str], value: Any) -> Any:
@@ -107,7 +114,7 @@ def _is_literal(hint: Any) -> bool:
 
 
 def _key(plan: Plan) -> str:
-    return prediction_key(plan, RunPaths(root=Path("/runs/small/1")), plan.stages[0])
+    return prediction_key(RunPaths(root=Path("/runs/small/1")), plan.stages[0])
 
 
 @pytest.mark.parametrize("key", SEEN)
@@ -126,13 +133,12 @@ def test_a_deciding_key_changes_the_prediction_key_and_no_other_does(
 def test_other_weights_rows_tokenizers_and_versions_change_the_prediction_key(
     plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = [_key(plan)]
-    inputs = plan.inputs
-    splits = {"test": dataclasses.replace(inputs.splits["test"], digest="other rows")}
-    model = dataclasses.replace(inputs.model, digest="another tokenizer")
-    for changed in (dataclasses.replace(inputs, splits=splits), dataclasses.replace(inputs, model=model)):
-        before.append(_key(dataclasses.replace(plan, inputs=changed)))
-    (Path(inputs.model.folder) / "model.safetensors").write_bytes(b"other weights")
+    before, stage = [_key(plan)], plan.stages[0]
+    splits = {"predict": dataclasses.replace(stage.splits["predict"], digest="other rows")}
+    model = dataclasses.replace(stage.model, digest="another tokenizer")
+    for changed in (_stage(plan, splits=splits), _stage(plan, model=model)):
+        before.append(_key(dataclasses.replace(plan, stages=(changed,))))
+    (Path(stage.model.folder) / "model.safetensors").write_bytes(b"other weights")
     before.append(_key(plan))
     engine = generation.ENGINES["transformers"]
     monkeypatch.setitem(generation.ENGINES, "transformers", dataclasses.replace(engine, version=engine.version + 1))

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from sousbatch.recipes.compile import compile
+from sousbatch.recipes.facts import TensorFacts
 from sousbatch.recipes.forecast.memory import device_memory, forecast
 from sousbatch.recipes.forecast.parameters import params_of, takes_adapter
-from sousbatch.recipes.plan import Batch, TensorFacts
+from sousbatch.recipes.plan import Batch
 from sousbatch.recipes.schema import Adapter, Model, Predict, Train
 
 BATCH = Batch(
@@ -70,8 +72,8 @@ def test_frozen_layers_do_not_train(small: ModuleType) -> None:
 
 
 def test_predictions_are_held_twice_while_they_are_merged(small: ModuleType) -> None:
-    recipe = replace(small.RECIPE, predict=Predict(rows=20, max_new_tokens=10))
-    (line, _) = forecast(recipe, small.INPUTS, [small.plan().stage("predict")]).storage
+    plan = compile(replace(small.RECIPE, predict=Predict(rows=20, max_new_tokens=10)), small.SITE, small.INPUTS)
+    (line, _) = forecast(small.INPUTS, [plan.stage("predict")]).storage
     assert line.num_bytes == 2 * 20 * (100 + 4 * 10)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from sousbatch.errors import PlanError
 from sousbatch.recipes.compile import compile
+from sousbatch.recipes.facts import Inputs
 from sousbatch.recipes.forecast.memory import forecast
 from sousbatch.recipes.forecast.storage import (
     RUNGS,
@@ -20,13 +21,15 @@ from sousbatch.recipes.forecast.storage import (
     with_dtype,
     with_slack,
 )
-from sousbatch.recipes.plan import Batch, Inputs, Plan, Rung
+from sousbatch.recipes.plan import Batch, Plan, Rung
 from sousbatch.recipes.schema import Adapter, Checkpoints
 
 
 def planned(small: ModuleType, free: int = 10**9, **checkpoints: Any) -> Plan:
     recipe = replace(small.RECIPE, checkpoints=Checkpoints(**{"every_steps": 1} | checkpoints))
-    return compile(recipe, small.SITE, replace(small.INPUTS, room=replace(small.INPUTS.room, free_bytes=free)))
+    return compile(
+        recipe, small.SITE, replace(small.INPUTS, disk_space=replace(small.INPUTS.disk_space, free_bytes=free))
+    )
 
 
 def batch_of(small: ModuleType, **changes: Any) -> Batch:
@@ -49,13 +52,13 @@ def test_the_peak_of_checkpoints_is_all_that_stay_and_one_more(
     small: ModuleType, policy: dict[str, Any], num_full: int, num_weights: int
 ) -> None:
     recipe = replace(small.RECIPE, checkpoints=Checkpoints(**policy))
-    stage = replace(small.plan().stage("train"), batch=batch_of(small))
+    stage = replace(small.plan().stage("train"), batch=batch_of(small), settings=recipe)
     full = checkpoint_of(recipe, small.MODEL, stage.batch).num_bytes
     weights = weights_of(recipe, small.MODEL).num_bytes
     slack = with_slack(full) - full, with_slack(weights) - weights
     needed = num_full * (full + slack[0]) + num_weights * (weights + slack[1])
     assert needs(recipe, small.MODEL, stage)["full"] == needed
-    found = forecast(recipe, small.INPUTS, [stage])
+    found = forecast(small.INPUTS, [stage])
     assert found.storage[0].num_bytes == num_full * full + num_weights * weights
     assert found.ladders["train"].rung == "full"
 
@@ -121,7 +124,7 @@ def large(small: ModuleType) -> Inputs:
     """A model of 10.7 billion parameters, of which a state that can be resumed takes 128 GB and weights 21.4 GB."""
     layer = next(tensor for tensor in small.MODEL.tensors if "q_proj" in tensor.name)
     model = replace(small.MODEL, tensors=(replace(layer, shape=(10_700_000, 1000)),), num_params=10_700_000_000)
-    return replace(small.INPUTS, model=model, room=replace(small.INPUTS.room, free_bytes=2000 * 10**9))
+    return replace(small.INPUTS, model=model, disk_space=replace(small.INPUTS.disk_space, free_bytes=2000 * 10**9))
 
 
 @pytest.mark.parametrize(
@@ -167,7 +170,7 @@ def test_the_change_that_a_plan_proposes_is_mild_and_true(
 
 def test_10_7_billion_parameters_end_with_their_weights_on_a_disk_of_100_gb(small: ModuleType) -> None:
     """The server that died of its checkpoints."""
-    inputs = replace(large(small), room=replace(small.INPUTS.room, free_bytes=95 * 10**9))
+    inputs = replace(large(small), disk_space=replace(small.INPUTS.disk_space, free_bytes=95 * 10**9))
     plan = compile(replace(small.RECIPE, checkpoints=Checkpoints(every_steps=1)), small.SITE, inputs)
     ladder = plan.forecast.ladders["train"]
     assert ladder.rung == "weights only" and ladder.change.startswith("adapter=lora")
@@ -185,9 +188,9 @@ def test_two_train_stages_share_the_store(small: ModuleType) -> None:
     recipe = replace(small.RECIPE, stages=stages, checkpoints=Checkpoints(every_steps=1))
     plenty = compile(recipe, small.SITE, small.INPUTS)
     room = later_bytes(plenty.forecast) + 3 * full + weights
-    tight = replace(small.INPUTS, room=replace(small.INPUTS.room, free_bytes=room))
+    tight = replace(small.INPUTS, disk_space=replace(small.INPUTS.disk_space, free_bytes=room))
     assert {ladder.rung for ladder in compile(recipe, small.SITE, tight).forecast.ladders.values()} == {"full"}
-    none = replace(small.INPUTS, room=replace(small.INPUTS.room, free_bytes=room - 3 * full))
+    none = replace(small.INPUTS, disk_space=replace(small.INPUTS.disk_space, free_bytes=room - 3 * full))
     with pytest.raises(PlanError, match="not even the weights"):
         compile(recipe, small.SITE, none)
 

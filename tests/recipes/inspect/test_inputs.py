@@ -12,7 +12,7 @@ import pytest
 from sousbatch.errors import PlanError, UsageError
 from sousbatch.recipes.compose import compose
 from sousbatch.recipes.inspect import architecture
-from sousbatch.recipes.inspect.inputs import code_digest_of, inspect, room_of
+from sousbatch.recipes.inspect.inputs import code_digest_of, inspect, measure_disk_space
 
 
 def _reasons(*overrides: str) -> list[str]:
@@ -127,7 +127,7 @@ def test_code_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_the_room_of_a_folder_yet_to_be_made_is_that_of_its_parent(tmp_path: Path) -> None:
-    assert room_of(tmp_path / "a" / "b").free_bytes > 0
+    assert measure_disk_space(tmp_path / "a" / "b").free_bytes > 0
 
 
 def test_one_changed_byte_of_the_weights_is_another_model(project: Path) -> None:

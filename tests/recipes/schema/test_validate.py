@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -46,17 +47,34 @@ def _faults(values: Any) -> list[str]:
             "resources.a.mem is another library's word (here it is resources.*.memory_gb)",
         ),
         ({"tracking": {"trackers": ["wanb"]}}, "tracking.trackers.0 is 'wanb'; known: wandb (did you mean 'wandb'?)"),
+        (
+            {"score": {"metrics": ["cer", "rouge3"]}},
+            "score.metrics.1 is 'rouge3'; known: character_accuracy, cer, exact_match, rouge, rouge1, rouge2, rougeL "
+            "(did you mean 'rouge'?)",
+        ),
         ({"score": {"tokenizer": "bytes"}}, "score.tokenizer is 'bytes'; known: words, characters"),
         (
             {"train": {"optimizer": "adam"}},
             "train.optimizer is 'adam'; known: adamw, adafactor (did you mean 'adamw'?)",
         ),
-        ([1], "recipe is [1] (a section of keys is expected, such as name)"),
+        ([1], "recipe is [1] (a section of keys is expected, such as task)"),
     ],
     ids=str,
 )
 def test_a_fault_says_what_is_wrong_and_what_would_be_right(values: Any, fault: str) -> None:
     assert _faults(values) == [fault]
+
+
+@pytest.mark.parametrize(
+    "section, key, group", [("score", "metrics", "sousbatch.metrics"), ("tracking", "trackers", "sousbatch.trackers")]
+)
+def test_a_recipe_takes_the_names_that_installed_packages_add(
+    third_party: Callable[..., None], section: str, key: str, group: str
+) -> None:
+    third_party(group, "toy = toy_module:TOY", "")
+    recipe, faults = validate.build(Recipe, {section: {key: ["toy"]}})
+    assert faults == [] and getattr(getattr(recipe, section), key) == ("toy",)
+    assert next(one.takes for one in validate.options(Recipe) if one.key == f"{section}.{key}").endswith(" | toy")
 
 
 def test_all_faults_come_at_once() -> None:

@@ -1,0 +1,107 @@
+"""What planning found out about a recipe's model, data and disk. Pure data, part of the plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorFacts:
+    """One parameter of the model."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """What the model really is. *digest* covers config, tokenizer and weight headers, not every weight.
+
+    *beside_bytes* are those of its config and tokenizer, which lie with every checkpoint; *cached_bytes* lie in the
+    hub's cache already, for a model that comes from there.
+    """
+
+    folder: str
+    tokenizer_folder: str
+    digest: str
+    has_weights: bool
+    num_params: int
+    tensors: tuple[TensorFacts, ...]
+    config: dict[str, Any]
+    beside_bytes: int = 0
+    cached_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitFacts:
+    """What a data file really holds; *digest* is the sha256 of its bytes, *nested* columns have a list or object."""
+
+    path: str
+    num_rows: int
+    num_bytes: int
+    digest: str
+    columns: tuple[str, ...]
+    nested: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """How many rows are of some kind, and the numbers of the first of them, counted from 1."""
+
+    num: int = 0
+    first: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """What the rows of a stage are in tokens, as its job will see them.
+
+    *longest* is a row's length before any cut, *longest_kept* after it. Rows are *long* above *limit*, have an *empty*
+    target, or nothing to *learn* (of prompts: no token). The job uses *num_kept* of the *num_rows* that were looked at.
+    """
+
+    stage: str
+    use: Literal["train", "eval", "predict"]
+    split: str
+    limit: int | None
+    num_rows: int
+    num_kept: int
+    longest: int
+    longest_kept: int
+    long: Rows = Rows()
+    empty: Rows = Rows()
+    unlearnable: Rows = Rows()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiskSpace:
+    """What the runs directory can still take, less what it has promised to *num_runs* other runs.
+
+    *source* is what sets the limit: free space, a quota, or the budget of the directory. *free_bytes* is below 0 by
+    what the others hold or were promised beyond that limit.
+    """
+
+    folder: str
+    free_bytes: int
+    free_inodes: int
+    source: str = "free space"
+    promised_bytes: int = 0
+    num_runs: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What a recipe's model, data and disk really are, and the *versions* of the packages that jobs will import."""
+
+    model: ModelFacts
+    splits: dict[str, SplitFacts]
+    disk_space: DiskSpace
+    code_digest: str
+    versions: dict[str, str] = field(default_factory=dict)
+    lengths: tuple[Lengths, ...] = ()
+
+    def lengths_of(self, stage: str, use: Literal["train", "eval", "predict"]) -> Lengths | None:
+        """Return the lengths of a stage's rows, None where they were not looked at."""
+        return next((one for one in self.lengths if (one.stage, one.use) == (stage, use)), None)

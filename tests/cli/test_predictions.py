@@ -1,0 +1,55 @@
+"""`sousbatch predictions score`: files of any trainer, any metric."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Run = Callable[..., tuple[int, str, str]]
+TOY = """
+from sousbatch.predictions.metrics import Metric
+def length(answers):
+    return {"toy_length": [len(text) for text, _ in answers.texts]}
+LENGTH = Metric(score=length, better="lower", needs=())
+"""
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Predictions as JSONL and CSV, and the data that they answer."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data.csv").write_text("input,target\nax,ab\ncd,cd\n")
+    (tmp_path / "made.jsonl").write_text('{"index": 0, "prediction": "ab"}\n{"index": 1, "prediction": "cx"}\n')
+    (tmp_path / "made.csv").write_text("index,prediction\n0,ab\n1,cx\n")
+    return tmp_path
+
+
+@pytest.mark.usefixtures("files")
+def test_a_csv_file_is_scored_like_the_same_jsonl(sousbatch: Run) -> None:
+    arguments = ("--data", "data.csv", "--json")
+    (code, out, _), other = (sousbatch("predictions", "score", f"made.{kind}", *arguments) for kind in ("csv", "jsonl"))
+    assert (code, out, "") == other
+    assert json.loads(out)["model"]["exact_match"] == 0.5 == json.loads(out)["copy_input"]["exact_match"]
+
+
+@pytest.mark.usefixtures("files")
+def test_metrics_are_chosen_by_name_those_of_other_packages_too(
+    sousbatch: Run, third_party: Callable[..., None]
+) -> None:
+    third_party("sousbatch.metrics", "toy = toy_module:LENGTH", TOY)
+    metrics = [word for name in ("cer", "toy") for word in ("--metric", name)]
+    code, out, _ = sousbatch("predictions", "score", "made.jsonl", "--data", "data.csv", *metrics)
+    assert (code, out.split()) == (
+        0,
+        "model copying the input cer 0.250 0.250 toy_length 2.000 2.000".split(),
+    )
+
+
+@pytest.mark.usefixtures("files")
+def test_an_unknown_metric_is_answered_with_the_known_ones(sousbatch: Run) -> None:
+    code, out, err = sousbatch("predictions", "score", "made.jsonl", "--data", "data.csv", "--metric", "crr")
+    assert (code, out) == (2, "")
+    assert "metric 'crr' is unknown; known: character_accuracy, cer" in err and "did you mean 'cer'?" in err
