@@ -1,4 +1,7 @@
-"""Compile a recipe, a site and the inputs into a plan. Pure: no disk, clock or environment."""
+"""Compile a recipe, a site and the inputs into a plan.
+
+Pure: it reads no disk, clock or environment.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +73,7 @@ def _stage(found: ResolvedStage, site: Site, inputs: Inputs) -> Stage:
 
 
 def stage_model(model: ModelFacts, made_by: str | None) -> StageModel:
-    """Return the model that a stage starts from: what the stage *made_by* leaves, else the recipe's *model*."""
+    """Return the model of the stage *made_by*, or the recipe's *model* without one."""
     return StageModel(
         made_by=made_by,
         folder=model.folder,
@@ -94,7 +97,10 @@ def _split(stage: str, rows: RowsWanted, inputs: Inputs) -> StageSplit:
 
 
 def _num_tasks(found: ResolvedStage, site: Site, inputs: Inputs) -> int:
-    """Return how many tasks share a stage. Those of a consolidation share weight files, so no more than there are."""
+    """Return how many tasks share a stage.
+
+    The tasks of a consolidation share weight files, so there are no more tasks than files.
+    """
     settings, tasks = found.settings, found.resources.tasks
     if found.kind.shares == "rows":
         return tasks or 1
@@ -187,9 +193,9 @@ def _parameter_refusals(settings: StageSettings, stage: Stage, inputs: Inputs) -
 
 
 def _storage_refusals(stages: Sequence[Stage], found: Forecast, inputs: Inputs) -> Iterator[str]:
-    """Refuse what cannot even keep its weights; everything above is a rung of the ladder."""
-    room = inputs.disk_space
-    where = f"{room.folder} can take {_gb(max(0, room.free_bytes))} ({room.source})"
+    """Refuse a run whose checkpoints do not fit, even as weights alone."""
+    space = inputs.disk_space
+    where = f"{space.folder} can take {_gb(max(0, space.free_bytes))} ({space.source})"
     largest = max(found.storage, key=lambda line: line.num_bytes)
     for name, ladder in found.ladders.items():
         if ladder.fits:
@@ -204,7 +210,7 @@ def _storage_refusals(stages: Sequence[Stage], found: Forecast, inputs: Inputs) 
             f"{_gb(found.storage_peak_bytes)}, the largest part is {largest.what}: {ladder.change}, or another folder "
             "with --runs"
         )
-    if not found.ladders and found.storage_peak_bytes > room.free_bytes:
+    if not found.ladders and found.storage_peak_bytes > space.free_bytes:
         yield (
             f"no room: the run will hold {_gb(found.storage_peak_bytes)} and {where}; the largest part is "
             f"{largest.what}: choose another folder with --runs"
@@ -233,12 +239,12 @@ def _warnings(recipe: Recipe, site: Site, inputs: Inputs, stage: Stage, found: F
     yield from _storage_warnings(stage, found)
     wanted, ranks = stage.resources, stage.resources.nodes * stage.resources.devices_per_node
     total = sum(line.num_bytes for line in found.device[stage.name])
-    room = site.gpu_memory_bytes
+    memory_bytes = site.gpu_memory_bytes
     if wanted.device == "cpu":
-        room = site.memory_bytes // (ranks if site.launcher == "local" else wanted.devices_per_node)
-    if total > room > 0:
+        memory_bytes = site.memory_bytes // (ranks if site.launcher == "local" else wanted.devices_per_node)
+    if total > memory_bytes > 0:
         yield (
-            f"stage {stage.name!r} will want {_gb(total)} a rank and there are {_gb(room)}; "
+            f"stage {stage.name!r} will want {_gb(total)} a rank and there are {_gb(memory_bytes)}; "
             "a smaller micro_batch, gradient_checkpointing or a higher zero.stage takes less"
         )
     cores = wanted.cpus_per_device * ranks
@@ -255,10 +261,10 @@ def _gb(num_bytes: float) -> str:
 
 
 def _slurm_only(recipe: Recipe, site: Site) -> Iterator[str]:
-    """Name what was asked for and is Slurm's to give: a time limit that is not kept would surprise."""
+    """Warn of what only Slurm keeps: a time limit that is not kept would surprise."""
     words = ("memory_gb", "time_min", "partition", "account", "qos", "constraint", "exclude", "reservation", "sbatch")
     asked = {f"resources {word}" for wanted in recipe.resources.values() for word in words if getattr(wanted, word)}
     if recipe.environment.container:
         asked.add("environment.container")
     if asked and site.launcher == "local":
-        yield f"{', '.join(sorted(asked))}: Slurm keeps these, and they do nothing on {site.name}"
+        yield f"{', '.join(sorted(asked))}: only Slurm keeps these; they do nothing on {site.name}"

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from ...errors import DamagedError
-from ...remote import Place, listing
+from ...remote import Place, list_folder
 from ..consolidation.model_card import published
 from .tensors import Source
 
@@ -20,6 +20,11 @@ _COPIED = (
     "*.tiktoken chat_template* preprocessor_config.json processor_config.json "
     "modeling_*.py configuration_*.py tokenization_*.py"
 ).split()
+
+
+def config_dir(checkpoint: Place) -> Place | None:
+    """Return the folder with the config and tokenizer of *checkpoint*: itself or the one above, if any."""
+    return next((place for place in (checkpoint, checkpoint.parent) if (place / CONFIG_NAME).is_file()), None)
 
 
 def last_config(folders: Sequence[Place], name: str) -> dict[str, Any] | None:
@@ -55,7 +60,7 @@ def beside(source: Source, copied_from: Sequence[Place], dtype: str) -> Iterator
     copied = {
         path.name: path
         for origin in copied_from
-        for path in listing(origin)
+        for path in list_folder(origin)
         if any(fnmatchcase(path.name, pattern) for pattern in _COPIED)
     }
     for name, path in copied.items():

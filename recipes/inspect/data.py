@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ... import files
 from ...errors import PlanError, UsageError, is_no_room, nearest
+from ...remote import parse_place, read_blocks
 from ...user_folders import cache_dir, cached
 from ..data import hangul
 from ..data.prompts import prompt_columns
@@ -133,24 +134,23 @@ def _local_file(split: str, text: str) -> Path:
         if not path.is_file():
             raise UsageError(f"data.splits.{split}: {_why_no_file(text, path)}")
         return path.resolve()
-    import fsspec
-
     name = text.rsplit("/", 1)[-1]
     path = cache_dir() / "data" / files.digest_of(text)[:16] / name
     if not path.is_file():
         files.make_private_dir(path.parent)
         try:
-            with fsspec.open(text, "rb") as source, files.replacing(path) as target:
-                while block := source.read(1 << 20):
-                    target.write(block)
+            with files.replacing(path) as target:
+                target.writelines(read_blocks(parse_place(text)))
         except Exception as error:  # each store has errors of its own; hf:// alone has those of three libraries
             if is_no_room(error):
                 raise
-            raise UsageError(f"data.splits.{split}: {text!r} cannot be fetched: {_first_line(error)}") from error
+            raise UsageError(
+                f"data.splits.{split}: {text!r} cannot be fetched: {_first_line(error.__cause__ or error)}"
+            ) from error
     return path
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:300]}"
 

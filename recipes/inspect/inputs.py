@@ -13,7 +13,7 @@ from ... import files
 from ...checkpoints.capacity import reservations
 from ...checkpoints.capacity.limits import nearest_existing, read_limits, tightest
 from ...errors import PlanError, UsageError
-from ...remote import place_of
+from ...remote import parse_place
 from ..facts import DiskSpace, Inputs, Lengths
 from ..schema import Recipe
 from ..stages import resolve_stages
@@ -58,7 +58,7 @@ def _archive_reasons(recipe: Recipe) -> Iterator[str]:
         if url is None:
             continue
         try:
-            place = place_of(url)
+            place = parse_place(url)
         except UsageError as error:
             yield f"checkpoints.archive_url: {error}"
             continue

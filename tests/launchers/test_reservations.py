@@ -93,7 +93,7 @@ def test_a_plan_counts_a_dead_run_as_released_and_changes_no_file(
     files = [path for name in ("runs", "state") for path in (tmp_path / name).rglob("*") if path.is_file()]
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
     _, out, _ = sousbatch("plan", "small.yaml", "--json", "--runs", str(tmp_path / "runs"))
-    room = json.loads(out)["inputs"]["room"]
+    room = json.loads(out)["inputs"]["disk_space"]
     assert (room["num_runs"], room["promised_bytes"]) == (0, 0)
     files = [path for name in ("runs", "state") for path in (tmp_path / name).rglob("*") if path.is_file()]
     assert before == {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}

@@ -11,7 +11,7 @@ import pytest
 from sousbatch.errors import UsageError
 from sousbatch.predictions.metrics import DEFAULT_METRICS, METRICS, Answers, Metric
 from sousbatch.predictions.rows import PredictionRow
-from sousbatch.predictions.scoring import BASELINE, MODEL, score_with_baseline
+from sousbatch.predictions.scoring import BASELINE, MODEL, label, score_with_baseline
 
 TARGETS = ["방이 깨끗하고 좋아요", "조금 시끄러웠지만 괜찮았습니다", "The quick brown fox", "바다 전망"]
 WORSE = ["방이 더럽고 좋아요", "조금 시끄러웠습니다", "The slow brown fox", "바다 전망이 최고"]
@@ -23,7 +23,6 @@ def count(answers):
     return {"toy_margin": [abs(row.fields["margin"]) for row in answers.rows]}
 
 TOY = Metric(score=count, better="lower", needs=(), fields=("margin",))
-BROKEN = None
 """
 
 
@@ -45,6 +44,7 @@ def test_values_are_finite_and_named_after_the_metric(named: tuple[str, Metric])
     answers = answers_of(WORSE, 0.5)
     values = metric.score(answers)
     assert values and all(value_name.startswith(name) for value_name in values)
+    assert {label(value_name).endswith("(lower is better)") for value_name in values} == {metric.better == "lower"}
     for value in values.values():
         numbers = value if isinstance(value, Sequence) else [value]
         assert all(isinstance(number, float) and math.isfinite(number) for number in numbers)
@@ -90,18 +90,6 @@ def test_a_third_party_metric_has_no_score_where_the_task_added_nothing(third_pa
     third_party("sousbatch.metrics", "toy = toy_module:TOY", TOY)
     found = score_with_baseline(answers_of(WORSE, 0.25).rows, TARGETS, WORSE, metrics=["toy", "exact_match"])
     assert found == {MODEL: {"toy_margin": 0.75, "exact_match": 0.0}, BASELINE: {"exact_match": 0.0}}
-
-
-def test_a_third_party_metric_does_not_replace_ours(third_party: Callable[..., None]) -> None:
-    third_party("sousbatch.metrics", "cer = toy_module:BROKEN", TOY)
-    assert isinstance(METRICS.load("cer"), Metric)
-    assert list(METRICS).count("cer") == 1
-
-
-def test_a_third_party_metric_that_cannot_be_imported_is_named(third_party: Callable[..., None]) -> None:
-    third_party("sousbatch.metrics", "toy = toy_module:MISSING", TOY)
-    with pytest.raises(UsageError, match="metric 'toy' cannot be imported from toy_module:MISSING"):
-        METRICS.load("toy")
 
 
 def test_the_defaults_are_known() -> None:

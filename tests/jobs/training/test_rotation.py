@@ -32,7 +32,7 @@ def test_the_final_weights_of_a_runs_other_trainings_stay_promised_when_one_ends
         client = ledger.open_client(paths.ledger_dir)
         client.write(events.Ended(stage="again", exit_code=0))
         client.close()
-    job = JobContext(paths=paths, plan=plan, stage=stage, settings=stage.settings, task=0, attempt=1, batch=stage.batch)
+    job = JobContext(paths=paths, plan=plan, stage=stage, task=0, attempt=1, batch=stage.batch)
     assert stage.batch is not None
     CheckpointRotation(job, stage.batch, None).close()
     found = reservations.read_reservation(paths)
