@@ -136,7 +136,7 @@ def _refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
         yield f"{key} can be written down but is not done by this version; leave it out"
     if stage.resources.device == "cpu":
         yield from _cpu_refusals(settings, stage)
-    yield from task_of(settings.task).refusals(settings, stage, inputs)
+    yield from task_of(settings.task).refusals(stage, inputs)
     if stage.batch is not None:
         yield from _batch_refusals(settings, stage, stage.batch)
         yield from engine_of(settings).refusals(settings, inputs.model)
@@ -233,7 +233,7 @@ def _storage_warnings(stage: Stage, found: Forecast) -> Iterator[str]:
 
 def _warnings(recipe: Recipe, site: Site, inputs: Inputs, stage: Stage, found: Forecast) -> Iterator[str]:
     yield from _slurm_only(recipe, site)
-    yield from task_of(stage.settings.task).warnings(stage.settings, stage, inputs)
+    yield from task_of(stage.settings.task).warnings(stage, inputs)
     if stage.batch is None:
         return
     yield from _storage_warnings(stage, found)
