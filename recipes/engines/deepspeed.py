@@ -14,7 +14,7 @@ from ..facts import ModelFacts
 from ..forecast.parameters import Params
 from ..plan import Batch, ForecastLine
 from ..schema import Dtype, StageSettings
-from .base import Held, ModelStates
+from .base import ModelStates, StatePart
 
 
 def working_dtype(settings: StageSettings) -> Dtype:
@@ -26,9 +26,9 @@ def model_states(settings: StageSettings, world_size: int) -> ModelStates:
     """Return the parts, each shared by the ranks from its ZeRO stage on."""
     zero, work = settings.train.zero, DTYPES[settings.train.precision].num_bytes
 
-    def held(bytes_per_param: float, shared_from: int, in_host_memory: bool = False) -> Held:
+    def held(bytes_per_param: float, shared_from: int, in_host_memory: bool = False) -> StatePart:
         shared_by = world_size if zero.stage >= shared_from else 1
-        return Held(bytes_per_param=bytes_per_param, shared_by=shared_by, in_host_memory=in_host_memory)
+        return StatePart(bytes_per_param=bytes_per_param, shared_by=shared_by, in_host_memory=in_host_memory)
 
     return ModelStates(
         weights=held(work, 3, zero.offload == "both"),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ...checkpoints.formats.tensors import DTYPES
 from ..engines import engine_of
-from ..engines.base import Held
+from ..engines.base import StatePart
 from ..facts import Inputs, ModelFacts
 from ..plan import Batch, Forecast, ForecastLine, Stage
 from ..schema import StageSettings
@@ -47,7 +47,7 @@ def device_memory(settings: StageSettings, model: ModelFacts, batch: Batch) -> l
     ]
 
 
-def _line(what: str, held: Held, parts: Sequence[tuple[float, int, str]]) -> ForecastLine:
+def _line(what: str, held: StatePart, parts: Sequence[tuple[float, int, str]]) -> ForecastLine:
     formula = " + ".join(f"{width:g} B x {count:,}{note}" for width, count, note in parts)
     if held.shared_by > 1:
         formula = f"({formula}) / {held.shared_by} ranks"
