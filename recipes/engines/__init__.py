@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 from ..schema import StageSettings
 from . import ddp, deepspeed
 from .base import Engine
 
-EngineName = Literal["ddp", "deepspeed"]
-
-ENGINES: Mapping[EngineName, Engine] = {"ddp": ddp, "deepspeed": deepspeed}
+ENGINES: Mapping[str, Engine] = {"ddp": ddp, "deepspeed": deepspeed}
 
 
-def engine_name(settings: StageSettings) -> EngineName:
+def engine_name(settings: StageSettings) -> str:
     """Return the name of the engine that trains *settings*: the one place that decides it."""
     return "deepspeed" if settings.train.zero.stage else "ddp"
 
