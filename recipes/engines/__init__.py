@@ -1,4 +1,7 @@
-"""Sharding engines, the half that plans; what runs on the ranks is in `jobs.training.engines`, by the same names."""
+"""Plan with sharding engines.
+
+What an engine does on the ranks is in `jobs.training.engines`, by the same name.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ ENGINES: Mapping[str, Engine] = {"ddp": ddp, "deepspeed": deepspeed}
 
 
 def engine_name(settings: StageSettings) -> str:
-    """Return the name of the engine that trains *settings*: the one place that decides it."""
+    """Return the name of the engine that trains *settings*; nobody else decides it."""
     return "deepspeed" if settings.train.zero.stage else "ddp"
 
 

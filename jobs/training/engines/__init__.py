@@ -1,4 +1,7 @@
-"""Sharding engines, the half that runs on the ranks; what planning knows is in `recipes.engines`, by the same names."""
+"""Run sharding engines on the ranks.
+
+What planning knows of an engine is in `recipes.engines`, by the same name.
+"""
 
 from __future__ import annotations
 
