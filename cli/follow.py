@@ -43,7 +43,7 @@ def follow(plan: Plan, paths: RunPaths, launcher: Launcher) -> int:
     try:
         with view:
             while True:
-                if interrupts and launcher.name == "slurm":
+                if interrupts and launcher.survives_client:
                     view.say(f"the jobs go on; `sousbatch resume {paths.run_id}` follows them")
                     return 130
                 if interrupts > handled:

@@ -57,7 +57,7 @@ def adoptable(events: Sequence[Event], launcher: Launcher) -> list[tuple[Intent,
     found = []
     for key, intent in doubtful.items():
         begun = jobs_started(events, intent.stage)
-        unrecorded = [job for job in begun if job and job not in recorded and launcher.name == "slurm"]
+        unrecorded = [job for job in begun if job and job not in recorded]
         if key in known:
             found.append((intent, known[key]))
         elif unrecorded:

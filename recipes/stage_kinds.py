@@ -44,8 +44,8 @@ class StageKind:
 
     @property
     def module(self) -> str:
-        """The module that does its work, started with the run folder and the stage's name."""
-        return f"sousbatch.jobs.{self.name}"
+        """The module that does its work, found by its name."""
+        return "sousbatch.launchers.sweep_point" if self.looks_after_itself else f"sousbatch.jobs.{self.name}"
 
 
 STAGE_KINDS: dict[str, StageKind] = {

@@ -5,32 +5,34 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from sousbatch.cluster import slurm
-from sousbatch.launchers.slurm.container import around
-from sousbatch.recipes.facts import SplitFacts
-from sousbatch.recipes.plan import Plan
-from sousbatch.recipes.schema import Environment
+from sousbatch.launchers.slurm.script import container_words
+from sousbatch.recipes.plan import Stage, StageModel, StageSplit
+from sousbatch.recipes.schema import Environment, Resources
 from sousbatch.run_folder import RunPaths
 
 PATHS = RunPaths(root=Path("/runs/r/3f2a"))
 SPLITS = {
-    name: SplitFacts(path=f"/data/{name}.jsonl", num_rows=1, num_bytes=1, digest=name, columns=())
-    for name in ("train", "test")
+    use: StageSplit(name=use, path=f"/data/{use}.jsonl", digest=use, num_rows=1, num_examples=1)
+    for use in ("train", "eval")
 }
+MODEL = StageModel(folder="/", tokenizer_folder="/")
+STAGE = Stage(
+    name="train", kind="train", of=None, resources=Resources(), num_tasks=1, after=(), model=MODEL, splits=SPLITS
+)
 
 
-def test_without_a_container_nothing_is_added(make_plan: Callable[..., Plan]) -> None:
-    assert around(make_plan([], Environment()), PATHS) == ([], [])
+def test_without_a_container_nothing_is_added() -> None:
+    assert container_words(Environment(), STAGE, PATHS) == ([], [])
 
 
-def test_pyxis_is_told_by_sruns_options(make_plan: Callable[..., Plan]) -> None:
+def test_pyxis_is_told_by_sruns_options() -> None:
     environment = Environment(container="lab#train:2", mounts=("/scratch:/scratch",))
-    options, before = around(make_plan([], environment, SPLITS), PATHS)
+    options, before = container_words(environment, STAGE, PATHS)
     assert options == [
         "--container-image=lab#train:2",
         "--container-mounts=/:/,/data:/data,/runs/r/3f2a:/runs/r/3f2a,/scratch:/scratch",
@@ -56,14 +58,14 @@ os.execvp(words[0], words)
 
 
 def test_apptainer_runs_the_rank_and_sees_what_it_reads_and_writes(
-    make_plan: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "apptainer").write_text(APPTAINER)
     (tmp_path / "apptainer").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     image = "/images/it's $(mine).sif"
     environment = Environment(container=image, container_runtime="apptainer", mounts=("/a b:/c",))
-    options, before = around(make_plan([], environment, SPLITS), PATHS)
+    options, before = container_words(environment, STAGE, PATHS)
     assert options == []
     done = subprocess.run([*before, "echo", "a rank"], capture_output=True, text=True, check=True)
     asked, printed = done.stdout.splitlines()
