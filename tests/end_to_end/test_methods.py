@@ -28,7 +28,7 @@ def without_deepspeed(shared_place, small):
     stages = (
         f"stages={{train: {{}}, consolidate: {{}}, "
         f"tune: {{kind: train, of: consolidate, set: {{{adapter}, train: {{zero: {{stage: 3}}}}}}}}, "
-        f"merged: {{kind: consolidate, of: tune, set: {{{adapter}}}}}, predict: {{of: merged}}, merge: {{}}}}"
+        f"merged: {{kind: consolidate, of: tune}}, predict: {{of: merged}}, merge: {{}}}}"
     )
     place.run("submit", "hangul-restoration", *small, stages, "train.zero.stage=0", place.hook(KILL_A_RANK))
     return place

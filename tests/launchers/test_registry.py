@@ -44,7 +44,9 @@ def test_an_installed_launcher_is_chosen_by_its_name(
 
 
 def test_an_unknown_launcher_is_named_with_those_that_are_known(sousbatch: Run, project: Path) -> None:
-    with pytest.raises(UsageError, match=r"launcher 'slrum' is unknown; known: local, slurm \(did you mean 'slurm'\?\)"):
+    with pytest.raises(
+        UsageError, match=r"launcher 'slrum' is unknown; known: local, slurm \(did you mean 'slurm'\?\)"
+    ):
         launcher_named("slrum")
     code, _, err = sousbatch("plan", "small.yaml", "--launcher", "slrum")
     assert code == 2 and "did you mean 'slurm'" in err

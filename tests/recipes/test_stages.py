@@ -1,0 +1,90 @@
+"""Stages are resolved once, from the recipe alone: each sees what the stage it works on has settled, then its own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from sousbatch.errors import RecipeError
+from sousbatch.recipes.compile import compile
+from sousbatch.recipes.facts import Lengths
+from sousbatch.recipes.plan import Plan
+from sousbatch.recipes.schema import Recipe, StageSpec, rules
+from sousbatch.recipes.stages import ResolvedStage, resolve_stages
+
+
+def _resolved(small: ModuleType, **stages: StageSpec) -> dict[str, ResolvedStage]:
+    return resolve_stages(replace(small.RECIPE, stages=stages))
+
+
+def _compiled(small: ModuleType, **stages: StageSpec) -> Plan:
+    return compile(replace(small.RECIPE, stages=stages), small.SITE, small.INPUTS)
+
+
+def _set(**sections: Any) -> StageSpec:
+    return StageSpec(set=sections)
+
+
+def test_a_consolidate_stage_sees_the_adapter_and_the_goal_of_its_train_stage(small: ModuleType) -> None:
+    train = _set(adapter={"method": "lora", "rank": 3}, checkpoints={"goal": "highest"})
+    seen = _resolved(small, train=train, consolidate=StageSpec())["consolidate"].settings
+    assert (seen.adapter.method, seen.adapter.rank, seen.checkpoints.goal) == ("lora", 3, "highest")
+
+
+def test_each_consolidate_stage_sees_its_own_train_stage(small: ModuleType) -> None:
+    found = _resolved(
+        small,
+        train=StageSpec(),
+        consolidate=StageSpec(),
+        tune=StageSpec(kind="train", of="consolidate", set={"adapter": {"method": "lora"}}),
+        merged=StageSpec(kind="consolidate", of="tune"),
+    )
+    methods = {name: stage.settings.adapter.method for name, stage in found.items()}
+    assert methods == {"train": "full", "consolidate": "full", "tune": "lora", "merged": "lora"}
+    assert {name: stage.train_stage for name, stage in found.items()} == {
+        **dict.fromkeys(("train", "consolidate"), "train"),
+        **dict.fromkeys(("tune", "merged"), "tune"),
+    }
+    assert found["merged"].model_stage == "consolidate"  # the base of its adapter
+
+
+def test_merge_and_score_see_the_rows_of_their_predict_stage(small: ModuleType) -> None:
+    predict = _set(predict={"split": "validation", "rows": 4}, data={"columns": {"target": "label"}})
+    found = _compiled(small, predict=predict, merge=StageSpec(), score=StageSpec())
+    score = found.stage("score")
+    assert (score.splits["score"].name, score.splits["score"].num_rows) == ("validation", 4)
+    assert score.settings.data.columns.target == "label"
+    assert found.stage("merge").settings.predict.split == "validation"
+
+
+def test_what_a_stage_sets_itself_wins_over_what_it_inherits(small: ModuleType) -> None:
+    train, consolidate = _set(checkpoints={"goal": "highest"}), _set(checkpoints={"goal": "lowest"})
+    assert _resolved(small, train=train, consolidate=consolidate)["consolidate"].settings.checkpoints.goal == "lowest"
+
+
+def test_what_a_stage_does_not_inherit_is_the_recipes(small: ModuleType) -> None:
+    found = _resolved(small, train=_set(consolidate={"dtype": "float32"}), consolidate=StageSpec())
+    assert found["consolidate"].settings.consolidate.dtype is None
+
+
+def test_a_fault_of_an_inherited_section_is_said_of_the_stage_that_sets_it(small: ModuleType) -> None:
+    train = _set(checkpoints={"archive_url": "somewhere"})
+    recipe: Recipe = replace(small.RECIPE, stages={"train": train, "consolidate": StageSpec()})
+    assert [fault.key for fault in rules.faults_of(recipe)] == ["stages.train.set.checkpoints.archive_url"]
+
+
+def test_the_rows_that_are_kept_are_the_examples_of_a_split(small: ModuleType) -> None:
+    place: dict[str, Any] = {"stage": "train", "use": "train", "split": "train", "limit": 32}
+    lengths = Lengths(**place, num_rows=100, num_kept=90, longest=9, longest_kept=9)
+    plan = compile(small.RECIPE, small.SITE, replace(small.INPUTS, lengths=(lengths,)))
+    split, batch = plan.stage("train").splits["train"], plan.stage("train").batch
+    assert (split.num_rows, split.num_examples) == (100, 90)
+    assert batch is not None and batch.steps_per_epoch == 12  # of 8 examples each
+
+
+def test_a_set_that_fits_no_schema_is_a_fault_of_the_recipe(small: ModuleType) -> None:
+    with pytest.raises(RecipeError, match="train.steps is 'many'"):
+        _resolved(small, train=_set(train={"steps": "many"}))
