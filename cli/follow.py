@@ -12,7 +12,7 @@ from typing import Any
 from ..events import Event, Step, of
 from ..launchers.base import FINAL_WORDS, Launcher
 from ..launchers.overview import watch_states
-from ..launchers.status import StageState, is_final
+from ..launchers.states import StageState, is_final
 from ..launchers.submission import cancel
 from ..ledger import LedgerReader
 from ..recipes.plan import Plan

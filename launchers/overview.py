@@ -16,7 +16,8 @@ from ..recipes.plan_summary import PlanSummary, StageSummary, read_summary
 from ..run_folder import RunPaths
 from .base import FINAL_WORDS, JobRef, JobState, Launcher
 from .registry import OWN
-from .status import NO_ANSWER, StageState, job_refs, open_refs, stage_states, stopping_stages
+from .states import StageState, stage_states
+from .status import NO_ANSWER, job_refs, open_refs, stopping_stages
 
 
 def watch_states(plan: Plan | PlanSummary, paths: RunPaths, launcher: Launcher) -> dict[str, StageState]:

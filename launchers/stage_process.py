@@ -167,7 +167,8 @@ class _Task:
         """Return the exit code that explains how the ranks ended, and record what they did not."""
         events = ledger.read(self._paths.ledger_dir, max_steps=1)
         is_over = is_finished(events, self._stage.name, self._task, writer.number)
-        code, message = self._where.explain(self._stage, code, _log_since(begins), is_finished=is_over)
+        log = "" if code in (0, EXIT_STOPPED) else _log_since(begins)
+        code, message = self._where.explain(self._stage, code, log, is_finished=is_over)
         if message:
             writer.write(Error(message=message))
         return code

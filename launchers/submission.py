@@ -23,7 +23,8 @@ from .freeze import accept_environment, freeze, read_requests
 from .overview import jobs_left, many_states
 from .registry import watcher
 from .reservations import reserve, stand_behind
-from .status import StageState, adoptable, asking, job_refs, run_states
+from .states import StageState
+from .status import adoptable, asking, job_refs, run_states
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ from sousbatch.launchers.base import FINAL_WORDS, JobState, Request
 from sousbatch.launchers.freeze import accept_environment, freeze
 from sousbatch.launchers.local.launcher import LocalLauncher
 from sousbatch.launchers.local.placement import LocalPlacement
-from sousbatch.launchers.status import stage_states
+from sousbatch.launchers.states import stage_states
 from sousbatch.recipes.inspect.versions import versions_of
 from sousbatch.recipes.plan import Batch, Ladder, Plan, Stage, StageSplit
 from sousbatch.recipes.schema import Checkpoints, Environment, Resources

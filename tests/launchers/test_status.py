@@ -9,7 +9,8 @@ import pytest
 
 from sousbatch.events import KINDS, Event
 from sousbatch.launchers.base import JobRef, JobState
-from sousbatch.launchers.status import is_final, job_refs, stage_states
+from sousbatch.launchers.states import is_final, stage_states
+from sousbatch.launchers.status import job_refs
 from sousbatch.ledger_queries import unsettled
 from sousbatch.recipes.plan import Batch, Plan, Stage
 from sousbatch.recipes.schema import Resources
