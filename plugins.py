@@ -7,7 +7,7 @@ registry's entry-point group, under the name that recipes then use.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from .errors import UsageError, nearest
@@ -33,6 +33,11 @@ class Registry(Generic[T]):
         if name in self._own or name in self._others():
             return "", ""
         return f"is {name!r}; known: {', '.join(self)}", nearest(name, self)
+
+    def first_known(self, names: Sequence[str]) -> str | None:
+        """Return the first of *names* that is known, ours before those of others."""
+        found = [name for name in names if name in self._own] or [name for name in names if name in self._others()]
+        return found[0] if found else None
 
     def load(self, name: str) -> T:
         """Import and return what has this name; ours win over third-party ones.

@@ -91,11 +91,6 @@ def _add_execution_options(parser: Parser) -> None:
     )
 
 
-def _config_dir(checkpoint: Place) -> Place | None:
-    """Return the folder with the config and tokenizer of *checkpoint*: itself or the one above, if any."""
-    return next((place for place in (checkpoint, checkpoint.parent) if (place / "config.json").is_file()), None)
-
-
 def _consolidate(arguments: Namespace) -> int:
     from ..checkpoints.consolidation.consolidate import consolidate_part, refuse_within
     from ..checkpoints.consolidation.manifest import MANIFEST_NAME
@@ -190,6 +185,7 @@ def _open(text: str, checkpoint: Place, *, is_raw: bool) -> Source:
 
 def _options(arguments: Namespace, checkpoint: Place) -> ConsolidateOptions:
     from ..checkpoints.consolidation.plan import ConsolidateOptions
+    from ..checkpoints.formats.companion_files import config_dir
     from ..remote import place_of
 
     has_config = arguments.adapter != "raw"
@@ -202,7 +198,7 @@ def _options(arguments: Namespace, checkpoint: Place) -> ConsolidateOptions:
         base_dir=place_of(arguments.base) if arguments.base else None,
         copy_from=place_of(arguments.copy_from)
         if arguments.copy_from
-        else _config_dir(checkpoint)
+        else config_dir(checkpoint)
         if has_config
         else None,
         is_compared=has_config and not arguments.dry_run,

@@ -12,16 +12,12 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from importlib import import_module
-from typing import TYPE_CHECKING
 
 from .. import __version__
-from ..errors import SousbatchError, UsageError
+from ..errors import SousbatchError
+from ..plugins import Registry
 from ..redaction import redacted
 from .parser import Parser, add_command
-
-if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint
 
 _DESCRIPTION = """\
 Turn a fine-tuning recipe into jobs on this machine, and get back a half-precision
@@ -57,35 +53,15 @@ def build_parser(*words: str) -> Parser:
     parser = Parser(prog="sousbatch", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"sousbatch {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, (module, help) in COMMANDS.items():
+    registry: Registry[Callable[[Parser], None]] = Registry(
+        "command", "sousbatch.commands", {name: f"cli.{module}:define_{name}" for name, (module, _) in COMMANDS.items()}
+    )
+    for name in COMMANDS if set(words) & set(COMMANDS) else registry:  # looking for third-party ones takes 40 ms
+        _, help = COMMANDS.get(name, ("", "a third-party command"))
         command = add_command(commands, name, help)
         if name in words or not words:
-            getattr(import_module(f".{module}", __package__), f"define_{name}")(command)
-    for point in () if set(words) & set(COMMANDS) else _third_party():
-        command = add_command(commands, point.name, _origin(point))
-        if point.name in words or not words:
-            _load(point)(command)
+            registry.load(name)(command)
     return parser
-
-
-def _third_party() -> Sequence[EntryPoint]:
-    """Return the commands of other packages, which cannot replace ours."""
-    from importlib.metadata import entry_points  # reads every installed package's metadata
-
-    found = {point.name: point for point in entry_points(group="sousbatch.commands") if point.name not in COMMANDS}
-    return [found[name] for name in sorted(found)]
-
-
-def _origin(point: EntryPoint) -> str:
-    return f"from the package {point.dist.name}" if point.dist else "from another package"
-
-
-def _load(point: EntryPoint) -> Callable[[Parser], None]:
-    try:
-        define: Callable[[Parser], None] = point.load()
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"command {point.name!r} {_origin(point)} cannot be loaded: {error}") from error
-    return define
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from argparse import Namespace
 from pathlib import Path
+from typing import get_args
 
 from ..errors import NotFoundError, UsageError
-from ..predictions.metrics import DEFAULT_METRICS
+from ..predictions.metrics import DEFAULT_METRICS, Tokenizer
 from .parser import Parser, add_command, add_verbs, count, define
 
 
@@ -59,7 +59,7 @@ def _define_score(score: Parser) -> None:
         "--field", default="prediction", metavar="FIELD", help="field of the prediction (default prediction)"
     )
     score.add_argument(
-        "--tokenizer", choices=["words", "characters"], default="words", help="units of ROUGE (default words)"
+        "--tokenizer", choices=get_args(Tokenizer), default="words", help="units of ROUGE (default words)"
     )
     score.add_argument(
         "--metric",
@@ -71,40 +71,23 @@ def _define_score(score: Parser) -> None:
 
 
 def _merge(arguments: Namespace) -> int:
-    from ..predictions.merge import merge_units
-    from ..predictions.shard_merge import merge_shards
+    from ..api import merge_predictions
 
-    paths, out = [Path(path).expanduser() for path in arguments.paths], Path(arguments.out).expanduser().absolute()
-    missing = [str(path) for path in paths if not path.exists()]
-    if missing:
-        raise NotFoundError(f"{', '.join(missing)}: no such file or folder")
+    out = Path(arguments.out).expanduser().absolute()
     _check_export(arguments.export, out)
-    if len(paths) == 1 and (paths[0] / "layout.json").is_file():
-        print(merge_units(paths[0], out))
-        return _export(out, arguments.export)
-    shards = [file for path in paths for file in (_shards_in(path) if path.is_dir() else [path])]
-    if not shards:
-        raise NotFoundError(f"{', '.join(arguments.paths)}: no .jsonl or .csv shards there")
     if arguments.in_file_order:
         _check_order(arguments.paths)
     field = None if arguments.in_file_order else arguments.index
-    print(merge_shards(shards, out, num_rows=arguments.rows, index_field=field))
+    print(merge_predictions(arguments.paths, out, num_rows=arguments.rows, index_field=field))
     return _export(out, arguments.export)
-
-
-def _shards_in(folder: Path) -> list[Path]:
-    found = list(folder.glob("*.jsonl")) or list(folder.glob("*.csv"))
-    return sorted(found, key=lambda path: _by_number(path.name))
-
-
-def _by_number(text: str) -> list[str | int]:
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]
 
 
 def _check_order(named: list[str]) -> None:
     """Refuse the order of a shell's pattern where it is not that of the numbers: rank10 comes before rank2."""
-    if named == sorted(named) and named != sorted(named, key=_by_number):
-        at = next(number for number, text in enumerate(sorted(named, key=_by_number)) if text != named[number])
+    from ..predictions.shard_merge import by_number
+
+    if named == sorted(named) and named != sorted(named, key=by_number):
+        at = next(number for number, text in enumerate(sorted(named, key=by_number)) if text != named[number])
         raise UsageError(
             f"the shards are named in the order of letters, in which {named[at]!r} comes before the numbers below it; "
             "name them in the order of their rows, such as with $(ls -v PATTERN)"

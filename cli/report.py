@@ -19,7 +19,7 @@ from .. import files, ledger
 from ..checkpoints.commit import committed
 from ..events import CheckpointEvent, Event, Kept, Problem, Saved, Skipped, Step
 from ..ledger_queries import CheckpointLifetime, checkpoint_lifetimes, timed
-from ..predictions.scoring import MODEL, WHO
+from ..predictions.scoring import MODEL, WHO, label
 from ..recipes.plan import Plan
 from ..recipes.plan_summary import PlanSummary
 from ..run_folder import RunPaths
@@ -104,7 +104,8 @@ def page(plan: Plan | PlanSummary, paths: RunPaths, states: Mapping[str, Any]) -
         ]
     for name, result in scores.items():
         rows = [
-            (metric, *(score(result["scores"][who].get(metric)) for who in WHO)) for metric in result["scores"][MODEL]
+            (label(metric), *(score(result["scores"][who].get(metric)) for who in WHO))
+            for metric in result["scores"][MODEL]
         ]
         parts.append(f"<h2>{escape(name)}</h2>" + _table(("", *WHO.values()), rows))
     title = escape(f"{paths.recipe_name} {paths.run_id}")

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..predictions.scoring import MODEL, WHO, headlines
+from ..predictions.scoring import MODEL, WHO, headlines, label
 from ..run_folder import RunPaths
 from .tables import columns
 
@@ -18,9 +18,9 @@ def results(plan: Plan, paths: RunPaths) -> str:
     """Return where a run's model, predictions and scores lie, and the scores."""
     rows: list[tuple[str, object]] = []
     for stage in plan.stages:
-        if stage.record.leaves == "model" and paths.model(stage.name).is_dir():
+        if paths.model(stage.name).is_dir():
             rows.append((f"model ({stage.name})", paths.model(stage.name)))
-        if stage.record.leaves == "predictions" and paths.predictions_file(stage.name).is_file():
+        if paths.predictions_file(stage.name).is_file():
             rows.append((f"predictions ({stage.name})", paths.predictions_file(stage.name)))
     if plan.sweep is not None:
         return points(plan, paths)
@@ -53,7 +53,7 @@ def points(plan: Plan, paths: RunPaths) -> str:
 
 def scores(found: Mapping[str, Mapping[str, float]]) -> str:
     """Return the scores of the model beside those of copying the input."""
-    rows = [[name, *(score(found[who].get(name)) for who in WHO)] for name in headlines(found[MODEL])]
+    rows = [[label(name), *(score(found[who].get(name)) for who in WHO)] for name in headlines(found[MODEL])]
     return columns(rows, header=("", *WHO.values()))
 
 

@@ -1,7 +1,7 @@
 """Merge committed units into one ordered, complete file, or say which rows are missing.
 
-What a merge found is a `MergeReport`, written beside its output; `shards` ends in the same
-way. An incomplete output is named `.partial`: nothing is ever cut or filled to fit.
+What a merge found is a `MergeReport`, written beside its output; `shard_merge` ends in
+the same way. An incomplete output is named `.partial`: no row is cut or added to fit.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class MergeReport:
     """What was merged, and what was wrong with it.
 
     `num_rows` counts the rows that there should be, `num_written` those in the output.
-    Duplicate, torn and corrupt rows are dropped and counted; they do harm only where no
-    whole copy of the row exists. `faults` names the first of what was not used.
+    Duplicate, incomplete and corrupt rows are dropped and counted; they do harm only where no
+    intact copy of the row exists. `faults` names the first of what was not used.
     """
 
     output: str = ""
@@ -40,9 +40,9 @@ class MergeReport:
     missing: tuple[range, ...] = ()
     conflicts: tuple[range, ...] = ()
     num_duplicates: int = 0
-    num_torn: int = 0
+    num_incomplete: int = 0
     num_corrupt: int = 0
-    num_alien: int = 0
+    num_unexpected: int = 0
     is_end_known: bool = True
     faults: tuple[str, ...] = ()
     sources: tuple[Mapping[str, str | int], ...] = ()
@@ -50,15 +50,15 @@ class MergeReport:
     @property
     def is_contradictory(self) -> bool:
         """Say whether the sources do not belong together."""
-        return bool(self.conflicts or self.num_alien)
+        return bool(self.conflicts or self.num_unexpected)
 
     @property
     def is_complete(self) -> bool:
         """Say whether every row is there, beyond doubt.
 
-        A torn or corrupt line may have been the last row when nobody said how many there are.
+        An incomplete or corrupt line may have been the last row where the number of rows is unknown.
         """
-        lost_end = not self.is_end_known and bool(self.num_torn or self.num_corrupt)
+        lost_end = not self.is_end_known and bool(self.num_incomplete or self.num_corrupt)
         return not (self.missing or self.is_contradictory or lost_end)
 
     def as_json(self) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class MergeReport:
             parts.append(f"missing rows: {format_rows(self.missing, _NUM_NAMED)}")
         if self.conflicts:
             parts.append(f"rows with two different predictions: {format_rows(self.conflicts, _NUM_NAMED)}")
-        for what in ("alien", "torn", "corrupt"):
+        for what in ("unexpected", "incomplete", "corrupt"):
             if count := getattr(self, f"num_{what}"):
                 parts.append(f"{what} rows: {count:,}")
         return "; ".join([*parts, *self.faults[:_NUM_NAMED]])

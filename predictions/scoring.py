@@ -6,6 +6,7 @@ What a metric measures is its own (`metrics`); here its values become scores. Cl
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from math import fsum
 from typing import Any, get_args
@@ -64,6 +65,16 @@ def score_texts(
     _check(rows, targets, tokenizer)
     answers = Answers(rows=rows, targets=targets, inputs=targets, tokenizer=tokenizer)
     return _scores(answers, [METRICS.load(name) for name in metrics])
+
+
+def label(score: str) -> str:
+    """Return what tables call a score: its name, and its direction where lower is better."""
+    words = score.split("_")
+    name = METRICS.first_known(["_".join(words[:count]) for count in range(len(words), 0, -1)])
+    with suppress(UsageError):  # a third-party metric that cannot be imported now; its scores are still shown
+        if name is not None and METRICS.load(name).better == "lower":
+            return f"{score} (lower is better)"
+    return score
 
 
 def headlines(scores: Mapping[str, float]) -> list[str]:

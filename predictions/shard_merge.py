@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import re
 from array import array
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,12 +35,12 @@ _GATHER_BYTES = 1 << 20  # what the processor's cache holds: 8 MiB took 1.4 time
 def merge_shards(
     paths: Sequence[Path], out_path: Path, *, num_rows: int | None = None, index_field: str | None = INDEX
 ) -> MergeReport:
-    """Gather the rows of foreign shards in the order of their index; without *index_field* as the shards stand.
+    """Join shards in the order of their rows' index; without *index_field* in the order given.
 
     The first copy of a row wins; a second one is dropped where it is the same, and makes
-    the result unclean where it is not. Without *num_rows* nobody can see that the last
-    rows are missing. A cut CSV record that another one goes on with can pass for a row;
-    JSONL has no such hole.
+    the result unclean where it is not. Without *num_rows* it is unknown
+    whether the last rows are missing. A cut CSV record that is continued by another one can pass for a row;
+    a JSONL line cannot.
 
     Raises:
         IncompleteError: rows are missing; the rest is in `.partial`.
@@ -66,9 +67,9 @@ def merge_shards(
         missing=_gaps(rows.index[ranking.kept], ranking.num_rows),
         conflicts=_runs(np.unique(rows.index[ranking.again[differing]])),
         num_duplicates=len(ranking.again),
-        num_torn=sum(shard.num_torn for shard in shards),
+        num_incomplete=sum(shard.num_incomplete for shard in shards),
         num_corrupt=sum(shard.num_corrupt for shard in shards),
-        num_alien=len(ranking.alien),
+        num_unexpected=len(ranking.unexpected),
         is_end_known=num_rows is not None,
         faults=_faults(shards, rows, ranking, differing),
         sources=rows.sources,
@@ -76,11 +77,33 @@ def merge_shards(
     return settle(report, out_path)
 
 
+def find_shards(paths: Sequence[Path]) -> list[Path]:
+    """Return the shards that *paths* name: files, or folders of .jsonl or of .csv files in the order of their numbers.
+
+    Raises:
+        NotFoundError: there are none.
+    """
+    found = [file for path in paths for file in (_shards_in(path) if path.is_dir() else [path])]
+    if not found:
+        raise NotFoundError(f"{', '.join(map(str, paths))}: no .jsonl or .csv shards there")
+    return found
+
+
+def _shards_in(folder: Path) -> list[Path]:
+    found = list(folder.glob("*.jsonl")) or list(folder.glob("*.csv"))
+    return sorted(found, key=lambda path: by_number(path.name))
+
+
+def by_number(text: str) -> list[str | int]:
+    """Return a sorting key that puts rank2 before rank10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]
+
+
 def _number_in_file_order(shards: Sequence[Shard]) -> None:
     if faults := [fault for shard in shards for fault in shard.faults]:
         raise UsageError(
             f"the shards cannot be joined in file order, since positions after a broken line are unknown: {faults[0]}; "
-            "mend or remove the line, or name the field of a row's position with --index FIELD"
+            "fix or remove the line, or name the field of a row's position with --index FIELD"
         )
     first = 0
     for shard in shards:
@@ -89,7 +112,7 @@ def _number_in_file_order(shards: Sequence[Shard]) -> None:
 
 
 def _check_has_index(shards: Sequence[Shard], index_field: str) -> None:
-    """Refuse shards whose rows are good and have no such field; what is broken is told by the report."""
+    """Refuse shards whose rows are good and have no such field; the report names what is broken."""
     for shard in shards:
         with shard.path.open("rb") as stream, suppress(ValueError):
             row = json.loads(stream.readline())
@@ -110,7 +133,7 @@ def _is_csv(paths: Sequence[Path], out_path: Path) -> bool:
 
 
 def _one_header(shards: Sequence[Shard]) -> bytes:
-    """Return the first header; make the rows of a shard with another one alien."""
+    """Return the first header; make the rows of a shard with another one unexpected."""
     header = next((shard.header for shard in shards if shard.header), b"")
     for shard in shards:
         if shard.header not in (header, b""):
@@ -179,7 +202,7 @@ class _Ranking:
     kept: _Numbers
     again: _Numbers
     first: _Numbers
-    alien: _Numbers
+    unexpected: _Numbers
 
 
 def _rank(index: _Numbers, num_rows: int | None) -> _Ranking:
@@ -188,13 +211,13 @@ def _rank(index: _Numbers, num_rows: int | None) -> _Ranking:
     if num_rows is None:
         num_rows = max(0, int(ranked[-1]) + 1) if len(ranked) else 0
     low, high = np.searchsorted(ranked, [0, num_rows])
-    alien = np.concatenate([order[:low], order[high:]])
+    unexpected = np.concatenate([order[:low], order[high:]])
     order, ranked = order[low:high], ranked[low:high]
     is_first = np.ones(len(ranked), dtype=bool)
     is_first[1:] = ranked[1:] != ranked[:-1]
     kept = order[is_first]
     first = kept[np.cumsum(is_first)[~is_first] - 1]
-    return _Ranking(num_rows=num_rows, kept=kept, again=order[~is_first], first=first, alien=alien)
+    return _Ranking(num_rows=num_rows, kept=kept, again=order[~is_first], first=first, unexpected=unexpected)
 
 
 def _write(rows: _Rows, kept: _Numbers, header: bytes, path: Path) -> tuple[int, str]:
@@ -203,7 +226,7 @@ def _write(rows: _Rows, kept: _Numbers, header: bytes, path: Path) -> tuple[int,
     with no_room_named(str(path)), replacing(path) as stream, ThreadPoolExecutor(1) as pool:
 
         def put(block: bytes) -> None:
-            digest.update(block)  # both free the interpreter's lock, so that gathering goes on
+            digest.update(block)  # both free the interpreter's lock, so that gathering continues
             stream.write(block)
 
         writing = pool.submit(put, header)
@@ -249,7 +272,7 @@ def _faults(shards: Sequence[Shard], rows: _Rows, ranking: _Ranking, differing: 
     for slot in differing[:MAX_FAULTS].tolist():
         again, first = int(ranking.again[slot]), int(ranking.first[slot])
         faults.append(f"{rows.place(again)}: row {rows.index[again]} differs from the one at {rows.place(first)}")
-    for position in ranking.alien[:MAX_FAULTS].tolist():
+    for position in ranking.unexpected[:MAX_FAULTS].tolist():
         faults.append(f"{rows.place(position)}: row {rows.index[position]} is none of the {ranking.num_rows:,} rows")
     faults += [fault for shard in shards for fault in shard.faults]
     return tuple(faults[:MAX_FAULTS])

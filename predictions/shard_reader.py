@@ -1,7 +1,7 @@
 """Read one shard of another trainer, whatever its damage: which rows it holds, and where.
 
-A row is trusted only if its line parses as a whole; every other line is counted and named.
-`shards` puts what was found in order.
+A row is trusted only if all of its line parses; every other line is counted and named.
+`shard_merge` puts what was found in order.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class Shard:
     index: array[int] = field(default_factory=lambda: array("q"))
     offset: array[int] = field(default_factory=lambda: array("q"))
     length: array[int] = field(default_factory=lambda: array("q"))
-    num_torn: int = 0
+    num_incomplete: int = 0
     num_corrupt: int = 0
     faults: list[str] = field(default_factory=list)
 
     def accept(self, indices: Sequence[int], offsets: Sequence[int], lines: Sequence[bytes]) -> None:
-        """Take in whole rows; only the last line may lack its newline."""
+        """Take in complete rows; only the last line may lack its newline."""
         self.index.extend(indices)
         self.offset.extend(offsets)
         self.length.extend(map(len, lines))
@@ -48,8 +48,8 @@ class Shard:
 
     def reject(self, offset: int, line: bytes, reason: object) -> None:
         """Count and name a line that is no row."""
-        word = "corrupt" if line.endswith(b"\n") else "torn"
-        self.num_torn += word == "torn"
+        word = "corrupt" if line.endswith(b"\n") else "incomplete"
+        self.num_incomplete += word == "incomplete"
         self.num_corrupt += word == "corrupt"
         if len(self.faults) < MAX_FAULTS:
             self.faults.append(f"{self.path}: byte {offset:,}: {word}: {reason}")
@@ -65,8 +65,8 @@ _Parse = Callable[[bytes], _Row]
 def scan_jsonl(path: Path, index_field: str | None) -> Shard:
     """Find the rows of a JSONL shard; without *index_field* the first has index 0.
 
-    A torn line that a restarted writer went on with is one line of two rows: the second is
-    whole and kept. A last line without its newline is whole if it parses. The bytes within
+    An incomplete line that a restarted writer continued is one line of two rows: the second is
+    complete and kept. A last line without its newline is complete if it parses. The bytes within
     texts are not looked at.
     """
     shard, offset = Shard(path=path), 0
@@ -91,8 +91,8 @@ def scan_jsonl(path: Path, index_field: str | None) -> Shard:
 def _parser(index_field: str | None) -> _Parse:
     """Return what reads the index of a line and skips the rest: 3 times as fast as reading all."""
     if index_field is None:
-        whole: Any = msgspec.defstruct("Row", [], gc=False)
-        return msgspec.json.Decoder(whole).decode
+        any_row: Any = msgspec.defstruct("Row", [], gc=False)
+        return msgspec.json.Decoder(any_row).decode
     number = Annotated[int, msgspec.Meta(ge=-_MAX_INDEX, le=_MAX_INDEX)]
     row: Any = msgspec.defstruct("Row", [("index", number, msgspec.field(name=index_field))], gc=False)
     return msgspec.json.Decoder(row).decode
@@ -144,7 +144,7 @@ def scan_csv(path: Path, index_field: str | None) -> Shard:
     """Find the rows of a CSV shard; cells may hold newlines within quotes. Without *index_field* the first is 0.
 
     A record that was cut within quotes swallows what follows it, often all of the shard's
-    rest: it is told as torn or corrupt.
+    rest: it is reported as incomplete or corrupt.
     """
     csv.field_size_limit(_MAX_CELL_CHARS)
     shard = Shard(path=path)

@@ -3,7 +3,7 @@
 A folder belongs to one prediction key and holds `layout.json` and `unit-000017.jsonl`
 files: one header line, then one JSON row for each input row, in order. A unit is owned by
 rows and not by ranks, so the number of tasks may change between attempts. Who may still
-write (fencing) is the caller's to check; joining the units is `gather`'s.
+write (fencing) is the caller's to check; joining the units is `merge`'s.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Layout:
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """A committed unit, as its header tells; `num_bytes` and `sha256` are of the body."""
+    """A committed unit, as its header says; `num_bytes` and `sha256` are of the body."""
 
     number: int
     first_row: int
@@ -77,8 +77,8 @@ def unit_path(folder: Path, number: int) -> Path:
 def open_layout(folder: Path, key: str, num_rows: int, unit_rows: int) -> Layout:
     """Return the folder's layout, writing it when this is the first task to come.
 
-    An existing layout wins over another *unit_rows*, so that a resume with other settings
-    goes on where the last attempt stopped.
+    An existing layout wins over another *unit_rows*, so that a run that resumes with
+    another size keeps its units.
 
     Raises:
         DamagedError: the folder was laid out for another key or another number of rows.
@@ -94,6 +94,11 @@ def open_layout(folder: Path, key: str, num_rows: int, unit_rows: int) -> Layout
         if found != wanted:
             raise DamagedError(f"{folder / 'layout.json'}: its {what} is {found!r}, not {wanted!r}")
     return layout
+
+
+def is_unit_folder(folder: Path) -> bool:
+    """Return whether *folder* holds the units of a prediction key."""
+    return (folder / "layout.json").is_file()
 
 
 def read_layout(folder: Path) -> tuple[str, Layout]:
@@ -168,7 +173,7 @@ def survey_units(folder: Path, layout: Layout, key: str) -> tuple[dict[int, Unit
 
 
 def committed_units(folder: Path, layout: Layout, key: str) -> dict[int, Unit]:
-    """Return the committed units by number; what is torn or foreign is logged, not trusted."""
+    """Return the committed units by number; what is incomplete or of another key is logged."""
     units, faults = survey_units(folder, layout, key)
     for fault in faults:
         logger.warning("%s; it does not count", fault)
@@ -225,5 +230,5 @@ def _read_unit(path: Path, layout: Layout, number: int, key: str) -> Unit:
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{path} has no unit header: {error!r}") from error
     if file_bytes != unit.body_offset + unit.num_bytes:
-        raise DamagedError(f"{path} is torn: {file_bytes:,} bytes, not {unit.body_offset + unit.num_bytes:,}")
+        raise DamagedError(f"{path} is incomplete: {file_bytes:,} bytes, not {unit.body_offset + unit.num_bytes:,}")
     return unit

@@ -188,8 +188,8 @@ def _parameter_refusals(settings: StageSettings, stage: Stage, inputs: Inputs) -
 
 def _storage_refusals(stages: Sequence[Stage], found: Forecast, inputs: Inputs) -> Iterator[str]:
     """Refuse what cannot even keep its weights; everything above is a rung of the ladder."""
-    room = inputs.disk_space
-    where = f"{room.folder} can take {_gb(max(0, room.free_bytes))} ({room.source})"
+    space = inputs.disk_space
+    where = f"{space.folder} can take {_gb(max(0, space.free_bytes))} ({space.source})"
     largest = max(found.storage, key=lambda line: line.num_bytes)
     for name, ladder in found.ladders.items():
         if ladder.fits:
@@ -204,7 +204,7 @@ def _storage_refusals(stages: Sequence[Stage], found: Forecast, inputs: Inputs) 
             f"{_gb(found.storage_peak_bytes)}, the largest part is {largest.what}: {ladder.change}, or another folder "
             "with --runs"
         )
-    if not found.ladders and found.storage_peak_bytes > room.free_bytes:
+    if not found.ladders and found.storage_peak_bytes > space.free_bytes:
         yield (
             f"no room: the run will hold {_gb(found.storage_peak_bytes)} and {where}; the largest part is "
             f"{largest.what}: choose another folder with --runs"
@@ -233,12 +233,12 @@ def _warnings(recipe: Recipe, site: Site, inputs: Inputs, stage: Stage, found: F
     yield from _storage_warnings(stage, found)
     wanted, ranks = stage.resources, stage.resources.nodes * stage.resources.devices_per_node
     total = sum(line.num_bytes for line in found.device[stage.name])
-    room = site.gpu_memory_bytes
+    memory_bytes = site.gpu_memory_bytes
     if wanted.device == "cpu":
-        room = site.memory_bytes // (ranks if site.is_one_machine else wanted.devices_per_node)
-    if total > room > 0:
+        memory_bytes = site.memory_bytes // (ranks if site.is_one_machine else wanted.devices_per_node)
+    if total > memory_bytes > 0:
         yield (
-            f"stage {stage.name!r} will want {_gb(total)} a rank and there are {_gb(room)}; "
+            f"stage {stage.name!r} will want {_gb(total)} a rank and there are {_gb(memory_bytes)}; "
             "a smaller micro_batch, gradient_checkpointing or a higher zero.stage takes less"
         )
     cores = wanted.cpus_per_device * ranks

@@ -246,6 +246,8 @@ def read_plan(path: Path) -> Plan:
     plan, faults = validate.build(Plan, values)
     if plan is None or not plan.stages:
         raise UsageError(f"{path} is damaged: {'; '.join(map(str, faults[:3])) or 'it has no stages'}")
+    if unknown := {stage.kind for stage in plan.stages} - set(STAGE_KINDS):
+        raise UsageError(f"{path} is damaged: no kind of stage is called {', '.join(sorted(unknown))}")
     return plan
 
 

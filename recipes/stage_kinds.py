@@ -17,8 +17,8 @@ class StageKind:
 
     *source* is the kind of stage that it works on: one above it is taken when it is `named`, the nearest one `if any`
     is there (else the recipe's own model will do), or it is `required`. *inherits* lists the sections of the recipe
-    that it sees as that stage does, before its own `set`. *rows* says what it uses data files for. *leaves* is what it
-    writes into the run folder.
+    that it sees as that stage does, before its own `set`; *foresees* lists those that it sees as the first stage does
+    that works on it. *rows* says what it uses data files for. *leaves* is what it writes into the run folder.
 
     Its tasks *share* what is named: a kind that shares nothing has one task. It waits until the stage it works on has
     *ended* well ("ok") or anyhow ("any"). It is *stopped* by a flag that its ranks look at, or by a signal, after
@@ -31,6 +31,7 @@ class StageKind:
     source: str | None = None
     takes_source: Literal["named", "if any", "required"] = "required"
     inherits: tuple[str, ...] = ()
+    foresees: tuple[str, ...] = ()
     rows: tuple[RowUse, ...] = ()
     starts_from_model: bool = False
     uses_devices: bool = False
@@ -57,6 +58,7 @@ STAGE_KINDS: dict[str, StageKind] = {
             leaves="checkpoints",
             source="consolidate",
             takes_source="named",
+            foresees=("consolidate",),  # weights that are kept alone have the dtype that the model will have
             rows=("train", "eval"),
             starts_from_model=True,
             uses_devices=True,

@@ -73,7 +73,17 @@ def resolve_stages(recipe: Recipe) -> dict[str, ResolvedStage]:
             settings=settings,
             rows=tuple(_rows(settings, kind)),
         )
-    return found
+    return {name: _foreseeing(stage, recipe, found.values()) for name, stage in found.items()}
+
+
+def _foreseeing(stage: ResolvedStage, recipe: Recipe, stages: Iterable[ResolvedStage]) -> ResolvedStage:
+    """Return *stage* with the sections that it sees as the first stage does that works on it, where it sets none."""
+    sections = [section for section in stage.kind.foresees if section not in stages_of(recipe)[stage.name].set]
+    follower = next((one for one in stages if one.of == stage.name), None)
+    if follower is None or not sections:
+        return stage
+    changes = {section: getattr(follower.settings, section) for section in sections}
+    return replace(stage, settings=replace(stage.settings, **changes))
 
 
 def settings_of(recipe: Recipe) -> StageSettings:

@@ -29,6 +29,7 @@ LINE: tuple[set[str], ...] = (
     {"cluster", "tracking"},
     {"recipes"},
     {"jobs", "launchers"},
+    {"api"},
     {"cli", "__main__"},
 )
 
@@ -87,6 +88,8 @@ def test_imports_follow_the_one_line() -> None:
     wrong = []
     for source in _sources():
         own = source.parts[0].removesuffix(".py")
+        if own == "__init__":  # the public face imports nothing before a name is used: tests/test_api.py
+            continue
         for module in _imports(source):
             other = _part(module) if module.split(".")[0] == "sousbatch" else own
             is_beside = other != own and _place(other) == _place(own) and _place(own) not in (0, len(LINE) - 1)

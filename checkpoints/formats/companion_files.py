@@ -22,6 +22,11 @@ _COPIED = (
 ).split()
 
 
+def config_dir(checkpoint: Place) -> Place | None:
+    """Return the folder with the config and tokenizer of *checkpoint*: itself or the one above, if any."""
+    return next((place for place in (checkpoint, checkpoint.parent) if (place / CONFIG_NAME).is_file()), None)
+
+
 def last_config(folders: Sequence[Place], name: str) -> dict[str, Any] | None:
     """Return the JSON configuration of the last folder that has one, else None.
 

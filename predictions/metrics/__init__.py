@@ -42,9 +42,9 @@ class Answers:
 class Metric:
     """One way to measure predictions.
 
-    *score* returns one or several values by name; each name starts with that of the metric. A value is a number
-    over all rows, or a list with a number for each row, whose mean is the score. *better* says which values are
-    good. *needs* lists what it reads besides the predictions, *fields* what a task must have added to each row.
+    *score* returns values by name; the name is that of a metric, alone or followed by `_` and more. A value is a
+    number over all rows, or a list with a number for each row, whose mean is the score. *better* says which values
+    are good. *needs* lists what it reads besides the predictions, *fields* what a task must have added to each row.
     """
 
     score: Callable[[Answers], Mapping[str, float | Sequence[float]]]

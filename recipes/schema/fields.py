@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import field
-from typing import Any
+from typing import Any, Literal
 
 from ...plugins import Registry
+
+Dtype = Literal["float16", "bfloat16", "float32"]
 
 
 def key(

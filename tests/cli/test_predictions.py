@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[2]
 Run = Callable[..., tuple[int, str, str]]
-TOY = """
-from sousbatch.predictions.metrics import Metric
-def length(answers):
-    return {"toy_length": [len(text) for text, _ in answers.texts]}
-LENGTH = Metric(score=length, better="lower", needs=())
-"""
+DOCUMENTED = re.search(r"```python\n(.*?)```", (ROOT / "docs/predictions.md").read_text(), re.DOTALL)
 
 
 @pytest.fixture
@@ -22,8 +19,8 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Predictions as JSONL and CSV, and the data that they answer."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data.csv").write_text("input,target\nax,ab\ncd,cd\n")
-    (tmp_path / "made.jsonl").write_text('{"index": 0, "prediction": "ab"}\n{"index": 1, "prediction": "cx"}\n')
-    (tmp_path / "made.csv").write_text("index,prediction\n0,ab\n1,cx\n")
+    (tmp_path / "made.jsonl").write_text('{"index": 0, "prediction": "ab"}\n{"index": 1, "prediction": "cxx"}\n')
+    (tmp_path / "made.csv").write_text("index,prediction\n0,ab\n1,cxx\n")
     return tmp_path
 
 
@@ -39,12 +36,15 @@ def test_a_csv_file_is_scored_like_the_same_jsonl(sousbatch: Run) -> None:
 def test_metrics_are_chosen_by_name_those_of_other_packages_too(
     sousbatch: Run, third_party: Callable[..., None]
 ) -> None:
-    third_party("sousbatch.metrics", "toy = toy_module:LENGTH", TOY)
-    metrics = [word for name in ("cer", "toy") for word in ("--metric", name)]
+    assert DOCUMENTED is not None
+    third_party("sousbatch.metrics", "length_error = toy_module:LENGTH_ERROR", DOCUMENTED[1])
+    metrics = [word for name in ("cer", "length_error") for word in ("--metric", name)]
     code, out, _ = sousbatch("predictions", "score", "made.jsonl", "--data", "data.csv", *metrics)
-    assert (code, out.split()) == (
+    assert (code, out) == (
         0,
-        "model copying the input cer 0.250 0.250 toy_length 2.000 2.000".split(),
+        "                                model  copying the input\n"
+        "cer (lower is better)           0.500  0.250\n"
+        "length_error (lower is better)  0.500  0.000\n",
     )
 
 

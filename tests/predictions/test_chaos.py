@@ -87,7 +87,7 @@ def test_killed_workers_in_changing_numbers_leave_every_row_exactly_once(tmp_pat
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_worker_killed_at_a_commit_leaves_a_whole_unit_or_none(
+def test_a_worker_killed_at_a_commit_leaves_a_complete_unit_or_none(
     tmp_path: Path, key: str, call: str, moment: str
 ) -> None:
     folder = tmp_path / key

@@ -11,7 +11,7 @@ import pytest
 from sousbatch.errors import UsageError
 from sousbatch.predictions.metrics import DEFAULT_METRICS, METRICS, Answers, Metric
 from sousbatch.predictions.rows import PredictionRow
-from sousbatch.predictions.scoring import BASELINE, MODEL, score_with_baseline
+from sousbatch.predictions.scoring import BASELINE, MODEL, label, score_with_baseline
 
 TARGETS = ["방이 깨끗하고 좋아요", "조금 시끄러웠지만 괜찮았습니다", "The quick brown fox", "바다 전망"]
 WORSE = ["방이 더럽고 좋아요", "조금 시끄러웠습니다", "The slow brown fox", "바다 전망이 최고"]
@@ -45,6 +45,7 @@ def test_values_are_finite_and_named_after_the_metric(named: tuple[str, Metric])
     answers = answers_of(WORSE, 0.5)
     values = metric.score(answers)
     assert values and all(value_name.startswith(name) for value_name in values)
+    assert {label(value_name).endswith("(lower is better)") for value_name in values} == {metric.better == "lower"}
     for value in values.values():
         numbers = value if isinstance(value, Sequence) else [value]
         assert all(isinstance(number, float) and math.isfinite(number) for number in numbers)

@@ -65,10 +65,10 @@ def cut_in_a_character(data: bytes) -> bytes:
 
 
 LOSSES = {
-    "torn tail": (lambda data, lines: data[:-20], {57}, "num_torn"),
-    "cut in a character": (lambda data, lines: cut_in_a_character(data), {57}, "num_torn"),
-    "NUL tail": (lambda data, lines: data[: -len(lines[57])] + b"\0" * 300, {57}, "num_torn"),
-    "torn and gone on with": (
+    "incomplete tail": (lambda data, lines: data[:-20], {57}, "num_incomplete"),
+    "cut in a character": (lambda data, lines: cut_in_a_character(data), {57}, "num_incomplete"),
+    "NUL tail": (lambda data, lines: data[: -len(lines[57])] + b"\0" * 300, {57}, "num_incomplete"),
+    "incomplete and continued": (
         lambda data, lines: data.replace(lines[21], lines[21][:30]),
         {21},
         "num_corrupt",
@@ -121,11 +121,11 @@ def test_damage_does_no_harm_when_the_rows_were_predicted_again(
     assert getattr(report, counter) == 1
 
 
-def test_without_the_number_of_rows_a_torn_line_may_have_been_the_last(
+def test_without_the_number_of_rows_an_incomplete_line_may_have_been_the_last(
     shards: list[Path], out: Path, lines: list[bytes], tmp_path: Path
 ) -> None:
     rewrite(shards[3], lambda data: data[:-20])
-    with pytest.raises(IncompleteError, match="59 of 59 rows .* torn rows: 1"):
+    with pytest.raises(IncompleteError, match="59 of 59 rows .* incomplete rows: 1"):
         merge_shards(shards, out)
     with pytest.raises(IncompleteError, match="missing rows: 59"):
         merge_shards(shards, out, num_rows=NUM_ROWS)
@@ -174,7 +174,7 @@ def test_two_predictions_of_one_row_are_never_clean(shards: list[Path], out: Pat
     assert json.loads(report_path(out).read_text())["conflicts"] == "8-9"
 
 
-def test_the_shard_of_an_older_run_is_alien(
+def test_the_shard_of_an_older_run_is_unexpected(
     shards: list[Path],
     out: Path,
     lines: list[bytes],
@@ -184,14 +184,16 @@ def test_the_shard_of_an_older_run_is_alien(
 ) -> None:
     stale = tmp_path / "rank=4.jsonl"
     stale.write_bytes(b"".join(map(json_line, make_rows(NUM_ROWS, NUM_ROWS + 10))))
-    with pytest.raises(DamagedError, match=r"alien rows: 10; .*rank=4.jsonl: byte 0: row 60 is none of the 60 rows"):
+    with pytest.raises(
+        DamagedError, match=r"unexpected rows: 10; .*rank=4.jsonl: byte 0: row 60 is none of the 60 rows"
+    ):
         merge_shards([*shards, stale], out, num_rows=NUM_ROWS)
     assert partial_path(out).read_bytes() == b"".join(lines)
 
 
-def test_a_padding_row_with_a_negative_index_is_alien(shards: list[Path], out: Path, json_line: JsonLine) -> None:
+def test_a_padding_row_with_a_negative_index_is_unexpected(shards: list[Path], out: Path, json_line: JsonLine) -> None:
     rewrite(shards[0], lambda data: data + json_line({"index": -1, "prediction": "pad"}))
-    with pytest.raises(DamagedError, match="alien rows: 1"):
+    with pytest.raises(DamagedError, match="unexpected rows: 1"):
         merge_shards(shards, out)
 
 
@@ -201,17 +203,17 @@ def test_an_absurd_index_costs_no_memory(shards: list[Path], out: Path, json_lin
         merge_shards(shards, out)
 
 
-def test_a_last_line_without_newline_and_blank_lines_are_whole(
+def test_a_last_line_without_newline_and_blank_lines_are_complete(
     shards: list[Path], out: Path, lines: list[bytes]
 ) -> None:
     rewrite(shards[1], lambda data: data[:-1])
     rewrite(shards[3], lambda data: b"\n\n" + data.replace(lines[7], b"\n  \n" + lines[7])[:-1])
     report = merge_shards(shards, out, num_rows=NUM_ROWS)
     assert_merged(out, lines)
-    assert report.num_torn + report.num_corrupt == 0
+    assert report.num_incomplete + report.num_corrupt == 0
 
 
-def test_an_object_within_a_torn_row_is_not_taken_for_a_row(tmp_path: Path, out: Path) -> None:
+def test_an_object_within_an_incomplete_row_is_not_taken_for_a_row(tmp_path: Path, out: Path) -> None:
     shard = tmp_path / "a.jsonl"
     shard.write_bytes(b'{"index": 0}\n{"index": 1, "source": {"index": 2}\n{"index": 3}\n')
     with pytest.raises(IncompleteError, match="missing rows: 1-2"):
@@ -239,7 +241,7 @@ def test_only_empty_shards_are_no_rows(tmp_path: Path, out: Path, num_rows: int 
     assert out.read_bytes() == b""
 
 
-def test_rows_longer_than_a_gathered_block_are_whole(tmp_path: Path, out: Path, json_line: JsonLine) -> None:
+def test_rows_longer_than_a_gathered_block_are_complete(tmp_path: Path, out: Path, json_line: JsonLine) -> None:
     rows = [json_line({"index": i, "prediction": "가" * size}) for i, size in enumerate([3_000_000, 1, 3_000_000, 2])]
     (tmp_path / "a.jsonl").write_bytes(b"".join(rows[::-1]))
     merge_shards([tmp_path / "a.jsonl"], out, num_rows=4)
@@ -298,7 +300,7 @@ def test_csv_records_keep_their_newlines_and_quotes(
         (lambda data, lines: data.replace(b",21,", b",21.0,"), "21"),
         (lambda data, lines: data.replace(lines[21], b"\0" * 40 + b"\n"), "21"),
     ],
-    ids=["torn tail", "gone on with", "float index", "NUL hole"],
+    ids=["incomplete tail", "continued", "float index", "NUL hole"],
 )
 def test_a_damaged_csv_record_is_dropped(
     csv_shards: list[Path], csv_lines: CsvLines, tmp_path: Path, change: Any, missing: Any
@@ -322,9 +324,9 @@ def test_a_csv_record_cut_within_quotes_is_not_merged(
         assert cells == next(csv.reader([lines[int(cells[1])].decode()]))
 
 
-def test_a_csv_shard_with_other_columns_is_alien(csv_shards: list[Path], tmp_path: Path) -> None:
+def test_a_csv_shard_with_other_columns_is_unexpected(csv_shards: list[Path], tmp_path: Path) -> None:
     (tmp_path / "old.csv").write_text("index,text\n0,x\n1,y\n")
-    with pytest.raises(DamagedError, match="alien rows: 2; .*old.csv: its columns are not"):
+    with pytest.raises(DamagedError, match="unexpected rows: 2; .*old.csv: its columns are not"):
         merge_shards([*csv_shards, tmp_path / "old.csv"], tmp_path / "out.csv", num_rows=NUM_ROWS)
 
 

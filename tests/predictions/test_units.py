@@ -155,7 +155,7 @@ def test_a_unit_cut_at_any_byte_is_not_committed(predicted: Path, key: str) -> N
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        (lambda data: data + b"{}\n", "torn"),
+        (lambda data: data + b"{}\n", "incomplete"),
         (lambda data: b"\0" * len(data), "no unit header"),
         (lambda data: data.replace(b'"key":"key', b'"key":"yek'), "key"),
         (lambda data: data.replace(b'"unit":2', b'"unit":3'), "unit"),
@@ -208,7 +208,7 @@ def test_a_task_outside_the_array_is_refused() -> None:
         ((1, 2, 3), [range(0, 5), range(20, 22)]),
     ],
 )
-def test_missing_units_are_told_as_joined_ranges_of_rows(committed: Any, expected: Any) -> None:
+def test_missing_units_are_named_as_joined_ranges_of_rows(committed: Any, expected: Any) -> None:
     assert list(missing_ranges(LAYOUT, committed)) == expected
 
 

@@ -70,6 +70,13 @@ def test_what_a_stage_does_not_inherit_is_the_recipes(small: ModuleType) -> None
     assert found["consolidate"].settings.consolidate.dtype is None
 
 
+def test_a_train_stage_keeps_weights_as_its_consolidate_stage_will_write_them(small: ModuleType) -> None:
+    found = _resolved(small, train=StageSpec(), consolidate=_set(consolidate={"dtype": "float32", "choose": "last"}))
+    assert found["train"].settings.consolidate == found["consolidate"].settings.consolidate
+    own = _resolved(small, train=_set(consolidate={"choose": "last"}), consolidate=StageSpec())
+    assert own["train"].settings.consolidate.choose == "last"
+
+
 def test_a_fault_of_an_inherited_section_is_said_of_the_stage_that_sets_it(small: ModuleType) -> None:
     train = _set(checkpoints={"archive_url": "somewhere"})
     recipe: Recipe = replace(small.RECIPE, stages={"train": train, "consolidate": StageSpec()})

@@ -1,0 +1,334 @@
+"""The functions of `import sousbatch` for Python code, such as a notebook.
+
+Each does what a command does, prints nothing, and raises the errors of `sousbatch.errors`, all of them a
+`SousbatchError`. `sousbatch/__init__.py` imports this module when the first of its names is used.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from . import files, run_index, user_folders
+from .errors import NotFoundError, RunError
+from .errors import SousbatchError as SousbatchError  # one of the public names
+from .run_folder import RunPaths
+
+if TYPE_CHECKING:
+    from .checkpoints.consolidation.manifest import Manifest
+    from .launchers.status import StageState
+    from .predictions.merge import MergeReport
+    from .recipes.facts import Inputs
+    from .recipes.plan import Plan
+    from .recipes.schema import Recipe
+
+_POLL_S = 0.5
+
+
+def compose(recipe: str, overrides: Sequence[str] = (), *, smoke: bool = False) -> Recipe:
+    """Return the recipe called *recipe*, or in the YAML file of that path, with *overrides*.
+
+    Args:
+        overrides: in Hydra's form, such as `"train.learning_rate=1e-4"` or `"adapter=lora"`.
+        smoke: shrink it to 2 steps and 8 rows, to try the whole chain.
+
+    Raises:
+        NotFoundError: there is no such recipe.
+        RecipeError: every fault of the recipe and its overrides.
+    """
+    from .recipes.compose import compose as composed
+    from .recipes.stages import smoke as shrunk
+
+    found = composed(recipe, overrides)
+    return shrunk(found) if smoke else found
+
+
+def inspect(
+    recipe: Recipe,
+    *,
+    runs_dir: str | Path | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Inputs:
+    """Return what the model and the data of *recipe* are, and what *runs_dir* can hold; read every row of the data.
+
+    Args:
+        runs_dir: the folder of all runs; by default `$SOUSBATCH_RUNS`, else `./runs`.
+        progress: gets (what is read, rows read, rows in all).
+
+    Raises:
+        PlanError: every reason why model or data cannot be used.
+    """
+    from .launchers.registry import watchers
+    from .launchers.reservations import dead_runs
+    from .recipes.inspect import inputs
+
+    folder = _runs_dir(runs_dir)
+    return inputs.inspect(recipe, folder, progress, dead_runs(folder, watchers()))
+
+
+def compile(recipe: Recipe, inputs: Inputs, *, launcher: Literal["slurm", "local"] | None = None) -> Plan:
+    """Return the plan of *recipe*: stages, resources, and a forecast of memory and storage in bytes.
+
+    Args:
+        launcher: where it is to run; by default Slurm where one is configured, else this machine.
+
+    Raises:
+        PlanError: every reason why it cannot run there.
+        SlurmError: Slurm was asked for, or is configured, and does not answer.
+    """
+    from .launchers.registry import choose_site
+    from .recipes.compile import compile as compiled
+
+    return compiled(recipe, choose_site(launcher), inputs)
+
+
+def submit(plan: Plan, *, runs_dir: str | Path | None = None, again: bool = False) -> Run:
+    """Send the jobs of *plan* and return its run at once; a run that is there already is followed or resumed.
+
+    Args:
+        runs_dir: the folder of all runs, as `inspect` got it.
+        again: make another run where one of the same recipe, code and data is there.
+
+    Raises:
+        NoRoomError: the disk is full, or promised to other runs.
+        SlurmError: Slurm refused a job, or does not answer.
+    """
+    from .launchers import submission
+    from .launchers.registry import launcher_of, watchers
+    from .launchers.reservations import release_dead
+
+    folder = _runs_dir(runs_dir)
+    release_dead(folder, watchers())
+    return Run(paths=submission.submit(plan, launcher_of(plan), folder, again=again).paths)
+
+
+def open_run(run: str | Path) -> Run:
+    """Return an existing run by its id or the beginning of it, its folder, or its recipe's name (the newest run).
+
+    Raises:
+        NotFoundError: there is no such run.
+        UsageError: several have an id that begins so.
+    """
+    return Run(paths=run_index.find_run(str(run), newest=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One submission of a plan. Its jobs do not depend on this process; `paths` names every file of its folder."""
+
+    paths: RunPaths
+
+    @property
+    def id(self) -> str:
+        """The name that `sousbatch status` and the other commands take."""
+        return self.paths.run_id
+
+    @property
+    def state(self) -> dict[str, StageState]:
+        """Where each stage stands now, by the ledger and the launcher; `word` of each says it in one word."""
+        from .launchers.registry import LOOK_S
+
+        return self._look(max_age_s=LOOK_S)
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until no stage is under way; return whether the run is done, False when *timeout_s* is over.
+
+        Raises:
+            RunError: a stage has failed, or was stopped or cancelled.
+        """
+        from .launchers.registry import WATCH_S
+        from .launchers.status import is_final
+
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while not is_final(states := self._look(max_age_s=WATCH_S)):
+            if deadline is not None and time.monotonic() > deadline:
+                return False
+            time.sleep(_POLL_S)
+        unfinished = {name: state for name, state in states.items() if state.word != "done"}
+        for name, state in sorted(unfinished.items(), key=lambda each: each[1].word != "failed"):
+            reason = f" ({state.reason})" if state.reason else ""
+            raise RunError(f"run {self.id}: stage {name} is {state.word}{reason}; see run.logs({name!r})")
+        return True
+
+    def cancel(self, *, save: bool = False) -> tuple[str, ...]:
+        """End the jobs that wait or run and return their stages; with *save* training saves at a step boundary first.
+
+        Raises:
+            UnreachableError: nobody can say whether its jobs run.
+        """
+        from .launchers import submission
+        from .launchers.registry import launcher_of
+        from .recipes.plan import read_plan
+
+        return submission.cancel(self.paths, launcher_of(read_plan(self.paths.plan)), save=save)
+
+    def resume(self) -> None:
+        """Send every stage that is neither done nor under way; raises what `submit` raises."""
+        from .launchers import submission
+        from .launchers.registry import launcher_of
+        from .recipes.plan import read_plan
+
+        submission.resume(self.paths, launcher_of(read_plan(self.paths.plan)))
+
+    def logs(self, stage: str) -> str:
+        """Return what all tasks of *stage* have printed so far, one task after another."""
+        return "".join(path.read_text(encoding="utf-8", errors="replace") for path in self.paths.logs(stage))
+
+    @property
+    def model_dir(self) -> Path:
+        """The consolidated model, which `from_pretrained` loads; `paths.model(STAGE)` where there are several.
+
+        Raises:
+            NotFoundError: it is not there yet.
+        """
+        return self._first(self.paths.model, "model")
+
+    @property
+    def predictions_path(self) -> Path:
+        """The merged predictions, one JSON object a line; `paths.predictions_file(STAGE)` where there are several.
+
+        Raises:
+            NotFoundError: they are not there yet.
+        """
+        return self._first(self.paths.predictions_file, "merged predictions")
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        """What each score stage measured so far, by stage: the same as in metrics.json."""
+        return dict(files.read_json(self.paths.metrics)) if self.paths.metrics.is_file() else {}
+
+    def _look(self, *, max_age_s: float) -> dict[str, StageState]:
+        from .launchers.overview import many_states
+        from .launchers.registry import launcher_named
+
+        ((_, _, states),) = many_states([self.paths], partial(launcher_named, max_age_s=max_age_s))
+        return states
+
+    def _first(self, path_of: Callable[[str], Path], what: str) -> Path:
+        for stage in self.state:
+            if path_of(stage).exists():
+                return path_of(stage)
+        raise NotFoundError(f"run {self.id} has no {what} yet; run.wait() returns when it is finished")
+
+
+def consolidate(
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16",
+    overflow: Literal["refuse", "clamp", "bfloat16"] = "refuse",
+    merge_adapter: bool = False,
+    base: str | Path | None = None,
+    copy_from: str | Path | None = None,
+    max_shard_gb: float = 5.0,
+    workers: int | None = None,
+    verify: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Manifest:
+    """Write the DeepSpeed or FSDP checkpoint as a model that `from_pretrained` loads, and return what it holds.
+
+    Paths may be URLs. An interrupted call continues where it stopped when it is made again.
+
+    Args:
+        out: a folder that is absent or empty; it appears when it is complete.
+        overflow: what to do with weights beyond float16's range: refuse them, clamp them, or write bfloat16.
+        merge_adapter: add an adapter to the model that it was trained on, which *base* names or the adapter itself.
+        copy_from: the folder with config and tokenizer; by default the checkpoint, or the folder that holds it.
+        max_shard_gb: largest weight file; 1 GB is 10^9 bytes.
+        workers: threads; by default one for each core.
+        verify: read back what was written and compare it.
+        progress: gets (bytes written, bytes in all).
+
+    Raises:
+        NotFoundError: *checkpoint* is none.
+        DamagedError: a file of it is not what its checksum or header says.
+        RunError: weights are NaN, infinite or beyond the range of *dtype*.
+        NoRoomError: the disk cannot hold the model; nothing was written.
+    """
+    from .checkpoints.consolidation.consolidate import consolidate_part, refuse_within
+    from .checkpoints.consolidation.plan import ConsolidateOptions
+    from .checkpoints.formats.companion_files import config_dir
+    from .checkpoints.integrity import open_verified
+    from .remote import place_of
+
+    source_place, out_place = place_of(str(checkpoint)), place_of(str(out))
+    source = open_verified(source_place)
+    refuse_within(source_place, out_place)
+    options = ConsolidateOptions(
+        dtype=dtype,
+        overflow=overflow,
+        is_merged=merge_adapter,
+        base_dir=place_of(str(base)) if base else None,
+        copy_from=place_of(str(copy_from)) if copy_from else config_dir(source_place),
+        max_shard_bytes=int(max_shard_gb * 1e9),
+        num_workers=workers or len(os.sched_getaffinity(0)),
+        is_compared=True,
+        is_verified=verify,
+    )
+    manifest = consolidate_part(
+        source, out_place.absolute() if isinstance(out_place, Path) else out_place, options, progress=progress
+    )
+    assert manifest is not None  # the only part is the whole
+    return manifest
+
+
+def merge_predictions(
+    paths: Sequence[str | Path],
+    out: str | Path,
+    *,
+    num_rows: int | None = None,
+    index_field: str | None = "index",
+) -> MergeReport:
+    """Join prediction shards into the one file *out*, in the order of their rows, and return what was found.
+
+    Args:
+        paths: shards (.jsonl or .csv), folders of them, or one folder of units that a predict stage wrote.
+        num_rows: how many rows there must be; without it nobody can see that the last ones are missing.
+        index_field: the field that holds a row's position; None joins the shards as they are named.
+
+    Raises:
+        IncompleteError: rows are missing; the others are in a file beside *out* that ends in `.partial`.
+        DamagedError: the shards contradict each other; the same.
+        NotFoundError: a path does not exist, or no shards are there.
+    """
+    from .predictions.merge import merge_units
+    from .predictions.shard_merge import find_shards, merge_shards
+    from .predictions.units import is_unit_folder
+
+    given, target = [Path(path).expanduser() for path in paths], Path(out).expanduser().absolute()
+    if missing := [str(path) for path in given if not path.exists()]:
+        raise NotFoundError(f"{', '.join(missing)}: no such file or folder")
+    if len(given) == 1 and is_unit_folder(given[0]):
+        return merge_units(given[0], target)
+    return merge_shards(find_shards(given), target, num_rows=num_rows, index_field=index_field)
+
+
+def score(
+    predictions: Sequence[str],
+    references: Sequence[str],
+    *,
+    metrics: Sequence[str] | None = None,
+    tokenizer: Literal["words", "characters"] = "words",
+) -> Mapping[str, float]:
+    """Return how well predicted texts match the right ones, by metric: fractions; 1 is best, for `cer` 0 is.
+
+    Args:
+        metrics: their names; by default those that texts need no more for.
+        tokenizer: the units of ROUGE.
+
+    Raises:
+        UsageError: there are no texts, their numbers differ, or a metric is unknown.
+    """
+    from .predictions.metrics import DEFAULT_METRICS
+    from .predictions.scoring import score_texts
+
+    return score_texts(predictions, references, metrics=metrics or DEFAULT_METRICS, tokenizer=tokenizer)
+
+
+def _runs_dir(given: str | Path | None) -> Path:
+    return user_folders.runs_dir(None if given is None else str(given))

@@ -1,0 +1,85 @@
+"""What runs the stages: resources, environment and trackers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ...tracking.base import TRACKERS
+from .fields import key
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What one stage gets. A task is one job of an array; only predict and consolidate have several."""
+
+    nodes: int = key(
+        1,
+        "nodes of a task; without Slurm they are pretend nodes of this machine, one torchrun agent each",
+        also=("num_nodes", "nnodes"),
+        at_least=1,
+    )
+    devices_per_node: int = key(
+        1,
+        "ranks on each node: GPUs, or CPU processes",
+        also=("gpus_per_node", "nproc_per_node", "num_processes"),
+        at_least=1,
+    )
+    device: Literal["gpu", "cpu"] = key("gpu", "what a rank computes on")
+    tasks: int | None = key(
+        None,
+        "tasks that share the rows of a predict stage, 1 when not given, or the weight files of a consolidate stage, "
+        "where on Slurm a large model gets one for every 40 GB",
+        also=("num_shards",),
+        at_least=1,
+    )
+    tasks_at_once: int | None = key(None, "at most so many of them run together", at_least=1)
+    cpus_per_device: int = key(1, "cores of a rank, and its OpenMP threads", also=("cpus_per_task",), at_least=1)
+    memory_gb: float | None = key(
+        None, "host memory of a node; the site's default when not given", also=("mem",), above=0
+    )
+    time_min: int | None = key(
+        None, "time limit in minutes; the partition's default when not given", also=("time", "timeout_min"), at_least=1
+    )
+    partition: str | None = key(None, "Slurm partition")
+    account: str | None = key(None, "Slurm account")
+    qos: str | None = key(None, "Slurm quality of service")
+    constraint: str | None = key(None, "Slurm node features")
+    exclude: str | None = key(None, "Slurm nodes to avoid")
+    reservation: str | None = key(None, "Slurm reservation")
+    sbatch: tuple[str, ...] = key((), "more #SBATCH lines, as --name=value; they win over those written for you")
+    stall_min: float = key(
+        30.0, "minutes without a step after which an attempt ends, the stacks of its ranks in the log", above=0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """What runs the jobs, and what they are told."""
+
+    python: str | None = key(None, "interpreter; the one that submits when not given")
+    setup: tuple[str, ...] = key((), "shell lines before it, such as module loads")
+    container: str | None = key(None, "image that the ranks of a Slurm job run in; python is then the one inside")
+    container_runtime: Literal["pyxis", "apptainer"] = key("pyxis", "what starts it")
+    mounts: tuple[str, ...] = key((), "more folders that it sees, as FROM:TO; run, model and data are there")
+    variables: dict[str, str] = key(dict, "environment variables; a secret is refused, for they are written into files")
+    inherit: tuple[str, ...] = key(
+        (), "names of secrets that the submitting shell hands on, such as HF_TOKEN, HTTPS_PROXY; Slurm gets no others"
+    )
+    code: tuple[str, ...] = key(
+        (),
+        "folders of Python code, copied at submission and put on the import path of the jobs: for modules that a "
+        "tokenizer or model with model.trust_remote_code imports; no key calls a function of yours, and a training "
+        "script of your own is not run",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracking:
+    """Where the numbers of a run are shown, written beside the run without a network."""
+
+    trackers: tuple[str, ...] = key(("wandb",), "what shows them", also=("report_to",), names=TRACKERS)
+    mode: Literal["offline", "disabled"] = key("offline", "offline leaves files, for W&B those of `wandb sync`")
+    project: str = key("sousbatch", "W&B project", also=("wandb_project",))
+    entity: str | None = key(None, "W&B team or user")
+    tags: tuple[str, ...] = key((), "W&B tags")

@@ -1,0 +1,111 @@
+"""What is learned from: the model, what of it trains, and the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .fields import key
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """The model to start from, and its tokenizer."""
+
+    path: str = key(
+        "",
+        "hub id, local folder, or library:NAME for one that this package ships",
+        also=("model_name_or_path", "pretrained_model_name_or_path", "base_model"),
+    )
+    add_tokens_from: str | None = key(None, "file of tokens to add, one a line, or spm:N to train them", later=True)
+    revision: str | None = key(None, "branch, tag or commit of a hub model")
+    from_scratch: bool = key(False, "take only the architecture; weights are drawn from the seed")
+    config: dict[str, Any] = key(dict, "values that replace those of the model's own config")
+    tokenizer: str | None = key(
+        None, "where the tokenizer is; the model's own when not given", also=("tokenizer_name",)
+    )
+    add_tokens: tuple[str, ...] = key((), "tokens to add; embeddings are resized before any adapter")
+    attention: Literal["eager", "sdpa", "flash_attention_2"] | None = key(
+        None, "attention kernel; transformers chooses when not given", also=("attn_implementation",)
+    )
+    freeze: tuple[str, ...] = key((), "parameters that do not train: shell patterns of their names, or layers:0-11")
+    trust_remote_code: bool = key(False, "run Python code that comes with the model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """What trains: all weights, or low-rank adapters beside frozen ones."""
+
+    method: Literal["full", "lora", "qlora"] = key(
+        "full", "full, lora, or qlora (lora over 4-bit weights)", also=("peft_type", "use_lora", "load_in_4bit")
+    )
+    rank: int = key(16, "rank of the two factors", also=("r", "lora_r"), at_least=1)
+    alpha: float = key(32.0, "scale: the product is multiplied by alpha / rank", also=("lora_alpha",), above=0)
+    dropout: float = key(0.0, "dropout before the factors", also=("lora_dropout",), at_least=0, at_most=0.99)
+    target_modules: tuple[str, ...] = key(("all-linear",), "names of the layers that get an adapter")
+    modules_to_save: tuple[str, ...] = key((), "layers that train in full beside the adapters")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """How the data's columns are called."""
+
+    id: str | None = key(None, "a row's own id, carried into the predictions")
+    input: str = key("input", "what the model reads", also=("input_column", "prompt_column"))
+    target: str = key("target", "what it should answer", also=("target_column", "output", "response_column"))
+    text: str = key("text", "plain text, for continued pretraining: data.prompt is empty")
+    context: str = key("context", "the passage, for question answering", also=("context_column",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generator:
+    """Rows made by a rule that this package ships."""
+
+    name: Literal["hangul"] = key(
+        "hangul", "hangul: Korean reviews, obfuscated; splits train, validation, test, test_other_mix"
+    )
+    seed: int = key(0, "seed of the rows", at_least=0)
+    num_train: int = key(12800, "rows to train on", at_least=1)
+    num_validation: int = key(200, "rows to validate on", at_least=1)
+    num_test: int = key(400, "rows to test on", at_least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """The rows: where they are and how they become tokens."""
+
+    splits: dict[str, str] = key(
+        dict,
+        "split name -> file (.jsonl, .json, .csv, .txt, .parquet): a path, from the working folder on, or a URL",
+        also=("train_file", "dataset"),
+    )
+    generator: Generator | None = key(None, "make splits by rule; those of data.splits stand beside them")
+    columns: Columns = key(Columns, "how the columns are called")
+    prompt: str = key(
+        "{input}",
+        "template over the columns; `chat` uses the tokenizer's own; empty trains on plain text",
+        also=("template", "prompt_template"),
+    )
+    system: str | None = key(None, "system message of a chat prompt")
+    loss_on: Literal["response", "all"] = key("response", "which tokens count in the loss", also=("train_on_inputs",))
+    max_tokens: int = key(
+        512,
+        "longest row in tokens, prompt and response together",
+        also=("max_seq_length", "cutoff_len", "max_length"),
+        at_least=8,
+    )
+    pad_input_to: int | None = key(
+        None,
+        "pad every prompt to this many tokens, so that a small model finds input and output at one distance",
+        at_least=1,
+    )
+    separator: str = key("", "text between the prompt and the response, after any padding")
+    clean: tuple[str, ...] = key((), "steps over every text before it is used", later=True)
+    augment: dict[str, Any] = key(dict, "rows made of rows: {name, copies, seed}", later=True)
+    select: dict[str, Any] = key(dict, "which training rows: {bm25: {query, k}}", later=True)
+    long_rows: Literal["refuse", "drop", "cut_left", "cut_right"] = key(
+        "refuse",
+        "what happens to rows longer than max_tokens or pad_input_to: drop leaves them out of training, cut_left and "
+        "cut_right shorten them on that side, and prompts beyond the model's context too, which are never dropped",
+        was=("keep_long",),
+    )

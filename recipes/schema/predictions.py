@@ -1,0 +1,54 @@
+"""What is predicted and how predictions are measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ...predictions.metrics import DEFAULT_METRICS, METRICS, Tokenizer
+from .fields import Dtype, key
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict:
+    """What is predicted, and how tokens are chosen."""
+
+    split: str = key("test", "split to predict")
+    rows: int | None = key(None, "only the first rows of it", at_least=1)
+    engine: Literal["transformers", "vllm"] = key("transformers", "what generates", later=True)
+    length_ratio: float | None = key(None, "longest answer as a share of its prompt's tokens", above=0, later=True)
+    chunk_tokens: int | None = key(None, "generate so many at a time and go on from the last sentences", later=True)
+    stop: tuple[str, ...] = key((), "texts at which an answer ends", later=True)
+    post: tuple[str, ...] = key((), "steps over every answer", later=True)
+    dtype: Dtype | None = key(None, "arithmetic; the model's own type on a GPU, float32 on a CPU when not given")
+    unit_rows: int = key(256, "rows that are committed at once: what a kill can lose", at_least=1)
+    batch_rows: int = key(
+        32, "rows that are generated together", also=("per_device_eval_batch_size", "eval_batch_size"), at_least=1
+    )
+    max_new_tokens: int = key(128, "longest answer in tokens", at_least=1)
+    min_new_tokens: int = key(0, "shortest answer in tokens", at_least=0)
+    sample: bool = key(False, "draw tokens, seeded by row, instead of taking the likeliest", also=("do_sample",))
+    temperature: float = key(1.0, "above 1 flattens the distribution", above=0)
+    top_k: int = key(0, "draw among the k likeliest; 0 for all", at_least=0)
+    top_p: float = key(1.0, "draw among the likeliest that hold this probability", above=0, at_most=1)
+    num_beams: int = key(1, "beams; 1 is greedy", at_least=1)
+    repetition_penalty: float = key(1.0, "above 1 makes used tokens less likely", above=0)
+    no_repeat_ngram: int = key(0, "n-grams of this length appear once", also=("no_repeat_ngram_size",), at_least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionAnswering:
+    """How long passages are cut into windows, and how the answer's span is chosen among them."""
+
+    stride_tokens: int = key(128, "tokens that neighbouring windows share", also=("doc_stride",), at_least=0)
+    max_question_tokens: int = key(64, "longest question", also=("max_query_length",), at_least=1)
+    max_answer_tokens: int = key(30, "longest answer", also=("max_answer_length",), at_least=1)
+    n_best: int = key(20, "spans that are compared for an answer", also=("n_best_size",), at_least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """How predictions are measured against the target column."""
+
+    metrics: tuple[str, ...] = key(DEFAULT_METRICS, "what is measured", names=METRICS)
+    tokenizer: Tokenizer = key("words", "units of ROUGE; both keep Hangul, unlike the usual tokenizer")

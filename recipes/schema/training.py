@@ -1,0 +1,140 @@
+"""How it trains, which checkpoints stay, and how one becomes a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .fields import Dtype, key
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """The learning rate over time, in optimizer steps."""
+
+    name: Literal["constant", "linear", "cosine", "cosine_restarts", "step"] = key(
+        "cosine", "shape after the warm-up", also=("lr_scheduler_type", "lr_scheduler")
+    )
+    warmup_ratio: float = key(
+        0.0, "share of all steps that the rate rises linearly", also=("warmup_steps",), at_least=0, at_most=1
+    )
+    min_ratio: float = key(
+        0.0,
+        "the lowest rate, as a share of learning_rate",
+        also=("eta_min_ratio", "min_lr_ratio"),
+        at_least=0,
+        at_most=1,
+    )
+    period_epochs: float | None = key(None, "the same period in passes over the rows; period_steps wins", above=0)
+    period_steps: int | None = key(
+        None, "cosine_restarts: steps of the first period; step: steps between decays", at_least=1
+    )
+    period_factor: float = key(1.0, "cosine_restarts: each period is this many times as long as the last", at_least=1)
+    decay: float = key(0.5, "step: what the rate is multiplied by", above=0, at_most=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Zero:
+    """DeepSpeed's sharding of optimizer states (1), gradients (2) and parameters (3)."""
+
+    stage: Literal[0, 1, 2, 3] = key(0, "0 shards nothing and runs without DeepSpeed", also=("zero_stage",))
+    offload: Literal["none", "optimizer", "both"] = key(
+        "none", "what lives in host memory: optimizer states, or parameters too"
+    )
+    config: dict[str, Any] = key(dict, "more keys of DeepSpeed's own config, merged over ours", also=("deepspeed",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """How it trains. A step is an optimizer step."""
+
+    split: str = key("train", "split to train on")
+    steps: int | None = key(None, "steps in all; wins over epochs", also=("max_steps",), at_least=1)
+    epochs: float = key(
+        1.0, "passes over the training rows", also=("num_train_epochs", "num_epochs", "max_epochs"), above=0
+    )
+    global_batch: int = key(
+        32,
+        "rows of one step, over all ranks",
+        also=("total_batch_size", "global_batch_size", "gradient_accumulation_steps", "accumulate_grad_batches"),
+        at_least=1,
+    )
+    micro_batch: int = key(
+        1,
+        "rows of one forward pass on one rank; gradient accumulation follows from the global batch",
+        also=("per_device_train_batch_size", "train_batch_size", "batch_size", "micro_batch_size"),
+        at_least=1,
+    )
+    learning_rate: float = key(2e-5, "highest rate", also=("lr",), above=0)
+    schedule: Schedule = key(Schedule, "the rate over time")
+    optimizer: Literal["adamw", "adafactor"] = key("adamw", "optimizer", also=("optim",))
+    beta1: float = key(0.9, "decay of the first moment", also=("adam_beta1",), at_least=0, at_most=1)
+    beta2: float = key(0.999, "decay of the second moment", also=("adam_beta2",), at_least=0, at_most=1)
+    epsilon: float = key(1e-8, "added to the denominator", also=("adam_epsilon",), above=0)
+    weight_decay: float = key(0.0, "decoupled weight decay", also=("wd",), at_least=0)
+    max_grad_norm: float = key(
+        1.0, "gradients are scaled down to this norm; 0 leaves them", also=("gradient_clip_val",), at_least=0
+    )
+    precision: Literal["float32", "bfloat16", "float16"] = key(
+        "bfloat16", "arithmetic of forward and backward; masters are float32", also=("bf16", "fp16", "dtype")
+    )
+    zero: Zero = key(Zero, "sharding by DeepSpeed")
+    gradient_checkpointing: bool = key(False, "recompute activations to save memory")
+    eval_split: str | None = key("validation", "split whose loss is measured at every checkpoint; null for none")
+    eval_rows: int | None = key(None, "at most so many rows of it", at_least=1)
+    patience: int | None = key(
+        None, "stop after so many checkpoints without a better metric", also=("early_stopping_patience",), at_least=1
+    )
+    log_every_steps: int = key(10, "steps between logged losses", also=("logging_steps",), at_least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoints:
+    """When the training state is saved and which of them stay."""
+
+    every_steps: int | None = key(
+        None,
+        "steps between checkpoints; a tenth of the training when not given",
+        also=("save_steps", "save_every", "eval_steps", "every_n_train_steps"),
+        at_least=1,
+    )
+    keep_last: int = key(1, "newest ones that stay", also=("save_total_limit", "total_limit"), at_least=1)
+    keep_best: int = key(1, "best ones by the metric that stay", also=("save_top_k",), at_least=0)
+    keep_every_steps: int | None = key(None, "those at multiples of this stay for good", at_least=1)
+    metric: Literal["eval_loss", "loss"] = key(
+        "eval_loss",
+        "what best means: on train.eval_split, or while training",
+        also=("metric_for_best_model", "monitor"),
+    )
+    goal: Literal["lowest", "highest"] = key("lowest", "which end of the metric is best", also=("greater_is_better",))
+    thin: bool = key(
+        False,
+        "best ones and those of every so many steps keep their weights only; else only where room is needed",
+        also=("save_only_model",),
+    )
+    archive_url: str | None = key(None, "absolute folder or fsspec URL where checkpoints go that do not stay here")
+    budget_gb: float | None = key(
+        None,
+        "most that the checkpoints of one train stage may hold, the one being written too (1 GB = 10^9 B)",
+        above=0,
+    )
+    store_budget_gb: float | None = key(
+        None, "most that all runs in the folder of this one may hold together (1 GB = 10^9 B)", above=0
+    )
+    max_skipped: int | None = key(
+        3, "saves in a row that no room may cost before the run stops; null trains on to its end", at_least=0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Consolidate:
+    """How the checkpoint becomes a model. An adapter is merged into its base; its checkpoints keep it apart."""
+
+    choose: Literal["best", "last"] = key("best", "which checkpoint")
+    dtype: Dtype | None = key(
+        None,
+        "type of the weights; when not given bfloat16 for a model whose own weights are bfloat16, else float16",
+        also=("torch_dtype",),
+    )
+    max_shard_gb: float = key(5.0, "largest weight file (1 GB = 10^9 bytes)", also=("max_shard_size",), above=0)
+    overflow: Literal["refuse", "clamp", "bfloat16"] = key("refuse", "what to do with weights beyond float16's range")
