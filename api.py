@@ -250,27 +250,28 @@ def consolidate(
         RunError: weights are NaN, infinite or beyond the range of *dtype*.
         NoRoomError: the disk cannot hold the model; nothing was written.
     """
-    from .checkpoints.consolidation.consolidate import consolidate_part, refuse_within
-    from .checkpoints.consolidation.plan import ConsolidateOptions
+    from .checkpoints.consolidation.consolidate import consolidate as write_model
+    from .checkpoints.consolidation.consolidate import refuse_within
+    from .checkpoints.consolidation.options import ConsolidateOptions
     from .checkpoints.formats.companion_files import config_dir
     from .checkpoints.integrity import open_verified
-    from .remote import place_of
+    from .remote import parse_place
 
-    source_place, out_place = place_of(str(checkpoint)), place_of(str(out))
+    source_place, out_place = parse_place(str(checkpoint)), parse_place(str(out))
     source = open_verified(source_place)
     refuse_within(source_place, out_place)
     options = ConsolidateOptions(
         dtype=dtype,
         overflow=overflow,
         is_merged=merge_adapter,
-        base_dir=place_of(str(base)) if base else None,
-        copy_from=place_of(str(copy_from)) if copy_from else config_dir(source_place),
+        base_dir=parse_place(str(base)) if base else None,
+        copy_from=parse_place(str(copy_from)) if copy_from else config_dir(source_place),
         max_shard_bytes=int(max_shard_gb * 1e9),
         num_workers=workers or len(os.sched_getaffinity(0)),
         is_compared=True,
         is_verified=verify,
     )
-    manifest = consolidate_part(
+    manifest = write_model(
         source, out_place.absolute() if isinstance(out_place, Path) else out_place, options, progress=progress
     )
     assert manifest is not None  # the only part is the whole

@@ -1,4 +1,7 @@
-"""Compile a recipe, a site and the inputs into a plan. Pure: no disk, clock or environment."""
+"""Compile a recipe, a site and the inputs into a plan.
+
+Pure: it reads no disk, clock or environment.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +73,7 @@ def _stage(found: ResolvedStage, site: Site, inputs: Inputs) -> Stage:
 
 
 def stage_model(model: ModelFacts, made_by: str | None) -> StageModel:
-    """Return the model that a stage starts from: what the stage *made_by* leaves, else the recipe's *model*."""
+    """Return the model of the stage *made_by*, or the recipe's *model* without one."""
     return StageModel(
         made_by=made_by,
         folder=model.folder,
@@ -94,7 +97,10 @@ def _split(stage: str, rows: RowsWanted, inputs: Inputs) -> StageSplit:
 
 
 def _num_tasks(found: ResolvedStage, site: Site, inputs: Inputs) -> int:
-    """Return how many tasks share a stage. Those of a consolidation share weight files, so no more than there are."""
+    """Return how many tasks share a stage.
+
+    The tasks of a consolidation share weight files, so there are no more tasks than files.
+    """
     settings, tasks = found.settings, found.resources.tasks
     if found.kind.shares == "rows":
         return tasks or 1
@@ -130,7 +136,7 @@ def _refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
         yield f"{key} can be written down but is not done by this version; leave it out"
     if stage.resources.device == "cpu":
         yield from _cpu_refusals(settings, stage)
-    yield from task_of(settings.task).refusals(settings, stage, inputs)
+    yield from task_of(settings.task).refusals(stage, inputs)
     if stage.batch is not None:
         yield from _batch_refusals(settings, stage, stage.batch)
         yield from engine_of(settings).refusals(settings, inputs.model)
@@ -187,7 +193,7 @@ def _parameter_refusals(settings: StageSettings, stage: Stage, inputs: Inputs) -
 
 
 def _storage_refusals(stages: Sequence[Stage], found: Forecast, inputs: Inputs) -> Iterator[str]:
-    """Refuse what cannot even keep its weights; everything above is a rung of the ladder."""
+    """Refuse a run whose checkpoints do not fit, even as weights alone."""
     space = inputs.disk_space
     where = f"{space.folder} can take {_gb(max(0, space.free_bytes))} ({space.source})"
     largest = max(found.storage, key=lambda line: line.num_bytes)
@@ -227,7 +233,7 @@ def _storage_warnings(stage: Stage, found: Forecast) -> Iterator[str]:
 
 def _warnings(recipe: Recipe, site: Site, inputs: Inputs, stage: Stage, found: Forecast) -> Iterator[str]:
     yield from _slurm_only(recipe, site)
-    yield from task_of(stage.settings.task).warnings(stage.settings, stage, inputs)
+    yield from task_of(stage.settings.task).warnings(stage, inputs)
     if stage.batch is None:
         return
     yield from _storage_warnings(stage, found)
@@ -255,10 +261,10 @@ def _gb(num_bytes: float) -> str:
 
 
 def _slurm_only(recipe: Recipe, site: Site) -> Iterator[str]:
-    """Name what was asked for and is Slurm's to give: a time limit that is not kept would surprise."""
+    """Warn of what only Slurm keeps: a time limit that is not kept would surprise."""
     words = ("memory_gb", "time_min", "partition", "account", "qos", "constraint", "exclude", "reservation", "sbatch")
     asked = {f"resources {word}" for wanted in recipe.resources.values() for word in words if getattr(wanted, word)}
     if recipe.environment.container:
         asked.add("environment.container")
     if asked and site.is_one_machine:
-        yield f"{', '.join(sorted(asked))}: Slurm keeps these, and they do nothing on {site.name}"
+        yield f"{', '.join(sorted(asked))}: only Slurm keeps these; they do nothing on {site.name}"

@@ -13,7 +13,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ...errors import Fault, UsageError, nearest
-from ..stage_kinds import RowUse as RowUse
 
 if TYPE_CHECKING:
     from ..data.encode import Encoded
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from ..facts import Inputs
     from ..plan import Stage
     from ..schema import StageSettings
+    from ..stage_kinds import RowUse
 
 ENTRY_POINTS = "sousbatch.tasks"
 
@@ -66,8 +66,8 @@ class TaskSpec:
     # Returns the examples of some rows, in order, from a tokenizer and the most tokens.
     encode: Callable[[StageSettings, RowUse, Sequence[Row], Any, int | None], list[Encoded]]
     # Yield why a stage cannot work, and what will happen that may not be meant.
-    refusals: Callable[[StageSettings, Stage, Inputs], Iterator[str]]
-    warnings: Callable[[StageSettings, Stage, Inputs], Iterator[str]]
+    refusals: Callable[[Stage, Inputs], Iterator[str]]
+    warnings: Callable[[Stage, Inputs], Iterator[str]]
     # Returns the model's outputs for each token, from its config, and what they are called.
     outputs: Callable[[Mapping[str, Any]], tuple[int, str]]
     # Returns the bytes of one predicted row, and the formula.

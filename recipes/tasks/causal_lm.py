@@ -16,7 +16,8 @@ from ..data.rows import Row
 from ..facts import Inputs
 from ..plan import Stage
 from ..schema import Predict, StageSettings
-from . import Column, RowUse, TaskSpec
+from ..stage_kinds import RowUse
+from . import Column, TaskSpec
 
 _DRAWING = ("temperature", "top_k", "top_p")
 
@@ -63,9 +64,9 @@ def _encode(
     return encode_rows(settings.data, rows, tokenizer)
 
 
-def _warnings(settings: StageSettings, stage: Stage, inputs: Inputs) -> Iterator[str]:
-    yield from row_warnings(settings, stage, inputs)
-    predict = settings.predict
+def _warnings(stage: Stage, inputs: Inputs) -> Iterator[str]:
+    yield from row_warnings(stage, inputs)
+    predict = stage.settings.predict
     if "predict" in stage.splits and not predict.sample:
         drawn = [name for name in _DRAWING if getattr(predict, name) != getattr(Predict(), name)]
         if drawn:
