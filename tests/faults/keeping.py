@@ -42,7 +42,7 @@ def save(folder: Path, step: int) -> Checkpoint:
 
 
 def keep(folder: Path, archive: Path) -> None:
-    """What a save and the settling after it do: 40 is saved, 20 stripped to weights, 10 and 30 archived; 50 is third-party."""
+    """What a save and the settling after it do: 40 is saved, 20 stripped, 10 and 30 archived; 50 is third-party."""
     if not any(one.step == NEW for one in commit.committed(folder)):
         save(folder, NEW)
     rules = standard_rules(keep_last=1, keep_best=1, strips=True, archives=True)
