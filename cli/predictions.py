@@ -84,7 +84,7 @@ def _merge(arguments: Namespace) -> int:
 
 
 def _check_order(named: list[str]) -> None:
-    """Refuse the order of a shell's pattern where it is not that of the numbers: rank10 comes before rank2."""
+    """Refuse shards in the order of letters, where rank10 comes before rank2."""
     from ..predictions.shard_merge import by_number
 
     if named == sorted(named) and named != sorted(named, key=by_number):
