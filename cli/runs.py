@@ -55,7 +55,6 @@ def _cancel(arguments: Namespace) -> int:
 
 
 def _clean(arguments: Namespace) -> int:
-    from ..launchers.local.launcher import LocalLauncher
     from ..launchers.registry import launcher_named
     from ..launchers.submission import clean
 
@@ -78,7 +77,7 @@ def _clean(arguments: Namespace) -> int:
             despite_jobs=arguments.although_jobs_may_run,
         )
         if not paths.root.exists():
-            LocalLauncher().forget(f"{paths.recipe_name}.{paths.run_id}.")
+            launcher_named("local").forget(f"{paths.recipe_name}.{paths.run_id}.")
     print(f"{len(chosen)} run{'s' * (len(chosen) != 1)} looked at, {size(freed)} freed")
     return 0
 
