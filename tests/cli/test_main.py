@@ -40,7 +40,7 @@ BAD_RECIPES = {
     "batch and ranks": (["small.yaml", "train.micro_batch=3"], "is not divided by 1 ranks x train.micro_batch 3"),
     "no GPU": (["small.yaml", "resources.default.device=gpu", "stages={train: {}}"], "set resources.train.device=cpu"),
     "not an override": (["small.yaml", "seed"], "seed is not an override"),
-    "unknown option": (["small.yaml", "--jsn"], "'--jsn' is no option or argument of plan"),
+    "unknown option": (["small.yaml", "--jsn"], "'--jsn' is not an option or argument of plan"),
     "no recipe": ([], "the following arguments are required: RECIPE"),
 }
 
@@ -152,19 +152,31 @@ BAD_USE = {
     "unknown verb": (["recipes", "sow"], "(did you mean 'show'?)"),
     "nothing to show": (["recipes", "show"], "name a recipe, or ask for --keys"),
     "nothing to clean": (["clean"], "clean takes a run or --older AGE"),
-    "no age": (["clean", "--older", "30"], "--older '30' is no age; write 30d or 12h"),
+    "no age": (["clean", "--older", "30"], "--older must be an age such as 30d or 12h, not '30'"),
     "no checkpoints": (["checkpoints", "verify", ".."], "no checkpoints in .."),
     "no such folder": (["checkpoints", "list", "none"], "'none' is neither a folder nor a run"),
     "no checkpoint": (["checkpoints", "consolidate", "none", "out"], "none: no such folder"),
-    "no size": (["checkpoints", "consolidate", "a", "b", "--max-shard-gb", "nan"], "'nan' is no number above 0"),
-    "no share": (["checkpoints", "consolidate", "a", "b", "--shard", "8/8"], "'8/8' is not I/N with I from 0 to N - 1"),
+    "no size": (
+        ["checkpoints", "consolidate", "a", "b", "--max-shard-gb", "nan"],
+        "must be a number above 0, not 'nan'",
+    ),
+    "no share": (
+        ["checkpoints", "consolidate", "a", "b", "--shard", "8/8"],
+        "must be I/N with I from 0 to N - 1, such as 0/8, not '8/8'",
+    ),
     "a share below nothing": (
         ["checkpoints", "consolidate", "a", "b", "--shard", "-1/2"],
         "--shard needs a value (I/N)",
     ),
-    "no workers": (["checkpoints", "consolidate", "a", "b", "--workers", "-3"], "'-3' is no whole number from 0 on"),
-    "fewer than no best": (["checkpoints", "prune", "a", "--keep-best", "-1"], "'-1' is no whole number from 0 on"),
-    "no last": (["checkpoints", "prune", "a", "--keep-last", "0"], "'0' is no whole number above 0"),
+    "no workers": (
+        ["checkpoints", "consolidate", "a", "b", "--workers", "-3"],
+        "must be a non-negative integer, not '-3'",
+    ),
+    "fewer than no best": (
+        ["checkpoints", "prune", "a", "--keep-best", "-1"],
+        "must be a non-negative integer, not '-1'",
+    ),
+    "no last": (["checkpoints", "prune", "a", "--keep-last", "0"], "must be a positive integer, not '0'"),
     "no protocol": (["checkpoints", "consolidate", "nosuch://a", "b"], "nosuch"),
     "kept and merged": (
         ["checkpoints", "consolidate", "a", "b", "--adapter", "keep", "--base", "c"],
@@ -172,7 +184,10 @@ BAD_USE = {
     ),
     "no dtype": (["checkpoints", "consolidate", "a", "b", "--dtype", "int8"], "invalid choice: 'int8'"),
     "no shards": (["predictions", "merge", "none.jsonl", "--out", "o"], "none.jsonl: no such file or folder"),
-    "no count": (["predictions", "merge", "a", "--out", "o", "--rows", "-1"], "'-1' is no whole number"),
+    "no count": (
+        ["predictions", "merge", "a", "--out", "o", "--rows", "-1"],
+        "must be a non-negative integer, not '-1'",
+    ),
     "no data": (["predictions", "score", "test.jsonl", "--data", "none"], "'none' does not exist"),
     "no field": (
         ["predictions", "score", "test.jsonl", "--data", "test.jsonl"],
