@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from sousbatch.cli.main import build_parser
+from sousbatch.run_folder import PLAN_FORMAT
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -136,7 +137,9 @@ def test_a_run_of_another_version_is_told_and_kept_but_not_gone_on_with(sousbatc
     assert sousbatch("clean", str(run), "--all")[0] == 0 and not run.exists()
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 99_999, '{"format": 3}', '{"format": 3, "recipe": 5}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", "[" * 99_999, f'{{"format": {PLAN_FORMAT}}}', f'{{"format": {PLAN_FORMAT}, "recipe": 5}}']
+)
 def test_a_damaged_plan_is_told_and_refused_where_it_is_needed(sousbatch: Run, tmp_path: Path, text: str) -> None:
     (tmp_path / "plan.json").write_text(text)
     code, out, err = sousbatch("status", str(tmp_path))
@@ -348,7 +351,7 @@ def test_a_package_adds_a_command_and_replaces_none(sousbatch: Run) -> None:
     assert sousbatch("greet", "you") == (1, "hello you\n", "")
     assert sousbatch("status")[1].startswith("no runs yet")
     assert re.search(r"^    greet +a third-party command$", sousbatch("--help")[1], re.MULTILINE)
-    assert "the command 'broken' cannot be imported from not_there:define" in _said(sousbatch, "broken")
+    assert "command 'broken' cannot be imported from not_there:define" in _said(sousbatch, "broken")
     assert "known: recipes, plan" in (said := _said(sousbatch, "gret")) and "did you mean 'greet'?" in said
 
 

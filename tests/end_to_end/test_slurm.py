@@ -1,4 +1,4 @@
-"""The demo recipe on a private Slurm of two nodes with two simulated GPUs each: real jobs, real ranks, real DeepSpeed."""
+"""The demo recipe on a private Slurm of two nodes with two simulated GPUs each: real jobs, ranks and DeepSpeed."""
 
 from __future__ import annotations
 
