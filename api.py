@@ -21,7 +21,7 @@ from .run_folder import RunPaths
 
 if TYPE_CHECKING:
     from .checkpoints.consolidation.manifest import Manifest
-    from .launchers.status import StageState
+    from .launchers.states import StageState
     from .predictions.merge import MergeReport
     from .recipes.facts import Inputs
     from .recipes.plan import Plan
@@ -63,12 +63,12 @@ def inspect(
     Raises:
         PlanError: every reason why model or data cannot be used.
     """
-    from .launchers.registry import watchers
+    from .launchers.registry import watcher
     from .launchers.reservations import dead_runs
     from .recipes.inspect import inputs
 
     folder = _runs_dir(runs_dir)
-    return inputs.inspect(recipe, folder, progress, dead_runs(folder, watchers()))
+    return inputs.inspect(recipe, folder, progress, dead_runs(folder, watcher))
 
 
 def compile(recipe: Recipe, inputs: Inputs, *, launcher: Literal["slurm", "local"] | None = None) -> Plan:
@@ -99,11 +99,11 @@ def submit(plan: Plan, *, runs_dir: str | Path | None = None, again: bool = Fals
         SlurmError: Slurm refused a job, or does not answer.
     """
     from .launchers import submission
-    from .launchers.registry import launcher_of, watchers
+    from .launchers.registry import launcher_of, watcher
     from .launchers.reservations import release_dead
 
     folder = _runs_dir(runs_dir)
-    release_dead(folder, watchers())
+    release_dead(folder, watcher)
     return Run(paths=submission.submit(plan, launcher_of(plan), folder, again=again).paths)
 
 
@@ -142,7 +142,7 @@ class Run:
             RunError: a stage has failed, or was stopped or cancelled.
         """
         from .launchers.registry import WATCH_S
-        from .launchers.status import is_final
+        from .launchers.states import is_final
 
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while not is_final(states := self._look(max_age_s=WATCH_S)):
@@ -250,27 +250,28 @@ def consolidate(
         RunError: weights are NaN, infinite or beyond the range of *dtype*.
         NoRoomError: the disk cannot hold the model; nothing was written.
     """
-    from .checkpoints.consolidation.consolidate import consolidate_part, refuse_within
-    from .checkpoints.consolidation.plan import ConsolidateOptions
+    from .checkpoints.consolidation.consolidate import consolidate as write_model
+    from .checkpoints.consolidation.consolidate import refuse_within
+    from .checkpoints.consolidation.options import ConsolidateOptions
     from .checkpoints.formats.companion_files import config_dir
     from .checkpoints.integrity import open_verified
-    from .remote import place_of
+    from .remote import parse_place
 
-    source_place, out_place = place_of(str(checkpoint)), place_of(str(out))
+    source_place, out_place = parse_place(str(checkpoint)), parse_place(str(out))
     source = open_verified(source_place)
     refuse_within(source_place, out_place)
     options = ConsolidateOptions(
         dtype=dtype,
         overflow=overflow,
         is_merged=merge_adapter,
-        base_dir=place_of(str(base)) if base else None,
-        copy_from=place_of(str(copy_from)) if copy_from else config_dir(source_place),
+        base_dir=parse_place(str(base)) if base else None,
+        copy_from=parse_place(str(copy_from)) if copy_from else config_dir(source_place),
         max_shard_bytes=int(max_shard_gb * 1e9),
         num_workers=workers or len(os.sched_getaffinity(0)),
         is_compared=True,
         is_verified=verify,
     )
-    manifest = consolidate_part(
+    manifest = write_model(
         source, out_place.absolute() if isinstance(out_place, Path) else out_place, options, progress=progress
     )
     assert manifest is not None  # the only part is the whole

@@ -1,4 +1,4 @@
-"""Find by name what is imported when it is used: ours in a table, third-party ones by entry point.
+"""Find what is imported by name: ours in a table, others' by entry point.
 
 What others may extend has one `Registry`: metrics, trackers. A third-party distribution adds an entry to the
 registry's entry-point group, under the name that recipes then use.
@@ -19,7 +19,10 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Named things of one sort. *own* maps each of our names to `module:attribute`, the module below sousbatch."""
+    """Named things of one sort.
+
+    *own* maps each of our names to `module:attribute`, the module below sousbatch.
+    """
 
     def __init__(self, what: str, group: str, own: Mapping[str, str]) -> None:
         self._what, self._group, self._own = what, group, dict(own)
@@ -29,7 +32,7 @@ class Registry(Generic[T]):
         yield from dict.fromkeys([*self._own, *sorted(self._others())])
 
     def problem(self, name: str) -> tuple[str, str]:
-        """Return what is wrong with a name and a hint, both empty where the name is known."""
+        """Return what is wrong with a name and a hint; both are empty for a known one."""
         if name in self._own or name in self._others():
             return "", ""
         return f"is {name!r}; known: {', '.join(self)}", nearest(name, self)

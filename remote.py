@@ -1,11 +1,12 @@
-"""Folders and files of a checkpoint: here, or behind any URL that fsspec knows, read by ranges.
+"""Read and write folders and files here, or behind any URL that fsspec knows; nothing else imports fsspec.
 
-`RemotePath` has the few methods of `pathlib.Path` that reading needs, so the same code reads both.
+`RemotePath` has the few methods of `pathlib.Path` that are needed, so the same code handles both.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import io
 import threading
 from collections import OrderedDict
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _BLOCK_BYTES = 1 << 14
 _NUM_BLOCKS = 32
 _NUM_THREADS = 16
+_COPY_BYTES = 8 << 20
 # These read through one open file or connection, and where one thread seeks another would read.
 _ONE_AT_A_TIME = frozenset({"tar", "zip", "libarchive", "ftp"})
 _TURN = threading.RLock()
@@ -98,6 +100,20 @@ class RemotePath:
             self.fs.makedirs(self.parent.path, exist_ok=True)
             self.fs.pipe_file(self.path, content)
 
+    def read_blocks(self) -> Iterator[bytes]:
+        """Yield the content in blocks."""
+        with self._asked("read"), self.fs.open(self.path, "rb") as stream:
+            while block := stream.read(_COPY_BYTES):
+                yield block
+
+    def write_blocks(self, blocks: Iterable[bytes]) -> None:
+        """Put blocks there, one after another; the folders above are made where the store has any."""
+        with self._asked("written"):
+            self.fs.makedirs(self.parent.path, exist_ok=True)
+            with self.fs.open(self.path, "wb") as stream:
+                for block in blocks:
+                    stream.write(block)
+
     def upload(self, file: Path) -> None:
         """Put a file's content there."""
         with self._asked("written"):
@@ -132,7 +148,7 @@ class RemotePath:
 Place = Path | RemotePath
 
 
-def place_of(text: str) -> Place:
+def parse_place(text: str) -> Place:
     """Return the folder or file that a path or a URL names.
 
     Raises:
@@ -153,18 +169,18 @@ def _protocols(fs: AbstractFileSystem) -> tuple[str, ...]:
     return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
 
 
-def listing(folder: Place) -> list[Place]:
+def list_folder(folder: Place) -> list[Place]:
     """Return what a folder holds, by name."""
     entries: list[Place] = [*folder.iterdir()]
     return sorted(entries, key=lambda place: place.name)
 
 
-def num_bytes_of(place: Place) -> int:
+def read_size(place: Place) -> int:
     """Return the size of a file."""
     return place.stat().st_size if isinstance(place, Path) else place.num_bytes()
 
 
-def stamp_of(place: Place) -> str:
+def read_stamp(place: Place) -> str:
     """Return a text that changes when a file is replaced: size, and date where the store has one."""
     if isinstance(place, Path):
         found = place.stat()
@@ -172,18 +188,53 @@ def stamp_of(place: Place) -> str:
     return place.stamp()
 
 
+def read_blocks(place: Place) -> Iterator[bytes]:
+    """Yield the content of a file in blocks."""
+    if isinstance(place, RemotePath):
+        yield from place.read_blocks()
+        return
+    with place.open("rb") as stream:
+        while block := stream.read(_COPY_BYTES):
+            yield block
+
+
+def copy_verified(source: Path, target: Place) -> None:
+    """Copy a file, read the copy back and compare it; the folders above *target* are made.
+
+    Raises:
+        RunError: the store does not take it, or does not give back what it was sent.
+    """
+    sent, found = hashlib.sha256(), hashlib.sha256()
+
+    def sending() -> Iterator[bytes]:
+        for block in read_blocks(source):
+            sent.update(block)
+            yield block
+
+    if isinstance(target, RemotePath):
+        target.write_blocks(sending())
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("wb") as stream:
+            stream.writelines(sending())
+    for block in read_blocks(target):
+        found.update(block)
+    if sent.digest() != found.digest():
+        raise RunError(f"{target} is not what was sent")
+
+
 def open_ranges(place: Place) -> IO[bytes]:
     """Open a file for reading little, anywhere in it."""
     return place.open("rb") if isinstance(place, Path) else cast(IO[bytes], _Ranges(place))
 
 
-def at_once(read: Callable[[_T], _R], items: Iterable[_T]) -> list[_R]:
+def map_in_threads(read: Callable[[_T], _R], items: Iterable[_T]) -> list[_R]:
     """Return what *read* says of each item, in order; many wait at a time, for what is far away comes late."""
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         return list(pool.map(read, items))
 
 
-def inner_name(folder: Place, name: str) -> str:
+def check_inner_name(folder: Place, name: str) -> str:
     """Return *name* where it names something in *folder*; a file may say `../../etc` instead.
 
     Raises:
@@ -223,7 +274,7 @@ class _Ranges(Positioned):
     """A remote file whose small reads come from blocks that were fetched before."""
 
     def __init__(self, place: RemotePath) -> None:
-        super().__init__(num_bytes_of(place))
+        super().__init__(read_size(place))
         self._place = place
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
 

@@ -144,8 +144,8 @@ def write(path: Path, scale: int = 4) -> None:
 
 def inner(what: str, checkpoint: Path, out: Path, num_workers: int) -> None:
     """Consolidate, or move the same bytes, in this process; print the seconds after the imports."""
-    from sousbatch.checkpoints.consolidation.consolidate import consolidate_part
-    from sousbatch.checkpoints.consolidation.plan import ConsolidateOptions
+    from sousbatch.checkpoints.consolidation.consolidate import consolidate
+    from sousbatch.checkpoints.consolidation.options import ConsolidateOptions
     from sousbatch.checkpoints.consolidation.torch_cast import copier
     from sousbatch.checkpoints.formats.detect import open_source
 
@@ -155,7 +155,7 @@ def inner(what: str, checkpoint: Path, out: Path, num_workers: int) -> None:
     if what == "limit":
         move(checkpoint, out, num_workers)
     else:
-        consolidate_part(open_source(checkpoint), out, options)
+        consolidate(open_source(checkpoint), out, options)
     print(f"inner {time.perf_counter() - started}")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import DamagedError, UsageError
 from ..files import TEMPORARY_PREFIX, digest_file
-from ..remote import Place, at_once, num_bytes_of, open_ranges
+from ..remote import Place, map_in_threads, open_ranges, read_size
 from .commit import MARKER, is_name_of_save, zip_directory
 from .formats.detect import open_source
 from .formats.tensors import Source
@@ -36,7 +36,7 @@ def open_verified(path: Place, *, is_raw: bool = False) -> Source:
         entries = _entries(folder / MARKER)
         named = {str(folder / name): (name, entry) for name, entry in entries.items()}
         todo = [(place, *named[str(place)]) for place in sorted(_files_of(source), key=str) if str(place) in named]
-        at_once(lambda each: _check(*each), todo)
+        map_in_threads(lambda each: _check(*each), todo)
     return source
 
 
@@ -71,7 +71,7 @@ def _tensors_of(source: Source) -> Iterator[Any]:
 
 
 def _check(place: Place, name: str, entry: Mapping[str, Any]) -> None:
-    if num_bytes_of(place) != entry["num_bytes"]:
+    if read_size(place) != entry["num_bytes"]:
         is_same = False
     elif "zip_directory" in entry:
         with open_ranges(place) as stream:

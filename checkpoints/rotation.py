@@ -17,6 +17,8 @@ from ..events import Archived, Kept, Removed, Retention, Stripped
 from . import commit
 from .archive import upload
 from .commit import Checkpoint
+from .consolidation.options import ConsolidateOptions, Overflow
+from .formats.tensors import FloatDtype
 from .retention.decisions import RetentionDecision, decide
 from .retention.policies import RetentionRules
 
@@ -34,8 +36,8 @@ class RemovalOptions:
     """
 
     check_fence: Callable[[], None]
-    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
-    overflow: Literal["refuse", "clamp", "bfloat16"] = "refuse"
+    dtype: FloatDtype = "float16"
+    overflow: Overflow = "refuse"
     archive_url: str | None = None
 
 
@@ -171,9 +173,7 @@ def strip_to_weights(checkpoint: Checkpoint, options: RemovalOptions) -> Checkpo
         consolidate(
             open_verified(checkpoint.path),
             temporary,
-            dtype=options.dtype,
-            overflow=options.overflow,
-            copy_from=checkpoint.path,
+            ConsolidateOptions(dtype=options.dtype, overflow=options.overflow, copy_from=checkpoint.path),
         )
         files.write_json(temporary / STATE_NAME, {"global_step": step})  # what a model made of it says it is
         return commit.commit(

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
+from .formats.tensors import DTYPES
+
 _FIXED_BYTES = 9_000  # marker, scheduler, trainer's state without its log
 _RANK_BYTES = 19_500  # random states (14.5 kB), and the frame of the rank's own files
 _TENSOR_BYTES = 450  # name, shape and place of a tensor, in each file of model states
@@ -62,5 +63,5 @@ def checkpoint_size(
 
 def model_size(*, num_params: int, dtype: str, num_tensors: int = 0, beside_bytes: int = 0) -> Size:
     """Return the size of a consolidated model: its weight files, and what lies beside them."""
-    width, book = DTYPE_BYTES[dtype], 3_000 + 150 * num_tensors + beside_bytes
+    width, book = DTYPES[dtype].num_bytes, 3_000 + 150 * num_tensors + beside_bytes
     return Size(num_bytes=width * num_params + book, formula=f"{width} B x {num_params:,} + {book:,} B")

@@ -7,8 +7,17 @@ import sys
 import time
 from argparse import Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
+from ..checkpoints.consolidation.options import (
+    DTYPE_HELP,
+    MAX_SHARD_GB,
+    MAX_SHARD_HELP,
+    OVERFLOW_HELP,
+    ConsolidateOptions,
+    Overflow,
+)
+from ..checkpoints.formats.tensors import FloatDtype
 from ..errors import NotFoundError, UsageError
 from ..run_index import find_checkpoint_dirs
 from .parser import Parser, count, define, positive_number, share
@@ -17,13 +26,13 @@ from .tables import columns, size
 
 if TYPE_CHECKING:
     from ..checkpoints.consolidation.manifest import Manifest
-    from ..checkpoints.consolidation.plan import ConsolidateOptions
     from ..checkpoints.formats.tensors import Source
     from ..remote import Place
 
 
 def define_consolidate(parser: Parser) -> None:
     """Define `checkpoints consolidate`."""
+    defaults = ConsolidateOptions()
     define(
         parser,
         _consolidate,
@@ -35,18 +44,21 @@ def define_consolidate(parser: Parser) -> None:
     parser.add_argument("out", metavar="OUT", help="folder or URL to make")
     parser.add_argument(
         "--dtype",
-        choices=["float16", "bfloat16", "float32"],
-        default="float16",
-        help="type of the weights (default float16)",
+        choices=get_args(FloatDtype),
+        default=defaults.dtype,
+        help=f"{DTYPE_HELP} (default {defaults.dtype})",
     )
     parser.add_argument(
-        "--max-shard-gb", type=positive_number, default=5.0, help="largest weight file, 1 GB = 10^9 bytes (default 5)"
+        "--max-shard-gb",
+        type=positive_number,
+        default=MAX_SHARD_GB,
+        help=f"{MAX_SHARD_HELP} (default {MAX_SHARD_GB:g})",
     )
     parser.add_argument(
         "--overflow",
-        choices=["refuse", "clamp", "bfloat16"],
-        default="refuse",
-        help="what to do with weights beyond float16's range",
+        choices=get_args(Overflow),
+        default=defaults.overflow,
+        help=OVERFLOW_HELP,
     )
     parser.add_argument(
         "--adapter",
@@ -92,12 +104,12 @@ def _add_execution_options(parser: Parser) -> None:
 
 
 def _consolidate(arguments: Namespace) -> int:
-    from ..checkpoints.consolidation.consolidate import consolidate_part, refuse_within
+    from ..checkpoints.consolidation.consolidate import consolidate, refuse_within
     from ..checkpoints.consolidation.manifest import MANIFEST_NAME
-    from ..remote import place_of
+    from ..remote import parse_place
 
     _refuse_contradictions(arguments)
-    checkpoint, out = place_of(arguments.path), place_of(arguments.out)
+    checkpoint, out = parse_place(arguments.path), parse_place(arguments.out)
     source = _open(arguments.path, checkpoint, is_raw=arguments.adapter == "raw")
     options = _options(arguments, checkpoint)
     if arguments.dry_run:
@@ -108,13 +120,13 @@ def _consolidate(arguments: Namespace) -> int:
     part, num_parts = arguments.shard
     try:
         with byte_progress("consolidating") as progress:
-            manifest = consolidate_part(
+            manifest = consolidate(
                 source,
                 out.absolute() if isinstance(out, Path) else out,
                 options,
                 part=part,
                 num_parts=num_parts,
-                begins_anew=num_parts == 1,
+                may_restart=num_parts == 1,
                 progress=progress,
             )
     except KeyboardInterrupt:
@@ -184,9 +196,8 @@ def _open(text: str, checkpoint: Place, *, is_raw: bool) -> Source:
 
 
 def _options(arguments: Namespace, checkpoint: Place) -> ConsolidateOptions:
-    from ..checkpoints.consolidation.plan import ConsolidateOptions
     from ..checkpoints.formats.companion_files import config_dir
-    from ..remote import place_of
+    from ..remote import parse_place
 
     has_config = arguments.adapter != "raw"
     return ConsolidateOptions(
@@ -195,8 +206,8 @@ def _options(arguments: Namespace, checkpoint: Place) -> ConsolidateOptions:
         num_workers=arguments.workers or len(os.sched_getaffinity(0)),
         overflow=arguments.overflow,
         is_merged=arguments.adapter == "merge",
-        base_dir=place_of(arguments.base) if arguments.base else None,
-        copy_from=place_of(arguments.copy_from)
+        base_dir=parse_place(arguments.base) if arguments.base else None,
+        copy_from=parse_place(arguments.copy_from)
         if arguments.copy_from
         else config_dir(checkpoint)
         if has_config

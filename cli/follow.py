@@ -12,7 +12,7 @@ from typing import Any
 from ..events import Event, Step, of
 from ..launchers.base import FINAL_WORDS, Launcher
 from ..launchers.overview import watch_states
-from ..launchers.status import StageState, is_final
+from ..launchers.states import StageState, is_final
 from ..launchers.submission import cancel
 from ..ledger import LedgerReader
 from ..recipes.plan import Plan
@@ -43,7 +43,7 @@ def follow(plan: Plan, paths: RunPaths, launcher: Launcher) -> int:
     try:
         with view:
             while True:
-                if interrupts and launcher.name == "slurm":
+                if interrupts and launcher.survives_client:
                     view.say(f"the jobs continue; `sousbatch resume {paths.run_id}` follows them")
                     return 130
                 if interrupts > handled:

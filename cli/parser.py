@@ -66,8 +66,8 @@ def add_recipe_arguments(parser: Parser) -> None:
     add_runs_option(parser)
     parser.add_argument(
         "--launcher",
-        choices=["slurm", "local"],
-        help="where (default: Slurm where one is configured, else this machine)",
+        metavar="NAME",
+        help="where: slurm, local or an installed one (default: Slurm where one is configured, else this machine)",
     )
 
 

@@ -40,14 +40,14 @@ def define_plan(parser: Parser) -> None:
 
 def plan_of(arguments: Namespace, *, is_smoke: bool = False) -> Plan:
     from ..launchers import reservations
-    from ..launchers.registry import choose_site, watchers
+    from ..launchers.registry import choose_site, watcher
     from ..recipes.compile import compile
     from ..recipes.compose import compose
     from ..recipes.inspect.inputs import inspect
     from ..recipes.stages import smoke
 
     site, store = choose_site(arguments.launcher), runs_dir(arguments.runs)
-    dead_runs = reservations.dead_runs(store, watchers())
+    dead_runs = reservations.dead_runs(store, watcher)
     if getattr(arguments, "sweep", None):
         from ..recipes.sweep import plan_sweep
 
@@ -71,18 +71,15 @@ def plan_of(arguments: Namespace, *, is_smoke: bool = False) -> Plan:
 def _plan(arguments: Namespace) -> int:
     from ..errors import PlanError
     from ..launchers.registry import launcher_of
-    from ..launchers.slurm.launcher import SlurmLauncher
 
     if arguments.num_rows:
         return _plan_rows(arguments)
     plan = plan_of(arguments)
     launcher, runs = launcher_of(plan), runs_dir(arguments.runs)
     requests = launcher.prepare(plan, run_paths(runs, plan.recipe.name, plan.run_id))
-    starts: list[str] = []
-    if isinstance(launcher, SlurmLauncher):
-        refusals, starts = launcher.objections(requests, plan, runs)
-        if refusals:
-            raise PlanError(refusals)
+    refusals, starts = launcher.objections(requests, plan, runs)
+    if refusals:
+        raise PlanError(refusals)
     if arguments.json:
         print(plan.to_json(), end="")
     elif arguments.script:

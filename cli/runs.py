@@ -57,7 +57,6 @@ def _cancel(arguments: Namespace) -> int:
 
 
 def _clean(arguments: Namespace) -> int:
-    from ..launchers.local.launcher import LocalLauncher
     from ..launchers.registry import launcher_named
     from ..launchers.submission import clean
 
@@ -80,7 +79,7 @@ def _clean(arguments: Namespace) -> int:
             despite_jobs=arguments.although_jobs_may_run,
         )
         if not paths.root.exists():
-            LocalLauncher().forget(f"{paths.recipe_name}.{paths.run_id}.")
+            launcher_named("local").forget(f"{paths.recipe_name}.{paths.run_id}.")
     print(f"checked {len(chosen)} run{'s' * (len(chosen) != 1)}, freed {size(freed)}")
     return 0
 

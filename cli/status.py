@@ -17,7 +17,7 @@ from .parser import RUN_HELP, Parser, define
 from .tables import columns
 
 if TYPE_CHECKING:
-    from ..launchers.status import StageState
+    from ..launchers.states import StageState
     from ..recipes.plan_summary import PlanSummary
 
 

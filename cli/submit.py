@@ -56,17 +56,17 @@ def _add_detach(parser: Parser) -> None:
 
 def _submit(arguments: Namespace) -> int:
     from ..cluster.environment import withheld
-    from ..launchers.registry import launcher_of, watchers
+    from ..launchers.registry import launcher_of, watcher
     from ..launchers.reservations import release_dead
     from ..launchers.submission import submit
     from .plan import plan_of
 
-    release_dead(runs_dir(arguments.runs), watchers())
+    release_dead(runs_dir(arguments.runs), watcher)
     plan = plan_of(arguments, is_smoke=arguments.smoke)
     for warning in plan.warnings:
         print(f"sousbatch: warning: {warning}", file=sys.stderr)
     inherit = plan.recipe.environment.inherit
-    if plan.site.launcher == "slurm" and (names := withheld(os.environ, inherit)):
+    if launcher_of(plan).keeps_environment and (names := withheld(os.environ, inherit)):
         print(
             f"sousbatch: warning: {', '.join(names)} of this shell hold passwords or tokens, so jobs do not get them; "
             f"environment.inherit=[{','.join([*inherit, *names])}] passes them",

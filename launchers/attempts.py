@@ -9,6 +9,8 @@ from ..errors import EXIT_DEVICE_MEMORY, EXIT_NO_ROOM, EXIT_STOPPED
 from ..events import Ended, Event, Saved, Started, UnitCommitted
 from ..recipes.plan import Batch
 
+MAX_IDLE = 3  # starts in a row that commit nothing before a job gives up its place in the queue
+
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
@@ -63,6 +65,12 @@ def first_batch(attempts: Sequence[Attempt], batch: Batch | None) -> Batch | Non
         return batch
     last = attempts[-1]
     return _halved(last.batch) or last.batch if last.exit_code == EXIT_DEVICE_MEMORY else last.batch
+
+
+def is_idle(attempts: Sequence[Attempt]) -> bool:
+    """Return whether the last starts committed nothing at all, so that another would not either."""
+    tail = attempts[-MAX_IDLE:]
+    return len(tail) == MAX_IDLE and not any(attempt.progress for attempt in tail)
 
 
 def next_batch(attempt: Attempt) -> Batch | None | Stop:

@@ -8,11 +8,16 @@ import signal
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
+from ..cluster.site import Site
+from ..events import Event
+from ..job_environment import JobEnvironment
 from ..recipes.plan import After, Plan, Stage
 from ..recipes.schema import Resources
 from ..run_folder import RunPaths
+from .attempts import Attempt, Stop
 
 StateWord = Literal["waiting", "running", "stopping", "done", "stopped", "failed", "cancelled", "lost", "unknown"]
 # "unknown" is not final: what cannot be asked may well run, and nothing may be sent in its place.
@@ -58,10 +63,67 @@ def how_ended(code: int) -> str:
     return f"was killed by signal {number}" + (" (often: no host memory left)" if number == signal.SIGKILL else "")
 
 
+@dataclass(frozen=True, kw_only=True)
+class RankCommand:
+    """What starts the ranks of a node: a command, and the variables that it gets beside the job's own."""
+
+    words: tuple[str, ...]
+    variables: dict[str, str]
+
+
+class Placement(Protocol):
+    """Where a stage process runs: what its launcher has to say from inside the job. *job_id* may be empty."""
+
+    job_id: str
+
+    def tasks(self, plan: Plan, stage: Stage) -> range:
+        """Return the tasks of *stage* that this process works on, one after another."""
+
+    def refusal(self, stage: Stage, events: Sequence[Event], past: Sequence[Attempt]) -> Stop | None:
+        """Return why this process must not start; *past* has the earlier attempts of its task."""
+
+    def commands(self, plan: Plan, paths: RunPaths, stage: Stage) -> list[RankCommand]:
+        """Return what starts the ranks of one task."""
+
+    def explain(self, stage: Stage, code: int, log: str, *, is_finished: bool) -> tuple[int, str]:
+        """Return the exit code that explains how the ranks ended, and an error that their own records lack.
+
+        *log* is what they printed, *is_finished* says that rank 0 recorded its end.
+        """
+
+    def why_lost(self) -> str:
+        """Return why no further attempt may start here, or the empty string."""
+
+    def continue_later(self, paths: RunPaths, stage: Stage, past: Sequence[Attempt]) -> str:
+        """Let a stage that saved and stopped resume later where that is wanted; return what was done."""
+
+
 class Launcher(Protocol):
-    """Sends requests and answers for the jobs. It never touches a run's ledger."""
+    """Sends requests and answers for the jobs. It never touches a run's ledger.
+
+    It is made with `max_age_s=`: for one who only looks, its answers may be so old. A job *survives its client* where
+    Ctrl-C only stops following it. A launcher that *keeps the environment* writes a job's variables to a disk that
+    others read, so that secrets are left out.
+    """
 
     name: str
+    survives_client: bool
+    keeps_environment: bool
+
+    def is_here(self) -> bool:
+        """Return whether its jobs can be asked about from this machine."""
+
+    def read_site(self) -> Site:
+        """Return what its machines offer."""
+
+    def objections(self, requests: Sequence[Request], plan: Plan, runs: Path) -> tuple[list[str], list[str]]:
+        """Return why it would refuse requests, and when it would start them, without sending any."""
+
+    def placement(self, given: JobEnvironment) -> Placement:
+        """Return where the stage process that calls this runs."""
+
+    def forget(self, beginning: str) -> None:
+        """Remove what is kept outside of the run folder of ended jobs whose keys begin so."""
 
     def prepare(self, plan: Plan, paths: RunPaths) -> tuple[Request, ...]:
         """Return the requests of all stages in order. Pure."""

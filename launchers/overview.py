@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -16,7 +15,9 @@ from ..recipes.plan import Plan
 from ..recipes.plan_summary import PlanSummary, StageSummary, read_summary
 from ..run_folder import RunPaths
 from .base import FINAL_WORDS, JobRef, JobState, Launcher
-from .status import NO_ANSWER, StageState, job_refs, open_refs, stage_states, stopping_stages
+from .registry import OWN
+from .states import StageState, stage_states
+from .status import NO_ANSWER, job_refs, open_refs, stopping_stages
 
 
 def watch_states(plan: Plan | PlanSummary, paths: RunPaths, launcher: Launcher) -> dict[str, StageState]:
@@ -141,10 +142,11 @@ def jobs_left(
     them, so that Slurm is asked about the others only.
     """
     found: dict[Path, list[LeftJob]] = {}
-    for name in ("local", "slurm"):
-        chosen = [paths for paths in runs if paths.root not in found and _launcher_name(paths) in (name, "")]
+    names = {paths.root: _launcher_name(paths) for paths in runs}
+    for name in dict.fromkeys([*OWN, *filter(None, names.values())]):
+        chosen = [paths for paths in runs if paths.root not in found and names[paths.root] in (name, "")]
         ask = {f"{paths.recipe_name}.{paths.run_id}.": paths.root for paths in chosen}
-        if not ask or (name == "slurm" and shutil.which("squeue") is None):
+        if not ask or not launcher_of(name).is_here():
             continue
         try:
             known = launcher_of(name).find(list(ask))

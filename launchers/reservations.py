@@ -6,7 +6,7 @@ when a training starts, and taken back when nobody stands behind it any more.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from ..checkpoints.capacity import allocation, reservations
 from ..checkpoints.capacity.limits import Limit, read_limits, tightest
 from ..checkpoints.capacity.reservations import Holder, Reservation
 from ..checkpoints.retention.decisions import make_room
-from ..errors import NoRoomError, SlurmError
+from ..errors import NoRoomError, SlurmError, UsageError
 from ..ledger_queries import done_stages
 from ..recipes.forecast.storage import later_bytes
 from ..recipes.plan import Plan
@@ -26,19 +26,21 @@ from ..run_folder import RunPaths, reserved_runs
 from .base import FINAL_WORDS, JobRef, Launcher
 from .status import job_refs
 
+LauncherOf = Callable[[str], Launcher]
 
-def reserve(plan: Plan, paths: RunPaths, launchers: Mapping[str, Launcher] | None = None) -> None:
+
+def reserve(plan: Plan, paths: RunPaths, launcher_of: LauncherOf | None = None) -> None:
     """Promise a run its forecast, or what the others leave of it, and never less than its final weights.
 
-    This process stands behind the promise, beside the jobs that did before. Where it does not fit, the *launchers* are
+    This process stands behind the promise, beside the jobs that did before. Where it does not fit, the launchers are
     asked which of the other runs are gone.
 
     Raises:
         NoRoomError: the others' promises leave no room for the final weights and what follows them.
     """
     reason = _promise(plan, paths)
-    if reason and launchers:
-        release_dead(reservations.shared_runs_dir(paths), launchers, reservations.submitted_run(paths))
+    if reason and launcher_of:
+        release_dead(reservations.shared_runs_dir(paths), launcher_of, reservations.submitted_run(paths))
         reason = _promise(plan, paths, looks=True)
     if reason:
         raise NoRoomError(reason)
@@ -135,7 +137,7 @@ def stand_behind(paths: RunPaths) -> None:
             reservations.publish(paths, replace(known, holder=holder))
 
 
-def dead_runs(store: Path, launchers: Mapping[str, Launcher], own: RunPaths | None = None) -> dict[Path, Reservation]:
+def dead_runs(store: Path, launcher_of: LauncherOf, own: RunPaths | None = None) -> dict[Path, Reservation]:
     """Return by run folder the reservations below *store*, less one's *own*, whose jobs and process have ended.
 
     Nothing is written. Those that were released before are left out; where there are no others, no launcher is asked.
@@ -148,16 +150,16 @@ def dead_runs(store: Path, launchers: Mapping[str, Launcher], own: RunPaths | No
             found[paths.root] = reservation
     behind = {root: _behind(RunPaths(root=root), one.holder) for root, one in found.items()}
     known = {job for one in behind.values() for job in one.jobs if not _is_local(job) or reservations.is_from_here(one)}
-    gone = _gone(known, launchers)
+    gone = _gone(known, launcher_of)
     for root, holder in behind.items():
         if not reservations.is_from_here(holder):
             gone |= _ended(RunPaths(root=root), holder)
     return {root: one for root, one in found.items() if reservations.is_dead(behind[root], gone.__contains__)}
 
 
-def release_dead(store: Path, launchers: Mapping[str, Launcher], own: RunPaths | None = None) -> None:
+def release_dead(store: Path, launcher_of: LauncherOf, own: RunPaths | None = None) -> None:
     """Let the dead runs below *store* promise no more than they hold; those still alive keep their promise."""
-    for root, reservation in dead_runs(store, launchers, own).items():
+    for root, reservation in dead_runs(store, launcher_of, own).items():
         paths, held = RunPaths(root=root), allocation.measure_usage(root)
         released = Reservation(run=reservation.run, promised_bytes=held, held_bytes=held, holder=Holder())
         with reservations.lock_runs_dir(store):
@@ -191,13 +193,15 @@ def _jobs(paths: RunPaths) -> tuple[str, ...]:
     )
 
 
-def _gone(jobs: Collection[str], launchers: Mapping[str, Launcher]) -> set[str]:
+def _gone(jobs: Collection[str], launcher_of: LauncherOf) -> set[str]:
     """Return those of *jobs* whose launcher knows that they have ended; while it does not answer, nobody can tell."""
     gone: set[str] = set()
-    for name, launcher in launchers.items():
-        ids = [job.removeprefix(f"{name}:") for job in jobs if job.startswith(f"{name}:")]
-        refs = [JobRef(launcher=name, job_id=job_id) for job_id in ids]
-        with suppress(SlurmError):  # also of a Slurm that is not there any more
-            states = launcher.states(refs)
+    asked: dict[str, list[JobRef]] = {}
+    for job in jobs:
+        name, _, job_id = job.partition(":")
+        asked.setdefault(name, []).append(JobRef(launcher=name, job_id=job_id))
+    for name, refs in asked.items():
+        with suppress(SlurmError, UsageError):  # also of a Slurm, or a launcher, that is not there any more
+            states = launcher_of(name).states(refs)
             gone |= {f"{name}:{ref.job_id}" for ref, state in states.items() if state.word in FINAL_WORDS}
     return gone

@@ -21,8 +21,10 @@ from ..run_index import forget_run, remember_run
 from .base import FINAL_WORDS, JobRef, Launcher, Request, StateWord
 from .freeze import accept_environment, freeze, read_requests
 from .overview import jobs_left, many_states
+from .registry import watcher
 from .reservations import reserve, stand_behind
-from .status import StageState, adoptable, asking, job_refs, run_states
+from .states import StageState
+from .status import adoptable, asking, job_refs, run_states
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,7 +232,7 @@ def _send(
         launcher.cancel(outdated, save=False)
     if pending:
         try:
-            reserve(plan, paths, {launcher.name: launcher})
+            reserve(plan, paths, lambda name: launcher if name == launcher.name else watcher(name))
         except NoRoomError as error:
             raise PlanError([str(error)]) from error
         for stage in plan.stages:

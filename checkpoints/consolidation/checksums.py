@@ -14,7 +14,7 @@ import numpy as np
 from isal.isal_zlib import crc32, crc32_combine  # 15 times as fast as zlib's
 
 from ...errors import DamagedError
-from ...remote import Place, at_once
+from ...remote import Place, map_in_threads
 from ..formats.tensors import Segment, SourceTensor
 from ..formats.torch_zip import Record, open_archive
 from .reader import Reader, segments_by_file
@@ -72,7 +72,7 @@ def check_records(tensors: Sequence[SourceTensor], spans: Spans) -> None:
         DamagedError: a record is not what was written; its file is named.
     """
     files = segments_by_file(tensors).items()
-    at_once(lambda item: _check_file(*item, spans.get(str(item[0]), ())), files)
+    map_in_threads(lambda item: _check_file(*item, spans.get(str(item[0]), ())), files)
 
 
 def _check_file(path: Place, segments: Sequence[Segment], spans: Sequence[Span]) -> None:

@@ -19,8 +19,9 @@ from ..formats.tensors import Source
 from .checksums import all_of, check_records
 from .manifest import MANIFEST_NAME, FileRecord, Manifest, digest_of_files, read_manifest, to_json, verify_manifest
 from .model_card import CARD_NAME, card, hub_id, origin
+from .options import ConsolidateOptions
 from .output import Output, TakenAwayError, clear_leftovers, open_output
-from .plan import ConsolidateOptions, ConsolidationPlan, OutputDtype, Overflow, plan_consolidation
+from .plan import ConsolidationPlan, plan_consolidation
 from .reader import check_working_copies
 from .stream import Settings, WrittenShard, write_shards
 from .verify import verify_shards
@@ -28,43 +29,17 @@ from .verify import verify_shards
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
+_DEFAULTS = ConsolidateOptions()
 
 
-def consolidate(  # one keyword per choice of the caller
+def consolidate(
     source: Source,
     out: Place,
-    *,
-    dtype: OutputDtype = "float16",
-    max_shard_bytes: int = 5_000_000_000,
-    num_workers: int = 1,
-    overflow: Overflow = "refuse",
-    base_dir: Place | None = None,
-    copy_from: Place | None = None,
-    progress: Progress | None = None,
-    before_commit: Callable[[], None] | None = None,
-) -> Manifest:
-    """Write *source* as the model folder *out*, in one go; see `consolidate_part`."""
-    options = ConsolidateOptions(
-        dtype=dtype,
-        max_shard_bytes=max_shard_bytes,
-        num_workers=num_workers,
-        overflow=overflow,
-        base_dir=base_dir,
-        copy_from=copy_from,
-    )
-    manifest = consolidate_part(source, out, options, progress=progress, before_commit=before_commit)
-    assert manifest is not None  # one part is the whole
-    return manifest
-
-
-def consolidate_part(
-    source: Source,
-    out: Place,
-    options: ConsolidateOptions,
+    options: ConsolidateOptions = _DEFAULTS,
     *,
     part: int = 0,
     num_parts: int = 1,
-    begins_anew: bool = True,
+    may_restart: bool = True,
     progress: Progress | None = None,
     before_commit: Callable[[], None] | None = None,
 ) -> Manifest | None:
@@ -78,7 +53,7 @@ def consolidate_part(
     Args:
         out: a folder or URL, absent or empty, not within the checkpoint. A folder appears whole
             or not at all; behind a URL the manifest appears last.
-        begins_anew: drop what was left unfinished of another checkpoint or with other options; else refuse.
+        may_restart: drop what was left unfinished of another checkpoint or with other options; else refuse.
         progress: gets (bytes written, all bytes) after each block, in the caller's thread.
         before_commit: called when all is on disk; what it raises keeps *out* from appearing.
 
@@ -100,7 +75,7 @@ def consolidate_part(
         return done
     _refuse_target(source, out)
     check_working_copies(work.source.tensors)
-    output = open_output(out, begins_anew=begins_anew)
+    output = open_output(out, may_restart=may_restart)
     try:
         with no_room_named(str(out)):
             manifest = _written(work, output, _Share(part=part, num_parts=num_parts), progress or _silent)

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...errors import DamagedError, NotFoundError, UsageError
 from ...files import digest_of
-from ...remote import Place, num_bytes_of, open_ranges
+from ...remote import Place, open_ranges, read_size
 from ..formats.safetensors_file import read_tensors
 from ..formats.tensors import DTYPES, Content, SourceTensor
 
@@ -117,7 +117,7 @@ def verify_manifest(model_dir: Place, *, reads_all: bool = True) -> Manifest:
     sizes |= {file.name: file.num_bytes for file in manifest.weights}
     for name, num_bytes in sizes.items():
         path = model_dir / name
-        found = num_bytes_of(path) if path.is_file() else None
+        found = read_size(path) if path.is_file() else None
         if found != num_bytes:
             what = f"{name} is missing" if found is None else f"{name} has {found:,} of {num_bytes:,} bytes"
             raise _differs(model_dir, what)

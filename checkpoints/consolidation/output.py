@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from ...errors import DamagedError, UsageError, is_no_room
 from ...files import TEMPORARY_PREFIX, read_json, remove_tree, replacing, sync_dir, temporary_path, write_json
-from ...remote import Place, RemotePath, num_bytes_of
+from ...remote import Place, RemotePath, read_size
 from ..formats.safetensors_file import Shard
 from .cast import CastReport
 from .checksums import all_of
@@ -70,9 +70,9 @@ class Output(Protocol):
         """Take away, after a failure, what this process left unfinished; all, where nothing else is worth keeping."""
 
 
-def open_output(place: Place, *, begins_anew: bool = True) -> Output:
-    """Return the output for a folder or a URL; *begins_anew* says that a folder's leftovers of others may go."""
-    return _Folder(place, begins_anew=begins_anew) if isinstance(place, Path) else _Remote(place)
+def open_output(place: Place, *, may_restart: bool = True) -> Output:
+    """Return the output for a folder or a URL; *may_restart* says that a folder's leftovers of others may go."""
+    return _Folder(place, may_restart=may_restart) if isinstance(place, Path) else _Remote(place)
 
 
 def work_dir(out_dir: Path) -> Path:
@@ -85,9 +85,9 @@ class _Folder:
 
     has_room_for_all = True
 
-    def __init__(self, out_dir: Path, *, begins_anew: bool = True) -> None:
+    def __init__(self, out_dir: Path, *, may_restart: bool = True) -> None:
         self._out = out_dir
-        self._begins_anew = begins_anew
+        self._may_restart = may_restart
         self._begun: set[Path] = set()
         self._work = work_dir(out_dir)
         self._model = self._work / "model"
@@ -98,7 +98,7 @@ class _Folder:
         if found is not None and found.get("request") == plan["request"]:
             self._make_dirs()
             return found
-        if found is not None and not self._begins_anew:
+        if found is not None and not self._may_restart:
             raise UsageError(
                 f"{self._out}: parts of another checkpoint, or made with other options, wait in {self._work}; "
                 "go on with those options, or remove that folder to begin anew"
@@ -247,7 +247,7 @@ class _Remote:
 
     def finish(self, shard: Shard, written: WrittenShard) -> None:
         self.place(shard).upload(self.temporary(shard))
-        if num_bytes_of(self.place(shard)) != shard.num_bytes:
+        if read_size(self.place(shard)) != shard.num_bytes:
             raise DamagedError(f"{self.place(shard)}: has not the size of what was sent; try again")
         (self._work / f"{shard.file_name}.json").write_bytes(_encoded(_to_json(written)))
         shutil.rmtree(self._staged.pop(shard.file_name))
@@ -286,9 +286,7 @@ def _from_json(shard: Shard, text: str, place: Place) -> WrittenShard | None:
         spans = all_of([values["spans"]])
     except (ValueError, LookupError, TypeError):
         return None
-    is_same = (file.name, file.num_bytes) == (shard.file_name, shard.num_bytes) and num_bytes_of(
-        place
-    ) == shard.num_bytes
+    is_same = (file.name, file.num_bytes) == (shard.file_name, shard.num_bytes) and read_size(place) == shard.num_bytes
     return WrittenShard(file=file, losses=losses, spans=spans) if is_same else None
 
 

@@ -4,58 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from ...errors import NotFoundError, UsageError
 from ...files import digest_of
-from ...remote import Place, place_of
+from ...remote import Place, parse_place
 from ..formats.companion_files import ADAPTER_CONFIG_NAME, CONFIG_NAME, last_config
 from ..formats.detect import open_source
 from ..formats.lora import merge_adapter
 from ..formats.safetensors_file import Shard, plan_shards
 from ..formats.tensors import Source
 from .model_names import fitted
-
-OutputDtype = Literal["float16", "bfloat16", "float32"]
-Overflow = Literal["refuse", "clamp", "bfloat16"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConsolidateOptions:
-    """How to consolidate.
-
-    Attributes:
-        num_workers: threads that read, cast, write and hash, each with 8 MB.
-        overflow: finite values beyond *dtype*: refuse them, clamp them to its limits, or write
-            the whole model in bfloat16.
-        is_merged: write an adapter's model, not the adapter; implied by *base_dir*.
-        base_dir: the model that the adapter was trained on. Without it the frozen base within the
-            checkpoint is taken, else the folder that the adapter's configuration names.
-        base_model: what the training started from, by id or folder; the card names it if it has a hub id.
-        copy_from: the folder whose config.json and tokenizer go along, the dtype set; what it
-            lacks of a merged model comes from the base.
-        has_statistics: take the digest of every tensor, count the values that become zero, and compare all that
-            was read with the checksums in the checkpoint's files.
-        is_compared: compare the names with those that the class in config.json loads, and take the part
-            that fits.
-        is_verified: read back what was written, too (see verify.py).
-    """
-
-    dtype: OutputDtype = "float16"
-    max_shard_bytes: int = 5_000_000_000
-    num_workers: int = 1
-    overflow: Overflow = "refuse"
-    is_merged: bool = False
-    base_dir: Place | None = None
-    base_model: str = ""
-    copy_from: Place | None = None
-    has_statistics: bool = True
-    is_compared: bool = False
-    is_verified: bool = False
-
-    @property
-    def checks_source(self) -> bool:
-        return self.has_statistics or self.is_verified
+from .options import ConsolidateOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,10 +86,10 @@ def _base_dir(source: Source, options: ConsolidateOptions) -> Place | None:
     if options.base_dir is not None or source.base is not None:
         return options.base_dir
     named = str((source.adapter_config or {}).get("base_model_name_or_path") or "")
-    if not named or not place_of(named).is_dir():
+    if not named or not parse_place(named).is_dir():
         what = f"its base model {named!r} is not a folder here" if named else "its configuration names no base model"
         raise NotFoundError(f"{source.path}: {what}; name the folder of the base with --base DIR")
-    return place_of(named)
+    return parse_place(named)
 
 
 def _merged(source: Source, base_dir: Place | None, config: Mapping[str, object]) -> Source:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...errors import DamagedError
-from ...remote import Place, RemotePath, at_once, read_ranges
+from ...remote import Place, RemotePath, map_in_threads, read_ranges
 from ..formats.tensors import DTYPES, Segment, SourceTensor, cut
 from .cast import bits_of, is_nan
 from .torch_cast import Bytes, copier
@@ -115,7 +115,7 @@ def check_working_copies(tensors: Sequence[SourceTensor]) -> None:
     Raises:
         DamagedError: they differ; the message names the parameter.
     """
-    at_once(_check_ends, (tensor for tensor in tensors if tensor.twin is not None and tensor.num_elements))
+    map_in_threads(_check_ends, (tensor for tensor in tensors if tensor.twin is not None and tensor.num_elements))
 
 
 def _check_ends(tensor: SourceTensor) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import DamagedError
-from ...remote import Place, num_bytes_of
+from ...remote import Place, read_size
 from ..formats.safetensors_file import PlacedTensor, Shard, read_tensors
 from ..formats.tensors import DTYPES, LowRank, SourceTensor
 from .cast import bits_of
@@ -58,7 +58,7 @@ def _check_header(shard: Shard, place: Place) -> None:
     """Compare the file's header, read back, with the plan."""
     found = {tensor.name: (tensor.dtype, tensor.shape) for tensor in read_tensors(place)}
     planned = {tensor.source.name: (tensor.dtype.name, tensor.source.shape) for tensor in shard.tensors}
-    if found != planned or num_bytes_of(place) != shard.num_bytes:
+    if found != planned or read_size(place) != shard.num_bytes:
         raise DamagedError(f"{place}: its header is not the one that was written; consolidate again")
 
 

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from ...errors import DamagedError
-from ...remote import Place, listing
+from ...remote import Place, list_folder
 from ..consolidation.model_card import published
 from .tensors import Source
 
@@ -60,7 +60,7 @@ def beside(source: Source, copied_from: Sequence[Place], dtype: str) -> Iterator
     copied = {
         path.name: path
         for origin in copied_from
-        for path in listing(origin)
+        for path in list_folder(origin)
         if any(fnmatchcase(path.name, pattern) for pattern in _COPIED)
     }
     for name, path in copied.items():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...errors import DamagedError, IncompleteError, NotFoundError, UsageError
 from ...files import digest_of
-from ...remote import Place, inner_name, listing, stamp_of
+from ...remote import Place, check_inner_name, list_folder, read_stamp
 from .companion_files import ADAPTER_CONFIG_NAME, last_config
 from .fsdp_dcp import find_distcp_dir, is_hf_sharded, read_distcp, read_hf_shards
 from .lora import as_adapter, is_adapter
@@ -54,7 +54,7 @@ def open_source(path: Place, *, is_raw: bool = False) -> Source:
             kind="peft adapter",
             tensors=tuple(read_tensors(adapter_path)),
             step=_step(path),
-            digest=digest_of([stamp_of(adapter_path)]),
+            digest=digest_of([read_stamp(adapter_path)]),
             adapter_config=last_config([path], ADAPTER_CONFIG_NAME),
         )
     if found is None and any((path / name).is_file() for name in ("model.safetensors", INDEX_NAME)):
@@ -108,7 +108,7 @@ def _open_trained(path: Place) -> Source | None:
 def _find_tag_dir(path: Place) -> Place | None:
     if is_tag_dir(path):
         return path
-    tags = [folder for folder in listing(path) if folder.name.startswith("global_step") and folder.is_dir()]
+    tags = [folder for folder in list_folder(path) if folder.name.startswith("global_step") and folder.is_dir()]
     for pointer in ("latest", "latest_universal"):
         if (path / pointer).is_file():
             return _pointed_at(path / pointer)
@@ -119,9 +119,9 @@ def _find_tag_dir(path: Place) -> Place | None:
 
 def _pointed_at(pointer: Place) -> Place:
     tag = pointer.read_text(encoding="utf-8").strip()
-    if tag and (pointer.parent / inner_name(pointer, tag)).is_dir():
+    if tag and (pointer.parent / check_inner_name(pointer, tag)).is_dir():
         return pointer.parent / tag
-    folders = [folder for folder in listing(pointer.parent) if folder.is_dir()]
+    folders = [folder for folder in list_folder(pointer.parent) if folder.is_dir()]
     known = ", ".join(str(folder) for folder in folders if folder.name.startswith("global_step") or is_tag_dir(folder))
     advice = f"give one of {known}" if known else "no other folder holds rank files either; copy it again"
     raise DamagedError(f"{pointer}: names {tag!r}, which is not there; {advice}")
@@ -133,7 +133,7 @@ def _read_model(path: Place) -> Source:
     if not files[0].is_file():
         try:
             expected = json.loads((path / INDEX_NAME).read_text(encoding="utf-8"))["weight_map"]
-            files = [path / inner_name(path / INDEX_NAME, name) for name in sorted(set(expected.values()))]
+            files = [path / check_inner_name(path / INDEX_NAME, name) for name in sorted(set(expected.values()))]
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise DamagedError(f"{path / INDEX_NAME}: not an index of safetensors files ({error})") from error
     for file in files:
@@ -148,7 +148,7 @@ def _read_model(path: Place) -> Source:
         content="model",
         tensors=tensors,
         step=_step(path),
-        digest=digest_of([f"{file.name} {stamp_of(file)}" for file in files]),
+        digest=digest_of([f"{file.name} {read_stamp(file)}" for file in files]),
     )
 
 

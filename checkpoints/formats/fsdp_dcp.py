@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from ...errors import DamagedError, IncompleteError, UsageError
 from ...files import digest_of
-from ...remote import Place, inner_name, listing, num_bytes_of, open_ranges, stamp_of
+from ...remote import Place, check_inner_name, list_folder, open_ranges, read_size, read_stamp
 from .parts import model_paths
 from .safetensors_file import read_file, read_tensors
 from .tensors import DTYPES, Source, SourceTensor
@@ -100,7 +100,7 @@ def read_distcp(path: Place) -> Source:
         kind="torch distributed checkpoint",
         world_size=len(files),
         tensors=tuple(_joined(path, tensor, pieces) for tensor in tensors),
-        digest=digest_of([content.hex(), *(f"{name} {stamp_of(file)}" for name, file in files.items())]),
+        digest=digest_of([content.hex(), *(f"{name} {read_stamp(file)}" for name, file in files.items())]),
     )
 
 
@@ -151,7 +151,7 @@ def _chunk(key: str, chunk: Any, info: Any) -> _Chunk:
 
 def _files(path: Place, tensors: Sequence[_Tensor]) -> dict[str, Place]:
     names = sorted({chunk.file_name for tensor in tensors for chunk in tensor.chunks})
-    files = {name: path / inner_name(path, name) for name in names}
+    files = {name: path / check_inner_name(path, name) for name in names}
     for file in files.values():
         if not file.is_file():
             raise IncompleteError(
@@ -168,7 +168,7 @@ def _pieces(files: Mapping[str, Place], tensors: Sequence[_Tensor]) -> dict[_Chu
             chunks.setdefault(chunk.file_name, []).append(chunk)
     pieces = {}
     for name, file in files.items():
-        size = num_bytes_of(file)
+        size = read_size(file)
         headers: dict[int, dict[str, SourceTensor]] = {}
         with open_ranges(file) as stream:
             for chunk in sorted(chunks[name], key=lambda chunk: chunk.begin):
@@ -207,7 +207,7 @@ def read_hf_shards(path: Place) -> Source:
         IncompleteError: a rank's file is missing, as far as their numbers and the tensors' gaps tell.
         DamagedError: a file is cut off, or does not say which part of its tensors it holds.
     """
-    files = {file.name: file for file in listing(path) if _SHARD.fullmatch(file.name)}
+    files = {file.name: file for file in list_folder(path) if _SHARD.fullmatch(file.name)}
     numbers = {int(_SHARD.fullmatch(name)[1]) for name in files}  # type: ignore[index]
     missing = sorted(set(range(1, max(numbers))) - numbers)
     if missing:
@@ -242,7 +242,7 @@ def read_hf_shards(path: Place) -> Source:
         kind="torch distributed checkpoint in safetensors",
         world_size=len(numbers),
         tensors=tuple(_joined(path, tensor, pieces) for tensor in whole),
-        digest=digest_of([f"{name} {stamp_of(file)}" for name, file in files.items()]),
+        digest=digest_of([f"{name} {read_stamp(file)}" for name, file in files.items()]),
     )
 
 

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import DamagedError, UsageError
-from ...remote import Place, num_bytes_of, open_ranges
-from .tensors import BY_TAG, DTYPES, RANKS, Dtype, Segment, SourceTensor, dtype_of
+from ...remote import Place, open_ranges, read_size
+from .tensors import DTYPES, DTYPES_BY_TAG, RANKS, Dtype, Segment, SourceTensor, dtype_of
 
 INDEX_NAME = "model.safetensors.index.json"
+_METADATA = "__metadata__"
 _MAX_HEADER_BYTES = 100_000_000  # the limit of safetensors itself
 
 
@@ -57,17 +58,10 @@ def read_file(path: Place, begin: int = 0) -> tuple[list[SourceTensor], Mapping[
         DamagedError: the header is not one, or the file is shorter than it says.
         UsageError: a dtype that cannot be converted.
     """
-    size = num_bytes_of(path)
-    with open_ranges(path) as stream:
-        stream.seek(begin)
-        header_bytes = int.from_bytes(stream.read(8), "little")
-        if header_bytes > min(size, _MAX_HEADER_BYTES):
-            raise DamagedError(f"{path}: cut off, or not a safetensors file")
-        text = stream.read(header_bytes)
+    size = read_size(path)
+    header, data_offset = read_header(path, begin)
     try:
-        header: Mapping[str, Mapping[str, Any]] = json.loads(text)
-        entries = [(name, entry) for name, entry in header.items() if name != "__metadata__"]
-        tensors = [_read_entry(path, begin + 8 + header_bytes, name, entry) for name, entry in entries]
+        tensors = [_read_entry(path, data_offset, name, entry) for name, entry in header.items() if name != _METADATA]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise DamagedError(f"{path}: its safetensors header cannot be read ({error})") from error
     ends = [
@@ -77,14 +71,36 @@ def read_file(path: Place, begin: int = 0) -> tuple[list[SourceTensor], Mapping[
     ]
     if max(ends, default=0) > size:
         raise DamagedError(f"{path}: cut off: it has {size} bytes, its header describes {max(ends)}")
-    return sorted(tensors, key=lambda tensor: tensor.segments[0].offset_bytes), header.get("__metadata__") or {}
+    return sorted(tensors, key=lambda tensor: tensor.segments[0].offset_bytes), header.get(_METADATA) or {}
+
+
+def read_header(path: Place, begin: int = 0) -> tuple[Mapping[str, Mapping[str, Any]], int]:
+    """Return what the header of a safetensors file says by name, and where the tensors' bytes begin.
+
+    Raises:
+        DamagedError: there is no such header.
+    """
+    size = read_size(path)
+    with open_ranges(path) as stream:
+        stream.seek(begin)
+        header_bytes = int.from_bytes(stream.read(8), "little")
+        if header_bytes > min(size, _MAX_HEADER_BYTES):
+            raise DamagedError(f"{path}: cut off, or not a safetensors file")
+        text = stream.read(header_bytes)
+    try:
+        header = json.loads(text)
+        if not isinstance(header, dict):
+            raise ValueError(f"it is {type(header).__name__}, not a mapping")
+    except ValueError as error:
+        raise DamagedError(f"{path}: its safetensors header cannot be read ({error})") from error
+    return header, begin + 8 + header_bytes
 
 
 def _read_entry(path: Place, data_offset: int, name: str, entry: Mapping[str, object]) -> SourceTensor:
     tag, shape, (begin, end) = entry["dtype"], entry["shape"], _pair(entry["data_offsets"])
-    dtype = BY_TAG.get(str(tag))
+    dtype = DTYPES_BY_TAG.get(str(tag))
     if dtype is None:
-        raise UsageError(f"{path}: tensor {name!r} has dtype {tag}; known: {', '.join(BY_TAG)}")
+        raise UsageError(f"{path}: tensor {name!r} has dtype {tag}; known: {', '.join(DTYPES_BY_TAG)}")
     sizes = tuple(map(int, shape)) if isinstance(shape, list) else ()
     num_elements = math.prod(sizes)
     if begin < 0 or end - begin != num_elements * dtype.num_bytes:
@@ -141,7 +157,7 @@ def _grouped(tensors: Sequence[SourceTensor], dtype: Dtype, max_shard_bytes: int
 
 def _plan_shard(file_name: str, tensors: Sequence[SourceTensor], dtype: Dtype) -> Shard:
     ordered = sorted(tensors, key=lambda tensor: (RANKS[_target(tensor, dtype).name], tensor.name))
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    entries: dict[str, object] = {_METADATA: {"format": "pt"}}
     offsets = [0]
     for tensor in ordered:
         target = _target(tensor, dtype)

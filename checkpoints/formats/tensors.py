@@ -6,11 +6,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ...errors import DamagedError, UsageError
-from ...remote import Place
 
+if TYPE_CHECKING:
+    from ...remote import Place
+
+FloatDtype = Literal["float16", "bfloat16", "float32"]  # what is trained and written here
 Role = Literal["buffer", "frozen", "trained", "unknown"]
 Content = Literal["model", "adapter"]
 
@@ -29,7 +32,8 @@ def _dtype(name: str, tag: str, num_bytes: int, is_float: bool = False) -> Dtype
     return Dtype(name=name, tag=tag, num_bytes=num_bytes, is_float=is_float)
 
 
-# In the order in which safetensors 0.8.0 lays dtypes out in a file (compared byte for byte in the tests).
+# The one table of element types, in the order in which safetensors 0.8.0 lays them out in a file: the tests compare
+# files byte for byte.
 _ALL = (
     _dtype("uint64", "U64", 8),
     _dtype("int64", "I64", 8),
@@ -48,7 +52,7 @@ _ALL = (
 )
 DTYPES: Mapping[str, Dtype] = MappingProxyType({dtype.name: dtype for dtype in _ALL})
 RANKS: Mapping[str, int] = MappingProxyType({dtype.name: rank for rank, dtype in enumerate(_ALL)})
-BY_TAG: Mapping[str, Dtype] = MappingProxyType({dtype.tag: dtype for dtype in _ALL})
+DTYPES_BY_TAG: Mapping[str, Dtype] = MappingProxyType({dtype.tag: dtype for dtype in _ALL})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

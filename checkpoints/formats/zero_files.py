@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ...errors import DamagedError, IncompleteError, UsageError
-from ...remote import Place, at_once, listing
+from ...remote import Place, list_folder, map_in_threads
 from .unpickler import StoredTensor
 from .zero_state import State
 
@@ -80,7 +80,7 @@ def read_ranks(tag_dir: Place) -> tuple[Rank, ...]:
         return ()
     first = _read_rank(next(iter(files.values())))
     _check_ranks(tag_dir, files, first.world_size, "optim_states")
-    ranks = tuple(at_once(_read_rank, files.values()))
+    ranks = tuple(map_in_threads(_read_rank, files.values()))
     for rank in ranks:
         if (rank.world_size, rank.zero_stage) != (first.world_size, first.zero_stage):
             raise DamagedError(
@@ -105,7 +105,7 @@ def read_models(tag_dir: Place, zero_stage: int, world_size: int) -> list[State]
     first = _plain(State.load(files[0]))
     if not first.values.get("frozen_param_fragments"):
         return [first]
-    return [first, *at_once(State.load, (files[rank] for rank in range(1, world_size)))]
+    return [first, *map_in_threads(State.load, (files[rank] for rank in range(1, world_size)))]
 
 
 def _plain(model: State) -> State:
@@ -124,7 +124,7 @@ def _plain(model: State) -> State:
 
 def _by_rank(tag_dir: Place, pattern: re.Pattern[str]) -> dict[int, Place]:
     found: dict[int, Place] = {}
-    for path in listing(tag_dir):
+    for path in list_folder(tag_dir):
         match = pattern.fullmatch(path.name)
         if match is None:
             continue

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from ...errors import DamagedError, IncompleteError
 from ...files import digest_of
-from ...remote import Place, at_once, listing
+from ...remote import Place, list_folder, map_in_threads
 from .tensors import Source, SourceTensor
 from .torch_zip import Archive, load_any
 from .unpickler import StoredTensor
@@ -32,7 +32,7 @@ def read_universal(path: Place) -> Source:
         DamagedError: a file is cut off, or its size is not that of the parameter.
         IncompleteError: a parameter has no folder.
     """
-    models = [State.load(file) for file in listing(path) if is_model_file(file.name)]
+    models = [State.load(file) for file in list_folder(path) if is_model_file(file.name)]
     shapes = {
         name: shape for model in models for group in model.shape_groups("param_shapes") for name, shape in group.items()
     }
@@ -40,7 +40,7 @@ def read_universal(path: Place) -> Source:
     missing = [name for name in shapes if name not in folders]
     if missing:
         raise IncompleteError(f"{path / 'zero'}: has no folder of {len(missing)} parameters: {', '.join(missing[:5])}")
-    read = at_once(lambda name: _master(folders[name] / _MASTER), shapes)
+    read = map_in_threads(lambda name: _master(folders[name] / _MASTER), shapes)
     tensors, digests = [], []
     for (name, shape), (stored, archive) in zip(shapes.items(), read, strict=True):
         tensors.append(_shaped(name, stored, shape))

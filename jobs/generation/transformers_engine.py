@@ -18,8 +18,6 @@ from transformers.generation.logits_process import TemperatureLogitsWarper, TopK
 from ...recipes.data.encode import pad_id
 from ...recipes.schema import Predict, StageSettings
 
-_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-
 
 def load(
     settings: StageSettings, model_dir: Path, tokenizer: Any, *, model_class: str, device: str, dtype: str
@@ -33,7 +31,7 @@ def load_model(settings: StageSettings, model_dir: Path, model_class: str, devic
     spec = settings.model
     options: dict[str, Any] = {"attn_implementation": spec.attention} if spec.attention else {}
     model = getattr(transformers, model_class).from_pretrained(
-        model_dir, dtype=_DTYPES[dtype], trust_remote_code=spec.trust_remote_code, **options
+        model_dir, dtype=getattr(torch, dtype), trust_remote_code=spec.trust_remote_code, **options
     )
     return model.to(device).eval()
 

@@ -18,7 +18,7 @@ from ...recipes.inspect.tokenizer import load_full
 from ...recipes.schema import StageSettings
 from ...recipes.tasks import TaskSpec, task_of
 
-_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+_CHECKPOINTING = {"use_reentrant": False}  # what torch recommends; it is to become the only way
 
 
 def load_tokenizer(settings: StageSettings, folder: Path) -> Any:
@@ -45,9 +45,11 @@ def build_model(settings: StageSettings, folder: Path, tokenizer: Any, *, has_we
     if settings.adapter.method == "qlora":
         from peft import prepare_model_for_kbit_training
 
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
+        model = prepare_model_for_kbit_training(
+            model, use_gradient_checkpointing=checkpointing, gradient_checkpointing_kwargs=_CHECKPOINTING
+        )
     elif checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=_CHECKPOINTING)
     if settings.adapter.method != "full":
         model.enable_input_require_grads()
         model = _with_adapter(settings, task, model)
@@ -63,14 +65,18 @@ def _load(settings: StageSettings, task: TaskSpec, folder: Path, *, has_weights:
     config = transformers.AutoConfig.from_pretrained(folder, **options, **spec.config)
     if spec.attention:
         options["attn_implementation"] = spec.attention
-    dtype = _DTYPES[engine_of(settings).working_dtype(settings)] if settings.adapter.method == "full" else torch.float32
+    dtype = (
+        getattr(torch, engine_of(settings).working_dtype(settings))
+        if settings.adapter.method == "full"
+        else torch.float32
+    )
     transformers.set_seed(settings.seed)
     if not has_weights:
         return model_class.from_config(config, dtype=dtype, **options)
     if settings.adapter.method == "qlora":
         options["quantization_config"] = _four_bits(train.precision)
     if settings.adapter.method != "full":
-        dtype = _DTYPES[train.precision]
+        dtype = getattr(torch, train.precision)
     return model_class.from_pretrained(folder, config=config, dtype=dtype, **options)
 
 
@@ -81,8 +87,8 @@ def _four_bits(precision: str) -> Any:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=_DTYPES[precision],
-        bnb_4bit_quant_storage=_DTYPES[precision],
+        bnb_4bit_compute_dtype=getattr(torch, precision),
+        bnb_4bit_quant_storage=getattr(torch, precision),
     )
 
 

@@ -67,7 +67,7 @@ def _tensors(model: Any) -> dict[str, torch.Tensor]:
     parameters = dict(model.named_parameters())
     if hasattr(model, "peft_config"):
         return {name: value for name, value in parameters.items() if value.requires_grad}
-    kept = model.state_dict().keys()  # without the buffers that are made anew when a model is loaded
+    kept = model.state_dict().keys()  # without the buffers that a loaded model computes itself
     return parameters | {name: value for name, value in model.named_buffers() if name in kept}
 
 

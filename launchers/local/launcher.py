@@ -15,18 +15,20 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 from ... import files
 from ...cluster import site
 from ...cluster.environment import without_leaks
+from ...job_environment import JobEnvironment
 from ...recipes.plan import Plan
 from ...run_folder import RunPaths
 from ...user_folders import state_dir
 from ..base import FINAL_WORDS, JobRef, JobState, Request, StateWord, script
 from .machine import Need, Share
+from .placement import LocalPlacement
 from .queue import Form, Line
 
 POLL_S = 0.1
@@ -38,10 +40,28 @@ class LocalLauncher:
     """Runs jobs on this machine."""
 
     name = "local"
+    survives_client = False
+    keeps_environment = False
 
-    def __init__(self, jobs_dir: Path | None = None) -> None:
+    def __init__(self, jobs_dir: Path | None = None, *, max_age_s: float | None = None) -> None:
         self._jobs_dir = jobs_dir or state_dir() / "jobs"
         self._gpus: tuple[site.Gpu, ...] | None = None
+
+    def is_here(self) -> bool:
+        """Return whether its jobs can be asked about from this machine: always."""
+        return True
+
+    def read_site(self) -> site.Site:
+        """Return what this machine offers."""
+        return site.this_machine()
+
+    def objections(self, requests: Sequence[Request], plan: Plan, runs: Path) -> tuple[list[str], list[str]]:
+        """Return nothing: the plan itself says what this machine cannot do."""
+        return [], []
+
+    def placement(self, given: JobEnvironment) -> LocalPlacement:
+        """Return where the stage process that calls this runs."""
+        return LocalPlacement(given)
 
     def prepare(self, plan: Plan, paths: RunPaths) -> tuple[Request, ...]:
         """Return the requests of all stages in order. Pure."""

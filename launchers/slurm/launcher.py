@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -15,13 +16,16 @@ from pathlib import Path
 from ... import files
 from ...cluster import slurm, slurm_site
 from ...cluster.environment import SLURM_CLIENT_NAMES, handed_on
+from ...cluster.site import Site
 from ...cluster.slurm import JobRow
 from ...errors import EXIT_DEVICE_MEMORY, EXIT_NO_ROOM, EXIT_STOPPED, SlurmError, UnreachableError
-from ...job_environment import variable
+from ...job_environment import JobEnvironment, variable
 from ...recipes.plan import Plan, Stage
 from ...run_folder import RunPaths
 from ...user_folders import state_dir
-from ..base import JobRef, JobState, Request, StateWord, how_ended, script
+from ..base import JobRef, JobState, Placement, Request, StateWord, how_ended, script
+from ..local.placement import LocalPlacement
+from .placement import SlurmPlacement
 from .script import array_size, header
 
 _NO_NODE_NOW = "Requested node configuration is not available"
@@ -107,16 +111,33 @@ class SlurmLauncher:
     """
 
     name = "slurm"
+    survives_client = True
+    keeps_environment = True  # on the controller's disk
 
     def __init__(self, *, max_age_s: float | None = None) -> None:
         self._max_age_s = max_age_s
         self._seen: dict[str, JobRef] | None = None  # by key: what was there at the first sending, and sent since
 
+    def is_here(self) -> bool:
+        """Return whether this machine has Slurm's commands."""
+        return shutil.which("squeue") is not None
+
+    def read_site(self) -> Site:
+        """Return what the cluster offers."""
+        return slurm_site.read_site(patience_s=PATIENCE_S)
+
+    def placement(self, given: JobEnvironment) -> Placement:
+        """Return where the stage process that calls this runs; outside of a job it is this machine."""
+        return SlurmPlacement(self, given) if slurm.job_id() else LocalPlacement(given)
+
+    def forget(self, beginning: str) -> None:
+        """Do nothing: Slurm forgets ended jobs by itself."""
+
     def prepare(self, plan: Plan, paths: RunPaths) -> tuple[Request, ...]:
         """Return the requests of all stages in order. Pure."""
         return tuple(_request(plan, paths, stage) for stage in plan.stages)
 
-    def objections(self, requests: Iterable[Request], plan: Plan, runs: Path) -> tuple[list[str], list[str]]:
+    def objections(self, requests: Sequence[Request], plan: Plan, runs: Path) -> tuple[list[str], list[str]]:
         """Ask Slurm about requests without sending them; return why it would refuse, and when it would start them.
 
         With --test-only Slurm refuses what no node could run at this moment; a job that is sent waits for nodes.

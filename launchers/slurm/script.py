@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 from ...cluster.site import Partition, Site
-from ...recipes.schema import Resources
+from ...recipes.plan import Stage
+from ...recipes.schema import Environment, Resources
+from ...run_folder import RunPaths
 
 _WARNING_S = 600  # the longest notice before the time limit; writing a checkpoint seldom takes longer
 _GPU_OPTIONS = ("--gres", "--gpus", "-G")  # beginnings: --gpus-per-node and its kin, too
@@ -89,3 +92,19 @@ def _time(resources: Resources, partition: Partition | None) -> Iterator[str]:
         minutes = partition.default_minutes or partition.max_minutes
     if minutes is not None:
         yield f"--signal=B:USR1@{int(min(max(60, minutes * 6), _WARNING_S, minutes * 30))}"
+
+
+def container_words(environment: Environment, stage: Stage, paths: RunPaths) -> tuple[list[str], list[str]]:
+    """Return srun's options (pyxis) and the words before a rank's command (apptainer); none without a container.
+
+    The container sees what a job reads and writes, at the same paths: the run folder, the model and the data.
+    """
+    if environment.container is None:
+        return [], []
+    folders = {str(paths.root), stage.model.folder, stage.model.tokenizer_folder}
+    folders |= {str(Path(split.path).parent) for split in stage.splits.values()}
+    mounts = [*sorted(f"{folder}:{folder}" for folder in folders), *environment.mounts]
+    if environment.container_runtime == "pyxis":
+        return [f"--container-image={environment.container}", f"--container-mounts={','.join(mounts)}"], []
+    binds = [word for mount in mounts for word in ("--bind", mount)]
+    return [], ["apptainer", "exec", "--nv", *binds, environment.container]

@@ -31,7 +31,7 @@ class Answers:
 
     @cached_property
     def texts(self) -> list[tuple[str, str]]:
-        """The pairs of prediction and target as text, in Unicode NFC and otherwise as they are."""
+        """The pairs of prediction and target as texts in Unicode NFC."""
         return [
             (unicodedata.normalize("NFC", str(row.prediction)), unicodedata.normalize("NFC", str(target)))
             for row, target in zip(self.rows, self.targets, strict=True)

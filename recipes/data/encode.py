@@ -22,13 +22,17 @@ _POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_l
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One row: token ids, how many of them, from the first, are masked, and what it was before any cut."""
+    """One example: token ids, how many of them, from the first, are masked, and what it was before any cut.
+
+    It is the first example of its row, unless a task makes several of one.
+    """
 
     ids: list[int]
     num_masked: int
     num_tokens: int
     is_long: bool
     is_empty: bool = False
+    is_first: bool = True
 
     @property
     def num_learned(self) -> int:

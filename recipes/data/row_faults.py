@@ -10,8 +10,9 @@ from ..schema import StageSettings
 from .encode import positions_of
 
 
-def row_refusals(settings: StageSettings, stage: Stage, inputs: Inputs) -> Iterator[str]:
+def row_refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
     """Yield why a stage cannot work on its rows."""
+    settings = stage.settings
     for lengths in (one for one in inputs.lengths if one.stage == stage.name):
         positions = positions_of(inputs.model.config)
         if lengths.use == "predict":
@@ -80,8 +81,9 @@ def _prompt_refusals(settings: StageSettings, lengths: Lengths, positions: int |
         )
 
 
-def row_warnings(settings: StageSettings, stage: Stage, inputs: Inputs) -> Iterator[str]:
+def row_warnings(stage: Stage, inputs: Inputs) -> Iterator[str]:
     """Yield what happens to rows that are not used as they stand."""
+    settings = stage.settings
     for lengths in (one for one in inputs.lengths if one.stage == stage.name):
         where, policy = _where(lengths), settings.data.long_rows
         if lengths.long.num and lengths.use == "predict":

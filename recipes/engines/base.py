@@ -14,7 +14,7 @@ from ..schema import Dtype, StageSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Held:
+class StatePart:
     """One part of the model states: bytes per parameter, how many ranks share the part, and where it lies."""
 
     bytes_per_param: float
@@ -26,9 +26,9 @@ class Held:
 class ModelStates:
     """What a rank holds between two steps; frozen parameters take part in *weights* alone."""
 
-    weights: Held
-    gradients: Held
-    optimizer: Held
+    weights: StatePart
+    gradients: StatePart
+    optimizer: StatePart
 
 
 class Engine(Protocol):

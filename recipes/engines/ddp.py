@@ -12,7 +12,7 @@ from ..facts import ModelFacts
 from ..forecast.parameters import Params
 from ..plan import Batch, ForecastLine
 from ..schema import Dtype, StageSettings
-from .base import Held, ModelStates
+from .base import ModelStates, StatePart
 
 
 def working_dtype(settings: StageSettings) -> Dtype:
@@ -23,7 +23,9 @@ def working_dtype(settings: StageSettings) -> Dtype:
 def model_states(settings: StageSettings, world_size: int) -> ModelStates:
     """Return float32 weights, their gradients with DDP's own copy of each, and Adam's two moments."""
     return ModelStates(
-        weights=Held(bytes_per_param=4), gradients=Held(bytes_per_param=8), optimizer=Held(bytes_per_param=8)
+        weights=StatePart(bytes_per_param=4),
+        gradients=StatePart(bytes_per_param=8),
+        optimizer=StatePart(bytes_per_param=8),
     )
 
 

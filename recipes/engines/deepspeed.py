@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ...checkpoints.sizes import DTYPE_BYTES, StateBytes
+from ...checkpoints.formats.tensors import DTYPES
+from ...checkpoints.sizes import StateBytes
 from ..facts import ModelFacts
 from ..forecast.parameters import Params
 from ..plan import Batch, ForecastLine
 from ..schema import Dtype, StageSettings
-from .base import Held, ModelStates
+from .base import ModelStates, StatePart
 
 
 def working_dtype(settings: StageSettings) -> Dtype:
@@ -23,11 +24,11 @@ def working_dtype(settings: StageSettings) -> Dtype:
 
 def model_states(settings: StageSettings, world_size: int) -> ModelStates:
     """Return the parts, each shared by the ranks from its ZeRO stage on."""
-    zero, work = settings.train.zero, DTYPE_BYTES[settings.train.precision]
+    zero, work = settings.train.zero, DTYPES[settings.train.precision].num_bytes
 
-    def held(bytes_per_param: float, shared_from: int, in_host_memory: bool = False) -> Held:
+    def held(bytes_per_param: float, shared_from: int, in_host_memory: bool = False) -> StatePart:
         shared_by = world_size if zero.stage >= shared_from else 1
-        return Held(bytes_per_param=bytes_per_param, shared_by=shared_by, in_host_memory=in_host_memory)
+        return StatePart(bytes_per_param=bytes_per_param, shared_by=shared_by, in_host_memory=in_host_memory)
 
     return ModelStates(
         weights=held(work, 3, zero.offload == "both"),
@@ -38,7 +39,7 @@ def model_states(settings: StageSettings, world_size: int) -> ModelStates:
 
 def exchange_memory(settings: StageSettings, params: Params, batch: Batch) -> list[ForecastLine]:
     """Return ZeRO-3's gathered weights, and the bucket of gradients with its flat copy and this rank's share."""
-    zero, work, ranks = settings.train.zero, DTYPE_BYTES[settings.train.precision], batch.world_size
+    zero, work, ranks = settings.train.zero, DTYPES[settings.train.precision].num_bytes, batch.world_size
     if zero.stage < 3:
         return []
     sharding = zero.config.get("zero_optimization", {})
@@ -56,7 +57,7 @@ def exchange_memory(settings: StageSettings, params: Params, batch: Batch) -> li
 
 def state_bytes(settings: StageSettings, world_size: int) -> StateBytes:
     """Return what all ranks write: ZeRO 1 and 2 add the working copy, and each ZeRO-3 rank names all tensors."""
-    work = DTYPE_BYTES[settings.train.precision]
+    work = DTYPES[settings.train.precision].num_bytes
     if settings.train.zero.stage == 3:
         return StateBytes(trainable=12, note="4 B master + 8 B moments", frozen=work, num_lists=world_size)
     return StateBytes(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...checkpoints.sizes import DTYPE_BYTES
+from ...checkpoints.formats.tensors import DTYPES
 from ..engines import engine_of
-from ..engines.base import Held
+from ..engines.base import StatePart
 from ..facts import Inputs, ModelFacts
 from ..plan import Batch, Forecast, ForecastLine, Stage
 from ..schema import StageSettings
@@ -47,7 +47,7 @@ def device_memory(settings: StageSettings, model: ModelFacts, batch: Batch) -> l
     ]
 
 
-def _line(what: str, held: Held, parts: Sequence[tuple[float, int, str]]) -> ForecastLine:
+def _line(what: str, held: StatePart, parts: Sequence[tuple[float, int, str]]) -> ForecastLine:
     formula = " + ".join(f"{width:g} B x {count:,}{note}" for width, count, note in parts)
     if held.shared_by > 1:
         formula = f"({formula}) / {held.shared_by} ranks"
@@ -74,7 +74,7 @@ def _activations(settings: StageSettings, model: ModelFacts, batch: Batch) -> Fo
     hidden, layers = number("hidden_size", "n_embd", "d_model"), number("num_hidden_layers", "n_layer", "num_layers")
     heads, (outputs, noun) = number("num_attention_heads", "n_head", default=1), task_of(settings.task).outputs(config)
     tokens, rows = settings.data.max_tokens, batch.micro_batch
-    width = DTYPE_BYTES[settings.train.precision]
+    width = DTYPES[settings.train.precision].num_bytes
     is_gated = any("gate_proj" in tensor.name or "gate_up_proj" in tensor.name for tensor in model.tensors)
     inner = number("intermediate_size") if is_gated else 0
     layer = width * tokens * rows * (10 * hidden + 4 * inner if is_gated else 17 * hidden)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from ... import files
 from ...errors import PlanError, UsageError, is_no_room, nearest
+from ...remote import parse_place, read_blocks
 from ...user_folders import cache_dir, cached
 from ..data import hangul
-from ..data.prompts import prompt_columns
 from ..data.rows import read_rows
 from ..facts import SplitFacts
-from ..schema import Data, Generator, Recipe, validate
-from ..stage_kinds import RowUse
+from ..schema import Generator, Recipe, validate
 from ..stages import resolve_stages
+from ..tasks import Column, task_of
 from .cache import collect
 
 
@@ -43,33 +45,24 @@ def splits_of(recipe: Recipe) -> dict[str, SplitFacts]:
     return splits
 
 
-# For each split: (key that asks for the split, column that it must have or "", key that names the column).
-_Needs = set[tuple[str, str, str]]
+@dataclass
+class _Needs:
+    """What the stages need of a split: the keys that ask for it, and the columns that it must have."""
+
+    keys: set[str] = field(default_factory=set)
+    columns: set[Column] = field(default_factory=set)
 
 
 def _needed(recipe: Recipe) -> dict[str, _Needs]:
-    needed: dict[str, _Needs] = {}
-
-    def need(key: str, split: str, columns: Iterable[tuple[str, str]]) -> None:
-        found = needed.setdefault(split, set())
-        found.add((key, "", ""))
-        found.update((key, column, named_by) for named_by, column in columns)
-
+    task, needed = task_of(recipe.task), defaultdict[str, _Needs](_Needs)
     for stage in resolve_stages(recipe).values():
         for rows in stage.rows:
-            need(rows.key, rows.split, _columns(stage.settings.data, rows.use))
+            needs, identity = needed[rows.split], stage.settings.data.columns.id
+            needs.keys.add(rows.key)
+            needs.columns.update(task.columns(stage.settings, rows.use))
+            if rows.use == "predict" and identity:
+                needs.columns.add(Column(named_by="data.columns.id", name=identity))
     return needed
-
-
-def _columns(data: Data, use: RowUse) -> list[tuple[str, str]]:
-    """Return the columns that a use of rows needs, each with the key that names it."""
-    columns = data.columns
-    if use == "predict":
-        return [*prompt_columns(data), *([("data.columns.id", columns.id)] if columns.id else [])]
-    answer = [("data.columns.target", columns.target)]
-    if use == "score":
-        return answer
-    return [*prompt_columns(data), *answer] if data.prompt else [("data.columns.text", columns.text)]
 
 
 # What to do where there is no such file.
@@ -87,7 +80,7 @@ _WITHOUT = {
 
 
 def _missing_split(name: str, needs: _Needs, known: Sequence[str]) -> str:
-    keys = sorted({key for key, _, _ in needs if key != "score"})
+    keys = sorted(needs.keys - {"score"})
     hint = f" ({nearest(name, known)})" if nearest(name, known) else ""
     advice = _WITHOUT.get(keys[0], "") if len(keys) == 1 else ""
     return (
@@ -99,8 +92,9 @@ def _missing_columns(name: str, found: SplitFacts, needs: _Needs) -> Iterator[st
     if found.num_rows == 0:
         yield f"data file {found.path} of split {name!r} is empty; it needs at least one row"
         return
-    for column, named_by in sorted({(column, named_by) for _, column, named_by in needs if column}):
-        if column in found.nested:
+    for one in sorted(needs.columns, key=lambda one: (one.name, one.named_by)):
+        column, named_by = one.name, one.named_by
+        if column in found.nested and not one.may_nest:
             yield _nested_column(name, found, column, named_by)
             continue
         if column in found.columns:
@@ -133,24 +127,23 @@ def _local_file(split: str, text: str) -> Path:
         if not path.is_file():
             raise UsageError(f"data.splits.{split}: {_why_no_file(text, path)}")
         return path.resolve()
-    import fsspec
-
     name = text.rsplit("/", 1)[-1]
     path = cache_dir() / "data" / files.digest_of(text)[:16] / name
     if not path.is_file():
         files.make_private_dir(path.parent)
         try:
-            with fsspec.open(text, "rb") as source, files.replacing(path) as target:
-                while block := source.read(1 << 20):
-                    target.write(block)
+            with files.replacing(path) as target:
+                target.writelines(read_blocks(parse_place(text)))
         except Exception as error:  # each store has errors of its own; hf:// alone has those of three libraries
             if is_no_room(error):
                 raise
-            raise UsageError(f"data.splits.{split}: {text!r} cannot be fetched: {_first_line(error)}") from error
+            raise UsageError(
+                f"data.splits.{split}: {text!r} cannot be fetched: {_first_line(error.__cause__ or error)}"
+            ) from error
     return path
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:300]}"
 

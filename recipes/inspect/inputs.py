@@ -13,10 +13,11 @@ from ... import files
 from ...checkpoints.capacity import reservations
 from ...checkpoints.capacity.limits import nearest_existing, read_limits, tightest
 from ...errors import PlanError, UsageError
-from ...remote import place_of
+from ...remote import parse_place
 from ..facts import DiskSpace, Inputs, Lengths
 from ..schema import Recipe
 from ..stages import resolve_stages
+from ..tasks import task_of
 from .cache import collect
 from .data import splits_of
 from .lengths import Progress, lengths_of
@@ -30,8 +31,10 @@ def inspect(recipe: Recipe, store: Path, progress: Progress | None = None, dead_
     The folders of *dead_runs*, whose jobs have all ended, promise nothing more than they hold.
 
     Raises:
+        UsageError: this version does not have the task.
         PlanError: every reason why the model or the data cannot be used.
     """
+    task_of(recipe.task)  # what it needs of model and data cannot be said of one that is refused
     reasons = list(_archive_reasons(recipe))
     model = collect(reasons, lambda: model_facts(recipe))
     splits = collect(reasons, lambda: splits_of(recipe))
@@ -58,7 +61,7 @@ def _archive_reasons(recipe: Recipe) -> Iterator[str]:
         if url is None:
             continue
         try:
-            place = place_of(url)
+            place = parse_place(url)
         except UsageError as error:
             yield f"checkpoints.archive_url: {error}"
             continue

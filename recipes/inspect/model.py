@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import os
-import struct
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -16,7 +15,9 @@ from typing import Any
 
 from ... import files
 from ...checkpoints.capacity.limits import read_limits, tightest
-from ...errors import UsageError, nearest
+from ...checkpoints.formats.safetensors_file import read_header
+from ...checkpoints.formats.tensors import DTYPES_BY_TAG
+from ...errors import DamagedError, UsageError, nearest
 from ...user_folders import cached
 from ..catalog import LIBRARY_DIR
 from ..facts import ModelFacts, TensorFacts
@@ -112,14 +113,14 @@ def model_facts(recipe: Recipe) -> ModelFacts:
         tokenizer_folder = _folder_here(key, spec.tokenizer) or _from_hub(key, spec.tokenizer)
     _check_tokenizer(recipe, tokenizer_folder)
     weights = sorted(folder.glob("*.safetensors"))
-    headers = [_safetensors_header(path) for path in weights]
+    stored = [tensor for path in weights for tensor in _tensors_in(path)]
     if not weights and not spec.from_scratch:
         raise UsageError(
             f"model.path {spec.path!r} has no *.safetensors weights; "
             "set model.from_scratch=true to start from random ones"
         )
     if weights and not (spec.from_scratch or spec.config or task.has_new_head):
-        found = sorted((tensor for header in headers for tensor in _tensors_of(header)), key=lambda t: t.name)
+        found = sorted(stored, key=lambda tensor: tensor.name)
     else:
         shapes = _shapes(folder, task.model_class, recipe)
         found = [TensorFacts(name=name, shape=tuple(shape), dtype=dtype) for name, shape, dtype in shapes["tensors"]]
@@ -190,24 +191,21 @@ def _check_tokenizer(recipe: Recipe, folder: Path) -> None:
         raise UsageError(f"data.prompt is chat, but the tokenizer in {folder} has no chat template; write a template")
 
 
-def _safetensors_header(path: Path) -> dict[str, Any]:
+def _tensors_in(path: Path) -> list[TensorFacts]:
+    """Return what a safetensors file holds; a dtype that is not known here keeps the file's tag."""
     try:
-        with path.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > 100_000_000:
-                raise ValueError("its header is longer than the format allows")
-            header = json.loads(stream.read(length))
-    except (OSError, ValueError, struct.error) as error:
+        header, _ = read_header(path)
+        return [
+            TensorFacts(name=name, shape=tuple(entry["shape"]), dtype=_dtype_name(entry["dtype"]))
+            for name, entry in header.items()
+            if name != "__metadata__"
+        ]
+    except (OSError, DamagedError, LookupError, TypeError) as error:
         raise UsageError(f"{path} is not a safetensors file: {error}") from error
-    return {name: value for name, value in header.items() if name != "__metadata__"}
 
 
-def _tensors_of(header: dict[str, Any]) -> list[TensorFacts]:
-    names = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
-    return [
-        TensorFacts(name=name, shape=tuple(entry["shape"]), dtype=names.get(entry["dtype"], entry["dtype"]))
-        for name, entry in header.items()
-    ]
+def _dtype_name(tag: str) -> str:
+    return DTYPES_BY_TAG[tag].name if tag in DTYPES_BY_TAG else tag
 
 
 def _shapes(folder: Path, model_class: str, recipe: Recipe) -> dict[str, Any]:

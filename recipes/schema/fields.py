@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import field
-from typing import Any, Literal
+from typing import Any
 
+from ...checkpoints.formats.tensors import FloatDtype
 from ...plugins import Registry
 
-Dtype = Literal["float16", "bfloat16", "float32"]
+Dtype = FloatDtype
 
 
 def key(

@@ -5,6 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ...checkpoints.consolidation.options import (
+    DTYPE_HELP,
+    MAX_SHARD_GB,
+    MAX_SHARD_HELP,
+    OVERFLOW_HELP,
+    Overflow,
+)
+from ...checkpoints.retention.policies import Goal
 from .fields import Dtype, key
 
 
@@ -75,7 +83,7 @@ class Train:
     max_grad_norm: float = key(
         1.0, "gradients are scaled down to this norm; 0 leaves them", also=("gradient_clip_val",), at_least=0
     )
-    precision: Literal["float32", "bfloat16", "float16"] = key(
+    precision: Dtype = key(
         "bfloat16", "arithmetic of forward and backward; masters are float32", also=("bf16", "fp16", "dtype")
     )
     zero: Zero = key(Zero, "sharding by DeepSpeed")
@@ -106,7 +114,7 @@ class Checkpoints:
         "what best means: on train.eval_split, or while training",
         also=("metric_for_best_model", "monitor"),
     )
-    goal: Literal["lowest", "highest"] = key("lowest", "which end of the metric is best", also=("greater_is_better",))
+    goal: Goal = key("lowest", "which end of the metric is best", also=("greater_is_better",))
     thin: bool = key(
         False,
         "best ones and those of every so many steps keep their weights only; else only where room is needed",
@@ -133,8 +141,8 @@ class Consolidate:
     choose: Literal["best", "last"] = key("best", "which checkpoint")
     dtype: Dtype | None = key(
         None,
-        "type of the weights; when not given bfloat16 for a model whose own weights are bfloat16, else float16",
+        f"{DTYPE_HELP}; when not given bfloat16 for a model whose own weights are bfloat16, else float16",
         also=("torch_dtype",),
     )
-    max_shard_gb: float = key(5.0, "largest weight file (1 GB = 10^9 bytes)", also=("max_shard_size",), above=0)
-    overflow: Literal["refuse", "clamp", "bfloat16"] = key("refuse", "what to do with weights beyond float16's range")
+    max_shard_gb: float = key(MAX_SHARD_GB, MAX_SHARD_HELP, also=("max_shard_size",), above=0)
+    overflow: Overflow = key("refuse", OVERFLOW_HELP)

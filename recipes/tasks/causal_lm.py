@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ...errors import Fault
+from ...predictions.metrics import DEFAULT_METRICS
 from ..data.encode import Encoded, encode_prompts, encode_rows, positions_of
 from ..data.prompts import prompt_columns, prompt_fields
 from ..data.row_faults import row_refusals, row_warnings
@@ -16,7 +17,8 @@ from ..data.rows import Row
 from ..facts import Inputs
 from ..plan import Stage
 from ..schema import Predict, StageSettings
-from . import Column, RowUse, TaskSpec
+from ..stage_kinds import RowUse
+from . import Column, TaskSpec
 
 _DRAWING = ("temperature", "top_k", "top_p")
 
@@ -63,9 +65,9 @@ def _encode(
     return encode_rows(settings.data, rows, tokenizer)
 
 
-def _warnings(settings: StageSettings, stage: Stage, inputs: Inputs) -> Iterator[str]:
-    yield from row_warnings(settings, stage, inputs)
-    predict = settings.predict
+def _warnings(stage: Stage, inputs: Inputs) -> Iterator[str]:
+    yield from row_warnings(stage, inputs)
+    predict = stage.settings.predict
     if "predict" in stage.splits and not predict.sample:
         drawn = [name for name in _DRAWING if getattr(predict, name) != getattr(Predict(), name)]
         if drawn:
@@ -96,7 +98,7 @@ TASK = TaskSpec(
         *("model.add_tokens", "model.trust_remote_code"),
     ),
     reads=("data",),
-    metrics=("character_accuracy", "cer", "exact_match", "rouge"),
+    metrics=DEFAULT_METRICS,
     faults=_faults,
     columns=_columns,
     longest=_longest,

@@ -19,7 +19,7 @@ from sousbatch.checkpoints.retention.decisions import RetentionDecision
 from sousbatch.checkpoints.rotation import RemovalOptions, carry_out, strip_to_weights
 from sousbatch.cli.main import main
 from sousbatch.errors import DamagedError
-from sousbatch.remote import place_of
+from sousbatch.remote import parse_place
 
 RANK_1 = "global_step1/zero_pp_rank_1_mp_rank_00_optim_states.pt"
 RANK_0 = RANK_1.replace("rank_1", "rank_0")
@@ -107,10 +107,10 @@ def test_an_archived_one_is_compared_with_its_marker_too(made: Checkpoint) -> No
     store = fsspec.filesystem("memory")
     upload(made, "memory://old", lambda: None)
     url, folder = "memory://old/step-00000200", "/old/step-00000200"
-    assert len(open_verified(place_of(url)).tensors) == 2
+    assert len(open_verified(parse_place(url)).tensors) == 2
     store.pipe_file(f"{folder}/{RANK_0}", store.cat_file(f"{folder}/{RANK_1}"))
     with pytest.raises(DamagedError, match=f"{RANK_0}: is another file than was committed"):
-        open_verified(place_of(url))
+        open_verified(parse_place(url))
     store.rm("/old", recursive=True)
 
 

@@ -149,7 +149,7 @@ def test_thinning_that_finds_no_room_leaves_nothing_behind(tmp_path: Path, monke
     """A model of several files that does not fit whole would be kept for resuming, and thinning never resumes."""
     full, _ = make(tmp_path, [1, 2], write_model)
 
-    def half(source: object, out: Path, **_: object) -> None:
+    def half(source: object, out: Path, *_: object) -> None:
         (output.work_dir(out) / "records").mkdir(parents=True)
         (output.work_dir(out) / "records" / "1.json").touch()
         raise OSError(errno.ENOSPC, "No space left on device")

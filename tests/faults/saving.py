@@ -168,9 +168,7 @@ def context(
             ladders={"train": ladder},
         ),
     )
-    return JobContext(
-        paths=paths, plan=plan, stage=stage, settings=stage.settings, task=0, attempt=attempt, batch=batch
-    )
+    return JobContext(paths=paths, plan=plan, stage=stage, task=0, attempt=attempt, batch=batch)
 
 
 def work(root: Path, rank: int, attempt: int, zero_stage: int, moment: int, mode: int) -> None:

@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from sousbatch.checkpoints.consolidation import stream
-from sousbatch.checkpoints.consolidation.consolidate import consolidate_part
+from sousbatch.checkpoints.consolidation.consolidate import consolidate
 from sousbatch.checkpoints.consolidation.manifest import verify_manifest
-from sousbatch.checkpoints.consolidation.plan import ConsolidateOptions
+from sousbatch.checkpoints.consolidation.options import ConsolidateOptions
 from sousbatch.checkpoints.consolidation.torch_cast import copier
 from sousbatch.checkpoints.formats.detect import open_source
 from sousbatch.errors import NoRoomError
@@ -101,7 +101,7 @@ def attempt(source_dir: Path, out: Path, moments: Moments) -> None:
     try:
         source = open_source(source_dir)
         place(moments)
-        consolidate_part(source, out, OPTIONS)
+        consolidate(source, out, OPTIONS)
         code = 0
     except NoRoomError:
         code = 3
@@ -123,7 +123,7 @@ def main(how: str, source_dir: Path, folder: Path) -> None:
     copier()  # before the forks: loading torch's library takes 0.2 s
     gc.freeze()  # a collection in a fork would copy every page of the modules
     reference = folder / "reference"
-    consolidate_part(open_source(source_dir), reference, OPTIONS)
+    consolidate(open_source(source_dir), reference, OPTIONS)
     verify_manifest(reference)
     expected = {path.name: path.read_bytes() for path in reference.iterdir()}
     wrong: list[str] = []

@@ -14,7 +14,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from sousbatch.checkpoints.consolidation import stream
 from sousbatch.checkpoints.consolidation.cost import estimate_cost
-from sousbatch.checkpoints.consolidation.plan import ConsolidateOptions, plan_output
+from sousbatch.checkpoints.consolidation.options import ConsolidateOptions
+from sousbatch.checkpoints.consolidation.plan import plan_output
 from sousbatch.checkpoints.formats.detect import open_source
 from sousbatch.cli.main import main
 

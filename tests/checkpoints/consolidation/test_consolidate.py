@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from sousbatch.checkpoints.consolidation import stream
-from sousbatch.checkpoints.consolidation.consolidate import consolidate, consolidate_part
+from sousbatch.checkpoints.consolidation.consolidate import consolidate
 from sousbatch.checkpoints.consolidation.manifest import Manifest, verify_manifest
-from sousbatch.checkpoints.consolidation.plan import ConsolidateOptions
+from sousbatch.checkpoints.consolidation.options import ConsolidateOptions
 from sousbatch.checkpoints.formats.detect import open_source
 from sousbatch.checkpoints.formats.tensors import Source
 from sousbatch.errors import DamagedError, NotFoundError, RunError, UsageError
@@ -38,7 +38,7 @@ def test_the_files_are_those_of_zero_to_torch_byte_for_byte(
     case: str, limit: str, max_shard_bytes: int, num_workers: int, cases: Path, tmp_path: Path
 ) -> None:
     source = open_source(cases / case / "ck")
-    consolidate(source, tmp_path / "out", max_shard_bytes=max_shard_bytes, num_workers=num_workers)
+    consolidate(source, tmp_path / "out", ConsolidateOptions(max_shard_bytes=max_shard_bytes, num_workers=num_workers))
     expected = {path.name: path.read_bytes() for path in (cases / case / f"zero_to_torch-{limit}").iterdir()}
     found = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     del found["manifest.json"], found["README.md"]
@@ -47,7 +47,7 @@ def test_the_files_are_those_of_zero_to_torch_byte_for_byte(
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_other_dtypes_are_cast_from_the_masters(dtype: str, cases: Path, tmp_path: Path, weights: Weights) -> None:
-    consolidate(open_source(cases / "z3_bf16" / "ck"), tmp_path / "out", dtype=dtype)  # type: ignore[arg-type]
+    consolidate(open_source(cases / "z3_bf16" / "ck"), tmp_path / "out", ConsolidateOptions(dtype=dtype))  # type: ignore[arg-type]
     expected = weights(cases / "z3_bf16")  # deepspeed.safetensors, live.safetensors: the same tensors
     for name, tensor in weights(tmp_path / "out").items():
         assert torch.equal(tensor, expected[name].to(getattr(torch, dtype)))
@@ -56,7 +56,7 @@ def test_other_dtypes_are_cast_from_the_masters(dtype: str, cases: Path, tmp_pat
 def test_from_pretrained_loads_the_folder(cases: Path, tmp_path: Path, weights: Weights) -> None:
     transformers = pytest.importorskip("transformers")
     checkpoint = cases / "z3_bf16" / "ck"
-    consolidate(open_source(checkpoint), tmp_path / "out", copy_from=checkpoint)
+    consolidate(open_source(checkpoint), tmp_path / "out", ConsolidateOptions(copy_from=checkpoint))
     model, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert model.dtype == torch.float16
     assert not any(report.values())
@@ -70,7 +70,7 @@ def test_shared_weights_are_stored_twice_only_where_loading_would_not_tie_them(
     is_tied: bool, names: set[str], cases: Path, tmp_path: Path, weights: Weights
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"tie_word_embeddings": is_tied}))
-    consolidate(open_source(cases / "z3_tied" / "ck"), tmp_path / "out", copy_from=tmp_path)
+    consolidate(open_source(cases / "z3_tied" / "ck"), tmp_path / "out", ConsolidateOptions(copy_from=tmp_path))
     tensors = weights(tmp_path / "out")
     assert names == tensors.keys() & {"embed.weight", "head.weight"}
     assert all(torch.equal(tensors[name], tensors["embed.weight"]) for name in names)
@@ -94,7 +94,7 @@ def test_what_belongs_beside_the_weights_goes_along_and_nothing_else(
         "training_args.bin",
     ):
         (model / name).write_text(name)
-    manifest = consolidate(open_source(model), tmp_path / "out", copy_from=model, dtype="bfloat16")
+    manifest = consolidate(open_source(model), tmp_path / "out", ConsolidateOptions(copy_from=model, dtype="bfloat16"))
     assert [file.name for file in manifest.weights] == ["model.safetensors"]
     assert [file.name for file in manifest.files] == [
         "README.md",
@@ -114,7 +114,7 @@ def test_what_belongs_beside_the_weights_goes_along_and_nothing_else(
 
 def test_a_folder_to_copy_from_without_a_configuration_is_refused(cases: Path, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="has no config.json"):
-        consolidate(open_source(cases / "z3_fp32" / "ck"), tmp_path / "out", copy_from=tmp_path)
+        consolidate(open_source(cases / "z3_fp32" / "ck"), tmp_path / "out", ConsolidateOptions(copy_from=tmp_path))
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_values_beyond_fp16_are_refused_by_name_and_nothing_appears(overflowing:
 
 
 def test_values_beyond_fp16_are_clamped_when_asked(overflowing: Source, tmp_path: Path, weights: Weights) -> None:
-    manifest = consolidate(overflowing, tmp_path / "out", overflow="clamp")
+    manifest = consolidate(overflowing, tmp_path / "out", ConsolidateOptions(overflow="clamp"))
     assert weights(tmp_path / "out")["up.weight"].flatten()[3:5].tolist() == [65504.0, -65504.0]
     assert manifest.num_overflowing == {"head.weight": 1, "up.weight": 2}
 
@@ -142,7 +142,7 @@ def test_a_model_beyond_fp16_falls_back_to_bfloat16_when_asked(
     overflowing: Source, tmp_path: Path, weights: Weights, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        manifest = consolidate(overflowing, tmp_path / "out", overflow="bfloat16")
+        manifest = consolidate(overflowing, tmp_path / "out", ConsolidateOptions(overflow="bfloat16"))
     assert "writing bfloat16" in caplog.text
     assert manifest.dtype == "bfloat16" and manifest.num_overflowing == {"head.weight": 1, "up.weight": 2}
     assert weights(tmp_path / "out")["up.weight"].flatten()[3] == torch.tensor(1e6).bfloat16()
@@ -157,7 +157,7 @@ def test_nan_and_infinity_are_refused_by_name_and_step(
     source = open_source(copied("z3_fp32"))
     poke(source, "down.weight", 2, struct.pack("<f", value))
     with pytest.raises(RunError, match=r"NaN or infinite values in 'down.weight' \(1\).*diverged by step 1"):
-        consolidate(source, tmp_path / "out", overflow=overflow)  # type: ignore[arg-type]
+        consolidate(source, tmp_path / "out", ConsolidateOptions(overflow=overflow))  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
 
 
@@ -174,7 +174,11 @@ def test_masters_that_are_not_what_the_model_trained_with_are_refused(
 def test_files_follow_the_umask(cases: Path, tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
-        consolidate(open_source(cases / "z3_bf16" / "ck"), tmp_path / "out", copy_from=cases / "z3_bf16" / "ck")
+        consolidate(
+            open_source(cases / "z3_bf16" / "ck"),
+            tmp_path / "out",
+            ConsolidateOptions(copy_from=cases / "z3_bf16" / "ck"),
+        )
     finally:
         os.umask(before)
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()} == {0o640}
@@ -203,15 +207,20 @@ def test_what_was_interrupted_goes_on_at_the_shard_where_it_stood(cases: Path, t
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        consolidate(source, tmp_path / "out", max_shard_bytes=1000, progress=stop_at_half)
+        consolidate(source, tmp_path / "out", ConsolidateOptions(max_shard_bytes=1000), progress=stop_at_half)
     assert [path.name for path in tmp_path.iterdir()] == [".tmp-out.part"]
     written = {path.name: path.stat() for path in (tmp_path / ".tmp-out.part" / "model").glob("model-*.safetensors")}
     assert written
-    consolidate(source, tmp_path / "out", max_shard_bytes=1000, progress=lambda done, total: seen.append(done))
+    consolidate(
+        source,
+        tmp_path / "out",
+        ConsolidateOptions(max_shard_bytes=1000),
+        progress=lambda done, total: seen.append(done),
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert seen[0] > sum(stat.st_size for stat in written.values()) // 2
     assert all((tmp_path / "out" / name).stat().st_mtime_ns == stat.st_mtime_ns for name, stat in written.items())
-    consolidate(source, tmp_path / "in one go", max_shard_bytes=1000)
+    consolidate(source, tmp_path / "in one go", ConsolidateOptions(max_shard_bytes=1000))
     assert contents(tmp_path / "out") == contents(tmp_path / "in one go")
 
 
@@ -222,8 +231,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_other_choices_do_not_go_on_with_what_is_there(cases: Path, tmp_path: Path, weights: Weights) -> None:
     source = open_source(cases / "z3_bf16" / "ck")
     with pytest.raises(KeyboardInterrupt):
-        consolidate(source, tmp_path / "out", max_shard_bytes=3000, before_commit=interrupt)
-    consolidate(source, tmp_path / "out", max_shard_bytes=3000, dtype="bfloat16")
+        consolidate(source, tmp_path / "out", ConsolidateOptions(max_shard_bytes=3000), before_commit=interrupt)
+    consolidate(source, tmp_path / "out", ConsolidateOptions(max_shard_bytes=3000, dtype="bfloat16"))
     assert {tensor.dtype for tensor in weights(tmp_path / "out").values()} == {torch.bfloat16}
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -231,26 +240,28 @@ def test_other_choices_do_not_go_on_with_what_is_there(cases: Path, tmp_path: Pa
 def test_a_changed_checkpoint_is_not_mixed_with_what_is_there(copied: Copied, poke: Poke, tmp_path: Path) -> None:
     path = copied("z3_bf16")
     with pytest.raises(KeyboardInterrupt):
-        consolidate(open_source(path), tmp_path / "out", max_shard_bytes=3000, before_commit=interrupt)
+        consolidate(
+            open_source(path), tmp_path / "out", ConsolidateOptions(max_shard_bytes=3000), before_commit=interrupt
+        )
     for file in (path / "global_step1").glob("*_optim_states.pt"):
         state = torch.load(file, weights_only=False)
         for group in state["optimizer_state_dict"]["fp32_flat_groups"]:
             group.data.mul_(0.5)
         torch.save(state, file)
-    consolidate(open_source(path), tmp_path / "out", max_shard_bytes=3000)
-    consolidate(open_source(path), tmp_path / "anew", max_shard_bytes=3000)
+    consolidate(open_source(path), tmp_path / "out", ConsolidateOptions(max_shard_bytes=3000))
+    consolidate(open_source(path), tmp_path / "anew", ConsolidateOptions(max_shard_bytes=3000))
     assert contents(tmp_path / "out") == contents(tmp_path / "anew")
 
 
 def test_parts_written_apart_in_any_order_are_the_model_of_one_go(cases: Path, tmp_path: Path) -> None:
     source, options = open_source(cases / "z3_bf16" / "ck"), ConsolidateOptions(max_shard_bytes=1000)
     for part in (2, 0, 0):
-        assert consolidate_part(source, tmp_path / "out", options, part=part, num_parts=3) is None
+        assert consolidate(source, tmp_path / "out", options, part=part, num_parts=3) is None
         assert (tmp_path / ".tmp-out.part" / "model" / "model.safetensors.index.json").is_file()
         assert not (tmp_path / "out").exists()
-    manifest = consolidate_part(source, tmp_path / "out", options, part=1, num_parts=3)
-    assert manifest == consolidate_part(source, tmp_path / "out", options, part=2, num_parts=3)  # a requeued task
-    assert manifest == consolidate(source, tmp_path / "whole", max_shard_bytes=1000)
+    manifest = consolidate(source, tmp_path / "out", options, part=1, num_parts=3)
+    assert manifest == consolidate(source, tmp_path / "out", options, part=2, num_parts=3)  # a requeued task
+    assert manifest == consolidate(source, tmp_path / "whole", ConsolidateOptions(max_shard_bytes=1000))
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
 
@@ -259,18 +270,20 @@ def test_twins_at_the_same_part_do_no_harm(cases: Path, tmp_path: Path) -> None:
     source, options = open_source(cases / "z3_bf16" / "ck"), ConsolidateOptions(max_shard_bytes=2000)
 
     def run(part: int) -> Manifest | None:
-        return consolidate_part(source, tmp_path / "out", options, part=part, num_parts=2)
+        return consolidate(source, tmp_path / "out", options, part=part, num_parts=2)
 
     with ThreadPoolExecutor(8) as pool:
         assert any(pool.map(run, [0, 1] * 4))
-    assert verify_manifest(tmp_path / "out") == consolidate(source, tmp_path / "whole", max_shard_bytes=2000)
+    assert verify_manifest(tmp_path / "out") == consolidate(
+        source, tmp_path / "whole", ConsolidateOptions(max_shard_bytes=2000)
+    )
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_a_part_cannot_turn_to_bfloat16_alone(cases: Path, tmp_path: Path) -> None:
     source, options = open_source(cases / "z3_bf16" / "ck"), ConsolidateOptions(overflow="bfloat16")
     with pytest.raises(UsageError, match="cannot turn to bfloat16 alone; choose dtype bfloat16"):
-        consolidate_part(source, tmp_path / "out", options, part=0, num_parts=2)
+        consolidate(source, tmp_path / "out", options, part=0, num_parts=2)
 
 
 def test_a_part_that_overflows_is_refused_by_itself(overflowing: Source, tmp_path: Path) -> None:
@@ -278,7 +291,7 @@ def test_a_part_that_overflows_is_refused_by_itself(overflowing: Source, tmp_pat
     refused = 0
     for part in range(3):
         try:
-            consolidate_part(overflowing, tmp_path / "out", options, part=part, num_parts=3)
+            consolidate(overflowing, tmp_path / "out", options, part=part, num_parts=3)
         except RunError as error:
             assert "beyond float16" in str(error)
             refused += 1
@@ -303,7 +316,7 @@ def test_progress_counts_up_to_all_bytes(cases: Path, tmp_path: Path) -> None:
     consolidate(
         open_source(cases / "z3_bf16" / "ck"),
         tmp_path / "out",
-        max_shard_bytes=3000,
+        ConsolidateOptions(max_shard_bytes=3000),
         progress=lambda done, total: seen.append((done, total)),
     )
     assert seen == sorted(seen) and seen[-1] == (5634 * 2, 5634 * 2)
@@ -317,7 +330,7 @@ def test_a_taken_folder_is_refused_and_the_same_model_left_as_it_is(cases: Path,
     assert consolidate(source, tmp_path / "empty") == manifest
     assert (tmp_path / "empty" / "model.safetensors").stat() == before
     with pytest.raises(UsageError, match="holds another consolidated model already"):
-        consolidate(source, tmp_path / "empty", dtype="bfloat16")
+        consolidate(source, tmp_path / "empty", ConsolidateOptions(dtype="bfloat16"))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes").touch()
     with pytest.raises(UsageError, match="exists and is not an empty folder"):
@@ -386,7 +399,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path, run_python: Python)
         "before, peak = anonymous(), []\n"
         f"source = detect.open_source(Path({str(tmp_path / 'model')!r}))\n"
         f"consolidate.consolidate(source, Path({str(tmp_path / 'out')!r}),\n"
-        "    num_workers=2, progress=lambda done, total: peak.append(anonymous()))\n"
+        "    consolidate.ConsolidateOptions(num_workers=2), progress=lambda done, total: peak.append(anonymous()))\n"
         "print((max(peak) - before) // 1024)"
     )
     done = run_python(code)

@@ -58,7 +58,7 @@ def test_a_disk_of_any_size_that_is_too_small_says_so_and_a_larger_one_goes_on(
         "for pages in range(1, 60):\n"
         "    subprocess.run(['mount', '-o', f'remount,size={4 * pages}k', home], check=True)\n"
         "    try:\n"
-        "        consolidate.consolidate(source, home / 'out', max_shard_bytes=4000)\n"
+        "        consolidate.consolidate(source, home / 'out', consolidate.ConsolidateOptions(max_shard_bytes=4000))\n"
         "        break\n"
         "    except NoRoomError:\n"
         "        refused += 1\n"

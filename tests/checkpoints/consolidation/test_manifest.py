@@ -12,6 +12,7 @@ import torch
 
 from sousbatch.checkpoints.consolidation.consolidate import consolidate
 from sousbatch.checkpoints.consolidation.manifest import read_manifest, verify_manifest
+from sousbatch.checkpoints.consolidation.options import ConsolidateOptions
 from sousbatch.checkpoints.formats.detect import open_source
 from sousbatch.errors import DamagedError, NotFoundError, UsageError
 
@@ -19,7 +20,7 @@ from sousbatch.errors import DamagedError, NotFoundError, UsageError
 @pytest.fixture
 def consolidated(model_dir: Callable[..., Path], tmp_path: Path) -> Path:
     model = model_dir({"a": torch.arange(6.0), "b": torch.ones(2, 2)}, {"model_type": "llama"})
-    consolidate(open_source(model), tmp_path / "out", copy_from=model)
+    consolidate(open_source(model), tmp_path / "out", ConsolidateOptions(copy_from=model))
     return tmp_path / "out"
 
 

@@ -15,12 +15,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sousbatch.checkpoints.consolidation.consolidate import consolidate, consolidate_part
+from sousbatch.checkpoints.consolidation.consolidate import consolidate
 from sousbatch.checkpoints.consolidation.manifest import MANIFEST_NAME, read_manifest
-from sousbatch.checkpoints.consolidation.plan import ConsolidateOptions
+from sousbatch.checkpoints.consolidation.options import ConsolidateOptions
 from sousbatch.checkpoints.formats.detect import open_source
 from sousbatch.errors import DamagedError, IncompleteError, RunError, UsageError
-from sousbatch.remote import RemotePath, place_of
+from sousbatch.remote import RemotePath, parse_place
 
 
 @dataclass
@@ -109,8 +109,8 @@ def test_over_http_it_makes_the_model_that_it_makes_here(
     adapter = cases / "z3_lora" / "ck"  # has the adapter's configuration
     if case == "z2_lora":
         options = ConsolidateOptions(copy_from=adapter)
-    here = consolidate_part(open_source(cases / case / "ck"), tmp_path / "here", options)
-    there = consolidate_part(open_source(place_of(f"{server.url}/ck")), tmp_path / "there", options)
+    here = consolidate(open_source(cases / case / "ck"), tmp_path / "here", options)
+    there = consolidate(open_source(parse_place(f"{server.url}/ck")), tmp_path / "there", options)
     assert here is not None and there is not None and here.digest == there.digest
     assert contents(tmp_path / "here").keys() == contents(tmp_path / "there").keys()
 
@@ -120,7 +120,7 @@ def test_a_third_of_the_bytes_is_fetched(server: Server, tmp_path: Path, write_z
     path = write_zero3(server.root / "ck", shapes={"a": (700, 1000), "b": (1500, 1000), "norm": (1000,)}, world_size=4)
     total = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     options = ConsolidateOptions(num_workers=2, is_verified=False)
-    manifest = consolidate_part(open_source(place_of(f"{server.url}/ck")), tmp_path / "out", options)
+    manifest = consolidate(open_source(parse_place(f"{server.url}/ck")), tmp_path / "out", options)
     assert manifest is not None and manifest.num_params == 2_201_000
     assert server.num_bytes < 0.36 * total
     assert manifest.digest == consolidate(open_source(path), tmp_path / "here").digest
@@ -128,8 +128,8 @@ def test_a_third_of_the_bytes_is_fetched(server: Server, tmp_path: Path, write_z
 
 def test_the_configuration_and_tokenizer_are_fetched_too(cases: Path, server: Server, tmp_path: Path) -> None:
     (server.root / "ck").symlink_to(cases / "z3_bf16" / "ck")
-    place = place_of(f"{server.url}/ck")
-    consolidate(open_source(place), tmp_path / "out", copy_from=place)
+    place = parse_place(f"{server.url}/ck")
+    consolidate(open_source(place), tmp_path / "out", ConsolidateOptions(copy_from=place))
     assert {"config.json", "generation_config.json"} & contents(tmp_path / "out").keys()
 
 
@@ -138,34 +138,34 @@ def test_a_file_that_is_missing_there_is_named(copied: Callable[[str], Path], se
     next((path / "global_step1").glob("*_1_*_optim_states.pt")).unlink()
     path.rename(server.root / "ck")
     with pytest.raises(IncompleteError, match="optim_states of rank 1 of 2 missing"):
-        open_source(place_of(f"{server.url}/ck"))
+        open_source(parse_place(f"{server.url}/ck"))
 
 
 def test_a_server_that_sends_too_little_is_named(cases: Path, server: Server) -> None:
     (server.root / "ck").symlink_to(cases / "z3_bf16" / "ck")
     server.wrong_size = True
     with pytest.raises(DamagedError, match="gave .* bytes where .* were asked for"):
-        open_source(place_of(f"{server.url}/ck"))
+        open_source(parse_place(f"{server.url}/ck"))
 
 
 def test_a_store_that_is_gone_is_named(cases: Path, server: Server, tmp_path: Path) -> None:
     (server.root / "ck").symlink_to(cases / "z3_bf16" / "ck")
-    source = open_source(place_of(f"{server.url}/ck"))
+    source = open_source(parse_place(f"{server.url}/ck"))
     server.is_gone = True
     with pytest.raises(RunError, match=r"optim_states.pt: cannot be read: 503"):
-        consolidate(source, tmp_path / "out", max_shard_bytes=2000)
+        consolidate(source, tmp_path / "out", ConsolidateOptions(max_shard_bytes=2000))
     server.is_gone = False
-    consolidate(source, tmp_path / "out", max_shard_bytes=2000)
+    consolidate(source, tmp_path / "out", ConsolidateOptions(max_shard_bytes=2000))
 
 
 def test_a_protocol_that_is_not_known_is_named() -> None:
     with pytest.raises(UsageError, match="nosuch"):
-        place_of("nosuch://bucket/ck")
+        parse_place("nosuch://bucket/ck")
 
 
 @pytest.fixture
 def store() -> Iterator[RemotePath]:
-    place = place_of("memory://bucket/model")
+    place = parse_place("memory://bucket/model")
     assert isinstance(place, RemotePath)
     yield place
     place.fs.store.clear()
@@ -182,7 +182,7 @@ def test_a_server_without_ranges_is_named_with_the_way_out(server: Server) -> No
     (server.root / "ck").mkdir()
     save_file({"a": torch.ones(100_000)}, server.root / "ck" / "model.safetensors")
     with pytest.raises(UsageError, match="does not serve ranges .*; download the checkpoint first, or use a server"):
-        open_source(place_of(f"{server.url}/ck"))
+        open_source(parse_place(f"{server.url}/ck"))
 
 
 @pytest.mark.parametrize("num_parts", [1, 3])
@@ -193,8 +193,8 @@ def test_a_model_is_written_to_a_url_its_manifest_last(
     source, options = open_source(cases / "z3_bf16" / "ck"), ConsolidateOptions(max_shard_bytes=2000, is_verified=True)
     for part in range(num_parts):
         assert not (store / MANIFEST_NAME).exists()
-        consolidate_part(source, store, options, part=part, num_parts=num_parts)
-    consolidate_part(source, tmp_path / "here", options)
+        consolidate(source, store, options, part=part, num_parts=num_parts)
+    consolidate(source, tmp_path / "here", options)
     assert stored(store) == contents(tmp_path / "here")
     assert read_manifest(store).num_params == 5634
     assert [path.name for path in tmp_path.iterdir()] == ["here"]  # nothing is left of what was staged
@@ -208,12 +208,12 @@ def test_an_interrupted_upload_goes_on_at_its_shard(cases: Path, tmp_path: Path,
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        consolidate_part(source, store, options, progress=stop)
+        consolidate(source, store, options, progress=stop)
     with pytest.raises(UsageError, match="unfinished consolidation of another checkpoint or with other options"):
-        consolidate_part(source, store, ConsolidateOptions(max_shard_bytes=2000, dtype="bfloat16"))
-    consolidate_part(source, store, options, progress=lambda done, total: seen.append(done / total))
+        consolidate(source, store, ConsolidateOptions(max_shard_bytes=2000, dtype="bfloat16"))
+    consolidate(source, store, options, progress=lambda done, total: seen.append(done / total))
     assert seen[0] > 0.4
-    consolidate_part(source, tmp_path / "here", options)
+    consolidate(source, tmp_path / "here", options)
     assert stored(store) == contents(tmp_path / "here")
 
 
@@ -226,12 +226,12 @@ def test_a_store_that_holds_other_things_is_refused(cases: Path, store: RemotePa
 
 def test_a_store_that_cannot_be_written_says_so(cases: Path, server: Server, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="out/.*: cannot be written"):
-        consolidate(open_source(cases / "z3_bf16" / "ck"), place_of(f"{server.url}/out"))
+        consolidate(open_source(cases / "z3_bf16" / "ck"), parse_place(f"{server.url}/out"))
 
 
 def test_files_behind_a_file_url_are_files_here(cases: Path) -> None:
-    assert place_of(f"file://{cases}") == cases
-    assert place_of("~/x") == Path(os.path.expanduser("~/x"))
+    assert parse_place(f"file://{cases}") == cases
+    assert parse_place("~/x") == Path(os.path.expanduser("~/x"))
 
 
 def test_more_ranks_than_a_process_may_hold_open_files(
@@ -244,7 +244,8 @@ def test_more_ranks_than_a_process_may_hold_open_files(
         "from sousbatch.checkpoints.consolidation import consolidate\n"
         f"source = detect.open_source(Path({str(path)!r}))\n"
         f"out = Path({str(tmp_path / 'out')!r})\n"
-        "print(consolidate.consolidate(source, out, dtype='float32', num_workers=3).num_params)"
+        "options = consolidate.ConsolidateOptions(dtype='float32', num_workers=3)\n"
+        "print(consolidate.consolidate(source, out, options).num_params)"
     )
     done = run_python(code)
     assert done.stdout.strip() == "3007", done.stderr  # type: ignore[attr-defined]
@@ -259,8 +260,10 @@ def test_threads_take_turns_at_a_tar_file(cases: Path, tmp_path: Path) -> None:
     """A tar file is one open file: where one thread seeks, another must not read."""
     with tarfile.open(tmp_path / "ck.tar", "w") as archive:
         archive.add(cases / "z3_bf16" / "ck", "ck")
-    whole = consolidate(open_source(cases / "z3_bf16" / "ck"), tmp_path / "here", max_shard_bytes=500)
+    whole = consolidate(
+        open_source(cases / "z3_bf16" / "ck"), tmp_path / "here", ConsolidateOptions(max_shard_bytes=500)
+    )
     for attempt in range(3):
-        source = open_source(place_of(f"tar://ck::{tmp_path}/ck.tar"))
-        made = consolidate(source, tmp_path / f"out-{attempt}", max_shard_bytes=500, num_workers=8)
+        source = open_source(parse_place(f"tar://ck::{tmp_path}/ck.tar"))
+        made = consolidate(source, tmp_path / f"out-{attempt}", ConsolidateOptions(max_shard_bytes=500, num_workers=8))
         assert made.weights == whole.weights

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from sousbatch.checkpoints.consolidation import consolidate
+from sousbatch.checkpoints.consolidation import consolidate as module
 from sousbatch.checkpoints.consolidation.checksums import CrcRecorder, all_of
-from sousbatch.checkpoints.consolidation.consolidate import consolidate_part
+from sousbatch.checkpoints.consolidation.consolidate import consolidate
+from sousbatch.checkpoints.consolidation.options import ConsolidateOptions
 from sousbatch.checkpoints.consolidation.output import Output
-from sousbatch.checkpoints.consolidation.plan import ConsolidateOptions, ConsolidationPlan
+from sousbatch.checkpoints.consolidation.plan import ConsolidationPlan
 from sousbatch.checkpoints.formats.detect import open_source
 from sousbatch.checkpoints.formats.tensors import Source
 from sousbatch.errors import DamagedError
@@ -26,13 +27,13 @@ VERIFIED = ConsolidateOptions(is_verified=True)
 @pytest.mark.parametrize("case", ["z3_bf16", "z2_frozen_fp16", "z1_fp32_accumulation", "z3_bf16_masters", "z0_tied"])
 def test_a_sound_checkpoint_passes(case: str, dtype: str, cases: Path, tmp_path: Path) -> None:
     source = open_source(cases / case / "ck")
-    assert consolidate_part(source, tmp_path / "out", ConsolidateOptions(dtype=dtype, is_verified=True))  # type: ignore[arg-type]
+    assert consolidate(source, tmp_path / "out", ConsolidateOptions(dtype=dtype, is_verified=True))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("case", ["z3_lora", "conv1d"])
 def test_a_merged_adapter_passes(case: str, cases: Path, tmp_path: Path) -> None:
     options = ConsolidateOptions(base_dir=cases / case / "base", is_verified=True)
-    assert consolidate_part(open_source(cases / case / "adapter"), tmp_path / "out", options)
+    assert consolidate(open_source(cases / case / "adapter"), tmp_path / "out", options)
 
 
 def test_what_was_clamped_passes(copied: Callable[[str], Path], tmp_path: Path) -> None:
@@ -41,7 +42,7 @@ def test_what_was_clamped_passes(copied: Callable[[str], Path], tmp_path: Path) 
     state = torch.load(file, weights_only=False)
     state["optimizer_state_dict"]["fp32_flat_groups"][0].data[3] = -1e6
     torch.save(state, file)  # its checksums are right
-    assert consolidate_part(open_source(path), tmp_path / "out", ConsolidateOptions(overflow="clamp", is_verified=True))
+    assert consolidate(open_source(path), tmp_path / "out", ConsolidateOptions(overflow="clamp", is_verified=True))
 
 
 def flip_a_bit(source: Source, byte_of_number: int = 0, mask: int = 1) -> str:
@@ -73,7 +74,7 @@ def test_a_flipped_bit_of_a_rank_file_is_found_and_the_file_named(
     source = open_source(copied(case))
     name = flip_a_bit(source)
     with pytest.raises(DamagedError, match=rf"{name}: .* have not the checksum"):
-        consolidate_part(source, tmp_path / "results" / "out", options)
+        consolidate(source, tmp_path / "results" / "out", options)
     assert not list((tmp_path / "results").iterdir())
 
 
@@ -81,7 +82,7 @@ def test_a_flipped_bit_is_not_blamed_on_the_training(copied: Callable[[str], Pat
     source = open_source(copied("z3_bf16"))
     name = flip_a_bit(source, byte_of_number=3, mask=0x40)  # of the exponent: far beyond float16
     with pytest.raises(DamagedError, match=rf"{name}: .* have not the checksum"):
-        consolidate_part(source, tmp_path / "out", ConsolidateOptions())
+        consolidate(source, tmp_path / "out", ConsolidateOptions())
 
 
 def test_tasks_of_an_array_find_a_flipped_bit_together(copied: Callable[[str], Path], tmp_path: Path) -> None:
@@ -89,9 +90,9 @@ def test_tasks_of_an_array_find_a_flipped_bit_together(copied: Callable[[str], P
     name = flip_a_bit(open_source(path))
     options = ConsolidateOptions(max_shard_bytes=2000)
     for part in (2, 0):
-        assert consolidate_part(open_source(path), tmp_path / "out", options, part=part, num_parts=3) is None
+        assert consolidate(open_source(path), tmp_path / "out", options, part=part, num_parts=3) is None
     with pytest.raises(DamagedError, match=rf"{name}: .* have not the checksum"):
-        consolidate_part(open_source(path), tmp_path / "out", options, part=1, num_parts=3)
+        consolidate(open_source(path), tmp_path / "out", options, part=1, num_parts=3)
     assert not (tmp_path / "out").exists()
 
 
@@ -104,7 +105,7 @@ def test_what_torch_saved_without_checksums_is_consolidated(copied: Callable[[st
             torch.save(torch.load(file, weights_only=False), file)
     finally:
         torch.serialization.set_crc32_options(before)
-    assert consolidate_part(open_source(path), tmp_path / "out", VERIFIED)
+    assert consolidate(open_source(path), tmp_path / "out", VERIFIED)
 
 
 def test_pieces_in_any_order_have_the_checksum_of_the_whole() -> None:
@@ -122,9 +123,9 @@ def test_pieces_in_any_order_have_the_checksum_of_the_whole() -> None:
 def test_a_flipped_bit_of_what_was_written_is_found_and_the_tensor_named(
     where: str, cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = consolidate._verify
+    whole = module._verify
 
-    def damaged(work: ConsolidationPlan, output: Output, shards: list[consolidate.Shard]) -> None:
+    def damaged(work: ConsolidationPlan, output: Output, shards: list[module.Shard]) -> None:
         path = output.place(shards[0])
         assert isinstance(path, Path)
         data = bytearray(path.read_bytes())
@@ -135,8 +136,8 @@ def test_a_flipped_bit_of_what_was_written_is_found_and_the_tensor_named(
         path.write_bytes(data)
         whole(work, output, shards)
 
-    monkeypatch.setattr(consolidate, "_verify", damaged)
+    monkeypatch.setattr(module, "_verify", damaged)
     match = "is not the checkpoint's, between" if where == "weights" else "its header is not the one"
     with pytest.raises(DamagedError, match=match):
-        consolidate_part(open_source(cases / "z3_bf16" / "ck"), tmp_path / "out", VERIFIED)
+        consolidate(open_source(cases / "z3_bf16" / "ck"), tmp_path / "out", VERIFIED)
     assert not (tmp_path / "out").exists()

@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sousbatch.checkpoints.consolidation.consolidate import consolidate, consolidate_part
-from sousbatch.checkpoints.consolidation.plan import ConsolidateOptions
+from sousbatch.checkpoints.consolidation.consolidate import consolidate
+from sousbatch.checkpoints.consolidation.options import ConsolidateOptions
 from sousbatch.checkpoints.formats.detect import open_source
 from sousbatch.errors import DamagedError, IncompleteError, UsageError
 
@@ -30,7 +30,7 @@ def test_it_converts_to_what_torchs_own_reader_and_the_running_model_have(
     path = cases / "fsdp" / folder
     source = open_source(path)
     assert (source.kind, source.world_size) == ("torch distributed checkpoint", 3)
-    consolidate_part(source, tmp_path / "out", ConsolidateOptions(dtype="float32", is_verified=True))
+    consolidate(source, tmp_path / "out", ConsolidateOptions(dtype="float32", is_verified=True))
     found = weights(tmp_path / "out")
     inner = path / "pytorch_model_fsdp_0" if folder == "ck" else path
     dcp_to_torch_save(inner, tmp_path / "whole.pt")
@@ -40,7 +40,7 @@ def test_it_converts_to_what_torchs_own_reader_and_the_running_model_have(
 
 
 def test_a_tensor_that_is_cut_by_columns_is_put_together(cases: Path, tmp_path: Path, weights: Weights) -> None:
-    consolidate(open_source(cases / "fsdp" / "columns"), tmp_path / "out", dtype="float32")
+    consolidate(open_source(cases / "fsdp" / "columns"), tmp_path / "out", ConsolidateOptions(dtype="float32"))
     assert torch.equal(weights(tmp_path / "out")["x.weight"], torch.arange(35.0).view(5, 7))
 
 

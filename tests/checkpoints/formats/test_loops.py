@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from sousbatch.checkpoints.consolidation import model_names
 from sousbatch.checkpoints.consolidation.consolidate import consolidate
+from sousbatch.checkpoints.consolidation.options import ConsolidateOptions
 from sousbatch.checkpoints.formats.detect import open_source
 from sousbatch.checkpoints.formats.tensors import Source
 from sousbatch.cli.main import main
@@ -232,7 +233,9 @@ def test_an_adapter_without_its_configuration_is_written_as_it_stands(
 
 
 def test_raw_names_tied_weights_by_all_their_names(cases: Path, tmp_path: Path, weights: Weights) -> None:
-    consolidate(open_source(cases / "z3_tied" / "ck", is_raw=True), tmp_path / "out", dtype="float32")
+    consolidate(
+        open_source(cases / "z3_tied" / "ck", is_raw=True), tmp_path / "out", ConsolidateOptions(dtype="float32")
+    )
     expected = load_file(cases / "z3_tied" / "deepspeed.safetensors")
     found = weights(tmp_path / "out")
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)

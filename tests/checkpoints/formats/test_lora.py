@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from sousbatch.checkpoints.consolidation.consolidate import consolidate
+from sousbatch.checkpoints.consolidation.options import ConsolidateOptions
 from sousbatch.checkpoints.formats.detect import open_source
 from sousbatch.checkpoints.formats.lora import merge_adapter
 from sousbatch.errors import NotFoundError, UsageError
@@ -21,7 +22,9 @@ Weights = Callable[[Path], dict[str, torch.Tensor]]
 
 
 def test_a_zero_checkpoint_of_an_adapter_becomes_pefts_own_file(cases: Path, tmp_path: Path, weights: Weights) -> None:
-    manifest = consolidate(open_source(cases / "z3_lora" / "ck"), tmp_path / "out", dtype="float32", max_shard_bytes=1)
+    manifest = consolidate(
+        open_source(cases / "z3_lora" / "ck"), tmp_path / "out", ConsolidateOptions(dtype="float32", max_shard_bytes=1)
+    )
     ours, pefts = weights(tmp_path / "out"), weights(cases / "z3_lora" / "adapter")
     assert manifest.content == "adapter"
     names = {path.name for path in (tmp_path / "out").iterdir()}
@@ -50,8 +53,8 @@ def test_merging_equals_peft_up_to_rounding(
 ) -> None:
     root = cases / case
     adapter = open_source(root / folder)
-    manifest = consolidate(adapter, tmp_path / "f32", base_dir=root / "base", dtype="float32")
-    consolidate(adapter, tmp_path / "f16", base_dir=root / "base")
+    manifest = consolidate(adapter, tmp_path / "f32", ConsolidateOptions(base_dir=root / "base", dtype="float32"))
+    consolidate(adapter, tmp_path / "f16", ConsolidateOptions(base_dir=root / "base"))
     expected, ours, half = weights(root / "merged"), weights(tmp_path / "f32"), weights(tmp_path / "f16")
     assert manifest.content == "model"
     assert expected.keys() == ours.keys() == half.keys()
@@ -67,7 +70,9 @@ def test_a_merged_model_takes_from_its_base_what_the_checkpoint_lacks(cases: Pat
     shutil.copytree(root / "adapter", tmp_path / "adapter")
     (tmp_path / "adapter" / "tokenizer.json").write_text("of the adapter")
     consolidate(
-        open_source(tmp_path / "adapter"), tmp_path / "out", base_dir=root / "base", copy_from=tmp_path / "adapter"
+        open_source(tmp_path / "adapter"),
+        tmp_path / "out",
+        ConsolidateOptions(base_dir=root / "base", copy_from=tmp_path / "adapter"),
     )
     names = {path.name for path in (tmp_path / "out").iterdir()} - {"README.md"}
     assert names == {"config.json", "generation_config.json", "manifest.json", "model.safetensors", "tokenizer.json"}
@@ -86,7 +91,11 @@ def test_a_large_weight_is_merged_in_blocks_of_whole_rows(tmp_path: Path, weight
     names = {"base_model.model.up.lora_A.weight": a, "base_model.model.up.lora_B.weight": b}
     save_file(names, tmp_path / "adapter" / "adapter_model.safetensors")
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "lora_alpha": 2}))
-    consolidate(open_source(tmp_path / "adapter"), tmp_path / "out", base_dir=tmp_path / "base", dtype="float32")
+    consolidate(
+        open_source(tmp_path / "adapter"),
+        tmp_path / "out",
+        ConsolidateOptions(base_dir=tmp_path / "base", dtype="float32"),
+    )
     torch.testing.assert_close(weights(tmp_path / "out")["up.weight"], base.bfloat16() + 0.5 * (b @ a))
 
 
@@ -124,12 +133,16 @@ def test_an_adapter_without_its_configuration_is_refused(copied: Callable[[str],
     (path / "adapter_config.json").unlink()
     for base in (None, cases / "z3_lora" / "base"):
         with pytest.raises(NotFoundError, match="has no adapter_config.json beside it"):
-            consolidate(open_source(path), path.parent / "out", base_dir=base)
+            consolidate(open_source(path), path.parent / "out", ConsolidateOptions(base_dir=base))
 
 
 def test_a_whole_model_is_not_merged_into_a_base(cases: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is a whole model, not an adapter"):
-        consolidate(open_source(cases / "z3_bf16" / "ck"), tmp_path / "out", base_dir=cases / "z3_lora" / "base")
+        consolidate(
+            open_source(cases / "z3_bf16" / "ck"),
+            tmp_path / "out",
+            ConsolidateOptions(base_dir=cases / "z3_lora" / "base"),
+        )
 
 
 def test_weights_trained_beside_the_adapter_are_not_dropped(copied: Callable[[str], Path]) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from sousbatch.checkpoints.consolidation.consolidate import consolidate
 from sousbatch.checkpoints.consolidation.model_card import hub_id
+from sousbatch.checkpoints.consolidation.options import ConsolidateOptions
 from sousbatch.checkpoints.formats.detect import open_source
 
 CACHED = "/home/anna/.cache/huggingface/hub/models--org--tiny-1.5/snapshots/0123abc"
@@ -77,7 +78,7 @@ def test_no_home_folder_stands_in_what_is_published(
     make: object, base: str, expected: str | None, tmp_path: Path
 ) -> None:
     source = make(tmp_path / "source", base)  # type: ignore[operator]
-    consolidate(open_source(source), tmp_path / "out", copy_from=source)
+    consolidate(open_source(source), tmp_path / "out", ConsolidateOptions(copy_from=source))
     texts = {path.name: path.read_text() for path in (tmp_path / "out").iterdir() if path.suffix in (".json", ".md")}
     assert [name for name, text in texts.items() if "anna" in text.replace("/home/{x}", "")] == []
     assert (f'base_model: "{expected}"' in texts["README.md"]) == (expected is not None)

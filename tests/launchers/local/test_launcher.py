@@ -22,7 +22,7 @@ from sousbatch.launchers.base import FINAL_WORDS, JobRef, JobState, Request
 from sousbatch.launchers.local import job_process
 from sousbatch.launchers.local import launcher as local
 from sousbatch.launchers.local.launcher import LocalLauncher, job_state, write_end
-from sousbatch.launchers.status import StageState
+from sousbatch.launchers.states import StageState
 from sousbatch.recipes.plan import After
 from sousbatch.recipes.schema import Resources
 

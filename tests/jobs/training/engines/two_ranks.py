@@ -42,6 +42,8 @@ def prepare(folder: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+    import sousbatch.jobs.training.callback
+    import sousbatch.jobs.training.resume
     import sousbatch.jobs.training.trainer  # noqa: F401
 
     torch.set_num_threads(1)
