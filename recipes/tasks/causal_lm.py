@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ...errors import Fault
+from ...predictions.metrics import DEFAULT_METRICS
 from ..data.encode import Encoded, encode_prompts, encode_rows, positions_of
 from ..data.prompts import prompt_columns, prompt_fields
 from ..data.row_faults import row_refusals, row_warnings
@@ -97,7 +98,7 @@ TASK = TaskSpec(
         *("model.add_tokens", "model.trust_remote_code"),
     ),
     reads=("data",),
-    metrics=("character_accuracy", "cer", "exact_match", "rouge"),
+    metrics=DEFAULT_METRICS,
     faults=_faults,
     columns=_columns,
     longest=_longest,
