@@ -21,11 +21,12 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """Named things of one sort.
 
-    *own* maps each of our names to `module:attribute`, the module below sousbatch.
+    *own* maps each of our names to `module:attribute`, the module below sousbatch. *of* is their type, if they share
+    a class.
     """
 
-    def __init__(self, what: str, group: str, own: Mapping[str, str]) -> None:
-        self._what, self._group, self._own = what, group, dict(own)
+    def __init__(self, what: str, group: str, own: Mapping[str, str], *, of: type[T] | None = None) -> None:
+        self._what, self._group, self._own, self._type = what, group, dict(own), of
 
     def __iter__(self) -> Iterator[str]:
         """Yield every name, ours first."""
@@ -46,7 +47,7 @@ class Registry(Generic[T]):
         """Import and return what has this name; ours win over third-party ones.
 
         Raises:
-            UsageError: nothing has this name, or its third-party module cannot be imported.
+            UsageError: nothing has this name, or what an installed package has for it cannot be imported or used.
         """
         if name in self._own:
             module, _, attribute = self._own[name].partition(":")
@@ -58,9 +59,12 @@ class Registry(Generic[T]):
             raise UsageError(f"{self._what} {name!r} is unknown; {known}")
         entry = others[name]
         try:
-            return cast("T", entry.load())
+            found = entry.load()
         except Exception as error:  # whatever a third-party module raises when it is imported
             raise UsageError(f"{self._what} {name!r} cannot be imported from {entry.value}: {error!r}") from error
+        if self._type is not None and not isinstance(found, self._type):
+            raise UsageError(f"{self._what} {name!r} is not a {self._type.__name__}: {entry.value} is {found!r}")
+        return cast("T", found)
 
     def _others(self) -> dict[str, EntryPoint]:
         from importlib.metadata import entry_points  # 40 ms, which our own names never need

@@ -147,6 +147,7 @@ def _stages(recipe: Recipe) -> Iterator[Fault]:
             if section in spec.set and (not inner or (isinstance(given, dict) and inner in given)):
                 yield Fault(key=f"{key}.set.{path}", problem="is one for the whole run", hint=f"set {path} itself")
         yield from validate.build(Recipe, spec.set, key=f"{key}.set")[1]
+        yield from validate.unknown_names(Recipe, spec.set, key=f"{key}.set")
 
 
 def _views(recipe: Recipe) -> list[Fault]:
