@@ -20,7 +20,7 @@ from .refusals import by_stage, doubts, misfits
 from .schema import Recipe, StageSettings
 from .schema.fields import unbuilt
 from .stages import ResolvedStage, RowsWanted, resolve_stages
-from .tasks import task_of
+from .tasks import task_of, with_metrics
 
 _TASK_BYTES = 40_000_000_000  # of the consolidated model: 120 GB move, 2 minutes at 1 GB/s
 
@@ -31,7 +31,7 @@ def compile(recipe: Recipe, site: Site, inputs: Inputs) -> Plan:
     Raises:
         PlanError: every reason why it cannot work.
     """
-    recipe = with_dtype(recipe, inputs.model)
+    recipe = with_metrics(with_dtype(recipe, inputs.model))
     stages = [_stage(one, site, inputs) for one in resolve_stages(recipe).values()]
     reasons = list(by_stage(stages, misfits, site))
     for stage in stages:
