@@ -9,6 +9,7 @@ from typing import get_args
 
 from ..errors import NotFoundError, UsageError
 from ..predictions.metrics import DEFAULT_METRICS, Tokenizer
+from ..predictions.rows import INDEX, PREDICTION
 from .parser import Parser, add_command, add_verbs, count, define
 
 
@@ -34,7 +35,7 @@ def _define_merge(merge: Parser) -> None:
     merge.add_argument("--rows", type=count, help="how many rows there must be")
     order = merge.add_mutually_exclusive_group()
     order.add_argument(
-        "--index", default="index", metavar="FIELD", help="field that holds a row's position (default index)"
+        "--index", default=INDEX, metavar="FIELD", help=f"field that holds a row's position (default {INDEX})"
     )
     order.add_argument(
         "--in-file-order", action="store_true", help="rows have no index: one shard after the other, as named here"
@@ -56,7 +57,7 @@ def _define_score(score: Parser) -> None:
         help="column of the inputs, for the copying baseline (default input)",
     )
     score.add_argument(
-        "--field", default="prediction", metavar="FIELD", help="field of the prediction (default prediction)"
+        "--field", default=PREDICTION, metavar="FIELD", help=f"field of the prediction (default {PREDICTION})"
     )
     score.add_argument(
         "--tokenizer", choices=get_args(Tokenizer), default="words", help="units of ROUGE (default words)"
@@ -83,13 +84,13 @@ def _merge(arguments: Namespace) -> int:
 
 
 def _check_order(named: list[str]) -> None:
-    """Refuse the order of a shell's pattern where it is not that of the numbers: rank10 comes before rank2."""
+    """Refuse shards in the order of letters, where rank10 comes before rank2."""
     from ..predictions.shard_merge import by_number
 
     if named == sorted(named) and named != sorted(named, key=by_number):
         at = next(number for number, text in enumerate(sorted(named, key=by_number)) if text != named[number])
         raise UsageError(
-            f"the shards are named in the order of letters, in which {named[at]!r} comes before the numbers below it; "
+            f"the shards are named in alphabetical order, in which {named[at]!r} comes before smaller numbers; "
             "name them in the order of their rows, such as with $(ls -v PATTERN)"
         )
 

@@ -1,4 +1,4 @@
-"""Consolidate: `python -m sousbatch.jobs.consolidate RUN STAGE` makes a model of a checkpoint."""
+"""Make a model of a checkpoint: `python -m sousbatch.jobs.consolidate RUN STAGE`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .context import JobContext, run_job
 
 
 def consolidate(job: JobContext) -> int:
-    """Write the model of the train stage's best or last checkpoint; a finished one is left as it is.
+    """Write the model of the best or last checkpoint; leave a finished one as it is.
 
     Each task of an array writes its share of the weight files, and the last to end makes the model appear.
     """
@@ -38,7 +38,7 @@ def consolidate(job: JobContext) -> int:
 
 
 def _is_reported(job: JobContext, manifest: Manifest) -> bool:
-    """Say whether the ledger knows the model: whoever made it appear may have been killed before it said so."""
+    """Say whether the ledger knows the model: a kill may have come before the record."""
     events = ledger.read(job.paths.ledger_dir)
     return has_model(events, job.stage.name, manifest.digest)
 

@@ -1,4 +1,4 @@
-"""What every job is given: its run folder, its stage, its attempt. And how a job ends."""
+"""Give every job its run folder, stage and attempt, and end it with an exit code."""
 
 from __future__ import annotations
 
@@ -23,15 +23,19 @@ from ..tracking.base import Trackers, start
 
 @dataclass(frozen=True, kw_only=True)
 class JobContext:
-    """One job: a task of a stage of a run. *settings* is the recipe as this stage sees it."""
+    """One job: a task of a stage of a run."""
 
     paths: RunPaths
     plan: Plan
     stage: Stage
-    settings: StageSettings
     task: int
     attempt: int
     batch: Batch | None
+
+    @property
+    def settings(self) -> StageSettings:
+        """The recipe as this stage sees it."""
+        return self.stage.settings
 
     def open_ledger(self, rank: int = 0) -> ledger.Ledger:
         """Open the ledger file of one rank of this job."""
@@ -46,7 +50,7 @@ class JobContext:
         return self.paths.stop_flag(self.stage.name, self.task).exists()
 
     def open_trackers(self) -> Trackers:
-        """Show what this task does where the recipe says; a job that is run by hand is shown nowhere."""
+        """Open the trackers of this task; a job that is run by hand has none."""
         if JobEnvironment.from_env(os.environ).attempt is None:
             return Trackers()
         task = self.task if self.stage.num_tasks > 1 else None
@@ -56,7 +60,7 @@ class JobContext:
 
 
 def read_context(arguments: Sequence[str]) -> JobContext:
-    """Return the context of `RUN STAGE`; attempt and batch come from the stage process.
+    """Return the context of `RUN STAGE`; the environment names attempt and batch.
 
     A job that is run by hand joins the newest attempt.
     """
@@ -71,7 +75,6 @@ def read_context(arguments: Sequence[str]) -> JobContext:
         paths=paths,
         plan=plan,
         stage=stage,
-        settings=stage.settings,
         task=given.task,
         attempt=attempt,
         batch=_batch(stage, given),
@@ -85,13 +88,13 @@ def _batch(stage: Stage, given: JobEnvironment) -> Batch | None:
 
 
 def say(text: str) -> None:
-    """Print a line to the job's log; it may lie on a full disk, which costs no training."""
+    """Print a line to the job's log; a log on a full disk costs no training."""
     with suppress(OSError):  # print() would keep what it could not write, and raise at the next one
         os.write(1, f"sousbatch: {text}\n".encode(errors="replace"))
 
 
 def run_job(kind: str, work: Callable[[JobContext], int], arguments: Sequence[str]) -> int:
-    """Do *work* for `RUN STAGE` and return the exit code that tells the stage process how it went."""
+    """Do *work* for `RUN STAGE` and return the exit code for the stage process."""
     job: JobContext | None = None
     try:
         job = read_context(arguments)
@@ -121,7 +124,7 @@ def _exit_code(error: BaseException) -> int:
 
 
 def _record(job: JobContext, error: BaseException, code: int) -> None:
-    """Leave the error where `status` finds it, if there is room for it: the exit code tells most of it, too."""
+    """Leave the error where `status` finds it, if the disk has space for it."""
     with suppress(OSError):
         writer = job.open_ledger(rank=int(os.environ.get("RANK", "0")))
         writer.write(Error.of_exception(error, exit_code=code))

@@ -1,4 +1,4 @@
-"""Merge: `python -m sousbatch.jobs.merge RUN STAGE` joins the units into one complete file."""
+"""Join units into one complete file: `python -m sousbatch.jobs.merge RUN STAGE`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Score: `python -m sousbatch.jobs.score RUN STAGE` measures merged predictions against the targets."""
+"""Score merged predictions: `python -m sousbatch.jobs.score RUN STAGE`."""
 
 from __future__ import annotations
 

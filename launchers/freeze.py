@@ -1,4 +1,4 @@
-"""What a run was when it was submitted: written once by `freeze`, checked by every stage's `verify`."""
+"""Freeze what a run is at submission, and verify it when a stage starts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PUT_BACK = (
 def freeze(
     plan: Plan, launcher: Launcher, paths: RunPaths, *, within: RunPaths | None = None, point: int | None = None
 ) -> None:
-    """Write all that the jobs will read; plan.json last, since it makes the folder a run.
+    """Write all that the jobs will read, plan.json last: it makes the folder a run.
 
     The run of a *point* lies *within* that of its sweep, whose copy of the code it shares.
 
@@ -82,7 +82,7 @@ def verify(paths: RunPaths, plan: Plan, stage: Stage, *, is_point: bool = False)
     if changed:
         raise RunError(
             f"the environment was changed after submission: {', '.join(changed)}",
-            advice=f"put it back, or go on in this one: `sousbatch resume {asked.run_id} --accept-environment`",
+            advice=f"put it back, or resume in this one: `sousbatch resume {asked.run_id} --accept-environment`",
         )
     if plan.sweep is not None:
         return  # each point checks its own
@@ -118,7 +118,7 @@ def accept_environment(plan: Plan, launcher: Launcher, paths: RunPaths) -> None:
 
 
 def read_requests(plan: Plan, paths: RunPaths) -> dict[str, Request]:
-    """Return the frozen requests by stage: what is sent is what was written at submission.
+    """Return the frozen requests by stage: they are what is sent.
 
     Raises:
         UsageError: they are not what was written, or name another run folder.
@@ -144,7 +144,7 @@ def read_requests(plan: Plan, paths: RunPaths) -> dict[str, Request]:
 
 
 def _write_requests(requests: Sequence[Request], paths: RunPaths) -> str:
-    """Write the text that is run for each stage, and beside it the rest of the request; return their digest."""
+    """Write each stage's request, its text in a file of its own; return their digest."""
     for request in requests:
         values = validate.to_plain(request)
         files.make_private_dir(paths.request(request.stage).parent)
@@ -154,7 +154,7 @@ def _write_requests(requests: Sequence[Request], paths: RunPaths) -> str:
 
 
 def _digest_of_requests(stages: Sequence[str], paths: RunPaths) -> str:
-    """Return the digest of the request files, or the empty string where one is missing."""
+    """Return the digest of the request files, or nothing where one is missing."""
     try:
         texts = [files.digest_file(paths.request(stage)) for stage in stages]
         values = [files.digest_file(paths.request_values(stage)) for stage in stages]

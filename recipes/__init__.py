@@ -1,1 +1,1 @@
-"""WHAT to do: the recipe, what its model and data really are, and the plan compiled from both."""
+"""Say what to do: the recipe, what planning finds, and the plan made of both."""

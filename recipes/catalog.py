@@ -1,4 +1,4 @@
-"""Find recipes by name or path: the folders of $SOUSBATCH_RECIPES, then the library."""
+"""Find recipes by name or path: in $SOUSBATCH_RECIPES, then in the library."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def search_dirs() -> tuple[Path, ...]:
 
 
 def list_recipes() -> tuple[RecipeFile, ...]:
-    """Return every recipe of the search folders; the first of a name hides later ones."""
+    """Return every recipe of the search folders; the first of a name hides others."""
     import yaml
 
     found: dict[str, RecipeFile] = {}

@@ -1,4 +1,4 @@
-"""From a recipe's name or file and overrides to a checked `Recipe`.
+"""Compose a checked `Recipe` from its name or file, and overrides.
 
 Hydra parses the overrides and composes the YAML files; values are then laid over plain
 mappings and checked by `check.py` and `sound.py`, so that every fault is reported in one go.
@@ -33,7 +33,10 @@ def compose(name: str, texts: Sequence[str] = ()) -> Recipe:
 
 
 def values_of(name: str, texts: Sequence[str] = ()) -> tuple[dict[str, Any], list[Fault]]:
-    """Return the plain values of a recipe and its overrides, with every ${key} still in them, and the faults so far."""
+    """Return the plain values of a recipe with its overrides, and the faults so far.
+
+    Every ${key} is still in the values.
+    """
     path = find_recipe(name)
     faults: list[Fault] = []
     groups, others = overrides.split_groups(overrides.parse(texts, faults), path.parent, faults)
@@ -56,7 +59,7 @@ def recipe_of(values: dict[str, Any], faults: Sequence[Fault] = (), *, source: s
         raise RecipeError(name, [*faults, *borrowed])
     values = _resolved(values, source or name)
     recipe, found = validate.build(Recipe, values)
-    found = [*faults, *found]
+    found = [*faults, *found, *validate.unknown_names(Recipe, values)]
     if recipe is not None:
         found += rules.faults_of(recipe)
     if recipe is None or found:
@@ -65,7 +68,7 @@ def recipe_of(values: dict[str, Any], faults: Sequence[Fault] = (), *, source: s
 
 
 def _site_defaults(faults: list[Fault]) -> dict[str, Any]:
-    """Return what the user's own file lays under every recipe: account, partition, set-up lines and the like."""
+    """Return what the user's own file lays under every recipe, such as the partition."""
     import yaml
 
     path, known = config_file(), ("resources", "environment", "tracking")
@@ -130,7 +133,7 @@ def _compose_files(path: Path, groups: list[str]) -> dict[str, Any]:
 
 
 def _resolved(values: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return *values* with every ${key} replaced: after the overrides, so that it sees them."""
+    """Return *values* with every ${key} replaced, after the overrides are in them."""
     if "${" not in repr(values):  # as in most recipes; OmegaConf takes milliseconds, and a sweep comes here often
         return values
     from omegaconf import OmegaConf

@@ -1,4 +1,7 @@
-"""What planning found out about a recipe's model, data and disk. Pure data, part of the plan."""
+"""Define what planning finds out about a recipe's model, data and disk.
+
+Pure data, part of the plan.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,10 @@ class TensorFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """What the model really is. *digest* covers config, tokenizer and weight headers, not every weight.
+    """What the model really is.
 
-    *beside_bytes* are those of its config and tokenizer, which lie with every checkpoint; *cached_bytes* lie in the
-    hub's cache already, for a model that comes from there.
+    *digest* covers config, tokenizer and weight headers, not every weight. *beside_bytes* are those of its config and
+    tokenizer, which lie with every checkpoint; *cached_bytes* lie in the hub's cache already, for a model from there.
     """
 
     folder: str
@@ -36,7 +39,10 @@ class ModelFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitFacts:
-    """What a data file really holds; *digest* is the sha256 of its bytes, *nested* columns have a list or object."""
+    """What a data file really holds.
+
+    *digest* is the sha256 of its bytes. The *nested* columns have a list or an object in some row.
+    """
 
     path: str
     num_rows: int
@@ -48,7 +54,7 @@ class SplitFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """How many rows are of some kind, and the numbers of the first of them, counted from 1."""
+    """How many rows are of some kind, and the numbers of the first, from 1."""
 
     num: int = 0
     first: tuple[int, ...] = ()
@@ -77,7 +83,7 @@ class Lengths:
 
 @dataclass(frozen=True, kw_only=True)
 class DiskSpace:
-    """What the runs directory can still take, less what it has promised to *num_runs* other runs.
+    """What the runs directory can still take, less what other runs were promised.
 
     *source* is what sets the limit: free space, a quota, or the budget of the directory. *free_bytes* is below 0 by
     what the others hold or were promised beyond that limit.
@@ -93,7 +99,10 @@ class DiskSpace:
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What a recipe's model, data and disk really are, and the *versions* of the packages that jobs will import."""
+    """What a recipe's model, data and disk really are.
+
+    *versions* are those of the packages that jobs will import.
+    """
 
     model: ModelFacts
     splits: dict[str, SplitFacts]

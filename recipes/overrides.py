@@ -1,4 +1,4 @@
-"""Overrides of the command line, in Hydra's form: parse them, and lay them over plain values."""
+"""Parse overrides of the command line, in Hydra's form, and lay them over values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def parse(overrides: Sequence[str], faults: list[Fault]) -> list[Override]:
-    """Return the overrides that are well formed, and add a fault for each that is not."""
+    """Return the overrides that are well formed; add a fault for each other one."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -37,7 +37,10 @@ def parse(overrides: Sequence[str], faults: list[Fault]) -> list[Override]:
 
 
 def axes(texts: Sequence[str], faults: list[Fault]) -> list[list[str]]:
-    """Return for each of a sweep's *texts*, such as `seed=1,2` or `seed=range(1,4)`, its overrides of one value."""
+    """Return the overrides of one value of each of a sweep's *texts*.
+
+    A text is such as `seed=1,2` or `seed=range(1,4)`.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -55,7 +58,7 @@ def axes(texts: Sequence[str], faults: list[Fault]) -> list[list[str]]:
 
 
 def split_groups(parsed: Sequence[Override], folder: Path, faults: list[Fault]) -> tuple[list[str], list[Override]]:
-    """Return the overrides that choose a file of a config group, such as adapter=lora, and the others.
+    """Return overrides that choose a group's file, such as adapter=lora, and others.
 
     Groups are looked for beside the recipe, in *folder*, and in the search folders.
     """

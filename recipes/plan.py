@@ -1,4 +1,7 @@
-"""The plan: a recipe, a site and the inputs, compiled into stages. Pure data, JSON."""
+"""Define the plan: a recipe, a site and the inputs, compiled into stages.
+
+Pure data, written as JSON. `compile` makes it, and jobs and launchers read it.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from .stage_kinds import STAGE_KINDS, RowUse, StageKind
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """How a train stage reaches its global batch. Counts of rows and of optimizer steps."""
+    """How a train stage reaches its global batch, in examples and optimizer steps."""
 
     world_size: int
     micro_batch: int
@@ -32,13 +35,13 @@ class Batch:
 
     @property
     def global_batch(self) -> int:
-        """Rows of one step over all ranks."""
+        """Examples of one step over all ranks."""
         return self.world_size * self.micro_batch * self.accumulation
 
 
 @dataclass(frozen=True, kw_only=True)
 class After:
-    """A dependency: the stage named must have ended, well ("ok") or anyhow ("any")."""
+    """A dependency: the named *stage* must have ended, well ("ok") or anyhow ("any")."""
 
     stage: str
     condition: Literal["ok", "any"] = "ok"
@@ -46,9 +49,10 @@ class After:
 
 @dataclass(frozen=True, kw_only=True)
 class StageModel:
-    """The model that a stage starts from: what the stage *made_by* leaves, else the recipe's.
+    """The model that a stage starts from: an earlier stage's, or the recipe's.
 
-    *digest* is that of the recipe's, and *has_weights* says whether that has any: else they are drawn at random.
+    *made_by* is the earlier stage. The other fields describe the recipe's model, whose weights are drawn at random
+    unless it *has_weights*.
     """
 
     made_by: str | None = None
@@ -73,7 +77,10 @@ class StageModel:
 
 @dataclass(frozen=True, kw_only=True)
 class StageSplit:
-    """A data file as a stage uses it: the first *num_rows* of its rows, which make *num_examples* for the model."""
+    """A data file as a stage uses it.
+
+    The stage reads the first *num_rows* rows, which become *num_examples* examples for the model.
+    """
 
     name: str
     path: str
@@ -84,10 +91,10 @@ class StageSplit:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One step of the plan, with all that its jobs need. *of* is the stage whose output it works on, if any.
+    """One step of the plan, with all that its jobs need.
 
-    *train_stage* is the one whose checkpoints it writes or takes, *predict_stage* the one whose rows. *splits* are
-    those that it uses, by their use.
+    *of* is the stage whose output it works on, if any. It writes or reads the checkpoints of *train_stage* and the
+    predictions of *predict_stage*. *splits* are the data files that it uses, by their use.
     """
 
     name: str
@@ -105,7 +112,7 @@ class Stage:
 
     @property
     def record(self) -> StageKind:
-        """What sets its kind apart."""
+        """The record of its kind."""
         return STAGE_KINDS[self.kind]
 
     @property
@@ -147,7 +154,7 @@ class CheckpointForecast:
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """What the run will take: storage at its peak; of each train stage memory on one device, and its checkpoints."""
+    """What the run will take: storage at its peak, and memory of one device."""
 
     storage: tuple[ForecastLine, ...]
     storage_peak_bytes: int
@@ -157,7 +164,7 @@ class Forecast:
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """What points of a sweep share: a recipe's plain values, every ${key} still in them, and its inputs."""
+    """What points of a sweep share: their inputs, and plain values with every ${key}."""
 
     values: dict[str, Any]
     inputs: Inputs
@@ -165,7 +172,10 @@ class Variant:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One point of a sweep: overrides to lay over a variant, given by its position; *label* is what tells it apart."""
+    """One point of a sweep: overrides to lay over the variant at that position.
+
+    *label* names the point in messages.
+    """
 
     variant: int
     overrides: tuple[str, ...]
@@ -197,7 +207,10 @@ class Plan:
 
     @property
     def run_id(self) -> str:
-        """The digest of what decides the results: recipe less resources and tracking, code and data."""
+        """The digest of what decides the results: recipe, code and data.
+
+        Resources, tracking and description decide nothing.
+        """
         recipe = validate.to_plain(self.recipe)
         deciding = {
             name: value for name, value in recipe.items() if name not in ("resources", "tracking", "description")
@@ -227,7 +240,7 @@ _AnyStage = TypeVar("_AnyStage", bound=_Named)
 
 
 def stage_named(name: str, stages: Sequence[_AnyStage]) -> _AnyStage:
-    """Return the one of *stages* called *name*, or raise a NotFoundError that lists all."""
+    """Return the stage called *name*, or raise a NotFoundError that lists all."""
     for stage in stages:
         if stage.name == name:
             return stage
@@ -265,7 +278,7 @@ def plan_values(path: Path) -> dict[str, Any]:
 
 
 def check_format(path: Path, values: dict[str, Any]) -> None:
-    """Raise a UsageError when the plan at *path* is of another format than this version's."""
+    """Raise a UsageError when the plan at *path* has another format than ours."""
     found = values["format"]
     if found != PLAN_FORMAT:
         raise UsageError(

@@ -1,4 +1,7 @@
-"""As much of a frozen plan as an overview of many runs shows, read in a tenth of the time that all of it takes."""
+"""Read the summary of a frozen plan: what an overview of many runs shows.
+
+It takes a tenth of the time that reading and checking the whole plan takes, and reads plans of older formats too.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from .plan import check_format, plan_values, stage_named
 
 @dataclass(frozen=True, kw_only=True)
 class StageSummary:
-    """As much of a stage as it takes to say how it stands."""
+    """The fields of a stage that its state depends on."""
 
     name: str
     kind: str
@@ -23,7 +26,10 @@ class StageSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanSummary:
-    """As much of a plan as it takes to say how its run stands. *problem* is why no more can be read."""
+    """The fields of a plan that the states of its stages depend on.
+
+    *problem* says why the plan cannot be read whole; it is empty for a good plan.
+    """
 
     recipe_name: str
     launcher: str

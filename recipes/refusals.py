@@ -1,4 +1,7 @@
-"""Whether a stage's resources fit a site: this machine, or a partition of Slurm. Pure."""
+"""Check a stage's resources against a site: this machine, or a Slurm partition.
+
+Pure.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,12 @@ _ADVICE = re.compile(r"<(\w+=[^>]+)>")
 
 
 def misfits(stage: Stage, site: Site) -> Iterator[str]:
-    """Return every reason why *site* cannot run *stage*; keys are those of its resources."""
+    """Yield each reason why *site* cannot run *stage*, by keys of its resources."""
     wanted = stage.resources
     if stage.uses_devices and not stage.record.is_distributed and wanted.nodes * wanted.devices_per_node > 1:
         advice = "set <nodes=1> <devices_per_node=1>, and spread its rows with tasks"
         yield f"a task of {stage.kind} uses one device; {advice}"
-    if site.launcher == "local":
+    if site.is_one_machine:
         yield from _misfits_here(stage, site)
         return
     partition = site.partition(wanted.partition)
@@ -48,7 +51,7 @@ def _misfits_here(stage: Stage, site: Site) -> Iterator[str]:
 
 
 def _misfits_on(stage: Stage, partition: Partition, site: Site) -> Iterator[str]:
-    """Compare with each kind of node; where several are short of something, the largest is named."""
+    """Compare with each kind of node; where all are too small, name the largest."""
     wanted, where = stage.resources, f"partition {partition.name!r}"
     nodes, ranks = (wanted.nodes, wanted.devices_per_node) if stage.uses_devices else (1, 1)
     if wanted.time_min is not None and partition.max_minutes is not None and wanted.time_min > partition.max_minutes:
@@ -92,10 +95,10 @@ def _cores(has: int, ranks: int) -> str:
 
 
 def doubts(stage: Stage, site: Site) -> Iterator[str]:
-    """Return what will run, but perhaps not as meant."""
+    """Yield what will run, but perhaps not as meant."""
     wanted = stage.resources
     partition = site.partition(wanted.partition)
-    if site.launcher == "local" or partition is None:
+    if partition is None:
         return
     if wanted.time_min is None and partition.default_minutes is not None and stage.uses_devices:
         yield (
@@ -107,7 +110,7 @@ def doubts(stage: Stage, site: Site) -> Iterator[str]:
 
 
 def by_stage(stages: Sequence[Stage], ask: Callable[[Stage, Site], Iterator[str]], site: Site) -> Iterator[str]:
-    """Return what *ask* says of the stages, each thing once, with all the stages that it is said of.
+    """Yield what *ask* says of the stages, each text once with its stages.
 
     An advice in angle brackets, such as <device=cpu>, becomes the overrides that do it for these stages.
     """

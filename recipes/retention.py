@@ -1,4 +1,4 @@
-"""Read from a recipe which checkpoints stay, what they hold, and how the others go."""
+"""Read from settings which checkpoints stay, what they hold, and how others go."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ def num_best_kept(settings: StageSettings) -> int:
 def removal_options(
     settings: StageSettings, paths: RunPaths, stage: str, check_fence: Callable[[], None]
 ) -> RemovalOptions:
-    """Return how the checkpoints of *stage* are stripped, as its model will be made, and archived, apart by run."""
+    """Return how the checkpoints of *stage* are stripped and archived.
+
+    They are stripped as the model will be made, and the archive has a folder for each run.
+    """
     url = settings.checkpoints.archive_url
     return RemovalOptions(
         check_fence=check_fence,
@@ -42,7 +45,9 @@ def removal_options(
 
 
 def weights_dtype(settings: StageSettings) -> Dtype:
-    """Return the dtype of a checkpoint's weights alone, from which the model comes out bit for bit the same.
+    """Return the dtype of a checkpoint that keeps its weights alone.
+
+    The model comes out of it bit for bit the same.
 
     A model's is that of the consolidated one. An adapter is small, and is added to its base in float32.
     """
@@ -50,5 +55,5 @@ def weights_dtype(settings: StageSettings) -> Dtype:
 
 
 def model_dtype(settings: StageSettings) -> Dtype:
-    """Return the dtype of the consolidated model; the recipe of a plan always says it."""
+    """Return the dtype of the consolidated model, which the settings of a plan name."""
     return settings.consolidate.dtype or "float16"

@@ -1,4 +1,4 @@
-"""The kinds of stages: one record each, which says what sets the kind apart.
+"""Define the kinds of stages: one record each says what sets the kind apart.
 
 Nothing else compares the names of kinds. A new kind is a record here and a module jobs/KIND.py.
 """

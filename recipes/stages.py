@@ -1,4 +1,7 @@
-"""The stages of a recipe, resolved: what each works on, what each gets, and the recipe as each sees it. Pure."""
+"""Resolve the stages of a recipe: what each works on, gets and sees of it.
+
+Pure, and before anything is inspected.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ _SMOKE: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class RowsWanted:
-    """A split that a stage uses, at most so many rows of it, and the key of the recipe that names it."""
+    """A split that a stage uses, at *most* so many rows, and the key that names it."""
 
     use: RowUse
     split: str
@@ -35,8 +38,8 @@ class RowsWanted:
 class ResolvedStage:
     """A stage as the recipe alone says it.
 
-    *of* is the stage whose output it takes, *model_stage* that whose model it starts from; without one it is the
-    recipe's. *train_stage* writes the checkpoints and *predict_stage* the rows that it works on, itself included.
+    *of* is the stage whose output it takes. It starts from the model of *model_stage*, or from the recipe's without
+    one. It writes or reads the checkpoints of *train_stage* and the predictions of *predict_stage*.
     """
 
     name: str
@@ -77,7 +80,10 @@ def resolve_stages(recipe: Recipe) -> dict[str, ResolvedStage]:
 
 
 def _foreseeing(stage: ResolvedStage, recipe: Recipe, stages: Iterable[ResolvedStage]) -> ResolvedStage:
-    """Return *stage* with the sections that it sees as the first stage does that works on it, where it sets none."""
+    """Return *stage* with what it sees as the first stage that works on it does.
+
+    A section that its own `set` changes stays as it is.
+    """
     sections = [section for section in stage.kind.foresees if section not in stages_of(recipe)[stage.name].set]
     follower = next((one for one in stages if one.of == stage.name), None)
     if follower is None or not sections:
@@ -144,7 +150,7 @@ def _rows(settings: StageSettings, kind: StageKind) -> Iterable[RowsWanted]:
 
 
 def _resources(recipe: Recipe, stage: str, kind: StageKind) -> Resources:
-    """Return the resources of a stage: by its name, else its kind, else `default`, else one device."""
+    """Return the resources of a stage, by its name, else its kind, else `default`."""
     for key in (stage, kind.name, "default"):
         if key in recipe.resources:
             return recipe.resources[key]
@@ -152,7 +158,7 @@ def _resources(recipe: Recipe, stage: str, kind: StageKind) -> Resources:
 
 
 def layered_resources(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Resources]:
-    """Return the entries that were *given*, each laid over that of its kind, and that over `default`.
+    """Return the *given* entries, each laid over its kind's, and that over `default`.
 
     The plain values are needed, since a made `Resources` no longer knows what was given.
     """
@@ -170,7 +176,7 @@ def layered_resources(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Res
 
 
 def smoke(recipe: Recipe) -> Recipe:
-    """Return the recipe cut down to try the whole chain: 2 steps, 8 rows, in every stage."""
+    """Return the recipe cut down to try the whole chain: 2 steps and 8 rows a stage."""
     values = validate.to_plain(recipe)
     _merge(values, {**_SMOKE, "stages": {name: {"set": _SMOKE} for name, spec in recipe.stages.items() if spec.set}})
     changed, faults = validate.build(Recipe, values)

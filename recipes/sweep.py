@@ -1,4 +1,4 @@
-"""Sweeps: points as overrides in one plan, composed once per choice of files and inputs.
+"""Plan sweeps: points are overrides in one plan, and share what they read.
 
 A point is composed in full, as if it had been submitted alone, when its task starts. Before
 anything is sent a sample of the points is, so that what cannot work is refused at once.
@@ -49,7 +49,9 @@ def plan_sweep(
     progress: Progress | None = None,
     dead_runs: Collection[Path] = (),
 ) -> Plan:
-    """Return the plan of all points of *sweep*, such as `seed=1,2`, over the recipe *name* with overrides *texts*.
+    """Return the plan of all points of *sweep*, such as `seed=1,2`.
+
+    They are points over the recipe *name* with the overrides *texts*.
 
     Points are the product of the axes in Hydra's order: the last one changes fastest.
 
@@ -82,7 +84,7 @@ def plan_sweep(
 
 
 def _is_early(text: str, folder: Path) -> bool:
-    """Say whether an override chooses a file of a group, or changes what the run reads."""
+    """Say whether an override chooses a file, or changes what the run reads."""
     key, _, value = text.partition("=")
     if key.split(".")[0] not in _LATE or key in _EARLY:
         return True
@@ -97,7 +99,7 @@ def _variant(name: str, texts: Sequence[str], is_smoke: bool, look: Callable[[Re
 
 
 def _sample(axes: Sequence[Sequence[str]]) -> list[int]:
-    """Return the positions of the points to check: all of few; of many, those that show each value once."""
+    """Return the positions of the points to check: of many, each value once."""
     sizes = [len(axis) for axis in axes]
     total = 1
     for size in sizes:
@@ -123,7 +125,7 @@ def _checked(sweep: Sweep, index: int, site: Site) -> Plan:
 
 
 def point_recipe(sweep: Sweep, index: int) -> Recipe:
-    """Return the recipe of a point: the very one that composing its overrides alone would give."""
+    """Return the recipe of a point, as composing its overrides alone would give it."""
     point = sweep.points[index]
     values: dict[str, Any] = copy.deepcopy(sweep.variants[point.variant].values)
     faults: list[Fault] = []
@@ -144,7 +146,7 @@ def point_plan(plan: Plan, index: int) -> Plan:
 
 
 def _joined(sweep: Sweep, plans: Sequence[Plan], site: Site) -> Plan:
-    """Return the plan whose one stage walks through all stages of a point in each task."""
+    """Return the plan whose one stage runs all stages of a point in each task."""
     first, num_points = plans[0], len(sweep.points)
     stage = Stage(
         name=STAGE,
@@ -184,7 +186,10 @@ def _joined(sweep: Sweep, plans: Sequence[Plan], site: Site) -> Plan:
 
 
 def _largest(plan: Plan) -> Resources:
-    """Return what every stage of a point can run in: the most of each; times add up, since stages follow each other."""
+    """Return resources that every stage of a point can run in.
+
+    Each is the most that a stage asks for; times add up, since stages follow each other.
+    """
     wanted = [stage.resources for stage in plan.stages]
     devices = [stage.resources for stage in plan.stages if stage.uses_devices]
     lead = devices[0] if devices else wanted[0]

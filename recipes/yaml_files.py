@@ -26,7 +26,7 @@ def to_yaml(recipe: Recipe) -> str:
 
 
 def check_size(path: Path, text: str) -> None:
-    """Refuse a YAML text whose aliases, once written out, make too many or endlessly nested values.
+    """Refuse a YAML text whose aliases stand for too many or too deep values.
 
     What is no YAML is left to who reads it.
 
@@ -47,7 +47,9 @@ def check_size(path: Path, text: str) -> None:
 
 
 def _extent(text: str) -> tuple[int, int]:
-    """Return how many values a YAML text stands for and how deeply they are nested, or beyond the limits any more.
+    """Return how many values a YAML text stands for, and how deeply they are nested.
+
+    It stops counting beyond the limits.
 
     From its events, since to compose deep nesting overflows the stack of libyaml.
     """
@@ -80,7 +82,10 @@ def _extent(text: str) -> tuple[int, int]:
 
 @contextmanager
 def limited_files() -> Iterator[None]:
-    """Check each file that Hydra opens meanwhile: which ones that are only its own reading of defaults lists tells."""
+    """Check the size of each file that Hydra opens meanwhile.
+
+    Only its own reading of defaults lists says which files these are.
+    """
     from omegaconf import OmegaConf
 
     real = OmegaConf.load

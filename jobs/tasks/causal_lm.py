@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ...errors import RunError, UsageError
+from ...predictions.rows import PREDICTION
 from ...recipes.data.encode import BATCH_ROWS, Encoded, is_kept, pad_id
 from ...recipes.data.rows import Row, read_rows
 from ...recipes.schema import StageSettings
@@ -115,7 +116,7 @@ class CausalAnswerer:
         """Return the predictions of (position in the file, row) pairs, in their order, in Unicode NFC."""
         found = TASK.encode(self._settings, "predict", [row for _, row in rows], self._tokenizer, self._longest)
         texts = self._engine.generate([prompt.ids for prompt in found], [position for position, _ in rows])
-        return [{"prediction": unicodedata.normalize("NFC", text)} for text in texts]
+        return [{PREDICTION: unicodedata.normalize("NFC", text)} for text in texts]
 
 
 RUNTIME = TaskRuntime(

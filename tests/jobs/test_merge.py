@@ -12,6 +12,7 @@ from sousbatch.events import Error
 from sousbatch.jobs.context import run_job
 from sousbatch.jobs.generation.prediction_key import prediction_key
 from sousbatch.jobs.merge import merge
+from sousbatch.predictions.rows import PredictionRow
 from sousbatch.predictions.units import open_layout, write_unit
 from sousbatch.recipes.plan import Plan, read_plan
 from sousbatch.run_folder import RunPaths
@@ -51,7 +52,7 @@ def test_a_merge_names_the_rows_that_its_predict_stage_did_not_commit(run: tuple
 
     def answer(*units: int) -> None:
         for unit in units:
-            rows = [{"index": index, "prediction": "답"} for index in layout.rows_of(unit)]
+            rows = [PredictionRow(index=index, prediction="답") for index in layout.rows_of(unit)]
             write_unit(folder, layout, unit, rows, key, 1, 0)
 
     answer(0, 1)
