@@ -93,12 +93,12 @@ def _plan(arguments: Namespace) -> int:
 def _plan_rows(arguments: Namespace) -> int:
     """Show rows as the model sees them; no site is asked, and no lengths are counted."""
     from ..recipes.compose import compose
-    from ..recipes.inspect.data import splits_of
-    from ..recipes.inspect.lengths import samples_of
-    from ..recipes.inspect.model import model_facts
+    from ..recipes.inspect.data import read_splits
+    from ..recipes.inspect.lengths import show_samples
+    from ..recipes.inspect.model import read_model
 
     recipe = compose(arguments.recipe, arguments.overrides)
-    print(samples_of(recipe, model_facts(recipe), splits_of(recipe), arguments.num_rows))
+    print(show_samples(recipe, read_model(recipe), read_splits(recipe), arguments.num_rows))
     return 0
 
 

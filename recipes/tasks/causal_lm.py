@@ -10,7 +10,7 @@ from typing import Any
 
 from ...errors import Fault
 from ...predictions.metrics import DEFAULT_METRICS
-from ..data.encode import Encoded, encode_prompts, encode_rows, positions_of
+from ..data.encode import Encoded, encode_prompts, encode_rows, max_positions
 from ..data.prompts import prompt_columns, prompt_fields
 from ..data.row_faults import row_refusals, row_warnings
 from ..data.rows import Row
@@ -53,7 +53,7 @@ def _faults(settings: StageSettings, uses: Sequence[RowUse]) -> Iterator[Fault]:
 def _longest(settings: StageSettings, use: RowUse, config: Mapping[str, Any]) -> int | None:
     if use != "predict":
         return settings.data.max_tokens
-    positions = positions_of(config)
+    positions = max_positions(config)
     return None if positions is None else max(1, positions - settings.predict.max_new_tokens)
 
 
