@@ -31,6 +31,7 @@ class Launcher:
     """Answers for jobs with one word."""
 
     name = "local"
+    is_host_bound = True
 
     def __init__(self, word: StateWord) -> None:
         self.word = word
