@@ -82,7 +82,7 @@ def _least_bytes(plan: Plan, paths: RunPaths, held_bytes: int) -> int:
         return max(held_bytes, plan.forecast.storage_peak_bytes)
     events = ledger.read(paths.ledger_dir)
     done = done_stages(events)
-    training = [name for name in plan.forecast.ladders if name not in done]
+    training = [name for name in plan.forecast.checkpoints if name not in done]
     if not training:
         return held_bytes
     written = held_bytes - sum(allocation.measure_usage(path) for path in (paths.checkpoints_dir, paths.code_dir))
@@ -92,7 +92,7 @@ def _least_bytes(plan: Plan, paths: RunPaths, held_bytes: int) -> int:
 
 def _missing_bytes(plan: Plan, paths: RunPaths, stage: str) -> int:
     """Return what must be free for the final weights of *stage*: nothing where its older checkpoints can make room."""
-    folder, weights = paths.checkpoints(stage), plan.forecast.ladders[stage].least_bytes
+    folder, weights = paths.checkpoints(stage), plan.forecast.checkpoints[stage].least_bytes
     if (folder / allocation.RESERVE_NAME).exists():
         return 0
     rules = retention_rules(plan.stage(stage).settings)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 from .. import __version__, files
+from ..checkpoints.retention.save_level import SaveLevel
 from ..cluster.site import Site
 from ..errors import NotFoundError, UsageError
 from ..run_folder import PLAN_FORMAT, RunPaths
@@ -134,22 +135,24 @@ class ForecastLine:
     formula: str
 
 
-Rung = Literal["full", "thinned best", "weights only", "none"]
+# "all" that the recipe keeps, or the least that saves of a level hold.
+Fit = Literal["all", SaveLevel]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ladder:
-    """How a train stage's checkpoints fit: the rung that holds, and the least change for a better one.
+class CheckpointForecast:
+    """How the checkpoints of a train stage fit, and the least change for a better fit.
 
-    On "none" there is room for the weights at the end alone; *fits* says that at least these, *least_bytes*, have it.
+    *all_bytes* are those of all that the recipe keeps, *least_bytes* those of the weights at the end. Where not even
+    these have space, *has_space* is False.
     """
 
-    rung: Rung
-    fits: bool
-    room_bytes: int
-    full_bytes: int
-    change: str
+    fit: Fit
+    has_space: bool
+    free_bytes: int
+    all_bytes: int
     least_bytes: int = 0
+    change: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +162,7 @@ class Forecast:
     storage: tuple[ForecastLine, ...]
     storage_peak_bytes: int
     device: dict[str, tuple[ForecastLine, ...]]
-    ladders: dict[str, Ladder] = field(default_factory=dict)
+    checkpoints: dict[str, CheckpointForecast] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

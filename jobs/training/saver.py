@@ -38,7 +38,7 @@ _STORE_WAIT_S = 600.0  # how long the last save waits for a store that has gone 
 
 
 class Saver:
-    """Writes the checkpoints of one attempt, each as far down the ladder as its room asks for."""
+    """Writes the checkpoints of one attempt, each at the save level that fits."""
 
     def __init__(
         self, job: JobContext, batch: Batch, ranks: Ranks, ledger: Ledger | None, tokenizer: Any, log: Log
@@ -94,8 +94,8 @@ class Saver:
 
     def _plans_none(self) -> bool:
         """Say whether the plan has room for the weights at the end alone: that saves are skipped is no surprise."""
-        ladder = self._job.plan.forecast.ladders.get(self._job.stage.name)
-        return ladder is not None and ladder.rung == "none"
+        planned = self._job.plan.forecast.checkpoints.get(self._job.stage.name)
+        return planned is not None and planned.fit == "none"
 
     def _way_out(self) -> str:
         budget_gb = self._job.settings.checkpoints.budget_gb

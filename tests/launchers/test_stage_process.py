@@ -28,7 +28,7 @@ from sousbatch.launchers.local.launcher import LocalLauncher
 from sousbatch.launchers.stage_process import _Task
 from sousbatch.launchers.status import stage_states
 from sousbatch.recipes.inspect.versions import versions_of
-from sousbatch.recipes.plan import Batch, Ladder, Plan, Stage, StageSplit
+from sousbatch.recipes.plan import Batch, CheckpointForecast, Plan, Stage, StageSplit
 from sousbatch.recipes.schema import Checkpoints, Environment, Resources
 from sousbatch.run_folder import RunPaths
 
@@ -129,8 +129,8 @@ def test_no_training_starts_whose_final_weights_are_not_held(
 ) -> None:
     train = Stage(name="train", kind="train", of=None, resources=CPU, num_tasks=1, after=(), batch=BATCH)
     plan = make_plan([train], checkpoints=Checkpoints(store_budget_gb=0.001))
-    ladder = Ladder(rung="full", room_bytes=0, full_bytes=0, least_bytes=2_000_000, fits=True, change="")
-    plan = dataclasses.replace(plan, forecast=dataclasses.replace(plan.forecast, ladders={"train": ladder}))
+    planned = CheckpointForecast(fit="all", free_bytes=0, all_bytes=0, least_bytes=2_000_000, has_space=True)
+    plan = dataclasses.replace(plan, forecast=dataclasses.replace(plan.forecast, checkpoints={"train": planned}))
     bench = Bench(plan, tmp_path, until)
     code, output = bench.run("print('worked', flush=True)")
     assert code == EXIT_NO_ROOM and "worked" not in output and bench.codes() == [EXIT_NO_ROOM]

@@ -1,4 +1,4 @@
-"""The ladder at a save, as sums of bytes."""
+"""The save level of a save, as sums of bytes."""
 
 from __future__ import annotations
 
