@@ -21,7 +21,7 @@ from .run_folder import RunPaths
 
 if TYPE_CHECKING:
     from .checkpoints.consolidation.manifest import Manifest
-    from .launchers.status import StageState
+    from .launchers.states import StageState
     from .predictions.merge import MergeReport
     from .recipes.facts import Inputs
     from .recipes.plan import Plan
@@ -63,12 +63,12 @@ def inspect(
     Raises:
         PlanError: every reason why model or data cannot be used.
     """
-    from .launchers.registry import watchers
+    from .launchers.registry import watcher
     from .launchers.reservations import dead_runs
     from .recipes.inspect import inputs
 
     folder = _runs_dir(runs_dir)
-    return inputs.inspect(recipe, folder, progress, dead_runs(folder, watchers()))
+    return inputs.inspect(recipe, folder, progress, dead_runs(folder, watcher))
 
 
 def compile(recipe: Recipe, inputs: Inputs, *, launcher: Literal["slurm", "local"] | None = None) -> Plan:
@@ -99,11 +99,11 @@ def submit(plan: Plan, *, runs_dir: str | Path | None = None, again: bool = Fals
         SlurmError: Slurm refused a job, or does not answer.
     """
     from .launchers import submission
-    from .launchers.registry import launcher_of, watchers
+    from .launchers.registry import launcher_of, watcher
     from .launchers.reservations import release_dead
 
     folder = _runs_dir(runs_dir)
-    release_dead(folder, watchers())
+    release_dead(folder, watcher)
     return Run(paths=submission.submit(plan, launcher_of(plan), folder, again=again).paths)
 
 
@@ -142,7 +142,7 @@ class Run:
             RunError: a stage has failed, or was stopped or cancelled.
         """
         from .launchers.registry import WATCH_S
-        from .launchers.status import is_final
+        from .launchers.states import is_final
 
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while not is_final(states := self._look(max_age_s=WATCH_S)):

@@ -84,13 +84,13 @@ def _merge(arguments: Namespace) -> int:
 
 
 def _check_order(named: list[str]) -> None:
-    """Refuse the order of a shell's pattern where it is not that of the numbers: rank10 comes before rank2."""
+    """Refuse shards in the order of letters, where rank10 comes before rank2."""
     from ..predictions.shard_merge import by_number
 
     if named == sorted(named) and named != sorted(named, key=by_number):
         at = next(number for number, text in enumerate(sorted(named, key=by_number)) if text != named[number])
         raise UsageError(
-            f"the shards are named in the order of letters, in which {named[at]!r} comes before the numbers below it; "
+            f"the shards are named in alphabetical order, in which {named[at]!r} comes before smaller numbers; "
             "name them in the order of their rows, such as with $(ls -v PATTERN)"
         )
 

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 _CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")  # microseconds of each period, or "max"
 
@@ -44,7 +43,7 @@ class Site:
     """
 
     name: str
-    launcher: Literal["local", "slurm"]
+    launcher: str
     cpus_per_node: int
     memory_bytes: int
     gpus_per_node: int
@@ -53,6 +52,11 @@ class Site:
     max_array_size: int = 1001
     max_jobs: int | None = None
     has_accounting: bool = False
+
+    @property
+    def is_one_machine(self) -> bool:
+        """Whether all nodes are simulated on one machine: a site without partitions."""
+        return not self.partitions
 
     def partition(self, name: str | None) -> Partition | None:
         """Return the partition called *name*, or the default one; None when there is no such."""

@@ -1,11 +1,13 @@
-"""A watch over progress: without a step for too long, the stacks of all threads go to the log and the rank ends."""
+"""Watch over progress: without a step for too long, log all stacks and end."""
 
 from __future__ import annotations
 
 import faulthandler
 import time
 
-_OTHERS_FIRST_S = 5.0  # rank 0 goes last: its end makes the launcher kill the others, who should have told theirs
+_OTHERS_FIRST_S = (
+    5.0  # rank 0 ends last: its end makes the launcher kill the others, whose stacks should be in the log by then
+)
 
 
 class Watchdog:
@@ -21,7 +23,7 @@ class Watchdog:
         self.step()
 
     def step(self) -> None:
-        """Begin to wait anew; cheap enough for every step."""
+        """Restart the wait; cheap enough for every step."""
         now = time.monotonic()
         if now - self._armed_at > min(1.0, self._wait_s / 100):
             faulthandler.dump_traceback_later(self._wait_s, exit=self._ends)

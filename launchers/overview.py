@@ -1,8 +1,7 @@
-"""What one who only looks is told of runs: nothing that cannot be asked or read keeps the others from being told."""
+"""Read the states of many runs for people, whatever cannot be asked or read."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -16,11 +15,16 @@ from ..recipes.plan import Plan
 from ..recipes.plan_summary import PlanSummary, StageSummary, read_summary
 from ..run_folder import RunPaths
 from .base import FINAL_WORDS, JobRef, JobState, Launcher
-from .status import NO_ANSWER, StageState, job_refs, open_refs, stage_states, stopping_stages
+from .registry import OWN
+from .states import StageState, stage_states
+from .status import NO_ANSWER, job_refs, open_refs, stopping_stages
 
 
 def watch_states(plan: Plan | PlanSummary, paths: RunPaths, launcher: Launcher) -> dict[str, StageState]:
-    """Return the same for one who only looks: what cannot be asked or read is unknown, with the reason."""
+    """Return the states of a run's stages for one who only looks.
+
+    What cannot be asked or read is unknown, with the reason.
+    """
     ((look, _, found),) = many_states([paths], lambda _: launcher)
     rest = found.get("jobs") or StageState(word="lost", reason=look.problem or "not sent")
     return {stage.name: found.get(stage.name, rest) for stage in plan.stages}
@@ -28,7 +32,10 @@ def watch_states(plan: Plan | PlanSummary, paths: RunPaths, launcher: Launcher) 
 
 @dataclass(frozen=True, kw_only=True)
 class _Look:
-    """What was read of a run before anybody was asked. *problem* is why its jobs cannot be asked about."""
+    """What was read of a run before any launcher was asked.
+
+    *problem* is why its jobs cannot be asked about.
+    """
 
     plan: PlanSummary
     paths: RunPaths
@@ -97,7 +104,7 @@ def many_states(
 
 
 def _states_of(look: _Look, jobs: Mapping[JobRef, JobState], silence: str) -> dict[str, StageState]:
-    stages = look.plan.stages or _stages_told(look.events)
+    stages = look.plan.stages or _stages_named(look.events)
     plan, problem = replace(look.plan, stages=stages), look.problem or silence
     if problem:
         unknown = JobState(word="unknown", reason=problem)
@@ -106,8 +113,11 @@ def _states_of(look: _Look, jobs: Mapping[JobRef, JobState], silence: str) -> di
     return stage_states(plan, look.events, found, stopping=stopping_stages(plan, look.paths))
 
 
-def _stages_told(events: Sequence[Event]) -> tuple[StageSummary, ...]:
-    """Return the stages that a ledger names; how many tasks they have, and so when they are done, it does not say."""
+def _stages_named(events: Sequence[Event]) -> tuple[StageSummary, ...]:
+    """Return the stages that a ledger names.
+
+    It does not say how many tasks they have, and so not when they are done.
+    """
     return tuple(StageSummary(name=name, kind="merge", num_tasks=-1, steps=0) for name in by_stage(events) if name)
 
 
@@ -135,16 +145,17 @@ class LeftJob:
 def jobs_left(
     runs: Sequence[RunPaths], launcher_of: Callable[[str], Launcher]
 ) -> tuple[dict[Path, list[LeftJob]], str]:
-    """Return the jobs of *runs*, found by the keys under which they were sent, and why Slurm could not be asked.
+    """Return the jobs of *runs*, found by their keys, and why Slurm was silent.
 
     Each run's own launcher is asked where plan or ledger tell it. Else a machine that knows jobs of a run has all of
     them, so that Slurm is asked about the others only.
     """
     found: dict[Path, list[LeftJob]] = {}
-    for name in ("local", "slurm"):
-        chosen = [paths for paths in runs if paths.root not in found and _launcher_name(paths) in (name, "")]
+    names = {paths.root: _launcher_name(paths) for paths in runs}
+    for name in dict.fromkeys([*OWN, *filter(None, names.values())]):
+        chosen = [paths for paths in runs if paths.root not in found and names[paths.root] in (name, "")]
         ask = {f"{paths.recipe_name}.{paths.run_id}.": paths.root for paths in chosen}
-        if not ask or (name == "slurm" and shutil.which("squeue") is None):
+        if not ask or not launcher_of(name).is_here():
             continue
         try:
             known = launcher_of(name).find(list(ask))

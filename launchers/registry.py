@@ -1,46 +1,50 @@
-"""Which launcher a submission gets, and which one a run has."""
+"""Find launchers by name, and choose where a submission runs.
+
+A third-party distribution adds a launcher by an entry point of the group `sousbatch.launchers`: a class that keeps the
+contract of `base.Launcher`.
+"""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 
-from ..cluster.site import Site, this_machine
-from ..cluster.slurm_site import read_site
+from ..cluster.site import Site
 from ..errors import NoSlurmError, SlurmError, UnreachableError
+from ..plugins import Registry
 from ..recipes.plan import Plan
 from .base import Launcher
-from .local.launcher import LocalLauncher
-from .slurm.launcher import PATIENCE_S, SlurmLauncher
 
 WATCH_S = 30.0  # sites ask for no more than a call or two a minute
 LOOK_S = 1.0  # one look is the truth of now; in one command it is one call, however many runs there are
 
+OWN = {"local": "launchers.local.launcher:LocalLauncher", "slurm": "launchers.slurm.launcher:SlurmLauncher"}
+LAUNCHERS: Registry[Callable[..., Launcher]] = Registry("launcher", "sousbatch.launchers", OWN)
+
 
 def choose_site(name: str | None) -> Site:
-    """Return the site that *name* means: `slurm`, `local`, or None for Slurm if one is configured, else this machine.
+    """Return the site of a launcher; without a *name* the default one.
+
+    The default is Slurm where one is configured, else this machine.
 
     Raises:
+        UsageError: there is no such launcher.
         UnreachableError: there is a Slurm, but it does not answer: nothing runs on its login node instead.
         SlurmError: Slurm refuses, or was asked for by name and is not there.
     """
-    if name == "local" or (name is None and shutil.which("sbatch") is None):
-        return this_machine()
+    if name is None:
+        name = "local" if shutil.which("sbatch") is None else None
     try:
-        return read_site(patience_s=PATIENCE_S)
+        return launcher_named(name or "slurm").read_site()
     except NoSlurmError as error:
-        if name == "slurm":
+        if name is not None:
             advice = "`sousbatch sandbox start` makes one to try with"
-            raise NoSlurmError(f"--launcher slurm: no Slurm is configured here ({error}); {advice}") from error
-        return this_machine()
+            raise NoSlurmError(f"--launcher {name}: no Slurm is configured here ({error}); {advice}") from error
+        return launcher_named("local").read_site()
     except UnreachableError as error:
         raise UnreachableError(f"{error}; try again later, or run it here with --launcher local") from error
     except SlurmError as error:
         raise SlurmError(f"{error}; ask the site's administrators, or run it here with --launcher local") from error
-
-
-def watchers() -> dict[str, Launcher]:
-    """Return the launchers by name, for one who only looks at jobs."""
-    return {"local": LocalLauncher(), "slurm": SlurmLauncher(max_age_s=WATCH_S)}
 
 
 def launcher_of(plan: Plan, *, max_age_s: float | None = None) -> Launcher:
@@ -49,7 +53,16 @@ def launcher_of(plan: Plan, *, max_age_s: float | None = None) -> Launcher:
 
 
 def launcher_named(name: str, *, max_age_s: float | None = None) -> Launcher:
-    """Return the launcher called *name*; for one who only looks its answers may be *max_age_s* old."""
-    if name == "slurm":
-        return SlurmLauncher(max_age_s=max_age_s)
-    return LocalLauncher()
+    """Return the launcher called *name*.
+
+    For one who only looks its answers may be *max_age_s* old.
+
+    Raises:
+        UsageError: there is no such launcher here.
+    """
+    return LAUNCHERS.load(name)(max_age_s=max_age_s)
+
+
+def watcher(name: str) -> Launcher:
+    """Return the launcher called *name* for one who looks again and again."""
+    return launcher_named(name, max_age_s=WATCH_S)

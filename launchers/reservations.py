@@ -1,4 +1,4 @@
-"""What submitted runs are promised of their store, before anything of them is sent.
+"""Promise submitted runs their disk space before anything of them is sent.
 
 The jobs rewrite their run's reservation while they write; here it is made when a run is sent, made sure of
 when a training starts, and taken back when nobody stands behind it any more.
@@ -6,7 +6,7 @@ when a training starts, and taken back when nobody stands behind it any more.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from ..checkpoints.capacity import allocation, reservations
 from ..checkpoints.capacity.limits import Limit, read_limits, tightest
 from ..checkpoints.capacity.reservations import Holder, Reservation
 from ..checkpoints.retention.decisions import make_room
-from ..errors import NoRoomError, SlurmError
+from ..errors import NoRoomError, SlurmError, UsageError
 from ..ledger_queries import done_stages
 from ..recipes.forecast.storage import later_bytes
 from ..recipes.plan import Plan
@@ -26,26 +26,30 @@ from ..run_folder import RunPaths, reserved_runs
 from .base import FINAL_WORDS, JobRef, Launcher
 from .status import job_refs
 
+LauncherOf = Callable[[str], Launcher]
 
-def reserve(plan: Plan, paths: RunPaths, launchers: Mapping[str, Launcher] | None = None) -> None:
-    """Promise a run its forecast, or what the others leave of it, and never less than its final weights.
 
-    This process stands behind the promise, beside the jobs that did before. Where it does not fit, the *launchers* are
+def reserve(plan: Plan, paths: RunPaths, launcher_of: LauncherOf | None = None) -> None:
+    """Promise a run the disk space of its forecast, or what the others leave.
+
+    It is never less than its final weights.
+
+    This process stands behind the promise, beside the jobs that did before. Where it does not fit, the launchers are
     asked which of the other runs are gone.
 
     Raises:
         NoRoomError: the others' promises leave no room for the final weights and what follows them.
     """
     reason = _promise(plan, paths)
-    if reason and launchers:
-        release_dead(reservations.shared_runs_dir(paths), launchers, reservations.submitted_run(paths))
+    if reason and launcher_of:
+        release_dead(reservations.shared_runs_dir(paths), launcher_of, reservations.submitted_run(paths))
         reason = _promise(plan, paths, looks=True)
     if reason:
         raise NoRoomError(reason)
 
 
 def _promise(plan: Plan, paths: RunPaths, *, looks: bool = False) -> str:
-    """Publish what a run is promised; return why not, where its final weights would not be held for it.
+    """Publish what a run is promised; return why it cannot, or "".
 
     What the others have written since they last published it is neither free nor held; who *looks* counts it as held.
     """
@@ -77,7 +81,7 @@ def _promise(plan: Plan, paths: RunPaths, *, looks: bool = False) -> str:
 
 
 def _least_bytes(plan: Plan, paths: RunPaths, held_bytes: int) -> int:
-    """Return what a run must come to hold so that it ends with its final weights, and with what follows them."""
+    """Return what a run must come to hold for its final weights and what follows."""
     if plan.sweep is not None:
         return max(held_bytes, plan.forecast.storage_peak_bytes)
     events = ledger.read(paths.ledger_dir)
@@ -91,7 +95,10 @@ def _least_bytes(plan: Plan, paths: RunPaths, held_bytes: int) -> int:
 
 
 def _missing_bytes(plan: Plan, paths: RunPaths, stage: str) -> int:
-    """Return what must be free for the final weights of *stage*: nothing where its older checkpoints can make room."""
+    """Return what must be free for the final weights of *stage*.
+
+    It is nothing where its older checkpoints can make room.
+    """
     folder, weights = paths.checkpoints(stage), plan.forecast.checkpoints[stage].least_bytes
     if (folder / allocation.RESERVE_NAME).exists():
         return 0
@@ -101,7 +108,7 @@ def _missing_bytes(plan: Plan, paths: RunPaths, stage: str) -> int:
 
 
 def _refusal(plan: Plan, paths: RunPaths, missing_bytes: int, limit: Limit, among: Sequence[Reservation]) -> str:
-    """Say what does not fit, whose promises fill the store, and what would help."""
+    """Return what does not fit, whose promises take the space, and what helps."""
     budget_gb = plan.recipe.checkpoints.store_budget_gb
     taken = [max(one.promised_bytes, one.held_bytes) for one in among]
     largest = sorted(zip(taken, among, strict=True), key=lambda one: -one[0])
@@ -116,7 +123,7 @@ def _refusal(plan: Plan, paths: RunPaths, missing_bytes: int, limit: Limit, amon
     )
     help_ = "`sousbatch cancel` or `sousbatch clean` one, or " if names else ""
     return (
-        f"no room for run {paths.run_id}: {what} take {_gb(missing_bytes)} more, which {where} cannot hold"
+        f"no space for run {paths.run_id}: {what} take {_gb(missing_bytes)} more, which {where} cannot hold"
         f"{beside}{help_}{way}"
     )
 
@@ -126,7 +133,7 @@ def _gb(num_bytes: int) -> str:
 
 
 def stand_behind(paths: RunPaths) -> None:
-    """Let the jobs that the ledger knows stand behind a run's promise, in place of this process if it did."""
+    """Let the jobs in the ledger hold a run's promise instead of this process."""
     with reservations.lock_runs_dir(reservations.shared_runs_dir(paths)):
         known, jobs = reservations.read_reservation(paths), _jobs(paths)
         if known is not None and jobs:
@@ -135,8 +142,10 @@ def stand_behind(paths: RunPaths) -> None:
             reservations.publish(paths, replace(known, holder=holder))
 
 
-def dead_runs(store: Path, launchers: Mapping[str, Launcher], own: RunPaths | None = None) -> dict[Path, Reservation]:
-    """Return by run folder the reservations below *store*, less one's *own*, whose jobs and process have ended.
+def dead_runs(store: Path, launcher_of: LauncherOf, own: RunPaths | None = None) -> dict[Path, Reservation]:
+    """Return the reservations below *store* whose jobs and process have ended.
+
+    The caller's *own* is not among them.
 
     Nothing is written. Those that were released before are left out; where there are no others, no launcher is asked.
     """
@@ -148,16 +157,16 @@ def dead_runs(store: Path, launchers: Mapping[str, Launcher], own: RunPaths | No
             found[paths.root] = reservation
     behind = {root: _behind(RunPaths(root=root), one.holder) for root, one in found.items()}
     known = {job for one in behind.values() for job in one.jobs if not _is_local(job) or reservations.is_from_here(one)}
-    gone = _gone(known, launchers)
+    gone = _gone(known, launcher_of)
     for root, holder in behind.items():
         if not reservations.is_from_here(holder):
             gone |= _ended(RunPaths(root=root), holder)
     return {root: one for root, one in found.items() if reservations.is_dead(behind[root], gone.__contains__)}
 
 
-def release_dead(store: Path, launchers: Mapping[str, Launcher], own: RunPaths | None = None) -> None:
-    """Let the dead runs below *store* promise no more than they hold; those still alive keep their promise."""
-    for root, reservation in dead_runs(store, launchers, own).items():
+def release_dead(store: Path, launcher_of: LauncherOf, own: RunPaths | None = None) -> None:
+    """Let the dead runs below *store* promise no more than they hold."""
+    for root, reservation in dead_runs(store, launcher_of, own).items():
         paths, held = RunPaths(root=root), allocation.measure_usage(root)
         released = Reservation(run=reservation.run, promised_bytes=held, held_bytes=held, holder=Holder())
         with reservations.lock_runs_dir(store):
@@ -166,7 +175,10 @@ def release_dead(store: Path, launchers: Mapping[str, Launcher], own: RunPaths |
 
 
 def _behind(paths: RunPaths, holder: Holder) -> Holder:
-    """Return *holder*, with the jobs of the ledger where its process was killed before it could name them."""
+    """Return *holder*, with the ledger's jobs where its process named none.
+
+    A process that was killed could not name them.
+    """
     if holder.jobs or not reservations.is_dead(holder, lambda job: False):
         return holder
     return replace(holder, jobs=_jobs(paths))
@@ -177,7 +189,7 @@ def _is_local(job: str) -> bool:
 
 
 def _ended(paths: RunPaths, holder: Holder) -> set[str]:
-    """Return the local jobs of another machine or state folder that the run's own ledger shows to have ended."""
+    """Return the local jobs of another machine that have ended by the ledger."""
     if reservations.has_restarted(holder):
         return {job for job in holder.jobs if _is_local(job)}
     events = ledger.read(paths.ledger_dir)
@@ -191,13 +203,18 @@ def _jobs(paths: RunPaths) -> tuple[str, ...]:
     )
 
 
-def _gone(jobs: Collection[str], launchers: Mapping[str, Launcher]) -> set[str]:
-    """Return those of *jobs* whose launcher knows that they have ended; while it does not answer, nobody can tell."""
+def _gone(jobs: Collection[str], launcher_of: LauncherOf) -> set[str]:
+    """Return those of *jobs* whose launcher knows that they have ended.
+
+    A launcher that does not answer knows of none.
+    """
     gone: set[str] = set()
-    for name, launcher in launchers.items():
-        ids = [job.removeprefix(f"{name}:") for job in jobs if job.startswith(f"{name}:")]
-        refs = [JobRef(launcher=name, job_id=job_id) for job_id in ids]
-        with suppress(SlurmError):  # also of a Slurm that is not there any more
-            states = launcher.states(refs)
+    asked: dict[str, list[JobRef]] = {}
+    for job in jobs:
+        name, _, job_id = job.partition(":")
+        asked.setdefault(name, []).append(JobRef(launcher=name, job_id=job_id))
+    for name, refs in asked.items():
+        with suppress(SlurmError, UsageError):  # also of a Slurm, or a launcher, that is not there any more
+            states = launcher_of(name).states(refs)
             gone |= {f"{name}:{ref.job_id}" for ref, state in states.items() if state.word in FINAL_WORDS}
     return gone

@@ -1,4 +1,4 @@
-"""The first process of a stage's task: `python -m sousbatch.launchers.stage_process RUN STAGE`.
+"""Run a stage: `python -m sousbatch.launchers.stage_process RUN STAGE`.
 
 It verifies what was frozen, opens an attempt, picks address and port, starts the ranks, turns
 signals into the stop flag, reads the exit code and decides what is next. The job itself is met
@@ -24,8 +24,7 @@ from types import FrameType
 
 from .. import __version__, files, ledger
 from ..checkpoints.capacity.reservations import shared_runs_dir, submitted_run
-from ..cluster import processes, slurm
-from ..cluster.ports import LOOPBACK, free_port
+from ..cluster import processes
 from ..errors import (
     EXIT_DEVICE_MEMORY,
     EXIT_NO_ROOM,
@@ -41,14 +40,10 @@ from ..ledger_queries import is_finished, rank_codes
 from ..recipes.plan import Batch, Plan, Stage, read_plan
 from ..run_folder import RunPaths
 from .attempts import Attempt, Stop, first_batch, next_batch, read_attempts
-from .base import Launcher
+from .base import Placement
 from .freeze import verify
-from .local.launcher import LocalLauncher
+from .registry import launcher_named
 from .reservations import release_dead, reserve
-from .slurm.container import around
-from .slurm.continuation import MAX_IDLE, continue_job, is_idle, is_stray
-from .slurm.launcher import SlurmLauncher
-from .slurm.script import array_size
 
 _POLL_S = 0.1
 _LOG_END_BYTES = 1 << 18  # srun's own lines are among the last of a log
@@ -58,11 +53,13 @@ _STRAGGLER_S = 30.0  # how long the other nodes may take after the first one fai
 class _Task:
     """One task of a stage, in this process."""
 
-    def __init__(self, paths: RunPaths, plan: Plan, stage: Stage, given: JobEnvironment, parent: int | None) -> None:
-        self._paths, self._plan, self._stage, self._given, self._parent = paths, plan, stage, given, parent
+    def __init__(
+        self, paths: RunPaths, plan: Plan, stage: Stage, given: JobEnvironment, where: Placement, parent: int | None
+    ) -> None:
+        self._paths, self._plan, self._stage, self._given, self._where = paths, plan, stage, given, where
+        self._parent = parent
         self._task, self._kind = given.task, stage.record
         self._flag = paths.stop_flag(stage.name, given.task)
-        self._slurm_job = slurm.job_id() if plan.site.launcher == "slurm" else ""
         self._is_stopping = False
         self._running: list[subprocess.Popen[bytes]] = []
         self._number = 0
@@ -76,26 +73,15 @@ class _Task:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         events = ledger.read(self._paths.ledger_dir, max_steps=1)
         past = read_attempts(events, self._stage.name, self._task, self._stage.batch)
-        if self._slurm_job and not self._given.sweep and is_stray(events, self._stage.name, self._slurm_job):
-            _say(f"job {self._slurm_job} was accepted twice, and another one does this work")
-            return 0
-        if self._slurm_job and past and past[-1].exit_code == 0:  # requeued, or sent twice, after it was done
-            _say(f"{self._stage.name} is done already")
-            return 0
-        is_again = self._slurm_job in {attempt.job for attempt in past if attempt.job}
-        if (
-            is_again and not self._kind.looks_after_itself and is_idle(past)
-        ):  # the stages of a point look for themselves
-            _say(f"Slurm started this job again, but {MAX_IDLE} starts in a row committed nothing: it ends here")
-            return 1
+        refusal = self._where.refusal(self._stage, events, past)
+        if refusal is not None:
+            _say(refusal.reason)
+            return refusal.exit_code
         batch = first_batch(past, self._stage.batch)
-        if (
-            self._kind.leaves == "checkpoints"
-        ):  # its saves count what other runs are promised, and ranks ask for no jobs
+        if self._kind.leaves == "checkpoints":  # a save counts what others are promised, and no rank asks for jobs
             with suppress(OSError, SousbatchError):
                 # not as watchers, who share an answer for half a minute
-                launchers: dict[str, Launcher] = {"local": LocalLauncher(), "slurm": SlurmLauncher()}
-                release_dead(shared_runs_dir(self._paths), launchers, submitted_run(self._paths))
+                release_dead(shared_runs_dir(self._paths), launcher_named, submitted_run(self._paths))
         try:
             while True:
                 attempt = self._attempt(batch)
@@ -103,12 +89,12 @@ class _Task:
                 following = self._after(attempt)
                 if isinstance(following, Stop):
                     _say(f"attempt {attempt.number} ended: {following.reason}")
-                    if following.exit_code == EXIT_STOPPED and self._slurm_job and not self._kind.looks_after_itself:
-                        _say(continue_job(self._paths, self._stage, self._slurm_job, past, self._given))
+                    if following.exit_code == EXIT_STOPPED:
+                        _say(self._where.continue_later(self._paths, self._stage, past))
                     return following.exit_code
                 _say(
                     f"attempt {attempt.number} ended with exit code {attempt.exit_code}; "
-                    "the next one goes on where it stood"
+                    "the next one resumes where it stood"
                 )
                 batch = following
         finally:
@@ -123,15 +109,14 @@ class _Task:
             return Stop(exit_code=EXIT_STOPPED, reason="stopped")
         try:  # it must not fence off the attempt that has replaced this one, nor start ranks in its place
             ledger.check_fence(self._paths.ledger_dir, self._stage.name, self._task, attempt.number)
-            if self._slurm_job and slurm.fate_of(self._slurm_job) != "running":
-                return Stop(exit_code=1, reason="Slurm has taken the nodes away, and starts the job again where it may")
         except SousbatchError as error:
             return Stop(exit_code=1, reason=str(error))
-        return following
+        lost = self._where.why_lost()
+        return Stop(exit_code=1, reason=lost) if lost else following
 
     def _on_stop(self, number: int, _: FrameType | None) -> None:
         self._is_stopping = True
-        is_flagged = self._kind.stopped_by == "flag"  # the others are short and safe to begin again
+        is_flagged = self._kind.stopped_by == "flag"  # the others are short and safe to restart
         try:
             ledger.check_fence(self._paths.ledger_dir, self._stage.name, self._task, self._number)
             self._flag.touch()
@@ -148,7 +133,7 @@ class _Task:
             self._flag.unlink(missing_ok=True)
         writer.write(
             Started(
-                job=self._slurm_job or self._given.job,
+                job=self._where.job_id or None,
                 host=socket.gethostname(),
                 pid=os.getpid(),
                 version=__version__,
@@ -164,8 +149,7 @@ class _Task:
                 reserve(self._plan, self._paths)
             begins = os.fstat(1).st_size
             code = self._run_job(writer.number, batch)
-            if code not in (0, EXIT_STOPPED) and self._slurm_job:
-                code = _first_of(code, begins, writer, self._stage.name)
+            code = self._explained(code, begins, writer)
         except Exception as error:  # an attempt always ends with a record
             code = EXIT_NO_ROOM if is_no_room(error) else 1
             event = Error.of_exception(error)
@@ -173,28 +157,30 @@ class _Task:
             writer.write(event)
         events = ledger.read(self._paths.ledger_dir, max_steps=1)
         code = _worst([code, *rank_codes(events, self._stage.name, self._task, writer.number)]) if code else 0
-        if (
-            code == 0
-            and self._slurm_job
-            and not self._kind.looks_after_itself
-            and not is_finished(events, self._stage.name, self._task, writer.number)
-        ):
-            code = 1
-            message = "srun ended before the ranks did: Slurm took the nodes away, or one has failed"
-            writer.write(Error(message=message))
         mine = [a for a in read_attempts(events, self._stage.name, self._task, batch) if a.number == writer.number]
         progress = mine[0].progress if mine else 0
         writer.write(Ended(exit_code=code, progress=progress))
         writer.close()
         return Attempt(number=writer.number, batch=batch, exit_code=code, progress=progress)
 
+    def _explained(self, code: int, begins: int, writer: ledger.Ledger) -> int:
+        """Return the exit code of the ranks, and record the error that they did not."""
+        events = ledger.read(self._paths.ledger_dir, max_steps=1)
+        is_over = is_finished(events, self._stage.name, self._task, writer.number)
+        log = "" if code in (0, EXIT_STOPPED) else _log_since(begins)
+        code, message = self._where.explain(self._stage, code, log, is_finished=is_over)
+        if message:
+            writer.write(Error(message=message))
+        return code
+
     def _run_job(self, attempt: int, batch: Batch | None) -> int:
-        commands = self._commands()
-        environment = os.environ | self._environment(attempt, batch)
+        given = replace(self._given, attempt=attempt, stop_flag=str(self._flag))
+        if batch is not None:
+            given = replace(given, micro_batch=batch.micro_batch, accumulation=batch.accumulation)
         self._running = []
-        for node, command in enumerate(commands):
-            own = processes.child_environment(environment | self._devices(node))
-            self._running.append(subprocess.Popen(command, env=own, stdin=subprocess.DEVNULL))
+        for command in self._where.commands(self._plan, self._paths, self._stage):
+            own = processes.child_environment(os.environ | given.to_env() | command.variables)
+            self._running.append(subprocess.Popen(command.words, env=own, stdin=subprocess.DEVNULL))
         if self._is_stopping:
             self._on_stop(signal.SIGTERM, None)
         code = _worst(self._wait())
@@ -204,7 +190,9 @@ class _Task:
         return EXIT_STOPPED if self._is_stopping and code == 128 + signal.SIGTERM else code
 
     def _wait(self) -> list[int]:
-        """Wait for all nodes; once one has failed, the others get a while and are then ended.
+        """Wait for all nodes.
+
+        Once one has failed, the others get a while and are then ended.
 
         When the job's own process is gone nobody holds the devices for these ranks any more:
         all is ended at once, before another job can start on them.
@@ -221,92 +209,40 @@ class _Task:
             time.sleep(_POLL_S)
         return [process.returncode for process in self._running]
 
-    def _commands(self) -> list[list[str]]:
-        """Return what runs the ranks: srun in a job of Slurm's, a torchrun agent a node to train here, else the job."""
-        python, wanted = [sys.executable, "-u"], self._stage.resources
-        if self._kind.looks_after_itself:
-            return [[*python, "-m", self._kind.module, str(self._paths.root)]]
-        job = [self._kind.module, str(self._paths.root), self._stage.name]
-        if self._slurm_job:
-            nodes, each = (wanted.nodes, wanted.devices_per_node) if self._stage.uses_devices else (1, 1)
-            options, before = around(self._plan.recipe.environment, self._stage, self._paths)
-            if options or before:
-                python = [self._plan.recipe.environment.python or "python3", "-u"]
-            rank = [*before, *python, "-m", "sousbatch.launchers.slurm.rank", *job]
-            cpus = wanted.cpus_per_device
-            return [slurm.srun(rank, nodes=nodes, tasks_per_node=each, cpus_per_task=cpus, options=options)]
-        if not self._kind.is_distributed:
-            return [[*python, "-m", *job]]
-        port = free_port()
-        return [
-            [
-                *[*python, "-m", "sousbatch.launchers.local.torchrun_agent"],
-                *[f"--nnodes={wanted.nodes}", f"--node-rank={node}", f"--nproc-per-node={wanted.devices_per_node}"],
-                *["--rdzv-backend=static", f"--master-addr={LOOPBACK}", f"--master-port={port}", "--max-restarts=0"],
-                f"--log-dir={os.devnull}",  # else torchrun leaves a folder of empty folders in TMPDIR
-                *["-m", *job],
-            ]
-            for node in range(wanted.nodes)
-        ]
-
-    def _environment(self, attempt: int, batch: Batch | None) -> dict[str, str]:
-        given = replace(self._given, attempt=attempt, stop_flag=str(self._flag))
-        if batch is not None:
-            given = replace(given, micro_batch=batch.micro_batch, accumulation=batch.accumulation)
-        if not self._slurm_job:
-            return given.to_env()
-        address = slurm.node_address(slurm.first_node())
-        return given.to_env() | {"MASTER_ADDR": address, "MASTER_PORT": str(free_port(""))}
-
-    def _devices(self, node: int) -> dict[str, str]:
-        """Return what makes the processes of a node see their own devices only."""
-        if self._stage.resources.device == "cpu":
-            return {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-        if self._slurm_job:
-            return {}  # Slurm has chosen them, and shows each node its own
-        granted = os.environ.get("CUDA_VISIBLE_DEVICES") if self._given.devices is None else self._given.devices
-        each = self._stage.resources.devices_per_node
-        first, names = node * each, granted.split(",") if granted else []
-        if granted is None:  # run by hand, where all devices are visible
-            names = [str(number) for number in range(first + each)]
-        return {"CUDA_VISIBLE_DEVICES": ",".join(names[first : first + each])}
-
 
 def _worst(codes: Sequence[int]) -> int:
-    """Return the one code that explains an attempt: what a rank said wins over how others died of it."""
-    for telling in (EXIT_NO_ROOM, EXIT_DEVICE_MEMORY):
-        if telling in codes:
-            return telling
+    """Return the one code that explains an attempt.
+
+    What a rank said wins over how others died of it.
+    """
+    for clear in (EXIT_NO_ROOM, EXIT_DEVICE_MEMORY):
+        if clear in codes:
+            return clear
     others = [code for code in codes if code not in (0, EXIT_STOPPED)]
     if others:
         return others[0] if others[0] > 0 else 128 - others[0]
     return EXIT_STOPPED if EXIT_STOPPED in codes else 0
 
 
-def _first_of(code: int, begins: int, writer: ledger.Ledger, stage: str) -> int:
-    """Return the exit code of the rank that failed first, from what srun wrote to the log from byte *begins* on."""
+def _log_since(begins: int) -> str:
+    """Return the end of this process's own log, from byte *begins* on.
+
+    It is empty where the log cannot be read again.
+    """
     try:
         with open("/proc/self/fd/1", "rb") as log:
             log.seek(max(begins, os.fstat(1).st_size - _LOG_END_BYTES))
-            told, own = slurm.first_failure(log.read().decode(errors="replace"))
-    except OSError:  # not a log that can be read again
-        return code
-    if told.endswith("Out Of Memory"):
-        message = f"{told.removesuffix(': Out Of Memory')} took more host memory than the job has"
-        writer.write(Error(message=f"{message}; raise resources.{stage}.memory_gb"))
-    return own or code
+            return log.read().decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def _say(text: str) -> None:
+    """Print a line to the log, unless there is nothing to say."""
+    if not text:
+        return
     with suppress(OSError):  # the log may lie on a full disk, and Python would keep what it could not print
         os.write(1, f"sousbatch: {text}\n".encode(errors="replace"))
-
-
-def _tasks(plan: Plan, stage: str, given: JobEnvironment) -> range:
-    """Return the tasks of this process: one, or those that an element of a Slurm array shares out to itself."""
-    first, count = given.task, plan.stage(stage).num_tasks
-    is_shared = plan.site.launcher == "slurm" and slurm.job_id() and given.sweep is None
-    return range(first, count, array_size(count, len(plan.stages), plan.site) if is_shared else count)
 
 
 def main(run: str, stage: str) -> int:
@@ -318,8 +254,10 @@ def main(run: str, stage: str) -> int:
         with no_room_named(f"the ledger of {paths.root}"):
             plan, given = read_plan(paths.plan), JobEnvironment.from_env(os.environ)
             codes = []
-            for task in _tasks(plan, stage, given):
-                codes.append(_Task(paths, plan, plan.stage(stage), replace(given, task=task), parent).run())
+            where = launcher_named(plan.site.launcher).placement(given)
+            for task in where.tasks(plan, plan.stage(stage)):
+                mine = replace(given, task=task)
+                codes.append(_Task(paths, plan, plan.stage(stage), mine, where, parent).run())
                 if codes[-1] == EXIT_STOPPED:  # whoever wanted it meant all that this process has to do
                     break
             return _worst(codes)

@@ -1,1 +1,1 @@
-"""Rows that were predicted: units, merging, shards of others, export and scores. Files and numbers, no recipe."""
+"""Keep and measure predicted rows: units, merging, export, scores. No recipe."""

@@ -40,7 +40,7 @@ def _cell(value: Any) -> Any:
 
 
 def write_parquet(jsonl_path: Path, parquet_path: Path) -> None:
-    """Write the rows as Parquet; a column's type is the one that fits all of its values.
+    """Write the rows as Parquet; a column's type fits all of its values.
 
     Raises:
         UsageError: pyarrow is not installed, or a column mixes types, such as text and numbers.

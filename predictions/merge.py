@@ -1,4 +1,4 @@
-"""Merge committed units into one ordered, complete file, or say which rows are missing.
+"""Merge committed units into one complete file, or name the missing rows.
 
 What a merge found is a `MergeReport`, written beside its output; `shard_merge` ends in
 the same way. An incomplete output is named `.partial`: no row is cut or added to fit.
@@ -79,7 +79,7 @@ class MergeReport:
 
 
 def format_rows(ranges: Iterable[range], limit: int | None = None) -> str:
-    """Return ranges of rows as text such as "0-99,107", only the first *limit* of them."""
+    """Return the first *limit* ranges of rows as text such as "0-99,107"."""
     ranges = tuple(ranges)
     texts = [str(rows[0]) if len(rows) == 1 else f"{rows[0]}-{rows[-1]}" for rows in ranges[:limit]]
     num_hidden = len(ranges) - len(texts)
@@ -137,7 +137,7 @@ def merge_units(folder: Path, out_path: Path) -> MergeReport:
 
 
 def _copy_body(unit: Unit, stream: IO[bytes], digest: hashlib._Hash) -> str:
-    """Copy a unit's rows, extending the *digest* of all; return the digest of what was read."""
+    """Copy a unit's rows and extend the *digest* of all; return the unit's own."""
     own_digest = hashlib.sha256()
     with unit.path.open("rb", buffering=0) as source:
         source.seek(unit.body_offset)
@@ -158,7 +158,7 @@ def _sources(units: Iterable[Unit]) -> tuple[dict[str, str | int], ...]:
 
 
 def _complete_report(out_path: Path, key: str) -> MergeReport | None:
-    """Return the report of the complete output of *key* that is there already, if one is."""
+    """Return the report of the complete output of *key*, if there is one already."""
     try:
         found = read_json(report_path(out_path))
         if not found.pop("is_complete") or found["key"] != key:
@@ -177,7 +177,7 @@ def _complete_report(out_path: Path, key: str) -> MergeReport | None:
 
 
 def settle(report: MergeReport, out_path: Path) -> MergeReport:
-    """Give the `.partial` file its final name if the report is clean, and write the report.
+    """Write the report, and give the `.partial` file its name if all is there.
 
     Raises:
         IncompleteError: rows are missing; what is there stays in `.partial`.

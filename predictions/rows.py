@@ -1,6 +1,7 @@
-"""One predicted row, from and to JSON: the only place that knows the names of its fields.
+"""Define a predicted row, and read it from and write it as JSON.
 
-Merging copies the bytes of rows and reads no more than their index; whoever looks inside uses this type.
+No other module knows the names of its fields. Merging copies the bytes of rows and reads no more than their index;
+whoever looks inside uses this type.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class PredictionRow:
 
 
 def predictions_of(rows: Iterable[Mapping[str, Any]], path: Path, *, field: str = PREDICTION) -> list[PredictionRow]:
-    """Return the predictions of a file's *rows*, which must stand in the order of the input.
+    """Return the predictions of a file's *rows*, which must be in input order.
 
     Raises:
         UsageError: a row has no prediction.

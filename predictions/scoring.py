@@ -1,4 +1,4 @@
-"""Score predictions against targets, always beside the copied input: what no work at all earns.
+"""Score predictions against targets, beside the score of copying the input.
 
 What a metric measures is its own (`metrics`); here its values become scores. Cleaning texts is another step's.
 """
@@ -29,9 +29,9 @@ def score_with_baseline(
     metrics: Sequence[str] = DEFAULT_METRICS,
     tokenizer: Tokenizer = "words",
 ) -> dict[str, Scores]:
-    """Return the scores of the "model" and those of "copy_input"; an input is None where a row has none.
+    """Return the scores of the "model" and those of "copy_input".
 
-    A metric that needs fields of a task has no score for the copied input.
+    An input is None where a row has none. A metric that needs fields of a task has no score for the copied input.
 
     Raises:
         UsageError: there is nothing to score, the numbers of rows differ, a metric or tokenizer is unknown, or a
@@ -68,7 +68,7 @@ def score_texts(
 
 
 def label(score: str) -> str:
-    """Return what tables call a score: its name, and its direction where lower is better."""
+    """Return a score's name as tables show it, marked where lower is better."""
     words = score.split("_")
     name = METRICS.first_known(["_".join(words[:count]) for count in range(len(words), 0, -1)])
     with suppress(UsageError):  # a third-party metric that cannot be imported now; its scores are still shown
@@ -78,7 +78,7 @@ def label(score: str) -> str:
 
 
 def headlines(scores: Mapping[str, float]) -> list[str]:
-    """Return the names of the scores that a short table shows: not the two that an F1 stands for."""
+    """Return the names of the scores less those for which an F1 stands."""
     return [name for name in scores if not name.endswith(_DETAILS)]
 
 

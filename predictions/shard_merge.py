@@ -1,8 +1,8 @@
-"""Merge the shards of other trainers: one file per rank, rows in any order, with any damage.
+"""Merge the shards of other trainers: one file per rank, rows in any order.
 
-Pass 1 (`scan`) parses every row to learn its index and where it lies; pass 2 gathers the
-rows' own bytes in order, so that nothing is written in other words. Memory is about 50
-bytes a row, whatever the rows hold. JSONL shards, or CSV shards that share one header.
+Shards may be damaged in any way. Pass 1 (`scan`) parses every row to learn its index and where it lies; pass 2
+gathers the rows' own bytes in order, so that nothing is written in other words. Memory is about 50 bytes a row,
+whatever the rows hold. JSONL shards, or CSV shards that share one header.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ _GATHER_BYTES = 1 << 20  # what the processor's cache holds: 8 MiB took 1.4 time
 def merge_shards(
     paths: Sequence[Path], out_path: Path, *, num_rows: int | None = None, index_field: str | None = INDEX
 ) -> MergeReport:
-    """Join shards in the order of their rows' index; without *index_field* in the order given.
+    """Join shards in the order of their rows' index.
 
-    The first copy of a row wins; a second one is dropped where it is the same, and makes
-    the result unclean where it is not. Without *num_rows* it is unknown
-    whether the last rows are missing. A cut CSV record that is continued by another one can pass for a row;
-    a JSONL line cannot.
+    Without *index_field* rows stay in the order of the shards and lines. The first copy of a row wins; a second one
+    is dropped where it is the same, and makes the result unclean where it is not. Without *num_rows* it is unknown
+    whether the last rows are missing. A cut CSV record that is continued by another one can pass for a row; a JSONL
+    line cannot.
 
     Raises:
         IncompleteError: rows are missing; the rest is in `.partial`.
@@ -78,7 +78,7 @@ def merge_shards(
 
 
 def find_shards(paths: Sequence[Path]) -> list[Path]:
-    """Return the shards that *paths* name: files, or folders of .jsonl or of .csv files in the order of their numbers.
+    """Return the shards that *paths* name: files, and those of folders by number.
 
     Raises:
         NotFoundError: there are none.
@@ -112,7 +112,7 @@ def _number_in_file_order(shards: Sequence[Shard]) -> None:
 
 
 def _check_has_index(shards: Sequence[Shard], index_field: str) -> None:
-    """Refuse shards whose rows are good and have no such field; the report names what is broken."""
+    """Refuse intact rows without the field; the report names the broken ones."""
     for shard in shards:
         with shard.path.open("rb") as stream, suppress(ValueError):
             row = json.loads(stream.readline())
@@ -143,7 +143,7 @@ def _one_header(shards: Sequence[Shard]) -> bytes:
 
 
 class _Rows:
-    """All rows that were read: a row's position is its number in the order of reading."""
+    """All rows that were read; a row's position is its number in that order."""
 
     def __init__(self, shards: Sequence[Shard]) -> None:
         self._paths = [shard.path for shard in shards]
@@ -196,7 +196,7 @@ def _moved(columns: Sequence[array[int]]) -> _Numbers:
 
 @dataclass(frozen=True, kw_only=True)
 class _Ranking:
-    """Positions of rows: kept (in order), repeated (and what each repeats), out of range."""
+    """Positions of rows: kept in order, repeated (and what each repeats), others."""
 
     num_rows: int
     kept: _Numbers
@@ -267,7 +267,7 @@ def _runs(numbers: _Numbers) -> tuple[range, ...]:
 
 
 def _faults(shards: Sequence[Shard], rows: _Rows, ranking: _Ranking, differing: _Numbers) -> tuple[str, ...]:
-    """Name the first rows that were not used, and where they are; the gravest come first."""
+    """Name the first rows that were not used, the gravest first, and their places."""
     faults = []
     for slot in differing[:MAX_FAULTS].tolist():
         again, first = int(ranking.again[slot]), int(ranking.first[slot])

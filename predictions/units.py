@@ -157,7 +157,7 @@ def write_unit(
 
 
 def survey_units(folder: Path, layout: Layout, key: str) -> tuple[dict[int, Unit], tuple[str, ...]]:
-    """Return the committed units in order, and a line for each unit file that is not one.
+    """Return the committed units in order, and a line for each other unit file.
 
     Reads headers and sizes only; the digests are checked when the units are merged.
     """
@@ -173,7 +173,7 @@ def survey_units(folder: Path, layout: Layout, key: str) -> tuple[dict[int, Unit
 
 
 def committed_units(folder: Path, layout: Layout, key: str) -> dict[int, Unit]:
-    """Return the committed units by number; what is incomplete or of another key is logged."""
+    """Return the committed units by number, and log the files that are not one."""
     units, faults = survey_units(folder, layout, key)
     for fault in faults:
         logger.warning("%s; it does not count", fault)
@@ -181,7 +181,7 @@ def committed_units(folder: Path, layout: Layout, key: str) -> dict[int, Unit]:
 
 
 def units_of_task(layout: Layout, task: int, num_tasks: int) -> range:
-    """Return the units that fall to a task: every *num_tasks*-th, so that all end together."""
+    """Return the units of a task: every *num_tasks*-th, so that all end together."""
     if not 0 <= task < num_tasks:
         raise ValueError(f"task {task} is not one of {num_tasks}")
     return range(task, layout.num_units, num_tasks)

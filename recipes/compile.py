@@ -20,7 +20,7 @@ from .refusals import by_stage, doubts, misfits
 from .schema import Recipe, StageSettings
 from .schema.fields import unbuilt
 from .stages import ResolvedStage, RowsWanted, resolve_stages
-from .tasks import task_of
+from .tasks import task_of, with_metrics
 
 _TASK_BYTES = 40_000_000_000  # of the consolidated model: 120 GB move, 2 minutes at 1 GB/s
 
@@ -31,7 +31,7 @@ def compile(recipe: Recipe, site: Site, inputs: Inputs) -> Plan:
     Raises:
         PlanError: every reason why it cannot work.
     """
-    recipe = with_dtype(recipe, inputs.model)
+    recipe = with_metrics(with_dtype(recipe, inputs.model))
     stages = [_stage(one, site, inputs) for one in resolve_stages(recipe).values()]
     reasons = list(by_stage(stages, misfits, site))
     for stage in stages:
@@ -109,7 +109,7 @@ def _num_tasks(found: ResolvedStage, site: Site, inputs: Inputs) -> int:
         return 1
     num_bytes = model_of(settings, inputs.model).num_bytes
     files = math.ceil(num_bytes / (settings.consolidate.max_shard_gb * 1e9))
-    return min(files, tasks or (math.ceil(num_bytes / _TASK_BYTES) if site.launcher == "slurm" else 1))
+    return min(files, tasks or (math.ceil(num_bytes / _TASK_BYTES) if not site.is_one_machine else 1))
 
 
 def _batch(found: ResolvedStage, num_examples: int) -> Batch:
@@ -136,7 +136,7 @@ def _refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
         yield f"{key} can be written down but is not done by this version; leave it out"
     if stage.resources.device == "cpu":
         yield from _cpu_refusals(settings, stage)
-    yield from task_of(settings.task).refusals(settings, stage, inputs)
+    yield from task_of(settings.task).refusals(stage, inputs)
     if stage.batch is not None:
         yield from _batch_refusals(settings, stage, stage.batch)
         yield from engine_of(settings).refusals(settings, inputs.model)
@@ -233,7 +233,7 @@ def _storage_warnings(stage: Stage, found: Forecast) -> Iterator[str]:
 
 def _warnings(recipe: Recipe, site: Site, inputs: Inputs, stage: Stage, found: Forecast) -> Iterator[str]:
     yield from _slurm_only(recipe, site)
-    yield from task_of(stage.settings.task).warnings(stage.settings, stage, inputs)
+    yield from task_of(stage.settings.task).warnings(stage, inputs)
     if stage.batch is None:
         return
     yield from _storage_warnings(stage, found)
@@ -241,14 +241,14 @@ def _warnings(recipe: Recipe, site: Site, inputs: Inputs, stage: Stage, found: F
     total = sum(line.num_bytes for line in found.device[stage.name])
     memory_bytes = site.gpu_memory_bytes
     if wanted.device == "cpu":
-        memory_bytes = site.memory_bytes // (ranks if site.launcher == "local" else wanted.devices_per_node)
+        memory_bytes = site.memory_bytes // (ranks if site.is_one_machine else wanted.devices_per_node)
     if total > memory_bytes > 0:
         yield (
             f"stage {stage.name!r} will want {_gb(total)} a rank and there are {_gb(memory_bytes)}; "
             "a smaller micro_batch, gradient_checkpointing or a higher zero.stage takes less"
         )
     cores = wanted.cpus_per_device * ranks
-    if site.launcher == "local" and cores > site.cpus_per_node:
+    if site.is_one_machine and cores > site.cpus_per_node:
         yield (
             f"stage {stage.name!r} asks for {cores} cores and {site.name} has {site.cpus_per_node}: "
             "ranks will take turns"
@@ -266,5 +266,5 @@ def _slurm_only(recipe: Recipe, site: Site) -> Iterator[str]:
     asked = {f"resources {word}" for wanted in recipe.resources.values() for word in words if getattr(wanted, word)}
     if recipe.environment.container:
         asked.add("environment.container")
-    if asked and site.launcher == "local":
+    if asked and site.is_one_machine:
         yield f"{', '.join(sorted(asked))}: only Slurm keeps these; they do nothing on {site.name}"

@@ -22,7 +22,7 @@ def misfits(stage: Stage, site: Site) -> Iterator[str]:
     if stage.uses_devices and not stage.record.is_distributed and wanted.nodes * wanted.devices_per_node > 1:
         advice = "set <nodes=1> <devices_per_node=1>, and spread its rows with tasks"
         yield f"a task of {stage.kind} uses one device; {advice}"
-    if site.launcher == "local":
+    if site.is_one_machine:
         yield from _misfits_here(stage, site)
         return
     partition = site.partition(wanted.partition)
@@ -98,7 +98,7 @@ def doubts(stage: Stage, site: Site) -> Iterator[str]:
     """Yield what will run, but perhaps not as meant."""
     wanted = stage.resources
     partition = site.partition(wanted.partition)
-    if site.launcher == "local" or partition is None:
+    if partition is None:
         return
     if wanted.time_min is None and partition.default_minutes is not None and stage.uses_devices:
         yield (

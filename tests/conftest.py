@@ -128,6 +128,17 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.fixture
+def windows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Install the task `windows` of another package, as pip would."""
+    installed = tmp_path / "site" / "windows-1.dist-info"
+    installed.mkdir(parents=True)
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: windows\nVersion: 1\n")
+    (installed / "entry_points.txt").write_text("[sousbatch.tasks]\nwindows = windows_task:TASK\n")
+    for folder in (installed.parent, Path(__file__).parent / "toys"):
+        monkeypatch.syspath_prepend(folder)
+
+
 def _write_weights(path: Path) -> None:
     hidden, inner, words = (_CONFIG[name] for name in ("hidden_size", "intermediate_size", "vocab_size"))
     shapes = {
@@ -267,7 +278,8 @@ def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
     monkeypatch.syspath_prepend(folder)
 
     def install(group: str, entry: str, source: str) -> None:
-        (folder / "toy-1.0.dist-info/entry_points.txt").write_text(f"[{group}]\n{entry}\n")
+        with (folder / "toy-1.0.dist-info/entry_points.txt").open("a") as stream:
+            stream.write(f"[{group}]\n{entry}\n")
         (folder / "toy_module.py").write_text(source)
         monkeypatch.delitem(sys.modules, "toy_module", raising=False)
 

@@ -13,7 +13,7 @@ import pytest
 
 import sousbatch
 from sousbatch.errors import IncompleteError, NotFoundError, RunError
-from sousbatch.launchers.status import StageState
+from sousbatch.launchers.states import StageState
 from sousbatch.run_folder import RunPaths
 
 

@@ -35,6 +35,13 @@ def test_what_cannot_be_imported_is_named(third_party: Install, source: str) -> 
         TOYS.load("theirs")
 
 
+def test_what_is_of_another_type_is_named(third_party: Install) -> None:
+    third_party("sousbatch.toys", "theirs = toy_module:THEIRS", "THEIRS = 5")
+    toys: Registry[str] = Registry("toy", "sousbatch.toys", {}, of=str)
+    with pytest.raises(UsageError, match="toy 'theirs' is not a str: toy_module:THEIRS is 5"):
+        toys.load("theirs")
+
+
 def test_an_unknown_name_is_answered_with_the_known_ones(third_party: Install) -> None:
     third_party("sousbatch.toys", "theirs = toy_module:THEIRS", "")
     with pytest.raises(UsageError, match=r"toy 'our' is unknown; known: ours, theirs \(did you mean 'ours'\?\)"):

@@ -1,4 +1,4 @@
-"""One small protocol for everything that shows numbers, and the table of what fits it.
+"""Define what a tracker is, list the trackers, and start those of a run.
 
 Tracking mirrors the ledger and decides nothing. A job calls the `Trackers` that `start` returns; they pass each
 call on to what the recipe names, and drop what fails. No job fails, and none waits, because of a tracker.
@@ -19,16 +19,17 @@ logger = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
-    """What shows the numbers of one task. It may raise: jobs call `Trackers`, which catch it.
+    """What shows the numbers of one task.
 
-    The table holds classes that are made without arguments. Import heavy packages in `start`.
+    It may raise: jobs call `Trackers`, which catch it. The table holds classes that are made without arguments.
+    Import heavy packages in `start`.
     """
 
     def start(self, identity: Identity) -> None:
-        """Open the run that *identity* names, or carry on with what earlier attempts showed of it."""
+        """Open the tracked run of *identity*, or the one that earlier attempts began."""
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        """Show the values of a step; a resumed attempt repeats the steps after its checkpoint."""
+        """Show the values of a step; an attempt that resumes repeats some steps."""
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Show final values."""

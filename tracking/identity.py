@@ -1,4 +1,4 @@
-"""Name the tracked runs of a run, once and for all attempts: pure data, fixed at submission.
+"""Name the tracked runs of a run at submission, once for all attempts.
 
 `freeze` writes a `RunIdentity` into the run folder; each job derives the `Identity` of its task from it.
 """
@@ -14,10 +14,10 @@ from ..files import make_private_dir, read_json, write_json
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """The tracked run of one task of a stage. Its attempts share the *id*, so that they draw one curve.
+    """The tracked run of one task of a stage.
 
-    *folder* is where a tracker leaves its files, *mode* whether it may use the network, *config* what the
-    run is listed with.
+    Attempts of the task share the *id*, so that they draw one curve. *folder* is where a tracker leaves its files,
+    *mode* whether it may use the network, *config* what the run is listed with.
     """
 
     id: str
@@ -49,7 +49,7 @@ class RunIdentity:
     tags: tuple[str, ...]
 
     def of_task(self, stage: str, kind: str, task: int | None, folder: Path, attempt: int) -> Identity:
-        """Return the identity of one task of *stage*; *task* is None where the stage has only one."""
+        """Return the identity of a task; *task* is None where *stage* has only one."""
         return Identity(
             id=f"{self.run}-{stage}" + ("" if task is None else f"-{task}"),
             name=f"{self.recipe} {stage}",

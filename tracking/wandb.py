@@ -1,6 +1,7 @@
-"""Show a task as a Weights & Biases run: the one module that knows W&B's variables and settings.
+"""Show a task as a run of Weights & Biases.
 
-Offline runs leave their files in the run's tracking folder; `wandb sync` sends them.
+No other module knows the variables and settings of W&B. Offline runs leave their files in the run's tracking
+folder; `wandb sync` sends them.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class WandbTracker:
         self._run.define_metric("*", step_metric="step")
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        """Add a row. W&B's own step is never given: it would drop the rows of a repeated step."""
+        """Add a row, without W&B's own step: W&B drops the rows of a repeated step."""
         self._run.log({"step": step, **values})
 
     def summary(self, values: Mapping[str, Any]) -> None:

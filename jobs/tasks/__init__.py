@@ -16,11 +16,15 @@ from ...recipes.data.rows import Row
 from ...recipes.tasks import TaskSpec
 
 if TYPE_CHECKING:
-    from torch.utils.data import Dataset
-
     from ...recipes.schema import StageSettings
 
-Example = Mapping[str, Any]
+
+class Examples(Protocol):
+    """The examples of a split, as a Trainer takes them."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Mapping[str, Any]: ...
 
 
 class Answerer(Protocol):
@@ -35,7 +39,7 @@ class TaskRuntime:
     """The runtime half of a task."""
 
     # Returns the examples of a data file, from a tokenizer and the most rows.
-    examples: Callable[[StageSettings, Path, Any, int | None], Dataset[Example]]
+    examples: Callable[[StageSettings, Path, Any, int | None], Examples]
     # Returns what makes a batch of tensors of some examples.
     collator: Callable[[StageSettings, Any], Callable[[Sequence[Any]], Mapping[str, Any]]]
     # Returns the answerer of a model's folder, with a tokenizer, on a device, in a dtype.

@@ -18,6 +18,8 @@ from ...recipes.inspect.tokenizer import load_full
 from ...recipes.schema import StageSettings
 from ...recipes.tasks import TaskSpec, task_of
 
+_CHECKPOINTING = {"use_reentrant": False}  # what torch recommends; it is to become the only way
+
 
 def load_tokenizer(settings: StageSettings, folder: Path) -> Any:
     """Return the tokenizer of *folder* with the recipe's tokens added."""
@@ -43,9 +45,11 @@ def build_model(settings: StageSettings, folder: Path, tokenizer: Any, *, has_we
     if settings.adapter.method == "qlora":
         from peft import prepare_model_for_kbit_training
 
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
+        model = prepare_model_for_kbit_training(
+            model, use_gradient_checkpointing=checkpointing, gradient_checkpointing_kwargs=_CHECKPOINTING
+        )
     elif checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=_CHECKPOINTING)
     if settings.adapter.method != "full":
         model.enable_input_require_grads()
         model = _with_adapter(settings, task, model)

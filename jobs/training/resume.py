@@ -1,4 +1,4 @@
-"""Where a training resumes: at which checkpoint, or not at all because its last step is committed."""
+"""Find where a training resumes, or that its last step is committed already."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from ...events import Problem
 from ...recipes.plan import Batch
 from ..context import JobContext, say
 from .collectives import Ranks
-from .rotation import Keeping
+from .rotation import CheckpointRotation
 
 
 def last_checkpoint(job: JobContext, ranks: Ranks) -> Checkpoint | None:
-    """Return the checkpoint to go on from: the newest full one whose files rank 0 sees as they were committed.
+    """Return the checkpoint to resume from: the newest full one that is intact.
 
     Raises:
         DamagedError: there are some, and none is as it was committed.
-        RunError: a rank does not see it, as on a store that is not shared.
+        RunError: a rank does not see it, as on a file system that is not shared.
     """
     folder = job.paths.checkpoints(job.stage.name)
     found = [one for one in commit.committed(folder) if one.content == "full"]
-    sound = next((one for one in reversed(found) if _is_sound(one, job)), None) if ranks.rank == 0 else None
-    attempt, step = ranks.from_first(list(sound.order) if sound else [-1, -len(found)])
+    intact = next((one for one in reversed(found) if _is_intact(one, job)), None) if ranks.rank == 0 else None
+    attempt, step = ranks.from_first(list(intact.order) if intact else [-1, -len(found)])
     if step < 0:
         raise DamagedError(
             f"no checkpoint in {folder} is as it was committed; `sousbatch checkpoints verify {job.paths.run_id}` says "
-            "what is wrong with each, and without them training begins anew"
+            "what is wrong with each, and without them training restarts"
         )
     if attempt < 0:
         return None
@@ -36,11 +36,11 @@ def last_checkpoint(job: JobContext, ranks: Ranks) -> Checkpoint | None:
     raise RunError(f"rank {ranks.rank} does not see the checkpoint of step {step}; all nodes must share the run folder")
 
 
-def _is_sound(one: Checkpoint, job: JobContext) -> bool:
-    """Say whether files are those that were committed, by size and directory; else say what is wrong with one."""
+def _is_intact(one: Checkpoint, job: JobContext) -> bool:
+    """Return whether files match the commit by size and zip directory; else report."""
     problems = commit.verify(one, reads_all=False)
     if problems:
-        message = f"{one.path}: {problems[0]}; training goes on from an older one, if there is any"
+        message = f"{one.path}: {problems[0]}; training resumes from an older one, if there is any"
         say(message)
         ledger = job.open_ledger()
         ledger.write(Problem(message=message))
@@ -58,5 +58,5 @@ def is_finished(job: JobContext, ranks: Ranks) -> bool:
 def finish(job: JobContext, batch: Batch) -> None:
     """Do what a killed attempt left undone after its last save."""
     ledger = job.open_ledger()
-    Keeping(job, batch, ledger).close()
+    CheckpointRotation(job, batch, ledger).close()
     ledger.close()

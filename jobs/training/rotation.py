@@ -1,7 +1,7 @@
-"""What rank 0 does about checkpoints besides writing them: admit the next one, settle the older ones.
+"""Rotate checkpoints on rank 0: free space before a save, settle older ones after.
 
-Settling (deleting, thinning, archiving) runs in a thread beside the training; before a save only
-what is still needed for its room.
+Settling (deleting, stripping to weights, archiving) runs in a thread beside the training. Before a save only
+what its space still needs is done.
 """
 
 from __future__ import annotations
@@ -38,14 +38,28 @@ _TRIES = 6
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Room:
-    """Bytes that the checkpoints may take now, and how many of these the rest of the run needs."""
+class SaveRequest:
+    """A save that is due.
+
+    *state_bytes* is the size that `trainer_state.json` will have: it grows with every log. After a save that
+    *is_last* the stage is done; after one that *is_stop* the training ends, to be resumed later.
+    """
+
+    step: int
+    state_bytes: int
+    is_last: bool = False
+    is_stop: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FreeSpace:
+    """Bytes that checkpoints may take now, and how many the rest of the run needs."""
 
     free_bytes: int
     later_bytes: int
 
 
-class Keeping:
+class CheckpointRotation:
     """The checkpoints of one attempt's stage, on rank 0."""
 
     def __init__(self, job: JobContext, batch: Batch, ledger: Ledger | None) -> None:
@@ -53,44 +67,41 @@ class Keeping:
         self.folder = job.paths.checkpoints(job.stage.name)
         self._spec, self._rules = job.settings.checkpoints, retention_rules(job.settings)
         self._options = removal_options(job.settings, job.paths, job.stage.name, job.check_fence)
-        self._store = reservations.shared_runs_dir(job.paths)
+        self._runs_dir = reservations.shared_runs_dir(job.paths)
         self._later_bytes = later_bytes(job.plan.forecast) + _other_weights_bytes(job)
         self._granted_bytes = 0
-        self._told: set[str] = set()
+        self._named_problems: set[str] = set()
         self.budget_bytes = 0
         self._thread: threading.Thread | None = None
         self._lock = ExitStack()
-        with suppress(OSError):  # a store without locks; `doctor` says so
+        with suppress(OSError):  # a file system without locks; `doctor` says so
             self._lock.enter_context(files.locked(files.make_private_dir(self.folder) / WRITER_LOCK, wait=False))
 
-    def admit(self, highest: SaveLevel, *, state_bytes: int, is_last: bool, is_stop: bool) -> SaveLevel:
-        """Make room for the next checkpoint and return what of it fits, not above *highest*.
-
-        *state_bytes* is the size that `trainer_state.json` will have: it grows with every log.
-        """
+    def admit(self, highest: SaveLevel, request: SaveRequest) -> SaveLevel:
+        """Free space for a save and return the level that fits, not above *highest*."""
         self.wait()
         commit.sweep(self.folder)  # what a kill left must not count against the next one
-        need = self._need(state_bytes, is_last=is_last)
-        with reservations.lock_runs_dir(self._store):
+        need = self._requirements(request)
+        with reservations.lock_runs_dir(self._runs_dir):
             self._keep_reserve(need)
-            need = replace(need, is_stop=is_stop, has_reserve=self._has_reserve())
+            need = replace(need, has_reserve=self._has_reserve())
             for level in levels_from(highest):
-                if self._clear(level, need):
+                if self._free_space(level, need):
                     return level
         return "none"
 
-    def _clear(self, level: SaveLevel, need: SaveRequirements) -> bool:
-        """Make room for *level* and say whether it is there; what was freed is measured, not believed."""
+    def _free_space(self, level: SaveLevel, need: SaveRequirements) -> bool:
+        """Free space for *level* and return whether it is there, by measuring it."""
         stuck: set[Path] = set()
         wanted = need.bytes_of(level)
         for _ in range(_TRIES):
-            room = self._room(need)
-            free = room.free_bytes
+            space = self._measure_space(need)
+            free = space.free_bytes
             if free >= wanted:  # a quota that no figure shows would show now
                 given = allocation.probe_free_bytes(self.folder, wanted)
                 free = free if given == wanted else given
-            mine = [replace(one, is_pinned=one.is_pinned or one.path in stuck) for one in self._mine()]
-            need = replace(need, later_bytes=room.later_bytes)
+            mine = [replace(one, is_pinned=one.is_pinned or one.path in stuck) for one in self._committed()]
+            need = replace(need, later_bytes=space.later_bytes)
             found = admit(mine, self._rules, need, free_bytes=free, highest=level)
             if found.level != level:
                 return False
@@ -99,8 +110,8 @@ class Keeping:
             stuck |= {done.checkpoint.path for done in self._carry_out(found.decisions) if done.problem}
         return False
 
-    def settle(self, saved: Checkpoint, *, state_bytes: int, is_last: bool, stall_s: float) -> None:
-        """Record what was saved; then, beside the training, do what the policies say and the next save will need."""
+    def settle(self, saved: Checkpoint, request: SaveRequest, *, stall_s: float) -> None:
+        """Record what was saved, and settle the older checkpoints beside the training."""
         self._note(
             Saved(
                 step=saved.step,
@@ -112,19 +123,19 @@ class Keeping:
                 stall_s=stall_s,
             )
         )
-        self._thread = threading.Thread(target=self._settle, args=(state_bytes, is_last), daemon=True)
+        self._thread = threading.Thread(target=self._settle, args=(request,), daemon=True)
         self._thread.start()
 
-    def _settle(self, state_bytes: int, is_last: bool) -> None:
+    def _settle(self, request: SaveRequest) -> None:
         try:
-            need = self._need(state_bytes, is_last=is_last)
-            self._carry_out(decide(self._mine(), self._rules, weights_bytes=need.weights_bytes))
-            if is_last:
+            need = self._requirements(replace(request, is_stop=False))  # whether the next save stops is not known
+            self._carry_out(decide(self._committed(), self._rules, weights_bytes=need.weights_bytes))
+            if request.is_last:
                 return
-            with reservations.lock_runs_dir(self._store):
-                room = self._room(need)
-            need = replace(need, later_bytes=room.later_bytes)
-            found = admit(self._mine(), self._rules, need, free_bytes=room.free_bytes)
+            with reservations.lock_runs_dir(self._runs_dir):
+                space = self._measure_space(need)
+            need = replace(need, later_bytes=space.later_bytes)
+            found = admit(self._committed(), self._rules, need, free_bytes=space.free_bytes)
             if all(one.action == "strip" for one in found.decisions):  # what goes for good can wait till it must
                 self._carry_out(found.decisions)
         except FencedError:  # the next save says so
@@ -139,37 +150,39 @@ class Keeping:
             self._thread = None
 
     def close(self) -> None:
-        """End: what should go has gone, the reserve too, and only what the later stages write is promised."""
+        """Settle the last save and give back all but what the later stages write."""
         self.wait()
         with suppress(OSError, FencedError):
             self._job.check_fence()  # what looks left over may be what the next attempt writes
             commit.sweep(self.folder)
             allocation.keep_reserve(self.folder, 0)
-            self._settle(0, True)  # the attempt that saved last may have been killed before
+            # the attempt that saved last may have been killed before it had settled
+            self._settle(SaveRequest(step=0, state_bytes=0, is_last=True))
             self._lock.close()
             held = allocation.measure_usage(self._job.paths.root)
             self._publish(held + self._later_bytes, held)
 
-    def skipped(self, step: int, reason: str) -> None:
+    def record_skipped(self, step: int, reason: str) -> None:
         """Record a save that was left out."""
         self._note(Skipped(step=step, message=reason))
 
-    def _mine(self) -> tuple[Checkpoint, ...]:
+    def _committed(self) -> tuple[Checkpoint, ...]:
         return commit.committed(self.folder)
 
-    def _need(self, state_bytes: int, *, is_last: bool) -> SaveRequirements:
+    def _requirements(self, request: SaveRequest) -> SaveRequirements:
         settings, model = self._job.settings, self._job.plan.inputs.model
         world_size = self._batch.world_size
-        alike = [one for one in self._mine() if one.content == "full" and one.world_size == world_size]
+        alike = [one for one in self._committed() if one.content == "full" and one.world_size == world_size]
         full = with_slack(checkpoint_of(settings, model, self._batch).num_bytes)
         if alike:
-            grown = max(0, state_bytes - _size(alike[-1].path / STATE_NAME))
+            grown = max(0, request.state_bytes - _size(alike[-1].path / STATE_NAME))
             full = allocation.measure_usage(alike[-1].path) + grown + _SLACK_BYTES
         return SaveRequirements(
             full_bytes=full,
             weights_bytes=with_slack(weights_of(settings, model).num_bytes),
             later_bytes=self._later_bytes,
-            is_last=is_last,
+            is_last=request.is_last,
+            is_stop=request.is_stop,
             has_reserve=self._has_reserve(),
         )
 
@@ -177,20 +190,23 @@ class Keeping:
         return (self.folder / allocation.RESERVE_NAME).exists()
 
     def _keep_reserve(self, need: SaveRequirements) -> None:
-        """Hold room for the weights at the end, where that costs no level; release it for the last save."""
+        """Reserve space for the final weights, where that leaves the level unchanged.
+
+        The last save releases it.
+        """
         reserve = 0
         if not need.is_last:
-            room = self._room(need)
-            mine = sum(one.num_bytes for one in self._mine() if not one.is_pinned)
-            capacity = room.free_bytes + mine + _size(self.folder / allocation.RESERVE_NAME)
+            space = self._measure_space(need)
+            mine = sum(one.num_bytes for one in self._committed() if not one.is_pinned)
+            capacity = space.free_bytes + mine + _size(self.folder / allocation.RESERVE_NAME)
             size = need.weights_bytes + _RESERVE_SLACK_BYTES
-            need = replace(need, later_bytes=room.later_bytes)
+            need = replace(need, later_bytes=space.later_bytes)
             reserve = size if holds_reserve(need, self._rules, capacity_bytes=capacity, reserve_bytes=size) else 0
         with suppress(NoRoomError), no_room_named("the reserve"):
             allocation.keep_reserve(self.folder, reserve)
 
-    def _room(self, need: SaveRequirements) -> _Room:
-        """Look at what is held and free, and let the other runs know; the store is locked."""
+    def _measure_space(self, need: SaveRequirements) -> _FreeSpace:
+        """Measure what is held and free, and publish it; the runs directory is locked."""
         held, run_held = allocation.measure_usage(self.folder), allocation.measure_usage(self._job.paths.root)
         limit = tightest(read_limits(self.folder))
         is_short_of_files = limit.num_files is not None and limit.num_files < self._num_files()
@@ -202,18 +218,18 @@ class Keeping:
             held_bytes=run_held,
             free_bytes=0 if is_short_of_files else limit.num_bytes or 0,
             store_bytes=None if spec.store_budget_gb is None else int(spec.store_budget_gb * 1e9),
-            among=reservations.read_others(self._store, self._job.paths, measures=spec.store_budget_gb is not None),
+            among=reservations.read_others(self._runs_dir, self._job.paths, measures=spec.store_budget_gb is not None),
             kept_bytes=min(reservations.promised_before(self._job.paths), run_held + need.final_bytes),
         )
         self._publish(self._granted_bytes, run_held)
-        in_store = self._granted_bytes - run_held
-        free = in_store if spec.budget_gb is None else min(in_store, int(spec.budget_gb * 1e9) - held)
+        in_runs_dir = self._granted_bytes - run_held
+        free = in_runs_dir if spec.budget_gb is None else min(in_runs_dir, int(spec.budget_gb * 1e9) - held)
         self.budget_bytes = held + free
-        # what the checkpoints' own budget leaves alone in the store is there for the rest of the run
-        return _Room(free_bytes=free, later_bytes=max(0, self._later_bytes - (in_store - free)))
+        # what the checkpoints' own budget leaves alone is there for the rest of the run
+        return _FreeSpace(free_bytes=free, later_bytes=max(0, self._later_bytes - (in_runs_dir - free)))
 
     def _num_files(self) -> int:
-        """Return how many files the next checkpoint may have: three of each rank, and about a dozen."""
+        """Return how many files the next checkpoint may have: three a rank, and a dozen."""
         return 20 + 3 * self._batch.world_size
 
     def _carry_out(self, decisions: Sequence[RetentionDecision]) -> list[RetentionResult]:
@@ -223,8 +239,8 @@ class Keeping:
             self._publish(self._granted_bytes, max(0, allocation.measure_usage(self._job.paths.root) - frees))
         found = []
         for done in carry_out(decisions, self._options):
-            if done.problem and done.problem not in self._told:
-                self._told.add(done.problem)
+            if done.problem and done.problem not in self._named_problems:
+                self._named_problems.add(done.problem)
                 say(f"warning: step {done.checkpoint.step} is kept: {done.problem}")
             held = allocation.measure_usage(self.folder)
             self._note(done.event(held_bytes=held, budget_bytes=self.budget_bytes))
@@ -245,7 +261,7 @@ class Keeping:
 
 
 def _other_weights_bytes(job: JobContext) -> int:
-    """Return what the final weights of the run's other trainings take that have not ended."""
+    """Return what the final weights of the run's other, unfinished trainings take."""
     events = read(job.paths.ledger_dir, max_steps=1)
     done = done_stages(events)
     planned = job.plan.forecast.checkpoints

@@ -6,11 +6,11 @@ writes its own files once and rank 0 commits.
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import json
 import time
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,94 +30,97 @@ from ..context import JobContext, say
 from .collectives import Ranks, StoreError
 from .engines import engine_of
 from .engines.base import SavableTrainer
-from .rotation import Keeping
+from .rotation import CheckpointRotation, SaveRequest
 from .weights_only import largest_weight, safe_dtype, write_weights
 
 Log = Callable[[int, dict[str, Any]], None]
-_STORE_WAIT_S = 600.0  # how long the last save waits for a store that has gone away
+_LAST_WAIT_S = 600.0  # how long the last save waits for a file system that has gone away
 
 
 class Saver:
-    """Writes the checkpoints of one attempt, each at the save level that fits."""
+    """Writes the checkpoints of one attempt, each at the highest level that fits."""
 
     def __init__(
         self, job: JobContext, batch: Batch, ranks: Ranks, ledger: Ledger | None, tokenizer: Any, log: Log
     ) -> None:
         self._job, self._batch, self._ranks, self._tokenizer, self._log = job, batch, ranks, tokenizer, log
         self._folder = job.paths.checkpoints(job.stage.name)
-        self._keeping = Keeping(job, batch, ledger) if ranks.rank == 0 else None
+        self._rotation = CheckpointRotation(job, batch, ledger) if ranks.rank == 0 else None
         self._engine = engine_of(job.settings)
         self._num_skipped = 0
         self._level: SaveLevel = "full"
 
     def save(self, trainer: SavableTrainer, *, is_stop: bool = False) -> None:
-        """Save in full, else the weights, else nothing; commit, and settle the older ones beside the training.
+        """Save in full, else the weights, else nothing; then settle the older ones.
 
-        With *is_stop* the training ends after it, to go on later. Every rank calls it. A save that finds no room, or
-        no store, is left out; the next one may find it.
+        With *is_stop* the training ends after it, to be resumed later. Every rank calls it. A save that finds no
+        room, or a file system that fails, is left out; the next one may succeed.
 
         Raises:
             NoRoomError: on all ranks, at the last save or when too many in a row were left out;
                 the weights are safe wherever there was room for them.
             FencedError: a newer attempt runs.
         """
-        step = trainer.state.global_step
-        is_last = step >= self._batch.steps
-        level, problem = self._descend(trainer, "full", is_last=is_last, is_stop=is_stop)
+        request = self._request(trainer, is_stop=is_stop)
+        step = request.step
+        level, problem = self._save_highest(trainer, "full", request)
         self._num_skipped = 0 if level != "none" else self._num_skipped + 1
         if level != "none":
-            if not is_last:
-                self._tell(step, level)
+            if not request.is_last:
+                self._report_level(step, level)
             return
-        if is_last:
-            raise NoRoomError(f"the checkpoint of the last step {step} was not saved: {problem}; {self._way_out()}")
+        if request.is_last:
+            raise NoRoomError(f"the checkpoint of the last step {step} was not saved: {problem}; {self._advice()}")
         limit = None if self._plans_none() else self._job.settings.checkpoints.max_skipped
         if limit is not None and self._num_skipped > limit:
-            level, _ = self._descend(trainer, "weights", is_last=True)
+            level, _ = self._save_highest(trainer, "weights", replace(request, is_last=True, is_stop=False))
             what = f"the weights of step {step} are saved" if level == "weights" else "the last checkpoint stands"
             raise NoRoomError(
-                f"{self._num_skipped} saves in a row found no room ({problem}); {what}; {self._way_out()} "
+                f"{self._num_skipped} saves in a row found no room ({problem}); {what}; {self._advice()} "
                 "(checkpoints.max_skipped=null trains on without)"
             )
-        if self._keeping is not None:
-            self._keeping.skipped(step, problem)
+        if self._rotation is not None:
+            self._rotation.record_skipped(step, problem)
             say(f"warning: step {step} is not saved: {problem}")
 
-    def _tell(self, step: int, level: SaveLevel) -> None:
-        """Say when the saves begin or cease to hold weights only: a kill costs more then."""
-        if level != self._level and self._keeping is not None:
+    def _request(self, trainer: SavableTrainer, *, is_stop: bool) -> SaveRequest:
+        step = trainer.state.global_step
+        size = len(json.dumps(asdict(trainer.state), indent=2)) + 1
+        return SaveRequest(step=step, state_bytes=size, is_last=step >= self._batch.steps, is_stop=is_stop)
+
+    def _report_level(self, step: int, level: SaveLevel) -> None:
+        """Print when saves begin or cease to hold weights only: a kill costs more then."""
+        if level != self._level and self._rotation is not None:
             weights_only = (
-                "only weights are saved, for no full state fits; after a kill training goes on from the last one"
+                "only weights are saved, for no full state fits; after a kill training resumes from the last one"
             )
             say(f"step {step}: " + (weights_only if level == "weights" else "there is room for full states again"))
         self._level = level
 
     def _plans_none(self) -> bool:
-        """Say whether the plan has room for the weights at the end alone: that saves are skipped is no surprise."""
+        """Return whether the plan has space for the final weights alone: skips are expected."""
         planned = self._job.plan.forecast.checkpoints.get(self._job.stage.name)
         return planned is not None and planned.fit == "none"
 
-    def _way_out(self) -> str:
+    def _advice(self) -> str:
         budget_gb = self._job.settings.checkpoints.budget_gb
         if budget_gb is not None:
             return f"submit again with more than checkpoints.budget_gb={budget_gb:g}, or free some space and resume"
         return "free some space and resume"
 
     def close(self) -> None:
-        """Wait for what runs beside the training; only the later stages' room stays reserved."""
-        if self._keeping is not None:
-            self._keeping.close()
+        """Wait for what runs beside the training; keep only the later stages' space."""
+        if self._rotation is not None:
+            self._rotation.close()
 
-    def _descend(
-        self, trainer: SavableTrainer, highest: SaveLevel, *, is_last: bool, is_stop: bool = False
-    ) -> tuple[SaveLevel, str]:
-        """Save on the highest level that works and return it, or "none" and why."""
+    def _save_highest(self, trainer: SavableTrainer, highest: SaveLevel, request: SaveRequest) -> tuple[SaveLevel, str]:
+        """Save at the highest level that works and return it, or "none" and why."""
         started, level, problem = time.monotonic(), highest, "no room for it"
         while True:
             try:
-                level = self._admit(trainer, level, is_last=is_last, is_stop=is_stop)
+                level = self._admit(level, request)
                 if level != "none":
-                    self._save(trainer, level, started, is_last=is_last)
+                    self._save(trainer, level, request, started)
                 return level, problem
             except FencedError:
                 raise
@@ -127,32 +130,30 @@ class Saver:
                     return "none", problem
                 level = "weights"
 
-    def _admit(self, trainer: SavableTrainer, highest: SaveLevel, *, is_last: bool, is_stop: bool) -> SaveLevel:
+    def _admit(self, highest: SaveLevel, request: SaveRequest) -> SaveLevel:
         """Return what fits, as rank 0 finds it; all ranks learn it."""
         found: list[SaveLevel] = ["none"]
 
         def ask() -> None:
-            if self._keeping is not None:
+            if self._rotation is not None:
                 self._job.check_fence()
-                self._wait_for_store(1 if not is_last else _STORE_WAIT_S)
-                found[0] = self._keeping.admit(
-                    highest, state_bytes=_state_bytes(trainer), is_last=is_last, is_stop=is_stop
-                )
+                self._wait_for_run_dir(_LAST_WAIT_S if request.is_last else 1)
+                found[0] = self._rotation.admit(highest, request)
 
-        self._ranks.do(f"making room for the checkpoint of step {trainer.state.global_step}", ask)
+        self._ranks.do(f"making room for the checkpoint of step {request.step}", ask)
         (place,) = self._ranks.from_first([SAVE_LEVELS.index(found[0])])
         return SAVE_LEVELS[place]
 
-    def _wait_for_store(self, timeout_s: float) -> None:
-        """Wait until the run's folder is there: a store that went away must not be made anew below its mount."""
+    def _wait_for_run_dir(self, timeout_s: float) -> None:
+        """Wait for the run's folder: nothing is written in the place of a lost mount."""
         deadline = time.monotonic() + timeout_s
         while not self._job.paths.plan.exists():
             if time.monotonic() > deadline:
                 raise FileNotFoundError(errno.ENOENT, "the run's folder is not there", str(self._job.paths.root))
             time.sleep(0.5)
 
-    def _save(self, trainer: SavableTrainer, level: SaveLevel, started: float, *, is_last: bool) -> None:
-        step = trainer.state.global_step
+    def _save(self, trainer: SavableTrainer, level: SaveLevel, request: SaveRequest, started: float) -> None:
+        step = request.step
         content: Content = "weights" if level == "weights" else "full"
         temporary = commit.temporary_dir(self._folder, step, self._job.attempt, content)
         try:
@@ -166,7 +167,7 @@ class Saver:
                 )
             self._ranks.do(
                 f"committing the checkpoint of step {step}",
-                lambda: self._commit(trainer, temporary, content, started, is_last=is_last),
+                lambda: self._commit(trainer, temporary, content, request, started),
             )
         except Exception:
             if self._ranks.rank == 0:
@@ -207,11 +208,11 @@ class Saver:
             files.write_json(temporary / STATE_NAME, {"global_step": trainer.state.global_step})
 
     def _commit(
-        self, trainer: SavableTrainer, temporary: Path, content: Content, started: float, *, is_last: bool
+        self, trainer: SavableTrainer, temporary: Path, content: Content, request: SaveRequest, started: float
     ) -> None:
-        if self._keeping is None:
+        if self._rotation is None:
             return
-        step = trainer.state.global_step
+        step = request.step
         saved = commit.commit(
             temporary,
             step=step,
@@ -222,21 +223,16 @@ class Saver:
             content=content,
         )
         stall_s = round(time.monotonic() - started, 3)
-        self._keeping.settle(saved, state_bytes=_state_bytes(trainer), is_last=is_last, stall_s=stall_s)
+        self._rotation.settle(saved, request, stall_s=stall_s)
         self._log(
             step,
             {
                 "storage/held_gb": allocation.measure_usage(self._folder) / 1e9,
-                "storage/budget_gb": self._keeping.budget_bytes / 1e9,
+                "storage/budget_gb": self._rotation.budget_bytes / 1e9,
                 "storage/checkpoint_gb": saved.num_bytes / 1e9,
                 "storage/stall_s": stall_s,
             },
         )
-
-
-def _state_bytes(trainer: SavableTrainer) -> int:
-    """Return the size that the trainer's state has as JSON; it grows with every log."""
-    return len(json.dumps(dataclasses.asdict(trainer.state), indent=2)) + 1
 
 
 def _metric(trainer: SavableTrainer, step: int, name: str) -> float | None:

@@ -31,7 +31,7 @@ class Answers:
 
     @cached_property
     def texts(self) -> list[tuple[str, str]]:
-        """The pairs of prediction and target as text, in Unicode NFC and otherwise as they are."""
+        """The pairs of prediction and target as texts in Unicode NFC."""
         return [
             (unicodedata.normalize("NFC", str(row.prediction)), unicodedata.normalize("NFC", str(target)))
             for row, target in zip(self.rows, self.targets, strict=True)
@@ -65,5 +65,6 @@ METRICS: Registry[Metric] = Registry(
         "rouge2": "predictions.metrics.rouge:ROUGE_2",
         "rougeL": "predictions.metrics.rouge:ROUGE_L",
     },
+    of=Metric,
 )
 DEFAULT_METRICS = ("character_accuracy", "cer", "exact_match", "rouge")

@@ -1,5 +1,6 @@
-"""ROUGE with a tokenizer that keeps every script; the usual one keeps [a-z0-9] and gives Korean texts 0.
+"""Measure ROUGE with a tokenizer that keeps every script.
 
+The usual tokenizer keeps [a-z0-9] only, so that every Korean text gets 0.
 Each of rouge1, rouge2 and rougeL gives precision, recall and F1 of a row, by `rouge_score`; `rouge` is all three.
 Two empty texts are a full match. The F1 of KorQuAD is `rouge1_f1` with characters as tokens.
 """

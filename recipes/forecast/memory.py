@@ -1,7 +1,4 @@
-"""Forecast what a plan takes; the memory of one device is here, by formulas only.
-
-`storage` has the bytes on the disk.
-"""
+"""Forecast what a plan will take: memory here, storage in `storage.py`."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ from collections.abc import Sequence
 
 from ...checkpoints.formats.tensors import DTYPES
 from ..engines import engine_of
-from ..engines.base import Held
+from ..engines.base import StatePart
 from ..facts import Inputs, ModelFacts
 from ..plan import Batch, Forecast, ForecastLine, Stage
 from ..schema import StageSettings
@@ -37,7 +34,8 @@ def forecast(inputs: Inputs, stages: Sequence[Stage]) -> Forecast:
 def device_memory(settings: StageSettings, model: ModelFacts, batch: Batch) -> list[ForecastLine]:
     """Return the memory of one rank while training, line by line.
 
-    The engine says how it holds the model states."""
+    The engine says how it holds the model states.
+    """
     params, engine = params_of(settings, model), engine_of(settings)
     states = engine.model_states(settings, batch.world_size)
     trained = states.weights.bytes_per_param
@@ -52,7 +50,7 @@ def device_memory(settings: StageSettings, model: ModelFacts, batch: Batch) -> l
     ]
 
 
-def _line(what: str, held: Held, parts: Sequence[tuple[float, int, str]]) -> ForecastLine:
+def _line(what: str, held: StatePart, parts: Sequence[tuple[float, int, str]]) -> ForecastLine:
     formula = " + ".join(f"{width:g} B x {count:,}{note}" for width, count, note in parts)
     if held.shared_by > 1:
         formula = f"({formula}) / {held.shared_by} ranks"

@@ -1,9 +1,11 @@
-"""Look at a recipe's data files: which splits and columns its stages need, and what is there."""
+"""Read a recipe's data files: which splits and columns its stages need, and what is there."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -12,16 +14,15 @@ from ...errors import PlanError, UsageError, is_no_room, nearest
 from ...remote import parse_place, read_blocks
 from ...user_folders import cache_dir, cached
 from ..data import hangul
-from ..data.prompts import prompt_columns
 from ..data.rows import read_rows
 from ..facts import SplitFacts
-from ..schema import Data, Generator, Recipe, validate
-from ..stage_kinds import RowUse
+from ..schema import Generator, Recipe, validate
 from ..stages import resolve_stages
+from ..tasks import Column, task_of
 from .cache import collect
 
 
-def splits_of(recipe: Recipe) -> dict[str, SplitFacts]:
+def read_splits(recipe: Recipe) -> dict[str, SplitFacts]:
     """Return the splits that the recipe's stages need.
 
     Raises:
@@ -44,33 +45,24 @@ def splits_of(recipe: Recipe) -> dict[str, SplitFacts]:
     return splits
 
 
-# For each split: (key that asks for the split, column that it must have or "", key that names the column).
-_Needs = set[tuple[str, str, str]]
+@dataclass
+class _Needs:
+    """What the stages need of a split: the keys that ask for it, and the columns that it must have."""
+
+    keys: set[str] = field(default_factory=set)
+    columns: set[Column] = field(default_factory=set)
 
 
 def _needed(recipe: Recipe) -> dict[str, _Needs]:
-    needed: dict[str, _Needs] = {}
-
-    def need(key: str, split: str, columns: Iterable[tuple[str, str]]) -> None:
-        found = needed.setdefault(split, set())
-        found.add((key, "", ""))
-        found.update((key, column, named_by) for named_by, column in columns)
-
+    task, needed = task_of(recipe.task), defaultdict[str, _Needs](_Needs)
     for stage in resolve_stages(recipe).values():
         for rows in stage.rows:
-            need(rows.key, rows.split, _columns(stage.settings.data, rows.use))
+            needs, identity = needed[rows.split], stage.settings.data.columns.id
+            needs.keys.add(rows.key)
+            needs.columns.update(task.columns(stage.settings, rows.use))
+            if rows.use == "predict" and identity:
+                needs.columns.add(Column(named_by="data.columns.id", name=identity))
     return needed
-
-
-def _columns(data: Data, use: RowUse) -> list[tuple[str, str]]:
-    """Return the columns that a use of rows needs, each with the key that names it."""
-    columns = data.columns
-    if use == "predict":
-        return [*prompt_columns(data), *([("data.columns.id", columns.id)] if columns.id else [])]
-    answer = [("data.columns.target", columns.target)]
-    if use == "score":
-        return answer
-    return [*prompt_columns(data), *answer] if data.prompt else [("data.columns.text", columns.text)]
 
 
 # What to do where there is no such file.
@@ -88,7 +80,7 @@ _WITHOUT = {
 
 
 def _missing_split(name: str, needs: _Needs, known: Sequence[str]) -> str:
-    keys = sorted({key for key, _, _ in needs if key != "score"})
+    keys = sorted(needs.keys - {"score"})
     hint = f" ({nearest(name, known)})" if nearest(name, known) else ""
     advice = _WITHOUT.get(keys[0], "") if len(keys) == 1 else ""
     return (
@@ -100,8 +92,9 @@ def _missing_columns(name: str, found: SplitFacts, needs: _Needs) -> Iterator[st
     if found.num_rows == 0:
         yield f"data file {found.path} of split {name!r} is empty; it needs at least one row"
         return
-    for column, named_by in sorted({(column, named_by) for _, column, named_by in needs if column}):
-        if column in found.nested:
+    for one in sorted(needs.columns, key=lambda one: (one.name, one.named_by)):
+        column, named_by = one.name, one.named_by
+        if column in found.nested and not one.may_nest:
             yield _nested_column(name, found, column, named_by)
             continue
         if column in found.columns:
@@ -172,13 +165,13 @@ def _split(name: str, text: str) -> SplitFacts:
     path = _local_file(name, text)
     stat = path.stat()
     key = [str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino]
-    facts, faults = validate.build(SplitFacts, cached("splits", key, lambda: validate.to_plain(_look_at(path))))
+    facts, faults = validate.build(SplitFacts, cached("splits", key, lambda: validate.to_plain(_read_split(path))))
     if facts is None:
-        raise UsageError(f"the cached look at {path} is damaged: {faults[0]}; remove {cache_dir() / 'splits'}")
+        raise UsageError(f"the cached facts of {path} are damaged: {faults[0]}; remove {cache_dir() / 'splits'}")
     return facts
 
 
-def _look_at(path: Path) -> SplitFacts:
+def _read_split(path: Path) -> SplitFacts:
     """Read a data file once: every row is parsed, so a broken line is found before the queue."""
     num_rows, columns, nested = 0, None, set[str]()
     for row in read_rows(path):

@@ -9,14 +9,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ...errors import Fault
-from ..data.encode import Encoded, encode_prompts, encode_rows, positions_of
+from ...predictions.metrics import DEFAULT_METRICS
+from ..data.encode import Encoded, encode_prompts, encode_rows, max_positions
 from ..data.prompts import prompt_columns, prompt_fields
 from ..data.row_faults import row_refusals, row_warnings
 from ..data.rows import Row
 from ..facts import Inputs
 from ..plan import Stage
 from ..schema import Predict, StageSettings
-from . import Column, RowUse, TaskSpec
+from ..stage_kinds import RowUse
+from . import Column, TaskSpec
 
 _DRAWING = ("temperature", "top_k", "top_p")
 
@@ -51,7 +53,7 @@ def _faults(settings: StageSettings, uses: Sequence[RowUse]) -> Iterator[Fault]:
 def _longest(settings: StageSettings, use: RowUse, config: Mapping[str, Any]) -> int | None:
     if use != "predict":
         return settings.data.max_tokens
-    positions = positions_of(config)
+    positions = max_positions(config)
     return None if positions is None else max(1, positions - settings.predict.max_new_tokens)
 
 
@@ -63,9 +65,9 @@ def _encode(
     return encode_rows(settings.data, rows, tokenizer)
 
 
-def _warnings(settings: StageSettings, stage: Stage, inputs: Inputs) -> Iterator[str]:
-    yield from row_warnings(settings, stage, inputs)
-    predict = settings.predict
+def _warnings(stage: Stage, inputs: Inputs) -> Iterator[str]:
+    yield from row_warnings(stage, inputs)
+    predict = stage.settings.predict
     if "predict" in stage.splits and not predict.sample:
         drawn = [name for name in _DRAWING if getattr(predict, name) != getattr(Predict(), name)]
         if drawn:
@@ -96,7 +98,7 @@ TASK = TaskSpec(
         *("model.add_tokens", "model.trust_remote_code"),
     ),
     reads=("data",),
-    metrics=("character_accuracy", "cer", "exact_match", "rouge"),
+    metrics=DEFAULT_METRICS,
     faults=_faults,
     columns=_columns,
     longest=_longest,

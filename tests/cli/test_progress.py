@@ -13,7 +13,7 @@ import pytest
 
 from sousbatch.cli import follow
 from sousbatch.events import Step
-from sousbatch.launchers.status import StageState
+from sousbatch.launchers.states import StageState
 
 BYTES = """
 from sousbatch.cli.progress import byte_progress

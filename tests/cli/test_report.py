@@ -14,7 +14,7 @@ from sousbatch import events, ledger
 from sousbatch.checkpoints import commit
 from sousbatch.cli.report import page
 from sousbatch.events import KINDS, Event
-from sousbatch.launchers.status import StageState
+from sousbatch.launchers.states import StageState
 from sousbatch.ledger_queries import checkpoint_lifetimes, timed
 from sousbatch.recipes.plan import read_plan
 from sousbatch.run_folder import RunPaths

@@ -21,7 +21,8 @@ from sousbatch.cluster.site import Site
 from sousbatch.cluster.slurm_site import read_site
 from sousbatch.events import Event
 from sousbatch.launchers.slurm.launcher import SlurmLauncher
-from sousbatch.launchers.status import StageState, is_final, job_refs, run_states
+from sousbatch.launchers.states import StageState, is_final
+from sousbatch.launchers.status import job_refs, run_states
 from sousbatch.launchers.submission import submit
 from sousbatch.recipes.compile import stage_model
 from sousbatch.recipes.facts import DiskSpace, Inputs, ModelFacts

@@ -7,12 +7,13 @@ import shutil
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sousbatch import events, ledger
 from sousbatch.checkpoints.capacity import allocation, reservations
-from sousbatch.errors import NoRoomError, PlanError
+from sousbatch.errors import NoRoomError, PlanError, UsageError
 from sousbatch.launchers import reservations as reserving
 from sousbatch.launchers import submission
 from sousbatch.launchers.base import JobRef, JobState, StateWord
@@ -38,6 +39,17 @@ class Launcher:
     def states(self, refs: Collection[JobRef]) -> dict[JobRef, JobState]:
         self.asked.append(refs)
         return {ref: JobState(word=self.word) for ref in refs}
+
+
+def only(name: str = "", launcher: Any = None) -> Callable[[str], Any]:
+    """Know one launcher, or none."""
+
+    def find(asked: str) -> Any:
+        if asked != name:
+            raise UsageError(f"no launcher {asked}")
+        return launcher
+
+    return find
 
 
 @pytest.fixture
@@ -102,7 +114,7 @@ def test_a_plan_counts_a_dead_run_as_released_and_changes_no_file(
 @pytest.mark.parametrize("word", ["waiting", "running", "cancelled", "lost", "done"])
 def test_a_promise_goes_with_its_jobs(queued: tuple[Plan, RunPaths], word: StateWord, tmp_path: Path) -> None:
     _, paths = queued
-    reserving.release_dead(tmp_path / "runs", {"local": Launcher(word)})  # type: ignore[arg-type]
+    reserving.release_dead(tmp_path / "runs", only("local", Launcher(word)))
     found = reservations.read_reservation(paths)
     assert found is not None
     assert (found.promised_bytes > found.held_bytes) == (word in ("waiting", "running"))
@@ -111,7 +123,7 @@ def test_a_promise_goes_with_its_jobs(queued: tuple[Plan, RunPaths], word: State
 def test_another_launchers_jobs_are_left_alone(queued: tuple[Plan, RunPaths], tmp_path: Path) -> None:
     _, paths = queued
     launcher = Launcher("lost")
-    reserving.release_dead(tmp_path / "runs", {"slurm": launcher})  # type: ignore[arg-type]
+    reserving.release_dead(tmp_path / "runs", only("slurm", launcher))
     found = reservations.read_reservation(paths)
     assert found is not None and found.promised_bytes > found.held_bytes
 
@@ -123,12 +135,12 @@ def test_jobs_of_another_state_folder_are_not_lost_because_this_one_does_not_kno
     made = reservations.read_reservation(paths)
     assert made is not None and made.promised_bytes > made.held_bytes
     monkeypatch.setenv("SOUSBATCH_STATE", str(tmp_path / "another state"))
-    reserving.release_dead(tmp_path / "runs", {"local": LocalLauncher()})
+    reserving.release_dead(tmp_path / "runs", only("local", LocalLauncher()))
     assert reservations.read_reservation(paths) == made
     client = ledger.open_client(paths.ledger_dir)
     client.write(events.Ended(stage="train", exit_code=0))  # all that was sent
     client.close()
-    reserving.release_dead(tmp_path / "runs", {"local": LocalLauncher()})
+    reserving.release_dead(tmp_path / "runs", only("local", LocalLauncher()))
     found = reservations.read_reservation(paths)
     assert found is not None and found.promised_bytes == found.held_bytes
 
@@ -142,8 +154,8 @@ def test_many_dead_runs_cost_one_question_and_are_measured_once(
     launcher, measured = Launcher("done"), []
     monkeypatch.setattr(allocation, "measure_usage", lambda folder: measured.append(folder) or 7)
     for _ in range(2):
-        reserving.release_dead(tmp_path / "runs", {"local": launcher})  # type: ignore[arg-type]
-    assert [len(refs) for refs in launcher.asked] == [1, 0], "all have the same job"
+        reserving.release_dead(tmp_path / "runs", only("local", launcher))
+    assert [len(refs) for refs in launcher.asked] == [1], "all have the same job"
     assert len(measured) == 21
     assert measure_disk_space(tmp_path / "runs").promised_bytes == 0
 
@@ -194,7 +206,7 @@ def test_a_run_whose_final_weights_are_not_held_is_refused_before_anything_is_se
 def test_a_run_that_is_resumed_needs_its_room_once_more(queued: tuple[Plan, RunPaths], tmp_path: Path) -> None:
     plan, paths = on_budget(queued[0], queued[0].forecast.storage_peak_bytes), folder_of(tmp_path / "store", "mine")
     reserving.reserve(plan, paths)
-    reserving.release_dead(tmp_path / "store", {})
+    reserving.release_dead(tmp_path / "store", only())
     assert reservations.promised_before(paths) == plan.forecast.storage_peak_bytes, "this process stands behind it"
     reservations.publish(
         paths, reservations.Reservation(run="mine", promised_bytes=0, held_bytes=0, holder=reservations.Holder())
@@ -220,7 +232,7 @@ def test_a_promise_whose_client_was_killed_lives_with_the_jobs_of_the_ledger(
     killed = replace(reservations.this_process(), boot_id="another boot")
     for word, is_kept in (("waiting", True), ("lost", False)):
         reservations.publish(paths, replace(made, holder=killed))
-        reserving.release_dead(tmp_path / "runs", {"local": Launcher(word)})  # type: ignore[arg-type]
+        reserving.release_dead(tmp_path / "runs", only("local", Launcher(word)))
         found = reservations.read_reservation(paths)
         assert found is not None and (found.promised_bytes == made.promised_bytes) == is_kept
 

@@ -25,8 +25,8 @@ from sousbatch.launchers.attempts import read_attempts
 from sousbatch.launchers.base import FINAL_WORDS, JobState, Request
 from sousbatch.launchers.freeze import accept_environment, freeze
 from sousbatch.launchers.local.launcher import LocalLauncher
-from sousbatch.launchers.stage_process import _Task
-from sousbatch.launchers.status import stage_states
+from sousbatch.launchers.local.placement import LocalPlacement
+from sousbatch.launchers.states import stage_states
 from sousbatch.recipes.inspect.versions import versions_of
 from sousbatch.recipes.plan import Batch, CheckpointForecast, Plan, Stage, StageSplit
 from sousbatch.recipes.schema import Checkpoints, Environment, Resources
@@ -41,9 +41,14 @@ BATCH = Batch(
 DRIVER = """
 import json, os, sys
 from sousbatch.launchers import stage_process
+from sousbatch.launchers.base import RankCommand
+from sousbatch.launchers.local.placement import LocalPlacement
 stage_process._STRAGGLER_S = 0.2
 texts = json.loads(os.environ["STAND_IN"])
-stage_process._Task._commands = lambda self: [[sys.executable, "-c", text, *sys.argv[1:3]] for text in texts]
+def commands(self, plan, paths, stage):
+    words = [(sys.executable, "-c", text, *sys.argv[1:3]) for text in texts]
+    return [RankCommand(words=each, variables=self.devices(stage, node)) for node, each in enumerate(words)]
+LocalPlacement.commands = commands
 sys.exit(stage_process.main(*sys.argv[1:3]))
 """
 # What stand-ins share: their place in the run, a word with the test, and progress.
@@ -413,5 +418,5 @@ def test_simulated_nodes_see_devices_of_their_own_among_those_granted(
             monkeypatch.setenv(name, value)
     resources = Resources(device="gpu", nodes=2, devices_per_node=2)
     stage = dataclasses.replace(bench.plan.stages[0], resources=resources)
-    task = _Task(bench.paths, bench.plan, stage, JobEnvironment.from_env(os.environ), None)
-    assert task._devices(node)["CUDA_VISIBLE_DEVICES"] == expected
+    placement = LocalPlacement(JobEnvironment.from_env(os.environ))
+    assert placement.devices(stage, node)["CUDA_VISIBLE_DEVICES"] == expected

@@ -13,7 +13,7 @@ import pytest
 
 import sousbatch
 from sousbatch.launchers.base import JobState
-from sousbatch.launchers.status import stage_states
+from sousbatch.launchers.states import stage_states
 from sousbatch.recipes.compile import compile
 from sousbatch.recipes.plan import Plan, read_plan
 from sousbatch.recipes.plan_summary import read_summary

@@ -80,7 +80,7 @@ def test_a_state_with_other_files_than_were_committed_is_passed_over_and_named(j
     assert str(folder_of(job, 4)) in told and "zero_pp_rank_" in told and "from an older one" in told
 
 
-def test_where_none_is_sound_training_does_not_begin_anew_by_itself(job) -> None:
+def test_where_none_is_intact_training_does_not_restart_by_itself(job) -> None:
     for step in (2, 4):
         swap(folder_of(job, step))
     with pytest.raises(

@@ -11,7 +11,7 @@ import pytest
 from sousbatch import events, ledger
 from sousbatch.checkpoints.capacity import reservations
 from sousbatch.jobs.context import JobContext
-from sousbatch.jobs.training.rotation import Keeping
+from sousbatch.jobs.training.rotation import CheckpointRotation
 from sousbatch.recipes.forecast.storage import later_bytes
 from sousbatch.recipes.plan import read_plan
 from sousbatch.run_folder import RunPaths
@@ -34,7 +34,7 @@ def test_the_final_weights_of_a_runs_other_trainings_stay_promised_when_one_ends
         client.close()
     job = JobContext(paths=paths, plan=plan, stage=stage, task=0, attempt=1, batch=stage.batch)
     assert stage.batch is not None
-    Keeping(job, stage.batch, None).close()
+    CheckpointRotation(job, stage.batch, None).close()
     found = reservations.read_reservation(paths)
     assert found is not None
     more = 0 if is_done else planned.least_bytes

@@ -22,7 +22,7 @@ from sousbatch.launchers.base import FINAL_WORDS, JobRef, JobState, Request
 from sousbatch.launchers.local import job_process
 from sousbatch.launchers.local import launcher as local
 from sousbatch.launchers.local.launcher import LocalLauncher, job_state, write_end
-from sousbatch.launchers.status import StageState
+from sousbatch.launchers.states import StageState
 from sousbatch.recipes.plan import After
 from sousbatch.recipes.schema import Resources
 
@@ -367,7 +367,7 @@ def test_a_full_disk_still_leaves_a_clear_end(
     launcher = LocalLauncher(small_disk / "jobs")
     text = f"head -c 1M /dev/zero > {small_disk}/ballast; exit 77"
     ref = launcher.send(request_of(text, log_dir=str(small_disk / "logs")), "key", {})
-    assert end(launcher, ref) == JobState(word="failed", reason="task 0 found no room left on the store")
+    assert end(launcher, ref) == JobState(word="failed", reason="task 0 found no space left on the disk")
 
 
 def test_a_log_folder_that_cannot_be_made_is_a_clear_end(

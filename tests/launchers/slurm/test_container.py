@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sousbatch.cluster import slurm
-from sousbatch.launchers.slurm.container import around
+from sousbatch.launchers.slurm.script import container_words
 from sousbatch.recipes.plan import Stage, StageModel, StageSplit
 from sousbatch.recipes.schema import Environment, Resources
 from sousbatch.run_folder import RunPaths
@@ -27,12 +27,12 @@ STAGE = Stage(
 
 
 def test_without_a_container_nothing_is_added() -> None:
-    assert around(Environment(), STAGE, PATHS) == ([], [])
+    assert container_words(Environment(), STAGE, PATHS) == ([], [])
 
 
 def test_pyxis_is_told_by_sruns_options() -> None:
     environment = Environment(container="lab#train:2", mounts=("/scratch:/scratch",))
-    options, before = around(environment, STAGE, PATHS)
+    options, before = container_words(environment, STAGE, PATHS)
     assert options == [
         "--container-image=lab#train:2",
         "--container-mounts=/:/,/data:/data,/runs/r/3f2a:/runs/r/3f2a,/scratch:/scratch",
@@ -65,7 +65,7 @@ def test_apptainer_runs_the_rank_and_sees_what_it_reads_and_writes(
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     image = "/images/it's $(mine).sif"
     environment = Environment(container=image, container_runtime="apptainer", mounts=("/a b:/c",))
-    options, before = around(environment, STAGE, PATHS)
+    options, before = container_words(environment, STAGE, PATHS)
     assert options == []
     done = subprocess.run([*before, "echo", "a rank"], capture_output=True, text=True, check=True)
     asked, printed = done.stdout.splitlines()

@@ -9,7 +9,8 @@ import pytest
 
 from sousbatch.events import KINDS, Event
 from sousbatch.launchers.base import JobRef, JobState
-from sousbatch.launchers.status import is_final, job_refs, stage_states
+from sousbatch.launchers.states import RULES, Facts, is_final, rule_for, stage_states
+from sousbatch.launchers.status import job_refs
 from sousbatch.ledger_queries import unsettled
 from sousbatch.recipes.plan import Batch, Plan, Stage
 from sousbatch.recipes.schema import Resources
@@ -30,46 +31,113 @@ def event(kind: str, number: int = 1, role: str = "stage", stage: str = "train",
 ENDED = event("ended", exit_code=0)
 
 
-@pytest.mark.parametrize(
-    "events, job, expected",
-    [
-        ([], None, ("lost", "not sent; `resume` sends it")),
-        ([], JobState(word="waiting", reason="another run"), ("waiting", "another run")),
-        ([], JobState(word="running"), ("running", "")),
-        ([], JobState(word="lost", reason="its process was killed"), ("lost", "its process was killed")),
-        ([], JobState(word="cancelled", reason="cancelled"), ("cancelled", "cancelled")),
-        ([], JobState(word="done"), ("failed", "ended without a record")),
-        ([ENDED], None, ("done", "")),
-        ([ENDED], JobState(word="running"), ("done", "")),
-        ([ENDED], JobState(word="lost", reason="?"), ("done", "")),
-        ([event("ended", exit_code=75)], JobState(word="stopped", reason="saved"), ("stopped", "saved")),
-        ([event("error", role="job", message="boom")], JobState(word="failed", reason="code 1"), ("failed", "boom")),
-        ([event("error", role="job", message="boom")], JobState(word="running"), ("running", "")),
-        (
-            [event("cancel", role="client"), event("ended", exit_code=1)],
-            JobState(word="lost", reason="Slurm does not know the job any more"),
-            ("cancelled", ""),
-        ),
-        ([event("ended", exit_code=1)], JobState(word="lost"), ("failed", "ended with exit code 1")),
-        (
-            [event("error", role="job", message="old"), event("attempt", number=2)],
-            JobState(word="failed", reason="task 0 was killed by signal 9"),
-            ("failed", "task 0 was killed by signal 9"),
-        ),
-        (
-            [event("error", role="job", message="rank 0"), event("error", role="rank1", message="rank 1")],
-            JobState(word="failed", reason="task 0 ended with exit code 1"),
-            ("failed", "rank 0"),
-        ),
-    ],
-)  # fmt: skip
+RUNNING, LOST = JobState(word="running"), JobState(word="lost", reason="Slurm does not know the job any more")
+STARTED, STOPPED, CRASHED = (event("attempt"), event("ended", exit_code=75), event("ended", exit_code=1))
+CANCEL, BOOM = event("cancel", role="client"), event("error", role="job", message="boom", advice="try less")
+# Rule, events, what the launcher says, whether the ranks are asked to stop, and the word and reason that people see.
+ROWS: list[tuple[str, list[Event], JobState | None, bool, tuple[str, str]]] = [
+    ("every task ended well", [ENDED], None, False, ("done", "")),
+    ("every task ended well", [ENDED], RUNNING, True, ("done", "")),
+    ("every task ended well", [ENDED], LOST, False, ("done", "")),
+    ("every task ended well", [ENDED], JobState(word="unknown", reason="?"), False, ("done", "")),
+    ("the launcher does not answer", [], JobState(word="unknown", reason="no answer"), False, ("unknown", "no answer")),
+    ("no job was sent", [], None, False, ("lost", "not sent; `resume` sends it")),
+    (
+        "the launcher saw an exit code 0 that no attempt recorded",
+        [],
+        JobState(word="done"),
+        False,
+        ("failed", "ended without a record"),
+    ),
+    (
+        "it began after the launcher was asked",
+        [STARTED],
+        JobState(word="waiting", seen_at=-1.0),
+        False,
+        ("running", ""),
+    ),
+    (
+        "it began after the launcher was asked, and is asked to stop",
+        [STARTED],
+        JobState(word="waiting", seen_at=-1.0),
+        True,
+        ("stopping", ""),
+    ),
+    (
+        "it saved and stopped, and the launcher has forgotten the job",
+        [STARTED, STOPPED],
+        LOST,
+        False,
+        ("stopped", ""),
+    ),
+    (
+        "it saved and stopped, and the launcher has forgotten the job",
+        [CANCEL, STARTED, STOPPED],
+        LOST,
+        False,
+        ("stopped", ""),
+    ),
+    (
+        "a person cancelled it, and the launcher has forgotten the job",
+        [CANCEL, CRASHED],
+        LOST,
+        False,
+        ("cancelled", ""),
+    ),
+    ("a person cancelled it, and the launcher has forgotten the job", [CANCEL], LOST, False, ("cancelled", "")),
+    (
+        "it failed, and the launcher has forgotten the job",
+        [CRASHED],
+        LOST,
+        False,
+        ("failed", "ended with exit code 1"),
+    ),
+    ("it failed, and the launcher has forgotten the job", [BOOM, CRASHED], LOST, False, ("failed", "boom")),
+    ("its ranks are asked to stop", [STARTED], RUNNING, True, ("stopping", "")),
+    ("the launcher saw it fail", [BOOM], JobState(word="failed", reason="code 1"), False, ("failed", "boom")),
+    ("the launcher saw it fail", [BOOM], JobState(word="failed", reason="code 1"), True, ("failed", "boom")),
+    (
+        "the launcher saw it fail",
+        [event("error", role="job", message="old"), event("attempt", number=2)],
+        JobState(word="failed", reason="task 0 was killed by signal 9"),
+        False,
+        ("failed", "task 0 was killed by signal 9"),
+    ),
+    (
+        "the launcher saw it fail",
+        [event("error", role="job", message="rank 0"), event("error", role="rank1", message="rank 1")],
+        JobState(word="failed", reason="task 0 ended with exit code 1"),
+        False,
+        ("failed", "rank 0"),
+    ),
+    ("the launcher knows", [], JobState(word="waiting", reason="another run"), False, ("waiting", "another run")),
+    ("the launcher knows", [STARTED], JobState(word="waiting", reason="held"), True, ("waiting", "held")),
+    ("the launcher knows", [BOOM], RUNNING, False, ("running", "")),
+    ("the launcher knows", [STARTED], LOST, False, ("lost", LOST.reason)),
+    ("the launcher knows", [], JobState(word="cancelled", reason="cancelled"), False, ("cancelled", "cancelled")),
+    ("the launcher knows", [STOPPED], JobState(word="stopped", reason="saved"), False, ("stopped", "saved")),
+]
+
+
+@pytest.mark.parametrize("rule, events, job, is_stopping, expected", ROWS)
 def test_the_ledger_comes_first_and_the_launcher_fills_in(
-    make_plan: Callable[..., Plan], events: list[Event], job: JobState | None, expected: tuple[str, str]
+    make_plan: Callable[..., Plan],
+    rule: str,
+    events: list[Event],
+    job: JobState | None,
+    is_stopping: bool,
+    expected: tuple[str, str],
 ) -> None:
-    state = stage_states(make_plan([TRAIN]), events, {"train": job} if job else {})["train"]
+    assert rule_for(Facts(stage=TRAIN, events=events, job=job, is_stopping=is_stopping)).name == rule
+    stopping = frozenset({"train"} if is_stopping else ())
+    state = stage_states(make_plan([TRAIN]), events, {"train": job} if job else {}, stopping=stopping)["train"]
     assert (state.word, state.reason) == expected
-    assert state.was_sent is (job is not None or bool(events))
-    assert state.word in _WORDS and state.source in ("ledger", "launcher")
+    assert state.was_sent is (rule != "no job was sent")
+    assert (state.advice == "try less") is (state.reason == "boom")
+
+
+def test_every_rule_has_a_row() -> None:
+    assert {rule.name for rule in RULES} == {name for name, *_ in ROWS}
 
 
 def test_an_error_of_a_task_that_was_tried_less_often_is_told(make_plan: Callable[..., Plan]) -> None:

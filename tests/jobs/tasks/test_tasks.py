@@ -1,0 +1,98 @@
+"""The runtime half of every task passes the same contract, that of another package too."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from peft import TaskType
+
+import sousbatch.recipes
+from sousbatch.jobs.tasks import TaskRuntime, runtime_of
+from sousbatch.jobs.training.model import load_tokenizer
+from sousbatch.recipes.schema import Data, Predict, StageSettings
+from sousbatch.recipes.tasks import TASKS, TaskSpec, task_of
+
+TINY = Path(sousbatch.recipes.__file__).parent / "library/models/tiny-hangul"
+TEXTS = ["가", "나다라 마바", "사아자차카 타"]
+# Settings that fit each task, and one row of its data for a text.
+CASES: dict[str, tuple[Data, Any]] = {
+    "causal_lm": (Data(max_tokens=64), lambda text: {"input": text, "target": text}),
+    "windows": (Data(prompt="", max_tokens=4), lambda text: {"text": [text, text]}),
+}
+
+
+@dataclass
+class Case:
+    """A task with settings, rows and a model."""
+
+    task: TaskSpec
+    runtime: TaskRuntime
+    settings: StageSettings
+    rows: list[Any]
+    data_path: Path
+    model_dir: Path
+
+
+@pytest.fixture(scope="module")
+def model_dirs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folder of a random model of each class that was asked for."""
+    return {}
+
+
+@pytest.fixture(params=[*TASKS, "windows"])
+def case(
+    request: pytest.FixtureRequest,
+    windows: None,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    model_dirs: dict[str, Path],
+) -> Case:
+    task, (data, row) = task_of(request.param), CASES[request.param]
+    if task.model_class not in model_dirs:
+        torch.manual_seed(0)
+        folder = tmp_path_factory.mktemp("model")
+        config = transformers.AutoConfig.from_pretrained(TINY)
+        getattr(transformers, task.model_class).from_config(config).save_pretrained(folder)
+        model_dirs[task.model_class] = folder
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row(text), ensure_ascii=False) + "\n" for text in TEXTS))
+    return Case(
+        task=task,
+        runtime=runtime_of(task),
+        settings=StageSettings(task=task.name, data=data, predict=Predict(max_new_tokens=4)),
+        rows=list(enumerate(map(row, TEXTS))),
+        data_path=path,
+        model_dir=model_dirs[task.model_class],
+    )
+
+
+def test_its_examples_are_those_that_planning_counts(case: Case) -> None:
+    tokenizer, longest = load_tokenizer(case.settings, TINY), case.settings.data.max_tokens
+    counted = case.task.encode(case.settings, "train", [row for _, row in case.rows], tokenizer, longest)
+    assert len(case.runtime.examples(case.settings, case.data_path, tokenizer, None)) == len(counted)
+    assert sum(one.is_first for one in counted) == len(TEXTS)
+    first = case.task.encode(case.settings, "train", [case.rows[0][1]], tokenizer, longest)
+    assert len(case.runtime.examples(case.settings, case.data_path, tokenizer, 1)) == len(first)
+
+
+def test_its_batches_have_a_loss_in_its_model(case: Case) -> None:
+    tokenizer = load_tokenizer(case.settings, TINY)
+    examples = case.runtime.examples(case.settings, case.data_path, tokenizer, None)
+    batch = case.runtime.collator(case.settings, tokenizer)([examples[0], examples[1]])
+    model = getattr(transformers, case.task.model_class).from_pretrained(case.model_dir)
+    assert torch.isfinite(model(**batch).loss)
+    assert TaskType[case.task.peft_type]
+
+
+def test_a_row_gets_the_same_prediction_whatever_is_asked_with_it(case: Case) -> None:
+    answerer = case.runtime.answerer(case.settings, case.model_dir, TINY, "cpu", "float32")
+    together = answerer.answer(case.rows)
+    assert [answerer.answer([row])[0] for row in reversed(case.rows)] == together[::-1]
+    assert all(answer.keys() == {"prediction", *case.task.fields} for answer in together)
+    assert json.loads(json.dumps(together)) == together
