@@ -7,7 +7,10 @@ registry's entry-point group, under the name that recipes then use.
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from .errors import UsageError, nearest
@@ -67,6 +70,25 @@ class Registry(Generic[T]):
         return cast("T", found)
 
     def _others(self) -> dict[str, EntryPoint]:
-        from importlib.metadata import entry_points  # 40 ms, which our own names never need
+        if not _may_be_installed(f"[{self._group}]".encode()):
+            return {}
+        from importlib.metadata import entry_points  # 40 ms
 
         return {entry.name: entry for entry in entry_points(group=self._group)}
+
+
+def _may_be_installed(heading: bytes) -> bool:
+    """Say whether a package on the import path can have a *heading* in its entry points."""
+    for folder in dict.fromkeys(sys.path):
+        try:
+            with os.scandir(folder or ".") as entries:
+                found = [entry.path for entry in entries if entry.name.lower().endswith("-info")]
+        except NotADirectoryError:  # an archive
+            return True
+        except OSError:
+            continue
+        for path in found:
+            with suppress(OSError), open(f"{path}/entry_points.txt", "rb") as stream:
+                if heading in stream.read():
+                    return True
+    return False
