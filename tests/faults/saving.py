@@ -1,4 +1,4 @@
-"""Two ranks that save, commit, thin and rotate with the real Saver, at a bad moment: run with moments.so preloaded.
+"""Two ranks that save, commit, strip and rotate with the real Saver, at a bad moment: run with fail_at.so preloaded.
 
 `saving.py FOLDER kill|ENOSPC|EDQUOT ZERO_STAGE [COUNT [PART PARTS]]` counts the moments of each rank, then tries all
 of them, or COUNT that are spread evenly: each kills rank 0, rank 1, or both at once, or lets all fail from then on that
@@ -42,7 +42,7 @@ from sousbatch.recipes.schema import Checkpoints, Model, Recipe, Resources, Trai
 from sousbatch.run_folder import RunPaths
 
 SHIM = ctypes.CDLL(None)
-STEPS, BEST, WIDTH = 4, 2, 40_000  # the best will be thinned
+STEPS, BEST, WIDTH = 4, 2, 40_000  # the best will be stripped to weights
 KILL, KILL_BOTH = 0, -1
 FULL_BYTES = 12 * WIDTH
 STARTS_AT, BUDGET_BYTES = 0.5, 2_500_000
