@@ -197,17 +197,17 @@ def _storage_refusals(stages: Sequence[Stage], found: Forecast, inputs: Inputs) 
     space = inputs.disk_space
     where = f"{space.folder} can take {_gb(max(0, space.free_bytes))} ({space.source})"
     largest = max(found.storage, key=lambda line: line.num_bytes)
-    for name, one in found.checkpoints.items():
-        if one.has_space:
+    for name, kept in found.checkpoints.items():
+        if kept.fits:
             continue
         settings = next(stage.settings for stage in stages if stage.name == name)
-        what = f"no room: not even the weights of stage {name!r}, {_gb(one.least_bytes)}, fit into"
-        if is_own_limit(settings, one.free_bytes):
-            yield f"{what} checkpoints.budget_gb={one.free_bytes / 1e9:g}: {one.change}"
+        what = f"no room: not even the weights of stage {name!r}, {_gb(kept.least_bytes)}, fit into"
+        if is_own_limit(settings, kept.free_bytes):
+            yield f"{what} checkpoints.budget_gb={kept.free_bytes / 1e9:g}: {kept.change}"
             continue
         yield (
-            f"{what} the {_gb(max(0, one.free_bytes))} left for them; {where} and the run will hold "
-            f"{_gb(found.storage_peak_bytes)}, the largest part is {largest.what}: {one.change}, or another folder "
+            f"{what} the {_gb(max(0, kept.free_bytes))} left for them; {where} and the run will hold "
+            f"{_gb(found.storage_peak_bytes)}, the largest part is {largest.what}: {kept.change}, or another folder "
             "with --runs"
         )
     if not found.checkpoints and found.storage_peak_bytes > space.free_bytes:
@@ -223,11 +223,11 @@ def _storage_warnings(stage: Stage, found: Forecast) -> Iterator[str]:
         "weights": "only weights will be saved, and a kill starts training again",
         "none": "only the weights at the end will be saved, and a kill starts training again",
     }
-    checkpoints = found.checkpoints[stage.name]
-    if checkpoints.fit != "all":
+    kept = found.checkpoints[stage.name]
+    if not kept.keeps_all:
         yield (
-            f"stage {stage.name!r} would hold {_gb(checkpoints.all_bytes)} of checkpoints and "
-            f"{_gb(checkpoints.free_bytes)} are there: {does[checkpoints.fit]}; smallest change: {checkpoints.change}"
+            f"stage {stage.name!r} would hold {_gb(kept.full_bytes)} of checkpoints and {_gb(kept.free_bytes)} are "
+            f"there: {does[kept.save_level]}; smallest change: {kept.change}"
         )
 
 

@@ -135,24 +135,21 @@ class ForecastLine:
     formula: str
 
 
-# "all" that the recipe keeps, or the least that saves of a level hold.
-Fit = Literal["all", SaveLevel]
-
-
 @dataclass(frozen=True, kw_only=True)
 class CheckpointForecast:
-    """How the checkpoints of a train stage fit, and the least change for a better fit.
+    """How a train stage's checkpoints fit: how much its saves keep, and the least change for a better forecast.
 
-    *all_bytes* are those of all that the recipe keeps, *least_bytes* those of the weights at the end. Where not even
-    these have space, *has_space* is False.
+    *keeps_all* says that all fits that the retention policies keep; else older ones are stripped or go. At the save
+    level "none" there is space for the weights at the end alone; *fits* says that at least these, *least_bytes*, do.
     """
 
-    fit: Fit
-    has_space: bool
+    save_level: SaveLevel
+    keeps_all: bool
+    fits: bool
     free_bytes: int
-    all_bytes: int
+    full_bytes: int
+    change: str
     least_bytes: int = 0
-    change: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,1 +1,1 @@
-"""Forecast what a plan takes: trained parameters, device memory, disk space."""
+"""What a plan will take: parameters that train, memory of the device, bytes on the disk."""

@@ -1,4 +1,4 @@
-"""Forecast what a run holds on disk, and how its checkpoints fit. Pure.
+"""Forecast what a run holds on disk, and how well its checkpoints fit. Pure.
 
 The sizes of single files are in `checkpoints.sizes`; what is done at each save is decided in
 `checkpoints.retention.admission`, by the same sums.
@@ -10,25 +10,32 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
-from ...checkpoints.retention.save_level import SAVE_LEVELS, Held, least_held
+from ...checkpoints.retention.save_level import SAVE_LEVELS, SaveLevel, least_held
 from ...checkpoints.sizes import Size, checkpoint_size, model_size
 from ..engines import engine_of
 from ..facts import Inputs, ModelFacts
-from ..plan import Batch, CheckpointForecast, Fit, Forecast, ForecastLine, Stage
+from ..plan import Batch, CheckpointForecast, Forecast, ForecastLine, Stage
 from ..retention import model_dtype, num_best_kept, weights_dtype
 from ..schema import Adapter, Dtype, Recipe, StageSettings
 from ..tasks import task_of
 from .parameters import params_of
 
-FITS: tuple[Fit, ...] = ("all", *SAVE_LEVELS)
-_KEPT: dict[Fit, str] = {
-    "all": "all are kept",
-    "full": "two full states, and the weights of the best one",
-    "weights": "weights only",
-    "none": "the weights at the end only",
-}
+
+class Fit(NamedTuple):
+    """How well checkpoints may fit: how much a save keeps, and whether all stay that the policies keep."""
+
+    level: SaveLevel
+    keeps_all: bool = False
+
+    def __str__(self) -> str:
+        if self.level == "full":
+            return "full" if self.keeps_all else "full, older ones stripped or removed"
+        return {"weights": "weights only", "none": "weights at the end only"}[self.level]
+
+
+FITS = (Fit("full", keeps_all=True), *map(Fit, SAVE_LEVELS))  # the best first
 _CHECKPOINTS_OF = "checkpoints of "
 _LOG_ENTRY_BYTES = 190  # one entry of the log in trainer_state.json
 _LOG_BYTES_PER_STEP = 200  # one line of log and one ledger event, seldom more
@@ -36,15 +43,14 @@ _FIXED_LOG_BYTES = 2_000_000  # start-up messages of every stage, the tracker's 
 
 
 def with_slack(num_bytes: int) -> int:
-    """Return the free space to ask for: a forecast is right to 2 %, in whole blocks."""
+    """Return the room to ask for something of a forecast size: right to 2 %, and files take whole blocks."""
     return int(num_bytes * 1.02) + 64 * 1024
 
 
 def with_dtype(recipe: Recipe, model: ModelFacts) -> Recipe:
-    """Return *recipe* with the dtype of the consolidated model.
+    """Return *recipe* with the dtype of the consolidated model, which follows *model* where the recipe is silent.
 
-    It follows *model* where the recipe is silent. A bfloat16 model stays one: float16 has a smaller range, and might
-    not hold its weights.
+    A bfloat16 model stays one: float16 has a smaller range, and might not hold its weights.
     """
     if recipe.consolidate.dtype is not None:
         return recipe
@@ -54,7 +60,7 @@ def with_dtype(recipe: Recipe, model: ModelFacts) -> Recipe:
 
 
 def checkpoint_of(settings: StageSettings, model: ModelFacts, batch: Batch) -> Size:
-    """Return the size of the last full checkpoint, the largest since its log grows."""
+    """Return the size of the last full checkpoint of a train stage: with the log it is the largest."""
     params, train = params_of(settings, model), settings.train
     logs = batch.steps // train.log_every_steps + (batch.steps // batch.save_every_steps if train.eval_split else 0)
     return checkpoint_size(
@@ -69,7 +75,7 @@ def checkpoint_of(settings: StageSettings, model: ModelFacts, batch: Batch) -> S
 
 
 def weights_of(settings: StageSettings, model: ModelFacts) -> Size:
-    """Return the size of a checkpoint of weights only: the model's or the adapter's."""
+    """Return the size of a checkpoint that holds weights only: the model's, or the adapter's."""
     if settings.adapter.method == "full":
         return model_of(settings, model)
     params = params_of(settings, model)
@@ -82,7 +88,7 @@ def weights_of(settings: StageSettings, model: ModelFacts) -> Size:
 
 
 def model_of(settings: StageSettings, model: ModelFacts) -> Size:
-    """Return the size of the consolidated model, into which an adapter is merged."""
+    """Return the size of the consolidated model; an adapter is merged into its base, so its model is as large."""
     return model_size(
         num_params=model.num_params,
         dtype=model_dtype(settings),
@@ -97,7 +103,7 @@ def later_bytes(found: Forecast) -> int:
 
 
 def storage_of(inputs: Inputs, stages: Sequence[Stage]) -> tuple[list[ForecastLine], dict[str, CheckpointForecast]]:
-    """Return what the run of *stages* holds, and how its checkpoints fit."""
+    """Return what the run of *stages* holds, line by line, as well as they fit; and how well that is."""
     beside = [line for stage in stages for line in _beside(inputs, stage)]
     steps = sum(stage.batch.steps for stage in stages if stage.batch)
     log_bytes = _FIXED_LOG_BYTES + _LOG_BYTES_PER_STEP * steps
@@ -108,19 +114,25 @@ def storage_of(inputs: Inputs, stages: Sequence[Stage]) -> tuple[list[ForecastLi
         formula = f"{cached:,} B of the model are there already, and no longer count as free"
         beside.append(ForecastLine(what="the hub's cache", num_bytes=0, formula=formula))
     free = inputs.disk_space.free_bytes - sum(line.num_bytes for line in beside)
-    found = _checkpoints(inputs.model, stages, free)
-    kept = [_line(inputs.model, stage, found[stage.name].fit) for stage in stages if stage.name in found]
-    return kept + beside, found
+    checkpoints = _forecast_checkpoints(inputs.model, stages, free)
+    kept = [
+        _line(inputs.model, stage, _fit_of(checkpoints[stage.name])) for stage in stages if stage.name in checkpoints
+    ]
+    return kept + beside, checkpoints
 
 
 def needs(settings: StageSettings, model: ModelFacts, stage: Stage) -> dict[Fit, int]:
-    """Return what the checkpoints of a train stage hold at their peak, for each fit."""
+    """Return what the checkpoints of a train stage hold at their peak, for each fit.
+
+    The newest full state, its successor that is being written, the best one's weights; without
+    full states the weights of the last, the best and the one being written; at least those at the end.
+    """
     parts = {fit: _parts(settings, model, stage, fit) for fit in FITS}
     return {fit: sum(count * with_slack(size) for count, size, _ in those) for fit, those in parts.items()}
 
 
 def _parts(settings: StageSettings, model: ModelFacts, stage: Stage, fit: Fit) -> list[tuple[int, int, str]]:
-    """Return (count, bytes of one, formula of one) of what is held at the peak."""
+    """Return (how many, bytes of one, formula of one) of what a train stage holds at its peak."""
     assert stage.batch is not None, "only train stages have checkpoints"
     spec, num_best, batch = settings.checkpoints, num_best_kept(settings), stage.batch
     size, weights = checkpoint_of(settings, model, batch), weights_of(settings, model)
@@ -129,21 +141,21 @@ def _parts(settings: StageSettings, model: ModelFacts, stage: Stage, fit: Fit) -
     older = num_best + (
         batch.steps // math.lcm(spec.keep_every_steps, batch.save_every_steps) if spec.keep_every_steps else 0
     )
-    if fit != "all":
-        least = least_held(fit, min(1, num_best))
-    elif spec.thin:
-        least = Held(spec.keep_last + 1, older)
-    else:
-        least = Held(spec.keep_last + older + 1, 0)
-    num_full = min(saves, least.num_full)
-    return [(num_full, *full), (min(saves - num_full, least.num_weights), *light)]
+    if fit.keeps_all and spec.thin:
+        newest = min(saves, spec.keep_last + 1)
+        return [(newest, *full), (min(saves - newest, older), *light)]
+    if fit.keeps_all:
+        return [(min(saves, spec.keep_last + older + 1), *full)]
+    held = least_held(fit.level, min(1, num_best))
+    num_full = min(saves, held.num_full)
+    return [(num_full, *full), (min(saves - num_full, held.num_weights), *light)]
 
 
 def _line(model: ModelFacts, stage: Stage, fit: Fit) -> ForecastLine:
     parts = [part for part in _parts(stage.settings, model, stage, fit) if part[0]]
     formula = " + ".join(f"{count} x {size:,} B [{text}]" for count, size, text in parts)
     num_bytes = sum(count * size for count, size, _ in parts)
-    return ForecastLine(what=f"{_CHECKPOINTS_OF}{stage.name}", num_bytes=num_bytes, formula=f"{formula}; {_KEPT[fit]}")
+    return ForecastLine(what=f"{_CHECKPOINTS_OF}{stage.name}", num_bytes=num_bytes, formula=f"{formula}; {fit}")
 
 
 def _beside(inputs: Inputs, stage: Stage) -> Iterator[ForecastLine]:
@@ -158,28 +170,28 @@ def _beside(inputs: Inputs, stage: Stage) -> Iterator[ForecastLine]:
         yield ForecastLine(what=f"predictions of {stage.name}", num_bytes=2 * rows * row_bytes, formula=formula)
 
 
-def _checkpoints(model: ModelFacts, stages: Sequence[Stage], free_bytes: int) -> dict[str, CheckpointForecast]:
-    """Return how the checkpoints of each train stage fit its budget and the disk.
+def _forecast_checkpoints(model: ModelFacts, stages: Sequence[Stage], free_bytes: int) -> dict[str, CheckpointForecast]:
+    """Return how well each train stage fits into both its own budget and the free space.
 
-    The stages' checkpoints stay, so on the disk they count together; all but those of the stage that is
-    looked at as the weights at their end.
+    The stages' checkpoints stay, so in the store they count together; all but the one that is
+    looked at with their final weights only.
     """
-    training = [stage for stage in stages if stage.batch is not None]
-    wanted = {stage.name: needs(stage.settings, model, stage) for stage in training}
+    views = {stage.name: (stage.settings, stage) for stage in stages if stage.batch is not None}
+    wanted = {name: needs(settings, model, stage) for name, (settings, stage) in views.items()}
     found = {}
-    for stage in training:
-        mine, budget_gb = wanted[stage.name], stage.settings.checkpoints.budget_gb
-        free = free_bytes - sum(other["none"] for name, other in wanted.items() if name != stage.name)
-        if budget_gb is not None:
-            free = min(free, int(budget_gb * 1e9))
-        fit = _best_fit(mine, free)
-        found[stage.name] = CheckpointForecast(
-            fit=fit or "none",
-            has_space=fit is not None,
-            free_bytes=free,
-            all_bytes=mine["all"],
-            least_bytes=mine["none"],
-            change="" if fit == "all" else _smallest_change(stage.settings, model, stage, free),
+    for name, (settings, stage) in views.items():
+        room = free_bytes - sum(other[FITS[-1]] for key, other in wanted.items() if key != name)
+        if settings.checkpoints.budget_gb is not None:
+            room = min(room, int(settings.checkpoints.budget_gb * 1e9))
+        fit = _best_fit(wanted[name], room)
+        found[name] = CheckpointForecast(
+            save_level=fit.level if fit else "none",
+            keeps_all=fit is not None and fit.keeps_all,
+            free_bytes=room,
+            full_bytes=wanted[name][FITS[0]],
+            least_bytes=wanted[name][FITS[-1]],
+            fits=fit is not None,
+            change="" if fit == FITS[0] else _smallest_change(settings, model, stage, room),
         )
     return found
 
@@ -188,18 +200,22 @@ def _best_fit(wanted: Mapping[Fit, int], free_bytes: int) -> Fit | None:
     return next((fit for fit in FITS if wanted[fit] <= free_bytes), None)
 
 
+def _fit_of(found: CheckpointForecast) -> Fit:
+    return Fit(found.save_level, found.keeps_all)
+
+
 def _smallest_change(settings: StageSettings, model: ModelFacts, stage: Stage, free_bytes: int) -> str:
-    """Return the least change that makes all checkpoints fit in full.
+    """Return the least that makes all checkpoints fit in full: to keep fewer, an adapter, or more room.
 
     Where not even the weights at the end fit, the least that makes these fit.
     """
     wanted = needs(settings, model, stage)
-    target: Fit = "all" if _best_fit(wanted, free_bytes) else "none"
+    target = FITS[0] if _best_fit(wanted, free_bytes) else FITS[-1]
     may_adapt = settings.adapter.method == "full" and not stage.model.is_random
     ways = (
         text for text, changed in _changes(settings, may_adapt) if needs(changed, model, stage)[target] <= free_bytes
     )
-    more = f"{_up((wanted[target] - free_bytes) / 1e9)} GB more free space"
+    more = f"{_up((wanted[target] - free_bytes) / 1e9)} GB more in the store"
     if is_own_limit(settings, free_bytes):
         more = f"checkpoints.budget_gb={_up(wanted[target] / 1e9)}"
     return " or ".join([*itertools.islice(ways, 1), more])
@@ -211,10 +227,7 @@ def is_own_limit(settings: StageSettings, free_bytes: int) -> bool:
 
 
 def _changes(settings: StageSettings, may_adapt: bool) -> Iterator[tuple[str, StageSettings]]:
-    """Yield ways to need less, the mildest first.
-
-    They are: strip to weights, keep fewer, both, the fewest, an adapter.
-    """
+    """Yield ways to need less, the mildest first: stripping, fewer, both, the fewest, an adapter."""
     spec, thin = settings.checkpoints, {"checkpoints.thin": True}
     fewer: list[dict[str, Any]] = [
         {"checkpoints.keep_every_steps": None},

@@ -153,7 +153,9 @@ def context(
         folder="m", tokenizer_folder="m", digest="", has_weights=True, num_params=WIDTH, tensors=(tensor,), config={}
     )
     least_bytes = with_slack(weights_of(recipe, model).num_bytes)
-    planned = CheckpointForecast(fit="all", free_bytes=0, all_bytes=0, least_bytes=least_bytes, has_space=True)
+    kept = CheckpointForecast(
+        save_level="full", keeps_all=True, free_bytes=0, full_bytes=0, least_bytes=least_bytes, fits=True, change=""
+    )
     plan = Plan(
         recipe=recipe,
         site=Site(name="here", launcher="local", cpus_per_node=1, memory_bytes=1, gpus_per_node=0, gpu_memory_bytes=0),
@@ -165,7 +167,7 @@ def context(
             storage=(ForecastLine(what="logs", num_bytes=60_000, formula=""),),
             storage_peak_bytes=peak_bytes,
             device={},
-            checkpoints={"train": planned},
+            checkpoints={"train": kept},
         ),
     )
     return JobContext(paths=paths, plan=plan, stage=stage, task=0, attempt=attempt, batch=batch)

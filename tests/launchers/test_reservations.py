@@ -31,6 +31,7 @@ class Launcher:
     """Answers for jobs with one word."""
 
     name = "local"
+    is_host_bound = True
 
     def __init__(self, word: StateWord) -> None:
         self.word = word
@@ -82,16 +83,16 @@ def test_a_second_run_is_planned_into_what_the_first_one_leaves(
     queued: tuple[Plan, RunPaths], sousbatch: Run, tmp_path: Path
 ) -> None:
     plan, paths = queued
-    planned, held = plan.forecast.checkpoints["train"], allocation.measure_usage(paths.root)
-    peak = later_bytes(plan.forecast) + planned.all_bytes
+    kept, held = plan.forecast.checkpoints["train"], allocation.measure_usage(paths.root)
+    peak = later_bytes(plan.forecast) + kept.full_bytes
     runs = ["--runs", str(tmp_path / "runs")]
-    for store, fit in ((2 * peak, "all"), (2 * peak - 1000, "full")):
+    for store, keeps_all in ((2 * peak, True), (2 * peak - 1000, False)):
         reservations.publish(
             paths,
             reservations.Reservation(run="r", promised_bytes=peak, held_bytes=held, holder=reservations.this_process()),
         )
         _, out, _ = sousbatch("plan", "small.yaml", f"checkpoints.store_budget_gb={store / 1e9}", "--json", *runs)
-        assert json.loads(out)["forecast"]["checkpoints"]["train"]["fit"] == fit
+        assert json.loads(out)["forecast"]["checkpoints"]["train"]["keeps_all"] is keeps_all
     code, _, err = sousbatch("plan", "small.yaml", f"checkpoints.store_budget_gb={1.1 * peak / 1e9}", *runs)
     assert code == 2 and "checkpoints.store_budget_gb" in err
 

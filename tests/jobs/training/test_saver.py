@@ -1,4 +1,4 @@
-"""Saving with two real ranks: killed at system calls, and at the save level that fits."""
+"""Saving with two real ranks: killed at system calls, and at the save level that the space asks for."""
 
 from __future__ import annotations
 
