@@ -7,7 +7,10 @@ registry's entry-point group, under the name that recipes then use.
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from .errors import UsageError, nearest
@@ -67,6 +70,27 @@ class Registry(Generic[T]):
         return cast("T", found)
 
     def _others(self) -> dict[str, EntryPoint]:
-        from importlib.metadata import entry_points  # 40 ms, which our own names never need
+        if not _is_named(self._group):
+            return {}
+        from importlib.metadata import entry_points
 
         return {entry.name: entry for entry in entry_points(group=self._group)}
+
+
+def _is_named(group: str) -> bool:
+    """Say whether a package on sys.path may have entry points of *group*.
+
+    Looking takes 2 ms with 100 packages; importlib.metadata, which knows for sure, takes 50 ms.
+    """
+    for folder in sys.path:
+        try:
+            found = [one.path for one in os.scandir(folder or ".") if one.name.endswith((".dist-info", ".egg-info"))]
+        except NotADirectoryError:  # a zip file of packages
+            return True
+        except OSError:
+            continue
+        for path in found:
+            with suppress(OSError), open(f"{path}/entry_points.txt", "rb") as stream:
+                if group.encode() in stream.read():
+                    return True
+    return False

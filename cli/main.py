@@ -56,7 +56,7 @@ def build_parser(*words: str) -> Parser:
     registry: Registry[Callable[[Parser], None]] = Registry(
         "command", "sousbatch.commands", {name: f"cli.{module}:define_{name}" for name, (module, _) in COMMANDS.items()}
     )
-    for name in COMMANDS if set(words) & set(COMMANDS) else registry:  # looking for third-party ones takes 40 ms
+    for name in COMMANDS if set(words) & set(COMMANDS) else registry:
         _, help = COMMANDS.get(name, ("", "a third-party command"))
         command = add_command(commands, name, help)
         if name in words or not words:
