@@ -264,8 +264,8 @@ def _other_weights_bytes(job: JobContext) -> int:
     """Return what the final weights of the run's other, unfinished trainings take."""
     events = read(job.paths.ledger_dir, max_steps=1)
     done = done_stages(events)
-    ladders = job.plan.forecast.ladders
-    return sum(ladder.least_bytes for name, ladder in ladders.items() if name not in done | {job.stage.name})
+    checkpoints = job.plan.forecast.checkpoints
+    return sum(kept.least_bytes for name, kept in checkpoints.items() if name not in done | {job.stage.name})
 
 
 def _size(path: Path) -> int:

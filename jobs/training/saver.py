@@ -99,8 +99,8 @@ class Saver:
 
     def _plans_none(self) -> bool:
         """Return whether the plan has space for the final weights alone: skips are expected."""
-        ladder = self._job.plan.forecast.ladders.get(self._job.stage.name)
-        return ladder is not None and ladder.rung == "none"
+        kept = self._job.plan.forecast.checkpoints.get(self._job.stage.name)
+        return kept is not None and kept.save_level == "none"
 
     def _advice(self) -> str:
         budget_gb = self._job.settings.checkpoints.budget_gb

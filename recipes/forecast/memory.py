@@ -17,7 +17,7 @@ from .storage import storage_of
 
 def forecast(inputs: Inputs, stages: Sequence[Stage]) -> Forecast:
     """Return what the run of *stages* will take."""
-    storage, ladders = storage_of(inputs, stages)
+    storage, checkpoints = storage_of(inputs, stages)
     device = {
         stage.name: tuple(device_memory(stage.settings, inputs.model, stage.batch))
         for stage in stages
@@ -26,7 +26,7 @@ def forecast(inputs: Inputs, stages: Sequence[Stage]) -> Forecast:
     return Forecast(
         storage=tuple(storage),
         storage_peak_bytes=sum(line.num_bytes for line in storage),
-        ladders=ladders,
+        checkpoints=checkpoints,
         device=device,
     )
 
