@@ -47,7 +47,9 @@ class Event:
 
     @classmethod
     def read(cls, data: dict[str, Any], **place: Any) -> Event:
-        """Return the event that a line's *data* describe; fields that a newer version added are dropped.
+        """Return the event that a line's *data* describe.
+
+        Fields that a newer version added are dropped.
 
         Raises:
             ValueError: a value has another type than its field, or one that is needed is missing.
@@ -102,7 +104,10 @@ def of(found: Iterable[Event], *classes: type[_AnyEvent]) -> list[_AnyEvent]:
 
 @dataclass(frozen=True, kw_only=True)
 class Frozen(Event, kind="frozen"):
-    """The run was written down: digests of its plan.json and its requests; of a point's run its position, too."""
+    """The run was written down.
+
+    Holds the digests of plan.json and of the requests; for a point's run also its position in the sweep.
+    """
 
     plan: str
     point: int | None = None
@@ -134,7 +139,10 @@ class Sent(Event, kind="sent"):
 
 @dataclass(frozen=True, kw_only=True)
 class Adopted(Sent, kind="adopted"):
-    """A job was found by its key after the record of it was lost; *of* is the submission that had the intent."""
+    """A job was found by its key after the record of it was lost.
+
+    *of* is the submission that had the intent.
+    """
 
     of: int | None = None
 
@@ -146,7 +154,10 @@ class Adopted(Sent, kind="adopted"):
 
 @dataclass(frozen=True, kw_only=True)
 class Accepted(Event, kind="accepted"):
-    """A person accepted these package versions; *was* has those that were expected before."""
+    """A person accepted these package versions.
+
+    *was* has those that were expected before.
+    """
 
     versions: dict[str, str]
     was: dict[str, str] | None = None
@@ -165,7 +176,10 @@ class CancelAsked(Event, kind="cancel"):
 
 @dataclass(frozen=True, kw_only=True)
 class Started(Event, kind="attempt"):
-    """An attempt began. *job* is the launcher's job that started it; the sizes are those of a training's batch."""
+    """An attempt began.
+
+    *job* is the launcher's job that started it; the sizes are those of a training's batch.
+    """
 
     job: str | None = None
     host: str | None = None
@@ -186,7 +200,10 @@ class Ended(Event, kind="ended"):
 
 @dataclass(frozen=True, kw_only=True)
 class Error(Event, kind="error"):
-    """What went wrong. *advice* helps where `resume` does not; *exit_code* is that of the rank that says it."""
+    """What went wrong.
+
+    *advice* helps where `resume` does not; *exit_code* is that of the rank that wrote it.
+    """
 
     message: str
     advice: str | None = None
@@ -194,7 +211,7 @@ class Error(Event, kind="error"):
 
     @classmethod
     def of_exception(cls, error: BaseException, *, exit_code: int | None = None) -> Error:
-        """Return the record of *error*: its message in one line without secrets, and its advice, if any."""
+        """Return the record of *error*: one line without secrets, and its advice."""
         is_ours = isinstance(error, SousbatchError)
         message = str(error) if is_ours else f"{type(error).__name__}: {error}"
         advice = (error.advice or None) if isinstance(error, SousbatchError) else None
@@ -203,7 +220,10 @@ class Error(Event, kind="error"):
 
 @dataclass(frozen=True, kw_only=True)
 class Finished(Event, kind="finished"):
-    """Rank 0 of a Slurm job came to its end; srun exits with 0 also when it lost a node."""
+    """Rank 0 of a Slurm job came to its end.
+
+    srun alone does not say so: it exits with 0 also when it lost a node.
+    """
 
 
 # What a training writes.
@@ -211,7 +231,10 @@ class Finished(Event, kind="finished"):
 
 @dataclass(frozen=True, kw_only=True)
 class Step(Event, kind="step"):
-    """An optimizer step: *values* are what training reports of it (loss, eval_loss, learning_rate ...)."""
+    """An optimizer step.
+
+    *values* are what training reports of it: loss, eval_loss, learning_rate and others.
+    """
 
     step: int
     values: dict[str, float] = field(default_factory=dict)
@@ -222,7 +245,10 @@ class Step(Event, kind="step"):
 
     @classmethod
     def read(cls, data: dict[str, Any], **place: Any) -> Event:
-        """Return the event of a line; values that are no numbers are dropped, but not a loss."""
+        """Return the event of a line.
+
+        Values that are no numbers are dropped, except that a loss must be one.
+        """
         _check("step", data.get("step"), (int,))
         for name in ("loss", "eval_loss"):
             _check(name, data.get(name, 0.0), (float, int))
@@ -254,7 +280,10 @@ class Skipped(Event, kind="skipped"):
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointEvent(Event):
-    """What all events of a checkpoint say: its size and metric, what its folder holds now and what it may hold."""
+    """What all events of a checkpoint share.
+
+    *held_bytes* is what the stage's checkpoints hold now, *budget_bytes* what they may hold.
+    """
 
     step: int
     content: str | None = None
@@ -318,7 +347,10 @@ class ModelWritten(Event, kind="model"):
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionStarted(Event, kind="layout"):
-    """A predict task began: its rows in units of *unit_rows*, of which *num_committed* were there already."""
+    """A predict task began.
+
+    Its rows come in units of *unit_rows*, of which *num_committed* were there already.
+    """
 
     num_rows: int
     unit_rows: int | None = None

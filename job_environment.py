@@ -1,4 +1,4 @@
-"""Define what launcher, stage process and job say to each other through environment variables."""
+"""Define the environment variables between launcher, stage process and job."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ _PREFIX = "SOUSBATCH_"
 
 @dataclass(frozen=True, kw_only=True)
 class JobEnvironment:
-    """The variables of one process: each field is one, called SOUSBATCH_ and the field's name in capitals.
+    """The variables of one process.
+
+    Each field is a variable: SOUSBATCH_ and the field's name in capitals.
 
     The launcher gives the stage process *task*, and on this machine *job* (its id) and *devices* (a list as
     CUDA_VISIBLE_DEVICES has it). A point of a sweep gives its stage processes *sweep*, the sweep's run id. The stage

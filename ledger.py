@@ -1,4 +1,4 @@
-"""What happened in a run: append-only files, one per writer, and the attempts they number.
+"""Append and read a run's events: one file per writer, numbered by attempt.
 
 A file's number is allocated by creating it exclusively, so the n-th start of a stage's task
 owns the number n, and whoever sees a higher one knows that it has been replaced. Reading
@@ -47,7 +47,7 @@ class Ledger:
         self._lock = threading.Lock()
         text = path.read_bytes()
         self._sequence = 1 + max(map(_sequence_in, text.split(b"\n")))
-        self._is_torn = bool(text) and not text.endswith(b"\n")
+        self._is_incomplete = bool(text) and not text.endswith(b"\n")
 
     def write(self, event: Event) -> None:
         """Append one event; all but `Step` events are durable when this returns.
@@ -62,18 +62,18 @@ class Ledger:
         head = {"sequence": self._sequence, "time": time.time(), "kind": event.kind}
         place = {"stage": event.stage} if event.stage else {}
         line = json.dumps(head | place | event.data(), ensure_ascii=False)
-        text = (("\n" if self._is_torn else "") + line + "\n").encode()
+        text = (("\n" if self._is_incomplete else "") + line + "\n").encode()
         self._sequence += 1
         try:
             written = os.write(self._descriptor, text)
-            self._is_torn = (self._is_torn and written == 0) or 0 < written < len(text)
+            self._is_incomplete = (self._is_incomplete and written == 0) or 0 < written < len(text)
             if written < len(text):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if not isinstance(event, Step):
                 os.fsync(self._descriptor)
         except OSError as error:
             if self._is_strict and is_no_room(error):
-                raise NoRoomError(f"no room left to write {self.path}; free some space and try again") from error
+                raise NoRoomError(f"no space left to write {self.path}; free some space and try again") from error
             if self._is_strict:
                 raise
 
@@ -93,14 +93,17 @@ def open_attempt(folder: Path, stage: str, task: int) -> Ledger:
 
 
 def open_job(folder: Path, stage: str, task: int, attempt: int, rank: int = 0) -> Ledger:
-    """Open the ledger of a rank of the job that the attempt started; rank 0 speaks for all."""
+    """Open the ledger of one rank of an attempt's job; rank 0 speaks for all."""
     role = f"rank{rank}" if rank else "job"
     path = _made(folder) / f"{role}.{stage}-{task:05d}.{attempt:04d}.jsonl"
     return Ledger(_create(path, exclusive=False), path, attempt)
 
 
 def _made(folder: Path) -> Path:
-    """Make a ledger folder in its run, but never the run: one that was deleted meanwhile stays away."""
+    """Make a ledger folder in its run, but never the run itself.
+
+    A run that was deleted meanwhile stays deleted.
+    """
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
     except FileNotFoundError as error:
@@ -197,7 +200,10 @@ class LedgerReader:
 
 
 def _thinned(lines: Iterator[bytes], max_steps: int) -> Iterator[bytes]:
-    """Yield *lines*, but of the steps, and of those with a validation loss, every n-th and the last."""
+    """Yield *lines*, but only every n-th and the last of the steps.
+
+    Steps with a validation loss are counted apart.
+    """
     plain, validated = _Spread(max_steps), _Spread(max_steps)
     for line in lines:
         if line.find(_STEP_MARK, 0, _MARK_BYTES) < 0:
@@ -231,12 +237,15 @@ class _Spread:
 
 
 def read(folder: Path, *, max_steps: int | None = None) -> list[Event]:
-    """Return all events of a ledger folder, by number, writer and sequence; *max_steps* is `LedgerReader`'s."""
+    """Return all events of a ledger folder, by number, writer and sequence.
+
+    *max_steps* is that of `LedgerReader`.
+    """
     return LedgerReader(folder, max_steps=max_steps).poll()
 
 
 def _sequence_in(line: bytes) -> int:
-    """Return the sequence number of a line, or -1 when it is torn."""
+    """Return the sequence number of a line, or -1 when it is incomplete."""
     try:
         return int(json.loads(line)["sequence"])
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):

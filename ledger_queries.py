@@ -1,4 +1,4 @@
-"""Answer questions about the events of a run, in one place for launchers, jobs and reports. Pure.
+"""Answer questions about the events of a run, for all who read them. Pure.
 
 Events come as `ledger.read` returns them: by number, writer and sequence.
 """
@@ -56,7 +56,10 @@ def last_sent(events: Iterable[Event]) -> dict[str, Sent]:
 
 
 def unsettled(events: Iterable[Event]) -> dict[str, Intent]:
-    """Return the intents, by key, whose outcome nobody recorded: a job may or may not be there."""
+    """Return the intents, by key, whose outcome nobody recorded.
+
+    A job of theirs may or may not be there.
+    """
     events = list(events)
     settled = {stage: sent.submission for stage, sent in last_sent(events).items()}
     return {event.key: event for event in of(events, Intent) if event.number > settled.get(event.stage, 0)}
@@ -70,7 +73,10 @@ def is_cancelled(events: Sequence[Event], stage: str) -> bool:
 
 
 def jobs_started(events: Iterable[Event], stage: str) -> list[str]:
-    """Return the launcher's jobs that started attempts of *stage*; of an array the job, not its element."""
+    """Return the launcher's jobs that started attempts of *stage*.
+
+    For an element of an array it is the whole job.
+    """
     return [(event.job or "").partition("_")[0] for event in of(events, Started) if event.stage == stage]
 
 
@@ -81,7 +87,10 @@ def newest_attempt(events: Iterable[Event], stage: str, task: int) -> int:
 
 
 def rank_codes(events: Iterable[Event], stage: str, task: int, attempt: int) -> list[int]:
-    """Return the exit codes that the ranks of an attempt recorded: srun and torchrun return only one."""
+    """Return the exit codes that the ranks of an attempt recorded.
+
+    srun and torchrun return only one of them.
+    """
     errors = (event for event in of(events, Error) if (event.stage, event.task, event.number) == (stage, task, attempt))
     return [event.exit_code for event in errors if event.exit_code is not None]
 
@@ -104,7 +113,9 @@ def has_model(events: Iterable[Event], stage: str, digest: str | None) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointLifetime:
-    """A checkpoint from its save to its end, in seconds from the first event; *end_s* is None while it is there.
+    """A checkpoint from its save to its end, in seconds from the first event.
+
+    *end_s* is None while it is there.
 
     *stripped_s* is when only its weights were left. *num_bytes* is what it held first, *left_bytes* last; *why* is the
     reason of its end. *fate* is the kind of the event that ended it.
@@ -123,7 +134,10 @@ class CheckpointLifetime:
 
 
 def timed(events: Iterable[Event]) -> list[tuple[float, Event]]:
-    """Return *events* with seconds from the first one, which never fall from one to the next of a writer."""
+    """Return *events* with seconds from the first one.
+
+    They never fall from one event of a writer to the next.
+    """
     found: list[tuple[float, Event]] = []
     first = math.inf
     latest: dict[tuple[str, str, int], float] = {}
@@ -136,7 +150,7 @@ def timed(events: Iterable[Event]) -> list[tuple[float, Event]]:
 
 
 def checkpoint_lifetimes(events: Sequence[tuple[float, Event]]) -> list[CheckpointLifetime]:
-    """Return the lifetime of every checkpoint that was saved, in that order, from `timed` events."""
+    """Return the lifetime of every saved checkpoint, from `timed` events."""
     found: dict[tuple[str, int], CheckpointLifetime] = {}
     # What a person pruned comes last: a client's number says nothing of the attempts that it came after.
     for time, event in sorted(events, key=lambda each: each[1].role == "client"):

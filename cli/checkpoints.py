@@ -35,10 +35,12 @@ def define_checkpoints(parser: Parser) -> None:
     listing = add_command(verbs, "list", "list the checkpoints of a run or a folder")
     define(listing, _list, "checkpoints list 3f2a")
     listing.add_argument("--json", action="store_true", help="as JSON")
-    verify = add_command(verbs, "verify", "read every checkpoint and say what is damaged")
+    verify = add_command(verbs, "verify", "read every checkpoint and report what is damaged")
     define(verify, _verify, "checkpoints verify 3f2a")
     prune = add_command(
-        verbs, "prune", "remove what the recipe's policy lets go of; a file called pinned in a checkpoint keeps it"
+        verbs,
+        "prune",
+        "remove the checkpoints that the recipe's policy does not keep; a file named pinned in one keeps it",
     )
     define(prune, _prune, "checkpoints prune 3f2a --dry-run", "checkpoints prune 3f2a --keep-best 3")
     _add_prune_options(prune)
@@ -50,15 +52,20 @@ def define_checkpoints(parser: Parser) -> None:
 
 
 def _add_prune_options(prune: Parser) -> None:
-    prune.add_argument("--dry-run", action="store_true", help="only say what would happen to each, and what it frees")
     prune.add_argument(
-        "--keep-last", type=positive_count, metavar="N", help="newest ones that stay (default: the recipe's, else 1)"
+        "--dry-run", action="store_true", help="only show what would happen to each, and what that frees"
     )
     prune.add_argument(
-        "--keep-best", type=count, metavar="N", help="best ones that stay (default: the recipe's, else 1)"
+        "--keep-last",
+        type=positive_count,
+        metavar="N",
+        help="how many of the newest stay (default: the recipe's, else 1)",
     )
     prune.add_argument(
-        "--thin", action="store_true", help="what stays for another reason than being new keeps its weights"
+        "--keep-best", type=count, metavar="N", help="how many of the best stay (default: the recipe's, else 1)"
+    )
+    prune.add_argument(
+        "--thin", action="store_true", help="strip to its weights what is kept for another reason than being new"
     )
 
 
@@ -102,7 +109,7 @@ def _verify(arguments: Namespace) -> int:
     for checkpoint in found:
         problems, unread = _look_through(checkpoint)
         bad += bool(problems)
-        print(f"{checkpoint.path}: " + ("; ".join(problems) if problems else f"whole{unread}"))
+        print(f"{checkpoint.path}: " + ("; ".join(problems) if problems else f"intact{unread}"))
     if not found:
         raise NotFoundError(f"no checkpoints in {arguments.path}")
     return 1 if bad else 0
@@ -121,9 +128,9 @@ def _look_through(checkpoint: Checkpoint) -> tuple[tuple[str, ...], str]:
     except RunError as error:
         return (str(error),), ""
     except UsageError as error:
-        return (), f", as far as its files tell; it cannot be consolidated here: {error}"
+        return (), f", judged by its files alone; it cannot be consolidated here: {error}"
     has_checksums = any(str(segment.path).endswith(".pt") for one in source.tensors for segment in one.segments)
-    return (), "" if has_checksums else ", as far as the headers of its model tell: no checksum was compared"
+    return (), "" if has_checksums else ", judged by the headers of its model alone: no checksum was compared"
 
 
 def _prune(arguments: Namespace) -> int:
@@ -135,7 +142,7 @@ def _prune(arguments: Namespace) -> int:
     problems = 0
     for folder, options in found:
         for decision, done in prune(folder, options, is_dry=arguments.dry_run):
-            print(_happened(decision, done))
+            print(_as_line(decision, done))
             if done is not None and decision.checkpoint.status == "committed":
                 _record(folder, done)
                 problems += bool(done.problem)
@@ -199,7 +206,7 @@ def _as_text(found: Sequence[Checkpoint], holds: Sequence[str]) -> str:
     return columns(rows, header=("step", "attempt", "status", "holds", "size", "metric", "path"))
 
 
-def _happened(value: RetentionDecision, done: RetentionResult | None) -> str:
+def _as_line(value: RetentionDecision, done: RetentionResult | None) -> str:
     """Return one line: what happens, or happened, to a checkpoint, and why."""
     one = value.checkpoint
     if done is not None and done.problem:

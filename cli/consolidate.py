@@ -93,7 +93,7 @@ def _add_execution_options(parser: Parser) -> None:
         action="store_true",
         help="check no checksums, take no digests, count no zeros",
     )
-    parser.add_argument("--dry-run", action="store_true", help="say what it costs, from headers alone; write nothing")
+    parser.add_argument("--dry-run", action="store_true", help="show what it costs, from headers alone; write nothing")
     parser.add_argument(
         "--disk-gbs",
         type=positive_number,
@@ -130,13 +130,13 @@ def _consolidate(arguments: Namespace) -> int:
                 progress=progress,
             )
     except KeyboardInterrupt:
-        print(f"sousbatch: {arguments.out}: interrupted; the same command goes on where it stood", file=sys.stderr)
+        print(f"sousbatch: {arguments.out}: interrupted; the same command resumes it", file=sys.stderr)
         raise
     took = f"{time.monotonic() - started:.1f} s"
     if manifest is None:
         print(f"{arguments.out}: part {part} of {num_parts} is written, others are missing, {took}")
         return 0
-    print(f"{arguments.out}: {'was there already: ' * was_there}{_made(manifest, options)}, {took}")
+    print(f"{arguments.out}: {'exists already: ' * was_there}{_made(manifest, options)}, {took}")
     if manifest.content == "model" and all(file.name != "config.json" for file in manifest.files):
         print(f"sousbatch: warning: {_without_config(arguments)}", file=sys.stderr)
     return 0
@@ -144,12 +144,12 @@ def _consolidate(arguments: Namespace) -> int:
 
 def _refuse_contradictions(arguments: Namespace) -> None:
     if arguments.out.startswith("memory:"):
-        raise UsageError(f"{arguments.out}: is gone when this command ends; name a folder or a store's URL")
+        raise UsageError(f"{arguments.out}: would be gone when this command ends; name a folder or another URL")
     if arguments.adapter in ("keep", "raw") and arguments.base:
         raise UsageError(f"--adapter {arguments.adapter} and --base contradict each other; leave out one of them")
     if arguments.adapter == "raw" and arguments.copy_from:
         raise UsageError(
-            "--adapter raw writes no config.json, for with one from_pretrained would make weights up; leave out "
+            "--adapter raw writes no config.json, since from_pretrained would invent weights with one; leave out "
             "--copy-from"
         )
 
@@ -186,12 +186,12 @@ def _open(text: str, checkpoint: Place, *, is_raw: bool) -> Source:
             found = [one for folder in find_checkpoint_dirs(text) for one in list_checkpoints(folder)]
         except NotFoundError:
             raise error from None
-        whole = [one for one in found if one.status != "torn" and one.path != checkpoint]
-        if not whole:
+        intact = [one for one in found if one.status != "torn" and one.path != checkpoint]
+        if not intact:
             raise
-        newest = max(whole, key=lambda one: (one.status == "committed", one.order))
+        newest = max(intact, key=lambda one: (one.status == "committed", one.order))
         raise UsageError(
-            f"{text}: is no checkpoint, but holds {len(whole)}; give one, the newest is {newest.path}"
+            f"{text}: is not a checkpoint, but holds {len(intact)}; name one, the newest is {newest.path}"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""`sousbatch doctor`: what this machine offers and lacks, each lack with the command that mends it."""
+"""`sousbatch doctor`: what this machine offers and lacks, each lack with the command that fixes it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "peft", "hydra-
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing looked at. *is_good* is None for what is merely good to know."""
+    """One thing that was examined. *is_good* is None for what is merely good to know."""
 
     what: str
     finding: str
@@ -50,7 +50,7 @@ def _doctor(arguments: Namespace) -> int:
 
 
 def examine(runs: Path) -> tuple[Finding, ...]:
-    """Look at this machine; *runs* is the folder that will hold runs."""
+    """Examine this machine; *runs* is the folder that will hold runs."""
     return (*_python(), *_machine(), *_stores(runs), *_compiler(), *_optional())
 
 
@@ -95,7 +95,7 @@ def _machine() -> Iterator[Finding]:
     missing = missing_packages(accounting=True)
     yield Finding(
         what="sandbox",
-        finding=f"lacks {', '.join(missing)}" if missing else "all that a private Slurm needs is there",
+        finding=f"lacks {', '.join(missing)}" if missing else "everything that a private Slurm needs is installed",
         is_good=None if missing else True,
         remedy=install_command(missing) if missing else "",
     )
@@ -124,19 +124,19 @@ def _version(sbatch: str) -> str:
     try:
         return call([sbatch, "--version"]).strip()
     except SlurmError:  # it reads slurm.conf for that, too
-        return "which does not tell its version"
+        return "whose version is unknown"
 
 
 def _stores(runs: Path) -> Iterator[Finding]:
     room = measure_disk_space(runs)
     yield Finding(
-        what="room for runs",
+        what="space for runs",
         finding=f"{size(max(0, room.free_bytes))} ({room.source}) and {room.free_inodes:,} files at {runs}",
         is_good=room.free_bytes > 10**9,
-        remedy="" if room.free_bytes > 10**9 else "give a folder with more room: --runs DIR or SOUSBATCH_RUNS",
+        remedy="" if room.free_bytes > 10**9 else "choose a folder with more free space: --runs DIR or SOUSBATCH_RUNS",
     )
     stores = (
-        ("store of runs", runs, "--runs, SOUSBATCH_RUNS"),
+        ("runs folder", runs, "--runs, SOUSBATCH_RUNS"),
         ("state folder", state_dir(), "SOUSBATCH_STATE"),
         ("cache folder", cache_dir(), "SOUSBATCH_CACHE"),
     )
@@ -202,7 +202,7 @@ def _installed(name: str, what_for: str) -> Finding:
 
 
 def _as_text(found: Sequence[Finding]) -> str:
-    """Return the doctor's findings, each with the command that mends it."""
+    """Return the doctor's findings, each with the command that fixes it."""
     marks = {True: "ok", False: "LACKS", None: "-"}
     lines = []
     for one in found:

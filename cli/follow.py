@@ -29,7 +29,7 @@ def follow(plan: Plan, paths: RunPaths, launcher: Launcher) -> int:
     """Show progress until nothing of the run is under way; return 0 when it is done, else 1.
 
     Ctrl-C, or a SIGTERM, lets training on this machine save and stop; a second one ends it at
-    once. Jobs of Slurm go on, as they do after a closed terminal: they are not its children.
+    once. Jobs of Slurm continue, as they do after a closed terminal: they are not its children.
     """
     view = _Bars(plan) if sys.stderr.isatty() else _Lines(plan)
     interrupts = 0
@@ -43,12 +43,14 @@ def follow(plan: Plan, paths: RunPaths, launcher: Launcher) -> int:
     try:
         with view:
             while True:
-                if interrupts and launcher.survives_client:
-                    view.say(f"the jobs go on; `sousbatch resume {paths.run_id}` follows them")
+                if interrupts and not launcher.is_host_bound:
+                    view.say(f"the jobs continue; `sousbatch resume {paths.run_id}` follows them")
                     return 130
                 if interrupts > handled:
                     handled = interrupts
-                    view.say("stopping after saving; once more stops at once" if handled == 1 else "stopping at once")
+                    view.say(
+                        "stopping after a save; interrupt again to stop at once" if handled == 1 else "stopping at once"
+                    )
                     cancel(paths, launcher, save=handled == 1)
                 events = reader.poll()
                 last_look = watch_states(plan, paths, launcher)

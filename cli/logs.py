@@ -27,7 +27,7 @@ def define_logs(parser: Parser) -> None:
     define(parser, _logs, "logs 3f2a", "logs 3f2a train -f")
     parser.add_argument("run", metavar="RUN", help=RUN_HELP)
     parser.add_argument("stage", nargs="?", metavar="STAGE", help="the one that failed, else the newest, when left out")
-    parser.add_argument("-f", "--follow", action="store_true", help="go on until the stage ends")
+    parser.add_argument("-f", "--follow", action="store_true", help="continue until the stage ends")
 
 
 def _logs(arguments: Namespace) -> int:
@@ -39,12 +39,12 @@ def _logs(arguments: Namespace) -> int:
     if not plan.stages:
         raise UsageError(f"run {paths.run_id}: {plan.problem}; what its stages printed is in {paths.log_dir}")
     launcher = launcher_named(plan.launcher, max_age_s=WATCH_S)
-    stage = plan.stage(arguments.stage) if arguments.stage else _telling_stage(plan, paths, launcher)
+    stage = plan.stage(arguments.stage) if arguments.stage else _choose_stage(plan, paths, launcher)
     return _print_log(plan, paths, stage, launcher, until_end=arguments.follow)
 
 
-def _telling_stage(plan: PlanSummary, paths: RunPaths, launcher: Launcher) -> StageSummary:
-    """Return the stage whose log tells most: the first that failed, else the newest that began."""
+def _choose_stage(plan: PlanSummary, paths: RunPaths, launcher: Launcher) -> StageSummary:
+    """Return the first stage that failed, else the newest that began: its log says most."""
     states = watch_states(plan, paths, launcher)
     failed = [stage for stage in plan.stages if states[stage.name].word == "failed"]
     begun = [stage for stage in plan.stages if paths.log(stage.name, 0).is_file()]
@@ -52,7 +52,7 @@ def _telling_stage(plan: PlanSummary, paths: RunPaths, launcher: Launcher) -> St
 
 
 def _print_log(plan: PlanSummary, paths: RunPaths, stage: StageSummary, launcher: Launcher, *, until_end: bool) -> int:
-    """Print the logs of a stage's tasks; with *until_end* go on until it has ended."""
+    """Print the logs of a stage's tasks; with *until_end* continue until it has ended."""
     offsets = [0] * stage.num_tasks
     while True:
         is_over = _has_ended(plan, paths, stage, launcher)
@@ -69,7 +69,7 @@ def _print_log(plan: PlanSummary, paths: RunPaths, stage: StageSummary, launcher
 def _has_ended(plan: PlanSummary, paths: RunPaths, stage: StageSummary, launcher: Launcher) -> bool:
     if stage.name not in job_refs(read(paths.ledger_dir, max_steps=1)):
         return True
-    # of a run that cannot be read nothing more will be told
+    # a run that cannot be read has no state to wait for
     return bool(plan.problem) or watch_states(plan, paths, launcher)[stage.name].word in FINAL_WORDS
 
 

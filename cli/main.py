@@ -20,31 +20,31 @@ from ..redaction import redacted
 from .parser import Parser, add_command
 
 _DESCRIPTION = """\
-Turn a fine-tuning recipe into jobs on this machine, and get back a half-precision
-model and one complete predictions file.
+Turn a fine-tuning recipe into jobs on Slurm or on this machine, and get back a
+half-precision model and one complete predictions file.
 
   sousbatch recipes list                                 what is in the library
   sousbatch plan hangul-restoration                      what would run, and what it takes
   sousbatch submit hangul-restoration train.steps=200    run it, with a value of your own
   sousbatch status                                       where all runs stand, from any folder
-  sousbatch resume RUN                                   go on where a run stood
+  sousbatch resume RUN                                   resume an interrupted run
 """
 
 # command: the module of this package that defines it, and its line in the help, which imports no module
 COMMANDS = {
     "recipes": ("recipes", "list and show recipes"),
-    "plan": ("plan", "show what would run: stages, resources, memory, storage; every row of the data is checked"),
-    "submit": ("submit", "plan, then run"),
-    "status": ("status", "show where runs stand"),
-    "logs": ("logs", "print what a stage printed"),
-    "cancel": ("runs", "end a run's jobs"),
-    "resume": ("submit", "go on where a run stood"),
-    "clean": ("runs", "free the space of finished runs: checkpoints and units go, model and predictions stay"),
-    "report": ("report", "write one HTML page: storage over time, checkpoints, stages, loss, scores"),
-    "doctor": ("doctor", "say what this machine offers and lacks"),
-    "checkpoints": ("checkpoints", "look at, check and convert checkpoints, also those of other trainers"),
+    "plan": ("plan", "show what would run: stages, resources, memory and storage; check every row of the data"),
+    "submit": ("submit", "plan a recipe, then run it"),
+    "status": ("status", "show the state of runs"),
+    "logs": ("logs", "print the logs of a stage"),
+    "cancel": ("runs", "end the jobs of a run"),
+    "resume": ("submit", "resume an interrupted run"),
+    "clean": ("runs", "free the space of finished runs: remove checkpoints and units, keep model and predictions"),
+    "report": ("report", "write one HTML page about a run: storage over time, checkpoints, stages, loss, scores"),
+    "doctor": ("doctor", "check what this machine offers and lacks"),
+    "checkpoints": ("checkpoints", "list, verify, prune and consolidate checkpoints, also those of other trainers"),
     "predictions": ("predictions", "merge and score prediction files, also those of other trainers"),
-    "sandbox": ("sandbox", "a private real Slurm of pretend nodes on this machine, to try recipes and to test"),
+    "sandbox": ("sandbox", "run a private Slurm of simulated nodes on this machine, to try recipes and to test"),
 }
 
 
@@ -56,7 +56,7 @@ def build_parser(*words: str) -> Parser:
     registry: Registry[Callable[[Parser], None]] = Registry(
         "command", "sousbatch.commands", {name: f"cli.{module}:define_{name}" for name, (module, _) in COMMANDS.items()}
     )
-    for name in COMMANDS if set(words) & set(COMMANDS) else registry:  # looking for third-party ones takes 40 ms
+    for name in COMMANDS if set(words) & set(COMMANDS) else registry:
         _, help = COMMANDS.get(name, ("", "a third-party command"))
         command = add_command(commands, name, help)
         if name in words or not words:
@@ -70,14 +70,14 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parsed, rest = parser.parse_known_args(arguments)
     unknown = [text for text in rest if text.startswith("-") or not hasattr(parsed, "overrides")]
     if unknown:
-        parser.error(f"{' '.join(unknown)!r} is no option or argument of {parsed.command}")
+        parser.error(f"{' '.join(unknown)!r} is not an option or argument of {parsed.command}")
     if rest:
         parsed.overrides += rest
     return parsed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 failed, 2 cannot work, 141 goes on unread."""
+    """Run one command and return its exit code: 0 done, 1 failed, 2 cannot work, 141 unread."""
     words = sys.argv[1:] if arguments is None else arguments
     _open_standard_files()
     try:
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(str(error), error.exit_code if error.exit_code in (1, 2) else 1)
     except BrokenPipeError:  # the reader, such as head, has seen enough
         _write_no_more()
-        return 128 + signal.SIGPIPE if {"submit", "resume"} & set(words[:1]) else 0  # not done: the run goes on
+        return 128 + signal.SIGPIPE if {"submit", "resume"} & set(words[:1]) else 0  # not done: the run continues
     except OSError as error:  # a folder that cannot be written, a disk that is full
         return _refuse(redacted(f"{error.filename or 'a file'}: {error.strerror or error}"), 2)
     except KeyboardInterrupt:
@@ -98,7 +98,7 @@ def _run(arguments: Sequence[str]) -> int:
         parsed = _parse(arguments)
         code: int = parsed.handler(parsed)
         return code
-    finally:  # while a failure to print can still be told
+    finally:  # while a failure to print can still be reported
         sys.stdout.flush()
 
 

@@ -95,21 +95,21 @@ def positive_number(text: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
     return value
 
 
 def count(text: str) -> int:
-    """Return a whole number from 0 on."""
+    """Return a non-negative integer."""
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
+        raise argparse.ArgumentTypeError(f"must be a non-negative integer, not {text!r}")
     return int(text)
 
 
 def positive_count(text: str) -> int:
-    """Return a whole number above 0."""
+    """Return a positive integer."""
     if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+        raise argparse.ArgumentTypeError(f"must be a positive integer, not {text!r}")
     return int(text)
 
 
@@ -117,7 +117,7 @@ def share(text: str) -> tuple[int, int]:
     """Return which part of how many, written as I/N."""
     part, _, num_parts = text.partition("/")
     if not (part.isdecimal() and num_parts.isdecimal() and int(part) < int(num_parts)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 0 to N - 1, such as 0/8")
+        raise argparse.ArgumentTypeError(f"must be I/N with I from 0 to N - 1, such as 0/8, not {text!r}")
     return int(part), int(num_parts)
 
 
@@ -125,5 +125,5 @@ def setting(text: str) -> tuple[str, str]:
     """Return key and value, written as KEY=VALUE."""
     key, equals, value = text.partition("=")
     if not equals:
-        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE, such as JobRequeue=0")
+        raise argparse.ArgumentTypeError(f"must be KEY=VALUE, such as JobRequeue=0, not {text!r}")
     return key, value

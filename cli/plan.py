@@ -91,19 +91,19 @@ def _plan(arguments: Namespace) -> int:
 
 
 def _plan_rows(arguments: Namespace) -> int:
-    """Show rows as the model sees them; no site is asked, and lengths are not looked at."""
+    """Show rows as the model sees them; no site is asked, and no lengths are counted."""
     from ..recipes.compose import compose
-    from ..recipes.inspect.data import splits_of
-    from ..recipes.inspect.lengths import samples_of
-    from ..recipes.inspect.model import model_facts
+    from ..recipes.inspect.data import read_splits
+    from ..recipes.inspect.lengths import show_samples
+    from ..recipes.inspect.model import read_model
 
     recipe = compose(arguments.recipe, arguments.overrides)
-    print(samples_of(recipe, model_facts(recipe), splits_of(recipe), arguments.num_rows))
+    print(show_samples(recipe, read_model(recipe), read_splits(recipe), arguments.num_rows))
     return 0
 
 
 def _as_text(value: Plan) -> str:
-    """Return a plan for people: stages, data, forecast against the room, warnings."""
+    """Return a plan as text: stages, data, forecast beside the free space, warnings."""
     model, room = value.inputs.model, value.inputs.disk_space
     splits = [[name, split.num_rows, size(split.num_bytes), split.path] for name, split in value.inputs.splits.items()]
     storage = [[line.what, size(line.num_bytes), line.formula] for line in value.forecast.storage]
@@ -112,7 +112,7 @@ def _as_text(value: Plan) -> str:
         if room.num_runs
         else ""
     )
-    room_line = f"{room.folder} can take {size(max(0, room.free_bytes))} ({room.source}{others})"
+    room_line = f"{room.folder} has {size(max(0, room.free_bytes))} free ({room.source}{others})"
     storage.append(["peak", size(value.forecast.storage_peak_bytes), room_line])
     parts = [
         f"{value.recipe.name} on {value.site.name}: run {value.run_id}, {model.num_params:,} parameters",
@@ -123,19 +123,25 @@ def _as_text(value: Plan) -> str:
     ]
     for name, lines in value.forecast.device.items():
         rows = [[line.what, size(line.num_bytes), line.formula] for line in lines]
-        rows.append(["sum", size(sum(line.num_bytes for line in lines)), "and what the libraries themselves take"])
+        rows.append(["sum", size(sum(line.num_bytes for line in lines)), "plus what the libraries themselves take"])
         parts.append(columns(rows, header=(f"memory of a rank of {name}", "", "")))
     return "\n\n".join([*parts, *(f"warning: {warning}" for warning in value.warnings)])
 
 
 def _lengths(value: Plan) -> list[str]:
-    """Return what every row of the data is in tokens, where they were looked at."""
+    """Return how long the rows of the data are in tokens, where they were counted."""
     words = {"train": "trains", "eval": "evaluates", "predict": "predicts"}
     rows = [
-        [f"{one.stage} {words[one.use]} {one.split}", one.num_kept, one.num_rows, one.longest, one.limit or "no limit"]
+        [
+            f"{one.stage} {words[one.use]} {one.split}",
+            one.num_examples,
+            one.num_rows,
+            one.longest,
+            one.limit or "no limit",
+        ]
         for one in value.inputs.lengths
     ]
-    return [columns(rows, header=("all rows checked", "used", "of", "longest", "allowed tokens"))] * bool(rows)
+    return [columns(rows, header=("all rows checked", "examples", "rows", "longest", "allowed tokens"))] * bool(rows)
 
 
 def _stage_row(stage: Stage) -> list[str]:

@@ -90,7 +90,7 @@ def _check_order(named: list[str]) -> None:
     if named == sorted(named) and named != sorted(named, key=by_number):
         at = next(number for number, text in enumerate(sorted(named, key=by_number)) if text != named[number])
         raise UsageError(
-            f"the shards are named in the order of letters, in which {named[at]!r} comes before the numbers below it; "
+            f"the shards are named in alphabetical order, in which {named[at]!r} comes before smaller numbers; "
             "name them in the order of their rows, such as with $(ls -v PATTERN)"
         )
 

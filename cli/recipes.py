@@ -56,7 +56,8 @@ def _show(arguments: Namespace) -> int:
     if arguments.recipe is None:
         raise UsageError("name a recipe, or ask for --keys; `sousbatch recipes list` lists the library")
     recipe = compose(arguments.recipe, arguments.overrides)
-    print(yaml.safe_dump(validate.to_plain(recipe), allow_unicode=True, sort_keys=False, width=1000), end="")
+    values = {"name": recipe.name, "description": recipe.description} | validate.to_plain(recipe)
+    print(yaml.safe_dump(values, allow_unicode=True, sort_keys=False, width=1000), end="")
     return 0
 
 

@@ -31,7 +31,7 @@ from .tables import size
 _WIDTH, _LEFT, _RIGHT = 960, 80, 20
 _FATES = {
     "kept": "still there",
-    "thinned": "thinned to its weights",
+    "thinned": "stripped to its weights",
     "archived": "moved to the archive",
     "removed": "removed",
     "gone": "no longer there",

@@ -24,12 +24,14 @@ def define_clean(parser: Parser) -> None:
     """Define `clean`."""
     define(parser, _clean, "clean 3f2a", "clean --older 30d", "clean 3f2a --all")
     parser.add_argument("run", nargs="?", metavar="RUN", help=RUN_HELP)
-    parser.add_argument("--older", metavar="AGE", help="every finished run that was submitted longer ago: 30d, 12h")
-    parser.add_argument("--all", action="store_true", help="the whole run folder, results too")
+    parser.add_argument(
+        "--older", metavar="AGE", help="all finished runs that were submitted longer ago than this: 30d, 12h"
+    )
+    parser.add_argument("--all", action="store_true", help="remove the whole run folder, results too")
     parser.add_argument(
         "--although-jobs-may-run",
         action="store_true",
-        help="with --all: also where nobody can say whether the run's jobs have ended, such as without its Slurm",
+        help="with --all: also when it is unknown whether the run's jobs have ended, such as without its Slurm",
     )
 
 
@@ -42,13 +44,13 @@ def _cancel(arguments: Namespace) -> int:
     paths = find_run(arguments.run, gone=True)
     problem = problem_of(paths)
     if problem:
-        print(f"sousbatch: run {paths.run_id}: {problem}; its jobs are looked for by their names", file=sys.stderr)
+        print(f"sousbatch: run {paths.run_id}: {problem}; its jobs are searched by name", file=sys.stderr)
         stages, advice = cancel_left(paths, launcher_named), ""
     else:
         stages = cancel(paths, launcher_of(read_plan(paths.plan)), save=arguments.save)
-        advice = f"; `sousbatch resume {paths.run_id}` goes on"
+        advice = f"; `sousbatch resume {paths.run_id}` resumes it"
     if not stages:
-        print(f"sousbatch: nothing of run {paths.run_id} is waiting or running", file=sys.stderr)
+        print(f"sousbatch: run {paths.run_id} has no job that waits or runs", file=sys.stderr)
         return 0
     print(f"sousbatch: cancelled {', '.join(stages)} of run {paths.run_id}{advice}", file=sys.stderr)
     return 0
@@ -78,12 +80,12 @@ def _clean(arguments: Namespace) -> int:
         )
         if not paths.root.exists():
             launcher_named("local").forget(f"{paths.recipe_name}.{paths.run_id}.")
-    print(f"{len(chosen)} run{'s' * (len(chosen) != 1)} looked at, {size(freed)} freed")
+    print(f"checked {len(chosen)} run{'s' * (len(chosen) != 1)}, freed {size(freed)}")
     return 0
 
 
 def _age_s(text: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([dh])", text)
     if match is None:
-        raise UsageError(f"--older {text!r} is no age; write 30d or 12h")
+        raise UsageError(f"--older must be an age such as 30d or 12h, not {text!r}")
     return float(match[1]) * {"d": 86_400, "h": 3_600}[match[2]]

@@ -24,7 +24,7 @@ def define_sandbox(parser: Parser) -> None:
     start = add_command(
         verbs,
         "start",
-        'start it, or what of it has died; eval "$(sousbatch sandbox start)" makes it this shell\'s Slurm',
+        'start it, or restart its dead daemons; eval "$(sousbatch sandbox start)" makes it this shell\'s Slurm',
     )
     define(
         start,
@@ -42,9 +42,9 @@ def define_sandbox(parser: Parser) -> None:
 
 
 def _add_start_options(start: Parser) -> None:
-    start.add_argument("--nodes", type=count, default=2, help="pretend nodes (default 2)")
-    start.add_argument("--cpus", type=count, default=4, help="pretend CPUs of each node (default 4)")
-    start.add_argument("--gpus", type=count, default=2, help="pretend GPUs of each node (default 2)")
+    start.add_argument("--nodes", type=count, default=2, help="simulated nodes (default 2)")
+    start.add_argument("--cpus", type=count, default=4, help="simulated CPUs of each node (default 4)")
+    start.add_argument("--gpus", type=count, default=2, help="simulated GPUs of each node (default 2)")
     start.add_argument("--accounting", action="store_true", help="with slurmdbd and MariaDB, so that sacct answers")
     start.add_argument(
         "--slurm",
@@ -69,7 +69,7 @@ def _folder(arguments: Namespace) -> Path:
 
 
 def _start(arguments: Namespace) -> int:
-    """Start it, or what of it has died; print what a shell evaluates."""
+    """Start it, or restart its dead daemons; print what a shell evaluates."""
     from ..cluster.sandbox import lifecycle
     from ..cluster.sandbox.build import default_prefix
 
@@ -112,10 +112,10 @@ def _stop(arguments: Namespace) -> int:
 
 
 def _started(box: Sandbox, before: Mapping[str, bool]) -> str:
-    """Return what a start found and made; *before* says which daemons lived, and is empty where none was."""
+    """Say what a start found and made; *before* says which daemons lived; it is empty for a new sandbox."""
     dead = [name for name, lives in before.items() if not lives]
     word = f"runs again ({', '.join(dead)} had died)" if dead else "runs already" if before else "runs"
-    counts = f"{box.nodes} nodes, each with {box.cpus} CPUs and {box.gpus} GPUs that it pretends to have"
+    counts = f"{box.nodes} nodes, each with {box.cpus} simulated CPUs and {box.gpus} simulated GPUs"
     where = box.address if box.is_confined else "every address"
     if not where.startswith("127."):
         where += f" (a line '127.0.0.1 {box.hostname}' in /etc/hosts would keep it to loopback)"
@@ -134,5 +134,5 @@ def _as_text(found: Status) -> str:
     parts = [f"Slurm {found.box.version} of {found.box.prefix}"]
     parts += [columns(rows, header=header) for rows, header in tables if rows]
     if not all(found.alive.values()):
-        parts.append("`sousbatch sandbox start` starts what is dead")
+        parts.append("`sousbatch sandbox start` restarts what is dead")
     return "\n\n".join(parts)

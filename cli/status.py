@@ -25,7 +25,7 @@ def define_status(parser: Parser) -> None:
     """Define `status`."""
     define(parser, _status, "status", "status 3f2a --watch")
     parser.add_argument("run", nargs="?", metavar="RUN", help=f"{RUN_HELP}; all runs when left out")
-    parser.add_argument("--watch", action="store_true", help="until nothing runs any more")
+    parser.add_argument("--watch", action="store_true", help="repeat until nothing runs any more")
     parser.add_argument("--json", action="store_true", help="as JSON")
 
 
@@ -34,19 +34,19 @@ def _status(arguments: Namespace) -> int:
     from ..launchers.overview import many_states
     from ..launchers.registry import LOOK_S, WATCH_S, launcher_named
 
-    # one look tells the truth of now; those who look again and again share an answer
+    # a single look asks the scheduler now; those who look again and again share an answer
     look = partial(launcher_named, max_age_s=WATCH_S if arguments.watch else LOOK_S)
     while True:
         chosen = [find_run(arguments.run, newest=True, gone=True)] if arguments.run else known_runs()
         found = many_states(chosen, look)
-        if not arguments.run:  # of those whose folder is gone, what still runs is told
+        if not arguments.run:  # of those whose folder is gone, only what still runs
             found += [row for row in many_states(known_runs(gone=True), look) if row[2]]
         if arguments.json:
             print(json.dumps(_as_json(found), indent=1, ensure_ascii=False), flush=True)
         else:
             print(_one_run(*found[0]) if arguments.run else _all_runs(found), flush=True)
         words = {state.word for run, _, states in found for state in states.values() if not run.problem}
-        if not arguments.watch or words <= FINAL_WORDS:  # what cannot be read will not be told later either
+        if not arguments.watch or words <= FINAL_WORDS:  # what cannot be read now will not be read later either
             return 0
         time.sleep(2)
 
@@ -120,9 +120,9 @@ def run_status(plan: PlanSummary, paths: RunPaths, states: Mapping[str, StageSta
 def what_helps(paths: RunPaths, states: Mapping[str, StageState]) -> str:
     """Return the next step for a run that is not finished."""
     if not paths.root.is_dir():
-        return f"its folder {paths.root} is gone; put it back, and `sousbatch resume {paths.run_id}` goes on"
-    told = [state.advice for state in states.values() if state.advice]
-    return told[0] if told else f"`sousbatch resume {paths.run_id}` goes on where it stands"
+        return f"its folder {paths.root} is gone; put it back, then `sousbatch resume {paths.run_id}` resumes it"
+    advice = [state.advice for state in states.values() if state.advice]
+    return advice[0] if advice else f"`sousbatch resume {paths.run_id}` resumes it"
 
 
 def _log_tail(paths: RunPaths, stage: str, num_lines: int = 12) -> str:

@@ -46,7 +46,7 @@ def define_resume(parser: Parser) -> None:
     parser.add_argument(
         "--accept-environment",
         action="store_true",
-        help="go on with the Python and packages of now, though others were there at submission; this is recorded",
+        help="run with the present Python and packages although they differ from those at submission; this is recorded",
     )
 
 
@@ -68,14 +68,14 @@ def _submit(arguments: Namespace) -> int:
     inherit = plan.recipe.environment.inherit
     if launcher_of(plan).keeps_environment and (names := withheld(os.environ, inherit)):
         print(
-            f"sousbatch: warning: {', '.join(names)} of this shell hold passwords or tokens, and jobs do not get them; "
-            f"environment.inherit=[{','.join([*inherit, *names])}] hands them on",
+            f"sousbatch: warning: {', '.join(names)} of this shell hold passwords or tokens, so jobs do not get them; "
+            f"environment.inherit=[{','.join([*inherit, *names])}] passes them",
             file=sys.stderr,
         )
     done = submit(plan, launcher_of(plan), runs_dir(arguments.runs), again=arguments.again)
     if done.ended:
         name, word = next(iter(done.ended.items()))
-        print(f"sousbatch: run {done.paths.run_id} is there already ({name} {word}); it goes on", file=sys.stderr)
+        print(f"sousbatch: run {done.paths.run_id} exists already ({name} {word}); it resumes", file=sys.stderr)
     return _after_sending(done, arguments.detach)
 
 

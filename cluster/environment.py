@@ -24,7 +24,10 @@ SLURM_CLIENT_NAMES = ("SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_SACK_JWKS", "SLUR
 
 
 def without_leaks(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return *environment* less what belongs to a job that the shell is part of; SLURM_CONF stays."""
+    """Return *environment* without the variables of a surrounding job.
+
+    SLURM_CONF stays.
+    """
     return {
         name: value
         for name, value in environment.items()
@@ -33,12 +36,15 @@ def without_leaks(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def slurm_client(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return what Slurm's commands need of *environment* to reach their controller, beside SLURM_CONF."""
+    """Return what Slurm's commands need to reach their controller.
+
+    SLURM_CONF is not among it.
+    """
     return {name: environment[name] for name in SLURM_CLIENT_NAMES if name in environment}
 
 
 def handed_on(environment: Mapping[str, str], inherit: Collection[str] = ()) -> dict[str, str]:
-    """Return what a job gets of the submitting shell's *environment*: all but leaks, and secrets only by name.
+    """Return what a job gets of the submitting shell's *environment*.
 
     What is a secret by its name or its value goes only where *inherit* names it: Slurm keeps
     a job's environment on the controller's disk.
@@ -51,6 +57,6 @@ def handed_on(environment: Mapping[str, str], inherit: Collection[str] = ()) -> 
 
 
 def withheld(environment: Mapping[str, str], inherit: Collection[str] = ()) -> list[str]:
-    """Return the variables that a job does not get for their values, though their names say nothing of a secret."""
+    """Return the variables that are left out for their values alone."""
     names = (name for name, value in without_leaks(environment).items() if holds_secret(value) and name not in inherit)
     return sorted(name for name in names if not is_secret(name, "a word"))

@@ -1,4 +1,4 @@
-"""Watch over progress: without a step for too long, the stacks of all threads are logged and the rank ends."""
+"""Watch over progress: without a step for too long, log all stacks and end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a stage's task does next, from what its attempts did: pure, whatever the launcher."""
+"""Decide what a stage's task does next from its earlier attempts. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ MAX_IDLE = 3  # starts in a row that commit nothing before a job gives up its pl
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One start of a stage's task. *exit_code* is None while it runs or when it was killed.
+    """One start of a stage's task.
+
+    *exit_code* is None while it runs or when it was killed.
 
     *progress* counts what it committed: checkpoints, units. *job* is the launcher's job that started it.
     """
@@ -44,7 +46,7 @@ def read_attempts(events: Sequence[Event], stage: str, task: int, batch: Batch |
         if isinstance(event, Started):
             known = replace(known, batch=_batch_of(event, batch), job=event.job or "")
         elif isinstance(event, UnitCommitted) or (isinstance(event, Saved) and event.content != "weights"):
-            # nothing goes on from weights alone: to save them again and again is no progress
+            # no training resumes from weights alone: saving them again and again is no progress
             known = replace(known, progress=known.progress + 1)
         elif isinstance(event, Ended):
             known = replace(known, exit_code=event.exit_code)
@@ -60,7 +62,10 @@ def _batch_of(start: Started, batch: Batch | None) -> Batch | None:
 
 
 def first_batch(attempts: Sequence[Attempt], batch: Batch | None) -> Batch | None:
-    """Return the batch of a newly started job: that of the last attempt, smaller if it ran out of memory."""
+    """Return the batch of a newly started job.
+
+    It is that of the last attempt, or a smaller one if that ran out of device memory.
+    """
     if not attempts or attempts[-1].batch is None:
         return batch
     last = attempts[-1]
@@ -68,7 +73,7 @@ def first_batch(attempts: Sequence[Attempt], batch: Batch | None) -> Batch | Non
 
 
 def is_idle(attempts: Sequence[Attempt]) -> bool:
-    """Return whether the last starts committed nothing at all, so that another would not either."""
+    """Return whether the last starts committed nothing, as another would not."""
     tail = attempts[-MAX_IDLE:]
     return len(tail) == MAX_IDLE and not any(attempt.progress for attempt in tail)
 
@@ -85,7 +90,7 @@ def next_batch(attempt: Attempt) -> Batch | None | Stop:
         return Stop(exit_code=code, reason="saved and stopped")
     if code == EXIT_NO_ROOM:
         return Stop(
-            exit_code=code, reason="no room left on the store; what was committed is safe: free some and resume"
+            exit_code=code, reason="no space left on the disk; what was committed is safe: free some and resume"
         )
     if code == EXIT_DEVICE_MEMORY:
         smallest = " with a micro batch of 1" if attempt.batch else ""
@@ -96,7 +101,7 @@ def next_batch(attempt: Attempt) -> Batch | None | Stop:
 
 
 def _halved(batch: Batch | None) -> Batch | None:
-    """Return *batch* with half the micro batch and twice the accumulation: the global batch stays."""
+    """Return *batch* with half the micro batch and the same global batch."""
     if batch is None or batch.micro_batch == 1:
         return None
     micro = batch.micro_batch // 2

@@ -1,4 +1,4 @@
-"""The contract of a launcher: five verbs over plain values, no ledger and no run state."""
+"""Define the contract of a launcher: verbs over plain values, no ledger."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from ..cluster.site import Site
+from ..errors import EXIT_DEVICE_MEMORY, EXIT_NO_ROOM
 from ..events import Event
 from ..job_environment import JobEnvironment
 from ..recipes.plan import After, Plan, Stage
@@ -26,7 +27,10 @@ FINAL_WORDS: frozenset[StateWord] = frozenset({"done", "stopped", "failed", "can
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """The exact text that is sent for a stage; job ids of earlier stages are added when sending."""
+    """The exact text that is sent for a stage, and what goes with it.
+
+    Job ids of earlier stages are added when it is sent.
+    """
 
     stage: str
     text: str
@@ -48,15 +52,26 @@ class JobRef:
 
 @dataclass(frozen=True, kw_only=True)
 class JobState:
-    """What a launcher knows of a job, without the run's own ledger, and when it looked (seconds since the epoch)."""
+    """What a launcher knows of a job, without the run's own ledger.
+
+    *seen_at* is when it looked, in seconds since the epoch.
+    """
 
     word: StateWord
     reason: str = ""
     seen_at: float = math.inf
 
 
+_MEANINGS = {EXIT_NO_ROOM: "found no space left on the disk", EXIT_DEVICE_MEMORY: "ran out of device memory"}
+
+
 def how_ended(code: int) -> str:
-    """Say how a process ended by its exit code: a shell's is 128 + N, and Python's -N, after signal N."""
+    """Return in words how a process ended.
+
+    After signal N a shell's exit code is 128 + N, and Python's -N.
+    """
+    if code in _MEANINGS:
+        return _MEANINGS[code]
     number = -code if code < 0 else code - 128
     if not 0 < number < 65:
         return f"ended with exit code {code}"
@@ -65,14 +80,20 @@ def how_ended(code: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class RankCommand:
-    """What starts the ranks of a node: a command, and the variables that it gets beside the job's own."""
+    """What starts the ranks of a node.
+
+    *variables* come beside the job's own.
+    """
 
     words: tuple[str, ...]
     variables: dict[str, str]
 
 
 class Placement(Protocol):
-    """Where a stage process runs: what its launcher has to say from inside the job. *job_id* may be empty."""
+    """Where a stage process runs, as its launcher sees it from inside the job.
+
+    *job_id* may be empty.
+    """
 
     job_id: str
 
@@ -80,13 +101,16 @@ class Placement(Protocol):
         """Return the tasks of *stage* that this process works on, one after another."""
 
     def refusal(self, stage: Stage, events: Sequence[Event], past: Sequence[Attempt]) -> Stop | None:
-        """Return why this process must not start; *past* has the earlier attempts of its task."""
+        """Return why this process must not start.
+
+        *past* has the earlier attempts of its task.
+        """
 
     def commands(self, plan: Plan, paths: RunPaths, stage: Stage) -> list[RankCommand]:
         """Return what starts the ranks of one task."""
 
     def explain(self, stage: Stage, code: int, log: str, *, is_finished: bool) -> tuple[int, str]:
-        """Return the exit code that explains how the ranks ended, and an error that their own records lack.
+        """Return the exit code of the ranks, and an error that their records lack.
 
         *log* is what they printed, *is_finished* says that rank 0 recorded its end.
         """
@@ -95,19 +119,19 @@ class Placement(Protocol):
         """Return why no further attempt may start here, or the empty string."""
 
     def continue_later(self, paths: RunPaths, stage: Stage, past: Sequence[Attempt]) -> str:
-        """Let a stage that saved and stopped resume later where that is wanted; return what was done."""
+        """Let a stage that saved and stopped resume later; return what was done."""
 
 
 class Launcher(Protocol):
     """Sends requests and answers for the jobs. It never touches a run's ledger.
 
-    It is made with `max_age_s=`: for one who only looks, its answers may be so old. A job *survives its client* where
-    Ctrl-C only stops following it. A launcher that *keeps the environment* writes a job's variables to a disk that
-    others read, so that secrets are left out.
+    It is made with `max_age_s=`: for one who only looks, its answers may be so old. It is *host-bound* where its
+    jobs run on the machine that sends them: only that machine knows them, and Ctrl-C there stops them, too. One that
+    *keeps the environment* writes a job's variables to a disk that others read, so that secrets are left out.
     """
 
     name: str
-    survives_client: bool
+    is_host_bound: bool
     keeps_environment: bool
 
     def is_here(self) -> bool:
@@ -117,7 +141,7 @@ class Launcher(Protocol):
         """Return what its machines offer."""
 
     def objections(self, requests: Sequence[Request], plan: Plan, runs: Path) -> tuple[list[str], list[str]]:
-        """Return why it would refuse requests, and when it would start them, without sending any."""
+        """Return why it would refuse requests, and when it would start them."""
 
     def placement(self, given: JobEnvironment) -> Placement:
         """Return where the stage process that calls this runs."""
@@ -129,7 +153,10 @@ class Launcher(Protocol):
         """Return the requests of all stages in order. Pure."""
 
     def send(self, request: Request, key: str, after: Mapping[str, JobRef]) -> JobRef:
-        """Start the job of *request* under the unique *key*; *after* has the jobs it waits for."""
+        """Start the job of *request* under the unique *key*.
+
+        *after* has the jobs that it waits for.
+        """
 
     def find(self, keys: Collection[str]) -> dict[str, JobRef]:
         """Return the jobs that were accepted under *keys*, however `send` ended.
@@ -145,7 +172,7 @@ class Launcher(Protocol):
 
 
 def script(plan: Plan, paths: RunPaths, stage: Stage, header: Sequence[str] = ()) -> str:
-    """Return the shell text that runs one task of *stage*, after the launcher's *header* lines."""
+    """Return the shell text that runs one task of *stage*, below *header*."""
     environment = plan.recipe.environment
     code = [str(paths.code(folder)) for folder in environment.code]
     variables = {

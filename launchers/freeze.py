@@ -82,7 +82,7 @@ def verify(paths: RunPaths, plan: Plan, stage: Stage, *, is_point: bool = False)
     if changed:
         raise RunError(
             f"the environment was changed after submission: {', '.join(changed)}",
-            advice=f"put it back, or go on in this one: `sousbatch resume {asked.run_id} --accept-environment`",
+            advice=f"put it back, or resume in this one: `sousbatch resume {asked.run_id} --accept-environment`",
         )
     if plan.sweep is not None:
         return  # each point checks its own

@@ -1,4 +1,4 @@
-"""What one who only looks is told of runs: nothing that cannot be asked or read keeps the others from being told."""
+"""Read the states of many runs for people, whatever cannot be asked or read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ from .status import NO_ANSWER, job_refs, open_refs, stopping_stages
 
 
 def watch_states(plan: Plan | PlanSummary, paths: RunPaths, launcher: Launcher) -> dict[str, StageState]:
-    """Return the same for one who only looks: what cannot be asked or read is unknown, with the reason."""
+    """Return the states of a run's stages for one who only looks.
+
+    What cannot be asked or read is unknown, with the reason.
+    """
     ((look, _, found),) = many_states([paths], lambda _: launcher)
     rest = found.get("jobs") or StageState(word="lost", reason=look.problem or "not sent")
     return {stage.name: found.get(stage.name, rest) for stage in plan.stages}
@@ -29,7 +32,10 @@ def watch_states(plan: Plan | PlanSummary, paths: RunPaths, launcher: Launcher) 
 
 @dataclass(frozen=True, kw_only=True)
 class _Look:
-    """What was read of a run before anybody was asked. *problem* is why its jobs cannot be asked about."""
+    """What was read of a run before any launcher was asked.
+
+    *problem* is why its jobs cannot be asked about.
+    """
 
     plan: PlanSummary
     paths: RunPaths
@@ -98,7 +104,7 @@ def many_states(
 
 
 def _states_of(look: _Look, jobs: Mapping[JobRef, JobState], silence: str) -> dict[str, StageState]:
-    stages = look.plan.stages or _stages_told(look.events)
+    stages = look.plan.stages or _stages_named(look.events)
     plan, problem = replace(look.plan, stages=stages), look.problem or silence
     if problem:
         unknown = JobState(word="unknown", reason=problem)
@@ -107,8 +113,11 @@ def _states_of(look: _Look, jobs: Mapping[JobRef, JobState], silence: str) -> di
     return stage_states(plan, look.events, found, stopping=stopping_stages(plan, look.paths))
 
 
-def _stages_told(events: Sequence[Event]) -> tuple[StageSummary, ...]:
-    """Return the stages that a ledger names; how many tasks they have, and so when they are done, it does not say."""
+def _stages_named(events: Sequence[Event]) -> tuple[StageSummary, ...]:
+    """Return the stages that a ledger names.
+
+    It does not say how many tasks they have, and so not when they are done.
+    """
     return tuple(StageSummary(name=name, kind="merge", num_tasks=-1, steps=0) for name in by_stage(events) if name)
 
 
@@ -136,7 +145,7 @@ class LeftJob:
 def jobs_left(
     runs: Sequence[RunPaths], launcher_of: Callable[[str], Launcher]
 ) -> tuple[dict[Path, list[LeftJob]], str]:
-    """Return the jobs of *runs*, found by the keys under which they were sent, and why Slurm could not be asked.
+    """Return the jobs of *runs*, found by their keys, and why Slurm was silent.
 
     Each run's own launcher is asked where plan or ledger tell it. Else a machine that knows jobs of a run has all of
     them, so that Slurm is asked about the others only.

@@ -23,7 +23,9 @@ LAUNCHERS: Registry[Callable[..., Launcher]] = Registry("launcher", "sousbatch.l
 
 
 def choose_site(name: str | None) -> Site:
-    """Return the site of a launcher, or where *name* is None Slurm's if one is configured, else this machine.
+    """Return the site of a launcher; without a *name* the default one.
+
+    The default is Slurm where one is configured, else this machine.
 
     Raises:
         UsageError: there is no such launcher.
@@ -51,7 +53,9 @@ def launcher_of(plan: Plan, *, max_age_s: float | None = None) -> Launcher:
 
 
 def launcher_named(name: str, *, max_age_s: float | None = None) -> Launcher:
-    """Return the launcher called *name*; for one who only looks its answers may be *max_age_s* old.
+    """Return the launcher called *name*.
+
+    For one who only looks its answers may be *max_age_s* old.
 
     Raises:
         UsageError: there is no such launcher here.
@@ -60,5 +64,5 @@ def launcher_named(name: str, *, max_age_s: float | None = None) -> Launcher:
 
 
 def watcher(name: str) -> Launcher:
-    """Return the launcher called *name* for one who only looks at jobs, again and again."""
+    """Return the launcher called *name* for one who looks again and again."""
     return launcher_named(name, max_age_s=WATCH_S)

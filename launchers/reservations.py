@@ -1,4 +1,4 @@
-"""What submitted runs are promised of their store, before anything of them is sent.
+"""Promise submitted runs their disk space before anything of them is sent.
 
 The jobs rewrite their run's reservation while they write; here it is made when a run is sent, made sure of
 when a training starts, and taken back when nobody stands behind it any more.
@@ -30,7 +30,9 @@ LauncherOf = Callable[[str], Launcher]
 
 
 def reserve(plan: Plan, paths: RunPaths, launcher_of: LauncherOf | None = None) -> None:
-    """Promise a run its forecast, or what the others leave of it, and never less than its final weights.
+    """Promise a run the disk space of its forecast, or what the others leave.
+
+    It is never less than its final weights.
 
     This process stands behind the promise, beside the jobs that did before. Where it does not fit, the launchers are
     asked which of the other runs are gone.
@@ -47,7 +49,7 @@ def reserve(plan: Plan, paths: RunPaths, launcher_of: LauncherOf | None = None) 
 
 
 def _promise(plan: Plan, paths: RunPaths, *, looks: bool = False) -> str:
-    """Publish what a run is promised; return why not, where its final weights would not be held for it.
+    """Publish what a run is promised; return why it cannot, or "".
 
     What the others have written since they last published it is neither free nor held; who *looks* counts it as held.
     """
@@ -79,12 +81,12 @@ def _promise(plan: Plan, paths: RunPaths, *, looks: bool = False) -> str:
 
 
 def _least_bytes(plan: Plan, paths: RunPaths, held_bytes: int) -> int:
-    """Return what a run must come to hold so that it ends with its final weights, and with what follows them."""
+    """Return what a run must come to hold for its final weights and what follows."""
     if plan.sweep is not None:
         return max(held_bytes, plan.forecast.storage_peak_bytes)
     events = ledger.read(paths.ledger_dir)
     done = done_stages(events)
-    training = [name for name in plan.forecast.ladders if name not in done]
+    training = [name for name in plan.forecast.checkpoints if name not in done]
     if not training:
         return held_bytes
     written = held_bytes - sum(allocation.measure_usage(path) for path in (paths.checkpoints_dir, paths.code_dir))
@@ -93,8 +95,11 @@ def _least_bytes(plan: Plan, paths: RunPaths, held_bytes: int) -> int:
 
 
 def _missing_bytes(plan: Plan, paths: RunPaths, stage: str) -> int:
-    """Return what must be free for the final weights of *stage*: nothing where its older checkpoints can make room."""
-    folder, weights = paths.checkpoints(stage), plan.forecast.ladders[stage].least_bytes
+    """Return what must be free for the final weights of *stage*.
+
+    It is nothing where its older checkpoints can make room.
+    """
+    folder, weights = paths.checkpoints(stage), plan.forecast.checkpoints[stage].least_bytes
     if (folder / allocation.RESERVE_NAME).exists():
         return 0
     rules = retention_rules(plan.stage(stage).settings)
@@ -103,7 +108,7 @@ def _missing_bytes(plan: Plan, paths: RunPaths, stage: str) -> int:
 
 
 def _refusal(plan: Plan, paths: RunPaths, missing_bytes: int, limit: Limit, among: Sequence[Reservation]) -> str:
-    """Say what does not fit, whose promises fill the store, and what would help."""
+    """Return what does not fit, whose promises take the space, and what helps."""
     budget_gb = plan.recipe.checkpoints.store_budget_gb
     taken = [max(one.promised_bytes, one.held_bytes) for one in among]
     largest = sorted(zip(taken, among, strict=True), key=lambda one: -one[0])
@@ -118,7 +123,7 @@ def _refusal(plan: Plan, paths: RunPaths, missing_bytes: int, limit: Limit, amon
     )
     help_ = "`sousbatch cancel` or `sousbatch clean` one, or " if names else ""
     return (
-        f"no room for run {paths.run_id}: {what} take {_gb(missing_bytes)} more, which {where} cannot hold"
+        f"no space for run {paths.run_id}: {what} take {_gb(missing_bytes)} more, which {where} cannot hold"
         f"{beside}{help_}{way}"
     )
 
@@ -128,7 +133,7 @@ def _gb(num_bytes: int) -> str:
 
 
 def stand_behind(paths: RunPaths) -> None:
-    """Let the jobs that the ledger knows stand behind a run's promise, in place of this process if it did."""
+    """Let the jobs in the ledger hold a run's promise instead of this process."""
     with reservations.lock_runs_dir(reservations.shared_runs_dir(paths)):
         known, jobs = reservations.read_reservation(paths), _jobs(paths)
         if known is not None and jobs:
@@ -138,7 +143,9 @@ def stand_behind(paths: RunPaths) -> None:
 
 
 def dead_runs(store: Path, launcher_of: LauncherOf, own: RunPaths | None = None) -> dict[Path, Reservation]:
-    """Return by run folder the reservations below *store*, less one's *own*, whose jobs and process have ended.
+    """Return the reservations below *store* whose jobs and process have ended.
+
+    The caller's *own* is not among them.
 
     Nothing is written. Those that were released before are left out; where there are no others, no launcher is asked.
     """
@@ -149,16 +156,19 @@ def dead_runs(store: Path, launcher_of: LauncherOf, own: RunPaths | None = None)
         if reservation is not None and reservation.holder != Holder() and not is_own:  # else it was released before
             found[paths.root] = reservation
     behind = {root: _behind(RunPaths(root=root), one.holder) for root, one in found.items()}
-    known = {job for one in behind.values() for job in one.jobs if not _is_local(job) or reservations.is_from_here(one)}
+    known: set[str] = set()
+    for one in behind.values():
+        is_here = reservations.is_from_here(one)
+        known |= {job for job in one.jobs if is_here or not _is_host_bound(job, launcher_of)}
     gone = _gone(known, launcher_of)
     for root, holder in behind.items():
         if not reservations.is_from_here(holder):
-            gone |= _ended(RunPaths(root=root), holder)
+            gone |= _ended(RunPaths(root=root), holder, launcher_of)
     return {root: one for root, one in found.items() if reservations.is_dead(behind[root], gone.__contains__)}
 
 
 def release_dead(store: Path, launcher_of: LauncherOf, own: RunPaths | None = None) -> None:
-    """Let the dead runs below *store* promise no more than they hold; those still alive keep their promise."""
+    """Let the dead runs below *store* promise no more than they hold."""
     for root, reservation in dead_runs(store, launcher_of, own).items():
         paths, held = RunPaths(root=root), allocation.measure_usage(root)
         released = Reservation(run=reservation.run, promised_bytes=held, held_bytes=held, holder=Holder())
@@ -168,20 +178,27 @@ def release_dead(store: Path, launcher_of: LauncherOf, own: RunPaths | None = No
 
 
 def _behind(paths: RunPaths, holder: Holder) -> Holder:
-    """Return *holder*, with the jobs of the ledger where its process was killed before it could name them."""
+    """Return *holder*, with the ledger's jobs where its process named none.
+
+    A process that was killed could not name them.
+    """
     if holder.jobs or not reservations.is_dead(holder, lambda job: False):
         return holder
     return replace(holder, jobs=_jobs(paths))
 
 
-def _is_local(job: str) -> bool:
-    return job.startswith("local:")
+def _is_host_bound(job: str, launcher_of: LauncherOf) -> bool:
+    """Return whether only the machine that sent a job knows it."""
+    try:
+        return launcher_of(job.partition(":")[0]).is_host_bound
+    except UsageError:  # a launcher that is not installed here
+        return False
 
 
-def _ended(paths: RunPaths, holder: Holder) -> set[str]:
-    """Return the local jobs of another machine or state folder that the run's own ledger shows to have ended."""
+def _ended(paths: RunPaths, holder: Holder, launcher_of: LauncherOf) -> set[str]:
+    """Return the jobs of another machine that have ended, as its restart or the ledger shows."""
     if reservations.has_restarted(holder):
-        return {job for job in holder.jobs if _is_local(job)}
+        return {job for job in holder.jobs if _is_host_bound(job, launcher_of)}
     events = ledger.read(paths.ledger_dir)
     done = done_stages(events)
     return {f"{ref.launcher}:{ref.job_id}" for stage, ref in job_refs(events).items() if stage in done}
@@ -194,7 +211,10 @@ def _jobs(paths: RunPaths) -> tuple[str, ...]:
 
 
 def _gone(jobs: Collection[str], launcher_of: LauncherOf) -> set[str]:
-    """Return those of *jobs* whose launcher knows that they have ended; while it does not answer, nobody can tell."""
+    """Return those of *jobs* whose launcher knows that they have ended.
+
+    A launcher that does not answer knows of none.
+    """
     gone: set[str] = set()
     asked: dict[str, list[JobRef]] = {}
     for job in jobs:

@@ -1,4 +1,7 @@
-"""The name by which jobs that were sent before the stage process moved start it; it then refuses their old plan."""
+"""Start the stage process by its old name, for jobs that were queued before.
+
+The stage process then refuses their older plan in one clear line.
+"""
 
 from __future__ import annotations
 

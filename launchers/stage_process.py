@@ -1,4 +1,4 @@
-"""The first process of a stage's task: `python -m sousbatch.launchers.stage_process RUN STAGE`.
+"""Run a stage: `python -m sousbatch.launchers.stage_process RUN STAGE`.
 
 It verifies what was frozen, opens an attempt, picks address and port, starts the ranks, turns
 signals into the stop flag, reads the exit code and decides what is next. The job itself is met
@@ -94,7 +94,7 @@ class _Task:
                     return following.exit_code
                 _say(
                     f"attempt {attempt.number} ended with exit code {attempt.exit_code}; "
-                    "the next one goes on where it stood"
+                    "the next one resumes where it stood"
                 )
                 batch = following
         finally:
@@ -116,7 +116,7 @@ class _Task:
 
     def _on_stop(self, number: int, _: FrameType | None) -> None:
         self._is_stopping = True
-        is_flagged = self._kind.stopped_by == "flag"  # the others are short and safe to begin again
+        is_flagged = self._kind.stopped_by == "flag"  # the others are short and safe to restart
         try:
             ledger.check_fence(self._paths.ledger_dir, self._stage.name, self._task, self._number)
             self._flag.touch()
@@ -164,7 +164,7 @@ class _Task:
         return Attempt(number=writer.number, batch=batch, exit_code=code, progress=progress)
 
     def _explained(self, code: int, begins: int, writer: ledger.Ledger) -> int:
-        """Return the exit code that explains how the ranks ended, and record what they did not."""
+        """Return the exit code of the ranks, and record the error that they did not."""
         events = ledger.read(self._paths.ledger_dir, max_steps=1)
         is_over = is_finished(events, self._stage.name, self._task, writer.number)
         log = "" if code in (0, EXIT_STOPPED) else _log_since(begins)
@@ -190,7 +190,9 @@ class _Task:
         return EXIT_STOPPED if self._is_stopping and code == 128 + signal.SIGTERM else code
 
     def _wait(self) -> list[int]:
-        """Wait for all nodes; once one has failed, the others get a while and are then ended.
+        """Wait for all nodes.
+
+        Once one has failed, the others get a while and are then ended.
 
         When the job's own process is gone nobody holds the devices for these ranks any more:
         all is ended at once, before another job can start on them.
@@ -209,10 +211,13 @@ class _Task:
 
 
 def _worst(codes: Sequence[int]) -> int:
-    """Return the one code that explains an attempt: what a rank said wins over how others died of it."""
-    for telling in (EXIT_NO_ROOM, EXIT_DEVICE_MEMORY):
-        if telling in codes:
-            return telling
+    """Return the one code that explains an attempt.
+
+    What a rank said wins over how others died of it.
+    """
+    for clear in (EXIT_NO_ROOM, EXIT_DEVICE_MEMORY):
+        if clear in codes:
+            return clear
     others = [code for code in codes if code not in (0, EXIT_STOPPED)]
     if others:
         return others[0] if others[0] > 0 else 128 - others[0]
@@ -220,7 +225,10 @@ def _worst(codes: Sequence[int]) -> int:
 
 
 def _log_since(begins: int) -> str:
-    """Return the end of this process's own log, from byte *begins* on; nothing where it cannot be read again."""
+    """Return the end of this process's own log, from byte *begins* on.
+
+    It is empty where the log cannot be read again.
+    """
     try:
         with open("/proc/self/fd/1", "rb") as log:
             log.seek(max(begins, os.fstat(1).st_size - _LOG_END_BYTES))

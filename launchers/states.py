@@ -1,4 +1,4 @@
-"""Decide where a stage stands, from its run's own ledger first and then from its launcher. Pure.
+"""Decide where a stage stands, from its ledger, then from its launcher. Pure.
 
 A table of rules does it: the first one that holds gives the word and the reason.
 """
@@ -21,7 +21,9 @@ from .base import FINAL_WORDS, JobState, StateWord, how_ended
 
 @dataclass(frozen=True, kw_only=True)
 class StageState:
-    """Where a stage stands. *step* of *total*: how much of it is done, in the unit of its kind.
+    """Where a stage stands.
+
+    *step* of *total* is how much of it is done, in the unit of its kind.
 
     *advice* is what helps a failed one where `resume` does not.
     """
@@ -37,7 +39,10 @@ class StageState:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What the rules ask about: a stage, its own events, its job as the launcher knows it, and its stop flag."""
+    """What the rules ask about.
+
+    *events* are the stage's own, *job* is what the launcher knows, *is_stopping* its stop flag.
+    """
 
     stage: Stage | StageSummary
     events: Sequence[Event]
@@ -118,7 +123,10 @@ class Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """When a stage is in a state, the word for it, and why. Without a *word* the launcher's own stands."""
+    """When a stage is in a state, the word for it, and why.
+
+    Without a *word* the launcher's own stands.
+    """
 
     name: str
     holds: Callable[[Facts], bool]
@@ -210,7 +218,7 @@ def stage_states(
     *,
     stopping: frozenset[str] = frozenset(),
 ) -> dict[str, StageState]:
-    """Return the states that *events* and the launcher's words *jobs* (by stage) add up to."""
+    """Return the states of all stages, from *events* and the launcher's *jobs*."""
     mine = by_stage(events)
     return {
         stage.name: _state(

@@ -49,7 +49,7 @@ def adoptable(events: Sequence[Event], launcher: Launcher) -> list[tuple[Intent,
 
 
 def run_states(plan: Plan | PlanSummary, paths: RunPaths, launcher: Launcher) -> dict[str, StageState]:
-    """Return the state of every stage of a run, in the plan's order, for one who decides by it.
+    """Return the state of every stage of a run, for one who decides by it.
 
     Raises:
         UnreachableError: the scheduler cannot be asked, and nothing may be decided without it.
@@ -93,7 +93,10 @@ class PointState:
 
 
 def point_states(plan: Plan, paths: RunPaths) -> list[PointState]:
-    """Return the states of a sweep's points from the ledgers alone: one that did not begin is waiting."""
+    """Return the states of a sweep's points, from the ledgers alone.
+
+    A point that did not begin is waiting.
+    """
     assert plan.sweep is not None, "only a sweep has points"
     ends = {one.task: one.exit_code for one in of(ledger.read(paths.ledger_dir), Ended)}
     begun: dict[int, Path] = {}

@@ -1,4 +1,4 @@
-"""Submission, written once for every launcher: freeze, intent, send, adopt; resume is the same.
+"""Submit, resume, cancel and clean runs, in one way for every launcher.
 
 The ledger has the intent before anything is sent, and the job's id after. Whatever dies in
 between, the next submission looks the key up and adopts what it finds: no job twice, none lost.
@@ -48,15 +48,15 @@ class Submitted:
 
 
 def submit(plan: Plan, launcher: Launcher, runs: Path, *, again: bool = False) -> Submitted:
-    """Freeze *plan* into its run folder below *runs* and send what is not under way yet.
+    """Freeze *plan* into its run folder and send what is not under way yet.
 
     The same plan finds its run: a finished or running one is left alone, one that was interrupted, stopped or has
-    failed goes on.
+    failed resumes.
 
     Raises:
         UnreachableError: the run is there, and nobody can say whether its jobs run.
         PlanError: what other runs are promised leaves no room for its final weights; nothing was sent.
-        NoRoomError: the store is full; nothing was sent that is not on record.
+        NoRoomError: the disk is full; nothing was sent that is not on record.
     """
     paths = _run_paths(plan, runs, again)
     with no_room_named(f"the run {paths.root}"), files.locked(files.make_private_dir(paths.root) / paths.lock.name):
@@ -91,7 +91,7 @@ def resume(paths: RunPaths, launcher: Launcher, *, accepts_environment: bool = F
 
 def cancel(paths: RunPaths, launcher: Launcher, *, save: bool) -> tuple[str, ...]:
     """End the jobs of a run that are under way and return their stages."""
-    with _held(paths):  # a submission that goes on would send what follows
+    with _held(paths):  # another submission would send what follows
         plan = read_plan(paths.plan)
         states = run_states(plan, paths, launcher)
         refs = job_refs(ledger.read(paths.ledger_dir, max_steps=1), launcher)
@@ -106,7 +106,7 @@ def cancel(paths: RunPaths, launcher: Launcher, *, save: bool) -> tuple[str, ...
 
 
 def cancel_left(paths: RunPaths, launcher_of: Callable[[str], Launcher]) -> tuple[str, ...]:
-    """End the jobs of a run whose folder is gone, or of which nothing can be read; return their stages.
+    """End the jobs of a run that is gone or unreadable; return their stages.
 
     Raises:
         UnreachableError: Slurm, which may have jobs of it, cannot be asked.
@@ -127,8 +127,8 @@ def cancel_left(paths: RunPaths, launcher_of: Callable[[str], Launcher]) -> tupl
     return stages
 
 
-def go_on(paths: RunPaths, launcher: Launcher, stage: str) -> tuple[str, ...]:
-    """Send a running *stage* anew, and all that waits for it: its own job is about to end."""
+def resend(paths: RunPaths, launcher: Launcher, stage: str) -> tuple[str, ...]:
+    """Send a running stage and its dependents again; its job is about to end."""
     with _held(paths):
         plan = read_plan(paths.plan)
         found = dict(run_states(plan, paths, launcher))
@@ -144,7 +144,9 @@ def clean(
     is_named: bool,
     despite_jobs: bool = False,
 ) -> int:
-    """Remove what a finished run can do without, or with *whole* all of it; return the bytes freed.
+    """Remove what a finished run can do without; return the bytes freed.
+
+    With *whole* the run folder goes, too.
 
     With *despite_jobs* also the whole of a run of which nobody can say whether its jobs still run.
 
@@ -250,7 +252,7 @@ def _send(
 
 
 def _pending(plan: Plan, found: Mapping[str, StageState]) -> list[str]:
-    """Return the stages to send: what is neither done nor under way, and what waits for such a stage.
+    """Return the stages to send: neither done nor under way, or waiting for such.
 
     The job of a dependant knows only the old job, and would end as that one did.
     """

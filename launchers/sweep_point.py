@@ -1,4 +1,6 @@
-"""One point of a sweep: `python -m sousbatch.launchers.sweep_point SWEEP`, with the point's position in SOUSBATCH_TASK.
+"""Run a point of a sweep: `python -m sousbatch.launchers.sweep_point SWEEP`.
+
+SOUSBATCH_TASK holds the point's position.
 
 It makes the point's run folder inside the sweep's, then walks through the stages one after
 another, each by the very stage process that a job of its own would run.
@@ -27,7 +29,9 @@ from .registry import launcher_of
 
 
 def open_point(sweep: Plan, paths: RunPaths, index: int) -> tuple[Plan, RunPaths, bool]:
-    """Return the plan and folder of a point, made now if need be, and whether the folder is this point's own.
+    """Return a point's plan and folder, and whether the folder is its own.
+
+    The folder is made if need be.
 
     Two points whose values are the same share a run, which belongs to the first that came.
     """
@@ -50,7 +54,10 @@ class _Walk:
         self._is_stopping = False
 
     def run(self) -> int:
-        """Run what is not done yet; return 0, 75 when stopped, else the code of the first stage that failed."""
+        """Run what is not done yet; return the exit code.
+
+        It is 0, 75 when stopped, else that of the first stage that failed.
+        """
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._on_stop)
         failed: dict[str, int] = {}
@@ -83,7 +90,7 @@ class _Walk:
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
-        if self._is_stopping:  # since there was a child to tell
+        if self._is_stopping:  # before there was a child to signal
             self._child.send_signal(signal.SIGTERM)
         code = self._child.wait()
         print(f"sousbatch: {stage.name} {task} of {self._paths.root} ended with exit code {code}", flush=True)
@@ -96,7 +103,7 @@ class _Walk:
 
 
 def main(run: str) -> int:
-    """Run the point of the sweep in folder *run* that SOUSBATCH_TASK names; return its exit code."""
+    """Run the point that SOUSBATCH_TASK names; return its exit code."""
     processes.die_with_parent(signal.SIGTERM)
     processes.adopt_orphans()
     paths, index = RunPaths(root=Path(run)), JobEnvironment.from_env(os.environ).task

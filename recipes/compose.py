@@ -59,7 +59,7 @@ def recipe_of(values: dict[str, Any], faults: Sequence[Fault] = (), *, source: s
         raise RecipeError(name, [*faults, *borrowed])
     values = _resolved(values, source or name)
     recipe, found = validate.build(Recipe, values)
-    found = [*faults, *found]
+    found = [*faults, *found, *validate.unknown_names(Recipe, values)]
     if recipe is not None:
         found += rules.faults_of(recipe)
     if recipe is None or found:

@@ -278,7 +278,8 @@ def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
     monkeypatch.syspath_prepend(folder)
 
     def install(group: str, entry: str, source: str) -> None:
-        (folder / "toy-1.0.dist-info/entry_points.txt").write_text(f"[{group}]\n{entry}\n")
+        with (folder / "toy-1.0.dist-info/entry_points.txt").open("a") as stream:
+            stream.write(f"[{group}]\n{entry}\n")
         (folder / "toy_module.py").write_text(source)
         monkeypatch.delitem(sys.modules, "toy_module", raising=False)
 

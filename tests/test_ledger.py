@@ -224,7 +224,7 @@ def test_a_full_disk_loses_events_of_a_job_but_not_the_job(small_disk: Path) -> 
 
 def test_a_client_does_not_go_on_when_its_intent_could_not_be_written(small_disk: Path) -> None:
     writer = ledger.open_client(small_disk / "ledger")
-    with pytest.raises(NoRoomError, match=r"no room left to write .*client\.0001\.jsonl; free some space"):
+    with pytest.raises(NoRoomError, match=r"no space left to write .*client\.0001\.jsonl; free some space"):
         for _ in range(1000):
             writer.write(Intent(stage="train", key="x" * 500))
     writer.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -35,6 +37,13 @@ def test_what_cannot_be_imported_is_named(third_party: Install, source: str) -> 
         TOYS.load("theirs")
 
 
+def test_what_is_of_another_type_is_named(third_party: Install) -> None:
+    third_party("sousbatch.toys", "theirs = toy_module:THEIRS", "THEIRS = 5")
+    toys: Registry[str] = Registry("toy", "sousbatch.toys", {}, of=str)
+    with pytest.raises(UsageError, match="toy 'theirs' is not a str: toy_module:THEIRS is 5"):
+        toys.load("theirs")
+
+
 def test_an_unknown_name_is_answered_with_the_known_ones(third_party: Install) -> None:
     third_party("sousbatch.toys", "theirs = toy_module:THEIRS", "")
     with pytest.raises(UsageError, match=r"toy 'our' is unknown; known: ours, theirs \(did you mean 'ours'\?\)"):
@@ -50,3 +59,13 @@ def test_of_several_names_the_first_known_one_is_found_ours_first(
 ) -> None:
     third_party("sousbatch.toys", "theirs = toy_module:THEIRS", "")
     assert TOYS.first_known(names) == found
+
+
+def test_where_no_package_adds_a_name_looking_is_cheap() -> None:
+    code = (
+        "import sys\n"
+        "from sousbatch.plugins import Registry\n"
+        "print(list(Registry('toy', 'sousbatch.toys', {'ours': ''})), 'importlib.metadata' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("['ours'] False\n", "")

@@ -1,4 +1,4 @@
-"""Ranks that agree: on stopping, and on whether something worked on all of them."""
+"""Let ranks agree: on stopping, and on whether something worked on all of them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _OK, _STORE, _FAILED, _FENCED, _NO_ROOM = range(5)
 
 
 class StoreError(RunError):
-    """The store did not do what it was asked; it may again later."""
+    """The file system failed; the next save may work again."""
 
 
 class Ranks:
-    """All ranks of this job, talking over gloo so that no device waits for a word between hosts."""
+    """All ranks of this job, which agree over gloo so that no device waits."""
 
     def __init__(self) -> None:
         self.is_many = dist.is_initialized() and dist.get_world_size() > 1
@@ -74,7 +74,10 @@ class Ranks:
 
 
 def _code_of(error: BaseException) -> int:
-    """Say what kind of failure *error* is; torch hides an OSError as the context of its RuntimeError."""
+    """Return what kind of failure *error* is.
+
+    torch hides an OSError as the context of its RuntimeError.
+    """
     if is_no_room(error):
         return _NO_ROOM
     if isinstance(error, FencedError):

@@ -1,1 +1,1 @@
-"""The launcher of this machine: its jobs are processes that share cores, memory and devices."""
+"""Run jobs as processes that share this machine's cores, memory and devices."""

@@ -1,4 +1,4 @@
-"""The process of one local job: `python -m sousbatch.launchers.local.job_process FOLDER LOCK`.
+"""Run a local job: `python -m sousbatch.launchers.local.job_process FOLDER LOCK`.
 
 It waits for the jobs it depends on, runs its tasks, and records the end. Whatever its
 descendants do, none outlives it.
@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from ... import files
 from ...cluster import processes
-from ...errors import EXIT_DEVICE_MEMORY, EXIT_NO_ROOM, EXIT_STOPPED
+from ...errors import EXIT_STOPPED
 from ...job_environment import JobEnvironment
 from ...run_folder import RunPaths
 from ..base import FINAL_WORDS, JobState, how_ended
@@ -29,7 +29,6 @@ from .queue import Line
 _GRACE_S = 5.0
 _LOOK_S = 1.0  # between looks at the line when nobody has changed it: a kill changes nothing
 _AWAY_S = 30.0  # how long a run folder may be elsewhere
-_MEANING = {EXIT_NO_ROOM: "found no room left on the store", EXIT_DEVICE_MEMORY: "ran out of device memory"}
 # A task that was asked to stop before it could listen, or while the recipe's set-up lines ran.
 _DIED_OF_ASKING = (-signal.SIGTERM, 128 + signal.SIGTERM)
 
@@ -78,7 +77,7 @@ class _Job:
         self._stop = self._stop or "save"
 
     def _is_stopping(self) -> bool:
-        """Look whether someone asked the job to end, or took its run folder away."""
+        """Return whether someone asked the job to end, or removed its run folder."""
         self._has_lost_folder = self._has_lost_folder or self._is_folder_gone()
         if self._has_lost_folder or (self._folder / "cancel-now").exists():
             self._stop = "now"
@@ -98,7 +97,10 @@ class _Job:
         return None
 
     def _is_folder_gone(self) -> bool:
-        """Say whether the run folder was deleted, or has been elsewhere for long; what comes back goes on."""
+        """Return whether the run folder was deleted, or has been elsewhere for long.
+
+        A job whose folder comes back in time continues.
+        """
         try:
             is_here = os.path.samestat(self._run_dir.stat(), os.fstat(self._held_dir))
         except OSError:
@@ -127,7 +129,7 @@ class _Job:
         return self._outcome()
 
     def _start_what_fits(self) -> None:
-        """Start the tasks that the machine has room for now; else note why the first one waits."""
+        """Start the tasks that fit on the machine now; note why the first one waits."""
         wants = min(len(self._waiting), self._spec["at_once"] - len(self._running))
         look = (self._line.changed_at(), time.monotonic())
         if wants <= 0 or self._away_since or (look[0] == self._looked[0] and look[1] - self._looked[1] < _LOOK_S):
@@ -172,7 +174,10 @@ class _Job:
         self._shares[task] = share
 
     def _pass_on(self) -> None:
-        """Hand the wish to stop to the tasks: once as SIGTERM, or at once as SIGKILL to all. None starts any more."""
+        """Ask the tasks to stop: once by SIGTERM, or now by SIGKILL.
+
+        No further task starts.
+        """
         if self._waiting:
             self._waiting.clear()
             self._line.settle(0, self._shares.values())
@@ -193,14 +198,17 @@ class _Job:
         failed = [(task, code) for task, code in sorted(self._codes.items()) if code not in (0, EXIT_STOPPED)]
         if failed:
             task, code = failed[0]
-            return JobState(word="failed", reason=f"task {task} {_MEANING.get(code) or how_ended(code)}")
+            return JobState(word="failed", reason=f"task {task} {how_ended(code)}")
         if len(self._codes) < self._spec["num_tasks"] or EXIT_STOPPED in self._codes.values():
             return JobState(word="stopped", reason="stopped after saving")
         return JobState(word="done")
 
 
 def main(folder: str, lock: str) -> int:
-    """Run the job of *folder*; *lock* is the descriptor that holds its lock, inherited from the sender."""
+    """Run the job of *folder*.
+
+    *lock* is the descriptor that holds its lock, inherited from the sender.
+    """
     os.set_inheritable(int(lock), False)
     return _Job(Path(folder)).run()
 

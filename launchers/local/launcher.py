@@ -1,4 +1,4 @@
-"""The launcher for this machine: each job is a detached process that waits, runs its tasks, ends.
+"""Launch jobs on this machine, each as a detached process.
 
 A job lives in a folder of the user's state folder. Its process holds the folder's lock as
 long as it lives, so a held lock is a living job, on this machine, whatever was killed. What
@@ -40,7 +40,7 @@ class LocalLauncher:
     """Runs jobs on this machine."""
 
     name = "local"
-    survives_client = False
+    is_host_bound = True
     keeps_environment = False
 
     def __init__(self, jobs_dir: Path | None = None, *, max_age_s: float | None = None) -> None:
@@ -79,7 +79,10 @@ class LocalLauncher:
         )
 
     def send(self, request: Request, key: str, after: Mapping[str, JobRef]) -> JobRef:
-        """Start the job's process; its folder is named by *key*, so a key is accepted once."""
+        """Start the job's process.
+
+        The job's folder is named by *key*, so a key is accepted once.
+        """
         folder = files.make_private_dir(self._jobs_dir) / key
         if not folder.exists():
             self._write(folder, request, after)
@@ -149,7 +152,10 @@ class LocalLauncher:
         return {ref: job_state(self._jobs_dir / ref.job_id) for ref in refs}
 
     def cancel(self, refs: Collection[JobRef], *, save: bool) -> None:
-        """Ask the jobs' processes to end; last ones first, so that none starts what follows."""
+        """Ask the jobs' processes to end, the last ones first.
+
+        In that order none starts what depends on it.
+        """
         for ref in reversed(list(refs)):
             folder = self._jobs_dir / ref.job_id
             if job_state(folder).word not in FINAL_WORDS:
@@ -163,7 +169,10 @@ class LocalLauncher:
 
 
 def _start(folder: Path, form: Form) -> None:
-    """Put a job that never had a process into the line and start one; it inherits the lock that is taken here."""
+    """Queue a job that never had a process, and start one.
+
+    The process inherits the lock that is taken here.
+    """
     with (folder / "lock").open("a") as lock:
         while not _try_lock(lock):  # a look at the job's state holds the lock for an instant
             if (folder / "pid").exists():
@@ -214,7 +223,9 @@ def _why_waiting(folder: Path) -> str:
 
 
 def write_end(folder: Path, state: JobState) -> None:
-    """Record how a job ended; its process calls this once, and readers look only when it is gone.
+    """Record how a job ended.
+
+    Its process calls this once; readers look only when the process is gone.
 
     The bytes were reserved when the job was sent and are overwritten in their place, so that
     a full disk cannot keep a job from saying that the disk is full.
@@ -226,7 +237,7 @@ def write_end(folder: Path, state: JobState) -> None:
 
 
 def _need(request: Request) -> Need:
-    """Return what one task takes of this machine, that of all its simulated nodes together."""
+    """Return what one task needs, over all its simulated nodes."""
     wanted = request.resources
     nodes, ranks = (wanted.nodes, wanted.devices_per_node) if request.uses_devices else (1, 1)
     return Need(

@@ -1,4 +1,4 @@
-"""Who may use this machine now: tickets in the order they came, and which cores and devices each gets. Pure.
+"""Decide which jobs may use which cores and devices of this machine now. Pure.
 
 A ticket stands for a local job. One that does not fit yet keeps what it can get, so that nothing behind it
 can make it wait longer; what it does not need is free for others. No stage's duration is known.
@@ -16,7 +16,10 @@ _MOST_NAMES = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """A part of the machine: *cores* is a mask of their numbers, *devices* are names, *memory* is bytes."""
+    """A part of the machine.
+
+    *cores* is a mask of their numbers, *devices* are names, *memory* is bytes.
+    """
 
     cores: int = 0
     devices: tuple[str, ...] = ()
@@ -39,7 +42,9 @@ class Need:
 
 @dataclass(frozen=True, kw_only=True)
 class Ticket:
-    """A job in line. *place* is the run's number, then its own; *seen* is what of the machine it may use.
+    """A job in the queue.
+
+    *place* is the run's number, then its own; *seen* is the part of the machine it may use.
 
     *wants* counts the tasks that it would start now, *held* is what its running tasks have. A job is *ready*
     when all that it waits for has ended; *next* when only short stages are between; else *later*.
@@ -55,7 +60,10 @@ class Ticket:
 
 
 def clamped(need: Need, seen: Share) -> Need:
-    """Return *need*, or all that there is where it is more: such a task waits for the whole, never for ever."""
+    """Return *need*, but no more than the whole machine.
+
+    A task that asks for more waits for all of it, not for ever.
+    """
     return Need(
         cores=min(need.cores, seen.cores.bit_count()),
         devices=min(need.devices, len(seen.devices)),
@@ -64,7 +72,7 @@ def clamped(need: Need, seen: Share) -> Need:
 
 
 def admit(tickets: Mapping[str, Ticket]) -> dict[str, list[Share]]:
-    """Return what each job may start with now: one share a task, none for those who wait."""
+    """Return what each job may start with now: one share for each task."""
     granted: dict[str, list[Share]] = {name: [] for name in tickets}
     for name, share, fits in _line(tickets):
         if fits and tickets[name].standing == "ready":
@@ -73,7 +81,10 @@ def admit(tickets: Mapping[str, Ticket]) -> dict[str, list[Share]]:
 
 
 def why_waiting(tickets: Mapping[str, Ticket], name: str) -> str:
-    """Say what the next task of job *name* waits for, who has it, and its place in line; "" if it need not wait."""
+    """Return what the next task of job *name* waits for, or "".
+
+    It names who has it, and the job's place in the queue.
+    """
     line = list(_line(tickets))
     share = next((share for other, share, fits in line if other == name and not fits), None)
     if share is None:
@@ -86,14 +97,14 @@ def why_waiting(tickets: Mapping[str, Ticket], name: str) -> str:
         held = _amounts(tickets[other].held)
         if uses := " and ".join(_text(kind, held[kind]) for kind in lacking if held[kind]):
             users[other] = f"run {tickets[other].who} uses {uses}"
-    told = [*users.values(), *(f"run {tickets[other].who} is before it" for other in ahead if other not in users)]
-    shown = told[:_MOST_NAMES] + ([f"{len(told) - _MOST_NAMES} more"] if len(told) > _MOST_NAMES else [])
+    names = [*users.values(), *(f"run {tickets[other].who} is before it" for other in ahead if other not in users)]
+    shown = names[:_MOST_NAMES] + ([f"{len(names) - _MOST_NAMES} more"] if len(names) > _MOST_NAMES else [])
     wants = " and ".join(_text(kind, need[kind], seen[kind]) for kind in lacking)
     return f"waits for {wants}; {', '.join(shown)}" + (f"; number {len(ahead) + 1} in line" if ahead else "")
 
 
 def _line(tickets: Mapping[str, Ticket]) -> Iterator[tuple[str, Share, bool]]:
-    """Yield, in order of places, what each next task would get, and whether that is enough.
+    """Yield in order what each next task would get, and if that is enough.
 
     After a task that does not fit comes no other one of its job; what it could get stays kept for it.
     """
@@ -112,7 +123,10 @@ def _line(tickets: Mapping[str, Ticket]) -> Iterator[tuple[str, Share, bool]]:
 
 
 def _choose(need: Need, seen: Share, taken: Share) -> tuple[Share, bool]:
-    """Return what there is of *need* that nobody has or is kept for, and whether that is all of it."""
+    """Return how much of *need* is free, and whether that is all of it.
+
+    What is kept for earlier jobs is not free.
+    """
     free, cores = seen.cores & ~taken.cores, 0
     while free and cores.bit_count() < need.cores:
         cores |= free & -free

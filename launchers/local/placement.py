@@ -1,4 +1,4 @@
-"""Where a stage process of this machine runs: its ranks are child processes on the devices that it was granted."""
+"""Start ranks on this machine as child processes, on the granted devices."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class LocalPlacement:
         return range(self._given.task, min(self._given.task + 1, stage.num_tasks))
 
     def refusal(self, stage: Stage, events: Sequence[Event], past: Sequence[Attempt]) -> Stop | None:
-        """Return why this process must not start: never here, where a key is accepted once."""
+        """Return nothing: a key is accepted once here, so no job starts twice."""
         return None
 
     def commands(self, plan: Plan, paths: RunPaths, stage: Stage) -> list[RankCommand]:
-        """Return what starts the ranks: one torchrun agent for each simulated node, or the job itself."""
+        """Return a torchrun agent for each simulated node, or the job itself."""
         python, wanted, kind = (sys.executable, "-u"), stage.resources, stage.record
         words: list[tuple[str, ...]]
         if kind.looks_after_itself:
@@ -68,9 +68,9 @@ class LocalPlacement:
         return ""
 
     def explain(self, stage: Stage, code: int, log: str, *, is_finished: bool) -> tuple[int, str]:
-        """Return the exit code of the ranks, and the error that their own records lack: here *code* says it all."""
+        """Return the exit code as it is: here it says how the ranks ended."""
         return code, ""
 
     def continue_later(self, paths: RunPaths, stage: Stage, past: Sequence[Attempt]) -> str:
-        """Return what was done for a stage that saved and stopped: nothing, since a person stopped it."""
+        """Return that nothing was done: a person stopped the stage."""
         return ""

@@ -1,4 +1,4 @@
-"""The line of local jobs on this host: one ticket file a job, read and changed under one short lock.
+"""Queue the local jobs of this host: a ticket file each, under one short lock.
 
 A ticket counts while its job lives: the job's own lock tells, whatever was killed. Who is next is decided
 in `machine.py`, by whoever looks; each job takes only what is its own.
@@ -23,7 +23,10 @@ _TICKET_BYTES = 4096  # reserved when a job is sent, so that a full disk stops n
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """What a job puts on its ticket when it enters the line; *after* has the jobs it waits for."""
+    """What a job writes on its ticket when it enters the queue.
+
+    *after* has the jobs that it waits for.
+    """
 
     run: str
     who: str
@@ -35,7 +38,7 @@ class Form:
 
 
 def is_over(job: Path) -> bool:
-    """Say whether the job of folder *job* has ended: it wrote so, or its process is gone."""
+    """Return whether the job of folder *job* has ended, or its process is gone."""
     try:
         return not files.is_locked(job / "lock") or bool((job / "end.json").read_bytes().strip())
     except FileNotFoundError:
@@ -52,7 +55,10 @@ class Line:
         self._path = self._folder / f"{key}.json"
 
     def enter(self, form: Form) -> None:
-        """Take the next place; jobs of one run stand together, where its first one that lives does."""
+        """Take the next place.
+
+        Jobs of one run stand together, at the place of its first one that lives.
+        """
         with files.locked(files.make_private_dir(self._folder) / "lock"):
             found = self._read()
             number = 1 + max((max(one["place"]) for one in found.values()), default=0)
@@ -62,7 +68,7 @@ class Line:
                 stream.write(_text(ticket))
 
     def settle(self, wants: int, held: Iterable[Share]) -> tuple[list[Share], str]:
-        """Say how many tasks wait and what the running ones have; return what may start now, or why nothing may."""
+        """Publish what the job has and wants; return what may start now, or why not."""
         with files.locked(self._folder / "lock"):
             found = self._read()
             before = found[self._key]
@@ -78,7 +84,10 @@ class Line:
             return granted, "" if granted else why_waiting(tickets, self._key)
 
     def leave(self) -> None:
-        """Take the ticket out; only when all can see that the job has ended, lest another slip in before its kin."""
+        """Remove the ticket.
+
+        Only once all can see that the job has ended: else a job could start before those that wait for this one.
+        """
         with suppress(OSError):
             self._path.unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""One torchrun agent: `python -m sousbatch.launchers.local.torchrun_agent TORCHRUN-ARGUMENTS`.
+"""Run torchrun: `python -m sousbatch.launchers.local.torchrun_agent ARGUMENTS`.
 
 torchrun itself ends with 1 whatever its worker said; this door hands the worker's own exit
 code on, which is all that the stage process learns of a job.

@@ -1,1 +1,1 @@
-"""The launcher of a Slurm cluster: batch scripts, states, continuation in a new job, and ranks under srun."""
+"""Run jobs on a Slurm cluster: scripts, states, requeues, ranks under srun."""

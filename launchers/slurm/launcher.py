@@ -1,4 +1,7 @@
-"""The launcher for Slurm: sbatch sends, a job's comment holds its key, squeue and sacct answer."""
+"""Launch jobs on Slurm: sbatch sends, squeue and sacct answer.
+
+A job's comment holds the key under which it was sent.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from ...cluster import slurm, slurm_site
 from ...cluster.environment import SLURM_CLIENT_NAMES, handed_on
 from ...cluster.site import Site
 from ...cluster.slurm import JobRow
-from ...errors import EXIT_DEVICE_MEMORY, EXIT_NO_ROOM, EXIT_STOPPED, SlurmError, UnreachableError
+from ...errors import EXIT_STOPPED, SlurmError, UnreachableError
 from ...job_environment import JobEnvironment, variable
 from ...recipes.plan import Plan, Stage
 from ...run_folder import RunPaths
@@ -35,9 +38,8 @@ PATIENCE_S = 60.0
 _SETTLING_S = (1.0, 3.0, 6.0)
 _ASKED = (signal.SIGUSR1, signal.SIGTERM)  # what asks a batch shell to stop; it may not listen yet
 _STOPPED = (EXIT_STOPPED, *(128 + number for number in _ASKED))
-_MEANING = {EXIT_NO_ROOM: "found no room left on the store", EXIT_DEVICE_MEMORY: "ran out of device memory"}
 
-# Every state of Slurm 20.11 to 25.05 (squeue(1), JOB STATE CODES); what is not here is told by its own name.
+# Every state of Slurm 20.11 to 25.05 (squeue(1), JOB STATE CODES); what is not here is shown by its own name.
 STATES: dict[str, StateWord] = {
     "PENDING": "waiting",
     "CONFIGURING": "waiting",
@@ -85,7 +87,7 @@ _REASONS = {
     "Resources": "waits for free nodes",
     "Dependency": "waits for an earlier stage",
     "DependencyNeverSatisfied": "an earlier stage did not end well",
-    "BeginTime": "goes on shortly: Slurm holds back what it requeued",
+    "BeginTime": "resumes shortly: Slurm holds back what it requeued",
     "JobHeldUser": "held; `scontrol release` lets it go",
     "JobHeldAdmin": "held by an administrator",
     "PartitionDown": "its partition is down",
@@ -111,7 +113,7 @@ class SlurmLauncher:
     """
 
     name = "slurm"
-    survives_client = True
+    is_host_bound = False
     keeps_environment = True  # on the controller's disk
 
     def __init__(self, *, max_age_s: float | None = None) -> None:
@@ -127,7 +129,7 @@ class SlurmLauncher:
         return slurm_site.read_site(patience_s=PATIENCE_S)
 
     def placement(self, given: JobEnvironment) -> Placement:
-        """Return where the stage process that calls this runs; outside of a job it is this machine."""
+        """Return where the calling stage process runs: a job, else this machine."""
         return SlurmPlacement(self, given) if slurm.job_id() else LocalPlacement(given)
 
     def forget(self, beginning: str) -> None:
@@ -138,7 +140,7 @@ class SlurmLauncher:
         return tuple(_request(plan, paths, stage) for stage in plan.stages)
 
     def objections(self, requests: Sequence[Request], plan: Plan, runs: Path) -> tuple[list[str], list[str]]:
-        """Ask Slurm about requests without sending them; return why it would refuse, and when it would start them.
+        """Return why Slurm would refuse requests, and when it would start them.
 
         With --test-only Slurm refuses what no node could run at this moment; a job that is sent waits for nodes.
         """
@@ -148,8 +150,8 @@ class SlurmLauncher:
             refusals.append(f"Slurm takes '%' and '\\' in {str(runs)!r} for its own signs; choose a folder with --runs")
         for request in requests:
             try:
-                told = slurm.test(request.text, folder=folder, environment=handed_on(os.environ, request.inherit))
-                starts.append(f"{request.stage} {told}")
+                answer = slurm.test(request.text, folder=folder, environment=handed_on(os.environ, request.inherit))
+                starts.append(f"{request.stage} {answer}")
             except SlurmError as error:
                 partition = plan.site.partition(request.resources.partition)
                 waits = partition and _NO_NODE_NOW in str(error) and slurm_site.nodes_away(partition.name)
@@ -186,14 +188,20 @@ class SlurmLauncher:
             return known[key]
 
     def _known_before(self, key: str) -> dict[str, JobRef]:
-        """Look *key* up among what was there when this launcher first sent: one call for all stages of a run."""
+        """Return the job of *key*, among those there when this launcher first sent.
+
+        That is one call for all stages of a run.
+        """
         if self._seen is None:
             _, rows = self._queue()
             self._seen = {row.comment: JobRef(launcher=self.name, job_id=row.job_id) for row in rows}
         return {key: self._seen[key]} if key in self._seen else {}
 
     def _find_late(self, key: str) -> dict[str, JobRef]:
-        """Look for a job that sbatch gave up on: the controller may still be working off what it was sent."""
+        """Look for a job that sbatch gave up on.
+
+        The controller may still be working off what it was sent.
+        """
         for pause_s in _SETTLING_S:
             time.sleep(pause_s)
             if known := self._known([key]):
@@ -217,7 +225,7 @@ class SlurmLauncher:
         return {row.comment: JobRef(launcher=self.name, job_id=row.job_id) for row in found}
 
     def states(self, refs: Collection[JobRef]) -> dict[JobRef, JobState]:
-        """Return the state of each job: from the queue, else from the accounting, else it is lost."""
+        """Return the state of each job: from the queue, else from accounting."""
         if not refs:
             return {}
         seen_at, rows = self._queue()
@@ -230,7 +238,10 @@ class SlurmLauncher:
         return {ref: job_state(by_id.get(ref.job_id, ()), seen_at) for ref in refs}
 
     def cancel(self, refs: Collection[JobRef], *, save: bool) -> None:
-        """Cancel jobs; with *save* what waits is cancelled, and what runs gets SIGUSR1 in its batch shell."""
+        """Cancel jobs.
+
+        With *save* what waits is cancelled, and what runs gets SIGUSR1 in its batch shell.
+        """
         ids = [ref.job_id for ref in refs]
         if save:
             slurm.cancel(ids, "--state=PENDING")
@@ -291,7 +302,7 @@ def _request(plan: Plan, paths: RunPaths, stage: Stage) -> Request:
 
 
 def _ranks(stage: Stage) -> list[str]:
-    """Say in the script what the stage process does next, since no srun is to be seen in it."""
+    """Return comment lines that say how the stage process runs the ranks."""
     if stage.record.looks_after_itself:
         return ["# The stage process below runs all stages of a point, one after another, each with srun."]
     nodes, each = (stage.resources.nodes, stage.resources.devices_per_node) if stage.uses_devices else (1, 1)
@@ -309,9 +320,9 @@ def job_state(rows: Sequence[JobRow], seen_at: float) -> JobState:
     """Return the state of a job, or of an array as a whole, from its rows. Pure."""
     if not rows:
         return JobState(word="lost", reason="Slurm does not know the job any more", seen_at=seen_at)
-    told = [(_word(row), row) for row in rows]
+    words = [(_word(row), row) for row in rows]
     for word in ("running", "waiting", "failed", "stopped", "cancelled", "done"):
-        for found, row in told:
+        for found, row in words:
             if found == word:
                 return JobState(word=found, reason=_reason(found, row), seen_at=seen_at)
     raise AssertionError("a row has one of the words above")
@@ -325,7 +336,7 @@ def _word(row: JobRow) -> StateWord:
 
 
 def _reason(word: StateWord, row: JobRow) -> str:
-    """Say in words why a job waits, or how it ended."""
+    """Return in words why a job waits, or how it ended."""
     if row.state not in STATES:
         return f"Slurm says {row.state}"
     if word == "waiting":
@@ -347,5 +358,5 @@ def _reason(word: StateWord, row: JobRow) -> str:
     elif number:
         how = how_ended(-number)
     else:
-        how = _MEANING.get(code) or how_ended(code)
+        how = how_ended(code)
     return f"task {row.task or 0} {how}"

@@ -1,4 +1,4 @@
-"""Where a stage process of a Slurm job runs: srun starts its ranks, and Slurm may stop and requeue it."""
+"""Start ranks inside a Slurm job by srun, and let it be requeued or replaced."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ...recipes.sweep import STAGE as SWEEP_STAGE
 from ...run_folder import RunPaths
 from ..attempts import MAX_IDLE, Attempt, Stop, is_idle
 from ..base import Launcher, RankCommand
-from ..submission import go_on
+from ..submission import resend
 from .script import array_size, container_words
 
 
@@ -36,7 +36,10 @@ class SlurmPlacement:
         return range(first, count, array_size(count, len(plan.stages), plan.site))
 
     def refusal(self, stage: Stage, events: Sequence[Event], past: Sequence[Attempt]) -> Stop | None:
-        """Return why this job must not start: another one does the work, it is done, or it commits nothing."""
+        """Return why this job must not start.
+
+        Another one does the work, it is done, or its last starts committed nothing.
+        """
         if self._given.sweep is None and is_stray(events, stage.name, self.job_id):
             return Stop(exit_code=0, reason=f"job {self.job_id} was accepted twice, and another one does this work")
         if past and past[-1].exit_code == 0:  # requeued, or sent twice, after it was done
@@ -78,7 +81,7 @@ class SlurmPlacement:
         return "" if is_ours else "Slurm has taken the nodes away, and starts the job again where it may"
 
     def explain(self, stage: Stage, code: int, log: str, *, is_finished: bool) -> tuple[int, str]:
-        """Return the exit code of the rank that failed first, and the error that the ranks' own records lack.
+        """Return the code of the rank that failed first, and what no rank recorded.
 
         srun returns the largest code, and 0 also when it lost a node.
         """
@@ -93,20 +96,20 @@ class SlurmPlacement:
         return own or code, f"{rank} took more host memory than the job has; raise resources.{stage.name}.memory_gb"
 
     def continue_later(self, paths: RunPaths, stage: Stage, past: Sequence[Attempt]) -> str:
-        """Let the stage resume later where somebody other than the user stopped it; return what was done.
+        """Let a stage that the user did not stop resume later; return what was done.
 
         It is requeued where Slurm takes it back, else continued by a new job, to which its dependants move.
         """
         if stage.record.looks_after_itself:
             return ""
         if self._is_cancelled(paths, stage):
-            return f"cancelled; `sousbatch resume {paths.run_id}` goes on"
+            return f"cancelled; `sousbatch resume {paths.run_id}` continues it"
         if is_idle(past):
             return f"not requeued: {MAX_IDLE} starts in a row saved nothing new; is the time limit too short?"
         try:
             return self._requeue_or_replace(paths, stage)
         except SousbatchError as error:
-            return f"stopped, and not continued: {error}; `sousbatch resume {paths.run_id}` goes on"
+            return f"stopped, and not continued: {error}; `sousbatch resume {paths.run_id}` continues it"
 
     def _requeue_or_replace(self, paths: RunPaths, stage: Stage) -> str:
         fate = slurm.fate_of(self.job_id)
@@ -124,11 +127,14 @@ class SlurmPlacement:
             return "requeued"
         if is_shared:
             return f"stopped, and not requeued ({refusal}); resume sends what is left once the whole array has ended"
-        sent = go_on(paths, self._launcher, stage.name)
+        sent = resend(paths, self._launcher, stage.name)
         return f"not requeued ({refusal}), but continued by a new job of {', '.join(sent)}"
 
     def _is_cancelled(self, paths: RunPaths, stage: Stage) -> bool:
-        """Return whether a person asked the newest job of *stage* to end; a point's job is that of its sweep."""
+        """Return whether a person asked the newest job of *stage* to end.
+
+        The job of a point is that of its sweep.
+        """
         name = stage.name
         if self._given.sweep is not None:
             paths, name = RunPaths(root=paths.runs_dir), SWEEP_STAGE
@@ -136,7 +142,10 @@ class SlurmPlacement:
 
 
 def is_stray(events: Sequence[Event], stage: str, job_id: str) -> bool:
-    """Return whether the run has another job for *stage*: this one was accepted late, while Slurm did not answer."""
+    """Return whether the run has another job for *stage*.
+
+    This one was accepted late, while Slurm did not answer.
+    """
     if any(intent.stage == stage for intent in unsettled(events).values()):
         return False
     known = {event.job_id for event in of(events, Sent) if event.stage == stage}

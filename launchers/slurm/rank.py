@@ -1,4 +1,4 @@
-"""The door of one rank that srun starts: `python -m sousbatch.launchers.slurm.rank MODULE RUN STAGE`.
+"""Run a rank: `python -m sousbatch.launchers.slurm.rank MODULE RUN STAGE`.
 
 Slurm tells a rank who it is in variables of its own; torch and its kin read others.
 """
@@ -30,7 +30,9 @@ _NAMES = {
 
 
 def identity(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return torch's variables of this rank; one that is shown a single device, as by --gpus-per-task, uses it.
+    """Return torch's variables of this rank.
+
+    A rank that is shown a single device, as by --gpus-per-task, uses it.
 
     Shown otherwise a rank sees all devices of its node and takes the one of its LOCAL_RANK.
     """
@@ -40,7 +42,9 @@ def identity(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def main(module: str, run: str, stage: str) -> None:
-    """Run the job *module* as this rank; a SIGTERM raises the stop flag that all ranks look at.
+    """Run the job *module* as this rank.
+
+    A SIGTERM raises the stop flag that all ranks look at.
 
     Before it ends a preempted job Slurm sends SIGTERM to the ranks, not to the batch shell. Rank 0
     writes down that it came to its end: srun exits with 0 also when it lost a node.

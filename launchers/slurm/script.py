@@ -1,4 +1,4 @@
-"""The #SBATCH lines of a batch script: pure, and safe to read for a shell and for Slurm."""
+"""Write the #SBATCH lines of a batch script, and container options. Pure."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ def header(
     uses_devices: bool,
     array_size: int | None = None,
 ) -> tuple[str, ...]:
-    """Return the #SBATCH lines of a job called *name*, whose log lies at *log*, seen from its working folder.
+    """Return the #SBATCH lines of a job called *name*.
+
+    *log* is the path of its log, from its working folder.
 
     The recipe's own lines come last: Slurm takes the last of two that disagree.
     """
@@ -43,12 +45,14 @@ def header(
 
 
 def array_size(num_tasks: int, num_stages: int, site: Site) -> int:
-    """Return how many array elements share *num_tasks* tasks; element i does tasks i, i + size, i + 2 size ...
+    """Return how many array elements share *num_tasks* tasks.
+
+    Element i does tasks i, i + size, i + 2 size and so on.
 
     An index must lie below MaxArraySize, and each element counts as a job against a submit limit.
     """
-    room = site.max_jobs - (num_stages - 1) if site.max_jobs is not None else num_tasks
-    return max(1, min(num_tasks, site.max_array_size, room))
+    most = site.max_jobs - (num_stages - 1) if site.max_jobs is not None else num_tasks
+    return max(1, min(num_tasks, site.max_array_size, most))
 
 
 def _size(resources: Resources, site: Site, *, uses_devices: bool) -> Iterator[str]:
@@ -66,7 +70,9 @@ def _size(resources: Resources, site: Site, *, uses_devices: bool) -> Iterator[s
 
 
 def _memory_mb(resources: Resources, site: Site, *, cpus: int, gpus: int) -> int | None:
-    """Return MiB of host memory for each node: what is asked, else the site's default, else a fair share.
+    """Return MiB of host memory for each node.
+
+    It is what is asked, else the site's default (None), else a fair share.
 
     Where a site has no default, a job that asks for nothing gets the whole node and keeps others from it.
     """
@@ -81,7 +87,9 @@ def _memory_mb(resources: Resources, site: Site, *, cpus: int, gpus: int) -> int
 
 
 def _time(resources: Resources, partition: Partition | None) -> Iterator[str]:
-    """Ask for the limit, and for notice before it: a tenth of it, at least 60 s, at most half of it.
+    """Ask for the time limit, and for notice before it.
+
+    The notice is a tenth of the limit, at least 60 s, at most half of it.
 
     The notice goes to the batch shell alone ("B:"): srun would hand it to ranks that cannot save on their own.
     """
@@ -95,7 +103,9 @@ def _time(resources: Resources, partition: Partition | None) -> Iterator[str]:
 
 
 def container_words(environment: Environment, stage: Stage, paths: RunPaths) -> tuple[list[str], list[str]]:
-    """Return srun's options (pyxis) and the words before a rank's command (apptainer); none without a container.
+    """Return srun's options (pyxis) and the words before a rank (apptainer).
+
+    Both are empty without a container.
 
     The container sees what a job reads and writes, at the same paths: the run folder, the model and the data.
     """

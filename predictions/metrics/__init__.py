@@ -65,5 +65,6 @@ METRICS: Registry[Metric] = Registry(
         "rouge2": "predictions.metrics.rouge:ROUGE_2",
         "rougeL": "predictions.metrics.rouge:ROUGE_L",
     },
+    of=Metric,
 )
 DEFAULT_METRICS = ("character_accuracy", "cer", "exact_match", "rouge")

@@ -1,4 +1,4 @@
-"""Rows to token ids, in one way for planning, training and predicting.
+"""Turn rows into token ids, in one way for planning, training and predicting.
 
 A row is its prompt, padding, a separator, the response and the end token. The tokenizer is one of transformers, or
 the light one of `tokenizer`; this module imports neither.
@@ -45,7 +45,7 @@ def is_kept(spec: DataSpec, row: Encoded) -> bool:
     return row.num_learned > 0 and not (row.is_long and spec.long_rows in ("refuse", "drop"))
 
 
-def positions_of(config: Mapping[str, Any]) -> int | None:
+def max_positions(config: Mapping[str, Any]) -> int | None:
     """Return the tokens that a model of this config can take, None where it names no limit."""
     inner = config.get("text_config")
     for section in (config, inner if isinstance(inner, Mapping) else {}):
@@ -100,13 +100,13 @@ def encode_rows(spec: DataSpec, rows: Sequence[Row], tokenizer: Any) -> list[Enc
     if not spec.prompt:
         texts = [str(row[spec.columns.text]) for row in rows]
         found = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        whole = [Encoded([*ids, *end], 0, len(ids) + len(end), False) for ids in found]
+        uncut = [Encoded([*ids, *end], 0, len(ids) + len(end), False) for ids in found]
     else:
         texts = [str(row[spec.columns.target]) for row in rows]
         targets = tokenizer(texts, add_special_tokens=False)["input_ids"]
         prompts = encode_prompts(spec, rows, tokenizer, None)
-        whole = [_joined(spec, prompt, [*target, *end]) for prompt, target in zip(prompts, targets, strict=True)]
-    return [_fitted(spec, row, not text.strip(), tokenizer) for row, text in zip(whole, texts, strict=True)]
+        uncut = [_joined(spec, prompt, [*target, *end]) for prompt, target in zip(prompts, targets, strict=True)]
+    return [_fitted(spec, row, not text.strip(), tokenizer) for row, text in zip(uncut, texts, strict=True)]
 
 
 def _joined(spec: DataSpec, prompt: Encoded, response: list[int]) -> Encoded:

@@ -1,4 +1,4 @@
-"""What a prompt template reads. The jobs fill templates in; this only looks at them."""
+"""Which columns a prompt template reads. `encode` fills templates in."""
 
 from __future__ import annotations
 

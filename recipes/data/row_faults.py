@@ -1,4 +1,4 @@
-"""What the rows' lengths mean for a stage: why it cannot work, and what happens to some rows."""
+"""Refusals and warnings that follow from the rows' lengths. Tasks with prompts share them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from ..facts import Inputs, Lengths, Rows
 from ..plan import Stage
 from ..schema import StageSettings
-from .encode import positions_of
+from .encode import max_positions
 
 
 def row_refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
     """Yield why a stage cannot work on its rows."""
     settings = stage.settings
     for lengths in (one for one in inputs.lengths if one.stage == stage.name):
-        positions = positions_of(inputs.model.config)
+        positions = max_positions(inputs.model.config)
         if lengths.use == "predict":
             yield from _prompt_refusals(settings, lengths, positions)
         else:
@@ -39,7 +39,7 @@ def _training_refusals(settings: StageSettings, lengths: Lengths, positions: int
         column = "data.columns.target" if data.prompt else "data.columns.text"
         named = data.columns.target if data.prompt else data.columns.text
         yield f"{where}: all {lengths.num_rows:,} rows are empty in column {named!r}; name another with {column}"
-    elif not lengths.num_kept:
+    elif not lengths.num_examples:
         yield (
             f"{where}: no row has anything left to learn: {lengths.long.num:,} of {lengths.num_rows:,} are longer than "
             f"{_limits(settings)}, the longest has {lengths.longest:,} tokens; raise it, or check data.columns"
@@ -87,7 +87,7 @@ def row_warnings(stage: Stage, inputs: Inputs) -> Iterator[str]:
     for lengths in (one for one in inputs.lengths if one.stage == stage.name):
         where, policy = _where(lengths), settings.data.long_rows
         if lengths.long.num and lengths.use == "predict":
-            limit = _prompt_limits(settings, positions_of(inputs.model.config))
+            limit = _prompt_limits(settings, max_positions(inputs.model.config))
             yield f"{where}: {_some(lengths.long, lengths, 'longer than', 'prompts')} {limit}, and are cut ({policy})"
         elif lengths.long.num:
             done = "left out" if policy == "drop" else f"cut ({policy})"

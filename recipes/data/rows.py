@@ -73,12 +73,12 @@ def _json_list(path: Path) -> Iterator[Row]:
         rows = parse_json(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
     except ValueError as error:
         raise UsageError(
-            f"{path} starts as a JSON list and is none: {error}; mend it, or write one object a line"
+            f"{path} starts as a JSON list and is none: {error}; fix it, or write one object a line"
         ) from error
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise UsageError(
-                f"{path}, item {number} is no object of columns but {str(row)[:40]!r}; write a list of objects"
+                f"{path}, item {number} is not an object of columns but {str(row)[:40]!r}; write a list of objects"
             )
         yield row
 
@@ -92,11 +92,11 @@ def _json_lines(path: Path) -> Iterator[Row]:
                 row = parse_json(line)
             except ValueError as error:
                 _check_encoding(path, number, line)
-                raise UsageError(f"{path}, line {number} is not JSON: {error}; mend or remove the line") from error
+                raise UsageError(f"{path}, line {number} is not JSON: {error}; fix or remove the line") from error
             if not isinstance(row, dict):
                 shown = line[:40].decode(errors="replace").strip()
                 raise UsageError(
-                    f"{path}, line {number} is no object of columns but {shown!r}; write one object a "
+                    f"{path}, line {number} is not an object of columns but {shown!r}; write one object a "
                     "line, or one list of objects"
                 )
             yield row
@@ -112,11 +112,11 @@ def _csv(path: Path) -> Iterator[Row]:
                 if None in row or None in row.values():
                     raise UsageError(
                         f"{path}, line {reader.line_num} has another number of columns than the header "
-                        f"({len(reader.fieldnames or ())}); mend the line"
+                        f"({len(reader.fieldnames or ())}); fix the line"
                     )
                 yield row
         except csv.Error as error:
-            raise UsageError(f"{path}, line {reader.reader.line_num} is not CSV: {error}; mend the line") from error
+            raise UsageError(f"{path}, line {reader.reader.line_num} is not CSV: {error}; fix the line") from error
         except UnicodeDecodeError:  # of a whole buffer; reading line by line finds which it is
             for _ in _text(path):
                 pass
@@ -137,7 +137,7 @@ def _check_encoding(path: Path, number: int, line: bytes) -> None:
         encoding = "UTF-16" if line.startswith((b"\xff\xfe", b"\xfe\xff")) else _encoding_of(line)
         target = shlex.quote(f"{path.with_suffix('')}-utf8{path.suffix}")
         raise UsageError(
-            f"{path}, line {number} is not UTF-8: {error}; mend the line, or write the file anew if all of it is in "
+            f"{path}, line {number} is not UTF-8: {error}; fix the line, or write the file again if all of it is in "
             f"another encoding, such as: iconv -f {encoding} -t UTF-8 {shlex.quote(str(path))} > {target}"
         ) from error
 

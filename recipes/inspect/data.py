@@ -1,4 +1,4 @@
-"""Look at a recipe's data files: which splits and columns its stages need, and what is there."""
+"""Read a recipe's data files: which splits and columns its stages need, and what is there."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..tasks import Column, task_of
 from .cache import collect
 
 
-def splits_of(recipe: Recipe) -> dict[str, SplitFacts]:
+def read_splits(recipe: Recipe) -> dict[str, SplitFacts]:
     """Return the splits that the recipe's stages need.
 
     Raises:
@@ -165,13 +165,13 @@ def _split(name: str, text: str) -> SplitFacts:
     path = _local_file(name, text)
     stat = path.stat()
     key = [str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino]
-    facts, faults = validate.build(SplitFacts, cached("splits", key, lambda: validate.to_plain(_look_at(path))))
+    facts, faults = validate.build(SplitFacts, cached("splits", key, lambda: validate.to_plain(_read_split(path))))
     if facts is None:
-        raise UsageError(f"the cached look at {path} is damaged: {faults[0]}; remove {cache_dir() / 'splits'}")
+        raise UsageError(f"the cached facts of {path} are damaged: {faults[0]}; remove {cache_dir() / 'splits'}")
     return facts
 
 
-def _look_at(path: Path) -> SplitFacts:
+def _read_split(path: Path) -> SplitFacts:
     """Read a data file once: every row is parsed, so a broken line is found before the queue."""
     num_rows, columns, nested = 0, None, set[str]()
     for row in read_rows(path):

@@ -1,4 +1,4 @@
-"""Look at what a recipe's model, data and store really are: the only effect before compiling."""
+"""Inspect a recipe's model, data and runs directory: the only effect before compiling."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from ..schema import Recipe
 from ..stages import resolve_stages
 from ..tasks import task_of
 from .cache import collect
-from .data import splits_of
-from .lengths import Progress, lengths_of
-from .model import model_facts
+from .data import read_splits
+from .lengths import Progress, count_lengths
+from .model import read_model
 from .versions import versions_of
 
 
@@ -36,11 +36,11 @@ def inspect(recipe: Recipe, store: Path, progress: Progress | None = None, dead_
     """
     task_of(recipe.task)  # what it needs of model and data cannot be said of one that is refused
     reasons = list(_archive_reasons(recipe))
-    model = collect(reasons, lambda: model_facts(recipe))
-    splits = collect(reasons, lambda: splits_of(recipe))
+    model = collect(reasons, lambda: read_model(recipe))
+    splits = collect(reasons, lambda: read_splits(recipe))
     lengths: tuple[Lengths, ...] = ()
     if model is not None and splits is not None:
-        lengths = collect(reasons, lambda: lengths_of(recipe, model, splits, progress)) or ()
+        lengths = collect(reasons, lambda: count_lengths(recipe, model, splits, progress)) or ()
     code = collect(reasons, lambda: code_digest(recipe))
     uses_four_bits = any(stage.settings.adapter.method == "qlora" for stage in resolve_stages(recipe).values())
     if uses_four_bits and recipe.environment.python is None and importlib.util.find_spec("bitsandbytes") is None:

@@ -1,4 +1,4 @@
-"""Look at every row in tokens before the queue: too long, empty, nothing to learn; and show how rows are seen.
+"""Count the tokens of every row before anything is queued, and show rows as the jobs see them.
 
 Run as `python -m sousbatch.recipes.inspect.lengths`, it reads one JSON request from stdin: that is how planning uses
 tokenizers that only transformers knows. It prints a JSON line as it goes, and the answer as the last.
@@ -26,18 +26,18 @@ from ..facts import Lengths, ModelFacts, Rows, SplitFacts
 from ..schema import Recipe, StageSettings, validate
 from ..stages import resolve_stages
 from ..tasks import task_of
-from .tokenizer import digest_of_tokenizer, light, load_full
+from .tokenizer import light, load_full, tokenizer_digest
 
-Progress = Callable[[str, int, int], None]  # what is looked at, rows done, rows in all
+Progress = Callable[[str, int, int], None]  # what is counted, rows done, rows in all
 Use = Literal["train", "eval", "predict"]
 
-_FORMAT = 2  # raised when rows are counted in another way
+_FORMAT = 3  # raised when rows are counted in another way
 _NUM_NAMED = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """Rows to look at: those of *split*, for *use* in *stage*; one is long above *limit*."""
+class RowsToCount:
+    """Rows to count: those of *split*, for *use* in *stage*; one is long above *limit*."""
 
     stage: str
     use: Use
@@ -53,10 +53,10 @@ class Wanted:
         return f"rows of {self.split}"
 
 
-def wanted_of(recipe: Recipe, model: ModelFacts, splits: dict[str, SplitFacts]) -> list[Wanted]:
+def rows_to_count(recipe: Recipe, model: ModelFacts, splits: dict[str, SplitFacts]) -> list[RowsToCount]:
     """Return what the recipe's stages read as tokens."""
     return [
-        Wanted(
+        RowsToCount(
             stage=stage.name,
             use=rows.use,
             split=rows.split,
@@ -71,7 +71,7 @@ def wanted_of(recipe: Recipe, model: ModelFacts, splits: dict[str, SplitFacts]) 
     ]
 
 
-def lengths_of(
+def count_lengths(
     recipe: Recipe, model: ModelFacts, splits: dict[str, SplitFacts], progress: Progress | None = None
 ) -> tuple[Lengths, ...]:
     """Return the lengths of all rows that the recipe's stages read, remembered by the digests of what decides them.
@@ -80,8 +80,8 @@ def lengths_of(
         UsageError: the tokenizer cannot be loaded or cannot take the rows.
     """
     folder = Path(model.tokenizer_folder)
-    wanted = wanted_of(recipe, model, splits)
-    decides = [_FORMAT, digest_of_tokenizer(folder), recipe.model.add_tokens]
+    wanted = rows_to_count(recipe, model, splits)
+    decides = [_FORMAT, tokenizer_digest(folder), recipe.model.add_tokens]
     keys = [files.digest_of([decides, _deciding(one), splits[one.split].digest]) for one in wanted]
     known = {key: recall("lengths", key) for key in keys}
     missing = {key: one for key, one in zip(keys, wanted, strict=True) if known[key] is None}
@@ -94,18 +94,20 @@ def lengths_of(
         place = {"stage": one.stage, "use": one.use, "split": one.split, "limit": one.limit}
         lengths, faults = validate.build(Lengths, {**known[key], **place})
         if lengths is None:
-            raise UsageError(f"the cached look at the rows of {one.path} is damaged: {faults[0]}; remove the cache")
+            raise UsageError(f"the cached counts of {one.path} are damaged: {faults[0]}; remove the cache")
         found.append(lengths)
     return tuple(found)
 
 
-def samples_of(recipe: Recipe, model: ModelFacts, splits: dict[str, SplitFacts], count: int) -> str:
+def show_samples(recipe: Recipe, model: ModelFacts, splits: dict[str, SplitFacts], count: int) -> str:
     """Return the first *count* rows of each split as the jobs see them: what is masked, and what is learned."""
-    asked = [dataclasses.replace(one, num_rows=min(count, one.num_rows)) for one in wanted_of(recipe, model, splits)]
+    asked = [
+        dataclasses.replace(one, num_rows=min(count, one.num_rows)) for one in rows_to_count(recipe, model, splits)
+    ]
     return "\n\n".join(_ask(recipe, Path(model.tokenizer_folder), asked, count, None))
 
 
-def _deciding(one: Wanted) -> list[Any]:
+def _deciding(one: RowsToCount) -> list[Any]:
     """Return what decides the lengths, beside the rows and the tokenizer; evaluation and training read alike."""
     task = task_of(one.settings.task)
     read = {section: validate.to_plain(getattr(one.settings, section)) for section in task.reads}
@@ -114,8 +116,8 @@ def _deciding(one: Wanted) -> list[Any]:
     return [task.name, task.version, one.use == "predict", one.num_rows, one.limit, read]
 
 
-def _ask(recipe: Recipe, folder: Path, wanted: list[Wanted], count: int, progress: Progress | None) -> list[Any]:
-    """Look with the light tokenizer where that may be, else in a process of its own."""
+def _ask(recipe: Recipe, folder: Path, wanted: list[RowsToCount], count: int, progress: Progress | None) -> list[Any]:
+    """Count with the light tokenizer where it knows the ids, else in a process of its own."""
     uses_chat = any(one.settings.data.prompt == "chat" for one in wanted)
     tokenizer = None if uses_chat else light(folder, recipe.model.add_tokens)
     if tokenizer is not None:
@@ -173,20 +175,20 @@ def main() -> None:
 
     answers = []
     for values in request["wanted"]:
-        wanted, faults = validate.build(Wanted, values)
+        wanted, faults = validate.build(RowsToCount, values)
         assert wanted is not None, faults
         answers.append(_answer(wanted, tokenizer, request["count"], report))
     print(json.dumps({"answer": answers}), flush=True)
 
 
-def _answer(wanted: Wanted, tokenizer: Any, count: int, report: Progress) -> Any:
+def _answer(wanted: RowsToCount, tokenizer: Any, count: int, report: Progress) -> Any:
     rows = _encoded(wanted, tokenizer, report)
     if count:
         return "\n\n".join(_shown(wanted, number, row, tokenizer) for number, row in enumerate(rows, 1))
     return _counted(wanted, rows)
 
 
-def _encoded(wanted: Wanted, tokenizer: Any, report: Progress) -> Iterator[Encoded]:
+def _encoded(wanted: RowsToCount, tokenizer: Any, report: Progress) -> Iterator[Encoded]:
     task, rows, done = task_of(wanted.settings.task), islice(read_rows(Path(wanted.path)), wanted.num_rows), 0
     while batch := list(islice(rows, BATCH_ROWS)):
         yield from task.encode(wanted.settings, wanted.use, batch, tokenizer, wanted.limit)
@@ -194,7 +196,7 @@ def _encoded(wanted: Wanted, tokenizer: Any, report: Progress) -> Iterator[Encod
         report(wanted.what, done, wanted.num_rows)
 
 
-def _counted(wanted: Wanted, rows: Iterator[Encoded]) -> dict[str, Any]:
+def _counted(wanted: RowsToCount, rows: Iterator[Encoded]) -> dict[str, Any]:
     """Count rows of each kind, and examples; of any number of rows a few numbers are kept."""
     is_prompt, policy = wanted.use == "predict", wanted.settings.data.long_rows
     seen: dict[str, tuple[int, list[int]]] = {"long": (0, []), "empty": (0, []), "unlearnable": (0, [])}
@@ -216,10 +218,10 @@ def _counted(wanted: Wanted, rows: Iterator[Encoded]) -> dict[str, Any]:
         if is_prompt or is_kept(wanted.settings.data, row):
             kept, longest_kept = kept + 1, max(longest_kept, len(row.ids))
     kinds = {kind: validate.to_plain(Rows(num=num, first=tuple(first))) for kind, (num, first) in seen.items()}
-    return {"num_rows": total, "num_kept": kept, "longest": longest, "longest_kept": longest_kept, **kinds}
+    return {"num_rows": total, "num_examples": kept, "longest": longest, "longest_kept": longest_kept, **kinds}
 
 
-def _shown(wanted: Wanted, number: int, row: Encoded, tokenizer: Any) -> str:
+def _shown(wanted: RowsToCount, number: int, row: Encoded, tokenizer: Any) -> str:
     """Return a row as text, from its ids."""
     head = f"{wanted.stage}, split {wanted.split}, row {number}: {len(row.ids)} tokens"
     if wanted.use != "predict":

@@ -1,4 +1,4 @@
-"""Look at a recipe's model: where it is, what it is, what its tensors are. Never imports torch."""
+"""Read what a recipe's model is: its folder, its config, its tensors. Never imports torch."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _file_kind(path: Path) -> str:
 
 
 def _from_hub(key: str, name: str, revision: str | None = None, *, has_code: bool = False) -> Path:
-    """Return the folder of a hub repository in the hub's cache, into which it is fetched if there is room."""
+    """Return the folder of a hub repository in the hub's cache, into which it is fetched if it fits."""
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import (
         DryRunError,
@@ -89,19 +89,19 @@ def _from_hub(key: str, name: str, revision: str | None = None, *, has_code: boo
 
 
 def _check_cache(key: str, name: str, wanted_bytes: int, cache: Path) -> None:
-    room = tightest(read_limits(cache))
-    if wanted_bytes > (room.num_bytes or 0):
+    limit = tightest(read_limits(cache))
+    if wanted_bytes > (limit.num_bytes or 0):
         raise UsageError(
             f"{key} {name!r} is {wanted_bytes / 1e9:,.3g} GB to fetch, and the hub's cache {cache} can take "
-            f"{(room.num_bytes or 0) / 1e9:,.3g} GB ({room.source}); set HF_HOME to a folder with room"
+            f"{(limit.num_bytes or 0) / 1e9:,.3g} GB ({limit.source}); set HF_HOME to a folder with more free space"
         )
 
 
-def model_facts(recipe: Recipe) -> ModelFacts:
+def read_model(recipe: Recipe) -> ModelFacts:
     """Return what the recipe's model is: its folder, its identity, its tensors.
 
     Raises:
-        UsageError: it does not exist, is not whole, or is not of a kind that can be trained here.
+        UsageError: it does not exist, is incomplete, or is not of a kind that can be trained here.
     """
     spec, task = recipe.model, task_of(recipe.task)
     here = _folder_here("model.path", spec.path)
@@ -162,7 +162,7 @@ def _read_config(name: str, folder: Path) -> dict[str, Any]:
             f"model.path {name!r} has no config.json; give the folder that save_pretrained wrote"
         ) from error
     except (ValueError, TypeError) as error:
-        raise UsageError(f"{folder / 'config.json'} is no config: {error}") from error
+        raise UsageError(f"{folder / 'config.json'} is not a config: {error}") from error
 
 
 def _adapter_advice(name: str, folder: Path) -> str:

@@ -72,8 +72,8 @@ def light(folder: Path, add_tokens: Sequence[str]) -> Light | None:
         return None
     is_plain = config.get("tokenizer_class") in _PLAIN_CLASSES and not any(config.get(name) for name in _CHANGING)
     has_more = config.get("extra_special_tokens") or config.get("additional_special_tokens")
-    is_whole = {text for text in (*specials.values(), *others) if text is not None} <= known
-    if add_tokens or has_more or not is_plain or not is_whole or (folder / "special_tokens_map.json").exists():
+    is_complete = {text for text in (*specials.values(), *others) if text is not None} <= known
+    if add_tokens or has_more or not is_plain or not is_complete or (folder / "special_tokens_map.json").exists():
         return None
     from tokenizers import Tokenizer
 
@@ -91,7 +91,7 @@ def _text(token: Any) -> str | None:
     return str(token["content"]) if isinstance(token, dict) else None if token is None else str(token)
 
 
-def digest_of_tokenizer(folder: Path) -> str:
+def tokenizer_digest(folder: Path) -> str:
     """Return the identity of all that decides a tokenizer's ids."""
     from .cache import file_digest
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ...predictions.metrics import DEFAULT_METRICS, METRICS, Tokenizer
+from ...predictions.metrics import METRICS, Tokenizer
 from .fields import Dtype, key
 
 
@@ -50,5 +50,5 @@ class QuestionAnswering:
 class Score:
     """How predictions are measured against the target column."""
 
-    metrics: tuple[str, ...] = key(DEFAULT_METRICS, "what is measured", names=METRICS)
+    metrics: tuple[str, ...] = key((), "what is measured; the usual metrics of the task when not given", names=METRICS)
     tokenizer: Tokenizer = key("words", "units of ROUGE; both keep Hangul, unlike the usual tokenizer")

@@ -15,7 +15,7 @@ from ...redaction import holds_secret, is_secret
 from ...run_folder import NAME_PATTERN
 from ..stage_kinds import RECIPE_KINDS, STAGE_KINDS, RowUse
 from ..stages import fitting_sources, kind_name, resolve_stages, settings_of, stages_of
-from ..tasks import known_task, unknown_task
+from ..tasks import TASKS, is_later, task_faults
 from . import Recipe, Resources, StageSettings, validate
 
 # sbatch options that a run depends on, and what to write instead.
@@ -61,8 +61,9 @@ def _basics(recipe: Recipe) -> Iterator[Fault]:
         yield Fault(key="model.path", problem="is missing", hint="a hub id, a local folder, or library:NAME")
     if not recipe.data.splits and recipe.data.generator is None:
         yield Fault(key="data.splits", problem="is missing", hint="such as {train: train.jsonl, test: test.jsonl}")
-    if (unknown := unknown_task(recipe.task)) is not None:
-        yield unknown
+    problem, hint = TASKS.problem(recipe.task)
+    if problem and not is_later(recipe.task):
+        yield Fault(key="task", problem=problem, hint=hint)
     if recipe.question_answering is not None and recipe.task != "question_answering":
         yield Fault(
             key="question_answering", problem=f"has no meaning for task {recipe.task}", hint="leave it out, or set task"
@@ -146,16 +147,17 @@ def _stages(recipe: Recipe) -> Iterator[Fault]:
             if section in spec.set and (not inner or (isinstance(given, dict) and inner in given)):
                 yield Fault(key=f"{key}.set.{path}", problem="is one for the whole run", hint=f"set {path} itself")
         yield from validate.build(Recipe, spec.set, key=f"{key}.set")[1]
+        yield from validate.unknown_names(Recipe, spec.set, key=f"{key}.set")
 
 
 def _views(recipe: Recipe) -> list[Fault]:
     """Return what is wrong in the recipe as its stages see it, each thing once, under the key that says it."""
-    task, faults, common = known_task(recipe.task), list[Fault](), settings_of(recipe)
+    faults, common = list[Fault](), settings_of(recipe)
     found: dict[str | None, list[Fault]] = {}
     for name, stage in resolve_stages(recipe).items():
 
         def ask(settings: StageSettings, uses: Sequence[RowUse] = stage.kind.rows) -> list[Fault]:
-            return [*_sections(settings), *(task.faults(settings, uses) if task else ())]
+            return [*_sections(settings), *task_faults(settings, uses)]
 
         found[name], of_all = ask(stage.settings), ask(common)
         for fault in found[name]:

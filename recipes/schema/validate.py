@@ -31,6 +31,23 @@ def build(cls: type[T], values: Any, *, key: str = "") -> tuple[T | None, list[F
     return (None, faults) if faults else (made, faults)
 
 
+def unknown_names(cls: type, values: Any, *, key: str = "") -> Iterator[Fault]:
+    """Yield the names in plain *values*, such as metrics, that no package installed here has.
+
+    `build` takes them all: a plan is also read where a package of its names is not installed.
+    """
+    hints = _hints(cls)
+    for field in dataclasses.fields(cls):
+        value, inner = values.get(field.name) if isinstance(values, Mapping) else None, hints[field.name]
+        if isinstance(inner, type) and dataclasses.is_dataclass(inner):
+            yield from unknown_names(inner, value, key=_join(key, field.name))
+        elif (names := field.metadata["names"]) is not None:
+            for number, name in enumerate(value if isinstance(value, (list, tuple)) else ()):
+                problem, hint = names.problem(name) if isinstance(name, str) else ("", "")
+                if problem:
+                    yield Fault(key=_join(_join(key, field.name), number), problem=problem, hint=hint)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Option:
     """One key of the schema; *takes* says what values it may have, *default* is None for a section."""
@@ -141,7 +158,6 @@ def _dataclass(cls: type[T], values: Any, key: str, faults: list[Fault]) -> T | 
         made[name] = _value(hints[name], value, _join(key, name), faults)
         if len(faults) == found:
             _range(fields[name], made[name], _join(key, name), faults)
-            _known(fields[name], made[name], _join(key, name), faults)
     missing = [name for name, field in fields.items() if name not in values and _is_required(field)]
     faults += [Fault(key=_join(key, name), problem="is missing") for name in missing]
     return cls(**made) if len(faults) == before else None
@@ -227,15 +243,6 @@ def _scalar(hint: Any, value: Any, key: str, faults: list[Fault]) -> Any:
     problem = "is a secret, and no text" if is_hidden else f"is {value!r}"
     faults.append(Fault(key=key, problem=problem, hint=f"{expected} is expected"))
     return None
-
-
-def _known(field: dataclasses.Field[Any], value: Any, key: str, faults: list[Fault]) -> None:
-    """Check the items of a list of names that others may add to, such as metrics."""
-    if (names := field.metadata.get("names")) is not None:
-        for number, name in enumerate(value):
-            problem, hint = names.problem(name)
-            if problem:
-                faults.append(Fault(key=_join(key, number), problem=problem, hint=hint))
 
 
 def _range(field: dataclasses.Field[Any], value: Any, key: str, faults: list[Fault]) -> None:

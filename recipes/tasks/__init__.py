@@ -1,28 +1,29 @@
 """What planning knows of each task: one record per task, which says what sets the task apart.
 
 A task is two halves with one name. The pure half is a record here; its runtime half is the module that the record
-names, which only the jobs import. Nothing else compares the names of tasks. A third-party task is an entry point of
-the group `sousbatch.tasks` that names such a record.
+names, which only the jobs import. Nothing else compares the names of tasks.
+
+To add a task: a `TaskSpec` in a file here, a `TaskRuntime` in jobs/tasks, one row in `TASKS`, and settings with rows in
+tests/jobs/tasks/test_tasks.py. A third-party task is an entry point of the group `sousbatch.tasks`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from importlib import import_module
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ...errors import Fault, UsageError, nearest
+from ...errors import Fault, UsageError
+from ...plugins import Registry
+from ...predictions.metrics import METRICS
 
 if TYPE_CHECKING:
     from ..data.encode import Encoded
     from ..data.rows import Row
     from ..facts import Inputs
     from ..plan import Stage
-    from ..schema import StageSettings
+    from ..schema import Recipe, StageSettings
     from ..stage_kinds import RowUse
-
-ENTRY_POINTS = "sousbatch.tasks"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,8 @@ class TaskSpec:
     the linear layers that get no adapter from `all-linear`. *has_new_head* says that pretrained weights lack the head.
 
     A task that *generates* lets an engine answer with tokens. *decides* lists the settings that decide a prediction
-    besides those of the engine; *reads* lists the sections of the settings that *encode* reads.
+    besides those of the engine; *reads* lists the sections of the settings that *encode* reads. *fields* are what its
+    answers add to the prediction, and *metrics* what is measured unless the recipe says otherwise.
     """
 
     name: str
@@ -56,7 +58,8 @@ class TaskSpec:
     generates: bool
     decides: tuple[str, ...]
     reads: tuple[str, ...]
-    metrics: tuple[str, ...]  # that make sense for it; those of score.metrics are among them
+    fields: tuple[str, ...] = ()
+    metrics: tuple[str, ...]
     # Yields what is wrong between keys of the recipe, for a stage that uses rows so.
     faults: Callable[[StageSettings, Sequence[RowUse]], Iterator[Fault]]
     # Returns the columns that a use of the rows reads.
@@ -74,8 +77,7 @@ class TaskSpec:
     row_bytes: Callable[[StageSettings], tuple[int, str]]
 
 
-# The modules of the tasks that this package has; each calls its record TASK.
-TASKS: dict[str, str] = {"causal_lm": f"{__name__}.causal_lm"}
+TASKS: Registry[TaskSpec] = Registry("task", "sousbatch.tasks", {"causal_lm": "recipes.tasks.causal_lm:TASK"})
 # These can be written down; planning refuses them.
 LATER = ("seq2seq", "question_answering", "classification")
 
@@ -84,36 +86,38 @@ def task_of(name: str) -> TaskSpec:
     """Return the task called *name*.
 
     Raises:
-        UsageError: no version has it, or only a later one.
+        UsageError: there is none, only a later version has it, or it is no TaskSpec.
     """
-    if name in TASKS:
-        task = import_module(TASKS[name]).TASK
-    elif (entry := _third_party().get(name)) is not None:
-        task = entry.load()
-    else:
-        known = ", ".join((*TASKS, *_third_party()))
-        what = "can be written down but not run by this version" if name in LATER else "is unknown"
-        raise UsageError(f"task {name!r} {what}; known: {known}")
+    if is_later(name):
+        raise UsageError(f"task {name!r} can be written down but not run by this version; known: {', '.join(TASKS)}")
+    task = TASKS.load(name)
     if not isinstance(task, TaskSpec) or task.name != name:
-        raise UsageError(f"the entry point {name!r} of {ENTRY_POINTS} is not a TaskSpec of that name")
+        raise UsageError(f"what is installed as task {name!r} is not a TaskSpec of that name")
     return task
 
 
-def known_task(name: str) -> TaskSpec | None:
-    """Return the task called *name*, None for one that comes later: a recipe for it can be written down."""
-    return None if name in LATER and name not in TASKS else task_of(name)
+def is_later(name: str) -> bool:
+    """Return whether a recipe may name this task and only a later version runs it."""
+    return name in LATER and TASKS.first_known([name]) is None
 
 
-def unknown_task(name: str) -> Fault | None:
-    """Return the fault of a task's name that nobody knows; one that comes later is refused when it is planned."""
-    known = [*TASKS, *LATER]
-    if name in known or name in _third_party():
-        return None
-    known += _third_party()
-    return Fault(key="task", problem=f"is {name!r}; known: {', '.join(known)}", hint=nearest(name, known))
+def with_metrics(recipe: Recipe) -> Recipe:
+    """Return *recipe* with the metrics of its score stages, which are the task's where the recipe is silent."""
+    if recipe.score.metrics:
+        return recipe
+    return replace(recipe, score=replace(recipe.score, metrics=task_of(recipe.task).metrics))
 
 
-def _third_party() -> dict[str, Any]:
-    from importlib.metadata import entry_points  # looks at every installed package, so only when a name needs it
-
-    return {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
+def task_faults(settings: StageSettings, uses: Sequence[RowUse]) -> Iterator[Fault]:
+    """Yield what the task of the settings finds wrong in them; nothing of a task that comes later."""
+    if is_later(settings.task):
+        return
+    task = task_of(settings.task)
+    yield from task.faults(settings, uses)
+    for number, name in enumerate(settings.score.metrics):
+        if name not in task.metrics and (missing := set(METRICS.load(name).fields) - set(task.fields)):
+            has = ", ".join(task.fields) or "none"
+            problem = (
+                f"is {name!r}, which needs {', '.join(sorted(missing))} in each prediction; {task.name} adds {has}"
+            )
+            yield Fault(key=f"score.metrics.{number}", problem=problem, hint=f"such as {task.metrics[0]}")

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ...errors import Fault
-from ..data.encode import Encoded, encode_prompts, encode_rows, positions_of
+from ...predictions.metrics import DEFAULT_METRICS
+from ..data.encode import Encoded, encode_prompts, encode_rows, max_positions
 from ..data.prompts import prompt_columns, prompt_fields
 from ..data.row_faults import row_refusals, row_warnings
 from ..data.rows import Row
@@ -52,7 +53,7 @@ def _faults(settings: StageSettings, uses: Sequence[RowUse]) -> Iterator[Fault]:
 def _longest(settings: StageSettings, use: RowUse, config: Mapping[str, Any]) -> int | None:
     if use != "predict":
         return settings.data.max_tokens
-    positions = positions_of(config)
+    positions = max_positions(config)
     return None if positions is None else max(1, positions - settings.predict.max_new_tokens)
 
 
@@ -97,7 +98,7 @@ TASK = TaskSpec(
         *("model.add_tokens", "model.trust_remote_code"),
     ),
     reads=("data",),
-    metrics=("character_accuracy", "cer", "exact_match", "rouge"),
+    metrics=DEFAULT_METRICS,
     faults=_faults,
     columns=_columns,
     longest=_longest,

@@ -163,15 +163,15 @@ def test_what_a_killed_save_or_removal_left_makes_no_model(
 @pytest.mark.parametrize(
     ("spoil", "code", "said"),
     [
-        (lambda path: None, 0, ": whole\n"),
+        (lambda path: None, 0, ": intact\n"),
         (Path.unlink, 1, "optim_states of rank 1 of 2 missing"),
         (
             lambda path: path.rename(path.with_name("mp_rank_01_model_states.pt")),
             0,
-            ": whole, as far as its files tell",
+            ": intact, judged by its files alone",
         ),
     ],
-    ids=["whole", "incomplete", "tensor parallel"],
+    ids=["intact", "incomplete", "tensor parallel"],
 )
 def test_verify_opens_what_another_trainer_wrote(
     spoil: Callable[[Path], object],

@@ -123,7 +123,7 @@ def test_list_and_verify_say_what_is_there_and_what_is_damaged(sousbatch: Run, f
     assert sousbatch("checkpoints", "verify", str(folder))[0] == 0
     (folder / "step-00000020" / "weights").write_bytes(b"x" * 999)
     code, told, _ = sousbatch("checkpoints", "verify", str(folder))
-    assert code == 1 and told.count(": whole") == 3 and "step-00000020: weights" in told
+    assert code == 1 and told.count(": intact") == 3 and "step-00000020: weights" in told
 
 
 def test_what_thinning_frees_is_less_than_what_goes(sousbatch: Run, planned: Planned) -> None:
@@ -180,5 +180,6 @@ def test_consolidate_names_the_newest_checkpoint_where_it_was_given_several(
     code, _, told = sousbatch("checkpoints", "consolidate", given, "out")
     newest = paths.checkpoints("train") / "step-00000020"
     assert (
-        code == 2 and told == f"sousbatch: {given}: is no checkpoint, but holds 2; give one, the newest is {newest}\n"
+        code == 2
+        and told == f"sousbatch: {given}: is not a checkpoint, but holds 2; name one, the newest is {newest}\n"
     )

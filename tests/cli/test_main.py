@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from sousbatch.cli.main import build_parser
+from sousbatch.run_folder import PLAN_FORMAT
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -32,7 +33,7 @@ BAD_RECIPES = {
     "unknown key": (["small.yaml", "trian.steps=1"], "trian is not a key (did you mean 'train'?)"),
     "word of transformers": (["small.yaml", "num_train_epochs=3"], "here it is train.epochs"),
     "word of a colleague": (["small.yaml", "train.lr=1"], "here it is train.learning_rate"),
-    "unknown task": (["small.yaml", "task=causal"], "known: causal_lm, seq2seq, question_answering"),
+    "unknown task": (["small.yaml", "task=causal"], "task is 'causal'; known: causal_lm (did you mean 'causal_lm'?)"),
     "task of later": (["small.yaml", "task=seq2seq"], "can be written down but not run by this version"),
     "no such model": (["small.yaml", "model.path=./none"], "model.path './none' does not exist"),
     "missing split": (["small.yaml", "predict.split=tets"], "is not in data.splits; known: train, validation, test"),
@@ -40,7 +41,7 @@ BAD_RECIPES = {
     "batch and ranks": (["small.yaml", "train.micro_batch=3"], "is not divided by 1 ranks x train.micro_batch 3"),
     "no GPU": (["small.yaml", "resources.default.device=gpu", "stages={train: {}}"], "set resources.train.device=cpu"),
     "not an override": (["small.yaml", "seed"], "seed is not an override"),
-    "unknown option": (["small.yaml", "--jsn"], "'--jsn' is no option or argument of plan"),
+    "unknown option": (["small.yaml", "--jsn"], "'--jsn' is not an option or argument of plan"),
     "no recipe": ([], "the following arguments are required: RECIPE"),
 }
 
@@ -136,7 +137,9 @@ def test_a_run_of_another_version_is_told_and_kept_but_not_gone_on_with(sousbatc
     assert sousbatch("clean", str(run), "--all")[0] == 0 and not run.exists()
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 99_999, '{"format": 3}', '{"format": 3, "recipe": 5}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", "[" * 99_999, f'{{"format": {PLAN_FORMAT}}}', f'{{"format": {PLAN_FORMAT}, "recipe": 5}}']
+)
 def test_a_damaged_plan_is_told_and_refused_where_it_is_needed(sousbatch: Run, tmp_path: Path, text: str) -> None:
     (tmp_path / "plan.json").write_text(text)
     code, out, err = sousbatch("status", str(tmp_path))
@@ -152,19 +155,31 @@ BAD_USE = {
     "unknown verb": (["recipes", "sow"], "(did you mean 'show'?)"),
     "nothing to show": (["recipes", "show"], "name a recipe, or ask for --keys"),
     "nothing to clean": (["clean"], "clean takes a run or --older AGE"),
-    "no age": (["clean", "--older", "30"], "--older '30' is no age; write 30d or 12h"),
+    "no age": (["clean", "--older", "30"], "--older must be an age such as 30d or 12h, not '30'"),
     "no checkpoints": (["checkpoints", "verify", ".."], "no checkpoints in .."),
     "no such folder": (["checkpoints", "list", "none"], "'none' is neither a folder nor a run"),
     "no checkpoint": (["checkpoints", "consolidate", "none", "out"], "none: no such folder"),
-    "no size": (["checkpoints", "consolidate", "a", "b", "--max-shard-gb", "nan"], "'nan' is no number above 0"),
-    "no share": (["checkpoints", "consolidate", "a", "b", "--shard", "8/8"], "'8/8' is not I/N with I from 0 to N - 1"),
+    "no size": (
+        ["checkpoints", "consolidate", "a", "b", "--max-shard-gb", "nan"],
+        "must be a number above 0, not 'nan'",
+    ),
+    "no share": (
+        ["checkpoints", "consolidate", "a", "b", "--shard", "8/8"],
+        "must be I/N with I from 0 to N - 1, such as 0/8, not '8/8'",
+    ),
     "a share below nothing": (
         ["checkpoints", "consolidate", "a", "b", "--shard", "-1/2"],
         "--shard needs a value (I/N)",
     ),
-    "no workers": (["checkpoints", "consolidate", "a", "b", "--workers", "-3"], "'-3' is no whole number from 0 on"),
-    "fewer than no best": (["checkpoints", "prune", "a", "--keep-best", "-1"], "'-1' is no whole number from 0 on"),
-    "no last": (["checkpoints", "prune", "a", "--keep-last", "0"], "'0' is no whole number above 0"),
+    "no workers": (
+        ["checkpoints", "consolidate", "a", "b", "--workers", "-3"],
+        "must be a non-negative integer, not '-3'",
+    ),
+    "fewer than no best": (
+        ["checkpoints", "prune", "a", "--keep-best", "-1"],
+        "must be a non-negative integer, not '-1'",
+    ),
+    "no last": (["checkpoints", "prune", "a", "--keep-last", "0"], "must be a positive integer, not '0'"),
     "no protocol": (["checkpoints", "consolidate", "nosuch://a", "b"], "nosuch"),
     "kept and merged": (
         ["checkpoints", "consolidate", "a", "b", "--adapter", "keep", "--base", "c"],
@@ -172,7 +187,10 @@ BAD_USE = {
     ),
     "no dtype": (["checkpoints", "consolidate", "a", "b", "--dtype", "int8"], "invalid choice: 'int8'"),
     "no shards": (["predictions", "merge", "none.jsonl", "--out", "o"], "none.jsonl: no such file or folder"),
-    "no count": (["predictions", "merge", "a", "--out", "o", "--rows", "-1"], "'-1' is no whole number"),
+    "no count": (
+        ["predictions", "merge", "a", "--out", "o", "--rows", "-1"],
+        "must be a non-negative integer, not '-1'",
+    ),
     "no data": (["predictions", "score", "test.jsonl", "--data", "none"], "'none' does not exist"),
     "no field": (
         ["predictions", "score", "test.jsonl", "--data", "test.jsonl"],
@@ -333,7 +351,7 @@ def test_a_package_adds_a_command_and_replaces_none(sousbatch: Run) -> None:
     assert sousbatch("greet", "you") == (1, "hello you\n", "")
     assert sousbatch("status")[1].startswith("no runs yet")
     assert re.search(r"^    greet +a third-party command$", sousbatch("--help")[1], re.MULTILINE)
-    assert "the command 'broken' cannot be imported from not_there:define" in _said(sousbatch, "broken")
+    assert "command 'broken' cannot be imported from not_there:define" in _said(sousbatch, "broken")
     assert "known: recipes, plan" in (said := _said(sousbatch, "gret")) and "did you mean 'greet'?" in said
 
 

@@ -122,7 +122,7 @@ def test_what_died_is_told_and_started_again_and_jobs_run_on(slurm: lifecycle.Sa
         if process.name().startswith(("munged", "slurmctld", "slurmd")):
             process.send_signal(signal.SIGKILL)
     code, out, _ = until(lambda: sousbatch("sandbox", "status", *where))
-    assert code == 1 and out.count("  is dead\n") == 4 and "`sousbatch sandbox start` starts what is dead" in out
+    assert code == 1 and out.count("  is dead\n") == 4 and "`sousbatch sandbox start` restarts what is dead" in out
     code, out, err = sousbatch("sandbox", "start", *where)
     assert (code, out) == (0, f"export SLURM_CONF={slurm.conf}\n") and "munged, slurmctld, slurmd n1, slurmd n2" in err
     until(lambda: state(job) == "RUNNING")

@@ -36,7 +36,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stand:
     [
         ("FAILED", "768", "3:0", "failed", "task 0 ended with exit code 3"),
         ("FAILED", "19200", "75:0", "stopped", "stopped after saving"),
-        ("FAILED", "19712", "77:0", "failed", "task 0 found no room left on the store"),
+        ("FAILED", "19712", "77:0", "failed", "task 0 found no space left on the disk"),
         ("FAILED", "9", "0:9", "failed", "task 0 was killed by signal 9 (often: no host memory left)"),
         ("COMPLETED", "0", "0:0", "done", ""),
         ("RUNNING", "0", "0:0", "running", ""),
@@ -109,7 +109,7 @@ def test_a_slurm_that_tells_its_configuration_is_the_site_also_where_the_ping_fa
 def test_a_slurm_that_cannot_be_asked_is_never_replaced_by_this_machine(
     stand_in: Stand, monkeypatch: pytest.MonkeyPatch, complaint: str, error: type[SlurmError]
 ) -> None:
-    monkeypatch.setattr("sousbatch.launchers.registry.PATIENCE_S", 0)
+    monkeypatch.setattr("sousbatch.launchers.slurm.launcher.PATIENCE_S", 0)
     stand_in("sbatch", "")
     stand_in("scontrol", f"echo '{complaint}' >&2; exit 1")
     with pytest.raises(error, match="run it here with --launcher local"):

@@ -130,7 +130,7 @@ def test_checkpoints_of_a_run_are_listed_and_whole(finished):
     place, _ = finished
     run_id = place.run_dir().name
     assert "committed" in place.run("checkpoints", "list", run_id).stdout
-    assert "whole" in place.run("checkpoints", "verify", run_id).stdout
+    assert "intact" in place.run("checkpoints", "verify", run_id).stdout
 
 
 def test_predictions_score_agrees_with_the_score_stage(finished):

@@ -1,4 +1,4 @@
-"""The demo recipe on a private Slurm of two nodes with two pretend GPUs each: real jobs, real ranks, real DeepSpeed."""
+"""The demo recipe on a private Slurm of two nodes with two simulated GPUs each: real jobs, ranks and DeepSpeed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from sousbatch.tests.end_to_end.conftest import FIVE_STAGES, TRACKED, wait_for
 
-# Ranks compute on the CPU, and hold the pretend GPUs that a real cluster would give them.
+# Ranks compute on the CPU, and hold the simulated GPUs that a real cluster would give them.
 GPUS = 'resources.default.sbatch=["--gres=gpu:2"]'
 
 

@@ -56,7 +56,7 @@ def test_under_10_mb_a_training_ends_never_above_it_with_best_and_last_intact(pl
     assert sampler.num_looks > 100
     assert 2 * ONE_BYTES * 0.98 < sampler.most_bytes <= 10_000_000
     assert kept(place) == [(4, "weights"), (12, "full")]
-    assert "whole" in place.run("checkpoints", "verify", "hangul-restoration").stdout
+    assert "intact" in place.run("checkpoints", "verify", "hangul-restoration").stdout
     assert [event["step"] for event in place.events("thinned")] == [4]
     (model,) = place.events("model")
     assert model["step"] == 4
@@ -137,7 +137,7 @@ def test_on_a_full_disk_a_training_goes_on_and_the_reserve_takes_its_weights(
     assert place.states()["train"]["state"] == "done"
     (full, *_, last) = kept(place)
     assert full[1] == "full" and last == (12, "weights")
-    assert "whole" in place.run("checkpoints", "verify", "hangul-restoration").stdout
+    assert "intact" in place.run("checkpoints", "verify", "hangul-restoration").stdout
     assert not [path for path in place.run_dir().glob("checkpoints/train/.tmp-*")]
     (small_disk / "ballast").unlink()
     place.run("resume", "hangul-restoration")

@@ -66,6 +66,13 @@ def test_a_plan_that_was_written_reads_back_as_it_was(small: ModuleType, tmp_pat
     assert read_plan(tmp_path / "plan.json") == small.plan()
 
 
+def test_a_plan_is_read_without_the_packages_that_its_names_come_from(small: ModuleType, tmp_path: Path) -> None:
+    text = small.plan().to_json().replace('"exact_match"', '"of_a_package"').replace('"wandb"', '"of_a_package"')
+    (tmp_path / "plan.json").write_text(text)
+    plan = read_plan(tmp_path / "plan.json")
+    assert "of_a_package" in plan.recipe.score.metrics and plan.recipe.tracking.trackers == ("of_a_package",)
+
+
 @pytest.mark.parametrize(
     ("changes", "is_same"),
     [

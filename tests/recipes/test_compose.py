@@ -335,3 +335,12 @@ def test_files_that_name_each_other_are_refused(tmp_path: Path, other: str) -> N
     (tmp_path / "two.yaml").write_text("defaults: [mine, _self_]\n")
     with pytest.raises(UsageError, match="files of its defaults list name each other in a circle"):
         compose(str(tmp_path / "mine.yaml"))
+
+
+def test_an_unknown_metric_is_named_with_all_other_faults_and_also_in_the_set_of_a_stage(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as found:
+        compose(_write(tmp_path, BASE), ["score.metrics=[crr]", "tracking.trackers=[[1]]", "trian=1"])
+    assert "trian is not a key" in str(found.value) and "tracking.trackers.0 is [1]" in str(found.value)
+    assert "score.metrics.0 is 'crr'; known: character_accuracy, cer" in str(found.value)
+    with pytest.raises(RecipeError, match=r"stages.score.set.score.metrics.0 is 'crr'; known: "):
+        compose(_write(tmp_path, BASE), ["stages.score.set={score: {metrics: [crr]}}"])

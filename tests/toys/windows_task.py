@@ -31,6 +31,7 @@ TASK = TaskSpec(
     generates=False,
     decides=("data.columns.text", "data.max_tokens"),
     reads=("data",),
+    fields=("num_windows",),
     metrics=("exact_match",),
     faults=_faults,
     columns=lambda settings, use: [

@@ -119,7 +119,7 @@ def test_a_url_is_a_place_to_write_to(cases: Path, tmp_path: Path, bucket: Bucke
 
 def test_memory_is_no_place_to_write_to(model_dir: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert consolidate(model_dir({"a": torch.ones(2)}), "memory://models/one") == 2
-    assert "memory://models/one: is gone when this command ends" in capsys.readouterr().err
+    assert "memory://models/one: would be gone when this command ends" in capsys.readouterr().err
 
 
 def cut(path: Path) -> None:
@@ -146,7 +146,7 @@ def test_the_model_that_is_there_already_is_compared_with_its_manifest(
 ) -> None:
     again = [model_dir({"a": torch.ones(2)}, {"hidden_size": 2}), tmp_path / "out", *options]
     assert (consolidate(*again), consolidate(*again)) == (0, 0)
-    assert [": was there already: 2 parameters" in line for line in capsys.readouterr().out.splitlines()] == [
+    assert [": exists already: 2 parameters" in line for line in capsys.readouterr().out.splitlines()] == [
         False,
         True,
     ]
@@ -233,4 +233,4 @@ def test_an_interrupted_consolidation_says_how_it_goes_on(
 
     monkeypatch.setattr(stream, "cast_block", interrupt)
     assert consolidate(model_dir({"a": torch.ones(2)}), tmp_path / "out") == 130
-    assert "interrupted; the same command goes on where it stood" in capsys.readouterr().err
+    assert "interrupted; the same command resumes it" in capsys.readouterr().err

@@ -228,7 +228,7 @@ def test_an_adapter_without_its_configuration_is_written_as_it_stands(
     assert convert(path, tmp_path / "out", "--adapter", "raw", "--dtype", "float32") == 0
     found, expected = weights(tmp_path / "out"), load_file(cases / "z3_lora" / "deepspeed.safetensors")
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
-    assert not (tmp_path / "out" / "config.json").exists(), "with it from_pretrained would make weights up"
+    assert not (tmp_path / "out" / "config.json").exists(), "with it from_pretrained would invent weights"
     assert convert(path, tmp_path / "no", "--adapter", "raw", "--copy-from", path) == 2
 
 
@@ -268,7 +268,7 @@ def test_they_are_listed_and_verified(
         assert (one["path"], one["status"], one["content"]) == (str(path), "foreign", "full")
     assert main(["checkpoints", "verify", str(path.parent)]) == 0
     assert (
-        f"{loop}: whole, as far as the headers of its model tell: no checksum was compared" in capsys.readouterr().out
+        f"{loop}: intact, judged by the headers of its model alone: no checksum was compared" in capsys.readouterr().out
     )
     file = sorted(path.glob("*.distcp")) or sorted(path.glob("shard*"))
     file[0].write_bytes(file[0].read_bytes()[:1500])

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 import typing
 from operator import attrgetter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -123,8 +121,8 @@ def test_a_deciding_key_changes_the_prediction_key_and_no_other_does(
 ) -> None:
     # what _other chooses is the same task and engine by another name
     other_task = dataclasses.replace(tasks.task_of("causal_lm"), name="causal_lmx")
-    monkeypatch.setitem(sys.modules, "other_task", SimpleNamespace(TASK=other_task))
-    monkeypatch.setitem(tasks.TASKS, "causal_lmx", "other_task")
+    known = {"causal_lm": tasks.task_of("causal_lm"), "causal_lmx": other_task}
+    monkeypatch.setattr(tasks.TASKS, "load", known.__getitem__)
     monkeypatch.setitem(generation.ENGINES, "vllm", generation.ENGINES["transformers"])
     changed = _changed(plan, key, _other(plan.recipe, key))
     assert (_key(changed) != _key(plan)) == (key in DECIDING)

@@ -367,7 +367,7 @@ def test_a_full_disk_still_leaves_a_clear_end(
     launcher = LocalLauncher(small_disk / "jobs")
     text = f"head -c 1M /dev/zero > {small_disk}/ballast; exit 77"
     ref = launcher.send(request_of(text, log_dir=str(small_disk / "logs")), "key", {})
-    assert end(launcher, ref) == JobState(word="failed", reason="task 0 found no room left on the store")
+    assert end(launcher, ref) == JobState(word="failed", reason="task 0 found no space left on the disk")
 
 
 def test_a_log_folder_that_cannot_be_made_is_a_clear_end(

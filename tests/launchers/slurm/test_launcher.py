@@ -188,7 +188,7 @@ def test_a_job_that_nobody_knows_is_lost() -> None:
     "found, expected",
     [
         (row("FAILED", code=1, reason="NonZeroExitCode"), ("failed", "task 0 ended with exit code 1")),
-        (row("FAILED", code=77), ("failed", "task 0 found no room left on the store")),
+        (row("FAILED", code=77), ("failed", "task 0 found no space left on the disk")),
         (row("FAILED", code=76), ("failed", "task 0 ran out of device memory")),
         (row("FAILED", code=75), ("stopped", "stopped after saving")),
         (row("FAILED", signal=10), ("stopped", "stopped after saving")),  # SIGUSR1 met a batch shell not yet listening

@@ -9,17 +9,17 @@ import pytest
 from sousbatch import user_folders
 from sousbatch.errors import PlanError
 from sousbatch.recipes.compose import compose
-from sousbatch.recipes.inspect.data import splits_of
+from sousbatch.recipes.inspect.data import read_splits
 
 
 def _reasons(*overrides: str) -> list[str]:
     with pytest.raises(PlanError) as caught:
-        splits_of(compose("./small.yaml", overrides))
+        read_splits(compose("./small.yaml", overrides))
     return list(caught.value.reasons)
 
 
 def test_rows_and_columns_are_counted(project: Path) -> None:
-    found = splits_of(compose("./small.yaml"))
+    found = read_splits(compose("./small.yaml"))
     assert {name: (split.num_rows, split.columns) for name, split in found.items()} == {
         "train": (10, ("input", "target")),
         "validation": (3, ("input", "target")),
@@ -39,7 +39,7 @@ def test_rows_and_columns_are_counted(project: Path) -> None:
     ids=str,
 )
 def test_only_what_a_stage_needs_is_looked_at(project: Path, overrides: list[str], needed: list[str]) -> None:
-    assert sorted(splits_of(compose("./small.yaml", ["+data.splits.unused=none.jsonl", *overrides]))) == needed
+    assert sorted(read_splits(compose("./small.yaml", ["+data.splits.unused=none.jsonl", *overrides]))) == needed
 
 
 ONLY_PREDICT = "stages={predict: {}}"
@@ -105,7 +105,7 @@ def test_everything_missing_comes_at_once(project: Path) -> None:
 
 def test_predicting_alone_needs_no_target(project: Path) -> None:
     (project / "test.jsonl").write_text('{"input": "a"}\n')
-    assert splits_of(compose("./small.yaml", ["stages={predict: {}}"]))["test"].columns == ("input",)
+    assert read_splits(compose("./small.yaml", ["stages={predict: {}}"]))["test"].columns == ("input",)
 
 
 def test_scoring_needs_the_target_of_what_its_predictions_answer(project: Path) -> None:
@@ -113,7 +113,7 @@ def test_scoring_needs_the_target_of_what_its_predictions_answer(project: Path) 
     predict = "a: {kind: predict}, b: {kind: predict, set: {predict: {split: bare}}}"
     stages = f"stages={{{predict}, m: {{kind: merge, of: a}}, s: {{kind: score}}}}"
     overrides = ["data.splits.bare=bare.jsonl", stages]
-    assert sorted(splits_of(compose("./small.yaml", overrides))) == ["bare", "test"]
+    assert sorted(read_splits(compose("./small.yaml", overrides))) == ["bare", "test"]
     (reason,) = _reasons(*overrides[:1], stages.replace("of: a", "of: b"))
     assert reason.startswith("split 'bare' has no column 'target' (data.columns.target)")
 
@@ -138,7 +138,7 @@ def test_a_split_may_not_be_given_and_made(project: Path) -> None:
 
 
 def test_a_made_split_stands_beside_given_ones(project: Path) -> None:
-    found = splits_of(
+    found = read_splits(
         compose(
             "./small.yaml",
             [
@@ -155,9 +155,9 @@ def test_a_file_by_url_is_fetched_once(project: Path) -> None:
     recipe = compose(
         "./small.yaml", [f"data.splits.test='file://{project}/test.jsonl'".replace("my 'project'", "my \\'project\\'")]
     )
-    first = splits_of(recipe)["test"]
+    first = read_splits(recipe)["test"]
     (project / "test.jsonl").unlink()
-    assert splits_of(recipe)["test"] == first
+    assert read_splits(recipe)["test"] == first
 
 
 def test_a_file_is_read_again_only_when_it_changed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,8 +169,8 @@ def test_a_file_is_read_again_only_when_it_changed(project: Path, monkeypatch: p
 
     monkeypatch.setattr("sousbatch.recipes.inspect.data.cached", counting)
     recipe = compose("./small.yaml")
-    splits_of(recipe)
-    splits_of(recipe)
+    read_splits(recipe)
+    read_splits(recipe)
     assert len(made) == 3
     (project / "test.jsonl").write_text('{"input": "new", "target": "new"}\n')
-    assert splits_of(recipe)["test"].num_rows == 1
+    assert read_splits(recipe)["test"].num_rows == 1

@@ -97,7 +97,7 @@ def test_a_model_that_the_hubs_cache_has_no_room_for_is_refused_before_its_first
         pytest.skip("a small file system needs the right to mount one")
     try:
         told = plan(hub, home, code=2)
-        assert "GB to fetch, and the hub's cache" in told and "set HF_HOME to a folder with room" in told
+        assert "GB to fetch, and the hub's cache" in told and "set HF_HOME to a folder with more free space" in told
         assert "model.safetensors" not in hub.sent
     finally:
         subprocess.run(["umount", "-l", home], check=True)

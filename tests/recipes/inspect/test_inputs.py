@@ -140,7 +140,7 @@ def test_one_changed_byte_of_the_weights_is_another_model(project: Path) -> None
 
 def test_a_config_that_is_not_json_is_named(project: Path) -> None:
     (project / "model" / "config.json").write_text("{")
-    with pytest.raises(PlanError, match="config.json is no config"):
+    with pytest.raises(PlanError, match="config.json is not a config"):
         inspect(compose("./small.yaml"), project)
 
 

@@ -11,7 +11,8 @@ from sousbatch.recipes.schema import Recipe, validate
 
 
 def _faults(values: Any) -> list[str]:
-    return [str(fault) for fault in validate.build(Recipe, values)[1]]
+    found = [*validate.build(Recipe, values)[1], *validate.unknown_names(Recipe, values)]
+    return [str(fault) for fault in found]
 
 
 @pytest.mark.parametrize(
@@ -72,8 +73,9 @@ def test_a_recipe_takes_the_names_that_installed_packages_add(
     third_party: Callable[..., None], section: str, key: str, group: str
 ) -> None:
     third_party(group, "toy = toy_module:TOY", "")
-    recipe, faults = validate.build(Recipe, {section: {key: ["toy"]}})
-    assert faults == [] and getattr(getattr(recipe, section), key) == ("toy",)
+    values = {section: {key: ["toy"]}}
+    recipe, _ = validate.build(Recipe, values)
+    assert _faults(values) == [] and getattr(getattr(recipe, section), key) == ("toy",)
     assert next(one.takes for one in validate.options(Recipe) if one.key == f"{section}.{key}").endswith(" | toy")
 
 
