@@ -26,7 +26,10 @@ class Size:
 
 @dataclass(frozen=True, kw_only=True)
 class StateBytes:
-    """What a full checkpoint of one sharding engine holds for each parameter, and how often it lists all tensors."""
+    """What a full checkpoint of one sharding engine holds for each parameter.
+
+    *num_lists* counts the files that hold the names and shapes of all tensors.
+    """
 
     trainable: int
     note: str
@@ -62,6 +65,6 @@ def checkpoint_size(
 
 
 def model_size(*, num_params: int, dtype: str, num_tensors: int = 0, beside_bytes: int = 0) -> Size:
-    """Return the size of a consolidated model: its weight files, and what lies beside them."""
+    """Return the size of a consolidated model: weight files and what is beside."""
     width, book = DTYPES[dtype].num_bytes, 3_000 + 150 * num_tensors + beside_bytes
     return Size(num_bytes=width * num_params + book, formula=f"{width} B x {num_params:,} + {book:,} B")

@@ -43,7 +43,7 @@ def follow(plan: Plan, paths: RunPaths, launcher: Launcher) -> int:
     try:
         with view:
             while True:
-                if interrupts and launcher.survives_client:
+                if interrupts and not launcher.is_host_bound:
                     view.say(f"the jobs continue; `sousbatch resume {paths.run_id}` follows them")
                     return 130
                 if interrupts > handled:

@@ -138,10 +138,18 @@ def _lengths(value: Plan) -> list[str]:
     """Return how long the rows of the data are in tokens, where they were counted."""
     words = {"train": "trains", "eval": "evaluates", "predict": "predicts"}
     rows = [
-        [f"{one.stage} {words[one.use]} {one.split}", one.num_kept, one.num_rows, one.longest, one.limit or "no limit"]
+        [
+            f"{one.stage} {words[one.use]} {one.split}",
+            one.num_examples,
+            one.num_rows,
+            one.longest,
+            one.limit or "no limit",
+        ]
         for one in value.inputs.lengths
     ]
-    return [format_table(rows, header=("all rows checked", "used", "of", "longest", "allowed tokens"))] * bool(rows)
+    return [format_table(rows, header=("all rows checked", "examples", "rows", "longest", "allowed tokens"))] * bool(
+        rows
+    )
 
 
 def _stage_row(stage: Stage) -> list[str]:

@@ -1,1 +1,1 @@
-"""DOING the work: one runnable door per kind of stage."""
+"""DOING the work: one entry point per kind of stage."""

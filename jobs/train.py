@@ -1,4 +1,7 @@
-"""Train: `python -m sousbatch.jobs.train RUN STAGE` on every rank, started by torchrun or srun."""
+"""Train: `python -m sousbatch.jobs.train RUN STAGE` on every rank.
+
+torchrun or srun starts it.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ if TYPE_CHECKING:  # torch is imported where a rank needs it
 
 
 def train(job: JobContext) -> int:
-    """Train the stage from its last committed checkpoint; return 0, or 75 when asked to stop."""
+    """Train the stage from its last full checkpoint; return 0, or 75 when stopped."""
     if job.batch is None:
         raise RunError(f"stage {job.stage.name!r} has no batch in its plan")
     # torch warns at each collective of DeepSpeed's, on each rank

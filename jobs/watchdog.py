@@ -1,13 +1,12 @@
-"""Watch over progress: without a step for too long, the stacks of all threads are logged and the rank ends."""
+"""Watch over progress: without a step for too long, log all stacks and end."""
 
 from __future__ import annotations
 
 import faulthandler
 import time
 
-_OTHERS_FIRST_S = (
-    5.0  # rank 0 ends last: its end makes the launcher kill the others, whose stacks should be in the log by then
-)
+# Rank 0 ends last: its end makes the launcher kill the others, whose stacks should be logged by then.
+_OTHERS_FIRST_S = 5.0
 
 
 class Watchdog:

@@ -125,13 +125,13 @@ class Placement(Protocol):
 class Launcher(Protocol):
     """Sends requests and answers for the jobs. It never touches a run's ledger.
 
-    It is made with `max_age_s=`: for one who only looks, its answers may be so old. A job *survives its client* where
-    Ctrl-C only stops following it. A launcher that *keeps the environment* writes a job's variables to a disk that
-    others read, so that secrets are left out.
+    It is made with `max_age_s=`: for one who only looks, its answers may be so old. It is *host-bound* where its
+    jobs run on the machine that sends them: only that machine knows them, and Ctrl-C there stops them, too. One that
+    *keeps the environment* writes a job's variables to a disk that others read, so that secrets are left out.
     """
 
     name: str
-    survives_client: bool
+    is_host_bound: bool
     keeps_environment: bool
 
     def is_here(self) -> bool:

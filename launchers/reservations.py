@@ -86,7 +86,7 @@ def _least_bytes(plan: Plan, paths: RunPaths, held_bytes: int) -> int:
         return max(held_bytes, plan.forecast.storage_peak_bytes)
     events = ledger.read(paths.ledger_dir)
     done = done_stages(events)
-    training = [name for name in plan.forecast.ladders if name not in done]
+    training = [name for name in plan.forecast.checkpoints if name not in done]
     if not training:
         return held_bytes
     written = held_bytes - sum(allocation.measure_usage(path) for path in (paths.checkpoints_dir, paths.code_dir))
@@ -99,7 +99,7 @@ def _missing_bytes(plan: Plan, paths: RunPaths, stage: str) -> int:
 
     It is nothing where its older checkpoints can make room.
     """
-    folder, weights = paths.checkpoints(stage), plan.forecast.ladders[stage].least_bytes
+    folder, weights = paths.checkpoints(stage), plan.forecast.checkpoints[stage].least_bytes
     if (folder / allocation.RESERVE_NAME).exists():
         return 0
     rules = retention_rules(plan.stage(stage).settings)
@@ -156,11 +156,14 @@ def dead_runs(store: Path, launcher_of: LauncherOf, own: RunPaths | None = None)
         if reservation is not None and reservation.holder != Holder() and not is_own:  # else it was released before
             found[paths.root] = reservation
     behind = {root: _behind(RunPaths(root=root), one.holder) for root, one in found.items()}
-    known = {job for one in behind.values() for job in one.jobs if not _is_local(job) or reservations.is_from_here(one)}
+    known: set[str] = set()
+    for one in behind.values():
+        is_here = reservations.is_from_here(one)
+        known |= {job for job in one.jobs if is_here or not _is_host_bound(job, launcher_of)}
     gone = _gone(known, launcher_of)
     for root, holder in behind.items():
         if not reservations.is_from_here(holder):
-            gone |= _ended(RunPaths(root=root), holder)
+            gone |= _ended(RunPaths(root=root), holder, launcher_of)
     return {root: one for root, one in found.items() if reservations.is_dead(behind[root], gone.__contains__)}
 
 
@@ -184,14 +187,18 @@ def _behind(paths: RunPaths, holder: Holder) -> Holder:
     return replace(holder, jobs=_jobs(paths))
 
 
-def _is_local(job: str) -> bool:
-    return job.startswith("local:")
+def _is_host_bound(job: str, launcher_of: LauncherOf) -> bool:
+    """Return whether only the machine that sent a job knows it."""
+    try:
+        return launcher_of(job.partition(":")[0]).is_host_bound
+    except UsageError:  # a launcher that is not installed here
+        return False
 
 
-def _ended(paths: RunPaths, holder: Holder) -> set[str]:
-    """Return the local jobs of another machine that have ended by the ledger."""
+def _ended(paths: RunPaths, holder: Holder, launcher_of: LauncherOf) -> set[str]:
+    """Return the jobs of another machine that have ended, as its restart or the ledger shows."""
     if reservations.has_restarted(holder):
-        return {job for job in holder.jobs if _is_local(job)}
+        return {job for job in holder.jobs if _is_host_bound(job, launcher_of)}
     events = ledger.read(paths.ledger_dir)
     done = done_stages(events)
     return {f"{ref.launcher}:{ref.job_id}" for stage, ref in job_refs(events).items() if stage in done}

@@ -92,7 +92,7 @@ def _split(stage: str, rows: RowsWanted, inputs: Inputs) -> StageSplit:
         path=facts.path,
         digest=facts.digest,
         num_rows=num_rows,
-        num_examples=lengths.num_kept if lengths else num_rows,
+        num_examples=lengths.num_examples if lengths else num_rows,
     )
 
 
@@ -197,20 +197,20 @@ def _storage_refusals(stages: Sequence[Stage], found: Forecast, inputs: Inputs) 
     space = inputs.disk_space
     where = f"{space.folder} can take {_gb(max(0, space.free_bytes))} ({space.source})"
     largest = max(found.storage, key=lambda line: line.num_bytes)
-    for name, ladder in found.ladders.items():
-        if ladder.fits:
+    for name, kept in found.checkpoints.items():
+        if kept.fits:
             continue
         settings = next(stage.settings for stage in stages if stage.name == name)
-        what = f"no room: not even the weights of stage {name!r}, {_gb(ladder.least_bytes)}, fit into"
-        if is_own_limit(settings, ladder.room_bytes):
-            yield f"{what} checkpoints.budget_gb={ladder.room_bytes / 1e9:g}: {ladder.change}"
+        what = f"no room: not even the weights of stage {name!r}, {_gb(kept.least_bytes)}, fit into"
+        if is_own_limit(settings, kept.free_bytes):
+            yield f"{what} checkpoints.budget_gb={kept.free_bytes / 1e9:g}: {kept.change}"
             continue
         yield (
-            f"{what} the {_gb(max(0, ladder.room_bytes))} left for them; {where} and the run will hold "
-            f"{_gb(found.storage_peak_bytes)}, the largest part is {largest.what}: {ladder.change}, or another folder "
+            f"{what} the {_gb(max(0, kept.free_bytes))} left for them; {where} and the run will hold "
+            f"{_gb(found.storage_peak_bytes)}, the largest part is {largest.what}: {kept.change}, or another folder "
             "with --runs"
         )
-    if not found.ladders and found.storage_peak_bytes > space.free_bytes:
+    if not found.checkpoints and found.storage_peak_bytes > space.free_bytes:
         yield (
             f"no room: the run will hold {_gb(found.storage_peak_bytes)} and {where}; the largest part is "
             f"{largest.what}: choose another folder with --runs"
@@ -219,15 +219,15 @@ def _storage_refusals(stages: Sequence[Stage], found: Forecast, inputs: Inputs) 
 
 def _storage_warnings(stage: Stage, found: Forecast) -> Iterator[str]:
     does = {
-        "thinned best": "two full states and the weights of the best one will be kept",
-        "weights only": "only weights will be saved, and a kill starts training again",
+        "full": "two full states and the weights of the best one will be kept",
+        "weights": "only weights will be saved, and a kill starts training again",
         "none": "only the weights at the end will be saved, and a kill starts training again",
     }
-    ladder = found.ladders[stage.name]
-    if ladder.rung != "full":
+    kept = found.checkpoints[stage.name]
+    if not kept.keeps_all:
         yield (
-            f"stage {stage.name!r} would hold {_gb(ladder.full_bytes)} of checkpoints and {_gb(ladder.room_bytes)} are "
-            f"there: {does[ladder.rung]}; smallest change: {ladder.change}"
+            f"stage {stage.name!r} would hold {_gb(kept.full_bytes)} of checkpoints and {_gb(kept.free_bytes)} are "
+            f"there: {does[kept.save_level]}; smallest change: {kept.change}"
         )
 
 

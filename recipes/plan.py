@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 from .. import __version__, files
+from ..checkpoints.retention.save_level import SaveLevel
 from ..cluster.site import Site
 from ..errors import NotFoundError, UsageError
 from ..run_folder import PLAN_FORMAT, RunPaths
@@ -134,19 +135,18 @@ class ForecastLine:
     formula: str
 
 
-Rung = Literal["full", "thinned best", "weights only", "none"]
-
-
 @dataclass(frozen=True, kw_only=True)
-class Ladder:
-    """How a train stage's checkpoints fit: the rung that holds, and the least change for a better one.
+class CheckpointForecast:
+    """How a train stage's checkpoints fit: how much its saves keep, and the least change for a better forecast.
 
-    On "none" there is room for the weights at the end alone; *fits* says that at least these, *least_bytes*, have it.
+    *keeps_all* says that all fits that the retention policies keep; else older ones are stripped or go. At the save
+    level "none" there is space for the weights at the end alone; *fits* says that at least these, *least_bytes*, do.
     """
 
-    rung: Rung
+    save_level: SaveLevel
+    keeps_all: bool
     fits: bool
-    room_bytes: int
+    free_bytes: int
     full_bytes: int
     change: str
     least_bytes: int = 0
@@ -159,7 +159,7 @@ class Forecast:
     storage: tuple[ForecastLine, ...]
     storage_peak_bytes: int
     device: dict[str, tuple[ForecastLine, ...]]
-    ladders: dict[str, Ladder] = field(default_factory=dict)
+    checkpoints: dict[str, CheckpointForecast] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from ..formats.tensors import DTYPES
 from .cast import CastReport, cast_block
 from .checksums import CrcRecorder, Spans, all_of
 from .lora_delta import LoraDelta
-from .manifest import WeightFile
+from .manifest import ALGORITHM, ALGORITHMS, WeightFile
 from .reader import Reader, raise_descriptor_limit, segments_by_file
 from .torch_cast import Bytes, one_thread_each
 
@@ -193,7 +193,7 @@ class _Writer:
 
     def write(self, tensor: PlacedTensor, target: int) -> _Outcome:
         """Write a tensor at its place in *target*."""
-        source, digest, loss = tensor.source, hashlib.sha256(), CastReport()
+        source, digest, loss = tensor.source, ALGORITHMS[ALGORITHM](), CastReport()
         added = LoraDelta(self._reader, source.low_rank) if source.low_rank is not None else None
         for first, count in _blocks(tensor):
             values, dtype = self._read(tensor, first, count), source.dtype
@@ -234,6 +234,7 @@ def _written(shard: Shard, outcomes: Mapping[str, _Outcome], has_statistics: boo
         num_bytes=shard.num_bytes,
         header_sha256=hashlib.sha256(shard.header).hexdigest(),
         tensors={name: outcome.digest for name, outcome in ordered} if has_statistics else None,
+        algorithm=ALGORITHM,
     )
     return WrittenShard(
         file=file,

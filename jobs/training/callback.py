@@ -1,4 +1,7 @@
-"""Decide at each step boundary what happens next: log, measure, save, stop. All ranks decide the same."""
+"""Decide at each step what happens next: log, measure, save, stop.
+
+All ranks decide the same.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ _CHECK_EVERY_S = 1.0
 
 
 class StepCallback(TrainerCallback):
-    """Decides at each step boundary what happens next, and writes the ledger and the tracker on rank 0."""
+    """Decides after each step, and writes the ledger and the tracker on rank 0."""
 
     def __init__(
         self,

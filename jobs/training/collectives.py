@@ -1,4 +1,4 @@
-"""Ranks that agree: on stopping, and on whether something worked on all of them."""
+"""Let ranks agree: on stopping, and on whether something worked on all of them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch.distributed as dist
 
 from ...errors import FencedError, NoRoomError, RunError, is_no_room
 
-_OK, _STORE, _FAILED, _FENCED, _NO_ROOM = range(5)
+_OK, _STORAGE, _FAILED, _FENCED, _NO_ROOM = range(5)
 
 
-class StoreError(RunError):
-    """The store did not do what it was asked; it may again later."""
+class StorageError(RunError):
+    """The file system failed; the next save may work again."""
 
 
 class Ranks:
-    """All ranks of this job, talking over gloo so that no device waits for a word between hosts."""
+    """All ranks of this job, which agree over gloo so that no device waits."""
 
     def __init__(self) -> None:
         self.is_many = dist.is_initialized() and dist.get_world_size() > 1
@@ -54,7 +54,7 @@ class Ranks:
             raise cause
         if worst == _FENCED:
             raise FencedError(f"a newer attempt took over while {what}") from cause
-        failure = StoreError if worst == _STORE else RunError
+        failure = StorageError if worst == _STORAGE else RunError
         raise failure(f"{what} failed" + (f": {cause}" if cause else " on another rank; its log says why")) from cause
 
     def largest(self, value: float) -> float:
@@ -74,7 +74,10 @@ class Ranks:
 
 
 def _code_of(error: BaseException) -> int:
-    """Say what kind of failure *error* is; torch hides an OSError as the context of its RuntimeError."""
+    """Return what kind of failure *error* is.
+
+    torch hides an OSError as the context of its RuntimeError.
+    """
     if is_no_room(error):
         return _NO_ROOM
     if isinstance(error, FencedError):
@@ -82,4 +85,4 @@ def _code_of(error: BaseException) -> int:
     seen: BaseException | None = error
     while seen is not None and not isinstance(seen, OSError):
         seen = seen.__cause__ or seen.__context__
-    return _FAILED if seen is None else _STORE
+    return _FAILED if seen is None else _STORAGE

@@ -1,4 +1,4 @@
-"""Where a training resumes: at which checkpoint, or not at all because its last step is committed."""
+"""Find where a training resumes, or that its last step is committed already."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .rotation import CheckpointRotation
 
 
 def last_checkpoint(job: JobContext, ranks: Ranks) -> Checkpoint | None:
-    """Return the checkpoint to resume from: the newest full one whose files rank 0 sees as they were committed.
+    """Return the checkpoint to resume from: the newest full one that is intact.
 
     Raises:
         DamagedError: there are some, and none is as it was committed.
-        RunError: a rank does not see it, as on a store that is not shared.
+        RunError: a rank does not see it, as on a file system that is not shared.
     """
     folder = job.paths.checkpoints(job.stage.name)
     found = [one for one in commit.committed(folder) if one.content == "full"]
@@ -37,7 +37,7 @@ def last_checkpoint(job: JobContext, ranks: Ranks) -> Checkpoint | None:
 
 
 def _is_intact(one: Checkpoint, job: JobContext) -> bool:
-    """Return whether the files are those that were committed, by size and directory; else report what is wrong."""
+    """Return whether files match the commit by size and zip directory; else report."""
     problems = commit.verify(one, reads_all=False)
     if problems:
         message = f"{one.path}: {problems[0]}; training resumes from an older one, if there is any"

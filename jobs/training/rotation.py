@@ -1,4 +1,4 @@
-"""Rotate checkpoints on rank 0: free space for the next one before a save, settle the older ones after it.
+"""Rotate checkpoints on rank 0: free space before a save, settle older ones after.
 
 Settling (deleting, stripping to weights, archiving) runs in a thread beside the training. Before a save only
 what its space still needs is done.
@@ -53,7 +53,7 @@ class SaveRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class _FreeSpace:
-    """Bytes that the checkpoints may take now, and how many of these the rest of the run needs."""
+    """Bytes that checkpoints may take now, and how many the rest of the run needs."""
 
     free_bytes: int
     later_bytes: int
@@ -78,7 +78,7 @@ class CheckpointRotation:
             self._lock.enter_context(files.locked(files.make_private_dir(self.folder) / WRITER_LOCK, wait=False))
 
     def admit(self, highest: SaveLevel, request: SaveRequest) -> SaveLevel:
-        """Free space for the next checkpoint and return the level that fits, not above *highest*."""
+        """Free space for a save and return the level that fits, not above *highest*."""
         self.wait()
         commit.sweep(self.folder)  # what a kill left must not count against the next one
         need = self._requirements(request)
@@ -91,7 +91,7 @@ class CheckpointRotation:
         return "none"
 
     def _free_space(self, level: SaveLevel, need: SaveRequirements) -> bool:
-        """Free space for *level* and return whether it is there; what was freed is measured, not believed."""
+        """Free space for *level* and return whether it is there, by measuring it."""
         stuck: set[Path] = set()
         wanted = need.bytes_of(level)
         for _ in range(_TRIES):
@@ -111,7 +111,7 @@ class CheckpointRotation:
         return False
 
     def settle(self, saved: Checkpoint, request: SaveRequest, *, stall_s: float) -> None:
-        """Record what was saved; then, beside the training, do what the policies say and the next save will need."""
+        """Record what was saved, and settle the older checkpoints beside the training."""
         self._note(
             Saved(
                 step=saved.step,
@@ -150,7 +150,7 @@ class CheckpointRotation:
             self._thread = None
 
     def close(self) -> None:
-        """Settle the last save, give the reserve back, and promise only what the later stages write."""
+        """Settle the last save and give back all but what the later stages write."""
         self.wait()
         with suppress(OSError, FencedError):
             self._job.check_fence()  # what looks left over may be what the next attempt writes
@@ -190,7 +190,10 @@ class CheckpointRotation:
         return (self.folder / allocation.RESERVE_NAME).exists()
 
     def _keep_reserve(self, need: SaveRequirements) -> None:
-        """Reserve space for the weights at the end, where that costs no level; release it for the last save."""
+        """Reserve space for the final weights, where that leaves the level unchanged.
+
+        The last save releases it.
+        """
         reserve = 0
         if not need.is_last:
             space = self._measure_space(need)
@@ -203,7 +206,7 @@ class CheckpointRotation:
             allocation.keep_reserve(self.folder, reserve)
 
     def _measure_space(self, need: SaveRequirements) -> _FreeSpace:
-        """Measure what is held and free, and let the other runs know; the runs directory is locked."""
+        """Measure what is held and free, and publish it; the runs directory is locked."""
         held, run_held = allocation.measure_usage(self.folder), allocation.measure_usage(self._job.paths.root)
         limit = tightest(read_limits(self.folder))
         is_short_of_files = limit.num_files is not None and limit.num_files < self._num_files()
@@ -226,7 +229,7 @@ class CheckpointRotation:
         return _FreeSpace(free_bytes=free, later_bytes=max(0, self._later_bytes - (in_runs_dir - free)))
 
     def _num_files(self) -> int:
-        """Return how many files the next checkpoint may have: three of each rank, and about a dozen."""
+        """Return how many files the next checkpoint may have: three a rank, and a dozen."""
         return 20 + 3 * self._batch.world_size
 
     def _carry_out(self, decisions: Sequence[RetentionDecision]) -> list[RetentionResult]:
@@ -258,11 +261,11 @@ class CheckpointRotation:
 
 
 def _other_weights_bytes(job: JobContext) -> int:
-    """Return what the final weights of the run's other trainings take that have not ended."""
+    """Return what the final weights of the run's other, unfinished trainings take."""
     events = read(job.paths.ledger_dir, max_steps=1)
     done = done_stages(events)
-    ladders = job.plan.forecast.ladders
-    return sum(ladder.least_bytes for name, ladder in ladders.items() if name not in done | {job.stage.name})
+    checkpoints = job.plan.forecast.checkpoints
+    return sum(kept.least_bytes for name, kept in checkpoints.items() if name not in done | {job.stage.name})
 
 
 def _size(path: Path) -> int:

@@ -27,7 +27,7 @@ from ...ledger import Ledger
 from ...recipes.plan import Batch
 from ...recipes.retention import weights_dtype
 from ..context import JobContext, say
-from .collectives import Ranks, StoreError
+from .collectives import Ranks, StorageError
 from .engines import engine_of
 from .engines.base import SavableTrainer
 from .rotation import CheckpointRotation, SaveRequest
@@ -38,7 +38,7 @@ _LAST_WAIT_S = 600.0  # how long the last save waits for a file system that has 
 
 
 class Saver:
-    """Writes the checkpoints of one attempt, each at the highest save level that its space allows."""
+    """Writes the checkpoints of one attempt, each at the highest level that fits."""
 
     def __init__(
         self, job: JobContext, batch: Batch, ranks: Ranks, ledger: Ledger | None, tokenizer: Any, log: Log
@@ -51,7 +51,7 @@ class Saver:
         self._level: SaveLevel = "full"
 
     def save(self, trainer: SavableTrainer, *, is_stop: bool = False) -> None:
-        """Save in full, else the weights, else nothing; commit, and settle the older ones beside the training.
+        """Save in full, else the weights, else nothing; then settle the older ones.
 
         With *is_stop* the training ends after it, to be resumed later. Every rank calls it. A save that finds no
         room, or a file system that fails, is left out; the next one may succeed.
@@ -89,7 +89,7 @@ class Saver:
         return SaveRequest(step=step, state_bytes=size, is_last=step >= self._batch.steps, is_stop=is_stop)
 
     def _report_level(self, step: int, level: SaveLevel) -> None:
-        """Print when the saves begin or cease to hold weights only: a kill costs more then."""
+        """Print when saves begin or cease to hold weights only: a kill costs more then."""
         if level != self._level and self._rotation is not None:
             weights_only = (
                 "only weights are saved, for no full state fits; after a kill training resumes from the last one"
@@ -98,9 +98,9 @@ class Saver:
         self._level = level
 
     def _plans_none(self) -> bool:
-        """Say whether the plan has room for the weights at the end alone: that saves are skipped is no surprise."""
-        ladder = self._job.plan.forecast.ladders.get(self._job.stage.name)
-        return ladder is not None and ladder.rung == "none"
+        """Return whether the plan has space for the final weights alone: skips are expected."""
+        kept = self._job.plan.forecast.checkpoints.get(self._job.stage.name)
+        return kept is not None and kept.save_level == "none"
 
     def _advice(self) -> str:
         budget_gb = self._job.settings.checkpoints.budget_gb
@@ -109,7 +109,7 @@ class Saver:
         return "free some space and resume"
 
     def close(self) -> None:
-        """Wait for what runs beside the training; only the later stages' space stays reserved."""
+        """Wait for what runs beside the training; keep only the later stages' space."""
         if self._rotation is not None:
             self._rotation.close()
 
@@ -124,9 +124,9 @@ class Saver:
                 return level, problem
             except FencedError:
                 raise
-            except (NoRoomError, StoreError) as error:
+            except (NoRoomError, StorageError) as error:
                 problem = str(error)
-                if level == "weights" or isinstance(error, StoreError):
+                if level == "weights" or isinstance(error, StorageError):
                     return "none", problem
                 level = "weights"
 
@@ -145,7 +145,7 @@ class Saver:
         return SAVE_LEVELS[place]
 
     def _wait_for_run_dir(self, timeout_s: float) -> None:
-        """Wait until the run's folder is there: where a mount went away, nothing is written in its place."""
+        """Wait for the run's folder: nothing is written in the place of a lost mount."""
         deadline = time.monotonic() + timeout_s
         while not self._job.paths.plan.exists():
             if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""The learning rate over time as a factor of its highest value, in optimizer steps."""
+"""Compute the learning rate over optimizer steps, as a factor of its highest value."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ...recipes.schema import Schedule
 
 
 def factor(spec: Schedule, *, steps: int, warmup_steps: int, steps_per_epoch: int = 1) -> Callable[[int], float]:
-    """Return the function from the number of finished steps to the rate's factor, 0 to 1.
+    """Return the function from finished steps to the rate's factor, 0 to 1.
 
     Cosine: 0.5 (1 + cos(pi t)) between 1 and `min_ratio`; with restarts after Loshchilov and
     Hutter 2017 (SGDR), periods growing by `period_factor`.
@@ -38,7 +38,7 @@ def _cosine(place: float) -> float:
 
 
 def _place_in_period(step: int, period: int, growth: float) -> float:
-    """Return how far into its period *step* is, 0 to 1; each period is *growth* times the last."""
+    """Return how far into its period *step* is, 0 to 1; periods grow by *growth*."""
     length = float(period)
     position = float(step)
     while position >= length:

@@ -1,4 +1,7 @@
-"""transformers' Trainer and its arguments, as the recipe says them; `callback` steers it from step to step."""
+"""Set up transformers' Trainer and its arguments as the recipe says.
+
+`callback` decides what happens after each step.
+"""
 
 from __future__ import annotations
 

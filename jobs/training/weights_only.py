@@ -1,4 +1,4 @@
-"""Write a model's weights from the training state, without its optimizer: one parameter in memory at a time.
+"""Write a model's weights without its optimizer, one parameter in memory at a time.
 
 Every rank takes part, since an engine may spread a parameter over them; rank 0 casts the float32 master
 and writes it at its place.
@@ -35,7 +35,9 @@ def safe_dtype(dtype: str, largest: float) -> str:
 def write_weights(
     engine: Engine, trainer: SavableTrainer, folder: Path, dtype: str, max_shard_bytes: int, *, is_writer: bool
 ) -> None:
-    """Write the weights into *folder*, an adapter's where one is trained; config and tokenizer are the caller's.
+    """Write the weights into *folder*: an adapter's, where one is trained.
+
+    Config and tokenizer are the caller's.
 
     A rank that cannot write takes part to the end all the same, and raises then.
     """
@@ -63,7 +65,7 @@ def _model(trainer: SavableTrainer) -> Any:
 
 
 def _tensors(model: Any) -> dict[str, torch.Tensor]:
-    """Return what is written, by name: an adapter's trained parameters, else all, with the persistent buffers."""
+    """Return what is written: an adapter's parameters, else all with buffers."""
     parameters = dict(model.named_parameters())
     if hasattr(model, "peft_config"):
         return {name: value for name, value in parameters.items() if value.requires_grad}

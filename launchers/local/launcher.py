@@ -40,7 +40,7 @@ class LocalLauncher:
     """Runs jobs on this machine."""
 
     name = "local"
-    survives_client = False
+    is_host_bound = True
     keeps_environment = False
 
     def __init__(self, jobs_dir: Path | None = None, *, max_age_s: float | None = None) -> None:

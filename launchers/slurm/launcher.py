@@ -113,7 +113,7 @@ class SlurmLauncher:
     """
 
     name = "slurm"
-    survives_client = True
+    is_host_bound = False
     keeps_environment = True  # on the controller's disk
 
     def __init__(self, *, max_age_s: float | None = None) -> None:

@@ -1,21 +1,21 @@
-"""Sharding engines, the half that plans; what runs on the ranks is in `jobs.training.engines`, by the same names."""
+"""Plan with sharding engines.
+
+What an engine does on the ranks is in `jobs.training.engines`, by the same name.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 from ..schema import StageSettings
 from . import ddp, deepspeed
 from .base import Engine
 
-EngineName = Literal["ddp", "deepspeed"]
-
-ENGINES: Mapping[EngineName, Engine] = {"ddp": ddp, "deepspeed": deepspeed}
+ENGINES: Mapping[str, Engine] = {"ddp": ddp, "deepspeed": deepspeed}
 
 
-def engine_name(settings: StageSettings) -> EngineName:
-    """Return the name of the engine that trains *settings*: the one place that decides it."""
+def engine_name(settings: StageSettings) -> str:
+    """Return the name of the engine that trains *settings*; nobody else decides it."""
     return "deepspeed" if settings.train.zero.stage else "ddp"
 
 

@@ -1,4 +1,4 @@
-"""What planning asks of a sharding engine, and the values that an engine answers with."""
+"""Define what planning asks of a sharding engine, and the values of its answers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..schema import Dtype, StageSettings
 
 @dataclass(frozen=True, kw_only=True)
 class StatePart:
-    """One part of the model states: bytes per parameter, how many ranks share the part, and where it lies."""
+    """A part of the model states: bytes per parameter, who shares it, where it is."""
 
     bytes_per_param: float
     shared_by: int = 1
@@ -24,7 +24,7 @@ class StatePart:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelStates:
-    """What a rank holds between two steps; frozen parameters take part in *weights* alone."""
+    """What a rank holds between two steps; frozen parameters count in *weights*."""
 
     weights: StatePart
     gradients: StatePart
@@ -32,10 +32,10 @@ class ModelStates:
 
 
 class Engine(Protocol):
-    """A module of this package: `ddp` and `deepspeed` have these functions, and nothing else is public."""
+    """A module of this package: `ddp` and `deepspeed` have these functions."""
 
     def working_dtype(self, settings: StageSettings) -> Dtype:
-        """Return the dtype of the weights that forward and backward use; float32 where these are the masters."""
+        """Return the dtype of the model's weights; float32 where they are the masters."""
         ...
 
     def model_states(self, settings: StageSettings, world_size: int) -> ModelStates:
@@ -51,5 +51,5 @@ class Engine(Protocol):
         ...
 
     def refusals(self, settings: StageSettings, model: ModelFacts) -> Iterator[str]:
-        """Yield each reason why the engine cannot train *settings*, and what to set instead."""
+        """Yield each reason why the engine cannot train this, and what to set instead."""
         ...

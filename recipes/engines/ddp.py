@@ -1,6 +1,6 @@
-"""Plan for torch's DistributedDataParallel: every rank holds the whole model, and the float32 weights are the masters.
+"""Plan for torch's DistributedDataParallel: every rank holds the full model.
 
-Without a second rank the same holds, less the exchange.
+The float32 weights are the masters. A single rank is planned for in the same way.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def working_dtype(settings: StageSettings) -> Dtype:
 
 
 def model_states(settings: StageSettings, world_size: int) -> ModelStates:
-    """Return float32 weights, their gradients with DDP's own copy of each, and Adam's two moments."""
+    """Return float32 weights, gradients with DDP's copy of each, and two moments."""
     return ModelStates(
         weights=StatePart(bytes_per_param=4),
         gradients=StatePart(bytes_per_param=8),
@@ -30,7 +30,7 @@ def model_states(settings: StageSettings, world_size: int) -> ModelStates:
 
 
 def exchange_memory(settings: StageSettings, params: Params, batch: Batch) -> list[ForecastLine]:
-    """Return nothing: the buckets of gradients are the copy that `model_states` counts."""
+    """Return nothing: `model_states` counts the buckets of gradients."""
     return []
 
 

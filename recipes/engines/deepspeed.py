@@ -1,4 +1,4 @@
-"""Plan for DeepSpeed's ZeRO, stages 1 to 3: optimizer states, gradients, then parameters are spread over the ranks.
+"""Plan for DeepSpeed's ZeRO: optimizer states, gradients, parameters are sharded.
 
 Model states after Rajbhandari et al. 2020 (ZeRO, table 1): the float32 masters are kept beside the
 working copy, with the two moments. What the exchange adds was measured (benchmarks/memory.py).
@@ -18,7 +18,7 @@ from .base import ModelStates, StatePart
 
 
 def working_dtype(settings: StageSettings) -> Dtype:
-    """Return the precision of the training; DeepSpeed keeps the float32 masters itself."""
+    """Return the training's precision; DeepSpeed keeps the float32 masters itself."""
     return settings.train.precision
 
 
@@ -38,7 +38,7 @@ def model_states(settings: StageSettings, world_size: int) -> ModelStates:
 
 
 def exchange_memory(settings: StageSettings, params: Params, batch: Batch) -> list[ForecastLine]:
-    """Return ZeRO-3's gathered weights, and the bucket of gradients with its flat copy and this rank's share."""
+    """Return ZeRO-3's gathered weights, and gradient buckets with copy and share."""
     zero, work, ranks = settings.train.zero, DTYPES[settings.train.precision].num_bytes, batch.world_size
     if zero.stage < 3:
         return []
@@ -56,7 +56,10 @@ def exchange_memory(settings: StageSettings, params: Params, batch: Batch) -> li
 
 
 def state_bytes(settings: StageSettings, world_size: int) -> StateBytes:
-    """Return what all ranks write: ZeRO 1 and 2 add the working copy, and each ZeRO-3 rank names all tensors."""
+    """Return what all ranks write.
+
+    ZeRO 1 and 2 add the working copy, and each ZeRO-3 rank lists all tensors.
+    """
     work = DTYPES[settings.train.precision].num_bytes
     if settings.train.zero.stage == 3:
         return StateBytes(trainable=12, note="4 B master + 8 B moments", frozen=work, num_lists=world_size)

@@ -1,4 +1,4 @@
-"""Forecast what a plan will take: memory of one device here, storage of the run in `storage.py`. Formulas only."""
+"""Forecast what a plan will take: memory here, storage in `storage.py`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .storage import storage_of
 
 def forecast(inputs: Inputs, stages: Sequence[Stage]) -> Forecast:
     """Return what the run of *stages* will take."""
-    storage, ladders = storage_of(inputs, stages)
+    storage, checkpoints = storage_of(inputs, stages)
     device = {
         stage.name: tuple(device_memory(stage.settings, inputs.model, stage.batch))
         for stage in stages
@@ -26,13 +26,16 @@ def forecast(inputs: Inputs, stages: Sequence[Stage]) -> Forecast:
     return Forecast(
         storage=tuple(storage),
         storage_peak_bytes=sum(line.num_bytes for line in storage),
-        ladders=ladders,
+        checkpoints=checkpoints,
         device=device,
     )
 
 
 def device_memory(settings: StageSettings, model: ModelFacts, batch: Batch) -> list[ForecastLine]:
-    """Return the memory of one rank while training, line by line; the engine says how it holds the model states."""
+    """Return the memory of one rank while training, line by line.
+
+    The engine says how it holds the model states.
+    """
     params, engine = params_of(settings, model), engine_of(settings)
     states = engine.model_states(settings, batch.world_size)
     trained = states.weights.bytes_per_param

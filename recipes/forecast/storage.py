@@ -1,4 +1,4 @@
-"""Forecast what a run holds on disk, and which rung of the ladder its checkpoints stand on. Pure.
+"""Forecast what a run holds on disk, and how well its checkpoints fit. Pure.
 
 The sizes of single files are in `checkpoints.sizes`; what is done at each save is decided in
 `checkpoints.retention.admission`, by the same sums.
@@ -10,18 +10,32 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
+from ...checkpoints.retention.save_level import SAVE_LEVELS, SaveLevel, least_held
 from ...checkpoints.sizes import Size, checkpoint_size, model_size
 from ..engines import engine_of
 from ..facts import Inputs, ModelFacts
-from ..plan import Batch, Forecast, ForecastLine, Ladder, Rung, Stage
+from ..plan import Batch, CheckpointForecast, Forecast, ForecastLine, Stage
 from ..retention import model_dtype, num_best_kept, weights_dtype
 from ..schema import Adapter, Dtype, Recipe, StageSettings
 from ..tasks import task_of
 from .parameters import params_of
 
-RUNGS: tuple[Rung, ...] = ("full", "thinned best", "weights only", "none")
+
+class Fit(NamedTuple):
+    """How well checkpoints may fit: how much a save keeps, and whether all stay that the policies keep."""
+
+    level: SaveLevel
+    keeps_all: bool = False
+
+    def __str__(self) -> str:
+        if self.level == "full":
+            return "full" if self.keeps_all else "full, older ones stripped or removed"
+        return {"weights": "weights only", "none": "weights at the end only"}[self.level]
+
+
+FITS = (Fit("full", keeps_all=True), *map(Fit, SAVE_LEVELS))  # the best first
 _CHECKPOINTS_OF = "checkpoints of "
 _LOG_ENTRY_BYTES = 190  # one entry of the log in trainer_state.json
 _LOG_BYTES_PER_STEP = 200  # one line of log and one ledger event, seldom more
@@ -88,8 +102,8 @@ def later_bytes(found: Forecast) -> int:
     return sum(line.num_bytes for line in found.storage if not line.what.startswith(_CHECKPOINTS_OF))
 
 
-def storage_of(inputs: Inputs, stages: Sequence[Stage]) -> tuple[list[ForecastLine], dict[str, Ladder]]:
-    """Return what the run of *stages* holds, line by line, at the rungs that fit; and those rungs."""
+def storage_of(inputs: Inputs, stages: Sequence[Stage]) -> tuple[list[ForecastLine], dict[str, CheckpointForecast]]:
+    """Return what the run of *stages* holds, line by line, as well as they fit; and how well that is."""
     beside = [line for stage in stages for line in _beside(inputs, stage)]
     steps = sum(stage.batch.steps for stage in stages if stage.batch)
     log_bytes = _FIXED_LOG_BYTES + _LOG_BYTES_PER_STEP * steps
@@ -100,22 +114,24 @@ def storage_of(inputs: Inputs, stages: Sequence[Stage]) -> tuple[list[ForecastLi
         formula = f"{cached:,} B of the model are there already, and no longer count as free"
         beside.append(ForecastLine(what="the hub's cache", num_bytes=0, formula=formula))
     free = inputs.disk_space.free_bytes - sum(line.num_bytes for line in beside)
-    ladders = _ladders(inputs.model, stages, free)
-    kept = [_line(inputs.model, stage, ladders[stage.name].rung) for stage in stages if stage.name in ladders]
-    return kept + beside, ladders
+    checkpoints = _forecast_checkpoints(inputs.model, stages, free)
+    kept = [
+        _line(inputs.model, stage, _fit_of(checkpoints[stage.name])) for stage in stages if stage.name in checkpoints
+    ]
+    return kept + beside, checkpoints
 
 
-def needs(settings: StageSettings, model: ModelFacts, stage: Stage) -> dict[Rung, int]:
-    """Return what the checkpoints of a train stage hold at their peak, for each rung.
+def needs(settings: StageSettings, model: ModelFacts, stage: Stage) -> dict[Fit, int]:
+    """Return what the checkpoints of a train stage hold at their peak, for each fit.
 
     The newest full state, its successor that is being written, the best one's weights; without
     full states the weights of the last, the best and the one being written; at least those at the end.
     """
-    parts = {rung: _parts(settings, model, stage, rung) for rung in RUNGS}
-    return {rung: sum(count * with_slack(size) for count, size, _ in those) for rung, those in parts.items()}
+    parts = {fit: _parts(settings, model, stage, fit) for fit in FITS}
+    return {fit: sum(count * with_slack(size) for count, size, _ in those) for fit, those in parts.items()}
 
 
-def _parts(settings: StageSettings, model: ModelFacts, stage: Stage, rung: Rung) -> list[tuple[int, int, str]]:
+def _parts(settings: StageSettings, model: ModelFacts, stage: Stage, fit: Fit) -> list[tuple[int, int, str]]:
     """Return (how many, bytes of one, formula of one) of what a train stage holds at its peak."""
     assert stage.batch is not None, "only train stages have checkpoints"
     spec, num_best, batch = settings.checkpoints, num_best_kept(settings), stage.batch
@@ -125,23 +141,21 @@ def _parts(settings: StageSettings, model: ModelFacts, stage: Stage, rung: Rung)
     older = num_best + (
         batch.steps // math.lcm(spec.keep_every_steps, batch.save_every_steps) if spec.keep_every_steps else 0
     )
-    if rung == "full" and spec.thin:
+    if fit.keeps_all and spec.thin:
         newest = min(saves, spec.keep_last + 1)
         return [(newest, *full), (min(saves - newest, older), *light)]
-    if rung == "full":
+    if fit.keeps_all:
         return [(min(saves, spec.keep_last + older + 1), *full)]
-    if rung == "thinned best":
-        return [(min(saves, 2), *full), (min(max(0, saves - 2), num_best, 1), *light)]
-    if rung == "weights only":
-        return [(min(saves, 2 + min(1, num_best)), *light)]
-    return [(1, *light)]
+    held = least_held(fit.level, min(1, num_best))
+    num_full = min(saves, held.num_full)
+    return [(num_full, *full), (min(saves - num_full, held.num_weights), *light)]
 
 
-def _line(model: ModelFacts, stage: Stage, rung: Rung) -> ForecastLine:
-    parts = [part for part in _parts(stage.settings, model, stage, rung) if part[0]]
+def _line(model: ModelFacts, stage: Stage, fit: Fit) -> ForecastLine:
+    parts = [part for part in _parts(stage.settings, model, stage, fit) if part[0]]
     formula = " + ".join(f"{count} x {size:,} B [{text}]" for count, size, text in parts)
     num_bytes = sum(count * size for count, size, _ in parts)
-    return ForecastLine(what=f"{_CHECKPOINTS_OF}{stage.name}", num_bytes=num_bytes, formula=f"{formula}; {rung}")
+    return ForecastLine(what=f"{_CHECKPOINTS_OF}{stage.name}", num_bytes=num_bytes, formula=f"{formula}; {fit}")
 
 
 def _beside(inputs: Inputs, stage: Stage) -> Iterator[ForecastLine]:
@@ -156,59 +170,64 @@ def _beside(inputs: Inputs, stage: Stage) -> Iterator[ForecastLine]:
         yield ForecastLine(what=f"predictions of {stage.name}", num_bytes=2 * rows * row_bytes, formula=formula)
 
 
-def _ladders(model: ModelFacts, stages: Sequence[Stage], free_bytes: int) -> dict[str, Ladder]:
-    """Return the rung of each train stage: the highest that its own budget and the store both hold.
+def _forecast_checkpoints(model: ModelFacts, stages: Sequence[Stage], free_bytes: int) -> dict[str, CheckpointForecast]:
+    """Return how well each train stage fits into both its own budget and the free space.
 
     The stages' checkpoints stay, so in the store they count together; all but the one that is
-    looked at on the lowest rung.
+    looked at with their final weights only.
     """
     views = {stage.name: (stage.settings, stage) for stage in stages if stage.batch is not None}
     wanted = {name: needs(settings, model, stage) for name, (settings, stage) in views.items()}
     found = {}
     for name, (settings, stage) in views.items():
-        room = free_bytes - sum(other["none"] for key, other in wanted.items() if key != name)
+        room = free_bytes - sum(other[FITS[-1]] for key, other in wanted.items() if key != name)
         if settings.checkpoints.budget_gb is not None:
             room = min(room, int(settings.checkpoints.budget_gb * 1e9))
-        rung = _rung(wanted[name], room)
-        found[name] = Ladder(
-            rung=rung or "none",
-            room_bytes=room,
-            full_bytes=wanted[name]["full"],
-            least_bytes=wanted[name]["none"],
-            fits=rung is not None,
-            change="" if rung == "full" else _smallest_change(settings, model, stage, room),
+        fit = _best_fit(wanted[name], room)
+        found[name] = CheckpointForecast(
+            save_level=fit.level if fit else "none",
+            keeps_all=fit is not None and fit.keeps_all,
+            free_bytes=room,
+            full_bytes=wanted[name][FITS[0]],
+            least_bytes=wanted[name][FITS[-1]],
+            fits=fit is not None,
+            change="" if fit == FITS[0] else _smallest_change(settings, model, stage, room),
         )
     return found
 
 
-def _rung(wanted: Mapping[Rung, int], room_bytes: int) -> Rung | None:
-    return next((rung for rung in RUNGS if wanted[rung] <= room_bytes), None)
+def _best_fit(wanted: Mapping[Fit, int], free_bytes: int) -> Fit | None:
+    return next((fit for fit in FITS if wanted[fit] <= free_bytes), None)
 
 
-def _smallest_change(settings: StageSettings, model: ModelFacts, stage: Stage, room_bytes: int) -> str:
+def _fit_of(found: CheckpointForecast) -> Fit:
+    return Fit(found.save_level, found.keeps_all)
+
+
+def _smallest_change(settings: StageSettings, model: ModelFacts, stage: Stage, free_bytes: int) -> str:
     """Return the least that makes all checkpoints fit in full: to keep fewer, an adapter, or more room.
 
     Where not even the weights at the end fit, the least that makes these fit.
     """
     wanted = needs(settings, model, stage)
-    target: Rung = "full" if _rung(wanted, room_bytes) else "none"
+    target = FITS[0] if _best_fit(wanted, free_bytes) else FITS[-1]
     may_adapt = settings.adapter.method == "full" and not stage.model.is_random
     ways = (
-        text for text, changed in _changes(settings, may_adapt) if needs(changed, model, stage)[target] <= room_bytes
+        text for text, changed in _changes(settings, may_adapt) if needs(changed, model, stage)[target] <= free_bytes
     )
-    more = f"{_up((wanted[target] - room_bytes) / 1e9)} GB more in the store"
-    if is_own_limit(settings, room_bytes):
+    more = f"{_up((wanted[target] - free_bytes) / 1e9)} GB more in the store"
+    if is_own_limit(settings, free_bytes):
         more = f"checkpoints.budget_gb={_up(wanted[target] / 1e9)}"
     return " or ".join([*itertools.islice(ways, 1), more])
 
 
-def is_own_limit(settings: StageSettings, room_bytes: int) -> bool:
-    """Say whether it is the train stage's own budget that leaves it *room_bytes*."""
-    return settings.checkpoints.budget_gb is not None and room_bytes == int(settings.checkpoints.budget_gb * 1e9)
+def is_own_limit(settings: StageSettings, free_bytes: int) -> bool:
+    """Say whether it is the train stage's own budget that leaves it *free_bytes*."""
+    return settings.checkpoints.budget_gb is not None and free_bytes == int(settings.checkpoints.budget_gb * 1e9)
 
 
 def _changes(settings: StageSettings, may_adapt: bool) -> Iterator[tuple[str, StageSettings]]:
-    """Yield ways to need less, the mildest first: thinning, fewer, both, the fewest, an adapter."""
+    """Yield ways to need less, the mildest first: stripping, fewer, both, the fewest, an adapter."""
     spec, thin = settings.checkpoints, {"checkpoints.thin": True}
     fewer: list[dict[str, Any]] = [
         {"checkpoints.keep_every_steps": None},

@@ -31,7 +31,7 @@ from .tokenizer import light, load_full, tokenizer_digest
 Progress = Callable[[str, int, int], None]  # what is counted, rows done, rows in all
 Use = Literal["train", "eval", "predict"]
 
-_FORMAT = 2  # raised when rows are counted in another way
+_FORMAT = 3  # raised when rows are counted in another way
 _NUM_NAMED = 5
 
 
@@ -218,7 +218,7 @@ def _counted(wanted: RowsToCount, rows: Iterator[Encoded]) -> dict[str, Any]:
         if is_prompt or is_kept(wanted.settings.data, row):
             kept, longest_kept = kept + 1, max(longest_kept, len(row.ids))
     kinds = {kind: validate.to_plain(Rows(num=num, first=tuple(first))) for kind, (num, first) in seen.items()}
-    return {"num_rows": total, "num_kept": kept, "longest": longest, "longest_kept": longest_kept, **kinds}
+    return {"num_rows": total, "num_examples": kept, "longest": longest, "longest_kept": longest_kept, **kinds}
 
 
 def _shown(wanted: RowsToCount, number: int, row: Encoded, tokenizer: Any) -> str:

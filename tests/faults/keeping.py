@@ -1,8 +1,8 @@
-"""Save, thin, archive and delete once, killed or failed at a moment: run with moments.so preloaded.
+"""Save, strip, archive and delete once, killed or failed at a moment: run with fail_at.so preloaded.
 
 `keeping.py FOLDER kill|half|ENOSPC|EDQUOT [STRIDE]` prints one JSON line: how many moments there are (of a kill:
 before and after each call), how many were tried, and what was wrong after any of them. Each is tried in a child of its
-own, on a folder that is made anew; then a second child, which nothing befalls, takes up what the first left.
+own, on a new folder; then a second child, which nothing befalls, takes up what the first left.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def save(folder: Path, step: int) -> Checkpoint:
 
 
 def keep(folder: Path, archive: Path) -> None:
-    """What a save and the settling after it do: 40 is saved, 20 thinned, 10 and 30 archived; 50 is foreign."""
+    """What a save and the settling after it do: 40 is saved, 20 stripped, 10 and 30 archived; 50 is third-party."""
     if not any(one.step == NEW for one in commit.committed(folder)):
         save(folder, NEW)
     rules = standard_rules(keep_last=1, keep_best=1, strips=True, archives=True)

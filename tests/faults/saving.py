@@ -1,4 +1,4 @@
-"""Two ranks that save, commit, thin and rotate with the real Saver, at a bad moment: run with moments.so preloaded.
+"""Two ranks that save, commit, strip and rotate with the real Saver, at a bad moment: run with fail_at.so preloaded.
 
 `saving.py FOLDER kill|ENOSPC|EDQUOT ZERO_STAGE [COUNT [PART PARTS]]` counts the moments of each rank, then tries all
 of them, or COUNT that are spread evenly: each kills rank 0, rank 1, or both at once, or lets all fail from then on that
@@ -37,12 +37,12 @@ from sousbatch.jobs.training.saver import Saver
 from sousbatch.ledger import open_job
 from sousbatch.recipes.facts import DiskSpace, Inputs, ModelFacts, TensorFacts
 from sousbatch.recipes.forecast.storage import weights_of, with_slack
-from sousbatch.recipes.plan import Batch, Forecast, ForecastLine, Ladder, Plan, Stage
+from sousbatch.recipes.plan import Batch, CheckpointForecast, Forecast, ForecastLine, Plan, Stage
 from sousbatch.recipes.schema import Checkpoints, Model, Recipe, Resources, Train, Zero
 from sousbatch.run_folder import RunPaths
 
 SHIM = ctypes.CDLL(None)
-STEPS, BEST, WIDTH = 4, 2, 40_000  # the best will be thinned
+STEPS, BEST, WIDTH = 4, 2, 40_000  # the best will be stripped to weights
 KILL, KILL_BOTH = 0, -1
 FULL_BYTES = 12 * WIDTH
 STARTS_AT, BUDGET_BYTES = 0.5, 2_500_000
@@ -153,7 +153,9 @@ def context(
         folder="m", tokenizer_folder="m", digest="", has_weights=True, num_params=WIDTH, tensors=(tensor,), config={}
     )
     least_bytes = with_slack(weights_of(recipe, model).num_bytes)
-    ladder = Ladder(rung="full", room_bytes=0, full_bytes=0, least_bytes=least_bytes, fits=True, change="")
+    kept = CheckpointForecast(
+        save_level="full", keeps_all=True, free_bytes=0, full_bytes=0, least_bytes=least_bytes, fits=True, change=""
+    )
     plan = Plan(
         recipe=recipe,
         site=Site(name="here", launcher="local", cpus_per_node=1, memory_bytes=1, gpus_per_node=0, gpu_memory_bytes=0),
@@ -165,7 +167,7 @@ def context(
             storage=(ForecastLine(what="logs", num_bytes=60_000, formula=""),),
             storage_peak_bytes=peak_bytes,
             device={},
-            ladders={"train": ladder},
+            checkpoints={"train": kept},
         ),
     )
     return JobContext(paths=paths, plan=plan, stage=stage, task=0, attempt=attempt, batch=batch)

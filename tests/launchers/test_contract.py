@@ -14,6 +14,7 @@ from typing import Any, Literal
 import pytest
 
 from sousbatch.cluster.slurm_site import read_site
+from sousbatch.job_environment import JobEnvironment
 from sousbatch.launchers.base import FINAL_WORDS, JobRef, JobState, Launcher, Request
 from sousbatch.launchers.local.launcher import LocalLauncher
 from sousbatch.launchers.slurm.launcher import CLIENT_LINE, TASK_LINE, SlurmLauncher
@@ -135,6 +136,28 @@ class LauncherContract:
             ]
             assert paths.log("train", 0).read_text().split("\0") == expected
         assert not list(self.place.rglob("x"))
+
+    # what it says of itself
+
+    def test_a_stage_process_that_a_person_starts_has_a_placement(self, make_plan: Callable[..., Plan]) -> None:
+        stage = Stage(name="merge", kind="merge", of=None, resources=CPU, num_tasks=3, after=())
+        plan, paths = make_plan([stage]), RunPaths(root=self.place / "runs" / "toy" / "0123456789ab")
+        where = self.launcher.placement(JobEnvironment(task=1))
+        assert list(where.tasks(plan, stage)) == [1]
+        assert where.refusal(stage, [], []) is None and where.why_lost() == ""
+        assert where.explain(stage, 7, "", is_finished=False) == (7, "")
+        (command,) = where.commands(plan, paths, stage)
+        assert command.words[-3:] == (stage.record.module, str(paths.root), "merge")
+
+    def test_it_can_be_asked_from_here_and_refuses_no_request_of_its_own(self, make_plan: Callable[..., Plan]) -> None:
+        assert self.launcher.is_here()
+        site = self.launcher.read_site()
+        assert site.launcher == self.launcher.name
+        stage = Stage(name="merge", kind="merge", of=None, resources=CPU, num_tasks=1, after=())
+        plan, runs = make_plan([stage], site=site), self.place / "runs"
+        requests = self.launcher.prepare(plan, RunPaths(root=runs / "toy" / "0123456789ab"))
+        refusals, _ = self.launcher.objections(requests, plan, runs)
+        assert refusals == []
 
     # send and find
 

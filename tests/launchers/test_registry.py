@@ -19,7 +19,7 @@ from sousbatch.launchers.local.launcher import LocalLauncher
 
 class ToyLauncher(LocalLauncher):
     name = "toy"
-    survives_client = True
+    is_host_bound = False
 
     def read_site(self):
         return replace(super().read_site(), name="the toy", launcher="toy")
@@ -37,7 +37,7 @@ def test_an_installed_launcher_is_chosen_by_its_name(
     third_party: Callable[[str, str, str], None], sousbatch: Run, project: Path
 ) -> None:
     third_party("sousbatch.launchers", "toy = toy_module:ToyLauncher", TOY)
-    assert launcher_named("toy", max_age_s=1.0).survives_client
+    assert not launcher_named("toy", max_age_s=1.0).is_host_bound
     code, out, err = sousbatch("plan", "small.yaml", "--launcher", "toy")
     assert code == 0, err
     assert "the toy" in out and "train at noon" in out

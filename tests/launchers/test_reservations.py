@@ -31,6 +31,7 @@ class Launcher:
     """Answers for jobs with one word."""
 
     name = "local"
+    is_host_bound = True
 
     def __init__(self, word: StateWord) -> None:
         self.word = word
@@ -82,16 +83,16 @@ def test_a_second_run_is_planned_into_what_the_first_one_leaves(
     queued: tuple[Plan, RunPaths], sousbatch: Run, tmp_path: Path
 ) -> None:
     plan, paths = queued
-    ladder, held = plan.forecast.ladders["train"], allocation.measure_usage(paths.root)
-    peak = later_bytes(plan.forecast) + ladder.full_bytes
+    kept, held = plan.forecast.checkpoints["train"], allocation.measure_usage(paths.root)
+    peak = later_bytes(plan.forecast) + kept.full_bytes
     runs = ["--runs", str(tmp_path / "runs")]
-    for store, rung in ((2 * peak, "full"), (2 * peak - 1000, "thinned best")):
+    for store, keeps_all in ((2 * peak, True), (2 * peak - 1000, False)):
         reservations.publish(
             paths,
             reservations.Reservation(run="r", promised_bytes=peak, held_bytes=held, holder=reservations.this_process()),
         )
         _, out, _ = sousbatch("plan", "small.yaml", f"checkpoints.store_budget_gb={store / 1e9}", "--json", *runs)
-        assert json.loads(out)["forecast"]["ladders"]["train"]["rung"] == rung
+        assert json.loads(out)["forecast"]["checkpoints"]["train"]["keeps_all"] is keeps_all
     code, _, err = sousbatch("plan", "small.yaml", f"checkpoints.store_budget_gb={1.1 * peak / 1e9}", *runs)
     assert code == 2 and "checkpoints.store_budget_gb" in err
 
@@ -177,7 +178,7 @@ def test_of_runs_submitted_at_once_each_that_starts_is_promised_its_final_weight
 ) -> None:
     """All three were planned "full" into an empty store; it holds two, and the third one's weights."""
     peak = queued[0].forecast.storage_peak_bytes
-    least = later_bytes(queued[0].forecast) + queued[0].forecast.ladders["train"].least_bytes
+    least = later_bytes(queued[0].forecast) + queued[0].forecast.checkpoints["train"].least_bytes
     plan = on_budget(queued[0], 2 * peak + least + 100_000)
     first, second, third, fourth = (folder_of(tmp_path / "store", name) for name in ("a", "b", "c", "d"))
     for paths in (first, second, third):

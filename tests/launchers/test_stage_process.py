@@ -28,7 +28,7 @@ from sousbatch.launchers.local.launcher import LocalLauncher
 from sousbatch.launchers.local.placement import LocalPlacement
 from sousbatch.launchers.states import stage_states
 from sousbatch.recipes.inspect.versions import versions_of
-from sousbatch.recipes.plan import Batch, Ladder, Plan, Stage, StageSplit
+from sousbatch.recipes.plan import Batch, CheckpointForecast, Plan, Stage, StageSplit
 from sousbatch.recipes.schema import Checkpoints, Environment, Resources
 from sousbatch.run_folder import RunPaths
 
@@ -134,8 +134,10 @@ def test_no_training_starts_whose_final_weights_are_not_held(
 ) -> None:
     train = Stage(name="train", kind="train", of=None, resources=CPU, num_tasks=1, after=(), batch=BATCH)
     plan = make_plan([train], checkpoints=Checkpoints(store_budget_gb=0.001))
-    ladder = Ladder(rung="full", room_bytes=0, full_bytes=0, least_bytes=2_000_000, fits=True, change="")
-    plan = dataclasses.replace(plan, forecast=dataclasses.replace(plan.forecast, ladders={"train": ladder}))
+    kept = CheckpointForecast(
+        save_level="full", keeps_all=True, free_bytes=0, full_bytes=0, least_bytes=2_000_000, fits=True, change=""
+    )
+    plan = dataclasses.replace(plan, forecast=dataclasses.replace(plan.forecast, checkpoints={"train": kept}))
     bench = Bench(plan, tmp_path, until)
     code, output = bench.run("print('worked', flush=True)")
     assert code == EXIT_NO_ROOM and "worked" not in output and bench.codes() == [EXIT_NO_ROOM]

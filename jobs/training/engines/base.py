@@ -1,4 +1,4 @@
-"""What a training asks of its sharding engine, and what the engines and the saver ask of the trainer."""
+"""Define what a training asks of its engine, and what saving asks of the trainer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Stateful(Protocol):
 
 
 class SavableTrainer(Protocol):
-    """The part of transformers' Trainer that saving uses: its state, the model, and who writes them."""
+    """The part of transformers' Trainer that saving uses."""
 
     state: Any
     args: Any
@@ -59,7 +59,10 @@ class Engine(Protocol):
         ...
 
     def save_state(self, trainer: SavableTrainer, folder: Path, *, is_writer: bool) -> None:
-        """Write weights and optimizer states into *folder*; every rank calls it, one of them with *is_writer*."""
+        """Write weights and optimizer states into *folder*.
+
+        Every rank calls it, one of them with *is_writer*.
+        """
         ...
 
     def full_shape(self, value: torch.Tensor) -> tuple[int, ...]:

@@ -1,4 +1,7 @@
-"""Train with torch's DistributedDataParallel, as transformers does by itself: rank 0 writes the state."""
+"""Train with torch's DistributedDataParallel, as transformers does by itself.
+
+Rank 0 writes the state.
+"""
 
 from __future__ import annotations
 

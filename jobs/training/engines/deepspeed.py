@@ -1,4 +1,4 @@
-"""Train with DeepSpeed's ZeRO: its configuration, its process group on a CPU, and safe reading and writing."""
+"""Train with DeepSpeed's ZeRO: configure it, save and load safely, gather."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def start_process_group(device: str) -> None:
 
 
 def arguments(settings: StageSettings, device: str) -> dict[str, Any]:
-    """Return the configuration, and that the state of `start_process_group` is to be used."""
+    """Return the configuration; on a CPU also that the started group is to be used."""
     return {"deepspeed": config_of(settings), "accelerator_config": {"use_configured_state": device == "cpu"}}
 
 
 def config_of(settings: StageSettings) -> dict[str, Any]:
-    """Return DeepSpeed's config for the recipe, with the keys that the recipe lays over it."""
+    """Return DeepSpeed's config, with `zero.config` of the recipe merged over it."""
     zero, train = settings.train.zero, settings.train
     sharding: dict[str, Any] = {"stage": zero.stage}
     if zero.offload != "none":
@@ -106,13 +106,13 @@ def full_shape(value: torch.Tensor) -> tuple[int, ...]:
 
 
 def local_part(parameter: torch.Tensor) -> torch.Tensor:
-    """Return this rank's part under ZeRO-3, else the whole working copy."""
+    """Return this rank's part under ZeRO-3, else the full working copy."""
     found: torch.Tensor = getattr(parameter, "ds_tensor", parameter.data)
     return found
 
 
 def gathered(trainer: SavableTrainer, named: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield every full tensor on every rank: the float32 master of what is trained, one tensor at a time."""
+    """Yield every full tensor on every rank: the float32 master of what is trained."""
     import deepspeed
     from deepspeed.utils import safe_get_full_fp32_param
 
@@ -128,7 +128,7 @@ def gathered(trainer: SavableTrainer, named: Mapping[str, torch.Tensor]) -> Iter
 
 
 def _member_of(kind: type[Enum]) -> Callable[[object, str], Enum]:
-    """Return what stands for getattr while a checkpoint is loaded: it finds members of *kind*, and nothing else."""
+    """Return a getattr for loading checkpoints that finds only members of *kind*."""
 
     def member(owner: object, name: str) -> Enum:
         if owner is not kind or name not in kind.__members__:
@@ -139,7 +139,7 @@ def _member_of(kind: type[Enum]) -> Callable[[object, str], Enum]:
 
 
 def make_safe(engine: Any) -> None:
-    """Make a DeepSpeed engine read and write its files in a way that neither hangs nor runs code.
+    """Make a DeepSpeed engine write without hanging and read without running code.
 
     A write that fails on one rank is remembered until all have passed the engine's barriers,
     and a file is read by the restricted unpickler with the few classes that DeepSpeed stores.

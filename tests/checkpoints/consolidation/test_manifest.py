@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import xxhash
 
 from sousbatch.checkpoints.consolidation.consolidate import consolidate
 from sousbatch.checkpoints.consolidation.manifest import read_manifest, verify_manifest
 from sousbatch.checkpoints.consolidation.options import ConsolidateOptions
 from sousbatch.checkpoints.formats.detect import open_source
 from sousbatch.errors import DamagedError, NotFoundError, UsageError
+from sousbatch.files import digest_of
 
 
 @pytest.fixture
@@ -62,13 +64,31 @@ def test_a_changed_tensor_is_named(consolidated: Path) -> None:
 def test_the_digest_of_a_tensor_is_that_of_its_bytes(consolidated: Path) -> None:
     tensors = read_manifest(consolidated).weights[0].tensors
     assert tensors is not None
-    assert tensors["a"] == hashlib.sha256(torch.arange(6.0).half().numpy().tobytes()).hexdigest()
+    assert tensors["a"] == xxhash.xxh3_128(torch.arange(6.0).half().numpy().tobytes()).hexdigest()
+
+
+def test_a_manifest_of_format_2_is_still_verified_by_its_sha256(consolidated: Path) -> None:
+    path, weights = consolidated / "manifest.json", consolidated / "model.safetensors"
+    values = json.loads(path.read_text()) | {"format": 2}
+    (file,) = values["weights"]
+    del file["algorithm"]
+    arrays = {"a": torch.arange(6.0).half(), "b": torch.ones(2, 2).half()}
+    file["tensors"] = {name: hashlib.sha256(arrays[name].numpy().tobytes()).hexdigest() for name in file["tensors"]}
+    large = [file["name"], file["header_sha256"], *file["tensors"].values()]
+    values["digest"] = digest_of(sorted([large, *([one["name"], one["sha256"]] for one in values["files"])]))
+    path.write_text(json.dumps(values))
+    assert verify_manifest(consolidated).digest == values["digest"]
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(DamagedError, match="in 'b'"):
+        verify_manifest(consolidated)
 
 
 def test_a_manifest_of_a_later_version_is_refused(consolidated: Path) -> None:
     path = consolidated / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 3}))
-    with pytest.raises(UsageError, match="format 3, known up to 2"):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 4}))
+    with pytest.raises(UsageError, match="format 4, known up to 3"):
         read_manifest(consolidated)
 
 

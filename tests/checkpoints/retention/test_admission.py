@@ -1,4 +1,4 @@
-"""The ladder at a save, as sums of bytes."""
+"""How much a save keeps, as sums of bytes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CASES: dict[str, tuple[list[Checkpoint], dict[str, Any], int, tuple[str, list[st
 
 
 @pytest.mark.parametrize(("checkpoints", "need", "free", "expected"), CASES.values(), ids=CASES)
-def test_the_highest_rung_that_fits_is_taken(
+def test_the_highest_level_that_fits_is_taken(
     checkpoints: list[Checkpoint], need: dict[str, Any], free: int, expected: tuple[str, list[str]]
 ) -> None:
     found = admit(checkpoints, standard_rules(), SaveRequirements(**NEED | need), free_bytes=free)
@@ -49,7 +49,7 @@ def test_the_highest_rung_that_fits_is_taken(
     assert (found.level, acts) == expected
 
 
-def test_no_rung_above_the_one_asked_for_is_taken() -> None:
+def test_no_level_above_the_one_asked_for_is_taken() -> None:
     assert admit([], standard_rules(), SaveRequirements(**NEED), free_bytes=1000, highest="weights").level == "weights"
 
 

@@ -95,8 +95,6 @@ def test_a_model_of_which_nothing_trains_is_refused(folder: Path) -> None:
 def test_an_adapter_is_added_after_tokens_and_quantisation_and_it_alone_learns(
     folder: Path, method: Any, gradient_checkpointing: bool
 ) -> None:
-    if method == "qlora":
-        pytest.importorskip("bitsandbytes")
     adapter = Adapter(method=method, **LORA)
     model = build(folder, adapter=adapter, gradient_checkpointing=gradient_checkpointing)
     assert model.get_input_embeddings().weight.shape[0] == WORDS + ADDED

@@ -24,8 +24,8 @@ def test_the_final_weights_of_a_runs_other_trainings_stay_promised_when_one_ends
     _, out, _ = sousbatch("plan", "small.yaml", "--json")
     (tmp_path / "plan.json").write_text(out)
     plan = read_plan(tmp_path / "plan.json")
-    ladder = plan.forecast.ladders["train"]
-    plan = replace(plan, forecast=replace(plan.forecast, ladders={"train": ladder, "again": ladder}))
+    kept = plan.forecast.checkpoints["train"]
+    plan = replace(plan, forecast=replace(plan.forecast, checkpoints={"train": kept, "again": kept}))
     paths, stage = RunPaths(root=tmp_path / "runs/small/1"), plan.stage("train")
     paths.root.mkdir(parents=True)
     if is_done:
@@ -37,5 +37,5 @@ def test_the_final_weights_of_a_runs_other_trainings_stay_promised_when_one_ends
     CheckpointRotation(job, stage.batch, None).close()
     found = reservations.read_reservation(paths)
     assert found is not None
-    more = 0 if is_done else ladder.least_bytes
+    more = 0 if is_done else kept.least_bytes
     assert found.promised_bytes - found.held_bytes == later_bytes(plan.forecast) + more

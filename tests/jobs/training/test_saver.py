@@ -1,4 +1,4 @@
-"""Saving with two real ranks: killed at system calls, and as far down the ladder as the room asks for."""
+"""Saving with two real ranks: killed at system calls, and at the save level that the space asks for."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from transformers import TrainingArguments
 
-from sousbatch.jobs.training import trainer
+from sousbatch.jobs.training import engines, trainer
 from sousbatch.recipes.plan import Batch
 from sousbatch.recipes.schema import Model, Recipe, Resources, Train
 from sousbatch.run_folder import RunPaths
@@ -83,3 +83,10 @@ def test_the_callback_alone_decides_when_to_log_measure_and_save() -> None:
     found = arguments()
     assert {found.logging_strategy, found.save_strategy, found.eval_strategy} == {"no"}
     assert found.report_to == [] and found.disable_tqdm
+
+
+def test_a_row_in_the_table_is_enough_to_train_with_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = SimpleNamespace(arguments=lambda settings, device: {"ddp_timeout": 77})
+    monkeypatch.setitem(engines.ENGINES, "toy", toy)
+    monkeypatch.setattr(engines, "engine_name", lambda settings: "toy")
+    assert arguments().ddp_timeout == 77

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
 from sousbatch.checkpoints.sizes import Size, checkpoint_size
+from sousbatch.errors import PlanError
+from sousbatch.recipes import engines
+from sousbatch.recipes.compile import compile
 from sousbatch.recipes.engines import engine_name, engine_of
 from sousbatch.recipes.forecast.memory import device_memory
 from sousbatch.recipes.schema import Model, Recipe, Train, Zero
@@ -73,6 +76,14 @@ def _size(params: dict[str, Any], zero_stage: int, world_size: int, precision: s
 @pytest.mark.parametrize(("zero_stage", "name"), [(0, "ddp"), (1, "deepspeed"), (2, "deepspeed"), (3, "deepspeed")])
 def test_the_zero_stage_decides_the_engine(zero_stage: int, name: str) -> None:
     assert engine_name(_recipe(zero_stage, "bfloat16")) == name
+
+
+def test_a_row_in_the_table_is_enough_to_be_planned_with(small: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = SimpleNamespace(**vars(engines.ddp) | {"refusals": lambda settings, model: iter(["the toy says no"])})
+    monkeypatch.setitem(engines.ENGINES, "toy", toy)
+    monkeypatch.setattr(engines, "engine_name", lambda settings: "toy")
+    with pytest.raises(PlanError, match="the toy says no"):
+        compile(small.RECIPE, small.SITE, small.INPUTS)
 
 
 @pytest.mark.parametrize(("num_bytes", "params", "zero_stage", "world_size", "precision"), MEASURED)

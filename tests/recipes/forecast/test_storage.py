@@ -13,7 +13,8 @@ from sousbatch.recipes.compile import compile
 from sousbatch.recipes.facts import Inputs
 from sousbatch.recipes.forecast.memory import forecast
 from sousbatch.recipes.forecast.storage import (
-    RUNGS,
+    FITS,
+    Fit,
     checkpoint_of,
     later_bytes,
     needs,
@@ -21,7 +22,7 @@ from sousbatch.recipes.forecast.storage import (
     with_dtype,
     with_slack,
 )
-from sousbatch.recipes.plan import Batch, Plan, Rung
+from sousbatch.recipes.plan import Batch, Plan
 from sousbatch.recipes.schema import Adapter, Checkpoints
 
 
@@ -57,10 +58,10 @@ def test_the_peak_of_checkpoints_is_all_that_stay_and_one_more(
     weights = weights_of(recipe, small.MODEL).num_bytes
     slack = with_slack(full) - full, with_slack(weights) - weights
     needed = num_full * (full + slack[0]) + num_weights * (weights + slack[1])
-    assert needs(recipe, small.MODEL, stage)["full"] == needed
+    assert needs(recipe, small.MODEL, stage)[FITS[0]] == needed
     found = forecast(small.INPUTS, [stage])
     assert found.storage[0].num_bytes == num_full * full + num_weights * weights
-    assert found.ladders["train"].rung == "full"
+    assert found.checkpoints["train"].keeps_all
 
 
 def sizes(small: ModuleType) -> tuple[int, int, int]:
@@ -73,28 +74,29 @@ def sizes(small: ModuleType) -> tuple[int, int, int]:
 
 
 # what must be there, as counts of full states and of weights
-LEAST: dict[Rung, tuple[int, int]] = {
-    "full": (3, 0),
-    "thinned best": (2, 1),
-    "weights only": (0, 3),
-    "none": (0, 1),
+LEAST: dict[Fit, tuple[int, int]] = {
+    Fit("full", keeps_all=True): (3, 0),
+    Fit("full"): (2, 1),
+    Fit("weights"): (0, 3),
+    Fit("none"): (0, 1),
 }
 
 
-@pytest.mark.parametrize("rung", LEAST)
+@pytest.mark.parametrize("fit", LEAST, ids=str)
 @pytest.mark.parametrize("limit", ["budget", "store"])
-def test_a_plan_says_which_rung_holds(small: ModuleType, rung: Rung, limit: str) -> None:
+def test_a_plan_says_how_well_checkpoints_fit(small: ModuleType, fit: Fit, limit: str) -> None:
     full, weights, later = sizes(small)
-    room = LEAST[rung][0] * full + LEAST[rung][1] * weights
-    lower = [*RUNGS, None][RUNGS.index(rung) + 1]
-    for bytes_, expected in ((room, rung), (room - 1, lower)):
+    room = LEAST[fit][0] * full + LEAST[fit][1] * weights
+    lower = [*FITS, None][FITS.index(fit) + 1]
+    for bytes_, expected in ((room, fit), (room - 1, lower)):
         if expected is None:
             continue
         plan = planned(small, budget_gb=bytes_ / 1e9) if limit == "budget" else planned(small, free=later + bytes_)
-        assert plan.forecast.ladders["train"].rung == expected
+        found = plan.forecast.checkpoints["train"]
+        assert (found.save_level, found.keeps_all) == expected
         assert plan.forecast.storage_peak_bytes <= later + bytes_
         warned = [text for text in plan.warnings if "smallest change" in text]
-        assert bool(warned) == (expected != "full")
+        assert bool(warned) != expected.keeps_all
 
 
 @pytest.mark.parametrize("limit", ["budget", "store"])
@@ -109,13 +111,13 @@ def test_a_plan_is_refused_only_when_not_even_the_weights_at_the_end_fit(small: 
 
 def test_the_smallest_change_makes_all_fit_in_full(small: ModuleType) -> None:
     full, _, later = sizes(small)
-    ladder = planned(small, keep_every_steps=10, budget_gb=3 * full / 1e9).forecast.ladders["train"]
-    change, more = ladder.change.split(" or ")
+    kept = planned(small, keep_every_steps=10, budget_gb=3 * full / 1e9).forecast.checkpoints["train"]
+    change, more = kept.change.split(" or ")
     assert change == "checkpoints.keep_every_steps=null"  # of so small a model a thinned one is as large
     assert more.startswith("checkpoints.budget_gb=")
     budget = float(more.removeprefix("checkpoints.budget_gb="))
-    assert planned(small, keep_every_steps=10, budget_gb=budget).forecast.ladders["train"].rung == "full"
-    short = planned(small, free=later + 2 * full).forecast.ladders["train"].change
+    assert planned(small, keep_every_steps=10, budget_gb=budget).forecast.checkpoints["train"].keeps_all
+    short = planned(small, free=later + 2 * full).forecast.checkpoints["train"].change
     assert short.startswith("checkpoints.keep_best=0 consolidate.choose=last or ")
     assert short.endswith("GB more in the store")
 
@@ -153,7 +155,7 @@ def test_the_change_that_a_plan_proposes_is_mild_and_true(
         inputs = replace(inputs, model=replace(inputs.model, has_weights=False))
     policy = {} if is_new else asked
     recipe = replace(small.RECIPE, checkpoints=Checkpoints(**{"every_steps": 1, "budget_gb": budget_gb} | policy))
-    found = compile(recipe, small.SITE, inputs).forecast.ladders["train"].change
+    found = compile(recipe, small.SITE, inputs).forecast.checkpoints["train"].change
     assert found.split(" or ")[0] == change
     values = {"thin": True, "keep_every_steps": None, "adapter": Adapter(method="lora")}
     for word in change.split():
@@ -165,18 +167,18 @@ def test_the_change_that_a_plan_proposes_is_mild_and_true(
             new = values.get(name, float(value) if name == "budget_gb" else value)
             new = int(value) if name in ("keep_last", "keep_best") else new
             recipe = replace(recipe, **{section: replace(getattr(recipe, section), **{name: new})})
-    assert compile(recipe, small.SITE, inputs).forecast.ladders["train"].rung == "full"
+    assert compile(recipe, small.SITE, inputs).forecast.checkpoints["train"].keeps_all
 
 
 def test_10_7_billion_parameters_end_with_their_weights_on_a_disk_of_100_gb(small: ModuleType) -> None:
     """The server that died of its checkpoints."""
     inputs = replace(large(small), disk_space=replace(small.INPUTS.disk_space, free_bytes=95 * 10**9))
     plan = compile(replace(small.RECIPE, checkpoints=Checkpoints(every_steps=1)), small.SITE, inputs)
-    ladder = plan.forecast.ladders["train"]
-    assert ladder.rung == "weights only" and ladder.change.startswith("adapter=lora")
+    kept = plan.forecast.checkpoints["train"]
+    assert kept.save_level == "weights" and kept.change.startswith("adapter=lora")
     assert plan.forecast.storage_peak_bytes < 95 * 10**9
     lora = replace(plan.recipe, adapter=Adapter(method="lora"))
-    assert compile(lora, small.SITE, inputs).forecast.ladders["train"].rung == "full"
+    assert compile(lora, small.SITE, inputs).forecast.checkpoints["train"].keeps_all
 
 
 def test_two_train_stages_share_the_store(small: ModuleType) -> None:
@@ -189,7 +191,7 @@ def test_two_train_stages_share_the_store(small: ModuleType) -> None:
     plenty = compile(recipe, small.SITE, small.INPUTS)
     room = later_bytes(plenty.forecast) + 3 * full + weights
     tight = replace(small.INPUTS, disk_space=replace(small.INPUTS.disk_space, free_bytes=room))
-    assert {ladder.rung for ladder in compile(recipe, small.SITE, tight).forecast.ladders.values()} == {"full"}
+    assert {kept.keeps_all for kept in compile(recipe, small.SITE, tight).forecast.checkpoints.values()} == {True}
     none = replace(small.INPUTS, disk_space=replace(small.INPUTS.disk_space, free_bytes=room - 3 * full))
     with pytest.raises(PlanError, match="not even the weights"):
         compile(recipe, small.SITE, none)

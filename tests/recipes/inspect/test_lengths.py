@@ -77,7 +77,7 @@ def test_steps_are_counted_from_the_rows_that_remain(project: Path, policy: str,
     _rows(project, "train", [GOOD, LONG, LONG])
     plan = _plan(TRAIN_ONLY, f"data.long_rows={policy}", "train.global_batch=1", "train.epochs=1")
     found = plan.inputs.lengths_of("train", "train")
-    assert found is not None and (found.num_kept, found.num_rows, found.longest) == (kept, 3, 602)
+    assert found is not None and (found.num_examples, found.num_rows, found.longest) == (kept, 3, 602)
     assert plan.stages[0].steps == kept
     assert any(warning in text for text in plan.warnings)
 
@@ -97,7 +97,7 @@ def test_prompts_are_held_against_the_models_context_and_never_dropped(project: 
         assert "set data.long_rows=cut_left or data.long_rows=cut_right" in reason
     plan = _plan(PREDICT_ONLY, "data.long_rows=cut_left")
     found = plan.inputs.lengths_of("predict", "predict")
-    assert found is not None and (found.num_kept, found.longest_kept) == (2, 384)
+    assert found is not None and (found.num_examples, found.longest_kept) == (2, 384)
     assert "leaves no room for a prompt" in _reasons(PREDICT_ONLY, "predict.max_new_tokens=512")
 
 

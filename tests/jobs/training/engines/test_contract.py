@@ -29,7 +29,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("engines")
     own = {f"SOUSBATCH_{name}": str(folder / name.lower()) for name in ("STATE", "RUNS", "CACHE")}
     done = subprocess.run(
-        [sys.executable, "-P", "-W", "ignore", Path(__file__).with_name("two_ranks.py"), folder],
+        [sys.executable, "-P", "-W", "ignore", Path(__file__).with_name("two_ranks.py"), folder, json.dumps(CASES)],
         env=os.environ | own | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -1,7 +1,7 @@
 """Train with each sharding engine on two real ranks, and print as JSON what the engines' contract speaks of.
 
-`two_ranks.py FOLDER`: each case trains two steps with `jobs.train` and saves at both; then the second
-checkpoint is removed, and a second attempt resumes at the first.
+`two_ranks.py FOLDER {"name": ZERO_STAGE}`: each case trains two steps with `jobs.train` and saves at both; then the
+second checkpoint is removed, and a second attempt resumes at the first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-CASES = {"ddp": 0, "deepspeed, stage 1": 1, "deepspeed, stage 2": 2, "deepspeed, stage 3": 3}
 RECIPE = """\
 name: tiny
 model: {path: model}
@@ -158,11 +157,11 @@ def facts_of(folder: Path, zero_stage: int) -> dict[str, Any]:
     }
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, cases: dict[str, int]) -> None:
     os.chdir(folder)
     prepare(folder)
-    print(json.dumps({name: facts_of(folder, zero_stage) for name, zero_stage in CASES.items()}))
+    print(json.dumps({name: facts_of(folder, zero_stage) for name, zero_stage in cases.items()}))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))

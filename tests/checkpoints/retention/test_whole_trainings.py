@@ -86,7 +86,7 @@ KINDS = [(kind, seed) for kind in ("improves", "overfits", "wanders") for seed i
 
 @pytest.mark.parametrize(("kind", "seed"), KINDS)
 @pytest.mark.parametrize("keep_best", [0, 1, 3])
-def test_on_every_budget_a_training_ends_with_its_weights_and_its_rung_holds(
+def test_on_every_budget_a_training_ends_with_its_weights_and_its_level_holds(
     kind: str, seed: int, keep_best: int
 ) -> None:
     best = min(keep_best, 1)
@@ -117,7 +117,7 @@ def test_other_policies_lose_no_final_weights_either(rules: RetentionRules) -> N
         assert "none" not in levels or budget < 3 * WEIGHTS
 
 
-def test_a_pin_in_the_middle_costs_rungs_and_never_the_end() -> None:
+def test_a_pin_in_the_middle_costs_levels_and_never_the_end() -> None:
     for budget in range(2 * FULL, 5 * FULL, 3):
         training = Training(budget=budget)
         for step, value in enumerate(metrics("overfits", 0)):
