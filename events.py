@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
-from types import UnionType
-from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, TypeVar
 
 from .errors import SousbatchError
 from .redaction import redacted
@@ -88,14 +87,24 @@ def _types_of(cls: type[Event]) -> dict[str, tuple[type, ...]]:
 
 
 def _look_up(cls: type[Event]) -> Iterator[tuple[str, tuple[type, ...]]]:
-    hints, place = get_type_hints(cls), {one.name for one in fields(Event)}
-    return ((one.name, _types(hints[one.name])) for one in fields(cls) if one.name not in place)
+    place = {one.name for one in fields(Event)}
+    return ((one.name, _types(str(one.type))) for one in fields(cls) if one.name not in place)
 
 
-def _types(hint: Any) -> tuple[type, ...]:
-    parts = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    types = [get_origin(one) or one for one in parts]
-    return (*types, int) if float in types else tuple(types)
+_JSON_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (float, int),
+    "bool": (bool,),
+    "dict": (dict,),
+    "None": (type(None),),
+}
+
+
+def _types(annotation: str) -> tuple[type, ...]:
+    """Return the types that JSON may give a field with this annotation, such as "dict[str, str] | None"."""
+    names = (part.partition("[")[0].strip() for part in annotation.split("|"))
+    return tuple(one for name in names for one in _JSON_TYPES[name])
 
 
 _AnyEvent = TypeVar("_AnyEvent", bound=Event)
