@@ -76,7 +76,7 @@ class RunPaths:
 
     @property
     def reservation(self) -> Path:
-        """What the run may come to hold of its store."""
+        """The bytes of the runs directory that the run was promised."""
         return self.root / "reservation.json"
 
     @property

@@ -22,7 +22,7 @@ def _index_dir() -> Path:
 
 
 def remember_run(paths: RunPaths) -> None:
-    """Put the run into the index, in place of links of the same id that lead nowhere any more."""
+    """Add the run to the index; links of the same id whose folder is gone are removed."""
     folder = files.make_private_dir(_index_dir())
     link = folder / f"{paths.recipe_name}.{paths.run_id}.{files.digest_of(str(paths.root))[:8]}"
     temporary = files.temporary_path(link)
@@ -34,14 +34,14 @@ def remember_run(paths: RunPaths) -> None:
 
 
 def forget_run(paths: RunPaths) -> None:
-    """Take the run out of the index."""
+    """Remove the run from the index."""
     for link, root in _links(paths).items():
         if root == paths.root:
             link.unlink(missing_ok=True)
 
 
 def _links(paths: RunPaths) -> dict[Path, Path]:
-    """Return the links, and where they lead, of all runs with the recipe and id of *paths*: one in each runs folder."""
+    """Return the links to runs with the recipe and id of *paths*, one for each runs directory, with their targets."""
     name, found = f"{paths.recipe_name}.{paths.run_id}", {}
     for link in _index_dir().glob(f"{glob.escape(name)}*"):
         with suppress(OSError):  # removed since the listing, or no link
@@ -51,9 +51,9 @@ def _links(paths: RunPaths) -> dict[Path, Path]:
 
 
 def known_runs(*, gone: bool = False) -> tuple[RunPaths, ...]:
-    """Return the runs of the index, oldest submission first: those whose folder is there, or with *gone* the others.
+    """Return the indexed runs whose folder exists, or with *gone* those whose folder does not; oldest first.
 
-    Of those that are gone not the ones that there are elsewhere, too: jobs are found by recipe and id alone.
+    A run that exists in another runs directory, too, is not gone: jobs are found by recipe and id alone.
     """
     folder = _index_dir()
     if not folder.is_dir():

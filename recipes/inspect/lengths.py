@@ -26,7 +26,7 @@ from ..facts import Lengths, ModelFacts, Rows, SplitFacts
 from ..schema import Recipe, StageSettings, validate
 from ..stages import resolve_stages
 from ..tasks import task_of
-from .tokenizer import light, load_full, tokenizer_digest
+from .tokenizer import load_full, load_light, tokenizer_digest
 
 Progress = Callable[[str, int, int], None]  # what is counted, rows done, rows in all
 Use = Literal["train", "eval", "predict"]
@@ -119,7 +119,7 @@ def _deciding(one: RowsToCount) -> list[Any]:
 def _ask(recipe: Recipe, folder: Path, wanted: list[RowsToCount], count: int, progress: Progress | None) -> list[Any]:
     """Count with the light tokenizer where it knows the ids, else in a process of its own."""
     uses_chat = any(one.settings.data.prompt == "chat" for one in wanted)
-    tokenizer = None if uses_chat else light(folder, recipe.model.add_tokens)
+    tokenizer = None if uses_chat else load_light(folder, recipe.model.add_tokens)
     if tokenizer is not None:
         report = progress or (lambda what, done, total: None)
         return [_answer(one, tokenizer, count, report) for one in wanted]

@@ -11,7 +11,7 @@ import pytest
 from sousbatch import events, files, ledger
 from sousbatch.checkpoints import commit
 from sousbatch.checkpoints.rotation import WRITER_LOCK
-from sousbatch.cli.report import page
+from sousbatch.cli.report import render_page
 from sousbatch.ledger_queries import checkpoint_lifetimes, timed
 from sousbatch.recipes.forecast.storage import weights_of
 from sousbatch.recipes.plan import read_plan
@@ -114,7 +114,7 @@ def test_a_run_is_pruned_by_its_own_policy_and_its_report_knows(sousbatch: Run, 
         *[(10, 1, "removed"), (20, 1, "kept"), (30, 1, "removed")],
         *[(40, 2, "kept"), (50, 2, "kept")],
     ]
-    assert "removed at 0 s: older than the last and not among the best" in page(read_plan(paths.plan), paths, {})
+    assert "removed at 0 s: older than the last and not among the best" in render_page(read_plan(paths.plan), paths, {})
 
 
 def test_list_and_verify_say_what_is_there_and_what_is_damaged(sousbatch: Run, folder: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from sousbatch import events, ledger
 from sousbatch.checkpoints import commit
-from sousbatch.cli.report import page
+from sousbatch.cli.report import render_page
 from sousbatch.launchers.states import StageState
 from sousbatch.recipes.plan import read_plan
 from sousbatch.run_folder import RunPaths
@@ -55,7 +55,7 @@ def test_the_page_stands_alone_and_nothing_of_the_run_is_markup(run: RunPaths) -
     writer.write(events.Removed(**gone, reason="older than the last"))
     writer.write(events.Skipped(step=3, message="no room <script>alert(1)</script>"))
     writer.close()
-    text = page(read_plan(run.plan), run, {"train": StageState(word="failed", reason="<i>")})
+    text = render_page(read_plan(run.plan), run, {"train": StageState(word="failed", reason="<i>")})
     checker = Checker()
     checker.feed(text)
     assert checker.open == ["html", "body"] or checker.open == []
@@ -67,7 +67,7 @@ def test_the_page_stands_alone_and_nothing_of_the_run_is_markup(run: RunPaths) -
 
 
 def test_a_run_that_has_not_begun_has_a_page(run: RunPaths) -> None:
-    assert "<h2>Stages</h2>" in page(read_plan(run.plan), run, {})
+    assert "<h2>Stages</h2>" in render_page(read_plan(run.plan), run, {})
 
 
 def storage(text: str) -> str:
@@ -83,7 +83,7 @@ def test_a_checkpoint_that_is_gone_from_the_folder_is_not_still_there(run: RunPa
     for step in (1, 2):
         writer.write(events.Saved(step=step, num_bytes=5_000_000, held_bytes=5_000_000, budget_bytes=12_000_000))
     writer.close()
-    rows = re.findall(r"<tr><td>(\d)</td>.*?<td>([^<]*)</td></tr>", page(read_plan(run.plan), run, {}))
+    rows = re.findall(r"<tr><td>(\d)</td>.*?<td>([^<]*)</td></tr>", render_page(read_plan(run.plan), run, {}))
     assert rows == [("1", "no longer there"), ("2", "still there")]
 
 
@@ -91,7 +91,7 @@ def test_a_checkpoint_that_is_gone_from_the_folder_is_not_still_there(run: RunPa
     ("allowed", "said", "height"),
     [
         ([12_000_000, 12_000_000], "10 MB at most of a budget of 12 MB.", {14.0}),
-        ([8_000_000, 16_000_000], "10 MB at most; allowed were 8 MB to 16 MB, as the store had room.", {97.0, 14.0}),
+        ([8_000_000, 16_000_000], "10 MB at most; 8 MB to 16 MB were allowed, as free space changed.", {97.0, 14.0}),
         ([90_000_000, 90_000_000], "10 MB at most of a budget of 90 MB.", set()),
     ],
 )
@@ -102,7 +102,7 @@ def test_a_budget_that_moves_is_drawn_as_it_moved(
     for step, budget in enumerate(allowed, 1):
         writer.write(events.Saved(step=step, num_bytes=5_000_000, held_bytes=5_000_000 * step, budget_bytes=budget))
     writer.close()
-    text = page(read_plan(run.plan), run, {})
+    text = render_page(read_plan(run.plan), run, {})
     assert storage(text) == said
     limits = re.findall(r'<path d="([^"]*)" fill=none stroke="var\(--limit\)"', text)
     assert {float(y) for path in limits for y in re.findall(r"V([\d.]+)", path)} == height
@@ -115,5 +115,5 @@ def test_what_is_said_at_every_save_is_one_row_of_the_page(run: RunPaths) -> Non
         writer.write(events.Kept(step=1, message="it is damaged"))
     writer.write(events.Kept(step=2, message="it is damaged"))
     writer.close()
-    text = page(read_plan(run.plan), run, {})
+    text = render_page(read_plan(run.plan), run, {})
     assert re.findall(r"<td>it is damaged(.*?)</td>", text) == [" (said 30 times, last at 0 s)", ""]

@@ -21,7 +21,7 @@ from sousbatch.recipes.compose import compose
 from sousbatch.recipes.data.encode import encode_prompts, encode_rows, is_kept
 from sousbatch.recipes.inspect import lengths
 from sousbatch.recipes.inspect.inputs import inspect
-from sousbatch.recipes.inspect.tokenizer import light, load_full
+from sousbatch.recipes.inspect.tokenizer import load_full, load_light
 from sousbatch.recipes.plan import Plan
 from sousbatch.recipes.schema import Data
 
@@ -163,7 +163,7 @@ def test_the_light_tokenizer_encodes_as_that_of_the_jobs(bpe: Path, policy: Any)
         for _ in range(200)
     ]
     for folder in (bpe, TINY):
-        small, full = light(folder, ()), load_full(folder, (), trusts_code=False)
+        small, full = load_light(folder, ()), load_full(folder, (), trusts_code=False)
         assert small is not None
         spec = Data(prompt="{input} =>", separator="\n", max_tokens=30, long_rows=policy)
         for one in (spec, replace(spec, pad_input_to=24), replace(spec, loss_on="all")):
@@ -175,7 +175,7 @@ def test_the_light_tokenizer_encodes_as_that_of_the_jobs(bpe: Path, policy: Any)
 
 
 def test_a_begin_token_survives_a_cut_on_the_left_and_stays_masked(bpe: Path) -> None:
-    tokenizer = light(bpe, ())
+    tokenizer = load_light(bpe, ())
     assert tokenizer is not None
     spec = Data(max_tokens=8, long_rows="cut_left")
     (row,) = encode_rows(spec, [{"input": "the cat sat on the mat and the hat " * 3, "target": "the"}], tokenizer)
