@@ -14,12 +14,14 @@ from ..run_folder import run_of_checkpoints
 from ..run_index import find_checkpoint_dirs
 from .consolidate import define_consolidate
 from .parser import Parser, add_command, add_verbs, count, define, positive_count
-from .tables import columns, size
+from .tables import format_size, format_table
 
 if TYPE_CHECKING:
     from ..checkpoints.commit import Checkpoint
     from ..checkpoints.retention.decisions import RetentionDecision
     from ..checkpoints.rotation import PruneOptions, RetentionResult
+
+_STATUS = {"foreign": "third-party", "torn": "incomplete"}  # for people; --json has the values as they are
 
 
 def define_checkpoints(parser: Parser) -> None:
@@ -195,15 +197,15 @@ def _as_text(found: Sequence[Checkpoint], holds: Sequence[str]) -> str:
         [
             one.step,
             one.attempt,
-            "pinned" if one.is_pinned else one.status,
+            "pinned" if one.is_pinned else _STATUS.get(one.status, one.status),
             content,
-            size(one.num_bytes),
+            format_size(one.num_bytes),
             "" if one.metric is None else f"{one.metric:.4g}",
             one.path,
         ]
         for one, content in zip(found, holds, strict=True)
     ]
-    return columns(rows, header=("step", "attempt", "status", "holds", "size", "metric", "path"))
+    return format_table(rows, header=("step", "attempt", "status", "holds", "size", "metric", "path"))
 
 
 def _as_line(value: RetentionDecision, done: RetentionResult | None) -> str:
@@ -212,5 +214,5 @@ def _as_line(value: RetentionDecision, done: RetentionResult | None) -> str:
     if done is not None and done.problem:
         return f"{one.path}: kept: {done.problem}"
     frees_bytes = value.frees_bytes if done is None else one.num_bytes - done.left_bytes
-    frees = f", {size(frees_bytes)}" if value.action != "keep" else ""
+    frees = f", {format_size(frees_bytes)}" if value.action != "keep" else ""
     return f"{one.path}: {value.action if done is None else done.outcome} ({value.reason}{frees})"

@@ -22,7 +22,7 @@ from ..errors import NotFoundError, UsageError
 from ..run_index import find_checkpoint_dirs
 from .parser import Parser, count, define, positive_number, share
 from .progress import byte_progress
-from .tables import columns, size
+from .tables import format_size, format_table
 
 if TYPE_CHECKING:
     from ..checkpoints.consolidation.manifest import Manifest
@@ -167,7 +167,7 @@ def _without_config(arguments: Namespace) -> str:
 
 def _made(manifest: Manifest, options: ConsolidateOptions) -> str:
     """Return what a model is, and what its dtype could not keep."""
-    text = f"{manifest.num_params:,} parameters, {manifest.dtype}, {size(manifest.num_bytes)}"
+    text = f"{manifest.num_params:,} parameters, {manifest.dtype}, {format_size(manifest.num_bytes)}"
     clamped = sum(manifest.num_overflowing.values())
     if clamped and options.overflow == "clamp":
         text += f", {clamped:,} values were clamped"
@@ -229,12 +229,12 @@ def _show_cost(arguments: Namespace, source: Source, options: ConsolidateOptions
         bytes_per_second=arguments.disk_gbs * 1e9,
     )
     print(
-        columns(
+        format_table(
             [
-                ["read", f"{size(cost.read_bytes)} of {cost.num_files:,} files"],
-                ["write", f"{size(cost.written_bytes)} in {cost.num_shards:,} weight files"],
-                ["tasks", f"{cost.num_tasks:,}, the largest moves {size(cost.largest_task_bytes)}"],
-                ["memory", f"{size(cost.memory_bytes)} a task"],
+                ["read", f"{format_size(cost.read_bytes)} of {cost.num_files:,} files"],
+                ["write", f"{format_size(cost.written_bytes)} in {cost.num_shards:,} weight files"],
+                ["tasks", f"{cost.num_tasks:,}, the largest moves {format_size(cost.largest_task_bytes)}"],
+                ["memory", f"{format_size(cost.memory_bytes)} a task"],
                 ["time", f"{cost.seconds:,.1f} s at {arguments.disk_gbs:g} GB/s a task"],
             ]
         )

@@ -23,7 +23,7 @@ from ..errors import NoSlurmError, SlurmError
 from ..recipes.inspect.inputs import measure_disk_space
 from ..user_folders import cache_dir, runs_dir, state_dir
 from .parser import Parser, add_runs_option, define
-from .tables import size
+from .tables import format_size
 
 _PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "peft", "hydra-core", "submitit", "wandb", "fsspec")
 
@@ -70,11 +70,11 @@ def _python() -> Iterator[Finding]:
 def _machine() -> Iterator[Finding]:
     site = this_machine()
     yield Finding(
-        what="cores and memory", finding=f"{site.cpus_per_node} cores, {size(site.memory_bytes)}", is_good=True
+        what="cores and memory", finding=f"{site.cpus_per_node} cores, {format_size(site.memory_bytes)}", is_good=True
     )
     if site.gpus_per_node:
         yield Finding(
-            what="GPUs", finding=f"{site.gpus_per_node} with {size(site.gpu_memory_bytes)} each", is_good=True
+            what="GPUs", finding=f"{site.gpus_per_node} with {format_size(site.gpu_memory_bytes)} each", is_good=True
         )
     else:
         yield Finding(
@@ -131,7 +131,7 @@ def _stores(runs: Path) -> Iterator[Finding]:
     room = measure_disk_space(runs)
     yield Finding(
         what="space for runs",
-        finding=f"{size(max(0, room.free_bytes))} ({room.source}) and {room.free_inodes:,} files at {runs}",
+        finding=f"{format_size(max(0, room.free_bytes))} ({room.source}) and {room.free_inodes:,} files at {runs}",
         is_good=room.free_bytes > 10**9,
         remedy="" if room.free_bytes > 10**9 else "choose a folder with more free space: --runs DIR or SOUSBATCH_RUNS",
     )

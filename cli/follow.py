@@ -18,8 +18,8 @@ from ..ledger import LedgerReader
 from ..recipes.plan import Plan
 from ..recipes.plan_summary import read_summary
 from ..run_folder import RunPaths
-from .results import results
-from .status import run_status, what_helps
+from .results import describe_results
+from .status import advise, describe_run
 
 _POLL_S = 0.5
 _LINE_EVERY_S = 10.0
@@ -61,20 +61,20 @@ def follow(plan: Plan, paths: RunPaths, launcher: Launcher) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return _conclude(plan, paths, last_look)
+    return _print_outcome(plan, paths, last_look)
 
 
-def _conclude(plan: Plan, paths: RunPaths, states: Mapping[str, StageState]) -> int:
+def _print_outcome(plan: Plan, paths: RunPaths, states: Mapping[str, StageState]) -> int:
     if all(state.word == "done" for state in states.values()):
-        print(results(plan, paths))
+        print(describe_results(plan, paths))
         return 0
-    _tell(run_status(read_summary(paths.plan), paths, states))
-    _tell(f"sousbatch: run {paths.run_id} is not finished; {what_helps(paths, states)}")
+    _print_status(describe_run(read_summary(paths.plan), paths, states))
+    _print_status(f"sousbatch: run {paths.run_id} is not finished; {advise(paths, states)}")
     return 1
 
 
-def _tell(text: str) -> None:
-    """Print to stderr; a full disk under it ends no following, but a reader that went away does."""
+def _print_status(text: str) -> None:
+    """Print to stderr. A full disk behind it is ignored; a reader that went away is not."""
     try:
         print(text, file=sys.stderr, flush=True)
     except BrokenPipeError:
@@ -98,11 +98,11 @@ class _Lines:
         return None
 
     def say(self, text: str) -> None:
-        _tell(f"[{time.monotonic() - self._started:6.1f} s] {text}")
+        _print_status(f"[{time.monotonic() - self._started:6.1f} s] {text}")
 
     def update(self, states: Mapping[str, StageState], events: Sequence[Event]) -> None:
         for name, state in states.items():
-            now = state.word + (state.reason if state.word == "waiting" else "")  # for what and for whom may change
+            now = state.word + (state.reason if state.word == "waiting" else "")  # the reason may change
             if self._words.get(name) != now:
                 self._words[name] = now
                 if state.word != "waiting" or state.reason:
@@ -113,10 +113,10 @@ class _Lines:
                 and time.monotonic() - self._shown_at.get(name, 0) > _LINE_EVERY_S
             ):
                 self._shown_at[name] = time.monotonic()
-                self.say(f"{name} {state.step} of {state.total}{_latest(name, events)}")
+                self.say(f"{name} {state.step} of {state.total}{_latest_loss(name, events)}")
 
 
-def _latest(stage: str, events: Sequence[Event]) -> str:
+def _latest_loss(stage: str, events: Sequence[Event]) -> str:
     steps = [event.values for event in of(events, Step) if event.stage == stage and "loss" in event.values]
     return f", loss {steps[-1]['loss']:.3f}" if steps else ""
 
@@ -156,7 +156,7 @@ class _Bars:
             bar = self._bars[name]
             if state.word in ("running", "stopping") and not self._progress.tasks[bar].started:
                 self._progress.start_task(bar)
-            self._losses[name] = _latest(name, events) or self._losses.get(name, "")
+            self._losses[name] = _latest_loss(name, events) or self._losses.get(name, "")
             note = f"{state.step}/{state.total}{self._losses[name]}" if state.total else ""
             total = state.total or 1
             done = total if state.word == "done" else state.step

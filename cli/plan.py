@@ -9,7 +9,7 @@ from ..run_folder import run_paths
 from ..user_folders import runs_dir
 from .parser import Parser, add_recipe_arguments, count, define
 from .progress import row_progress
-from .tables import columns, size
+from .tables import format_size, format_table
 
 if TYPE_CHECKING:
     from ..recipes.plan import Plan, Stage
@@ -38,7 +38,8 @@ def define_plan(parser: Parser) -> None:
     )
 
 
-def plan_of(arguments: Namespace, *, is_smoke: bool = False) -> Plan:
+def make_plan(arguments: Namespace, *, is_smoke: bool = False) -> Plan:
+    """Return the plan of a recipe, or of a sweep over it; nothing but caches is written."""
     from ..launchers import reservations
     from ..launchers.registry import choose_site, watcher
     from ..recipes.compile import compile
@@ -46,8 +47,8 @@ def plan_of(arguments: Namespace, *, is_smoke: bool = False) -> Plan:
     from ..recipes.inspect.inputs import inspect
     from ..recipes.stages import smoke
 
-    site, store = choose_site(arguments.launcher), runs_dir(arguments.runs)
-    dead_runs = reservations.dead_runs(store, watcher)
+    folder = runs_dir(arguments.runs)
+    dead_runs = reservations.dead_runs(folder, watcher)
     if getattr(arguments, "sweep", None):
         from ..recipes.sweep import plan_sweep
 
@@ -56,16 +57,17 @@ def plan_of(arguments: Namespace, *, is_smoke: bool = False) -> Plan:
                 arguments.recipe,
                 arguments.overrides,
                 arguments.sweep,
-                site,
-                store,
+                choose_site(arguments.launcher),
+                folder,
                 is_smoke=is_smoke,
                 progress=progress,
                 dead_runs=dead_runs,
             )
     recipe = compose(arguments.recipe, arguments.overrides)
     recipe = smoke(recipe) if is_smoke else recipe
+    site = choose_site(arguments.launcher)
     with row_progress() as progress:
-        return compile(recipe, site, inspect(recipe, store, progress, dead_runs))
+        return compile(recipe, site, inspect(recipe, folder, progress, dead_runs))
 
 
 def _plan(arguments: Namespace) -> int:
@@ -74,7 +76,7 @@ def _plan(arguments: Namespace) -> int:
 
     if arguments.num_rows:
         return _plan_rows(arguments)
-    plan = plan_of(arguments)
+    plan = make_plan(arguments)
     launcher, runs = launcher_of(plan), runs_dir(arguments.runs)
     requests = launcher.prepare(plan, run_paths(runs, plan.recipe.name, plan.run_id))
     refusals, starts = launcher.objections(requests, plan, runs)
@@ -104,27 +106,31 @@ def _plan_rows(arguments: Namespace) -> int:
 
 def _as_text(value: Plan) -> str:
     """Return a plan as text: stages, data, forecast beside the free space, warnings."""
-    model, room = value.inputs.model, value.inputs.disk_space
-    splits = [[name, split.num_rows, size(split.num_bytes), split.path] for name, split in value.inputs.splits.items()]
-    storage = [[line.what, size(line.num_bytes), line.formula] for line in value.forecast.storage]
+    model, space = value.inputs.model, value.inputs.disk_space
+    splits = [
+        [name, split.num_rows, format_size(split.num_bytes), split.path] for name, split in value.inputs.splits.items()
+    ]
+    storage = [[line.what, format_size(line.num_bytes), line.formula] for line in value.forecast.storage]
     others = (
-        f", {size(room.promised_bytes)} promised to {room.num_runs} other run{'s' * (room.num_runs > 1)}"
-        if room.num_runs
+        f", {format_size(space.promised_bytes)} promised to {space.num_runs} other run{'s' * (space.num_runs > 1)}"
+        if space.num_runs
         else ""
     )
-    room_line = f"{room.folder} has {size(max(0, room.free_bytes))} free ({room.source}{others})"
-    storage.append(["peak", size(value.forecast.storage_peak_bytes), room_line])
+    space_line = f"{space.folder} has {format_size(max(0, space.free_bytes))} free ({space.source}{others})"
+    storage.append(["peak", format_size(value.forecast.storage_peak_bytes), space_line])
     parts = [
         f"{value.recipe.name} on {value.site.name}: run {value.run_id}, {model.num_params:,} parameters",
-        columns([_stage_row(stage) for stage in value.stages], header=("stage", "kind", "where", "after", "")),
-        columns(splits, header=("data", "rows", "size", "file")),
+        format_table([_stage_row(stage) for stage in value.stages], header=("stage", "kind", "where", "after", "")),
+        format_table(splits, header=("data", "rows", "size", "file")),
         *_lengths(value),
-        columns(storage, header=("storage", "", "")),
+        format_table(storage, header=("storage", "", "")),
     ]
     for name, lines in value.forecast.device.items():
-        rows = [[line.what, size(line.num_bytes), line.formula] for line in lines]
-        rows.append(["sum", size(sum(line.num_bytes for line in lines)), "plus what the libraries themselves take"])
-        parts.append(columns(rows, header=(f"memory of a rank of {name}", "", "")))
+        rows = [[line.what, format_size(line.num_bytes), line.formula] for line in lines]
+        rows.append(
+            ["sum", format_size(sum(line.num_bytes for line in lines)), "plus what the libraries themselves take"]
+        )
+        parts.append(format_table(rows, header=(f"memory of a rank of {name}", "", "")))
     return "\n\n".join([*parts, *(f"warning: {warning}" for warning in value.warnings)])
 
 
@@ -132,10 +138,18 @@ def _lengths(value: Plan) -> list[str]:
     """Return how long the rows of the data are in tokens, where they were counted."""
     words = {"train": "trains", "eval": "evaluates", "predict": "predicts"}
     rows = [
-        [f"{one.stage} {words[one.use]} {one.split}", one.num_kept, one.num_rows, one.longest, one.limit or "no limit"]
+        [
+            f"{one.stage} {words[one.use]} {one.split}",
+            one.num_examples,
+            one.num_rows,
+            one.longest,
+            one.limit or "no limit",
+        ]
         for one in value.inputs.lengths
     ]
-    return [columns(rows, header=("all rows checked", "used", "of", "longest", "allowed tokens"))] * bool(rows)
+    return [format_table(rows, header=("all rows checked", "examples", "rows", "longest", "allowed tokens"))] * bool(
+        rows
+    )
 
 
 def _stage_row(stage: Stage) -> list[str]:

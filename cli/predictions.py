@@ -119,7 +119,7 @@ def _score(arguments: Namespace) -> int:
     from ..predictions.rows import predictions_of
     from ..predictions.scoring import score_with_baseline
     from ..recipes.data.rows import read_rows
-    from .results import scores as scores_table
+    from .results import format_scores
 
     for path in (arguments.path, arguments.data):
         if not Path(path).is_file():
@@ -138,5 +138,5 @@ def _score(arguments: Namespace) -> int:
         metrics=arguments.metric or DEFAULT_METRICS,
         tokenizer=arguments.tokenizer,
     )
-    print(json.dumps(scores, indent=1) if arguments.json else scores_table(scores))
+    print(json.dumps(scores, indent=1) if arguments.json else format_scores(scores))
     return 0

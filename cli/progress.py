@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from .tables import size
+from .tables import format_size
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -32,7 +32,7 @@ def byte_progress(what: str) -> Iterator[Callable[[int, int], None]]:
         nonlocal shown_at
         if time.monotonic() - shown_at > 10:
             shown_at = time.monotonic()
-            print(f"sousbatch: {what}: {size(done)} of {size(total)}", file=sys.stderr, flush=True)
+            print(f"sousbatch: {what}: {format_size(done)} of {format_size(total)}", file=sys.stderr, flush=True)
 
     yield show
 

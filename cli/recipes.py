@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from .parser import Parser, add_command, add_overrides, add_verbs, define
-from .tables import columns
+from .tables import format_table
 
 if TYPE_CHECKING:
     from ..recipes.schema.validate import Option
@@ -38,7 +38,7 @@ def _list(arguments: Namespace) -> int:
     print(
         json.dumps(rows, indent=1, ensure_ascii=False)
         if arguments.json
-        else columns([[row["name"], row["description"]] for row in rows])
+        else format_table([[row["name"], row["description"]] for row in rows])
     )
     return 0
 
@@ -62,7 +62,7 @@ def _show(arguments: Namespace) -> int:
 
 
 def _keys(found: Iterable[Option]) -> str:
-    """Return every key of the schema with its values, default and help."""
+    """Return every key of the schema with its values, default and meaning."""
     rows = [
         [
             option.key,
@@ -72,7 +72,7 @@ def _keys(found: Iterable[Option]) -> str:
         ]
         for option in found
     ]
-    table = columns(rows, header=("key", "takes", "default", "meaning"))
+    table = format_table(rows, header=("key", "takes", "default", "meaning"))
     return f"{table}\n\n(not in this version): a plan is refused where such a key has another value than its default"
 
 

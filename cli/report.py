@@ -1,7 +1,7 @@
-"""One self-contained HTML page of a run: storage over time, what became of each checkpoint, stages, loss, scores.
+"""`sousbatch report`: one self-contained HTML page about a run.
 
-Everything comes from the run's own folder, as pure functions from its events to text. A clock that
-jumped back cannot fold the picture: events are drawn in the ledger's order, at times that never fall.
+Everything comes from the run's own folder, as pure functions from its events to text. Events are drawn in the ledger's
+order at times that never fall, so that a clock that was set back does not spoil the picture.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from ..recipes.plan_summary import PlanSummary
 from ..run_folder import RunPaths
 from ..run_index import find_run
 from .parser import RUN_HELP, Parser, define
-from .results import score, scores_of
-from .tables import size
+from .results import format_score, read_scores
+from .tables import format_size
 
 _WIDTH, _LEFT, _RIGHT = 960, 80, 20
-_FATES = {
+_OUTCOMES = {
     "kept": "still there",
     "thinned": "stripped to its weights",
     "archived": "moved to the archive",
@@ -37,7 +37,7 @@ _FATES = {
     "gone": "no longer there",
 }
 _MAX_STEPS = 4000  # more points than the picture has pixels
-_TOLD = (Skipped, Kept, Problem)
+_NOTES = (Skipped, Kept, Problem)
 _STYLE = """
 :root { --ink: #1d2433; --soft: #667085; --line: #d5dae3; --page: #ffffff; --kept: #1b7f5c; --thinned: #c77700;
   --archived: #2f6fd0; --removed: #9aa3b2; --gone: #9aa3b2; --limit: #c2342b; --curve: #2f6fd0; --other: #c77700; }
@@ -70,41 +70,42 @@ def _report(arguments: Namespace) -> int:
     paths = find_run(arguments.run, newest=True)
     ((plan, _, states),) = many_states([paths], partial(launcher_named, max_age_s=LOOK_S))
     out = Path(arguments.out).expanduser() if arguments.out else paths.report
-    files.write_text(out, page(plan if plan.problem else read_plan(paths.plan), paths, states))
+    files.write_text(out, render_page(plan if plan.problem else read_plan(paths.plan), paths, states))
     print(out)
     return 0
 
 
-def _looked_up(found: Iterable[CheckpointLifetime], folder: Path) -> list[CheckpointLifetime]:
-    """Return *found* less what is no longer in *folder*: who removed it may have been killed before it said so."""
+def _check_presence(found: Iterable[CheckpointLifetime], folder: Path) -> list[CheckpointLifetime]:
+    """Mark those that are no longer in *folder* as gone: a kill can come between a removal and its record."""
     is_there = {one.step for one in committed(folder)}
     return [one if one.end_s is not None or one.step in is_there else replace(one, fate="gone") for one in found]
 
 
-def page(plan: Plan | PlanSummary, paths: RunPaths, states: Mapping[str, Any]) -> str:
-    """Return the whole page; of a plan that cannot be read whole it says why."""
+def render_page(plan: Plan | PlanSummary, paths: RunPaths, states: Mapping[str, Any]) -> str:
+    """Return the whole page; it says why where the plan cannot be read."""
     events = timed(ledger.read(paths.ledger_dir, max_steps=_MAX_STEPS))
-    scores, told = scores_of(paths), f"run {paths.run_id}"
+    scores, subtitle = read_scores(paths), f"run {paths.run_id}"
     if isinstance(plan, Plan):
-        told += f" on {plan.site.name}, {plan.inputs.model.num_params:,} parameters"
+        subtitle += f" on {plan.site.name}, {plan.inputs.model.num_params:,} parameters"
     else:
-        told += f" ({plan.problem})"
+        subtitle += f" ({plan.problem})"
     stages = dict.fromkeys(event.stage for _, event in events if isinstance(event, Saved))
     parts = [
-        f"<h1>{escape(paths.recipe_name)}</h1><p class=soft>{escape(told)}, in {escape(str(paths.root))}</p>",
+        f"<h1>{escape(paths.recipe_name)}</h1><p class=soft>{escape(subtitle)}, in {escape(str(paths.root))}</p>",
         "<h2>Stages</h2>" + _table(("stage", "state", "progress", "reason"), _stage_rows(states)),
     ]
     for stage in stages:
         mine = [(time, event) for time, event in events if event.stage == stage]
         end = max(time for time, _ in mine)
-        found = _looked_up(checkpoint_lifetimes(mine), paths.checkpoints(stage))
+        found = _check_presence(checkpoint_lifetimes(mine), paths.checkpoints(stage))
         parts += [
-            f"<h2>Storage of {escape(stage)}</h2>{_storage(mine, end)}{_bars(found, end)}{_saves(mine, found)}",
-            f"<h2>Loss of {escape(stage)}</h2>{_losses(mine)}",
+            f"<h2>Storage of {escape(stage)}</h2>{_draw_storage(mine, end)}",
+            f"{_draw_lifetimes(found, end)}{_save_table(mine, found)}",
+            f"<h2>Loss of {escape(stage)}</h2>{_draw_losses(mine)}",
         ]
     for name, result in scores.items():
         rows = [
-            (label(metric), *(score(result["scores"][who].get(metric)) for who in WHO))
+            (label(metric), *(format_score(result["scores"][who].get(metric)) for who in WHO))
             for metric in result["scores"][MODEL]
         ]
         parts.append(f"<h2>{escape(name)}</h2>" + _table(("", *WHO.values()), rows))
@@ -128,54 +129,58 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return f"<table><tr>{head}</tr>{body}</table>"
 
 
-def _saves(events: Sequence[tuple[float, Event]], found: Sequence[CheckpointLifetime]) -> str:
-    """Return how long training stood still at each save, what became of what was saved, and what was left out."""
-    ends = {(life.step, life.attempt): life for life in found}
+def _save_table(events: Sequence[tuple[float, Event]], found: Sequence[CheckpointLifetime]) -> str:
+    """Return a row for each save and each note: size, how long training paused, what became of it."""
+    ends = {(lifetime.step, lifetime.attempt): lifetime for lifetime in found}
     rows: list[tuple[object, ...]] = []
-    told: dict[tuple[object, ...], list[float]] = {}  # what is said again and again, such as at each save, is one row
+    notes: dict[tuple[object, ...], list[float]] = {}  # a note that is repeated, such as at each save, is one row
     for time, event in events:
-        if isinstance(event, _TOLD):
-            told.setdefault(_words(event), []).append(time)
+        if isinstance(event, _NOTES):
+            notes.setdefault(_describe_note(event), []).append(time)
     for time, event in events:
         if isinstance(event, Saved):
-            life = ends.get((event.step, event.number))  # none where a later attempt saved the same step again
+            lifetime = ends.get((event.step, event.number))  # none where a later attempt saved the same step again
             metric = "" if event.metric is None else f"{event.metric:.4g}"
             rows.append(
                 (
                     event.step,
                     event.content or "full",
-                    size(event.num_bytes or 0),
+                    format_size(event.num_bytes or 0),
                     metric,
                     f"{event.stall_s or 0:.2f} s",
                     f"{time:.0f} s",
-                    _end(life) if life is not None else "saved again",
+                    _describe_end(lifetime) if lifetime is not None else "saved again",
                 )
             )
-        elif isinstance(event, _TOLD) and (times := told.pop(_words(event), [])):
-            step, kind, message = _words(event)
+        elif isinstance(event, _NOTES) and (times := notes.pop(_describe_note(event), [])):
+            step, kind, message = _describe_note(event)
             often = f" (said {len(times)} times, last at {times[-1]:.0f} s)" if len(times) > 1 else ""
             rows.append((step, kind, "", "", "", f"{time:.0f} s", f"{message}{often}"))
-    return _table(("step", "saved", "size", "metric", "training stood still", "at", "what became of it"), rows)
+    return _table(("step", "saved", "size", "metric", "training paused", "at", "what became of it"), rows)
 
 
-def _words(event: Skipped | Kept | Problem) -> tuple[object, str, str]:
+def _describe_note(event: Skipped | Kept | Problem) -> tuple[object, str, str]:
     step = "" if isinstance(event, Problem) or event.step is None else event.step
     return step, event.kind, event.message or ""
 
 
-def _end(life: CheckpointLifetime) -> str:
+def _describe_end(lifetime: CheckpointLifetime) -> str:
     """Say what became of a checkpoint, when and why."""
-    at = life.stripped_s if life.end_s is None else life.end_s
-    return _FATES[life.fate] + (f" at {at:.0f} s" if at is not None else "") + (f": {life.why}" if life.why else "")
+    at = lifetime.stripped_s if lifetime.end_s is None else lifetime.end_s
+    return (
+        _OUTCOMES[lifetime.fate]
+        + (f" at {at:.0f} s" if at is not None else "")
+        + (f": {lifetime.why}" if lifetime.why else "")
+    )
 
 
 def _scale(values: Iterable[float], low: float, high: float) -> tuple[float, Any]:
-    """Return the largest value and the function that puts 0 to it between *low* and *high*."""
+    """Return the largest value and a function that maps 0 to that value onto *low* to *high*."""
     most = max([*values, 1e-12])
     return most, lambda value: low + (high - low) * value / most
 
 
-def _frame(height: int, top: str, bottom: str, right: str) -> str:
+def _draw_frame(height: int, top: str, bottom: str, right: str) -> str:
     return (
         f'<line x1={_LEFT} y1={height - 20} x2={_WIDTH - _RIGHT} y2={height - 20} stroke="var(--line)"/>'
         f"<text x={_LEFT - 6} y=18 text-anchor=end>{escape(top)}</text>"
@@ -184,8 +189,8 @@ def _frame(height: int, top: str, bottom: str, right: str) -> str:
     )
 
 
-def _storage(events: Sequence[tuple[float, Event]], end: float) -> str:
-    """Draw the bytes that the checkpoints held, as steps, against what they were allowed, which may change."""
+def _draw_storage(events: Sequence[tuple[float, Event]], end: float) -> str:
+    """Draw the bytes that the checkpoints held over time, and the bytes that they were allowed."""
     sizes = [(time, event) for time, event in events if isinstance(event, CheckpointEvent)]
     held = [(time, event.held_bytes) for time, event in sizes if event.held_bytes is not None]
     allowed = [(time, event.budget_bytes) for time, event in sizes if event.budget_bytes]
@@ -197,34 +202,35 @@ def _storage(events: Sequence[tuple[float, Event]], end: float) -> str:
     _, x = _scale([end], _LEFT, _WIDTH - _RIGHT)
     steps = " ".join(f"H{x(time):.1f} V{y(value):.1f}" for time, value in held)
     line = f'<path d="M{_LEFT} {y(0):.1f} {steps} H{_WIDTH - _RIGHT}" fill=none stroke="var(--curve)" stroke-width=2 />'
-    note = f"{size(max((value for _, value in held), default=0))} at most"
+    note = f"{format_size(max((value for _, value in held), default=0))} at most"
     if limits and min(limits) <= most:  # cut off at the top where it is further above
         steps = " ".join(f"H{x(time):.1f} V{y(min(value, most)):.1f}" for time, value in allowed)
         line += (
             f'<path d="M{_LEFT} {y(min(limits[0], most)):.1f} {steps} H{_WIDTH - _RIGHT}" fill=none '
             'stroke="var(--limit)" stroke-dasharray="6 4" />'
         )
-    if limits and size(min(limits)) == size(max(limits)):
-        note += f" of a budget of {size(max(limits))}"
+    if limits and format_size(min(limits)) == format_size(max(limits)):
+        note += f" of a budget of {format_size(max(limits))}"
     elif limits:
-        note += f"; allowed were {size(min(limits))} to {size(max(limits))}, as the store had room"
-    label = _frame(height, size(most), "0", f"{end:.0f} s")
-    return f"<p>Held by checkpoints: {note}.</p><svg {_box(height)}>{label}{line}</svg>"
+        note += f"; {format_size(min(limits))} to {format_size(max(limits))} were allowed, as free space changed"
+    label = _draw_frame(height, format_size(most), "0", f"{end:.0f} s")
+    return f"<p>Held by checkpoints: {note}.</p><svg {_view_box(height)}>{label}{line}</svg>"
 
 
-def _bars(found: Sequence[CheckpointLifetime], end: float) -> str:
-    """Draw each checkpoint from birth to end, coloured by what became of it; half as high once thinned."""
+def _draw_lifetimes(found: Sequence[CheckpointLifetime], end: float) -> str:
+    """Draw the lifetime of each checkpoint, coloured by its outcome; half as high once it is stripped."""
     _, x = _scale([end], _LEFT, _WIDTH - _RIGHT)
     row = max(4, min(18, 480 // max(1, len(found))))
     drawn = []
-    for place, life in enumerate(found):
-        stop = _WIDTH - _RIGHT if life.end_s is None else x(life.end_s)
-        turn = stop if life.stripped_s is None else x(life.stripped_s)
+    for place, lifetime in enumerate(found):
+        stop = _WIDTH - _RIGHT if lifetime.end_s is None else x(lifetime.end_s)
+        turn = stop if lifetime.stripped_s is None else x(lifetime.stripped_s)
         top = 4 + place * row
-        parts = [(x(life.born_s), turn, row - 3), (turn, stop, max(1, (row - 3) // 2))]
-        tip = f"step {life.step}, attempt {life.attempt}: {size(life.num_bytes)}, {_end(life)}"
+        parts = [(x(lifetime.born_s), turn, row - 3), (turn, stop, max(1, (row - 3) // 2))]
+        num_bytes, outcome = format_size(lifetime.num_bytes), _describe_end(lifetime)
+        tip = f"step {lifetime.step}, attempt {lifetime.attempt}: {num_bytes}, {outcome}"
         drawn.append(
-            f"<g fill='var(--{life.fate})'><title>{escape(tip)}</title>"
+            f"<g fill='var(--{lifetime.fate})'><title>{escape(tip)}</title>"
             + "".join(
                 f"<rect x={left:.1f} y={top} width={max(1.5, right - left):.1f} height={tall} />"
                 for left, right, tall in parts
@@ -233,11 +239,11 @@ def _bars(found: Sequence[CheckpointLifetime], end: float) -> str:
             + "</g>"
         )
         if row >= 10:
-            drawn.append(f"<text x={_LEFT - 6} y={top + row - 5} text-anchor=end>step {life.step}</text>")
-    return f"{_keys(_FATES)}<svg {_box(row * len(found) + 8)}>{''.join(drawn)}</svg>"
+            drawn.append(f"<text x={_LEFT - 6} y={top + row - 5} text-anchor=end>step {lifetime.step}</text>")
+    return f"{_draw_legend(_OUTCOMES)}<svg {_view_box(row * len(found) + 8)}>{''.join(drawn)}</svg>"
 
 
-def _losses(events: Sequence[tuple[float, Event]]) -> str:
+def _draw_losses(events: Sequence[tuple[float, Event]]) -> str:
     """Draw the losses over steps; of a step that was done twice the later value counts."""
     curves = {
         name: {
@@ -258,15 +264,15 @@ def _losses(events: Sequence[tuple[float, Event]]) -> str:
         for (_, curve), colour in zip(finite.items(), ("curve", "other"), strict=True)
         if curve
     )
-    frame = _frame(height, f"{most:.3g}", "0", f"step {last:.0f}")
-    return f"{_keys({'curve': 'training', 'other': 'validation'})}<svg {_box(height)}>{frame}{lines}</svg>"
+    frame = _draw_frame(height, f"{most:.3g}", "0", f"step {last:.0f}")
+    return f"{_draw_legend({'curve': 'training', 'other': 'validation'})}<svg {_view_box(height)}>{frame}{lines}</svg>"
 
 
-def _keys(words: Mapping[str, str]) -> str:
+def _draw_legend(words: Mapping[str, str]) -> str:
     """Return what each colour means."""
     marks = (f"<span class=key><i style='background:var(--{one})'></i>{what}</span>" for one, what in words.items())
     return f"<p>{''.join(marks)}</p>"
 
 
-def _box(height: int) -> str:
+def _view_box(height: int) -> str:
     return f"viewBox='0 0 {_WIDTH} {height}' role=img"

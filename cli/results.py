@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..predictions.scoring import MODEL, WHO, headlines, label
 from ..run_folder import RunPaths
-from .tables import columns
+from .tables import format_table
 
 if TYPE_CHECKING:
     from ..recipes.plan import Plan
 
 
-def results(plan: Plan, paths: RunPaths) -> str:
+def describe_results(plan: Plan, paths: RunPaths) -> str:
     """Return where a run's model, predictions and scores lie, and the scores."""
     rows: list[tuple[str, object]] = []
     for stage in plan.stages:
@@ -23,16 +23,16 @@ def results(plan: Plan, paths: RunPaths) -> str:
         if paths.predictions_file(stage.name).is_file():
             rows.append((f"predictions ({stage.name})", paths.predictions_file(stage.name)))
     if plan.sweep is not None:
-        return points(plan, paths)
+        return describe_points(plan, paths)
     text = ""
     if paths.metrics.is_file():
         rows.append(("scores", paths.metrics))
-        for name, result in scores_of(paths).items():
-            text += f"\n\n{name}: {result['num_rows']} rows of {result['split']}\n{scores(result['scores'])}"
-    return columns(rows) + text
+        for name, result in read_scores(paths).items():
+            text += f"\n\n{name}: {result['num_rows']} rows of {result['split']}\n{format_scores(result['scores'])}"
+    return format_table(rows) + text
 
 
-def points(plan: Plan, paths: RunPaths) -> str:
+def describe_points(plan: Plan, paths: RunPaths) -> str:
     """Return one line a point of a sweep that has begun, with its first score, and how many have not."""
     from ..launchers.status import point_states
 
@@ -42,27 +42,27 @@ def points(plan: Plan, paths: RunPaths) -> str:
         if point.folder is None:
             continue
         score = ""
-        for name, result in list(scores_of(RunPaths(root=point.folder)).items())[:1]:
+        for name, result in list(read_scores(RunPaths(root=point.folder)).items())[:1]:
             metric, value = next(iter(result["scores"][MODEL].items()))
             score = f"{metric} {value:.4g} ({name})"
         rows.append([point.index, point.word, point.label, score, point.folder])
     waiting = sum(point.word == "waiting" for point in found)
-    text = columns(rows, header=("point", "state", "values", "score", "folder")) if rows else ""
+    text = format_table(rows, header=("point", "state", "values", "score", "folder")) if rows else ""
     return "\n".join([text] * bool(text) + [f"{waiting} of {len(found)} points have not begun"] * bool(waiting))
 
 
-def scores(found: Mapping[str, Mapping[str, float]]) -> str:
+def format_scores(found: Mapping[str, Mapping[str, float]]) -> str:
     """Return the scores of the model beside those of copying the input."""
-    rows = [[label(name), *(score(found[who].get(name)) for who in WHO)] for name in headlines(found[MODEL])]
-    return columns(rows, header=("", *WHO.values()))
+    rows = [[label(name), *(format_score(found[who].get(name)) for who in WHO)] for name in headlines(found[MODEL])]
+    return format_table(rows, header=("", *WHO.values()))
 
 
-def score(value: float | None) -> str:
+def format_score(value: float | None) -> str:
     """Return a score as a table shows it; the copied input has none in what only a model gives."""
     return "-" if value is None else f"{value:.3f}"
 
 
-def scores_of(paths: RunPaths) -> dict[str, Any]:
+def read_scores(paths: RunPaths) -> dict[str, Any]:
     """Return the scores of a run by stage, less what is no score: the file may be damaged."""
     try:
         found = json.loads(paths.metrics.read_text(encoding="utf-8"))

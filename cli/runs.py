@@ -10,7 +10,7 @@ from argparse import Namespace
 from ..errors import UsageError
 from ..run_index import find_run, known_runs
 from .parser import RUN_HELP, Parser, define
-from .tables import size
+from .tables import format_size
 
 
 def define_cancel(parser: Parser) -> None:
@@ -80,7 +80,7 @@ def _clean(arguments: Namespace) -> int:
         )
         if not paths.root.exists():
             launcher_named("local").forget(f"{paths.recipe_name}.{paths.run_id}.")
-    print(f"checked {len(chosen)} run{'s' * (len(chosen) != 1)}, freed {size(freed)}")
+    print(f"checked {len(chosen)} run{'s' * (len(chosen) != 1)}, freed {format_size(freed)}")
     return 0
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .parser import Parser, add_command, add_verbs, count, define, setting
-from .tables import columns
+from .tables import format_table
 
 if TYPE_CHECKING:
     from ..cluster.sandbox.config import Sandbox
@@ -106,8 +106,8 @@ def _stop(arguments: Namespace) -> int:
 
     folder = _folder(arguments)
     count = lifecycle.stop(folder)
-    said = f"ended {count} processes of the sandbox in {folder}" if count else f"nothing of a sandbox runs in {folder}"
-    print(f"sousbatch: {said}", file=sys.stderr)
+    outcome = f"ended {count} processes of the sandbox in {folder}" if count else f"no sandbox runs in {folder}"
+    print(f"sousbatch: {outcome}", file=sys.stderr)
     return 0
 
 
@@ -132,7 +132,7 @@ def _as_text(found: Status) -> str:
         (found.jobs, ("job", "partition", "state", "time", "where, or why not", "name")),
     ]
     parts = [f"Slurm {found.box.version} of {found.box.prefix}"]
-    parts += [columns(rows, header=header) for rows, header in tables if rows]
+    parts += [format_table(rows, header=header) for rows, header in tables if rows]
     if not all(found.alive.values()):
         parts.append("`sousbatch sandbox start` restarts what is dead")
     return "\n\n".join(parts)

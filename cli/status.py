@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..run_folder import RunPaths
 from ..run_index import find_run, known_runs
 from .parser import RUN_HELP, Parser, define
-from .tables import columns
+from .tables import format_table
 
 if TYPE_CHECKING:
     from ..launchers.states import StageState
@@ -60,8 +60,8 @@ def _all_runs(found: Sequence[tuple[PlanSummary, RunPaths, Mapping[str, StageSta
         word, stage, reason = _summary(plan, states)
         rows.append([paths.run_id, plan.recipe_name, word, stage, paths.root, reason])
     if not any(row[-1] for row in rows):
-        return columns([row[:-1] for row in rows], header=header)
-    return columns(rows, header=[*header, "reason"])
+        return format_table([row[:-1] for row in rows], header=header)
+    return format_table(rows, header=[*header, "reason"])
 
 
 def _summary(plan: PlanSummary, states: Mapping[str, StageState]) -> tuple[str, str, str]:
@@ -93,31 +93,31 @@ def _as_json(found: Sequence[tuple[PlanSummary, RunPaths, Mapping[str, StageStat
 
 
 def _one_run(plan: PlanSummary, paths: RunPaths, states: Mapping[str, StageState]) -> str:
-    """Return `run_status`, and what helps where `resume` does not."""
-    text = run_status(plan, paths, states)
-    return f"{text}\n\n{what_helps(paths, states)}" if any(state.advice for state in states.values()) else text
+    """Return `describe_run`, and what helps where `resume` does not."""
+    text = describe_run(plan, paths, states)
+    return f"{text}\n\n{advise(paths, states)}" if any(state.advice for state in states.values()) else text
 
 
-def run_status(plan: PlanSummary, paths: RunPaths, states: Mapping[str, StageState]) -> str:
+def describe_run(plan: PlanSummary, paths: RunPaths, states: Mapping[str, StageState]) -> str:
     """Return one line a stage, and for what failed where its log is and what helps."""
     rows = [
         [name, state.word, f"{state.step}/{state.total}" if state.total else "", state.reason]
         for name, state in states.items()
     ]
     text = f"run {paths.run_id} of {plan.recipe_name} in {paths.root}\n"
-    text += columns(rows, header=("stage", "state", "", "reason")) if rows else f"unknown: {plan.problem}"
+    text += format_table(rows, header=("stage", "state", "", "reason")) if rows else f"unknown: {plan.problem}"
     failed = [name for name, state in states.items() if state.word == "failed"]
     if plan.is_sweep and not plan.problem:
         from ..recipes.plan import read_plan
-        from .results import points
+        from .results import describe_points
 
-        text += f"\n\n{points(read_plan(paths.plan), paths)}"
+        text += f"\n\n{describe_points(read_plan(paths.plan), paths)}"
     elif failed:
         text += f"\n\n{_log_tail(paths, failed[0])}"
     return text
 
 
-def what_helps(paths: RunPaths, states: Mapping[str, StageState]) -> str:
+def advise(paths: RunPaths, states: Mapping[str, StageState]) -> str:
     """Return the next step for a run that is not finished."""
     if not paths.root.is_dir():
         return f"its folder {paths.root} is gone; put it back, then `sousbatch resume {paths.run_id}` resumes it"

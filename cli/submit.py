@@ -59,10 +59,10 @@ def _submit(arguments: Namespace) -> int:
     from ..launchers.registry import launcher_of, watcher
     from ..launchers.reservations import release_dead
     from ..launchers.submission import submit
-    from .plan import plan_of
+    from .plan import make_plan
 
     release_dead(runs_dir(arguments.runs), watcher)
-    plan = plan_of(arguments, is_smoke=arguments.smoke)
+    plan = make_plan(arguments, is_smoke=arguments.smoke)
     for warning in plan.warnings:
         print(f"sousbatch: warning: {warning}", file=sys.stderr)
     inherit = plan.recipe.environment.inherit
@@ -93,7 +93,7 @@ def _after_sending(done: Submitted, detach: bool) -> int:
     """Follow what was sent or is under way."""
     from ..launchers.registry import WATCH_S, launcher_of
     from .follow import follow
-    from .results import results
+    from .results import describe_results
 
     is_done = all(state.word == "done" for state in done.found.values())
     run_id = done.paths.run_id
@@ -106,6 +106,6 @@ def _after_sending(done: Submitted, detach: bool) -> int:
         print(run_id)
         return 0
     if is_done:
-        print(results(done.plan, done.paths))
+        print(describe_results(done.plan, done.paths))
         return 0
     return follow(done.plan, done.paths, launcher_of(done.plan, max_age_s=WATCH_S))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def columns(rows: Sequence[Sequence[object]], *, header: Sequence[str] = ()) -> str:
+def format_table(rows: Sequence[Sequence[object]], *, header: Sequence[str] = ()) -> str:
     """Return rows as aligned columns; numbers are aligned to the right."""
     table = [list(map(str, header))] * bool(header) + [[str(cell) for cell in row] for row in rows]
     if not table:
@@ -23,7 +23,7 @@ def columns(rows: Sequence[Sequence[object]], *, header: Sequence[str] = ()) -> 
     return "\n".join(line(row) for row in table)
 
 
-def size(num_bytes: float) -> str:
+def format_size(num_bytes: float) -> str:
     """Return bytes in the unit that leaves one to three digits before the point (1 kB = 1000 B)."""
     for unit in ("B", "kB", "MB", "GB"):
         if num_bytes < 1000:

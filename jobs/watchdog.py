@@ -5,9 +5,8 @@ from __future__ import annotations
 import faulthandler
 import time
 
-_OTHERS_FIRST_S = (
-    5.0  # rank 0 ends last: its end makes the launcher kill the others, whose stacks should be in the log by then
-)
+# Rank 0 ends last: its end makes the launcher kill the others, whose stacks should be logged by then.
+_OTHERS_FIRST_S = 5.0
 
 
 class Watchdog:

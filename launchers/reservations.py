@@ -1,7 +1,7 @@
 """Promise submitted runs their disk space before anything of them is sent.
 
 The jobs rewrite their run's reservation while they write; here it is made when a run is sent, made sure of
-when a training starts, and taken back when nobody stands behind it any more.
+when a training starts, and taken back when nothing holds it any more.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ def reserve(plan: Plan, paths: RunPaths, launcher_of: LauncherOf | None = None) 
 
     It is never less than its final weights.
 
-    This process stands behind the promise, beside the jobs that did before. Where it does not fit, the launchers are
+    This process holds the promise, beside the jobs that did before. Where it does not fit, the launchers are
     asked which of the other runs are gone.
 
     Raises:
-        NoRoomError: the others' promises leave no room for the final weights and what follows them.
+        NoRoomError: the others' promises leave no space for the final weights and what follows them.
     """
     reason = _promise(plan, paths)
     if reason and launcher_of:
@@ -53,11 +53,11 @@ def _promise(plan: Plan, paths: RunPaths, *, looks: bool = False) -> str:
 
     What the others have written since they last published it is neither free nor held; who *looks* counts it as held.
     """
-    store, budget_gb = reservations.shared_runs_dir(paths), plan.recipe.checkpoints.store_budget_gb
-    with reservations.lock_runs_dir(store):
+    runs_dir, budget_gb = reservations.shared_runs_dir(paths), plan.recipe.checkpoints.store_budget_gb
+    with reservations.lock_runs_dir(runs_dir):
         held, known = allocation.measure_usage(paths.root), reservations.read_reservation(paths)
         wanted = _least_bytes(plan, paths, held)
-        among = reservations.read_others(store, paths, measures=budget_gb is not None, looks=looks)
+        among = reservations.read_others(runs_dir, paths, measures=budget_gb is not None, looks=looks)
         limit = tightest(read_limits(paths.root))
         granted = reservations.grant_bytes(
             wanted_bytes=max(wanted, plan.forecast.storage_peak_bytes),
@@ -97,7 +97,7 @@ def _least_bytes(plan: Plan, paths: RunPaths, held_bytes: int) -> int:
 def _missing_bytes(plan: Plan, paths: RunPaths, stage: str) -> int:
     """Return what must be free for the final weights of *stage*.
 
-    It is nothing where its older checkpoints can make room.
+    It is nothing where deleting its older checkpoints frees enough.
     """
     folder, weights = paths.checkpoints(stage), plan.forecast.checkpoints[stage].least_bytes
     if (folder / allocation.RESERVE_NAME).exists():
@@ -132,7 +132,7 @@ def _gb(num_bytes: int) -> str:
     return f"{num_bytes / 1e9:.3g} GB"
 
 
-def stand_behind(paths: RunPaths) -> None:
+def hold_by_jobs(paths: RunPaths) -> None:
     """Let the jobs in the ledger hold a run's promise instead of this process."""
     with reservations.lock_runs_dir(reservations.shared_runs_dir(paths)):
         known, jobs = reservations.read_reservation(paths), _jobs(paths)
@@ -142,15 +142,15 @@ def stand_behind(paths: RunPaths) -> None:
             reservations.publish(paths, replace(known, holder=holder))
 
 
-def dead_runs(store: Path, launcher_of: LauncherOf, own: RunPaths | None = None) -> dict[Path, Reservation]:
-    """Return the reservations below *store* whose jobs and process have ended.
+def dead_runs(runs_dir: Path, launcher_of: LauncherOf, own: RunPaths | None = None) -> dict[Path, Reservation]:
+    """Return the reservations below *runs_dir* whose jobs and process have ended.
 
     The caller's *own* is not among them.
 
     Nothing is written. Those that were released before are left out; where there are no others, no launcher is asked.
     """
     found: dict[Path, Reservation] = {}
-    for paths in reserved_runs(store):
+    for paths in reserved_runs(runs_dir):
         reservation = reservations.read_reservation(paths)
         is_own = own is not None and paths.root == own.root
         if reservation is not None and reservation.holder != Holder() and not is_own:  # else it was released before
@@ -167,12 +167,12 @@ def dead_runs(store: Path, launcher_of: LauncherOf, own: RunPaths | None = None)
     return {root: one for root, one in found.items() if reservations.is_dead(behind[root], gone.__contains__)}
 
 
-def release_dead(store: Path, launcher_of: LauncherOf, own: RunPaths | None = None) -> None:
-    """Let the dead runs below *store* promise no more than they hold."""
-    for root, reservation in dead_runs(store, launcher_of, own).items():
+def release_dead(runs_dir: Path, launcher_of: LauncherOf, own: RunPaths | None = None) -> None:
+    """Let the dead runs below *runs_dir* promise no more than they hold."""
+    for root, reservation in dead_runs(runs_dir, launcher_of, own).items():
         paths, held = RunPaths(root=root), allocation.measure_usage(root)
         released = Reservation(run=reservation.run, promised_bytes=held, held_bytes=held, holder=Holder())
-        with reservations.lock_runs_dir(store):
+        with reservations.lock_runs_dir(runs_dir):
             if reservations.read_reservation(paths) == reservation:  # else somebody came back meanwhile
                 reservations.publish(paths, released)
 

@@ -22,7 +22,7 @@ from .base import FINAL_WORDS, JobRef, Launcher, Request, StateWord
 from .freeze import accept_environment, freeze, read_requests
 from .overview import jobs_left, many_states
 from .registry import watcher
-from .reservations import reserve, stand_behind
+from .reservations import hold_by_jobs, reserve
 from .states import StageState
 from .status import adoptable, asking, job_refs, run_states
 
@@ -246,7 +246,7 @@ def _send(
             for name in pending:
                 refs[name] = _send_one(requests[name], launcher, client, paths, refs)
         finally:
-            stand_behind(paths)
+            hold_by_jobs(paths)
         client.close()
     return Submitted(paths=paths, plan=plan, sent=tuple(pending), found=found, is_new=is_new)
 

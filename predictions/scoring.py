@@ -38,19 +38,14 @@ def score_with_baseline(
             row lacks what a metric needs.
     """
     _check(rows, targets, tokenizer)
-    chosen = {name: METRICS.load(name) for name in metrics}
     answers = Answers(rows=rows, targets=targets, inputs=inputs, tokenizer=tokenizer)
-    for name, metric in chosen.items():
-        _check_needs(name, metric, answers)
+    chosen = _loaded(metrics, answers)
     copied = [
         PredictionRow(index=row.index, prediction="" if text is None else text)
         for row, text in zip(rows, inputs, strict=True)
     ]
-    without_fields = [metric for metric in chosen.values() if not metric.fields]
-    return {
-        MODEL: _scores(answers, list(chosen.values())),
-        BASELINE: _scores(replace(answers, rows=copied), without_fields),
-    }
+    without_fields = [metric for metric in chosen if not metric.fields]
+    return {MODEL: _scores(answers, chosen), BASELINE: _scores(replace(answers, rows=copied), without_fields)}
 
 
 def score_texts(
@@ -64,7 +59,7 @@ def score_texts(
     rows = [PredictionRow(index=index, prediction=text) for index, text in enumerate(predictions)]
     _check(rows, targets, tokenizer)
     answers = Answers(rows=rows, targets=targets, inputs=targets, tokenizer=tokenizer)
-    return _scores(answers, [METRICS.load(name) for name in metrics])
+    return _scores(answers, _loaded(metrics, answers))
 
 
 def label(score: str) -> str:
@@ -100,6 +95,13 @@ def _check(rows: Sequence[PredictionRow], targets: Sequence[Any], tokenizer: str
         raise UsageError(
             f"tokenizer {tokenizer!r} is unknown; known: {', '.join(known)}" + (f" ({hint})" if hint else "")
         )
+
+
+def _loaded(names: Sequence[str], answers: Answers) -> list[Metric]:
+    metrics = {name: METRICS.load(name) for name in names}
+    for name, metric in metrics.items():
+        _check_needs(name, metric, answers)
+    return list(metrics.values())
 
 
 def _check_needs(name: str, metric: Metric, answers: Answers) -> None:

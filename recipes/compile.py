@@ -92,7 +92,7 @@ def _split(stage: str, rows: RowsWanted, inputs: Inputs) -> StageSplit:
         path=facts.path,
         digest=facts.digest,
         num_rows=num_rows,
-        num_examples=lengths.num_kept if lengths else num_rows,
+        num_examples=lengths.num_examples if lengths else num_rows,
     )
 
 

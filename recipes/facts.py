@@ -65,7 +65,7 @@ class Lengths:
     """What the rows of a stage are in tokens, as its job will see them.
 
     *longest* is a row's length before any cut, *longest_kept* after it. Rows are *long* above *limit*, have an *empty*
-    target, or nothing to *learn* (of prompts: no token). The job uses *num_kept* of the *num_rows* that were looked at.
+    target, or nothing to *learn* (of prompts: no token). The *num_rows* give the job *num_examples*.
     """
 
     stage: str
@@ -73,7 +73,7 @@ class Lengths:
     split: str
     limit: int | None
     num_rows: int
-    num_kept: int
+    num_examples: int
     longest: int
     longest_kept: int
     long: Rows = Rows()

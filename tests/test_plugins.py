@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -57,3 +59,13 @@ def test_of_several_names_the_first_known_one_is_found_ours_first(
 ) -> None:
     third_party("sousbatch.toys", "theirs = toy_module:THEIRS", "")
     assert TOYS.first_known(names) == found
+
+
+def test_where_no_package_adds_a_name_looking_is_cheap() -> None:
+    code = (
+        "import sys\n"
+        "from sousbatch.plugins import Registry\n"
+        "print(list(Registry('toy', 'sousbatch.toys', {'ours': ''})), 'importlib.metadata' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("['ours'] False\n", "")

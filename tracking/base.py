@@ -1,7 +1,7 @@
 """Define what a tracker is, list the trackers, and start those of a run.
 
 Tracking mirrors the ledger and decides nothing. A job calls the `Trackers` that `start` returns; they pass each
-call on to what the recipe names, and drop what fails. No job fails, and none waits, because of a tracker.
+call on to what the recipe names, and drop what fails. No job fails because of a tracker.
 """
 
 from __future__ import annotations

@@ -9,10 +9,10 @@ import torch.distributed as dist
 
 from ...errors import FencedError, NoRoomError, RunError, is_no_room
 
-_OK, _STORE, _FAILED, _FENCED, _NO_ROOM = range(5)
+_OK, _STORAGE, _FAILED, _FENCED, _NO_ROOM = range(5)
 
 
-class StoreError(RunError):
+class StorageError(RunError):
     """The file system failed; the next save may work again."""
 
 
@@ -54,7 +54,7 @@ class Ranks:
             raise cause
         if worst == _FENCED:
             raise FencedError(f"a newer attempt took over while {what}") from cause
-        failure = StoreError if worst == _STORE else RunError
+        failure = StorageError if worst == _STORAGE else RunError
         raise failure(f"{what} failed" + (f": {cause}" if cause else " on another rank; its log says why")) from cause
 
     def largest(self, value: float) -> float:
@@ -85,4 +85,4 @@ def _code_of(error: BaseException) -> int:
     seen: BaseException | None = error
     while seen is not None and not isinstance(seen, OSError):
         seen = seen.__cause__ or seen.__context__
-    return _FAILED if seen is None else _STORE
+    return _FAILED if seen is None else _STORAGE

@@ -27,7 +27,7 @@ from ...ledger import Ledger
 from ...recipes.plan import Batch
 from ...recipes.retention import weights_dtype
 from ..context import JobContext, say
-from .collectives import Ranks, StoreError
+from .collectives import Ranks, StorageError
 from .engines import engine_of
 from .engines.base import SavableTrainer
 from .rotation import CheckpointRotation, SaveRequest
@@ -124,9 +124,9 @@ class Saver:
                 return level, problem
             except FencedError:
                 raise
-            except (NoRoomError, StoreError) as error:
+            except (NoRoomError, StorageError) as error:
                 problem = str(error)
-                if level == "weights" or isinstance(error, StoreError):
+                if level == "weights" or isinstance(error, StorageError):
                     return "none", problem
                 level = "weights"
 

@@ -107,7 +107,7 @@ class LocalLauncher:
         try:
             files.write_text(temporary / "script.sh", request.text)
             files.write_json(temporary / "job.json", job)
-            (temporary / "end.json").write_bytes(b" " * _END_BYTES)  # so that a full disk has room for the end
+            (temporary / "end.json").write_bytes(b" " * _END_BYTES)  # so that the end can be written on a full disk
             temporary.rename(folder)
         except OSError:
             shutil.rmtree(temporary, ignore_errors=True)

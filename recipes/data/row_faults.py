@@ -39,7 +39,7 @@ def _training_refusals(settings: StageSettings, lengths: Lengths, positions: int
         column = "data.columns.target" if data.prompt else "data.columns.text"
         named = data.columns.target if data.prompt else data.columns.text
         yield f"{where}: all {lengths.num_rows:,} rows are empty in column {named!r}; name another with {column}"
-    elif not lengths.num_kept:
+    elif not lengths.num_examples:
         yield (
             f"{where}: no row has anything left to learn: {lengths.long.num:,} of {lengths.num_rows:,} are longer than "
             f"{_limits(settings)}, the longest has {lengths.longest:,} tokens; raise it, or check data.columns"

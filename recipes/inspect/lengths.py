@@ -26,12 +26,12 @@ from ..facts import Lengths, ModelFacts, Rows, SplitFacts
 from ..schema import Recipe, StageSettings, validate
 from ..stages import resolve_stages
 from ..tasks import task_of
-from .tokenizer import light, load_full, tokenizer_digest
+from .tokenizer import load_full, load_light, tokenizer_digest
 
 Progress = Callable[[str, int, int], None]  # what is counted, rows done, rows in all
 Use = Literal["train", "eval", "predict"]
 
-_FORMAT = 2  # raised when rows are counted in another way
+_FORMAT = 3  # raised when rows are counted in another way
 _NUM_NAMED = 5
 
 
@@ -119,7 +119,7 @@ def _deciding(one: RowsToCount) -> list[Any]:
 def _ask(recipe: Recipe, folder: Path, wanted: list[RowsToCount], count: int, progress: Progress | None) -> list[Any]:
     """Count with the light tokenizer where it knows the ids, else in a process of its own."""
     uses_chat = any(one.settings.data.prompt == "chat" for one in wanted)
-    tokenizer = None if uses_chat else light(folder, recipe.model.add_tokens)
+    tokenizer = None if uses_chat else load_light(folder, recipe.model.add_tokens)
     if tokenizer is not None:
         report = progress or (lambda what, done, total: None)
         return [_answer(one, tokenizer, count, report) for one in wanted]
@@ -218,7 +218,7 @@ def _counted(wanted: RowsToCount, rows: Iterator[Encoded]) -> dict[str, Any]:
         if is_prompt or is_kept(wanted.settings.data, row):
             kept, longest_kept = kept + 1, max(longest_kept, len(row.ids))
     kinds = {kind: validate.to_plain(Rows(num=num, first=tuple(first))) for kind, (num, first) in seen.items()}
-    return {"num_rows": total, "num_kept": kept, "longest": longest, "longest_kept": longest_kept, **kinds}
+    return {"num_rows": total, "num_examples": kept, "longest": longest, "longest_kept": longest_kept, **kinds}
 
 
 def _shown(wanted: RowsToCount, number: int, row: Encoded, tokenizer: Any) -> str:

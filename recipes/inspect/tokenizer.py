@@ -1,7 +1,7 @@
 """Load a model's tokenizer: that of transformers, as the jobs use it, or a light one with the same ids.
 
 Importing transformers takes 4 s and brings torch, which planning must not wait for. Where `tokenizer.json` says all,
-the `tokenizers` package alone gives the same ids; `light` returns None where it may not.
+the `tokenizers` package alone gives the same ids; `load_light` returns None where it may not.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def load_full(folder: Path, add_tokens: Sequence[str], *, trusts_code: bool) -> 
     return tokenizer
 
 
-class Light:
+class LightTokenizer:
     """What `encode` needs of a tokenizer, over the `tokenizers` package."""
 
     def __init__(self, inner: Any, specials: dict[str, str | None]) -> None:
@@ -58,7 +58,7 @@ class Light:
         return str(self._inner.decode(list(ids), skip_special_tokens=False))
 
 
-def light(folder: Path, add_tokens: Sequence[str]) -> Light | None:
+def load_light(folder: Path, add_tokens: Sequence[str]) -> LightTokenizer | None:
     """Return a light tokenizer with the ids of the full one, None where only transformers knows them."""
     try:
         config, described = (
@@ -83,7 +83,7 @@ def light(folder: Path, add_tokens: Sequence[str]) -> Light | None:
         return None
     inner.no_truncation()
     inner.no_padding()
-    return Light(inner, specials)
+    return LightTokenizer(inner, specials)
 
 
 def _text(token: Any) -> str | None:

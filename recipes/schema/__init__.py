@@ -66,7 +66,7 @@ class StageSettings:
     checkpoints: Checkpoints = key(Checkpoints, "which training states stay")
     consolidate: Consolidate = key(Consolidate, "how a checkpoint becomes a model")
     predict: Predict = key(Predict, "what is predicted", also=("generation", "decode"))
-    question_answering: QuestionAnswering | None = key(None, "windows and spans, for that task alone", later=True)
+    question_answering: QuestionAnswering | None = key(None, "windows and spans, for that task alone")
     score: Score = key(Score, "how it is measured")
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from sousbatch import events, files, ledger
 from sousbatch.checkpoints import commit
 from sousbatch.checkpoints.rotation import WRITER_LOCK
-from sousbatch.cli.report import page
+from sousbatch.cli.report import render_page
 from sousbatch.ledger_queries import checkpoint_lifetimes, timed
 from sousbatch.recipes.forecast.storage import weights_of
 from sousbatch.recipes.plan import read_plan
@@ -114,7 +115,7 @@ def test_a_run_is_pruned_by_its_own_policy_and_its_report_knows(sousbatch: Run, 
         *[(10, 1, "removed"), (20, 1, "kept"), (30, 1, "removed")],
         *[(40, 2, "kept"), (50, 2, "kept")],
     ]
-    assert "removed at 0 s: older than the last and not among the best" in page(read_plan(paths.plan), paths, {})
+    assert "removed at 0 s: older than the last and not among the best" in render_page(read_plan(paths.plan), paths, {})
 
 
 def test_list_and_verify_say_what_is_there_and_what_is_damaged(sousbatch: Run, folder: Path) -> None:
@@ -142,6 +143,7 @@ def test_what_a_kill_left_in_a_run_is_pruned_unless_a_job_writes(place: str, sou
     left = folder / ".tmp-step-00000020.0001"
     left.mkdir()
     (left / "weights").write_bytes(b"x" * 500)
+    assert re.search(r"^ *20 .* incomplete ", sousbatch("checkpoints", "list", str(folder))[1], re.MULTILINE)
     prune = ("checkpoints", "prune", str(folder.parent.parent / place))
     with files.locked(folder / WRITER_LOCK, wait=False):
         assert f"{left}: keep (incomplete" in sousbatch(*prune, "--dry-run")[1]

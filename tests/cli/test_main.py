@@ -1,4 +1,4 @@
-"""The front door: bad input is answered in one clear line, and every command that help prints is one."""
+"""Bad input is answered in one clear line, and every command that help prints is one."""
 
 from __future__ import annotations
 
@@ -382,17 +382,3 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
     command = f"{shlex.quote(sys.executable)} -m sousbatch recipes show --keys | head -1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_merged_predictions_are_exported_as_a_table(sousbatch: Run, tmp_path: Path) -> None:
-    shard, out = tmp_path / "rank0.jsonl", tmp_path / "merged.jsonl"
-    shard.write_text('{"index": 1, "prediction": "b"}\n{"index": 0, "prediction": "a"}\n')
-    code, _, _ = sousbatch("predictions", "merge", str(shard), "--out", str(out), "--export", str(tmp_path / "t.csv"))
-    assert code == 0 and (tmp_path / "t.csv").read_text().splitlines() == ["index,prediction", "0,a", "1,b"]
-
-
-def test_an_export_of_unknown_format_is_refused_before_merging(sousbatch: Run, tmp_path: Path) -> None:
-    shard, out = tmp_path / "rank0.jsonl", tmp_path / "merged.jsonl"
-    shard.write_text('{"index": 0, "prediction": "a"}\n')
-    code, _, err = sousbatch("predictions", "merge", str(shard), "--out", str(out), "--export", "t.xlsx")
-    assert code == 2 and "known: .csv, .parquet" in err and not out.exists()

@@ -1,4 +1,4 @@
-"""`sousbatch predictions score`: files of any trainer, any metric."""
+"""`sousbatch predictions`: files of any trainer are scored by any metric, merged and exported."""
 
 from __future__ import annotations
 
@@ -53,3 +53,17 @@ def test_an_unknown_metric_is_answered_with_the_known_ones(sousbatch: Run) -> No
     code, out, err = sousbatch("predictions", "score", "made.jsonl", "--data", "data.csv", "--metric", "crr")
     assert (code, out) == (2, "")
     assert "metric 'crr' is unknown; known: character_accuracy, cer" in err and "did you mean 'cer'?" in err
+
+
+def test_merged_predictions_are_exported_as_a_table(sousbatch: Run, tmp_path: Path) -> None:
+    shard, out = tmp_path / "rank0.jsonl", tmp_path / "merged.jsonl"
+    shard.write_text('{"index": 1, "prediction": "b"}\n{"index": 0, "prediction": "a"}\n')
+    code, _, _ = sousbatch("predictions", "merge", str(shard), "--out", str(out), "--export", str(tmp_path / "t.csv"))
+    assert code == 0 and (tmp_path / "t.csv").read_text().splitlines() == ["index,prediction", "0,a", "1,b"]
+
+
+def test_an_export_of_unknown_format_is_refused_before_merging(sousbatch: Run, tmp_path: Path) -> None:
+    shard, out = tmp_path / "rank0.jsonl", tmp_path / "merged.jsonl"
+    shard.write_text('{"index": 0, "prediction": "a"}\n')
+    code, _, err = sousbatch("predictions", "merge", str(shard), "--out", str(out), "--export", "t.xlsx")
+    assert code == 2 and "known: .csv, .parquet" in err and not out.exists()

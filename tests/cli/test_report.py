@@ -12,55 +12,10 @@ import pytest
 
 from sousbatch import events, ledger
 from sousbatch.checkpoints import commit
-from sousbatch.cli.report import page
-from sousbatch.events import KINDS, Event
+from sousbatch.cli.report import render_page
 from sousbatch.launchers.states import StageState
-from sousbatch.ledger_queries import checkpoint_lifetimes, timed
 from sousbatch.recipes.plan import read_plan
 from sousbatch.run_folder import RunPaths
-
-
-def event(kind: str, time: float, number: int = 1, **data: Any) -> Event:
-    return KINDS[kind](role="job", number=number, time=time, stage="train", **data)
-
-
-def saved(step: int, time: float, number: int = 1) -> Event:
-    return event("saved", time, number, step=step, num_bytes=100, held_bytes=100 * step, budget_bytes=1000, stall_s=0.5)
-
-
-def test_a_checkpoint_lives_from_its_save_to_what_became_of_it() -> None:
-    events = [
-        saved(1, 10.0),
-        saved(2, 20.0),
-        event("removed", 21.0, step=1),
-        saved(3, 30.0),
-        event("thinned", 31.0, step=2, left_bytes=20),
-        event("archived", 33.0, step=3),
-    ]
-    found = checkpoint_lifetimes(timed(events))
-    assert [(one.step, one.fate, one.born_s, one.stripped_s, one.end_s) for one in found] == [
-        (1, "removed", 0.0, None, 11.0),
-        (2, "thinned", 10.0, 21.0, None),
-        (3, "archived", 20.0, None, 23.0),
-    ]
-
-
-def test_a_thinned_one_that_goes_is_removed() -> None:
-    events = [saved(1, 0.0), event("thinned", 1.0, step=1, left_bytes=20), event("removed", 2.0, step=1)]
-    assert [(one.fate, one.stripped_s, one.end_s) for one in checkpoint_lifetimes(timed(events))] == [
-        ("removed", 1.0, 2.0)
-    ]
-
-
-def test_a_step_that_was_saved_again_by_a_later_attempt_is_a_new_life() -> None:
-    events = [saved(1, 0.0), event("removed", 1.0, step=1), saved(1, 5.0, number=2)]
-    (one,) = checkpoint_lifetimes(timed(events))
-    assert (one.attempt, one.born_s, one.fate) == (2, 5.0, "kept")
-
-
-def test_a_clock_that_jumps_back_does_not_fold_the_picture() -> None:
-    times = [time for time, _ in timed([saved(1, 1000.0), saved(2, 1010.0), saved(3, 50.0), saved(4, 1020.0)])]
-    assert times == [0.0, 10.0, 10.0, 20.0]
 
 
 class Checker(HTMLParser):
@@ -100,7 +55,7 @@ def test_the_page_stands_alone_and_nothing_of_the_run_is_markup(run: RunPaths) -
     writer.write(events.Removed(**gone, reason="older than the last"))
     writer.write(events.Skipped(step=3, message="no room <script>alert(1)</script>"))
     writer.close()
-    text = page(read_plan(run.plan), run, {"train": StageState(word="failed", reason="<i>")})
+    text = render_page(read_plan(run.plan), run, {"train": StageState(word="failed", reason="<i>")})
     checker = Checker()
     checker.feed(text)
     assert checker.open == ["html", "body"] or checker.open == []
@@ -112,7 +67,7 @@ def test_the_page_stands_alone_and_nothing_of_the_run_is_markup(run: RunPaths) -
 
 
 def test_a_run_that_has_not_begun_has_a_page(run: RunPaths) -> None:
-    assert "<h2>Stages</h2>" in page(read_plan(run.plan), run, {})
+    assert "<h2>Stages</h2>" in render_page(read_plan(run.plan), run, {})
 
 
 def storage(text: str) -> str:
@@ -128,7 +83,7 @@ def test_a_checkpoint_that_is_gone_from_the_folder_is_not_still_there(run: RunPa
     for step in (1, 2):
         writer.write(events.Saved(step=step, num_bytes=5_000_000, held_bytes=5_000_000, budget_bytes=12_000_000))
     writer.close()
-    rows = re.findall(r"<tr><td>(\d)</td>.*?<td>([^<]*)</td></tr>", page(read_plan(run.plan), run, {}))
+    rows = re.findall(r"<tr><td>(\d)</td>.*?<td>([^<]*)</td></tr>", render_page(read_plan(run.plan), run, {}))
     assert rows == [("1", "no longer there"), ("2", "still there")]
 
 
@@ -136,7 +91,7 @@ def test_a_checkpoint_that_is_gone_from_the_folder_is_not_still_there(run: RunPa
     ("allowed", "said", "height"),
     [
         ([12_000_000, 12_000_000], "10 MB at most of a budget of 12 MB.", {14.0}),
-        ([8_000_000, 16_000_000], "10 MB at most; allowed were 8 MB to 16 MB, as the store had room.", {97.0, 14.0}),
+        ([8_000_000, 16_000_000], "10 MB at most; 8 MB to 16 MB were allowed, as free space changed.", {97.0, 14.0}),
         ([90_000_000, 90_000_000], "10 MB at most of a budget of 90 MB.", set()),
     ],
 )
@@ -147,7 +102,7 @@ def test_a_budget_that_moves_is_drawn_as_it_moved(
     for step, budget in enumerate(allowed, 1):
         writer.write(events.Saved(step=step, num_bytes=5_000_000, held_bytes=5_000_000 * step, budget_bytes=budget))
     writer.close()
-    text = page(read_plan(run.plan), run, {})
+    text = render_page(read_plan(run.plan), run, {})
     assert storage(text) == said
     limits = re.findall(r'<path d="([^"]*)" fill=none stroke="var\(--limit\)"', text)
     assert {float(y) for path in limits for y in re.findall(r"V([\d.]+)", path)} == height
@@ -160,5 +115,5 @@ def test_what_is_said_at_every_save_is_one_row_of_the_page(run: RunPaths) -> Non
         writer.write(events.Kept(step=1, message="it is damaged"))
     writer.write(events.Kept(step=2, message="it is damaged"))
     writer.close()
-    text = page(read_plan(run.plan), run, {})
+    text = render_page(read_plan(run.plan), run, {})
     assert re.findall(r"<td>it is damaged(.*?)</td>", text) == [" (said 30 times, last at 0 s)", ""]

@@ -79,7 +79,7 @@ def test_start_prints_what_a_shell_evaluates_and_stop_leaves_nothing(folder: Pat
     assert sousbatch("sandbox", "stop", "--dir", str(folder))[0] == 0
     assert [one for one in living if one.is_running() and one.status() != psutil.STATUS_ZOMBIE] == []
     assert list(folder.parent.iterdir()) == []
-    assert sousbatch("sandbox", "stop", "--dir", str(folder))[2].startswith("sousbatch: nothing of a sandbox runs")
+    assert sousbatch("sandbox", "stop", "--dir", str(folder))[2].startswith("sousbatch: no sandbox runs")
     assert sousbatch("sandbox", "status", "--dir", str(folder))[0] == 2
 
 

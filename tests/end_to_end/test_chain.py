@@ -7,7 +7,7 @@ import stat
 
 import pytest
 
-from sousbatch.tests.end_to_end.conftest import TRACKED
+from .conftest import TRACKED
 
 pytestmark = pytest.mark.xdist_group("finished")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sousbatch.tests.end_to_end.conftest import KILL_A_RANK
+from .conftest import KILL_A_RANK
 
 
 def ranks(place):

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from sousbatch.tests.end_to_end.conftest import KILL_A_RANK
+from .conftest import KILL_A_RANK
 
 pytestmark = pytest.mark.xdist_group("methods")
 OUT_OF_MEMORY = "if is_first: raise torch.OutOfMemoryError('CUDA out of memory (played by a test)')"

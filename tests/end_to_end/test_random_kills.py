@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from sousbatch.tests.end_to_end.conftest import wait_for
+from .conftest import wait_for
 
 
 @pytest.mark.faults

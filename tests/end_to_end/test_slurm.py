@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from sousbatch.tests.end_to_end.conftest import FIVE_STAGES, TRACKED, wait_for
+from .conftest import FIVE_STAGES, TRACKED, wait_for
 
 # Ranks compute on the CPU, and hold the simulated GPUs that a real cluster would give them.
 GPUS = 'resources.default.sbatch=["--gres=gpu:2"]'

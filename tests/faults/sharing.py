@@ -23,7 +23,7 @@ from sousbatch.checkpoints.capacity import allocation
 from sousbatch.errors import EXIT_NO_ROOM, NoRoomError
 from sousbatch.jobs.training.collectives import Ranks
 from sousbatch.jobs.training.saver import Saver
-from sousbatch.launchers.reservations import reserve, stand_behind
+from sousbatch.launchers.reservations import hold_by_jobs, reserve
 from sousbatch.run_folder import RunPaths
 
 NUM_RUNS, PEAK_BYTES = 8, 900_000  # a full state, and weights beside it
@@ -71,7 +71,7 @@ def submit(store: Path, number: int) -> RunPaths | None:
         reserve(context(paths, 1, peak_bytes=PEAK_BYTES, store_budget_gb=STORE_BYTES / 1e9).plan, paths)
     except NoRoomError:
         return None
-    stand_behind(paths)
+    hold_by_jobs(paths)
     return paths
 
 

@@ -66,7 +66,7 @@ def queued(sousbatch: Run, project: Path, tmp_path: Path) -> tuple[Plan, RunPath
     client.close()
     plan = read_plan(paths.plan)
     reserving.reserve(plan, paths)
-    reserving.stand_behind(paths)
+    reserving.hold_by_jobs(paths)
     return plan, paths
 
 

@@ -13,7 +13,8 @@ import pytest
 from sousbatch.errors import IncompleteError, NoRoomError, NotFoundError
 from sousbatch.predictions.merge import format_rows, merge_units, partial_path, report_path
 from sousbatch.predictions.units import committed_units, open_layout, read_layout, unit_path, write_unit
-from sousbatch.tests.predictions.conftest import as_rows
+
+from .conftest import as_rows
 
 MakeRows = Callable[[int, int], list[dict[str, Any]]]
 JsonLine = Callable[[dict[str, Any]], bytes]

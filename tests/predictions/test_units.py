@@ -23,7 +23,8 @@ from sousbatch.predictions.units import (
     units_of_task,
     write_unit,
 )
-from sousbatch.tests.predictions.conftest import as_rows
+
+from .conftest import as_rows
 
 LAYOUT = Layout(num_rows=22, unit_rows=5)
 

@@ -85,7 +85,7 @@ def test_a_fault_of_an_inherited_section_is_said_of_the_stage_that_sets_it(small
 
 def test_the_rows_that_are_kept_are_the_examples_of_a_split(small: ModuleType) -> None:
     place: dict[str, Any] = {"stage": "train", "use": "train", "split": "train", "limit": 32}
-    lengths = Lengths(**place, num_rows=100, num_kept=90, longest=9, longest_kept=9)
+    lengths = Lengths(**place, num_rows=100, num_examples=90, longest=9, longest_kept=9)
     plan = compile(small.RECIPE, small.SITE, replace(small.INPUTS, lengths=(lengths,)))
     split, batch = plan.stage("train").splits["train"], plan.stage("train").batch
     assert (split.num_rows, split.num_examples) == (100, 90)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from sousbatch.tests.tracking.test_base import TOY
 from sousbatch.tracking.base import TRACKERS
+
+from .test_base import TOY
 
 HEAVY = ("wandb", "torch", "tensorboard", "mlflow")
 # Two attempts of one task, each a process of its own; the second repeats a step. A tracker that fails is dropped

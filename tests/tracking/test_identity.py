@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sousbatch.tests.tracking.conftest import make_identity
 from sousbatch.tracking.identity import read_identity, write_identity
+
+from .conftest import make_identity
 
 
 def test_each_task_of_each_stage_has_its_own_run_in_one_group(tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sousbatch.tests.tracking.conftest import make_identity
 from sousbatch.tracking.wandb import _variables
+
+from .conftest import make_identity
 
 ROOT = Path(__file__).parents[2]
 # Where else the name may stand, and why.

@@ -55,8 +55,8 @@ os._exit(0)
 CASES = {  # what befalls rank 0 and rank 1, and the error that each raises
     ("-", "-"): ("-", "-"),
     ("value", "-"): ("RunError: saving failed: no", "RunError: saving failed on another rank; its log says why"),
-    ("-", "gone"): ("StoreError: saving failed on another rank", "StoreError: saving failed: [Errno 5] gone"),
-    ("hidden", "-"): ("StoreError: saving failed: torch's own words", "StoreError: saving failed on another rank"),
+    ("-", "gone"): ("StorageError: saving failed on another rank", "StorageError: saving failed: [Errno 5] gone"),
+    ("hidden", "-"): ("StorageError: saving failed: torch's own words", "StorageError: saving failed on another rank"),
     ("-", "full"): ("NoRoomError: no room left while saving", "NoRoomError: no room left while saving"),
     ("run", "full"): ("NoRoomError: no room left while saving", "NoRoomError: no room left while saving"),
     ("run", "-"): ("RunError: wrong", "RunError: saving failed on another rank"),

@@ -21,7 +21,7 @@ from sousbatch.recipes.compose import compose
 from sousbatch.recipes.data.encode import encode_prompts, encode_rows, is_kept
 from sousbatch.recipes.inspect import lengths
 from sousbatch.recipes.inspect.inputs import inspect
-from sousbatch.recipes.inspect.tokenizer import light, load_full
+from sousbatch.recipes.inspect.tokenizer import load_full, load_light
 from sousbatch.recipes.plan import Plan
 from sousbatch.recipes.schema import Data
 
@@ -77,7 +77,7 @@ def test_steps_are_counted_from_the_rows_that_remain(project: Path, policy: str,
     _rows(project, "train", [GOOD, LONG, LONG])
     plan = _plan(TRAIN_ONLY, f"data.long_rows={policy}", "train.global_batch=1", "train.epochs=1")
     found = plan.inputs.lengths_of("train", "train")
-    assert found is not None and (found.num_kept, found.num_rows, found.longest) == (kept, 3, 602)
+    assert found is not None and (found.num_examples, found.num_rows, found.longest) == (kept, 3, 602)
     assert plan.stages[0].steps == kept
     assert any(warning in text for text in plan.warnings)
 
@@ -97,7 +97,7 @@ def test_prompts_are_held_against_the_models_context_and_never_dropped(project: 
         assert "set data.long_rows=cut_left or data.long_rows=cut_right" in reason
     plan = _plan(PREDICT_ONLY, "data.long_rows=cut_left")
     found = plan.inputs.lengths_of("predict", "predict")
-    assert found is not None and (found.num_kept, found.longest_kept) == (2, 384)
+    assert found is not None and (found.num_examples, found.longest_kept) == (2, 384)
     assert "leaves no room for a prompt" in _reasons(PREDICT_ONLY, "predict.max_new_tokens=512")
 
 
@@ -163,7 +163,7 @@ def test_the_light_tokenizer_encodes_as_that_of_the_jobs(bpe: Path, policy: Any)
         for _ in range(200)
     ]
     for folder in (bpe, TINY):
-        small, full = light(folder, ()), load_full(folder, (), trusts_code=False)
+        small, full = load_light(folder, ()), load_full(folder, (), trusts_code=False)
         assert small is not None
         spec = Data(prompt="{input} =>", separator="\n", max_tokens=30, long_rows=policy)
         for one in (spec, replace(spec, pad_input_to=24), replace(spec, loss_on="all")):
@@ -175,7 +175,7 @@ def test_the_light_tokenizer_encodes_as_that_of_the_jobs(bpe: Path, policy: Any)
 
 
 def test_a_begin_token_survives_a_cut_on_the_left_and_stays_masked(bpe: Path) -> None:
-    tokenizer = light(bpe, ())
+    tokenizer = load_light(bpe, ())
     assert tokenizer is not None
     spec = Data(max_tokens=8, long_rows="cut_left")
     (row,) = encode_rows(spec, [{"input": "the cat sat on the mat and the hat " * 3, "target": "the"}], tokenizer)
