@@ -1,7 +1,7 @@
-"""Turn a fine-tuning recipe into jobs, a half-precision model and complete predictions.
+"""Turn a fine-tuning recipe into jobs, a model and complete predictions.
 
-The functions for Python code are those of `api`; each is imported when it is first used, so that `import sousbatch`
-costs nothing. docs/python.md shows them.
+The model has half precision. The functions for Python code are those of `api`; each is imported when it is first used,
+so that `import sousbatch` costs nothing. docs/python.md shows them.
 """
 
 from __future__ import annotations

@@ -31,7 +31,9 @@ _POLL_S = 0.5
 
 
 def compose(recipe: str, overrides: Sequence[str] = (), *, smoke: bool = False) -> Recipe:
-    """Return the recipe called *recipe*, or in the YAML file of that path, with *overrides*.
+    """Return the recipe called *recipe* with *overrides*.
+
+    *recipe* may also be the path of a YAML file.
 
     Args:
         overrides: in Hydra's form, such as `"train.learning_rate=1e-4"` or `"adapter=lora"`.
@@ -54,7 +56,9 @@ def inspect(
     runs_dir: str | Path | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Inputs:
-    """Return what the model and the data of *recipe* are, and what *runs_dir* can hold; read every row of the data.
+    """Return what the model and the data of *recipe* are.
+
+    Every row of the data is read. What *runs_dir* can hold is returned, too.
 
     Args:
         runs_dir: the folder of all runs; by default `$SOUSBATCH_RUNS`, else `./runs`.
@@ -72,7 +76,9 @@ def inspect(
 
 
 def compile(recipe: Recipe, inputs: Inputs, *, launcher: Literal["slurm", "local"] | None = None) -> Plan:
-    """Return the plan of *recipe*: stages, resources, and a forecast of memory and storage in bytes.
+    """Return the plan of *recipe*.
+
+    It has the stages, their resources, and a forecast of memory and storage in bytes.
 
     Args:
         launcher: where it is to run; by default Slurm where one is configured, else this machine.
@@ -88,7 +94,9 @@ def compile(recipe: Recipe, inputs: Inputs, *, launcher: Literal["slurm", "local
 
 
 def submit(plan: Plan, *, runs_dir: str | Path | None = None, again: bool = False) -> Run:
-    """Send the jobs of *plan* and return its run at once; a run that is there already is followed or resumed.
+    """Send the jobs of *plan* and return its run at once.
+
+    A run that is there already is followed or resumed.
 
     Args:
         runs_dir: the folder of all runs, as `inspect` got it.
@@ -108,7 +116,9 @@ def submit(plan: Plan, *, runs_dir: str | Path | None = None, again: bool = Fals
 
 
 def open_run(run: str | Path) -> Run:
-    """Return an existing run by its id or the beginning of it, its folder, or its recipe's name (the newest run).
+    """Return an existing run.
+
+    *name* is its id or the beginning of it, its folder, or its recipe's name (the newest run).
 
     Raises:
         NotFoundError: there is no such run.
@@ -119,7 +129,10 @@ def open_run(run: str | Path) -> Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One submission of a plan. Its jobs do not depend on this process; `paths` names every file of its folder."""
+    """One submission of a plan.
+
+    Its jobs do not depend on this process; `paths` names every file of its folder.
+    """
 
     paths: RunPaths
 
@@ -130,13 +143,18 @@ class Run:
 
     @property
     def state(self) -> dict[str, StageState]:
-        """Where each stage stands now, by the ledger and the launcher; `word` of each says it in one word."""
+        """Where each stage stands now, by the ledger and the launcher.
+
+        `word` of each says it in one word.
+        """
         from .launchers.registry import LOOK_S
 
         return self._look(max_age_s=LOOK_S)
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait until no stage is under way; return whether the run is done, False when *timeout_s* is over.
+        """Wait until no stage is under way; return whether the run is done.
+
+        Return False when *timeout_s* is over.
 
         Raises:
             RunError: a stage has failed, or was stopped or cancelled.
@@ -156,7 +174,9 @@ class Run:
         return True
 
     def cancel(self, *, save: bool = False) -> tuple[str, ...]:
-        """End the jobs that wait or run and return their stages; with *save* training saves at a step boundary first.
+        """End the jobs that wait or run and return their stages.
+
+        With *save* training saves at a step boundary first.
 
         Raises:
             UnreachableError: nobody can say whether its jobs run.
@@ -168,7 +188,10 @@ class Run:
         return submission.cancel(self.paths, launcher_of(read_plan(self.paths.plan)), save=save)
 
     def resume(self) -> None:
-        """Send every stage that is neither done nor under way; raises what `submit` raises."""
+        """Send every stage that is neither done nor under way.
+
+        It raises what `submit` raises.
+        """
         from .launchers import submission
         from .launchers.registry import launcher_of
         from .recipes.plan import read_plan
@@ -181,7 +204,9 @@ class Run:
 
     @property
     def model_dir(self) -> Path:
-        """The consolidated model, which `from_pretrained` loads; `paths.model(STAGE)` where there are several.
+        """The consolidated model, which `from_pretrained` loads.
+
+        Where there are several, `paths.model(STAGE)` names them.
 
         Raises:
             NotFoundError: it is not there yet.
@@ -190,7 +215,9 @@ class Run:
 
     @property
     def predictions_path(self) -> Path:
-        """The merged predictions, one JSON object a line; `paths.predictions_file(STAGE)` where there are several.
+        """The merged predictions, one JSON object a line.
+
+        Where there are several, `paths.predictions_file(STAGE)` names them.
 
         Raises:
             NotFoundError: they are not there yet.
@@ -230,9 +257,10 @@ def consolidate(
     verify: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Manifest:
-    """Write the DeepSpeed or FSDP checkpoint as a model that `from_pretrained` loads, and return what it holds.
+    """Write a checkpoint as a model that `from_pretrained` loads.
 
-    Paths may be URLs. An interrupted call continues where it stopped when it is made again.
+    The checkpoint is one of DeepSpeed or FSDP. What the model holds is returned. Paths may be URLs. An interrupted call
+    continues where it stopped when it is made again.
 
     Args:
         out: a folder that is absent or empty; it appears when it is complete.
@@ -285,7 +313,9 @@ def merge_predictions(
     num_rows: int | None = None,
     index_field: str | None = "index",
 ) -> MergeReport:
-    """Join prediction shards into the one file *out*, in the order of their rows, and return what was found.
+    """Join prediction shards into the one file *out*, in the order of their rows.
+
+    Return what was found.
 
     Args:
         paths: shards (.jsonl or .csv), folders of them, or one folder of units that a predict stage wrote.
@@ -316,7 +346,9 @@ def score(
     metrics: Sequence[str] | None = None,
     tokenizer: Literal["words", "characters"] = "words",
 ) -> Mapping[str, float]:
-    """Return how well predicted texts match the right ones, by metric: fractions; 1 is best, for `cer` 0 is.
+    """Return how well predicted texts match the right ones, by metric.
+
+    The values are fractions; 1 is best, for `cer` 0 is.
 
     Args:
         metrics: their names; by default those that texts need no more for.

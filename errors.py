@@ -35,9 +35,10 @@ _FAILED_WRITES = ("iostream error", "PytorchStreamWriter failed", "(os error 28)
 
 
 class SousbatchError(Exception):
-    """Base of all: shown as one line, without a traceback, and without the secrets of what it quotes.
+    """The base of all errors.
 
-    *advice* is what helps a run that ended with it; where there is none, `resume` does.
+    It is shown as one line, without a traceback, and without the secrets of what it quotes. *advice* is what helps a
+    run that ended with it; where there is none, `resume` does.
     """
 
     exit_code = 1
@@ -140,7 +141,10 @@ class NoRoomError(RunError):
 
 @contextmanager
 def no_room_named(what: str) -> Iterator[None]:
-    """Turn 'disk full' and 'over quota' into a `NoRoomError` that says what was being written."""
+    """Turn 'disk full' and 'over quota' into a `NoRoomError`.
+
+    The error says what was being written.
+    """
     try:
         yield
     except OSError as error:
@@ -154,7 +158,7 @@ def is_no_room(error: BaseException) -> bool:
 
     torch reports a failed write as a RuntimeError of its zip writer that hides the
     errno; the OSError, where there is one, is its cause or context. Where there is none, and with
-    safetensors, only the message tells.
+    safetensors, only the message says it.
     """
     seen: BaseException | None = error
     while seen is not None:

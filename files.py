@@ -1,7 +1,7 @@
-"""The only writer of whole files: write a temporary name, fsync, rename. And locks.
+"""The only writer of whole files, and locks.
 
-What appears under its own name is whole. A temporary name starts with `.tmp-`, so that
-every reader and every cleaner knows it at sight.
+A file is written under a temporary name, synced and renamed: what appears under its own name is complete. A temporary
+name starts with `.tmp-`, so that every reader and every cleaner recognizes it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ def digest_file(path: Path) -> str:
 
 
 def make_private_dir(path: Path) -> Path:
-    """Make *path* and its missing parents; what is made here is open to the owner only."""
+    """Make *path* and its missing parents.
+
+    Folders that are made here are open to the owner only.
+    """
     if not path.is_dir():
         make_private_dir(path.parent)
         path.mkdir(mode=0o700, exist_ok=True)
@@ -65,9 +68,10 @@ def sync_dir(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Yield a binary stream whose bytes appear as *path* only when the block ends well.
+    """Yield a binary stream whose bytes become the file *path*.
 
-    The file gets mode 0666 less the umask; its folder decides who can reach it.
+    The file appears only when the block ends well. The file gets mode 0666 less the umask; its folder decides who can
+    reach it.
     """
     temporary = temporary_path(path)
     try:
@@ -115,7 +119,10 @@ def parse_json(text: bytes) -> Any:
 
 
 def sync_tree(path: Path) -> None:
-    """Make every file and folder below *path* durable; links, pipes and the like are passed over."""
+    """Make every file and folder below *path* durable.
+
+    Links, pipes and the like are passed over.
+    """
     for folder, _, names in os.walk(path):
         for file in (Path(folder, name) for name in names):
             if not stat.S_ISREG(file.lstat().st_mode):
@@ -158,7 +165,10 @@ def discard(path: Path) -> None:
 
 
 def num_bytes_below(path: Path) -> int:
-    """Return the sum of the sizes of the regular files below *path*, links not followed."""
+    """Return the sum of the sizes of the regular files below *path*.
+
+    Links are not followed.
+    """
     total = 0
     for folder, _, names in os.walk(path):
         for name in names:
@@ -171,11 +181,11 @@ def num_bytes_below(path: Path) -> int:
 
 @contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[int | None]:
-    """Hold the lock file *path* and yield its descriptor; None at once when *wait* is off and another holds it.
+    """Hold the lock file *path* and yield its descriptor.
 
-    The kernel frees the lock when its holder dies, however it dies, so there is no stale
-    lock to break. A child does not inherit it, unless it is handed the descriptor: then the
-    lock is held until both are gone.
+    Yield None at once when *wait* is off and another process holds it. The kernel frees the lock when its holder dies,
+    however it dies, so there is no stale lock to break. A child does not inherit it, unless it is handed the
+    descriptor: then the lock is held until both are gone.
     """
     while True:
         with path.open("a") as stream:
@@ -202,7 +212,10 @@ def is_locked(path: Path) -> bool:
 
 
 def _is_named(stream: IO[str], path: Path) -> bool:
-    """Say whether *stream* is still what *path* names: its folder may have been removed while it waited."""
+    """Say whether *stream* is still what *path* names.
+
+    Its folder may have been removed while it waited.
+    """
     try:
         return os.path.samestat(os.fstat(stream.fileno()), path.stat())
     except FileNotFoundError:

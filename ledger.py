@@ -1,7 +1,7 @@
 """Append and read a run's events: one file per writer, numbered by attempt.
 
 A file's number is allocated by creating it exclusively, so the n-th start of a stage's task
-owns the number n, and whoever sees a higher one knows that it has been replaced. Reading
+owns the number n, and a writer that sees a higher number knows that it has been replaced. Reading
 merges the files by number and sequence, never by a clock.
 """
 
@@ -88,7 +88,10 @@ def open_client(folder: Path) -> Ledger:
 
 
 def open_attempt(folder: Path, stage: str, task: int) -> Ledger:
-    """Open the next attempt of a stage's task; its number fences off all earlier ones."""
+    """Open the next attempt of a stage's task.
+
+    Its number fences off all earlier ones.
+    """
     return _open_next(folder, f"stage.{stage}-{task:05d}")
 
 

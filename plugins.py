@@ -63,7 +63,7 @@ class Registry(Generic[T]):
         entry = others[name]
         try:
             found = entry.load()
-        except Exception as error:  # whatever a third-party module raises when it is imported
+        except Exception as error:  # a third-party module may raise any error when it is imported
             raise UsageError(f"{self._what} {name!r} cannot be imported from {entry.value}: {error!r}") from error
         if self._type is not None and not isinstance(found, self._type):
             raise UsageError(f"{self._what} {name!r} is not a {self._type.__name__}: {entry.value} is {found!r}")

@@ -1,4 +1,7 @@
-"""What a secret looks like, by the name of its variable and by its value, and text without the secrets in it."""
+"""Secrets, and text without them.
+
+A secret is known by the name of its variable and by its value.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,10 @@ _HARMLESS = re.compile(r"|true|false|yes|no|on|off|[0-9.]{1,7}|[~/.].*|<.*>", re
 
 
 def holds_secret(text: str) -> bool:
-    """Say whether a secret stands in *text*: a token, a private key, or a URL with a password."""
+    """Say whether a secret stands in *text*.
+
+    A secret is a token, a private key, or a URL with a password.
+    """
     return _TOKEN.search(text) is not None or _IN_URL.search(text) is not None
 
 
@@ -51,5 +57,8 @@ def is_secret(name: str, value: str) -> bool:
 
 
 def redacted(text: str) -> str:
-    """Return *text* with each secret in it replaced; what says how to find the fault stays."""
+    """Return *text* with each secret in it replaced.
+
+    Words that say how to find the fault stay.
+    """
     return _IN_URL.sub(HIDDEN, _TOKEN.sub(HIDDEN, text))

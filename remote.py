@@ -1,6 +1,7 @@
-"""Read and write folders and files here, or behind any URL that fsspec knows; nothing else imports fsspec.
+"""Read and write folders and files here, or behind any URL.
 
-`RemotePath` has the few methods of `pathlib.Path` that are needed, so the same code handles both.
+fsspec must know the URL's protocol; nothing else imports fsspec. `RemotePath` has the few methods of `pathlib.Path`
+that are needed, so the same code handles both.
 """
 
 from __future__ import annotations
@@ -107,7 +108,10 @@ class RemotePath:
                 yield block
 
     def write_blocks(self, blocks: Iterable[bytes]) -> None:
-        """Put blocks there, one after another; the folders above are made where the store has any."""
+        """Put blocks there, one after another.
+
+        The folders above are made where the store has any.
+        """
         with self._asked("written"):
             self.fs.makedirs(self.parent.path, exist_ok=True)
             with self.fs.open(self.path, "wb") as stream:
@@ -126,7 +130,10 @@ class RemotePath:
 
     @contextmanager
     def _asked(self, what: str) -> Iterator[None]:
-        """Name the place in whatever goes wrong: each store has errors of its own, of no common class."""
+        """Name the place in every error of a store.
+
+        Each store has errors of its own, of no common class.
+        """
         try:
             with _TURN if _ONE_AT_A_TIME & set(_protocols(self.fs)) else nullcontext():
                 yield
@@ -181,7 +188,10 @@ def read_size(place: Place) -> int:
 
 
 def read_stamp(place: Place) -> str:
-    """Return a text that changes when a file is replaced: size, and date where the store has one."""
+    """Return a text that changes when a file is replaced.
+
+    It has the size, and the date where the store has one.
+    """
     if isinstance(place, Path):
         found = place.stat()
         return f"{found.st_size} {found.st_mtime_ns}"
@@ -199,7 +209,9 @@ def read_blocks(place: Place) -> Iterator[bytes]:
 
 
 def copy_verified(source: Path, target: Place) -> None:
-    """Copy a file, read the copy back and compare it; the folders above *target* are made.
+    """Copy a file, read the copy back and compare it.
+
+    The folders above *target* are made.
 
     Raises:
         RunError: the store does not take it, or does not give back what it was sent.
@@ -229,13 +241,18 @@ def open_ranges(place: Place) -> IO[bytes]:
 
 
 def map_in_threads(read: Callable[[_T], _R], items: Iterable[_T]) -> list[_R]:
-    """Return what *read* says of each item, in order; many wait at a time, for what is far away comes late."""
+    """Return what *read* says of each item, in order.
+
+    Many calls wait at a time, because answers from far away come late.
+    """
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         return list(pool.map(read, items))
 
 
 def check_inner_name(folder: Place, name: str) -> str:
-    """Return *name* where it names something in *folder*; a file may say `../../etc` instead.
+    """Return *name* where it names something in *folder*.
+
+    A file may say `../../etc` instead.
 
     Raises:
         DamagedError: it leads elsewhere.
@@ -301,7 +318,9 @@ class _Ranges(Positioned):
 
 
 def read_ranges(wanted: Sequence[tuple[RemotePath, int, int]]) -> list[bytes]:
-    """Return the bytes from .. to of files of one store, as many at once as its file system can.
+    """Return ranges of bytes of files of one store.
+
+    A range has its first byte and its end. As many are read at once as the file system can.
 
     Raises:
         RunError: the store does not answer.

@@ -32,7 +32,10 @@ class RunPaths:
 
     @property
     def runs_dir(self) -> Path:
-        """The folder that holds all runs of all recipes; of a sweep's point, the sweep's run folder."""
+        """The folder that holds all runs of all recipes.
+
+        Of a sweep's point it is the sweep's run folder.
+        """
         return self.root.parent.parent
 
     @property
@@ -51,7 +54,10 @@ class RunPaths:
         return self.root / "code"
 
     def code(self, folder: str) -> Path:
-        """The copy of one of the recipe's code folders; no two of them have the same name."""
+        """Return the folder with the copy of one of the recipe's code folders.
+
+        No two of them have the same name.
+        """
         return self.code_dir / Path(folder).name
 
     @property
@@ -100,15 +106,15 @@ class RunPaths:
         return self.root / "metrics"
 
     def request(self, stage: str) -> Path:
-        """The exact text that was sent for *stage*."""
+        """Return the file of the exact text that was sent for *stage*."""
         return self.root / "requests" / f"{stage}.sh"
 
     def request_values(self, stage: str) -> Path:
-        """What is sent beside the text that is run for a stage, as JSON."""
+        """Return the JSON file of all that is sent beside the text of a stage."""
         return self.root / "requests" / f"{stage}.json"
 
     def log(self, stage: str, task: int | str) -> Path:
-        """What a task of *stage* printed, all attempts one after another.
+        """Return the log of a task of *stage*, all attempts one after another.
 
         *task* is a number, or what a scheduler replaces by five digits.
         """
@@ -117,7 +123,7 @@ class RunPaths:
         )
 
     def logs(self, stage: str) -> list[Path]:
-        """The logs that tasks of *stage* have begun."""
+        """Return the logs that tasks of *stage* have begun."""
         return sorted(self.log_dir.glob(self.log(stage, "?????").name))
 
     @property
@@ -130,32 +136,35 @@ class RunPaths:
         return self.stop_dir / f"{stage}-{task:05d}"
 
     def checkpoints(self, stage: str) -> Path:
-        """The checkpoints of a train stage."""
+        """Return the folder of the checkpoints of a train stage."""
         return self.checkpoints_dir / stage
 
     def model(self, stage: str) -> Path:
-        """The consolidated model of a consolidate stage."""
+        """Return the folder of the model of a consolidate stage."""
         return self.root / "model" / stage
 
     def predictions(self, stage: str) -> Path:
-        """The prediction folders of a predict stage, one per prediction key."""
+        """Return the folder of a predict stage, with one folder per prediction key."""
         return self.root / "predictions" / stage
 
     def predictions_file(self, stage: str) -> Path:
-        """The merged predictions of a predict stage."""
+        """Return the file of the merged predictions of a predict stage."""
         return self.predictions(stage) / "predictions.jsonl"
 
     def unit_dirs(self) -> list[Path]:
-        """The prediction folders of all predict stages."""
+        """Return the prediction folders of all predict stages."""
         return sorted(path for path in self.root.glob("predictions/*/*") if path.is_dir())
 
     def stage_metrics(self, stage: str) -> Path:
-        """The scores of one score stage."""
+        """Return the file of the scores of one score stage."""
         return self.metrics_dir / f"{stage}.json"
 
 
 def run_paths(runs_dir: Path, recipe_name: str, run_id: str) -> RunPaths:
-    """Return the paths of a run in the folder that holds all runs, or of a point in its sweep's run folder."""
+    """Return the paths of a run in the folder that holds all runs.
+
+    For a point of a sweep that folder is the sweep's run folder.
+    """
     return RunPaths(root=runs_dir / recipe_name / run_id)
 
 
@@ -165,7 +174,10 @@ def reserved_runs(runs_dir: Path) -> list[RunPaths]:
 
 
 def run_of_checkpoints(folder: Path) -> RunPaths | None:
-    """Return the run with a train stage that writes its checkpoints to *folder*, if any."""
+    """Return the run with a train stage that writes to *folder*, if any.
+
+    *folder* holds checkpoints.
+    """
     folder = folder.resolve()
     paths = RunPaths(root=folder.parent.parent)
     return paths if paths.plan.is_file() and folder == paths.checkpoints(folder.name) else None

@@ -22,7 +22,10 @@ def _index_dir() -> Path:
 
 
 def remember_run(paths: RunPaths) -> None:
-    """Add the run to the index; links of the same id whose folder is gone are removed."""
+    """Add the run to the index.
+
+    Links of the same id whose folder is gone are removed.
+    """
     folder = files.make_private_dir(_index_dir())
     link = folder / f"{paths.recipe_name}.{paths.run_id}.{files.digest_of(str(paths.root))[:8]}"
     temporary = files.temporary_path(link)
@@ -41,7 +44,10 @@ def forget_run(paths: RunPaths) -> None:
 
 
 def _links(paths: RunPaths) -> dict[Path, Path]:
-    """Return the links to runs with the recipe and id of *paths*, one for each runs directory, with their targets."""
+    """Return the links to runs with the recipe and id of *paths*.
+
+    There is one for each runs directory; each comes with its target.
+    """
     name, found = f"{paths.recipe_name}.{paths.run_id}", {}
     for link in _index_dir().glob(f"{glob.escape(name)}*"):
         with suppress(OSError):  # removed since the listing, or no link
@@ -51,9 +57,10 @@ def _links(paths: RunPaths) -> dict[Path, Path]:
 
 
 def known_runs(*, gone: bool = False) -> tuple[RunPaths, ...]:
-    """Return the indexed runs whose folder exists, or with *gone* those whose folder does not; oldest first.
+    """Return the indexed runs whose folder exists, oldest first.
 
-    A run that exists in another runs directory, too, is not gone: jobs are found by recipe and id alone.
+    With *gone* return those whose folder does not exist. A run that exists in another runs directory, too, is not gone:
+    jobs are found by recipe and id alone.
     """
     folder = _index_dir()
     if not folder.is_dir():
@@ -73,10 +80,10 @@ def _is_temporary(name: str) -> bool:
 
 
 def find_run(name: str, *, newest: bool = False, gone: bool = False) -> RunPaths:
-    """Return the run that *name* means: a folder, an id or its beginning, or a recipe's name.
+    """Return the run that *name* means.
 
-    Where a recipe has several runs, *newest* takes the one submitted last, for those who only look. With *gone* a run
-    is found whose folder is there no more.
+    *name* is a folder, an id or its beginning, or a recipe's name. Where a recipe has several runs, *newest* takes the
+    one submitted last, for callers that only look. With *gone* a run is found whose folder does not exist any more.
 
     Raises:
         NotFoundError: no run answers to *name*.
@@ -120,7 +127,10 @@ def _called(name: str, runs: Sequence[RunPaths]) -> list[RunPaths]:
 
 
 def find_checkpoint_dirs(text: str) -> list[Path]:
-    """Return the folders of checkpoints that *text* means: a folder, or those of a run's train stages."""
+    """Return the folders of checkpoints that *text* means.
+
+    *text* is a folder, or a run, whose train stages have such folders.
+    """
     folder = Path(text).expanduser()
     above = RunPaths(root=folder.resolve().parent)
     if folder.resolve() == above.checkpoints_dir and above.plan.is_file():

@@ -19,7 +19,7 @@ _LEAKING_NAMES = frozenset(
     | {PARENT_VARIABLE}
 )
 # How Slurm's commands find their controller and show who asks (configless login nodes, auth/slurm, auth/jwt).
-# They belong to the machine that calls, not to the job: slurmd tells a job of its own.
+# They belong to the machine that calls, not to the job: slurmd gives a job its own.
 SLURM_CLIENT_NAMES = ("SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_SACK_JWKS", "SLURM_SACK_KEY", "SLURM_SACK_SOCKET")
 
 

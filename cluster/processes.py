@@ -1,8 +1,8 @@
-"""Processes that leave no orphan: children die with their parent, stray ones are adopted and ended.
+"""Processes that leave no orphan behind.
 
-torchrun starts its workers in sessions of their own, and so do the services of trackers: killing a
-process group misses them. Linux gives two means that do not: a signal at the parent's death,
-and the role of the one to whom orphaned descendants are given.
+Children die with their parent; stray ones are adopted and ended. torchrun starts its workers in sessions of their own,
+and so do the services of trackers: killing a process group misses them. Linux gives two means that do not: a signal at
+the parent's death, and the role of the one to whom orphaned descendants are given.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ PARENT_VARIABLE = "SOUSBATCH_PARENT"
 
 
 def die_with_parent(number: signal.Signals) -> bool:
-    """Ask the kernel to send *number* to this process when its parent dies; say whether it was asked.
+    """Ask the kernel to send *number* to this process when its parent dies.
 
-    Only what was started with `child_environment` is bound: a job run by hand is its own
-    master. The parent may have died before this call, so it is looked for among the
-    ancestors; a wrapper such as `conda run` may stand between. The kernel's signal needs Linux.
+    Return whether it was asked. Only what was started with `child_environment` is bound: a job run by hand is its own
+    master. The parent may have died before this call, so it is looked for among the ancestors; a wrapper such as `conda
+    run` may stand between. The kernel's signal needs Linux.
     """
     expected = os.environ.get(PARENT_VARIABLE)
     if expected is None:
@@ -46,7 +46,10 @@ def child_environment(environment: dict[str, str]) -> dict[str, str]:
 
 
 def adopt_orphans() -> None:
-    """Become the parent of descendants whose own parent dies, so that they can be found and ended."""
+    """Become the parent of descendants whose own parent dies.
+
+    So they can be found and ended.
+    """
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
@@ -95,7 +98,10 @@ def _signal(processes: Iterable[psutil.Process], number: signal.Signals) -> None
 
 
 def _pid_namespace() -> str:
-    """Name the set of processes that this one's number belongs to; a container has its own."""
+    """Name the set of processes that this process's number belongs to.
+
+    A container has its own.
+    """
     try:
         return os.readlink("/proc/self/ns/pid")
     except OSError:

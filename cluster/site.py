@@ -24,7 +24,10 @@ class NodeKind:
 
 @dataclass(frozen=True, kw_only=True)
 class Partition:
-    """A partition of Slurm. Limits are None where there is none; times are in minutes."""
+    """A partition of Slurm.
+
+    Limits are None where there is none; times are in minutes.
+    """
 
     name: str
     is_default: bool
@@ -59,14 +62,20 @@ class Site:
         return not self.partitions
 
     def partition(self, name: str | None) -> Partition | None:
-        """Return the partition called *name*, or the default one; None when there is no such."""
+        """Return the partition called *name*, or the default one.
+
+        Return None when there is no such partition.
+        """
         chosen = (one for one in self.partitions if (one.name == name if name else one.is_default))
         return next(chosen, None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """A GPU of this machine. *name* is what CUDA_VISIBLE_DEVICES may call it; *key* is the same for all its names."""
+    """A GPU of this machine.
+
+    *name* is what CUDA_VISIBLE_DEVICES may call it; *key* is the same for all its names.
+    """
 
     key: str
     name: str
@@ -87,7 +96,10 @@ def this_machine() -> Site:
 
 
 def usable_cores() -> tuple[int, ...]:
-    """Return the numbers of the cores this process may use: by affinity, and as many as its cgroup pays for."""
+    """Return the numbers of the cores this process may use.
+
+    They are those of its affinity, and as many as its cgroup pays for.
+    """
     cores = sorted(os.sched_getaffinity(0))
     try:
         quota, _, period = _CPU_LIMIT.read_text().strip().partition(" ")
@@ -97,7 +109,10 @@ def usable_cores() -> tuple[int, ...]:
 
 
 def memory_bytes() -> int:
-    """Return the memory this process may use: the machine's, or its cgroup's if that is less."""
+    """Return the bytes of memory this process may use.
+
+    They are the machine's, or its cgroup's if that is less.
+    """
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
@@ -107,7 +122,10 @@ def memory_bytes() -> int:
 
 
 def visible_gpus() -> tuple[Gpu, ...]:
-    """Return the NVIDIA GPUs that CUDA would show to this process, without importing torch."""
+    """Return the NVIDIA GPUs that CUDA would show to this process.
+
+    torch is not imported for it.
+    """
     if shutil.which("nvidia-smi") is None:
         return ()
     command = ["nvidia-smi", "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"]
@@ -119,10 +137,11 @@ def visible_gpus() -> tuple[Gpu, ...]:
 
 
 def shown(text: str, names: str | None) -> tuple[Gpu, ...]:
-    """Return the GPUs in nvidia-smi's lines of index, uuid and MiB that CUDA_VISIBLE_DEVICES names.
+    """Return the GPUs in nvidia-smi's lines that CUDA_VISIBLE_DEVICES names.
 
-    Like CUDA, stop at the first wrong name, and at one that comes twice. Memory is 0 where nvidia-smi says [N/A],
-    as for memory shared with the host; a part of a GPU (MIG) counts as having the least of all.
+    A line has index, uuid and MiB. Like CUDA, stop at the first wrong name, and at one that comes twice. Memory is 0
+    where nvidia-smi says [N/A], as for memory shared with the host; a part of a GPU (MIG) counts as having the least of
+    all.
     """
     rows = [[cell.strip() for cell in line.split(",")] for line in text.splitlines() if line.count(",") == 2]
     memories = {index: int(float(size)) << 20 if size[:1].isdigit() else 0 for index, _, size in rows}

@@ -1,7 +1,7 @@
-"""The only place that runs Slurm's commands: one function, with a time limit and patience.
+"""The only place that runs Slurm's commands.
 
-Rows are asked for with format strings, never as JSON, whose shape changes between versions
-(torchx#1101). What the rows mean for a run is in `launchers/slurm/launcher.py`.
+One function runs them, with a time limit and patience. Rows are asked for with format strings, never as JSON, whose
+shape changes between versions (torchx#1101). What the rows mean for a run is in `launchers/slurm/launcher.py`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _FORMAT = ",".join(f"{name}:|" for name in _FIELDS)
 
 @dataclass(frozen=True, kw_only=True)
 class JobRow:
-    """A job, or the waiting rest of an array, as Slurm tells it.
+    """A job, or the waiting rest of an array, as Slurm reports it.
 
     *exit_status* is that of wait(2); None when Slurm's word for it, *exit_text*, was not understood.
     """
@@ -69,11 +69,11 @@ def call(
     reads_errors: bool = False,
     answer: str | None = None,
 ) -> str:
-    """Run one of Slurm's commands and return what it printed, with *reads_errors* what it said on stderr.
+    """Run one of Slurm's commands and return what it printed.
 
-    It is asked again for *patience_s* seconds while the controller does not answer. The command
-    keeps the descriptors *keeps* open, also when this process dies. What it printed is taken
-    whatever its exit code where the text *answer* is in it.
+    With *reads_errors* return what it wrote to stderr. The command is run again for *patience_s* seconds while the
+    controller does not answer. It keeps the descriptors *keeps* open, also when this process dies. Its output is taken
+    with any exit code where the text *answer* is in it.
 
     Raises:
         NoSlurmError: no Slurm is configured here.
@@ -119,10 +119,10 @@ def _call_once(
             pass_fds=tuple(keeps),
         )
     except subprocess.TimeoutExpired as error:
-        # such as "Slurm job queue full, sleeping and retrying", which sbatch would go on doing
+        # such as "Slurm job queue full, sleeping and retrying", which sbatch would keep doing
         said = _complaints(error.stderr.decode(errors="replace") if isinstance(error.stderr, bytes) else "")
-        told = f", and said: {said}" if said else ""
-        raise UnreachableError(f"{command[0]} got no answer in {TIMEOUT_S:.0f} s{told}") from error
+        words = f", and said: {said}" if said else ""
+        raise UnreachableError(f"{command[0]} got no answer in {TIMEOUT_S:.0f} s{words}") from error
     except FileNotFoundError as error:
         raise NoSlurmError(f"{command[0]} is not on this machine's PATH") from error
     except OSError as error:
@@ -136,7 +136,10 @@ def _check_conf(conf: str | None) -> None:
 
 
 def _complaints(text: str) -> str:
-    """Return what a command said on stderr in one line, without its own name and the library's notes."""
+    """Return what a command said on stderr, in one line.
+
+    Its own name and the library's notes are left out.
+    """
     lines = [re.sub(r"^\w+: (error: |fatal: )?", "", line).strip() for line in text.splitlines()]
     return "; ".join(dict.fromkeys(line for line in lines if not _NO_ERROR.match(line)))
 
@@ -149,7 +152,10 @@ def _error_of(name: str, done: subprocess.CompletedProcess[str]) -> SlurmError:
 
 
 def parse_exit_status(text: str) -> int | None:
-    """Return the status of wait(2) that squeue or sacct printed, in any version's form; None for another form."""
+    """Return the status of wait(2) that squeue or sacct printed.
+
+    Every version's form is read; another form gives None.
+    """
     found = ((pattern.fullmatch(text.strip()), value) for pattern, value in _EXIT_STATUS)
     return next((value(match) for match, value in found if match), None)
 
@@ -157,10 +163,11 @@ def parse_exit_status(text: str) -> int | None:
 def submit(
     text: str, options: Sequence[str], *, folder: Path, environment: Mapping[str, str], lock: int | None = None
 ) -> str:
-    """Send a batch script and return the job's id; never asked twice, since Slurm may have accepted it.
+    """Send a batch script and return the job's id.
 
-    *folder* is the job's working folder, which relative log paths start from. *lock* is the
-    descriptor of a lock that holds as long as sbatch lives, even if this process is killed.
+    It is never sent twice, since Slurm may have accepted it. *folder* is the job's working folder, which relative log
+    paths start from. *lock* is the descriptor of a lock that holds as long as sbatch lives, even if this process is
+    killed.
     """
     keeps = () if lock is None else (lock,)
     said = call(["sbatch", "--parsable", *options], folder=folder, environment=environment, text=text, keeps=keeps)
@@ -168,7 +175,10 @@ def submit(
 
 
 def test(text: str, *, folder: Path, environment: Mapping[str, str]) -> str:
-    """Ask whether Slurm would take a batch script, without sending it; return when and where it would start."""
+    """Ask whether Slurm would take a batch script, without sending it.
+
+    Return when and where it would start.
+    """
     said = call(["sbatch", "--test-only"], folder=folder, environment=environment, text=text, reads_errors=True)
     # other lines may follow, such as "Preempts: 19"; 24.11 and 26.05 write a stray "a" behind the time
     found = re.search(r"to start at (\S+)(?: a)? (using .*)", said)
@@ -176,9 +186,10 @@ def test(text: str, *, folder: Path, environment: Mapping[str, str]) -> str:
 
 
 def queue(*, patience_s: float = 0) -> list[JobRow]:
-    """Return this user's jobs, and those that ended less than Slurm's MinJobAge ago: one call, however many.
+    """Return this user's jobs, and those that ended a short time ago.
 
-    The waiting rest of an array is one row.
+    The latter are those that ended less than Slurm's MinJobAge ago. It is one call, however many jobs there are. The
+    waiting rest of an array is one row.
     """
     command = ["squeue", f"--user={os.getuid()}", "--states=all", "--noheader", f"--Format={_FORMAT}"]
     text = call(command, patience_s=patience_s)
@@ -204,7 +215,10 @@ def queue(*, patience_s: float = 0) -> list[JobRow]:
 
 
 def ended(job_ids: Collection[str]) -> list[JobRow]:
-    """Return what the accounting knows of jobs that the queue has forgotten; nothing where there is none."""
+    """Return what the accounting knows of jobs that the queue has forgotten.
+
+    Return nothing where there is no accounting.
+    """
     from submitit.slurm.slurm import SlurmInfoWatcher
 
     command = ["sacct", "--parsable2", "--format=JobID,State,ExitCode", f"--jobs={','.join(sorted(job_ids))}"]
@@ -229,7 +243,10 @@ def ended(job_ids: Collection[str]) -> list[JobRow]:
 
 
 def cancel(job_ids: Collection[str], *options: str) -> None:
-    """Cancel jobs, or with `--signal` send one; those that have ended or are unknown are passed over."""
+    """Cancel jobs, or with `--signal` send them a signal.
+
+    Jobs that have ended or are unknown are passed over.
+    """
     if job_ids:
         try:
             call(["scancel", *options, *job_ids], patience_s=60)
@@ -255,9 +272,10 @@ def forbid_requeue(job_id: str) -> None:
 
 
 def fate_of(job_id: str) -> Literal["running", "preempted", "gone"]:
-    """Say what became of this process's job: it runs, is being preempted, or ended or started again elsewhere.
+    """Say what became of this process's job.
 
-    A preempted job runs on through its GraceTime. A PreemptTime before the start is one of an earlier start.
+    It runs, is being preempted, or ended or started again elsewhere. A preempted job runs on through its GraceTime. A
+    PreemptTime before the start is one of an earlier start.
     """
     fields = "StateCompact:|,RestartCnt:|,PreemptTime:|,StartTime:|"
     try:
@@ -275,13 +293,19 @@ def fate_of(job_id: str) -> Literal["running", "preempted", "gone"]:
 
 
 def node_address(node: str) -> str:
-    """Return the address at which other nodes reach *node*; its name alone need not resolve."""
+    """Return the address at which other nodes reach *node*.
+
+    Its name alone need not resolve.
+    """
     found = re.search(r"\bNodeAddr=(\S+)", call(["scontrol", "--oneliner", "show", "node", node], patience_s=60))
     return found[1] if found else node
 
 
 def job_id() -> str:
-    """Return the id of the job that this process belongs to, `ARRAY_TASK` for a task of an array, or ''."""
+    """Return the id of this process's job, or '' outside a job.
+
+    For a task of an array it is `ARRAY_TASK`.
+    """
     from submitit.slurm.slurm import SlurmJobEnvironment
 
     return SlurmJobEnvironment().job_id if "SLURM_JOB_ID" in os.environ else ""
@@ -295,11 +319,11 @@ def first_node() -> str:
 
 
 def first_failure(text: str) -> tuple[str, int | None]:
-    """Return what srun said in *text* of the first task that failed, such as `n1: task 0: Killed`, and its exit code.
+    """Return srun's line in *text* on the first task that failed, and its exit code.
 
-    srun's own exit code is the highest of all tasks, those that it ended after the first included,
-    and 1 for one that the kernel killed for want of host memory. The code is None where srun does
-    not tell one; nothing found is ('', None).
+    Such a line is `n1: task 0: Killed`. srun's own exit code is the highest of all tasks, those that it ended after the
+    first included, and 1 for a task that the kernel killed because host memory was short. The code is None where srun
+    does not say it; nothing found is ('', None).
     """
     found = re.search(r"^srun: error: (\S+: tasks? [\d,-]+: (.+))$", text, re.MULTILINE)
     if found is None:
@@ -313,12 +337,12 @@ def first_failure(text: str) -> tuple[str, int | None]:
 def srun(
     command: Sequence[str], *, nodes: int, tasks_per_node: int, cpus_per_task: int, options: Sequence[str] = ()
 ) -> list[str]:
-    """Return the command that runs *command* once a rank in this job; the first that fails ends all.
+    """Return the command that runs *command* once a rank in this job.
 
-    Of several ranks each line of the log begins with the rank that wrote it.
+    The first rank that fails ends all. Of several ranks each line of the log begins with the rank that wrote it.
 
-    Each count is said again: srun does not take cpus-per-task from sbatch since Slurm 22.05, and
-    a leaked SLURM_CPU_BIND once pinned eight ranks to four cores (goodfire-ai/spd#955).
+    Each count is said again: srun does not take cpus-per-task from sbatch since Slurm 22.05, and a leaked
+    SLURM_CPU_BIND once pinned eight ranks to four cores (goodfire-ai/spd#955).
     """
     return [
         *["srun", f"--nodes={nodes}", f"--ntasks={nodes * tasks_per_node}", f"--ntasks-per-node={tasks_per_node}"],

@@ -1,4 +1,7 @@
-"""Slurm as a site: partitions, their nodes and limits, read from sinfo, scontrol and sacctmgr."""
+"""Slurm as a site: partitions, their nodes and limits.
+
+They are read from sinfo, scontrol and sacctmgr.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,14 @@ _UNLIMITED = ("infinite", "UNLIMITED", "n/a", "NONE", "")
 
 
 def read_site(*, patience_s: float = 0) -> Site:
-    """Return what Slurm offers to this user; a controller that does not answer is asked for *patience_s* seconds.
+    """Return what Slurm offers to this user.
+
+    A controller that does not answer is asked for *patience_s* seconds.
 
     Raises:
         NoSlurmError: no Slurm is configured here.
         UnreachableError: there is a Slurm, and it does not answer.
-        SlurmError: Slurm refuses to tell, or has no partition for this user.
+        SlurmError: Slurm refuses to answer, or has no partition for this user.
     """
     # The configuration ends with a ping, which alone may fail, under a rate limit for example: then the exit code is 1
     text = call(["scontrol", "show", "config"], patience_s=patience_s, answer="ClusterName ")
@@ -50,7 +55,9 @@ def _pairs(text: str, pattern: str) -> dict[str, str]:
 
 
 def _partitions(*, has_memory_default: bool) -> list[Partition]:
-    """Return every partition with its nodes, those that take no jobs now included: a recipe may name one.
+    """Return every partition with its nodes.
+
+    Partitions that take no jobs now are included: a recipe may name one.
 
     Raises:
         SlurmError: none takes jobs.
@@ -87,7 +94,10 @@ def _partitions(*, has_memory_default: bool) -> list[Partition]:
 
 
 def nodes_away(partition: str) -> str:
-    """Say how many nodes of *partition* take no job now, being down, drained or reserved; '' when all do."""
+    """Say how many nodes of *partition* take no job now; '' when all do.
+
+    They are down, drained or reserved.
+    """
     lines = call(["sinfo", "--noheader", f"--partition={partition}", "--format=%a|%D|%T"]).splitlines()
     nodes = [(availability, int(count), state) for availability, count, state in (line.split("|") for line in lines)]
     total = sum(count for _, count, _ in nodes)
@@ -100,18 +110,27 @@ def _has_memory_default(values: dict[str, str]) -> bool:
 
 
 def _least(text: str) -> int:
-    """Return the number of a field that sinfo may end with '+', for nodes that differ."""
+    """Return the number of a field that sinfo may end with '+'.
+
+    The sign stands for nodes that differ.
+    """
     return int(text.rstrip("+") or 0)
 
 
 def parse_gpus(text: str) -> tuple[int, str]:
-    """Return how many GPUs a node has and their type, from sinfo's %G, such as `gpu:a100:4(S:0-1),nvme:1`."""
+    """Return how many GPUs a node has and their type, from sinfo's %G.
+
+    Such a field is `gpu:a100:4(S:0-1),nvme:1`.
+    """
     found = re.findall(r"\bgpu:(?:([^:,()]+):)?(\d+)", text)
     return sum(int(count) for _, count in found), next((kind for kind, _ in found if kind), "")
 
 
 def parse_minutes(text: str) -> int | None:
-    """Return a time of Slurm's, `days-hours:minutes:seconds` or shorter, in minutes; None for no limit."""
+    """Return a time of Slurm's in minutes; None for no limit.
+
+    Its form is `days-hours:minutes:seconds` or shorter.
+    """
     if text in _UNLIMITED:
         return None
     days, _, clock = text.rpartition("-")
@@ -121,9 +140,10 @@ def parse_minutes(text: str) -> int | None:
 
 
 def _max_jobs() -> int | None:
-    """Return the least number of jobs that the accounting lets this user have at once, each array task counted.
+    """Return the most jobs that the accounting lets this user have at once.
 
-    Limits stand on the user's association and on its quality of service.
+    It is the least of the limits, and each array task counts. Limits stand on the user's association and on its quality
+    of service.
     """
     limits, services = [], set()
     fields = "format=MaxSubmitJobs,GrpSubmitJobs,DefaultQOS"

@@ -118,7 +118,7 @@ def _stages_named(events: Sequence[Event]) -> tuple[StageSummary, ...]:
 
     It does not say how many tasks they have, and so not when they are done.
     """
-    return tuple(StageSummary(name=name, kind="merge", num_tasks=-1, steps=0) for name in by_stage(events) if name)
+    return tuple(StageSummary(name=name, kind="", num_tasks=-1, steps=0) for name in by_stage(events) if name)
 
 
 def _states_of_gone(look: _Look, left: Mapping[Path, Sequence[LeftJob]], silence: str) -> dict[str, StageState]:

@@ -13,34 +13,39 @@ RowUse = Literal["train", "eval", "predict", "score"]
 
 @dataclass(frozen=True, kw_only=True)
 class StageKind:
-    """What sets a kind of stage apart.
-
-    *source* is the kind of stage that it works on: one above it is taken when it is `named`, the nearest one `if any`
-    is there (else the recipe's own model will do), or it is `required`. *inherits* lists the sections of the recipe
-    that it sees as that stage does, before its own `set`; *foresees* lists those that it sees as the first stage does
-    that works on it. *rows* says what it uses data files for. *leaves* is what it writes into the run folder.
-
-    Its tasks *share* what is named: a kind that shares nothing has one task. It waits until the stage it works on has
-    *ended* well ("ok") or anyhow ("any"). It is *stopped* by a flag that its ranks look at, or by a signal, after
-    which it begins again. Its *progress* is counted in the unit named.
-    """
+    """What sets a kind of stage apart."""
 
     name: str
     does: str
+    # what it writes into the run folder
     leaves: Literal["checkpoints", "model", "predictions", "merged predictions", "scores", "runs"]
+    # the kind of stage that it works on: one above it that `of` names, else the nearest one; it may be required
     source: str | None = None
     takes_source: Literal["named", "if any", "required"] = "required"
+    # sections of the recipe that its job reads, and so those that its own `set` can change
+    reads: tuple[str, ...] = ()
+    # sections that it sees as the stage that it works on does, before its own `set`
     inherits: tuple[str, ...] = ()
+    # sections that it sees as the first stage that works on it does, where its own `set` has none
     foresees: tuple[str, ...] = ()
+    # what it uses data files for
     rows: tuple[RowUse, ...] = ()
+    # it loads a model, that of the stage that it works on or the recipe's own
     starts_from_model: bool = False
     uses_devices: bool = False
+    # its ranks work together, started by torchrun; else it is one process
     is_distributed: bool = False
+    # what its tasks share; a kind that shares nothing has one task
     shares: Literal["rows", "weight files", "points"] | None = None
+    # how the stage that it works on must have ended
     after: Literal["ok", "any"] = "ok"
+    # a flag that its ranks look at, or a signal, after which it starts from its beginning
     stopped_by: Literal["flag", "signal"] = "signal"
+    # the unit of its progress
     progress: Literal["steps", "rows", "parts", "points"] | None = None
+    # a recipe that lists no stages has it
     is_usual: bool = True
+    # it starts, resumes and stops its own stages; no recipe can name it
     looks_after_itself: bool = False
 
     @property
@@ -58,6 +63,7 @@ STAGE_KINDS: dict[str, StageKind] = {
             leaves="checkpoints",
             source="consolidate",
             takes_source="named",
+            reads=("model", "adapter", "data", "train", "checkpoints", "consolidate", "question_answering"),
             foresees=("consolidate",),  # weights that are kept alone have the dtype that the model will have
             rows=("train", "eval"),
             starts_from_model=True,
@@ -71,6 +77,7 @@ STAGE_KINDS: dict[str, StageKind] = {
             does="makes a half-precision model of a checkpoint",
             leaves="model",
             source="train",
+            reads=("model", "adapter", "checkpoints", "consolidate"),
             inherits=("model", "adapter", "checkpoints"),
             shares="weight files",
             progress="parts",
@@ -81,6 +88,7 @@ STAGE_KINDS: dict[str, StageKind] = {
             leaves="predictions",
             source="consolidate",
             takes_source="if any",
+            reads=("model", "data", "predict", "question_answering"),
             rows=("predict",),
             starts_from_model=True,
             uses_devices=True,
@@ -93,7 +101,7 @@ STAGE_KINDS: dict[str, StageKind] = {
             does="joins the predictions into one complete file, or names the missing rows",
             leaves="merged predictions",
             source="predict",
-            inherits=("data", "predict"),
+            inherits=("data", "predict"),  # for the score stage that works on it
             after="any",  # however the predictions ended, so that what is missing gets reported
         ),
         StageKind(
@@ -101,6 +109,7 @@ STAGE_KINDS: dict[str, StageKind] = {
             does="measures merged predictions against the targets",
             leaves="scores",
             source="merge",
+            reads=("data", "predict", "score"),
             inherits=("data", "predict"),
             rows=("score",),
         ),

@@ -1,1 +1,4 @@
-"""A private Slurm for tests and trials: its configuration, its processes, and builds of other versions."""
+"""A private Slurm for tests and trials.
+
+Its configuration, its processes, and builds of other versions.
+"""

@@ -1,7 +1,7 @@
-"""The programs that a private Slurm consists of: where they are, and which version.
+"""The programs of a private Slurm: where they are, and which version.
 
-Slurm's own daemons and commands all come from one prefix, since two versions do not understand
-each other everywhere. munged and MariaDB serve any Slurm.
+Slurm's own daemons and commands all come from one prefix, since two versions do not understand each other everywhere.
+munged and MariaDB serve any Slurm.
 """
 
 from __future__ import annotations
@@ -28,14 +28,20 @@ _DEBIAN = Path("/usr")
 
 
 def default_prefix() -> Path:
-    """Return the prefix of the Slurm whose sbatch this shell finds, if it has daemons, too, else Debian's."""
+    """Return the prefix of the Slurm whose sbatch this shell finds.
+
+    Where that Slurm has no daemons, return Debian's prefix.
+    """
     sbatch = shutil.which("sbatch")
     prefix = Path(sbatch).resolve().parent.parent if sbatch else _DEBIAN
     return _DEBIAN if _lacking(prefix, _SLURM) else prefix
 
 
 def missing_packages(*, accounting: bool = False, prefix: Path | None = None) -> tuple[str, ...]:
-    """Return the Debian packages that a sandbox needs and this machine lacks; *prefix* is that of a Slurm."""
+    """Return the Debian packages that a sandbox needs and this machine lacks.
+
+    *prefix* is that of a Slurm.
+    """
     slurm = _SLURM | (_SLURM_ACCOUNTING if accounting else {})
     other = _OTHER | (_OTHER_ACCOUNTING if accounting else {})
     packages = [slurm[binary] for binary in _lacking(prefix or default_prefix(), slurm)]
@@ -81,7 +87,7 @@ def check_programs(prefix: Path, *, accounting: bool) -> None:
 def make_system_tables(box: Sandbox, environment: Mapping[str, str]) -> None:
     """Give MariaDB its own tables where it has none.
 
-    Without `proc` it has no stored procedures, with which slurmdbd tells what a limit inherits:
+    Without `proc` it has no stored procedures, with which slurmdbd reads what a limit inherits:
     every limit that is not set would read 0. mariadb-install-db is not in Debian's smallest package.
     """
     if (box.database_dir / "mysql").is_dir():

@@ -1,6 +1,7 @@
-"""The texts that configure a private Slurm; pure, so that one shape always gives the same cluster.
+"""The texts that configure a private Slurm.
 
-Every choice below was tried on Slurm 21.08.8, 22.05.8, 24.11.5 and 26.05.3: no key differs between them.
+They are pure, so that one shape always gives the same cluster. Every choice below was tried on Slurm 21.08.8, 22.05.8,
+24.11.5 and 26.05.3: no key differs between them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Sandbox:
-    """A private Slurm in *folder*: its shape, and the values of slurm.conf that differ from ours."""
+    """A private Slurm in *folder*.
+
+    It has its shape, and the values of slurm.conf that differ from ours.
+    """
 
     folder: Path
     user: str
@@ -78,7 +82,10 @@ class Sandbox:
 
 @dataclass(frozen=True, kw_only=True)
 class Daemon:
-    """One process of a sandbox: its command line, where it listens once it is ready, and its log."""
+    """One process of a sandbox.
+
+    It has its command line, where it listens once it is ready, and its log.
+    """
 
     name: str
     command: tuple[str, ...]
@@ -124,7 +131,7 @@ def daemons(box: Sandbox) -> tuple[Daemon, ...]:
 
 
 def _accounting(box: Sandbox) -> tuple[Daemon, ...]:
-    # No network and no grant tables: whoever can enter the private folder is the user. That also
+    # No network and no grant tables: only the user can enter the private folder. That also
     # spares mariadb-install-db's seconds.
     database = (
         "mariadbd",
@@ -158,12 +165,15 @@ def _options(**values: object) -> tuple[str, ...]:
 
 
 def cluster_name(folder: Path) -> str:
-    """Return the name of the cluster in *folder*, also where nothing is left there to read."""
+    """Return the name of the cluster in *folder*.
+
+    The name is known also where nothing is left there to read.
+    """
     return "sandbox_" + hashlib.sha256(str(folder).encode()).hexdigest()[:8]
 
 
 def slurm_conf(box: Sandbox) -> str:
-    """Return slurm.conf; all nodes pretend to be on a machine of their own."""
+    """Return slurm.conf, in which each node has an address of its own."""
     folder, run, log = box.folder, box.run_dir, box.log_dir
     values = {
         "ClusterName": box.cluster,
@@ -229,9 +239,10 @@ def slurm_conf(box: Sandbox) -> str:
 
 
 def _binding(box: Sandbox) -> dict[str, str]:
-    """Return what binds daemons to the address that the machine's name means, instead of to every address.
+    """Return the lines that bind daemons to the address of the machine's name.
 
-    Slurm can be confined in no other way: NodeAddr and SlurmctldHost say where to connect, not where to listen.
+    Without them daemons listen on every address. Slurm can be confined in no other way: NodeAddr and SlurmctldHost say
+    where to connect, not where to listen.
     """
     return {"CommunicationParameters": "NoCtldInAddrAny,NoInAddrAny"} if box.is_confined else {}
 
@@ -246,7 +257,10 @@ def gres_conf(box: Sandbox) -> str:
 
 
 def cgroup_conf() -> str:
-    """Return cgroup.conf, which is read where ProctrackType or TaskPlugin was set to Linux's control groups."""
+    """Return cgroup.conf.
+
+    Slurm reads it where ProctrackType or TaskPlugin was set to Linux's control groups.
+    """
     return "ConstrainRAMSpace=yes\n"
 
 

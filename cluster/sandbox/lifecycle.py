@@ -1,7 +1,7 @@
-"""A private real Slurm of pretend nodes on this machine, to try recipes and to test.
+"""A private real Slurm of simulated nodes on this machine.
 
-Nothing of Debian's services is used: the binaries run with a configuration of their own, as
-whoever starts them, bound to loopback, with all their files in one folder.
+It is for trying recipes and for tests. Nothing of Debian's services is used: the binaries run with a configuration of
+their own, as the user who starts them, bound to loopback, with all their files in one folder.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ def start(
     prefix: Path | None = None,
     settings: Mapping[str, str] | None = None,
 ) -> Sandbox:
-    """Start the sandbox in *folder*, or what of it has died, and return it once every node answers.
+    """Start the sandbox in *folder* and return it once every node answers.
 
-    A sandbox that is there keeps the shape it was started with. Daemons and clients are those of
-    the Slurm in *prefix*, by default of `default_prefix`. *settings* are values of slurm.conf laid
+    Of a sandbox that is there, only what has died is started; it keeps the shape it was started with. Daemons and
+    clients are those of the Slurm in *prefix*, by default of `default_prefix`. *settings* are values of slurm.conf laid
     over ours.
 
     Raises:
@@ -132,9 +132,9 @@ def read(folder: Path) -> Sandbox:
 
 
 def stop(folder: Path) -> int:
-    """End every process of the sandbox in *folder*, remove the folder, return how many there were.
+    """End every process of the sandbox in *folder*, and remove the folder.
 
-    What a sandbox left behind whose folder is gone is ended, too.
+    Return how many processes there were. Processes of a sandbox whose folder is gone are ended, too.
     """
     folder = _absolute(folder)
     if not folder.parent.is_dir():
@@ -149,7 +149,10 @@ def stop(folder: Path) -> int:
 
 
 def _remove_control_groups(folder: Path) -> None:
-    """Remove what proctrack/cgroup leaves of version 1's hierarchies; of version 2 nothing is left."""
+    """Remove what proctrack/cgroup leaves of version 1's hierarchies.
+
+    Of version 2 nothing is left.
+    """
     try:
         box = read(folder)
     except RunError:
@@ -165,7 +168,10 @@ def _remove_control_groups(folder: Path) -> None:
 
 
 def daemons_alive(folder: Path) -> dict[str, bool]:
-    """Say of each daemon of the sandbox in *folder* whether it lives; nothing where there is no sandbox."""
+    """Say of each daemon of the sandbox in *folder* whether it lives.
+
+    The answer is empty where there is no sandbox.
+    """
     try:
         box = read(folder)
     except NotFoundError:
@@ -220,10 +226,10 @@ def start_controller(folder: Path) -> None:
 
 
 def _own_address() -> str | None:
-    """Return the address that this machine's name means, if Slurm can be confined to it.
+    """Return this machine's own address, if Slurm can be confined to it.
 
-    It cannot where the name means nothing, or 127.0.1.1 as Debian has it: what connects there comes
-    from 127.0.0.1, where srun would then be answered and not be found.
+    It is the address that the machine's name means. It cannot where the name means nothing, or 127.0.1.1 as Debian has
+    it: what connects there comes from 127.0.0.1, where srun would then be answered and not be found.
     """
     try:
         address = str(socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)[0][4][0])
@@ -342,7 +348,10 @@ def _answers(address: str, place: int | Path) -> bool:
 
 
 def _environment(box: Sandbox) -> dict[str, str]:
-    """Return the daemons' environment: nothing of the caller's shell reaches jobs through slurmd."""
+    """Return the daemons' environment.
+
+    Nothing of the caller's shell reaches jobs through slurmd.
+    """
     return {
         "PATH": f"{box.prefix}/sbin:{box.prefix}/bin:{PATH}",
         "HOME": pwd.getpwuid(os.getuid()).pw_dir,

@@ -1,8 +1,8 @@
-"""The processes of a private Slurm, found by what they carry rather than by what was noted down.
+"""The processes of a private Slurm, found by the cluster's name they carry.
 
-Process ids in files are stale after a reboot or a kill, and jobs leave processes that no daemon
-knows any more. But Slurm puts the cluster's name into every job's environment, the daemons are
-given it, too, and no two sandboxes share a name.
+Process ids noted in files are stale after a reboot or a kill, and jobs leave processes that no daemon knows any more.
+But Slurm puts the cluster's name into every job's environment, we put it into the daemons', and no two sandboxes share
+a name.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ _DAEMONS = ("slurm", "munged", "mariadbd")
 
 
 def processes(folder: Path) -> list[psutil.Process]:
-    """Return the living processes of the sandbox in *folder*: daemons, jobs and their descendants.
+    """Return the living processes of the sandbox in *folder*.
 
-    The caller and its ancestors are never among them, also when it runs inside a job. What
-    overwrote its environment with a title, as slurmscriptd does, is known by its open files.
+    They are daemons, jobs and their descendants. The caller and its ancestors are never among them, also when it runs
+    inside a job. A process that overwrote its environment with a title, as slurmscriptd does, is known by its open
+    files.
     """
     mark = f"SLURM_CLUSTER_NAME={cluster_name(folder)}".encode()
     mine = {process.pid for process in (psutil.Process(), *psutil.Process().parents())}
@@ -49,7 +50,10 @@ def running(daemon: Daemon, among: list[psutil.Process]) -> list[psutil.Process]
 
 
 def end_all(folder: Path) -> int:
-    """End the daemons at once, so that nothing new starts, then the jobs; return how many there were."""
+    """End the daemons, then the jobs; return how many there were.
+
+    The daemons end at once, so that nothing new starts.
+    """
     seen: dict[int, psutil.Process] = {}
     deadline = time.monotonic() + _GRACE_S
     while (found := processes(folder)) or any(_is_alive(process) for process in seen.values()):

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from ...errors import Fault, nearest
 from ...redaction import holds_secret, is_secret
 from ...run_folder import NAME_PATTERN
-from ..stage_kinds import RECIPE_KINDS, STAGE_KINDS, RowUse
+from ..stage_kinds import RECIPE_KINDS, STAGE_KINDS, RowUse, StageKind
 from ..stages import fitting_sources, kind_name, resolve_stages, settings_of, stages_of
 from ..tasks import TASKS, is_later, task_faults
 from . import Recipe, Resources, StageSettings, validate
@@ -146,8 +146,18 @@ def _stages(recipe: Recipe) -> Iterator[Fault]:
             given = spec.set.get(section, {})
             if section in spec.set and (not inner or (isinstance(given, dict) and inner in given)):
                 yield Fault(key=f"{key}.set.{path}", problem="is one for the whole run", hint=f"set {path} itself")
+        yield from _unread(key, spec.set, STAGE_KINDS.get(spec.kind or name))
         yield from validate.build(Recipe, spec.set, key=f"{key}.set")[1]
         yield from validate.unknown_names(Recipe, spec.set, key=f"{key}.set")
+
+
+def _unread(key: str, changes: Mapping[str, Any], kind: StageKind | None) -> Iterator[Fault]:
+    """Return the sections that a stage sets for itself and that its job does not read."""
+    sections = {field.name for field in fields(StageSettings)} - {"task", "seed"}
+    for section in sorted(sections & changes.keys()):
+        if kind is not None and section not in kind.reads:
+            problem = f"does nothing: a {kind.name} stage reads {', '.join(kind.reads) or 'no section'}"
+            yield Fault(key=f"{key}.set.{section}", problem=problem, hint="set it where it is read, or leave it out")
 
 
 def _views(recipe: Recipe) -> list[Fault]:

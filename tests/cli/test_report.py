@@ -13,54 +13,9 @@ import pytest
 from sousbatch import events, ledger
 from sousbatch.checkpoints import commit
 from sousbatch.cli.report import render_page
-from sousbatch.events import KINDS, Event
 from sousbatch.launchers.states import StageState
-from sousbatch.ledger_queries import checkpoint_lifetimes, timed
 from sousbatch.recipes.plan import read_plan
 from sousbatch.run_folder import RunPaths
-
-
-def event(kind: str, time: float, number: int = 1, **data: Any) -> Event:
-    return KINDS[kind](role="job", number=number, time=time, stage="train", **data)
-
-
-def saved(step: int, time: float, number: int = 1) -> Event:
-    return event("saved", time, number, step=step, num_bytes=100, held_bytes=100 * step, budget_bytes=1000, stall_s=0.5)
-
-
-def test_a_checkpoint_lives_from_its_save_to_what_became_of_it() -> None:
-    events = [
-        saved(1, 10.0),
-        saved(2, 20.0),
-        event("removed", 21.0, step=1),
-        saved(3, 30.0),
-        event("thinned", 31.0, step=2, left_bytes=20),
-        event("archived", 33.0, step=3),
-    ]
-    found = checkpoint_lifetimes(timed(events))
-    assert [(one.step, one.fate, one.born_s, one.stripped_s, one.end_s) for one in found] == [
-        (1, "removed", 0.0, None, 11.0),
-        (2, "thinned", 10.0, 21.0, None),
-        (3, "archived", 20.0, None, 23.0),
-    ]
-
-
-def test_a_thinned_one_that_goes_is_removed() -> None:
-    events = [saved(1, 0.0), event("thinned", 1.0, step=1, left_bytes=20), event("removed", 2.0, step=1)]
-    assert [(one.fate, one.stripped_s, one.end_s) for one in checkpoint_lifetimes(timed(events))] == [
-        ("removed", 1.0, 2.0)
-    ]
-
-
-def test_a_step_that_was_saved_again_by_a_later_attempt_is_a_new_life() -> None:
-    events = [saved(1, 0.0), event("removed", 1.0, step=1), saved(1, 5.0, number=2)]
-    (one,) = checkpoint_lifetimes(timed(events))
-    assert (one.attempt, one.born_s, one.fate) == (2, 5.0, "kept")
-
-
-def test_a_clock_that_jumps_back_does_not_fold_the_picture() -> None:
-    times = [time for time, _ in timed([saved(1, 1000.0), saved(2, 1010.0), saved(3, 50.0), saved(4, 1020.0)])]
-    assert times == [0.0, 10.0, 10.0, 20.0]
 
 
 class Checker(HTMLParser):

@@ -11,7 +11,6 @@ from sousbatch.events import KINDS, Event
 from sousbatch.launchers.base import JobRef, JobState
 from sousbatch.launchers.states import RULES, Facts, is_final, rule_for, stage_states
 from sousbatch.launchers.status import job_refs
-from sousbatch.ledger_queries import unsettled
 from sousbatch.recipes.plan import Batch, Plan, Stage
 from sousbatch.recipes.schema import Resources
 
@@ -187,17 +186,6 @@ def test_the_last_job_of_a_stage_counts_by_number_not_by_when_it_was_adopted() -
     events = [sent("sent", 1, "a"), sent("adopted", 4, "b", of=2), sent("sent", 3, "c")]
     assert job_refs(events)["train"] == JobRef(launcher="local", job_id="job-c")
     assert job_refs(events[:2])["train"] == JobRef(launcher="local", job_id="job-b")
-
-
-def test_an_intent_is_unsettled_until_it_or_a_later_one_was_sent() -> None:
-    first = event("intent", role="client", number=1, key="a")
-    assert unsettled([first]) == {"a": first}
-    assert unsettled([first, sent("sent", 1, "a")]) == {}
-    second = event("intent", role="client", number=2, key="b")
-    assert unsettled([first, sent("sent", 1, "a"), second]) == {"b": second}
-    assert unsettled([first, second, sent("adopted", 3, "b", of=2)]) == {}
-    other = event("intent", role="client", number=1, key="c", stage="merge")
-    assert unsettled([first, sent("sent", 1, "a"), other]) == {"c": other}
 
 
 def test_final_means_that_nothing_waits_or_runs(make_plan: Callable[..., Plan]) -> None:

@@ -159,10 +159,14 @@ SOUND = {
     "unknown key in set": ("stages: {train: {set: {train: {stesp: 1}}}}", "stages.train.set.train.stesp is not a key"),
     "shared key in set": ("stages: {train: {set: {model: {path: x}}}}", "set.model.path is one for the whole run"),
     "shared section in set": ("stages: {train: {set: {resources: {}}}}", "set.resources is one for the whole run"),
+    "unread section in set": (
+        "stages: {predict: {set: {train: {steps: 1}}}}",
+        "stages.predict.set.train does nothing: a predict stage reads model, data, predict",
+    ),
     "no section in set": ("stages: {train: {set: {model: 5}}}", "stages.train.set.model is 5 (a section of keys"),
     "unsound set": (
-        "stages: {train: {set: {predict: {sample: true, num_beams: 2}}}}",
-        "stages.train.set.predict.num_beams",
+        "stages: {predict: {set: {predict: {sample: true, num_beams: 2}}}}",
+        "stages.predict.set.predict.num_beams",
     ),
 }
 

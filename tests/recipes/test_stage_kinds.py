@@ -18,7 +18,7 @@ from sousbatch.recipes.compile import compile
 from sousbatch.recipes.plan import Plan, read_plan
 from sousbatch.recipes.plan_summary import read_summary
 from sousbatch.recipes.schema import StageSettings, StageSpec
-from sousbatch.recipes.stage_kinds import RECIPE_KINDS, STAGE_KINDS, USUAL_KINDS
+from sousbatch.recipes.stage_kinds import RECIPE_KINDS, STAGE_KINDS, USUAL_KINDS, StageKind
 
 ROOT = Path(sousbatch.__file__).parent
 SECTIONS = {field.name for field in fields(StageSettings)}
@@ -48,7 +48,11 @@ def test_its_record_is_complete(name: str) -> None:
     kind = STAGE_KINDS[name]
     assert kind.does and kind.name == name
     assert kind.source is None or kind.source in STAGE_KINDS
-    assert set(kind.inherits) <= SECTIONS and (kind.source or not kind.inherits)
+    assert (
+        {*kind.inherits, *kind.reads} <= SECTIONS
+        and set(kind.foresees) <= set(kind.reads)
+        and (kind.source or not kind.inherits)
+    )
     assert (kind.progress in ("parts", "points", "rows")) == (kind.shares is not None)
     assert kind.is_usual <= (not kind.looks_after_itself)
     assert kind.uses_devices or not kind.is_distributed
@@ -59,6 +63,20 @@ def test_its_job_is_a_module_found_by_its_name(name: str) -> None:
     source = ROOT.joinpath(*STAGE_KINDS[name].module.split(".")[1:]).with_suffix(".py")
     tree = ast.parse(source.read_text())
     assert "main" in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    asked = re.findall(r"\bsettings\.(\w+)", source.read_text())
+    assert SECTIONS & {*asked} - {"task", "seed"} <= {*STAGE_KINDS[name].reads}
+
+
+def test_a_new_kind_is_one_record_and_one_job(small: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish = StageKind(
+        name="publish", does="sends a model away", leaves="scores", source="consolidate", is_usual=False
+    )
+    monkeypatch.setitem(STAGE_KINDS, "publish", publish)
+    stages = {name: StageSpec() for name in ("train", "consolidate", "publish")}
+    plan = compile(replace(small.RECIPE, stages=stages), small.SITE, small.INPUTS)
+    stage = plan.stage("publish")
+    assert (stage.of, stage.record.module, stage.train_stage) == ("consolidate", "sousbatch.jobs.publish", "train")
+    assert stage_states(plan, [], {"publish": JobState(word="waiting")})["publish"].total == 0
 
 
 def test_a_plan_with_it_is_read_back_as_it_was(plan: Plan, tmp_path: Path) -> None:
