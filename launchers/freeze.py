@@ -86,8 +86,9 @@ def verify(paths: RunPaths, plan: Plan, stage: Stage, *, is_point: bool = False)
         )
     if plan.sweep is not None:
         return  # each point checks its own
-    model = stage.model
-    if stage.record.starts_from_model and stage.model.made_by is None:
+    model, kind = stage.model, stage.record
+    adds_adapter = kind.leaves == "model" and stage.settings.adapter.method != "full"
+    if model.made_by is None and (kind.starts_from_model or adds_adapter):
         now = model_digest(Path(model.folder), Path(model.tokenizer_folder), stage.settings.model.config)
         if now != model.digest:
             raise RunError(f"the model in {model.folder} was changed or removed after submission", advice=_PUT_BACK)

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from .. import ledger
-from ..errors import DamagedError, SlurmError
+from ..errors import DamagedError, SlurmError, UsageError
 from ..events import Event, Sent, of
 from ..ledger_queries import by_stage
 from ..recipes.plan import Plan
@@ -70,7 +70,7 @@ def _look(paths: RunPaths, launcher_of: Callable[[str], Launcher]) -> _Look:
     try:
         refs = job_refs(look.events, launcher_of(look.plan.launcher))
         return replace(look, refs=open_refs(look.plan, look.events, refs))
-    except SlurmError as error:
+    except (SlurmError, UsageError) as error:  # the launcher is silent, or not installed here
         return replace(look, problem=NO_ANSWER.format(error=error))
 
 
@@ -80,7 +80,7 @@ def many_states(
     """Return the states of many runs with one call to each launcher.
 
     Nobody is asked about stages that the ledger knows to be done. A run that is damaged, of another version or not to
-    be asked about is unknown, and keeps no other from being told. Of one whose folder is gone only its jobs are told.
+    be asked about is unknown, and does not hide the others. Of one whose folder is gone only its jobs are shown.
     """
     launcher_of = cache(launcher_of)
     looks = [_look(paths, launcher_of) for paths in runs]
@@ -90,7 +90,7 @@ def many_states(
         asked = [ref for look in looks if look.plan.launcher == name for ref in look.refs.values()]
         try:
             jobs |= launcher_of(name).states(asked)
-        except SlurmError as error:
+        except (SlurmError, UsageError) as error:
             silent[name] = NO_ANSWER.format(error=error)
     left = jobs_left([look.paths for look in looks if look.is_gone], launcher_of)
     found = []
@@ -160,7 +160,7 @@ def jobs_left(
         try:
             known = launcher_of(name).find(list(ask))
             states = launcher_of(name).states(list(known.values())) if known else {}
-        except SlurmError as error:
+        except (SlurmError, UsageError) as error:
             return found, NO_ANSWER.format(error=error)
         for key, ref in known.items():
             recipe, run_id, stage, _ = key.split(".")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -142,6 +143,7 @@ def test_what_a_kill_left_in_a_run_is_pruned_unless_a_job_writes(place: str, sou
     left = folder / ".tmp-step-00000020.0001"
     left.mkdir()
     (left / "weights").write_bytes(b"x" * 500)
+    assert re.search(r"^ *20 .* incomplete ", sousbatch("checkpoints", "list", str(folder))[1], re.MULTILINE)
     prune = ("checkpoints", "prune", str(folder.parent.parent / place))
     with files.locked(folder / WRITER_LOCK, wait=False):
         assert f"{left}: keep (torn" in sousbatch(*prune, "--dry-run")[1]

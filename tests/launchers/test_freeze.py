@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
-from sousbatch.launchers.freeze import freeze
+import pytest
+
+from sousbatch.errors import RunError
+from sousbatch.launchers.freeze import freeze, verify
 from sousbatch.launchers.local.launcher import LocalLauncher
-from sousbatch.recipes.plan import Plan, Stage
-from sousbatch.recipes.schema import Resources, Tracking
+from sousbatch.recipes.inspect.model import model_digest
+from sousbatch.recipes.plan import Plan, Stage, StageModel
+from sousbatch.recipes.schema import Adapter, Resources, StageSettings, Tracking
 from sousbatch.run_folder import RunPaths
 from sousbatch.tracking.identity import RunIdentity, read_identity
 
@@ -38,3 +45,31 @@ def test_the_points_of_a_sweep_are_one_group(make_plan: Callable[..., Plan], tmp
     freeze(plan, LocalLauncher(), point, within=sweep, point=0)
     found = read_identity(point.tracking_dir)
     assert (found.run, found.group) == (plan.run_id, "sweep-0123456789ab")
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "reads_it"),
+    [
+        ("train", "full", True),
+        ("predict", "full", True),
+        ("consolidate", "lora", True),  # it adds the adapter to it
+        ("consolidate", "full", False),
+        ("merge", "full", False),
+    ],
+)
+def test_a_changed_model_is_refused_by_a_stage_that_reads_it(
+    make_plan: Callable[..., Plan], tmp_path: Path, kind: str, method: Literal["full", "lora"], reads_it: bool
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    model = StageModel(folder=str(folder), tokenizer_folder=str(folder), digest=model_digest(folder, folder, {}))
+    settings = StageSettings(adapter=Adapter(method=method))
+    stage = replace(MERGE, name="it", kind=kind, model=model, settings=settings)
+    plan = replace(make_plan([stage]), stages=(stage,))
+    paths = RunPaths(root=tmp_path / "toy" / plan.run_id)
+    freeze(plan, LocalLauncher(), paths)
+    verify(paths, plan, stage, is_point=False)
+    (folder / "config.json").write_text('{"hidden_size": 8}')
+    with pytest.raises(RunError, match="was changed or removed") if reads_it else nullcontext():
+        verify(paths, plan, stage, is_point=False)

@@ -12,7 +12,7 @@ import pytest
 from sousbatch import events, ledger
 from sousbatch.errors import SlurmError, UnreachableError, UsageError
 from sousbatch.launchers import submission
-from sousbatch.launchers.base import JobRef, JobState
+from sousbatch.launchers.base import JobRef, JobState, Launcher
 from sousbatch.launchers.local.launcher import LocalLauncher
 from sousbatch.launchers.overview import many_states, watch_states
 from sousbatch.recipes.plan import After, Plan, Stage, read_plan
@@ -79,6 +79,15 @@ def test_a_launcher_that_does_not_answer_makes_its_runs_unknown_and_the_ledger_i
     writer.write(events.Ended(exit_code=0))
     writer.close()
     assert look(run, silent())[1]["first"] == ("done", "")
+
+
+def test_a_run_of_a_launcher_that_is_not_installed_here_is_unknown_with_the_reason(run: RunPaths) -> None:
+    def missing(name: str) -> Launcher:
+        raise UsageError(f"launcher {name!r} is unknown")
+
+    ((_, _, states),) = many_states([run], missing)
+    assert {state.word for state in states.values()} == {"unknown"}
+    assert "launcher 'local' is unknown" in states["first"].reason
 
 
 @pytest.mark.parametrize("deed", ["cancel", "resume", "submit"])
