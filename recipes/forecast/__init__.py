@@ -1,1 +1,4 @@
-"""What a plan will take: parameters that train, memory of the device, bytes on the disk."""
+"""What a plan will take of memory and disk.
+
+That is the parameters that train, the memory of the device, and the bytes on the disk.
+"""

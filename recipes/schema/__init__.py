@@ -1,7 +1,8 @@
-"""What a recipe can say: every key once, with its default, its range and its help.
+"""What a recipe can say.
 
-The dataclasses are the schema, a module for each group of sections. `--help` texts, error messages and `recipes show`
-read the metadata beside each default; the check itself is in `validate.py`.
+Every key stands here once, with its default, its range and its help. The dataclasses are the schema, a module for each
+group of sections. `--help` texts, error messages and `recipes show` read the metadata beside each default; the check
+itself is in `validate.py`.
 """
 
 from __future__ import annotations

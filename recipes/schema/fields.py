@@ -1,4 +1,7 @@
-"""How a key of a recipe is declared, and which keys this version only lets one write down."""
+"""How a key of a recipe is declared.
+
+Some keys can be written down, but are for a later version.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,10 @@ def key(
 
 
 def unbuilt(section: Any, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted keys of *section* that have a value and are for a later version."""
+    """Yield the dotted keys of *section* that are for a later version.
+
+    Only keys that have a value are given.
+    """
     for one in dataclasses.fields(section):
         value = getattr(section, one.name)
         if one.metadata.get("later"):
