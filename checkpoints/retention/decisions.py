@@ -7,7 +7,8 @@ first, so that the next checkpoint fits. Acting on decisions is in `rotation`.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Container, Mapping, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Literal
@@ -46,19 +47,19 @@ class _Selection:
     """
 
     mine: Sequence[Checkpoint]
-    spare: Container[int]
+    spare: frozenset[int]
     kept: Mapping[int, Kept]
 
 
 def _select(checkpoints: Sequence[Checkpoint], policy: RetentionPolicy) -> _Selection:
     mine = sorted((one for one in checkpoints if one.status == "committed"), key=attrgetter("attempt", "step"))
-    full = [one for one in mine if one.content == "full"]
     light = [one for one in mine if one.content == "weights"]
-    in_full = {one.order for one in full} if light else set()
+    in_full = {one.order for one in mine if one.content == "full"} if light else set()
     spare = frozenset(id(one) for one in light if one.order in in_full)
     candidates = [one for one in mine if id(one) not in spare] if spare else mine
     kept = {id(candidates[place]): reason for place, reason in policy.select(candidates).items()}
-    for one in (*full[-1:], *candidates[-1:]):  # the newest to resume from, and the newest weights where newer
+    newest_full = (one for one in reversed(mine) if one.content == "full")
+    for one in (*itertools.islice(newest_full, 1), *candidates[-1:]):  # to resume from, and weights where newer
         kept[id(one)] = kept.get(id(one), _NEWEST) | _NEWEST
     return _Selection(mine=mine, spare=spare, kept=kept)
 
@@ -82,12 +83,9 @@ def _decide(
         if one.status != "committed":
             return RetentionDecision(checkpoint=one, action="keep", reason=f"{one.status}, not ours to remove")
         kept = kept_by_id.get(id(one))
-        if kept is None and id(one) in spare:
-            if one.is_pinned:
-                return RetentionDecision(checkpoint=one, action="keep", reason="pinned")
-            reason = "still there in full"
-            return RetentionDecision(checkpoint=one, action="delete", reason=reason, frees_bytes=one.num_bytes)
         if kept is None:
+            if spare and id(one) in spare:
+                return _remove_spare(one)
             return _remove(one, rules, "older than the last and not among the best")
         saved = _saved_by_strip(one, weights_bytes) if strips and not kept.in_full else 0
         return RetentionDecision(
@@ -95,6 +93,12 @@ def _decide(
         )
 
     return tuple(map(decision, checkpoints))
+
+
+def _remove_spare(one: Checkpoint) -> RetentionDecision:
+    if one.is_pinned:
+        return RetentionDecision(checkpoint=one, action="keep", reason="pinned")
+    return RetentionDecision(checkpoint=one, action="delete", reason="still there in full", frees_bytes=one.num_bytes)
 
 
 def _remove(one: Checkpoint, rules: RetentionRules, reason: str) -> RetentionDecision:

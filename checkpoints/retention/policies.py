@@ -7,6 +7,7 @@ class with `select` here, or anywhere else. Acting on what they say is in `decis
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -64,8 +65,9 @@ class KeepLast(RetentionPolicy):
 
     def select(self, checkpoints: Sequence[Checkpoint]) -> Mapping[int, Kept]:
         kept = Kept(reason="among the last", value=(1,), in_full=True)
-        full = [place for place, one in enumerate(checkpoints) if one.content == "full"]
-        return dict.fromkeys(full[-self.count :] if self.count > 0 else (), kept)
+        places = range(len(checkpoints) - 1, -1, -1)
+        full = (place for place in places if checkpoints[place].content == "full")
+        return dict.fromkeys(itertools.islice(full, max(0, self.count)), kept)
 
 
 @dataclass(frozen=True)
