@@ -1,1 +1,1 @@
-"""What a plan will take: parameters that train, memory of the device, bytes on the disk."""
+"""Forecast what a plan takes: trained parameters, device memory, disk space."""

@@ -18,7 +18,7 @@ _LAYER_IN_NAME = re.compile(r"\.(?:layers|layer|h|block|blocks)\.(\d+)\.")
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
-    """Parameters of a model as a train stage sees them, and how many tensors a checkpoint of it holds."""
+    """Parameters of a model as a train stage sees them, and its checkpoint's tensors."""
 
     trainable: int
     frozen: int

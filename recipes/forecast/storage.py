@@ -24,7 +24,7 @@ from .parameters import params_of
 
 
 class Fit(NamedTuple):
-    """How well checkpoints may fit: how much a save keeps, and whether all stay that the policies keep."""
+    """How well checkpoints may fit: what a save keeps, and whether all of them stay."""
 
     level: SaveLevel
     keeps_all: bool = False
@@ -43,14 +43,15 @@ _FIXED_LOG_BYTES = 2_000_000  # start-up messages of every stage, the tracker's 
 
 
 def with_slack(num_bytes: int) -> int:
-    """Return the room to ask for something of a forecast size: right to 2 %, and files take whole blocks."""
+    """Return the free space to ask for: a forecast is right to 2 %, in whole blocks."""
     return int(num_bytes * 1.02) + 64 * 1024
 
 
 def with_dtype(recipe: Recipe, model: ModelFacts) -> Recipe:
-    """Return *recipe* with the dtype of the consolidated model, which follows *model* where the recipe is silent.
+    """Return *recipe* with the dtype of the consolidated model.
 
-    A bfloat16 model stays one: float16 has a smaller range, and might not hold its weights.
+    It follows *model* where the recipe is silent. A bfloat16 model stays one: float16 has a smaller range, and might
+    not hold its weights.
     """
     if recipe.consolidate.dtype is not None:
         return recipe
@@ -60,7 +61,7 @@ def with_dtype(recipe: Recipe, model: ModelFacts) -> Recipe:
 
 
 def checkpoint_of(settings: StageSettings, model: ModelFacts, batch: Batch) -> Size:
-    """Return the size of the last full checkpoint of a train stage: with the log it is the largest."""
+    """Return the size of the last full checkpoint, the largest since its log grows."""
     params, train = params_of(settings, model), settings.train
     logs = batch.steps // train.log_every_steps + (batch.steps // batch.save_every_steps if train.eval_split else 0)
     return checkpoint_size(
@@ -75,7 +76,7 @@ def checkpoint_of(settings: StageSettings, model: ModelFacts, batch: Batch) -> S
 
 
 def weights_of(settings: StageSettings, model: ModelFacts) -> Size:
-    """Return the size of a checkpoint that holds weights only: the model's, or the adapter's."""
+    """Return the size of a checkpoint of weights only: the model's or the adapter's."""
     if settings.adapter.method == "full":
         return model_of(settings, model)
     params = params_of(settings, model)
@@ -88,7 +89,7 @@ def weights_of(settings: StageSettings, model: ModelFacts) -> Size:
 
 
 def model_of(settings: StageSettings, model: ModelFacts) -> Size:
-    """Return the size of the consolidated model; an adapter is merged into its base, so its model is as large."""
+    """Return the size of the consolidated model, into which an adapter is merged."""
     return model_size(
         num_params=model.num_params,
         dtype=model_dtype(settings),
@@ -103,7 +104,7 @@ def later_bytes(found: Forecast) -> int:
 
 
 def storage_of(inputs: Inputs, stages: Sequence[Stage]) -> tuple[list[ForecastLine], dict[str, CheckpointForecast]]:
-    """Return what the run of *stages* holds, line by line, as well as they fit; and how well that is."""
+    """Return what the run of *stages* holds, and how well its checkpoints fit."""
     beside = [line for stage in stages for line in _beside(inputs, stage)]
     steps = sum(stage.batch.steps for stage in stages if stage.batch)
     log_bytes = _FIXED_LOG_BYTES + _LOG_BYTES_PER_STEP * steps
@@ -132,7 +133,7 @@ def needs(settings: StageSettings, model: ModelFacts, stage: Stage) -> dict[Fit,
 
 
 def _parts(settings: StageSettings, model: ModelFacts, stage: Stage, fit: Fit) -> list[tuple[int, int, str]]:
-    """Return (how many, bytes of one, formula of one) of what a train stage holds at its peak."""
+    """Return (count, bytes of one, formula of one) of what is held at the peak."""
     assert stage.batch is not None, "only train stages have checkpoints"
     spec, num_best, batch = settings.checkpoints, num_best_kept(settings), stage.batch
     size, weights = checkpoint_of(settings, model, batch), weights_of(settings, model)
@@ -171,7 +172,7 @@ def _beside(inputs: Inputs, stage: Stage) -> Iterator[ForecastLine]:
 
 
 def _forecast_checkpoints(model: ModelFacts, stages: Sequence[Stage], free_bytes: int) -> dict[str, CheckpointForecast]:
-    """Return how well each train stage fits into both its own budget and the free space.
+    """Return how well each train stage fits its own budget and the free space.
 
     The stages' checkpoints stay, so in the store they count together; all but the one that is
     looked at with their final weights only.
@@ -205,7 +206,7 @@ def _fit_of(found: CheckpointForecast) -> Fit:
 
 
 def _smallest_change(settings: StageSettings, model: ModelFacts, stage: Stage, free_bytes: int) -> str:
-    """Return the least that makes all checkpoints fit in full: to keep fewer, an adapter, or more room.
+    """Return the least change that makes all checkpoints fit in full.
 
     Where not even the weights at the end fit, the least that makes these fit.
     """
@@ -227,7 +228,10 @@ def is_own_limit(settings: StageSettings, free_bytes: int) -> bool:
 
 
 def _changes(settings: StageSettings, may_adapt: bool) -> Iterator[tuple[str, StageSettings]]:
-    """Yield ways to need less, the mildest first: stripping, fewer, both, the fewest, an adapter."""
+    """Yield ways to need less, the mildest first.
+
+    They are: strip to weights, keep fewer, both, the fewest, an adapter.
+    """
     spec, thin = settings.checkpoints, {"checkpoints.thin": True}
     fewer: list[dict[str, Any]] = [
         {"checkpoints.keep_every_steps": None},

@@ -1,4 +1,4 @@
-"""What a recipe can say: every key once, with its default, its range and its help.
+"""Define what a recipe can say: each key with its default, range and help.
 
 The dataclasses are the schema, a module for each group of sections. `--help` texts, error messages and `recipes show`
 read the metadata beside each default; the check itself is in `validate.py`.

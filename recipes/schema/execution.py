@@ -11,7 +11,7 @@ from .fields import key
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What one stage gets. A task is one job of an array; only predict and consolidate have several."""
+    """What one stage gets. A task is one job of an array."""
 
     nodes: int = key(
         1,

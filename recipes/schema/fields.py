@@ -1,4 +1,4 @@
-"""How a key of a recipe is declared, and which keys this version only lets one write down."""
+"""Declare keys of a recipe, also those that can only be written down yet."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def key(
 
 
 def unbuilt(section: Any, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted keys of *section* that have a value and are for a later version."""
+    """Yield the dotted keys of *section* with a value that a later version will use."""
     for one in dataclasses.fields(section):
         value = getattr(section, one.name)
         if one.metadata.get("later"):

@@ -38,7 +38,7 @@ class Predict:
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionAnswering:
-    """How long passages are cut into windows, and how the answer's span is chosen among them."""
+    """How long passages are cut into windows, and how an answer's span is chosen."""
 
     stride_tokens: int = key(128, "tokens that neighbouring windows share", also=("doc_stride",), at_least=0)
     max_question_tokens: int = key(64, "longest question", also=("max_query_length",), at_least=1)

@@ -1,4 +1,4 @@
-"""The faults of a recipe that its types cannot show, and that need no look at site, model or data."""
+"""Find the faults of a recipe that its types cannot show, from the recipe alone."""
 
 from __future__ import annotations
 
@@ -79,7 +79,10 @@ def _variables(recipe: Recipe) -> Iterator[Fault]:
 
 
 def _secrets(recipe: Recipe) -> Iterator[Fault]:
-    """Return which keys hold a secret: a recipe is written into plan, requests and scripts. Its value is never told."""
+    """Yield which keys hold a secret, never its value.
+
+    A recipe is written into plan, requests and scripts.
+    """
     for name, value in recipe.environment.variables.items():
         if is_secret(name, value):
             hint = f"`export {name}=...` where you submit, and set environment.inherit=[{name}]"
@@ -100,7 +103,7 @@ def _secrets(recipe: Recipe) -> Iterator[Fault]:
 
 
 def borrowed_secrets(values: dict[str, Any]) -> list[Fault]:
-    """Return which keys of a recipe that is not resolved yet take a secret from this shell, of whatever shape it is."""
+    """Return which keys of a recipe, not resolved yet, take a secret from this shell."""
     hint = "name the variable in environment.inherit, and read it in the job"
     return [
         Fault(key=key, problem=f"takes the secret {name} from this shell, and it would be written", hint=hint)
@@ -121,7 +124,7 @@ def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
 
 
 def _code(recipe: Recipe) -> Iterator[Fault]:
-    """Code folders lie side by side in the run folder, so each needs a name of its own."""
+    """Refuse equal names of code folders, which lie side by side in the run folder."""
     names = [Path(folder).name for folder in recipe.environment.code]
     for folder, name in zip(recipe.environment.code, names, strict=True):
         if name in ("", ".."):
@@ -152,7 +155,7 @@ def _stages(recipe: Recipe) -> Iterator[Fault]:
 
 
 def _unread(key: str, changes: Mapping[str, Any], kind: StageKind | None) -> Iterator[Fault]:
-    """Return the sections that a stage sets for itself and that its job does not read."""
+    """Yield the sections that a stage sets and that its job does not read."""
     sections = {field.name for field in fields(StageSettings)} - {"task", "seed"}
     for section in sorted(sections & changes.keys()):
         if kind is not None and section not in kind.reads:
@@ -161,7 +164,10 @@ def _unread(key: str, changes: Mapping[str, Any], kind: StageKind | None) -> Ite
 
 
 def _views(recipe: Recipe) -> list[Fault]:
-    """Return what is wrong in the recipe as its stages see it, each thing once, under the key that says it."""
+    """Return what is wrong in the recipe as its stages see it, each fault once.
+
+    A fault has the key that says it: the section, or the `set` of a stage.
+    """
     faults, common = list[Fault](), settings_of(recipe)
     found: dict[str | None, list[Fault]] = {}
     for name, stage in resolve_stages(recipe).items():
@@ -198,7 +204,7 @@ def _resources(recipe: Recipe) -> Iterator[Fault]:
 
 
 def _sbatch(key: str, wanted: Resources) -> Iterator[Fault]:
-    """Return what would break out of its #SBATCH line, or take the run out of our hands."""
+    """Yield what would break its #SBATCH line, or take the run out of our hands."""
     for word in ("partition", "account", "qos", "constraint", "exclude", "reservation"):
         value = getattr(wanted, word)
         if value is not None and not re.fullmatch(r"[\w.,:@+=&|*()\[\]-]+", value, re.ASCII):
@@ -236,7 +242,7 @@ def _kept(view: StageSettings) -> Iterator[Fault]:
 
 
 def _sections(view: StageSettings) -> Iterator[Fault]:
-    """Return what is wrong between keys of one section, in the recipe as some stage sees it."""
+    """Yield what is wrong between keys of one section, as some stage sees it."""
     schedule, train, predict = view.train.schedule, view.train, view.predict
     if (
         schedule.name in ("step", "cosine_restarts")

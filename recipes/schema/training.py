@@ -136,7 +136,7 @@ class Checkpoints:
 
 @dataclass(frozen=True, kw_only=True)
 class Consolidate:
-    """How the checkpoint becomes a model. An adapter is merged into its base; its checkpoints keep it apart."""
+    """How the checkpoint becomes a model, into which an adapter is merged."""
 
     choose: Literal["best", "last"] = key("best", "which checkpoint")
     dtype: Dtype | None = key(

@@ -1,4 +1,4 @@
-"""Check plain values against the schema: all faults at once, each with the right word.
+"""Check plain values against the schema: all faults at once, in the right words.
 
 Hydra composes, but it stops at the first fault and its structured configs know neither
 `Literal` nor unions of dataclasses; so this walk over the dataclasses does the checking.
@@ -32,7 +32,7 @@ def build(cls: type[T], values: Any, *, key: str = "") -> tuple[T | None, list[F
 
 
 def unknown_names(cls: type, values: Any, *, key: str = "") -> Iterator[Fault]:
-    """Yield the names in plain *values*, such as metrics, that no package installed here has.
+    """Yield the names in plain *values* that no installed package has, as of metrics.
 
     `build` takes them all: a plan is also read where a package of its names is not installed.
     """
@@ -50,7 +50,10 @@ def unknown_names(cls: type, values: Any, *, key: str = "") -> Iterator[Fault]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Option:
-    """One key of the schema; *takes* says what values it may have, *default* is None for a section."""
+    """One key of the schema.
+
+    *takes* says what values it may have; *default* is None for a section.
+    """
 
     key: str
     takes: str
@@ -90,7 +93,7 @@ def to_plain(value: Any) -> Any:
 
 
 def unknown_key(root: type, cls: type, key: str, name: str) -> Fault:
-    """Describe a key that does not exist: another library's word, a near one, or the list."""
+    """Describe a key that does not exist, by another library's word or a near one."""
     path = f"{key}.{name}" if key else name
     known_keys = list(options(root))
     if renamed := [option for option in known_keys if name in option.was]:
@@ -190,7 +193,7 @@ def _section_hint(cls: Any, key: str) -> str:
 
 
 def _plain(value: Any, key: str, faults: list[Fault]) -> Any:
-    """Return *value* if JSON can say it: free sections end up in the plan and in other libraries' files."""
+    """Return *value* if JSON can say it: free sections are written into files."""
     if isinstance(value, Mapping):
         return {str(name): _plain(item, _join(key, name), faults) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
