@@ -88,7 +88,7 @@ def _holds(checkpoint: Checkpoint) -> str:
     """Return what a checkpoint holds; of another trainer's, whether that can be consolidated."""
     from ..checkpoints.formats.detect import open_source
 
-    if checkpoint.status != "foreign":
+    if checkpoint.status != "third-party":
         return checkpoint.content
     try:
         source = open_source(checkpoint.path)
@@ -123,7 +123,7 @@ def _look_through(checkpoint: Checkpoint) -> tuple[tuple[str, ...], str]:
     from ..checkpoints.formats.detect import open_source
 
     problems = verify(checkpoint)
-    if problems or checkpoint.status != "foreign":
+    if problems or checkpoint.status != "third-party":
         return problems, ""
     try:
         source = open_source(checkpoint.path)

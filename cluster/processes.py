@@ -26,8 +26,8 @@ def die_with_parent(number: signal.Signals) -> bool:
     """Ask the kernel to send *number* to this process when its parent dies.
 
     Return whether it was asked. Only what was started with `child_environment` is bound: a job run by hand is its own
-    master. The parent may have died before this call, so it is looked for among the ancestors; a wrapper such as `conda
-    run` may stand between. The kernel's signal needs Linux.
+    master. The parent may have died before this call, so it is looked for among the ancestors; a wrapper such as
+    `conda run` may stand between. The kernel's signal needs Linux.
     """
     expected = os.environ.get(PARENT_VARIABLE)
     if expected is None:

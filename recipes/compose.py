@@ -55,7 +55,7 @@ def recipe_of(values: dict[str, Any], faults: Sequence[Fault] = (), *, source: s
     """
     name = str(values["name"])
     borrowed = rules.borrowed_secrets(values)
-    if borrowed:  # before a fault elsewhere could tell what they resolve to
+    if borrowed:  # before a fault elsewhere could show what they resolve to
         raise RecipeError(name, [*faults, *borrowed])
     values = _resolved(values, source or name)
     recipe, found = validate.build(Recipe, values)

@@ -137,10 +137,11 @@ class ForecastLine:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointForecast:
-    """How a train stage's checkpoints fit, and the least change for a better fit.
+    """How a train stage's checkpoints fit.
 
-    *keeps_all* says that all fits that the retention policies keep; else older ones are stripped or go. At the save
-    level "none" there is space for the weights at the end alone; *fits* says that at least these, *least_bytes*, do.
+    It says how much its saves keep, and the least change for a better forecast. *keeps_all* says that all fits that the
+    retention policies keep; else older ones are stripped or go. At the save level "none" there is space for the weights
+    at the end alone; *fits* says that at least these, *least_bytes*, do.
     """
 
     save_level: SaveLevel

@@ -1,1 +1,4 @@
-"""Rows of the data: reading them, finding their faults, generating them, and turning them into token ids."""
+"""Rows of the data.
+
+Here they are read, checked for faults, generated, and turned into token ids.
+"""

@@ -22,9 +22,9 @@ _POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_l
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One example: token ids, how many of them, from the first, are masked, and what it was before any cut.
+    """One example: token ids, and how many of them, from the first, are masked.
 
-    It is the first example of its row, unless a task makes several of one.
+    It also has its length before any cut. It is the first example of its row, unless a task makes several of one.
     """
 
     ids: list[int]
@@ -36,17 +36,26 @@ class Encoded:
 
     @property
     def num_learned(self) -> int:
-        """Tokens that count in the loss; the first of a row never does, since nothing comes before it."""
+        """Return how many tokens count in the loss.
+
+        The first token of a row never does, since nothing comes before it.
+        """
         return max(0, len(self.ids) - max(self.num_masked, 1))
 
 
 def is_kept(spec: DataSpec, row: Encoded) -> bool:
-    """Say whether training uses *row*: it is not too long, or cut, and something in it is learned."""
+    """Say whether training uses *row*.
+
+    It does where the row is not too long, or cut, and something in it is learned.
+    """
     return row.num_learned > 0 and not (row.is_long and spec.long_rows in ("refuse", "drop"))
 
 
 def max_positions(config: Mapping[str, Any]) -> int | None:
-    """Return the tokens that a model of this config can take, None where it names no limit."""
+    """Return how many tokens a model of this config can take.
+
+    Return None where it names no limit.
+    """
     inner = config.get("text_config")
     for section in (config, inner if isinstance(inner, Mapping) else {}):
         for name in _POSITIONS:
@@ -57,7 +66,10 @@ def max_positions(config: Mapping[str, Any]) -> int | None:
 
 
 def render_prompt(spec: DataSpec, row: Row, tokenizer: Any) -> str:
-    """Return the prompt of *row*: the template filled in, or the tokenizer's own chat template."""
+    """Return the prompt of *row*.
+
+    It is the template filled in, or the tokenizer's own chat template.
+    """
     if spec.prompt == "chat":
         messages = [{"role": "system", "content": spec.system}] if spec.system else []
         messages.append({"role": "user", "content": str(row[spec.columns.input])})
@@ -66,7 +78,10 @@ def render_prompt(spec: DataSpec, row: Row, tokenizer: Any) -> str:
 
 
 class _ByName(dict[str, Any]):
-    """The row under the names that a template uses: our column words, then the file's own."""
+    """The row under the names that a template uses.
+
+    They are our column words, then the file's own.
+    """
 
     def __init__(self, columns: Columns, row: Row) -> None:
         ours = {"input": columns.input, "context": columns.context, "text": columns.text}
@@ -74,9 +89,10 @@ class _ByName(dict[str, Any]):
 
 
 def encode_prompts(spec: DataSpec, rows: Sequence[Row], tokenizer: Any, limit: int | None) -> list[Encoded]:
-    """Return the rows' prompts; those above *limit* tokens, or `data.pad_input_to`, are long.
+    """Return the rows' prompts.
 
-    A long prompt is cut where `data.long_rows` names a side, before padding and separator, which stay.
+    Prompts above *limit* tokens, or `data.pad_input_to`, are long. A long prompt is cut where `data.long_rows` names a
+    side, before padding and separator, which stay.
     """
     found, separator = _prompts(spec, rows, tokenizer), _separator(spec, tokenizer)
     longest = min(spec.pad_input_to or 1 << 40, (limit or 1 << 40) - len(separator))
@@ -84,7 +100,10 @@ def encode_prompts(spec: DataSpec, rows: Sequence[Row], tokenizer: Any, limit: i
 
 
 def _prompt(spec: DataSpec, ids: list[int], separator: list[int], longest: int, tokenizer: Any) -> Encoded:
-    """Pad and separate one prompt. Padding is attended to, so that input and response have one distance."""
+    """Pad and separate one prompt.
+
+    Padding is attended to, so that input and response have one distance.
+    """
     is_long, num_tokens = len(ids) > longest, len(ids) + len(separator)
     if is_long:
         ids = _cut(spec, ids, longest, tokenizer)
@@ -95,7 +114,10 @@ def _prompt(spec: DataSpec, ids: list[int], separator: list[int], longest: int, 
 
 
 def encode_rows(spec: DataSpec, rows: Sequence[Row], tokenizer: Any) -> list[Encoded]:
-    """Return *rows* as training sees them; those above `data.max_tokens` are long, and cut where a side is named."""
+    """Return *rows* as training sees them.
+
+    Rows above `data.max_tokens` are long, and cut where a side is named.
+    """
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     if not spec.prompt:
         texts = [str(row[spec.columns.text]) for row in rows]
@@ -128,7 +150,10 @@ def _fitted(spec: DataSpec, row: Encoded, is_empty: bool, tokenizer: Any) -> Enc
 
 
 def _cut(spec: DataSpec, ids: list[int], longest: int, tokenizer: Any) -> list[int]:
-    """Cut *ids* on the side that the recipe names; a begin token stays, since models are trained with it."""
+    """Cut *ids* on the side that the recipe names.
+
+    A begin token stays, since models are trained with it.
+    """
     if spec.long_rows == "cut_left":
         begin = ids[: min(longest, _has_begin(ids, tokenizer))]
         return begin + ids[len(ids) - longest + len(begin) :]

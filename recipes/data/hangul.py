@@ -1,10 +1,9 @@
-"""Write Korean lodging reviews and obfuscate them so that Koreans still read them.
+"""Write Korean lodging reviews and obfuscate them.
 
-The data of the demo recipe `hangul-restoration`. The sentences come from the grammar below,
-the obfuscation from rules on the letters of a syllable, as guests do it who want to warn
-other Koreans without the landlord's translator noticing. An obfuscated sentence has as many
-characters as its original. The same seed gives the same rows on every version of Python: the
-only source of chance is `random.Random(seed).random()`.
+Koreans can still read them. The data of the demo recipe `hangul-restoration`. The sentences come from the grammar
+below, the obfuscation from rules on the letters of a syllable, as guests do it who want to warn other Koreans without
+the landlord's translator noticing. An obfuscated sentence has as many characters as its original. The same seed gives
+the same rows on every version of Python: the only source of chance is `random.Random(seed).random()`.
 """
 
 from __future__ import annotations
@@ -77,7 +76,10 @@ def _rows(split: str, sentences: Sequence[str], chance: random.Random, mix: Mix)
 
 @dataclass(frozen=True)
 class _Topic:
-    """Nouns, and what can be good and bad about them as past stems, which take any ending."""
+    """Nouns, and what can be good and bad about them.
+
+    The latter are past stems, which take any ending.
+    """
 
     nouns: tuple[str, ...]
     praise: tuple[str, ...]
@@ -211,7 +213,10 @@ class _Syllable:
 
 
 def obfuscate(sentence: str, chance: random.Random, mix: Mix) -> str:
-    """Return *sentence* with the rules of *mix* applied by *chance*; its length stays."""
+    """Return *sentence* with the rules of *mix* applied by *chance*.
+
+    Its length stays.
+    """
     letters = [_syllable(character) for character in sentence]
     for here, after in zip(letters, [*letters[1:], None], strict=True):
         if here is not None:

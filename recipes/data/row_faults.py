@@ -1,4 +1,7 @@
-"""Refusals and warnings that follow from the rows' lengths. Tasks with prompts share them."""
+"""Refusals and warnings that follow from the rows' lengths.
+
+Tasks with prompts share them.
+"""
 
 from __future__ import annotations
 

@@ -143,7 +143,10 @@ def _check_encoding(path: Path, number: int, line: bytes) -> None:
 
 
 def _encoding_of(line: bytes) -> str:
-    """Guess the encoding of a line that is not UTF-8: Korean bytes are all pairs, which Western text hardly is."""
+    """Guess the encoding of a line that is not UTF-8.
+
+    Korean bytes are all pairs, which Western text hardly is.
+    """
     with suppress(UnicodeDecodeError):
         if any("\uac00" <= sign <= "\ud7a3" for sign in line.decode("cp949")):
             return "CP949"
@@ -151,7 +154,10 @@ def _encoding_of(line: bytes) -> str:
 
 
 def _check_delimiter(path: Path, columns: Sequence[str]) -> None:
-    """Refuse a file of one column whose name holds another delimiter: it was not written with commas."""
+    """Refuse a file of one column whose name holds another delimiter.
+
+    Such a file was not written with commas.
+    """
     found = next((sign for sign in ";\t|" if len(columns) == 1 and sign in columns[0]), None)
     if found is not None:
         target = path.with_name(f"{path.stem}-commas.csv")

@@ -1,1 +1,4 @@
-"""Forecast what a plan takes: trained parameters, device memory, disk space."""
+"""What a plan will take of memory and disk.
+
+That is the parameters that train, the memory of the device, and the bytes on the disk.
+"""

@@ -18,7 +18,10 @@ _LAYER_IN_NAME = re.compile(r"\.(?:layers|layer|h|block|blocks)\.(\d+)\.")
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
-    """Parameters of a model as a train stage sees them, and its checkpoint's tensors."""
+    """Parameters of a model as a train stage sees them.
+
+    It also says how many tensors a checkpoint of it holds.
+    """
 
     trainable: int
     frozen: int

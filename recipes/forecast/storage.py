@@ -24,7 +24,10 @@ from .parameters import params_of
 
 
 class Fit(NamedTuple):
-    """How well checkpoints may fit: what a save keeps, and whether all of them stay."""
+    """How well checkpoints may fit.
+
+    It says how much a save keeps, and whether all stay that the policies keep.
+    """
 
     level: SaveLevel
     keeps_all: bool = False
@@ -43,15 +46,18 @@ _FIXED_LOG_BYTES = 2_000_000  # start-up messages of every stage, the tracker's 
 
 
 def with_slack(num_bytes: int) -> int:
-    """Return the free space to ask for: a forecast is right to 2 %, in whole blocks."""
+    """Return the bytes to ask for something of a forecast size.
+
+    A forecast is right to 2 %, and files take whole blocks.
+    """
     return int(num_bytes * 1.02) + 64 * 1024
 
 
 def with_dtype(recipe: Recipe, model: ModelFacts) -> Recipe:
     """Return *recipe* with the dtype of the consolidated model.
 
-    It follows *model* where the recipe is silent. A bfloat16 model stays one: float16 has a smaller range, and might
-    not hold its weights.
+    The dtype follows *model* where the recipe is silent. A bfloat16 model stays one: float16 has a smaller range, and
+    might not hold its weights.
     """
     if recipe.consolidate.dtype is not None:
         return recipe
@@ -61,7 +67,10 @@ def with_dtype(recipe: Recipe, model: ModelFacts) -> Recipe:
 
 
 def checkpoint_of(settings: StageSettings, model: ModelFacts, batch: Batch) -> Size:
-    """Return the size of the last full checkpoint, the largest since its log grows."""
+    """Return the size of the last full checkpoint of a train stage.
+
+    With the log it is the largest.
+    """
     params, train = params_of(settings, model), settings.train
     logs = batch.steps // train.log_every_steps + (batch.steps // batch.save_every_steps if train.eval_split else 0)
     return checkpoint_size(
@@ -76,7 +85,10 @@ def checkpoint_of(settings: StageSettings, model: ModelFacts, batch: Batch) -> S
 
 
 def weights_of(settings: StageSettings, model: ModelFacts) -> Size:
-    """Return the size of a checkpoint of weights only: the model's or the adapter's."""
+    """Return the size of a checkpoint that holds weights only.
+
+    They are the model's, or the adapter's.
+    """
     if settings.adapter.method == "full":
         return model_of(settings, model)
     params = params_of(settings, model)
@@ -89,7 +101,10 @@ def weights_of(settings: StageSettings, model: ModelFacts) -> Size:
 
 
 def model_of(settings: StageSettings, model: ModelFacts) -> Size:
-    """Return the size of the consolidated model, into which an adapter is merged."""
+    """Return the size of the consolidated model.
+
+    An adapter is merged into its base, so its model is as large.
+    """
     return model_size(
         num_params=model.num_params,
         dtype=model_dtype(settings),
@@ -104,7 +119,10 @@ def later_bytes(found: Forecast) -> int:
 
 
 def storage_of(inputs: Inputs, stages: Sequence[Stage]) -> tuple[list[ForecastLine], dict[str, CheckpointForecast]]:
-    """Return what the run of *stages* holds, and how well its checkpoints fit."""
+    """Return what the run of *stages* holds, line by line, and how well it fits.
+
+    Each line is as large as the fit allows.
+    """
     beside = [line for stage in stages for line in _beside(inputs, stage)]
     steps = sum(stage.batch.steps for stage in stages if stage.batch)
     log_bytes = _FIXED_LOG_BYTES + _LOG_BYTES_PER_STEP * steps
@@ -133,7 +151,10 @@ def needs(settings: StageSettings, model: ModelFacts, stage: Stage) -> dict[Fit,
 
 
 def _parts(settings: StageSettings, model: ModelFacts, stage: Stage, fit: Fit) -> list[tuple[int, int, str]]:
-    """Return (count, bytes of one, formula of one) of what is held at the peak."""
+    """Return what a train stage holds at its peak.
+
+    Each part is (how many, bytes of one, formula of one).
+    """
     assert stage.batch is not None, "only train stages have checkpoints"
     spec, num_best, batch = settings.checkpoints, num_best_kept(settings), stage.batch
     size, weights = checkpoint_of(settings, model, batch), weights_of(settings, model)
@@ -172,10 +193,10 @@ def _beside(inputs: Inputs, stage: Stage) -> Iterator[ForecastLine]:
 
 
 def _forecast_checkpoints(model: ModelFacts, stages: Sequence[Stage], free_bytes: int) -> dict[str, CheckpointForecast]:
-    """Return how well each train stage fits its own budget and the free space.
+    """Return how well each train stage's checkpoints fit.
 
-    The stages' checkpoints stay, so in the store they count together; all but the one that is
-    looked at with their final weights only.
+    They must fit into both its own budget and the free space. The stages' checkpoints stay, so on the disk they count
+    together: the stage in question with all of its checkpoints, the others with their final weights only.
     """
     views = {stage.name: (stage.settings, stage) for stage in stages if stage.batch is not None}
     wanted = {name: needs(settings, model, stage) for name, (settings, stage) in views.items()}
@@ -208,7 +229,8 @@ def _fit_of(found: CheckpointForecast) -> Fit:
 def _smallest_change(settings: StageSettings, model: ModelFacts, stage: Stage, free_bytes: int) -> str:
     """Return the least change that makes all checkpoints fit in full.
 
-    Where not even the weights at the end fit, the least that makes these fit.
+    It is to keep fewer, an adapter, or more space. Where not even the weights at the end fit, it is the least change
+    that makes these fit.
     """
     wanted = needs(settings, model, stage)
     target = FITS[0] if _best_fit(wanted, free_bytes) else FITS[-1]
@@ -230,7 +252,7 @@ def is_own_limit(settings: StageSettings, free_bytes: int) -> bool:
 def _changes(settings: StageSettings, may_adapt: bool) -> Iterator[tuple[str, StageSettings]]:
     """Yield ways to need less, the mildest first.
 
-    They are: strip to weights, keep fewer, both, the fewest, an adapter.
+    They are stripping, fewer, both, the fewest, an adapter.
     """
     spec, thin = settings.checkpoints, {"checkpoints.thin": True}
     fewer: list[dict[str, Any]] = [
@@ -247,8 +269,8 @@ def _changes(settings: StageSettings, may_adapt: bool) -> Iterator[tuple[str, St
             section, _, name = key.partition(".")
             changed = replace(changed, **{section: replace(getattr(changed, section), **{name: value})})
         if changed != settings:
-            told = {key: value for key, value in way.items() if _value(settings, key) != value}
-            yield " ".join(f"{key}={_written(value)}" for key, value in told.items()), changed
+            changed_keys = {key: value for key, value in way.items() if _value(settings, key) != value}
+            yield " ".join(f"{key}={_written(value)}" for key, value in changed_keys.items()), changed
     if may_adapt:
         yield "adapter=lora", replace(settings, adapter=Adapter(method="lora"))
 

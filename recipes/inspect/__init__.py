@@ -1,1 +1,4 @@
-"""What planning reads of the model, the data, the code and the disk: the only effects before compiling."""
+"""What planning reads of the model, the data, the code and the disk.
+
+These are the only effects before compiling.
+"""

@@ -1,7 +1,7 @@
-"""Print parameter shapes: `python -m sousbatch.recipes.inspect.architecture FOLDER CLASS CHANGES TRUSTS`.
+"""Print the shapes of a model's parameters.
 
-Runs in a process of its own, so that planning never imports torch. The model is built on
-the meta device: no memory is taken, whatever its size.
+Run as `python -m sousbatch.recipes.inspect.architecture FOLDER CLASS CHANGES TRUSTS`, in a process of its own, so that
+planning never imports torch. The model is built on the meta device: a model of any size takes no memory.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from ...errors import nearest
 
 
 def main(folder: str, model_class: str, changes: str, trusts: str) -> None:
-    """Write one JSON object to stdout: the config, and a list of (name, shape, dtype)."""
+    """Write one JSON object to stdout.
+
+    It has the config, and a list of (name, shape, dtype).
+    """
     import torch
     import transformers
 

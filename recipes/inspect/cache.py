@@ -23,7 +23,10 @@ def collect(reasons: list[str], look: Callable[[], Any]) -> Any:
 
 
 def file_digest(path: Path) -> str:
-    """Return the sha256 of a file's bytes, read once as long as path, size, time and inode stay."""
+    """Return the sha256 of a file's bytes.
+
+    They are read once as long as path, size, time and inode stay.
+    """
     stat = path.stat()
     key = [str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino]
     return str(cached("digests", key, lambda: files.digest_file(path)))

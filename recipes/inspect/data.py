@@ -1,4 +1,7 @@
-"""Read a recipe's data files: which splits and columns its stages need, and what is there."""
+"""Read a recipe's data files.
+
+It finds which splits and columns the stages need, and what is there.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,10 @@ def read_splits(recipe: Recipe) -> dict[str, SplitFacts]:
 
 @dataclass
 class _Needs:
-    """What the stages need of a split: the keys that ask for it, and the columns that it must have."""
+    """What the stages need of a split.
+
+    It has the keys that ask for the split, and the columns that it must have.
+    """
 
     keys: set[str] = field(default_factory=set)
     columns: set[Column] = field(default_factory=set)
@@ -121,7 +127,10 @@ def _nested_column(name: str, found: SplitFacts, column: str, named_by: str) -> 
 
 
 def _local_file(split: str, text: str) -> Path:
-    """Return the local file of a split; one named by a URL is fetched into the cache once."""
+    """Return the local file of a split.
+
+    A file named by a URL is fetched into the cache once.
+    """
     if "://" not in text:
         path = Path(text).expanduser()
         if not path.is_file():
@@ -172,7 +181,10 @@ def _split(name: str, text: str) -> SplitFacts:
 
 
 def _read_split(path: Path) -> SplitFacts:
-    """Read a data file once: every row is parsed, so a broken line is found before the queue."""
+    """Read a data file once.
+
+    Every row is parsed, so a broken line is found before the queue.
+    """
     num_rows, columns, nested = 0, None, set[str]()
     for row in read_rows(path):
         num_rows += 1
@@ -190,7 +202,10 @@ def _read_split(path: Path) -> SplitFacts:
 
 
 def _generated(generator: Generator | None) -> dict[str, str]:
-    """Return the files of the recipe's generator, made once per setting and version of its code."""
+    """Return the files of the recipe's generator.
+
+    They are made once per setting and version of its code.
+    """
     if generator is None:
         return {}
     options = {name: value for name, value in validate.to_plain(generator).items() if name != "name"}

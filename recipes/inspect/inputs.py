@@ -1,4 +1,7 @@
-"""Inspect a recipe's model, data and runs directory: the only effect before compiling."""
+"""Inspect a recipe's model, data and runs directory.
+
+This is the only effect before compiling.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +29,10 @@ from .versions import versions_of
 
 
 def inspect(recipe: Recipe, store: Path, progress: Progress | None = None, dead_runs: Collection[Path] = ()) -> Inputs:
-    """Return what *recipe* works on; *store* is the folder that will hold its runs, *progress* is told of rows read.
+    """Return what *recipe* works on.
 
-    The folders of *dead_runs*, whose jobs have all ended, promise nothing more than they hold.
+    *store* is the folder that will hold its runs; *progress* gets the number of rows read. The folders of *dead_runs*,
+    whose jobs have all ended, promise nothing more than they hold.
 
     Raises:
         UsageError: this version does not have the task.
@@ -56,7 +60,10 @@ def inspect(recipe: Recipe, store: Path, progress: Progress | None = None, dead_
 
 
 def _archive_reasons(recipe: Recipe) -> Iterator[str]:
-    """Return why the archive cannot be one, as far as that can be told without writing to it."""
+    """Return why the archive cannot be one.
+
+    Only reasons that can be seen without writing to it are found.
+    """
     for url in dict.fromkeys(stage.settings.checkpoints.archive_url for stage in resolve_stages(recipe).values()):
         if url is None:
             continue
@@ -76,7 +83,10 @@ def _archive_reasons(recipe: Recipe) -> Iterator[str]:
 def measure_disk_space(
     store: Path, store_budget_gb: float | None = None, dead_runs: Collection[Path] = ()
 ) -> DiskSpace:
-    """Return what *store* can still take: its free space and quotas, less what its other runs are promised."""
+    """Return what *store* can still take.
+
+    That is its free space and quotas, less what its other runs are promised.
+    """
     limit = tightest(read_limits(store))
     among = reservations.read_others(store, None, measures=store_budget_gb is not None, dead=dead_runs)
     promised = sum(max(0, one.promised_bytes - one.held_bytes) for one in among)
@@ -84,8 +94,8 @@ def measure_disk_space(
     if store_budget_gb is not None:
         left = int(store_budget_gb * 1e9) - sum(max(one.promised_bytes, one.held_bytes) for one in among)
         held = (store_budget_gb * 1e9 - left) / 1e9
-        told = f"checkpoints.store_budget_gb={store_budget_gb:g}, of which other runs have {held:,.3g} GB"
-        free, source = min((free, source), (left, told))
+        budget = f"checkpoints.store_budget_gb={store_budget_gb:g}, of which other runs have {held:,.3g} GB"
+        free, source = min((free, source), (left, budget))
     return DiskSpace(
         folder=str(store),
         free_bytes=free,
@@ -113,7 +123,10 @@ def code_digest_of(folders: Sequence[Path]) -> str:
 
 
 def code_files(root: Path) -> list[Path]:
-    """Return the files of a code folder, less caches, version control and environments."""
+    """Return the files of a code folder.
+
+    Caches, version control and environments are left out.
+    """
     skipped = {"__pycache__", ".git", ".venv", "venv", "node_modules", ".mypy_cache", ".ruff_cache", "runs", "wandb"}
     found = []
     for folder, folders, names in os.walk(root):

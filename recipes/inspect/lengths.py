@@ -1,7 +1,8 @@
-"""Count the tokens of every row before anything is queued, and show rows as the jobs see them.
+"""Count the tokens of every row before anything is queued.
 
-Run as `python -m sousbatch.recipes.inspect.lengths`, it reads one JSON request from stdin: that is how planning uses
-tokenizers that only transformers knows. It prints a JSON line as it goes, and the answer as the last.
+It also shows rows as the jobs see them. Run as `python -m sousbatch.recipes.inspect.lengths`, it reads one JSON request
+from stdin: that is how planning uses tokenizers that only transformers knows. It prints a JSON line as it goes, and the
+answer as the last.
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ _NUM_NAMED = 5
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowsToCount:
-    """Rows to count: those of *split*, for *use* in *stage*; one is long above *limit*."""
+    """Rows to count: those of *split*, for *use* in *stage*.
+
+    A row is long above *limit*.
+    """
 
     stage: str
     use: Use
@@ -74,7 +78,9 @@ def rows_to_count(recipe: Recipe, model: ModelFacts, splits: dict[str, SplitFact
 def count_lengths(
     recipe: Recipe, model: ModelFacts, splits: dict[str, SplitFacts], progress: Progress | None = None
 ) -> tuple[Lengths, ...]:
-    """Return the lengths of all rows that the recipe's stages read, remembered by the digests of what decides them.
+    """Return the lengths of all rows that the recipe's stages read.
+
+    They are remembered by the digests of what decides them.
 
     Raises:
         UsageError: the tokenizer cannot be loaded or cannot take the rows.
@@ -100,7 +106,10 @@ def count_lengths(
 
 
 def show_samples(recipe: Recipe, model: ModelFacts, splits: dict[str, SplitFacts], count: int) -> str:
-    """Return the first *count* rows of each split as the jobs see them: what is masked, and what is learned."""
+    """Return the first *count* rows of each split as the jobs see them.
+
+    They show what is masked, and what is learned.
+    """
     asked = [
         dataclasses.replace(one, num_rows=min(count, one.num_rows)) for one in rows_to_count(recipe, model, splits)
     ]
@@ -108,7 +117,10 @@ def show_samples(recipe: Recipe, model: ModelFacts, splits: dict[str, SplitFacts
 
 
 def _deciding(one: RowsToCount) -> list[Any]:
-    """Return what decides the lengths, beside the rows and the tokenizer; evaluation and training read alike."""
+    """Return what decides the lengths, beside the rows and the tokenizer.
+
+    Evaluation and training read alike.
+    """
     task = task_of(one.settings.task)
     read = {section: validate.to_plain(getattr(one.settings, section)) for section in task.reads}
     if "data" in read:
@@ -117,7 +129,10 @@ def _deciding(one: RowsToCount) -> list[Any]:
 
 
 def _ask(recipe: Recipe, folder: Path, wanted: list[RowsToCount], count: int, progress: Progress | None) -> list[Any]:
-    """Count with the light tokenizer where it knows the ids, else in a process of its own."""
+    """Count with the light tokenizer where it knows the ids.
+
+    Otherwise count in a process of its own.
+    """
     uses_chat = any(one.settings.data.prompt == "chat" for one in wanted)
     tokenizer = None if uses_chat else load_light(folder, recipe.model.add_tokens)
     if tokenizer is not None:
@@ -157,7 +172,10 @@ def _ask_process(request: dict[str, Any], folder: Path, progress: Progress | Non
 
 
 def _message(line: str) -> dict[str, Any]:
-    """Return what a line of the process says; a model's own code may print lines that say nothing to us."""
+    """Return what a line of the process says.
+
+    A model's own code may print lines that say nothing to us.
+    """
     try:
         message = json.loads(line)
     except ValueError:
@@ -197,7 +215,10 @@ def _encoded(wanted: RowsToCount, tokenizer: Any, report: Progress) -> Iterator[
 
 
 def _counted(wanted: RowsToCount, rows: Iterator[Encoded]) -> dict[str, Any]:
-    """Count rows of each kind, and examples; of any number of rows a few numbers are kept."""
+    """Count rows of each kind, and examples.
+
+    Of any number of rows a few numbers are kept.
+    """
     is_prompt, policy = wanted.use == "predict", wanted.settings.data.long_rows
     seen: dict[str, tuple[int, list[int]]] = {"long": (0, []), "empty": (0, []), "unlearnable": (0, [])}
     total = kept = longest = longest_kept = 0

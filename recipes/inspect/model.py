@@ -1,4 +1,7 @@
-"""Read what a recipe's model is: its folder, its config, its tensors. Never imports torch."""
+"""Read what a recipe's model is: its folder, its config, its tensors.
+
+torch is never imported for it.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,10 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"
 
 
 def _folder_here(key: str, name: str) -> Path | None:
-    """Return the local folder that *key* names, None where it is to be had from the hub."""
+    """Return the local folder that *key* names.
+
+    Return None where the hub has it.
+    """
     if name.startswith("library:"):
         folder = LIBRARY_DIR / "models" / name.removeprefix("library:")
         known = sorted(place.name for place in (LIBRARY_DIR / "models").iterdir() if place.is_dir())
@@ -60,7 +66,10 @@ def _file_kind(path: Path) -> str:
 
 
 def _from_hub(key: str, name: str, revision: str | None = None, *, has_code: bool = False) -> Path:
-    """Return the folder of a hub repository in the hub's cache, into which it is fetched if it fits."""
+    """Return the folder of a hub repository in the hub's cache.
+
+    The repository is fetched into the cache if it fits.
+    """
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import (
         DryRunError,
@@ -145,7 +154,10 @@ def _beside(folder: Path, tokenizer_folder: Path) -> list[Path]:
 
 
 def model_digest(folder: Path, tokenizer_folder: Path, changes: Mapping[str, Any]) -> str:
-    """Return the identity of a model: config, tokenizer and every weight, with the *changes* to its config."""
+    """Return the identity of a model.
+
+    It covers config, tokenizer and every weight, with the *changes* to its config.
+    """
     named = [*_beside(folder, tokenizer_folder), *sorted(folder.glob("*.safetensors"))]
     return files.digest_of([[(path.name, file_digest(path)) for path in named], dict(changes)])
 
@@ -192,7 +204,10 @@ def _check_tokenizer(recipe: Recipe, folder: Path) -> None:
 
 
 def _tensors_in(path: Path) -> list[TensorFacts]:
-    """Return what a safetensors file holds; a dtype that is not known here keeps the file's tag."""
+    """Return what a safetensors file holds.
+
+    A dtype that is not known here keeps the file's tag.
+    """
     try:
         header, _ = read_header(path)
         return [

@@ -1,7 +1,8 @@
-"""Load a model's tokenizer: that of transformers, as the jobs use it, or a light one with the same ids.
+"""Load a model's tokenizer, full or light.
 
-Importing transformers takes 4 s and brings torch, which planning must not wait for. Where `tokenizer.json` says all,
-the `tokenizers` package alone gives the same ids; `load_light` returns None where it may not.
+The full one is that of transformers, as the jobs use it; the light one has the same ids. Importing transformers takes 4
+s and brings torch, which planning must not wait for. Where `tokenizer.json` says all, the `tokenizers` package alone
+gives the same ids; `load_light` returns None where it may not.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ _SPECIALS = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "c
 
 
 def load_full(folder: Path, add_tokens: Sequence[str], *, trusts_code: bool) -> Any:
-    """Return the tokenizer of *folder* as the jobs use it, with the recipe's tokens added."""
+    """Return the tokenizer of *folder* as the jobs use it.
+
+    The recipe's tokens are added.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusts_code)
@@ -59,7 +63,10 @@ class LightTokenizer:
 
 
 def load_light(folder: Path, add_tokens: Sequence[str]) -> LightTokenizer | None:
-    """Return a light tokenizer with the ids of the full one, None where only transformers knows them."""
+    """Return a light tokenizer with the ids of the full one.
+
+    Return None where only transformers knows them.
+    """
     try:
         config, described = (
             files.read_json(folder / "tokenizer_config.json"),
@@ -87,7 +94,10 @@ def load_light(folder: Path, add_tokens: Sequence[str]) -> LightTokenizer | None
 
 
 def _text(token: Any) -> str | None:
-    """Return the text of a special token, which configs write plainly or as an object."""
+    """Return the text of a special token.
+
+    Configs write it plainly or as an object.
+    """
     return str(token["content"]) if isinstance(token, dict) else None if token is None else str(token)
 
 

@@ -1,4 +1,7 @@
-"""The versions of what a job imports: `python -m sousbatch.recipes.inspect.versions` prints its own."""
+"""The versions of what a job imports.
+
+`python -m sousbatch.recipes.inspect.versions` prints its own.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ _SETUP_S = 60.0  # for the recipe's set-up lines and the start of its Python
 
 
 def installed() -> dict[str, str]:
-    """Return the versions of this Python and of the packages that decide what a job computes."""
+    """Return the versions that decide what a job computes.
+
+    They are those of this Python and of packages.
+    """
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -32,7 +38,9 @@ def installed() -> dict[str, str]:
 
 
 def versions_of(environment: Environment) -> dict[str, str]:
-    """Return the versions that jobs in *environment* will find; those inside a container are not known here.
+    """Return the versions that jobs in *environment* will find.
+
+    Versions inside a container are not known here.
 
     Raises:
         PlanError: `environment.python` cannot be run, or has no sousbatch.
@@ -49,7 +57,7 @@ def versions_of(environment: Environment) -> dict[str, str]:
         )
     except subprocess.TimeoutExpired as error:
         raise PlanError(
-            [f"environment.setup takes more than {_SETUP_S:.0f} s here; it runs at planning, too, to tell the versions"]
+            [f"environment.setup takes more than {_SETUP_S:.0f} s here; it runs at planning, too, to find the versions"]
         ) from error
     try:
         found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])

@@ -1,7 +1,8 @@
-"""Define what a recipe can say: each key with its default, range and help.
+"""What a recipe can say.
 
-The dataclasses are the schema, a module for each group of sections. `--help` texts, error messages and `recipes show`
-read the metadata beside each default; the check itself is in `validate.py`.
+Every key stands here once, with its default, its range and its help. The dataclasses are the schema, a module for each
+group of sections. `--help` texts, error messages and `recipes show` read the metadata beside each default; the check
+itself is in `validate.py`.
 """
 
 from __future__ import annotations

@@ -11,11 +11,14 @@ from .fields import key
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What one stage gets. A task is one job of an array."""
+    """What one stage gets.
+
+    A task is one job of an array; only predict and consolidate have several.
+    """
 
     nodes: int = key(
         1,
-        "nodes of a task; without Slurm they are pretend nodes of this machine, one torchrun agent each",
+        "nodes of a task; without Slurm they are simulated nodes of this machine, one torchrun agent each",
         also=("num_nodes", "nnodes"),
         at_least=1,
     )
@@ -55,7 +58,7 @@ class Resources:
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """What runs the jobs, and what they are told."""
+    """What runs the jobs, and the environment that they get."""
 
     python: str | None = key(None, "interpreter; the one that submits when not given")
     setup: tuple[str, ...] = key((), "shell lines before it, such as module loads")

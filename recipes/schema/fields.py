@@ -1,4 +1,7 @@
-"""Declare keys of a recipe, also those that can only be written down yet."""
+"""How a key of a recipe is declared.
+
+Some keys can be written down, but are for a later version.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,10 @@ def key(
 
 
 def unbuilt(section: Any, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted keys of *section* with a value that a later version will use."""
+    """Yield the dotted keys of *section* that are for a later version.
+
+    Only keys that have a value are given.
+    """
     for one in dataclasses.fields(section):
         value = getattr(section, one.name)
         if one.metadata.get("later"):

@@ -17,7 +17,7 @@ class Predict:
     rows: int | None = key(None, "only the first rows of it", at_least=1)
     engine: Literal["transformers", "vllm"] = key("transformers", "what generates", later=True)
     length_ratio: float | None = key(None, "longest answer as a share of its prompt's tokens", above=0, later=True)
-    chunk_tokens: int | None = key(None, "generate so many at a time and go on from the last sentences", later=True)
+    chunk_tokens: int | None = key(None, "generate so many at a time and continue from the last sentences", later=True)
     stop: tuple[str, ...] = key((), "texts at which an answer ends", later=True)
     post: tuple[str, ...] = key((), "steps over every answer", later=True)
     dtype: Dtype | None = key(None, "arithmetic; the model's own type on a GPU, float32 on a CPU when not given")
@@ -38,7 +38,10 @@ class Predict:
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionAnswering:
-    """How long passages are cut into windows, and how an answer's span is chosen."""
+    """How long passages are cut into windows.
+
+    It also says how the answer's span is chosen among them.
+    """
 
     stride_tokens: int = key(128, "tokens that neighbouring windows share", also=("doc_stride",), at_least=0)
     max_question_tokens: int = key(64, "longest question", also=("max_query_length",), at_least=1)

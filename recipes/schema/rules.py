@@ -1,4 +1,7 @@
-"""Find the faults of a recipe that its types cannot show, from the recipe alone."""
+"""The faults of a recipe that its types cannot show.
+
+Finding them needs no look at site, model or data.
+"""
 
 from __future__ import annotations
 
@@ -79,9 +82,9 @@ def _variables(recipe: Recipe) -> Iterator[Fault]:
 
 
 def _secrets(recipe: Recipe) -> Iterator[Fault]:
-    """Yield which keys hold a secret, never its value.
+    """Return which keys hold a secret.
 
-    A recipe is written into plan, requests and scripts.
+    A recipe is written into plan, requests and scripts. The secret's value is never shown.
     """
     for name, value in recipe.environment.variables.items():
         if is_secret(name, value):
@@ -103,7 +106,10 @@ def _secrets(recipe: Recipe) -> Iterator[Fault]:
 
 
 def borrowed_secrets(values: dict[str, Any]) -> list[Fault]:
-    """Return which keys of a recipe, not resolved yet, take a secret from this shell."""
+    """Return which keys of a recipe take a secret from this shell.
+
+    The recipe is not resolved yet. The secret may have any form.
+    """
     hint = "name the variable in environment.inherit, and read it in the job"
     return [
         Fault(key=key, problem=f"takes the secret {name} from this shell, and it would be written", hint=hint)
@@ -124,7 +130,10 @@ def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
 
 
 def _code(recipe: Recipe) -> Iterator[Fault]:
-    """Refuse equal names of code folders, which lie side by side in the run folder."""
+    """Return code folders that cannot lie side by side.
+
+    They do so in the run folder, so each needs a name of its own.
+    """
     names = [Path(folder).name for folder in recipe.environment.code]
     for folder, name in zip(recipe.environment.code, names, strict=True):
         if name in ("", ".."):
@@ -155,7 +164,7 @@ def _stages(recipe: Recipe) -> Iterator[Fault]:
 
 
 def _unread(key: str, changes: Mapping[str, Any], kind: StageKind | None) -> Iterator[Fault]:
-    """Yield the sections that a stage sets and that its job does not read."""
+    """Return the sections that a stage sets and that its job does not read."""
     sections = {field.name for field in fields(StageSettings)} - {"task", "seed"}
     for section in sorted(sections & changes.keys()):
         if kind is not None and section not in kind.reads:
@@ -164,9 +173,9 @@ def _unread(key: str, changes: Mapping[str, Any], kind: StageKind | None) -> Ite
 
 
 def _views(recipe: Recipe) -> list[Fault]:
-    """Return what is wrong in the recipe as its stages see it, each fault once.
+    """Return what is wrong in the recipe as its stages see it.
 
-    A fault has the key that says it: the section, or the `set` of a stage.
+    Each fault is given once, under the key that says it.
     """
     faults, common = list[Fault](), settings_of(recipe)
     found: dict[str | None, list[Fault]] = {}
@@ -204,7 +213,10 @@ def _resources(recipe: Recipe) -> Iterator[Fault]:
 
 
 def _sbatch(key: str, wanted: Resources) -> Iterator[Fault]:
-    """Yield what would break its #SBATCH line, or take the run out of our hands."""
+    """Return values that would harm the #SBATCH lines.
+
+    They would break out of their line, or take the run out of our hands.
+    """
     for word in ("partition", "account", "qos", "constraint", "exclude", "reservation"):
         value = getattr(wanted, word)
         if value is not None and not re.fullmatch(r"[\w.,:@+=&|*()\[\]-]+", value, re.ASCII):
@@ -242,7 +254,10 @@ def _kept(view: StageSettings) -> Iterator[Fault]:
 
 
 def _sections(view: StageSettings) -> Iterator[Fault]:
-    """Yield what is wrong between keys of one section, as some stage sees it."""
+    """Return what is wrong between keys of one section.
+
+    The recipe is taken as some stage sees it.
+    """
     schedule, train, predict = view.train.schedule, view.train, view.predict
     if (
         schedule.name in ("step", "cosine_restarts")

@@ -130,13 +130,16 @@ class Checkpoints:
         None, "most that all runs in the folder of this one may hold together (1 GB = 10^9 B)", above=0
     )
     max_skipped: int | None = key(
-        3, "saves in a row that no room may cost before the run stops; null trains on to its end", at_least=0
+        3, "saves in a row that may fail for want of space before the run stops; null trains on to its end", at_least=0
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Consolidate:
-    """How the checkpoint becomes a model, into which an adapter is merged."""
+    """How the checkpoint becomes a model.
+
+    An adapter is merged into its base; its checkpoints keep it apart.
+    """
 
     choose: Literal["best", "last"] = key("best", "which checkpoint")
     dtype: Dtype | None = key(

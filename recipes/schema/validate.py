@@ -1,7 +1,8 @@
-"""Check plain values against the schema: all faults at once, in the right words.
+"""Check plain values against the schema.
 
-Hydra composes, but it stops at the first fault and its structured configs know neither
-`Literal` nor unions of dataclasses; so this walk over the dataclasses does the checking.
+All faults are found at once, each with the right word. Hydra composes, but it stops at the first fault and its
+structured configs know neither `Literal` nor unions of dataclasses; so this walk over the dataclasses does the
+checking.
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ def build(cls: type[T], values: Any, *, key: str = "") -> tuple[T | None, list[F
 
 
 def unknown_names(cls: type, values: Any, *, key: str = "") -> Iterator[Fault]:
-    """Yield the names in plain *values* that no installed package has, as of metrics.
+    """Yield the names in *values* that no package installed here has.
 
-    `build` takes them all: a plan is also read where a package of its names is not installed.
+    *values* are plain; such names are those of metrics. `build` takes them all: a plan is also read where a package of
+    its names is not installed.
     """
     hints = _hints(cls)
     for field in dataclasses.fields(cls):
@@ -93,7 +95,10 @@ def to_plain(value: Any) -> Any:
 
 
 def unknown_key(root: type, cls: type, key: str, name: str) -> Fault:
-    """Describe a key that does not exist, by another library's word or a near one."""
+    """Describe a key that does not exist.
+
+    The hint is another library's word, a near one, or the list.
+    """
     path = f"{key}.{name}" if key else name
     known_keys = list(options(root))
     if renamed := [option for option in known_keys if name in option.was]:
@@ -193,7 +198,10 @@ def _section_hint(cls: Any, key: str) -> str:
 
 
 def _plain(value: Any, key: str, faults: list[Fault]) -> Any:
-    """Return *value* if JSON can say it: free sections are written into files."""
+    """Return *value* if JSON can say it.
+
+    Free sections end up in the plan and in other libraries' files.
+    """
     if isinstance(value, Mapping):
         return {str(name): _plain(item, _join(key, name), faults) for name, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,7 +1,8 @@
-"""What planning knows of each task: one record per task, which says what sets the task apart.
+"""What planning knows of each task.
 
-A task is two halves with one name. The pure half is a record here; its runtime half is the module that the record
-names, which only the jobs import. Nothing else compares the names of tasks.
+There is one record per task, which says what sets the task apart. A task is two halves with one name. The pure half is
+a record here; its runtime half is the module that the record names, which only the jobs import. Nothing else compares
+the names of tasks.
 
 To add a task: a `TaskSpec` in a file here, a `TaskRuntime` in jobs/tasks, one row in `TASKS`, and settings with rows in
 tests/jobs/tasks/test_tasks.py. A third-party task is an entry point of the group `sousbatch.tasks`.
@@ -102,14 +103,20 @@ def is_later(name: str) -> bool:
 
 
 def with_metrics(recipe: Recipe) -> Recipe:
-    """Return *recipe* with the metrics of its score stages, which are the task's where the recipe is silent."""
+    """Return *recipe* with the metrics of its score stages.
+
+    They are the task's where the recipe is silent.
+    """
     if recipe.score.metrics:
         return recipe
     return replace(recipe, score=replace(recipe.score, metrics=task_of(recipe.task).metrics))
 
 
 def task_faults(settings: StageSettings, uses: Sequence[RowUse]) -> Iterator[Fault]:
-    """Yield what the task of the settings finds wrong in them; nothing of a task that comes later."""
+    """Yield what the task of the settings finds wrong in them.
+
+    Nothing of a task that comes later is found.
+    """
     if is_later(settings.task):
         return
     task = task_of(settings.task)

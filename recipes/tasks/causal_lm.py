@@ -1,6 +1,7 @@
-"""Causal language modelling: the model reads a prompt and learns, or answers, what follows it.
+"""Causal language modelling.
 
-With an empty `data.prompt` it learns plain text instead, and has nothing to answer.
+The model reads a prompt and learns, or answers, what follows it. With an empty `data.prompt` it learns plain text
+instead, and has nothing to answer.
 """
 
 from __future__ import annotations
