@@ -2,7 +2,7 @@
 
 A folder `step-00000100` with a marker is a checkpoint, and `step-00000100-weights` what is left of
 one that was thinned; anything else is not, however whole it looks. Folders of other trainers, and
-links, are *foreign*: listed, verified and consolidated, never removed.
+links, are *third-party*: listed, verified and consolidated, never removed.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from ..errors import DamagedError, NotFoundError
 MARKER = "checkpoint.json"
 _FORMAT = 1
 _NAME = re.compile(r"step-(\d{8,})(-weights)?")
-_FOREIGN_NAME = re.compile(r"(?:checkpoint-|global_step)(\d+)")
+_THIRD_PARTY_NAME = re.compile(r"(?:checkpoint-|global_step)(\d+)")
 
 # DeepSpeed's rank files, torch's distributed checkpoints (accelerate puts them a folder lower), safetensors.
-_FOREIGN_FILES = (
+_THIRD_PARTY_FILES = (
     "*_states.pt",
     ".metadata",
     "pytorch_model_fsdp_0/.metadata",
@@ -41,7 +41,7 @@ _FOREIGN_FILES = (
 # What a flipped bit makes of a zip file, besides a wrong CRC: another method, an encrypted record, a wild offset.
 _UNREADABLE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError, struct.error)
 
-Status = Literal["committed", "foreign", "torn"]
+Status = Literal["committed", "third-party", "incomplete"]
 Content = Literal["full", "weights"]
 
 
@@ -188,7 +188,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def list_checkpoints(folder: Path) -> tuple[Checkpoint, ...]:
-    """Return what is in *folder*, by step: committed, torn and foreign ones.
+    """Return what is in *folder*, by step: committed, incomplete and third-party ones.
 
     *folder* may hold the checkpoints or be one.
     """
@@ -226,19 +226,21 @@ def best_committed(folder: Path, goal: Literal["lowest", "highest"]) -> Checkpoi
 
 def _look(path: Path) -> Checkpoint | None:
     if path.is_symlink():
-        is_one = _NAME.fullmatch(path.name) or _FOREIGN_NAME.fullmatch(path.name)
-        return Checkpoint(path=path, step=_step_in(path), status="foreign") if is_one else None
+        is_one = _NAME.fullmatch(path.name) or _THIRD_PARTY_NAME.fullmatch(path.name)
+        return Checkpoint(path=path, step=_step_in(path), status="third-party") if is_one else None
     if (path / MARKER).is_file() and _NAME.fullmatch(path.name):
         try:
             return read_checkpoint(path)
         except NotFoundError:  # removed since this look at it began
             return None
         except DamagedError:
-            return Checkpoint(path=path, step=_step_in(path), status="torn", num_bytes=files.num_bytes_below(path))
+            return Checkpoint(
+                path=path, step=_step_in(path), status="incomplete", num_bytes=files.num_bytes_below(path)
+            )
     if path.name.startswith(f"{files.TEMPORARY_PREFIX}step-"):
-        return Checkpoint(path=path, step=_step_in(path), status="torn", num_bytes=files.num_bytes_below(path))
-    if _FOREIGN_NAME.fullmatch(path.name) or any(any(path.glob(pattern)) for pattern in _FOREIGN_FILES):
-        return Checkpoint(path=path, step=_step_in(path), status="foreign", num_bytes=files.num_bytes_below(path))
+        return Checkpoint(path=path, step=_step_in(path), status="incomplete", num_bytes=files.num_bytes_below(path))
+    if _THIRD_PARTY_NAME.fullmatch(path.name) or any(any(path.glob(pattern)) for pattern in _THIRD_PARTY_FILES):
+        return Checkpoint(path=path, step=_step_in(path), status="third-party", num_bytes=files.num_bytes_below(path))
     return None
 
 
@@ -250,12 +252,12 @@ def _step_in(path: Path) -> int:
 def verify(checkpoint: Checkpoint, *, reads_all: bool = True) -> tuple[str, ...]:
     """Return what is wrong with a checkpoint's files; nothing when all is as it was committed.
 
-    A foreign one has no marker: of it the zip records' CRCs are checked. Without *reads_all* only sizes and zip
+    A third-party one has no marker: of it the zip records' CRCs are checked. Without *reads_all* only sizes and zip
     directories are compared with the marker: enough to tell a file that was cut off or swapped, in no time.
     """
-    if checkpoint.status == "torn":
-        return (_why_torn(checkpoint.path),)
-    if checkpoint.status == "foreign":
+    if checkpoint.status == "incomplete":
+        return (_why_incomplete(checkpoint.path),)
+    if checkpoint.status == "third-party":
         problems = [_zip_problem(path, path.name) for path in sorted(checkpoint.path.rglob("*.pt"))]
         return tuple(problem for problem in problems if problem)
     entries: dict[str, dict[str, Any]] = files.read_json(checkpoint.path / MARKER)["files"]
@@ -263,7 +265,7 @@ def verify(checkpoint: Checkpoint, *, reads_all: bool = True) -> tuple[str, ...]
     return tuple(problem for problem in problems if problem)
 
 
-def _why_torn(path: Path) -> str:
+def _why_incomplete(path: Path) -> str:
     try:
         read_checkpoint(path)
     except DamagedError as error:
@@ -295,5 +297,5 @@ def _zip_problem(path: Path, name: str, reads_all: bool = True) -> str:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip() if reads_all else None
     except _UNREADABLE as error:
-        return f"{name} is not a whole torch file: {error}"
+        return f"{name} is not an intact torch file: {error}"
     return f"{name}: record {broken} is damaged" if broken else ""

@@ -66,8 +66,8 @@ def _files_of(source: Source) -> set[Place]:
 def _tensors_of(source: Source) -> Iterator[Any]:
     for tensor in (*source.tensors, *(source.base.tensors if source.base else ())):
         yield tensor
-        if tensor.twin is not None:
-            yield tensor.twin
+        if tensor.working_copy is not None:
+            yield tensor.working_copy
 
 
 def _check(place: Place, name: str, entry: Mapping[str, Any]) -> None:

@@ -115,7 +115,7 @@ def _one(decision: RetentionDecision, options: RemovalOptions) -> RetentionResul
         files.remove_tree(one.path)
     except FencedError:
         raise
-    except (SousbatchError, OSError) as error:  # the next rotation decides anew, from what is there
+    except (SousbatchError, OSError) as error:  # the next rotation decides again, from what is there
         return RetentionResult(
             checkpoint=one, outcome="kept", reason=decision.reason, problem=str(error), left_bytes=one.num_bytes
         )

@@ -94,7 +94,7 @@ def _holds(checkpoint: Checkpoint) -> str:
     """
     from ..checkpoints.formats.detect import open_source
 
-    if checkpoint.status != "foreign":
+    if checkpoint.status != "third-party":
         return checkpoint.content
     try:
         source = open_source(checkpoint.path)
@@ -132,7 +132,7 @@ def _look_through(checkpoint: Checkpoint) -> tuple[tuple[str, ...], str]:
     from ..checkpoints.formats.detect import open_source
 
     problems = verify(checkpoint)
-    if problems or checkpoint.status != "foreign":
+    if problems or checkpoint.status != "third-party":
         return problems, ""
     try:
         source = open_source(checkpoint.path)

@@ -192,7 +192,7 @@ def _open(text: str, checkpoint: Place, *, is_raw: bool) -> Source:
             found = [one for folder in find_checkpoint_dirs(text) for one in list_checkpoints(folder)]
         except NotFoundError:
             raise error from None
-        intact = [one for one in found if one.status != "torn" and one.path != checkpoint]
+        intact = [one for one in found if one.status != "incomplete" and one.path != checkpoint]
         if not intact:
             raise
         newest = max(intact, key=lambda one: (one.status == "committed", one.order))

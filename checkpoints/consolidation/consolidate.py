@@ -47,7 +47,7 @@ def consolidate(
 
     The weights are byte for byte those of DeepSpeed's zero_to_torch.py; `manifest.json` says
     what they are. An adapter becomes `adapter_model.safetensors`, or the model that it makes of
-    its base, added in fp32. Memory does not grow with the model. What was interrupted goes on at
+    its base, added in fp32. Memory does not grow with the model. What was interrupted resumes at
     the shard where it stood, as long as checkpoint and options are the same.
 
     Args:
@@ -87,7 +87,7 @@ def consolidate(
         done = _found(out, work, reads_all=False)
         if done is None:
             raise
-        return done  # by a twin of this process, such as another task of the same array
+        return done  # by another process, such as another task of the same array
     except BaseException as error:
         is_refused = isinstance(error, RunError) and not isinstance(error, FencedError | NoRoomError)
         output.leave(is_shared=num_parts > 1, is_refused=is_refused)

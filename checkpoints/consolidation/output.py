@@ -34,7 +34,7 @@ _REMOTE_WORK = ".consolidation"
 
 
 class TakenAwayError(UsageError):
-    """The unfinished folder is gone, or its place taken: another consolidation has begun anew, or has ended."""
+    """The unfinished folder is gone, or its place taken: another consolidation has restarted, or has ended."""
 
 
 class Output(Protocol):
@@ -101,10 +101,10 @@ class _Folder:
         if found is not None and not self._may_restart:
             raise UsageError(
                 f"{self._out}: parts of another checkpoint, or made with other options, wait in {self._work}; "
-                "go on with those options, or remove that folder to begin anew"
+                "use those options, or remove that folder to restart"
             )
         if found is not None:
-            logger.warning("%s: left by a consolidation with other options; starting anew", self._work)
+            logger.warning("%s: left by a consolidation with other options; restarting", self._work)
             remove_tree(self._work)
         self._start(plan)  # nothing is removed here: another task of the same array may have begun
         return plan
@@ -132,7 +132,7 @@ class _Folder:
             try:
                 os.rename(self.temporary(shard), self.place(shard))
             except FileNotFoundError:
-                if not self.place(shard).is_file():  # else a twin of this process has just done the same
+                if not self.place(shard).is_file():  # else another process has just done the same
                     raise
             sync_dir(self._model)
             write_json(self._records / f"{shard.file_name}.json", _to_json(written))
@@ -174,7 +174,7 @@ class _Folder:
             yield
         except FileNotFoundError as error:
             raise TakenAwayError(
-                f"{self._work}: was taken away while it was written; another consolidation to {self._out} goes on"
+                f"{self._work}: was taken away while it was written; another consolidation to {self._out} continues"
             ) from error
 
     def _start(self, plan: Mapping[str, Any]) -> None:
@@ -185,7 +185,7 @@ class _Folder:
         try:
             self._model.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            if is_no_room(error) or self._out.exists():  # a twin of this process has just ended
+            if is_no_room(error) or self._out.exists():  # another process has just ended
                 raise
             raise UsageError(f"{self._out}: cannot be made ({error.strerror}); name a place to write to") from error
         self._records.mkdir(exist_ok=True)

@@ -21,7 +21,7 @@ from .torch_cast import Bytes, copier
 if TYPE_CHECKING:
     from .checksums import CrcRecorder
 
-_TWIN_ELEMENTS = 256
+_COMPARED_ELEMENTS = 256
 _SPARE_DESCRIPTORS = 256  # for the files that are written, and what else the process has open
 
 
@@ -115,11 +115,13 @@ def check_working_copies(tensors: Sequence[SourceTensor]) -> None:
     Raises:
         DamagedError: they differ; the message names the parameter.
     """
-    map_in_threads(_check_ends, (tensor for tensor in tensors if tensor.twin is not None and tensor.num_elements))
+    map_in_threads(
+        _check_ends, (tensor for tensor in tensors if tensor.working_copy is not None and tensor.num_elements)
+    )
 
 
 def _check_ends(tensor: SourceTensor) -> None:
-    count = min(_TWIN_ELEMENTS, tensor.num_elements)
+    count = min(_COMPARED_ELEMENTS, tensor.num_elements)
     with Reader() as reader:
         for first in sorted({0, tensor.num_elements - count}):
             check_working_copy(reader, tensor, first, count)
@@ -127,15 +129,15 @@ def _check_ends(tensor: SourceTensor) -> None:
 
 def check_working_copy(reader: Reader, tensor: SourceTensor, first: int, count: int) -> None:
     """Compare *count* elements from *first* on; raise `DamagedError` where master and copy differ."""
-    assert tensor.twin is not None
-    master, twin = reader.read(tensor, first, count), reader.read(tensor.twin, first, count)
-    cast = np.empty_like(twin)
-    if tensor.dtype == tensor.twin.dtype:
+    assert tensor.working_copy is not None
+    master, copy = reader.read(tensor, first, count), reader.read(tensor.working_copy, first, count)
+    cast = np.empty_like(copy)
+    if tensor.dtype == tensor.working_copy.dtype:
         cast[:] = master
     else:
-        copier()(master, tensor.dtype, cast, tensor.twin.dtype)
-    found, expected = bits_of(cast, tensor.twin.dtype), bits_of(twin, tensor.twin.dtype)
-    are_numbers = ~(is_nan(found, tensor.twin.dtype) & is_nan(expected, tensor.twin.dtype))
+        copier()(master, tensor.dtype, cast, tensor.working_copy.dtype)
+    found, expected = bits_of(cast, tensor.working_copy.dtype), bits_of(copy, tensor.working_copy.dtype)
+    are_numbers = ~(is_nan(found, tensor.working_copy.dtype) & is_nan(expected, tensor.working_copy.dtype))
     if np.any((found != expected) & are_numbers):
         raise DamagedError(
             f"{tensor.segments[0].path}: the master weights of {tensor.name!r} are not those that "

@@ -68,7 +68,7 @@ def write_shards(
     """
     total = sum(tensor.num_bytes for shard, _ in shards for tensor in shard.tensors)
     with ExitStack() as stack:
-        # Held open to the end: a twin of this process may rename the file while its last tensors are written here.
+        # Held open to the end: another process may rename the file while its last tensors are written here.
         targets = [stack.enter_context(_prepared(path, shard)) for shard, path in shards]
         stack.enter_context(one_thread_each())
         pool = stack.enter_context(ThreadPoolExecutor(settings.num_workers))

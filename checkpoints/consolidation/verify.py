@@ -37,7 +37,7 @@ def verify_shards(shards: Sequence[Shard], places: Sequence[Place], *, num_worke
     sources = [tensor.source for tensor in tensors]
     for shard, place in zip(shards, places, strict=True):
         _check_header(shard, place)
-    _each(_check_all_twins, [source for source in sources if source.twin is not None], num_workers)
+    _each(_check_all_working_copies, [source for source in sources if source.working_copy is not None], num_workers)
     located = [(tensor, place) for shard, place in zip(shards, places, strict=True) for tensor in shard.tensors]
     _each(lambda each: _check_tensor(*each, clamp=clamp), located, num_workers)
 
@@ -48,7 +48,7 @@ def _each(check: Callable[[_T], None], items: Iterable[_T], num_workers: int) ->
             pass
 
 
-def _check_all_twins(tensor: SourceTensor) -> None:
+def _check_all_working_copies(tensor: SourceTensor) -> None:
     with Reader() as reader:
         for first, count in _pieces(tensor):
             check_working_copy(reader, tensor, first, count)

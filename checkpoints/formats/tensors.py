@@ -78,7 +78,7 @@ class LowRank:
 class SourceTensor:
     """One tensor of the model: its segments, one after another, are its elements in row-major order.
 
-    *twin* is the 16-bit copy that the model trained with, where the checkpoint holds one
+    *working_copy* is the 16-bit copy that the model trained with, where the checkpoint holds one
     beside the fp32 master; *low_rank* is added to the elements before they are cast.
     """
 
@@ -87,7 +87,7 @@ class SourceTensor:
     dtype: str
     segments: tuple[Segment, ...]
     role: Role = "unknown"
-    twin: SourceTensor | None = None
+    working_copy: SourceTensor | None = None
     low_rank: LowRank | None = None
 
     @property

@@ -137,7 +137,7 @@ class _Foreign(dict[Any, Any]):
 
     def extend(self, _: object) -> None: ...
 
-    __hash__ = object.__hash__  # type: ignore[assignment]  # a foreign object may be a key of a dict
+    __hash__ = object.__hash__  # type: ignore[assignment]  # any object may be a key of a dict
 
 
 class Unpickler(pickle.Unpickler):

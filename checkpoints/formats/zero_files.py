@@ -1,6 +1,6 @@
 """The rank files of one DeepSpeed tag: which there are, whether they belong together, what each holds.
 
-What is refused here is refused by name: a foreign layout would convert into a model that
+What is refused here is refused by name: an unknown layout would convert into a model that
 loads and is wrong.
 """
 

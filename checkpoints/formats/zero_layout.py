@@ -157,11 +157,11 @@ def _trained_in_stream(model: State, ranks: Sequence[Rank]) -> list[SourceTensor
         offset = 0
         for (name, shape), gap in zip(shapes.items(), gaps, strict=True):
             segments = tuple(cut(stream, DTYPES[dtype].num_bytes, offset, math.prod(shape)))
-            twin = whole(name, module[name], "trained") if name in module else None
-            if twin is not None and twin.shape != shape:
-                raise DamagedError(f"{model.path}: {name!r} has shape {twin.shape}, param_shapes says {shape}")
+            copy = whole(name, module[name], "trained") if name in module else None
+            if copy is not None and copy.shape != shape:
+                raise DamagedError(f"{model.path}: {name!r} has shape {copy.shape}, param_shapes says {shape}")
             tensors.append(
-                SourceTensor(name=name, shape=shape, dtype=dtype, segments=segments, role="trained", twin=twin)
+                SourceTensor(name=name, shape=shape, dtype=dtype, segments=segments, role="trained", working_copy=copy)
             )
             offset += math.prod(shape) + gap
         _check_consumed(ranks, group, offset, sum(master.num_elements for master in masters))

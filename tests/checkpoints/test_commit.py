@@ -1,4 +1,4 @@
-"""Committed or not there: kills, damage, foreign folders, fences."""
+"""Committed or not there: kills, damage, third-party folders, fences."""
 
 from __future__ import annotations
 
@@ -135,12 +135,12 @@ def test_a_list_says_what_is_committed_torn_and_foreign(tmp_path: Path) -> None:
     write_zip(tmp_path / "mine" / "zero_pp_rank_0_mp_rank_00_optim_states.pt", 1)
     found = [(one.step, one.status) for one in commit.list_checkpoints(tmp_path)]
     assert found == [
-        (0, "foreign"),
-        (5, "foreign"),
+        (0, "third-party"),
+        (5, "third-party"),
         (10, "committed"),
-        (20, "torn"),
-        (30, "torn"),
-        (40, "foreign"),
+        (20, "incomplete"),
+        (30, "incomplete"),
+        (40, "third-party"),
     ]
     assert steps(tmp_path) == [10]
 
@@ -149,7 +149,7 @@ def test_a_list_says_what_is_committed_torn_and_foreign(tmp_path: Path) -> None:
 def test_another_trainers_checkpoint_is_a_listing_of_one_and_its_parts_are_none(tmp_path: Path, name: str) -> None:
     (tmp_path / name / "global_step5").mkdir(parents=True)
     (one,) = commit.list_checkpoints(tmp_path / name)
-    assert (one.path, one.status, one.step) == (tmp_path / name, "foreign", 5)
+    assert (one.path, one.status, one.step) == (tmp_path / name, "third-party", 5)
 
 
 def test_a_stage_may_be_called_as_another_trainers_checkpoint(tmp_path: Path) -> None:
@@ -265,18 +265,18 @@ def test_of_foreign_ones_the_torch_files_are_checked(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint-5" / "global_step5"
     folder.mkdir(parents=True)
     write_zip(folder / "rank_0_optim_states.pt", 1)
-    (foreign,) = commit.list_checkpoints(tmp_path)
-    assert commit.verify(foreign) == ()
+    (other,) = commit.list_checkpoints(tmp_path)
+    assert commit.verify(other) == ()
     damage_flip(folder / "rank_0_optim_states.pt")
-    assert "rank_0_optim_states.pt: record archive/data/" in commit.verify(foreign)[0]
+    assert "rank_0_optim_states.pt: record archive/data/" in commit.verify(other)[0]
     damage_truncate(folder / "rank_0_optim_states.pt")
-    assert "is not a whole torch file" in commit.verify(foreign)[0]
+    assert "is not an intact torch file" in commit.verify(other)[0]
 
 
 def test_a_torn_one_was_never_committed(tmp_path: Path) -> None:
     commit.begin(tmp_path, 3, 1)
-    (torn,) = commit.list_checkpoints(tmp_path)
-    assert "was never committed" in commit.verify(torn)[0]
+    (incomplete,) = commit.list_checkpoints(tmp_path)
+    assert "was never committed" in commit.verify(incomplete)[0]
 
 
 # kills

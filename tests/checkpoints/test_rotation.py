@@ -73,7 +73,7 @@ def test_foreign_folders_and_links_stay(tmp_path: Path) -> None:
     for name in ("checkpoint-5", "global_step7", "notes", "step-00000001"):
         (folder / name).mkdir()
     (folder / "step-00000005").symlink_to(elsewhere / "step-00000005")
-    assert [one.status for one in commit.list_checkpoints(folder) if one.step == 5] == ["foreign", "foreign"]
+    assert [one.status for one in commit.list_checkpoints(folder) if one.step == 5] == ["third-party", "third-party"]
     rotate(folder)
     kept = ["checkpoint-5", "global_step7", "notes", "step-00000001", "step-00000005", "step-00000020"]
     assert names(folder) == kept
@@ -173,9 +173,9 @@ def test_a_marker_that_names_what_lies_outside_is_damaged(name: str, tmp_path: P
     (made, _) = make(tmp_path, [1, 2])
     marker = made.path / commit.MARKER
     marker.write_text(marker.read_text().replace('"weights"', json.dumps(name), 1))
-    torn, whole = commit.list_checkpoints(tmp_path)
-    assert (torn.status, whole.status) == ("torn", "committed")
-    assert f"it names {name!r}" in commit.verify(torn)[0]
+    incomplete, whole = commit.list_checkpoints(tmp_path)
+    assert (incomplete.status, whole.status) == ("incomplete", "committed")
+    assert f"it names {name!r}" in commit.verify(incomplete)[0]
     rotate(tmp_path)
     assert names(tmp_path) == ["step-00000001", "step-00000002"]
 

@@ -70,7 +70,7 @@ def test_what_another_trainer_wrote_is_never_pruned(sousbatch: Run, tmp_path: Pa
             json.dumps({"global_step": step})
         )
     code, told, _ = sousbatch("checkpoints", "prune", str(tmp_path / "theirs"), "--keep-best", "0")
-    assert code == 0 and told.count("keep (foreign, not ours to remove)") == 3
+    assert code == 0 and told.count("keep (third-party, not ours to remove)") == 3
     assert len(list((tmp_path / "theirs").glob("checkpoint-*"))) == 3
 
 
@@ -146,7 +146,7 @@ def test_what_a_kill_left_in_a_run_is_pruned_unless_a_job_writes(place: str, sou
     assert re.search(r"^ *20 .* incomplete ", sousbatch("checkpoints", "list", str(folder))[1], re.MULTILINE)
     prune = ("checkpoints", "prune", str(folder.parent.parent / place))
     with files.locked(folder / WRITER_LOCK, wait=False):
-        assert f"{left}: keep (torn" in sousbatch(*prune, "--dry-run")[1]
+        assert f"{left}: keep (incomplete" in sousbatch(*prune, "--dry-run")[1]
     code, told, _ = sousbatch(*prune, "--dry-run")
     assert f"{left}: delete (left by a save or a removal that was killed, 500 B)" in told and left.is_dir()
     code, told, _ = sousbatch(*prune)

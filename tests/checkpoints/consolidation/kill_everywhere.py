@@ -70,7 +70,7 @@ def place(moments: Moments) -> None:
     """Put the moments at every call that changes the disk."""
     for name in CALLS if moments.how == "kill" else FAILING:
         setattr(os, name, moments.pass_through(name, getattr(os, name)))
-    stream.reserve = moments.pass_through("fallocate", stream.reserve)
+    stream.allocate = moments.pass_through("fallocate", stream.allocate)
 
     class Raw(io.FileIO):
         def write(self, data: Any) -> int:

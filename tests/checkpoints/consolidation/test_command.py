@@ -199,7 +199,7 @@ def test_a_part_does_not_throw_away_what_others_made_with_other_choices(
     apart = [model, tmp_path / "out", "--max-shard-gb", 2e-8, "--shard"]
     assert consolidate(*apart, "0/2") == 0
     assert consolidate(*apart, "1/2", "--dtype", "bfloat16") == 2
-    assert f"wait in {tmp_path}/.tmp-out.part; go on with those options, or remove" in capsys.readouterr().err
+    assert f"wait in {tmp_path}/.tmp-out.part; use those options, or remove" in capsys.readouterr().err
     assert consolidate(*apart, "1/2") == 0 and (tmp_path / "out" / "manifest.json").is_file()
 
 

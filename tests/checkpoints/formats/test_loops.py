@@ -265,7 +265,7 @@ def test_they_are_listed_and_verified(
     for given in (path, path.parent):
         assert main(["checkpoints", "list", str(given), "--json"]) == 0
         (one,) = json.loads(capsys.readouterr().out)
-        assert (one["path"], one["status"], one["content"]) == (str(path), "foreign", "full")
+        assert (one["path"], one["status"], one["content"]) == (str(path), "third-party", "full")
     assert main(["checkpoints", "verify", str(path.parent)]) == 0
     assert (
         f"{loop}: intact, judged by the headers of its model alone: no checksum was compared" in capsys.readouterr().out

@@ -88,10 +88,10 @@ def test_the_order_is_by_attempt_and_step_not_by_the_order_given() -> None:
     assert kept([*made(), went_back], keep_last=1, keep_best=0) == [25]
 
 
-def test_foreign_and_torn_ones_are_never_removed_and_count_for_nothing() -> None:
-    foreign = Checkpoint(path=Path("checkpoint-5"), step=5, status="foreign")
-    torn = Checkpoint(path=Path(".tmp-step-60"), step=60, status="torn")
-    assert kept([foreign, *made(), torn], keep_last=1, keep_best=0) == [5, 50, 60]
+def test_third_party_and_incomplete_ones_are_never_removed_and_count_for_nothing() -> None:
+    other = Checkpoint(path=Path("checkpoint-5"), step=5, status="third-party")
+    incomplete = Checkpoint(path=Path(".tmp-step-60"), step=60, status="incomplete")
+    assert kept([other, *made(), incomplete], keep_last=1, keep_best=0) == [5, 50, 60]
 
 
 def test_nothing_gives_nothing() -> None:
