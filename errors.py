@@ -15,7 +15,7 @@
         `-- NoRoomError           77  the store is full; what was committed is safe
 
 A job's exit code is all that the stage process learns of it: 0 done, 75 saved and
-stopped, 76 device out of memory, 77 no room, anything else failed.
+stopped, 76 device out of memory, 77 no space left, anything else failed.
 """
 
 from __future__ import annotations
@@ -150,7 +150,9 @@ def no_room_named(what: str) -> Iterator[None]:
     except OSError as error:
         if not is_no_room(error):
             raise
-        raise NoRoomError(f"no room left while writing {what}: {error.strerror}; free some space and resume") from error
+        raise NoRoomError(
+            f"no space left while writing {what}: {error.strerror}; free some space and resume"
+        ) from error
 
 
 def is_no_room(error: BaseException) -> bool:

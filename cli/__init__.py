@@ -1,1 +1,4 @@
-"""The command line: one module for each noun, with its parser, its handler and its text."""
+"""The command line.
+
+There is one module for each noun, with its parser, its handler and its text.
+"""

@@ -1,4 +1,7 @@
-"""`sousbatch checkpoints`: list, verify and prune; `consolidate` has a module of its own."""
+"""`sousbatch checkpoints`: list, verify and prune.
+
+`consolidate` has a module of its own.
+"""
 
 from __future__ import annotations
 
@@ -85,7 +88,10 @@ def _list(arguments: Namespace) -> int:
 
 
 def _holds(checkpoint: Checkpoint) -> str:
-    """Return what a checkpoint holds; of another trainer's, whether that can be consolidated."""
+    """Return what a checkpoint holds.
+
+    For a checkpoint of another trainer, return whether it can be consolidated.
+    """
     from ..checkpoints.formats.detect import open_source
 
     if checkpoint.status != "third-party":
@@ -118,7 +124,10 @@ def _verify(arguments: Namespace) -> int:
 
 
 def _look_through(checkpoint: Checkpoint) -> tuple[tuple[str, ...], str]:
-    """Return what is wrong with a checkpoint, and of another trainer's why it cannot be read here, if so."""
+    """Return what is wrong with a checkpoint.
+
+    For a checkpoint of another trainer, return also why it cannot be read here, if so.
+    """
     from ..checkpoints.commit import verify
     from ..checkpoints.formats.detect import open_source
 
@@ -152,7 +161,10 @@ def _prune(arguments: Namespace) -> int:
 
 
 def _record(folder: Path, done: RetentionResult) -> None:
-    """Tell the run that *folder* belongs to, if any, what became of a checkpoint; its report shows that."""
+    """Record what became of a checkpoint in the run that *folder* belongs to.
+
+    Without such a run nothing is recorded. The run's report shows the record.
+    """
     from .. import ledger
     from ..checkpoints.capacity.allocation import measure_usage
 
@@ -165,7 +177,10 @@ def _record(folder: Path, done: RetentionResult) -> None:
 
 
 def _prune_options(folder: Path, arguments: Namespace) -> PruneOptions:
-    """Return how the run that *folder* belongs to prunes, else the usual way, with what the command line says."""
+    """Return how to prune *folder*.
+
+    It is how the run that *folder* belongs to prunes, else the usual way, with what the command line says.
+    """
     from ..checkpoints.retention.policies import standard_rules
     from ..checkpoints.rotation import PruneOptions, RemovalOptions
     from ..recipes.forecast.storage import weights_of

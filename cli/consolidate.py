@@ -1,4 +1,7 @@
-"""`sousbatch checkpoints consolidate`: a checkpoint becomes a half-precision model."""
+"""`sousbatch checkpoints consolidate`.
+
+A checkpoint becomes a half-precision model.
+"""
 
 from __future__ import annotations
 
@@ -175,7 +178,10 @@ def _made(manifest: Manifest, options: ConsolidateOptions) -> str:
 
 
 def _open(text: str, checkpoint: Place, *, is_raw: bool) -> Source:
-    """Open the checkpoint that *text* names; where it means a run, or a folder of several, name the newest."""
+    """Open the checkpoint that *text* names.
+
+    Where *text* means a run, or a folder of several checkpoints, name the newest.
+    """
     from ..checkpoints.commit import list_checkpoints
     from ..checkpoints.integrity import open_verified
 

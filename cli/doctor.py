@@ -1,4 +1,7 @@
-"""`sousbatch doctor`: what this machine offers and lacks, each lack with the command that fixes it."""
+"""`sousbatch doctor`: what this machine offers and lacks.
+
+Each lack comes with the command that fixes it.
+"""
 
 from __future__ import annotations
 
@@ -165,7 +168,10 @@ def _stores(runs: Path) -> Iterator[Finding]:
 
 
 def _compiler() -> Iterator[Finding]:
-    """Say what DeepSpeed's just-in-time extensions would add; nothing here needs them."""
+    """Say what DeepSpeed's just-in-time extensions would add.
+
+    Nothing here needs them.
+    """
     found = shutil.which("g++") or shutil.which("c++")
     yield Finding(
         what="C++ compiler",

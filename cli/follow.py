@@ -1,4 +1,7 @@
-"""Follow a run: progress on stderr while it goes, results on stdout when it is over."""
+"""Follow a run.
+
+Progress goes to stderr while it runs, results to stdout when it is over.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +29,10 @@ _LINE_EVERY_S = 10.0
 
 
 def follow(plan: Plan, paths: RunPaths, launcher: Launcher) -> int:
-    """Show progress until nothing of the run is under way; return 0 when it is done, else 1.
+    """Show progress until nothing of the run is under way.
 
-    Ctrl-C, or a SIGTERM, lets training on this machine save and stop; a second one ends it at
-    once. Jobs of Slurm continue, as they do after a closed terminal: they are not its children.
+    Return 0 when the run is done, else 1. Ctrl-C, or a SIGTERM, lets training on this machine save and stop; a second
+    one ends it at once. Jobs of Slurm continue, as they do after a closed terminal: they are not its children.
     """
     view = _Bars(plan) if sys.stderr.isatty() else _Lines(plan)
     interrupts = 0
@@ -74,7 +77,10 @@ def _print_outcome(plan: Plan, paths: RunPaths, states: Mapping[str, StageState]
 
 
 def _print_status(text: str) -> None:
-    """Print to stderr. A full disk behind it is ignored; a reader that went away is not."""
+    """Print to stderr.
+
+    A full disk behind it is ignored; a reader that went away is not.
+    """
     try:
         print(text, file=sys.stderr, flush=True)
     except BrokenPipeError:

@@ -44,7 +44,10 @@ def _logs(arguments: Namespace) -> int:
 
 
 def _choose_stage(plan: PlanSummary, paths: RunPaths, launcher: Launcher) -> StageSummary:
-    """Return the first stage that failed, else the newest that began: its log says most."""
+    """Return the first stage that failed, else the newest that began.
+
+    Its log says most.
+    """
     states = watch_states(plan, paths, launcher)
     failed = [stage for stage in plan.stages if states[stage.name].word == "failed"]
     begun = [stage for stage in plan.stages if paths.log(stage.name, 0).is_file()]
@@ -52,7 +55,10 @@ def _choose_stage(plan: PlanSummary, paths: RunPaths, launcher: Launcher) -> Sta
 
 
 def _print_log(plan: PlanSummary, paths: RunPaths, stage: StageSummary, launcher: Launcher, *, until_end: bool) -> int:
-    """Print the logs of a stage's tasks; with *until_end* continue until it has ended."""
+    """Print the logs of a stage's tasks.
+
+    With *until_end* continue until the stage has ended.
+    """
     offsets = [0] * stage.num_tasks
     while True:
         is_over = _has_ended(plan, paths, stage, launcher)

@@ -1,8 +1,8 @@
-"""The command line: find the command's module, parse, call. Results go to stdout, everything else to stderr.
+"""The command line: find the command's module, parse, call.
 
-A command is one row of `COMMANDS` and one function `define_NAME(parser)`, which says what the command takes and what
-handles it. Another package adds a command by an entry point of the group `sousbatch.commands`: its name is the
-command, its object such a function.
+Results go to stdout, everything else to stderr. A command is one row of `COMMANDS` and one function
+`define_NAME(parser)`, which says what the command takes and what handles it. Another package adds a command by an entry
+point of the group `sousbatch.commands`: its name is the command, its object such a function.
 """
 
 from __future__ import annotations
@@ -49,7 +49,10 @@ COMMANDS = {
 
 
 def build_parser(*words: str) -> Parser:
-    """Return the parser of the commands among *words*, or of all; the others are named and not defined."""
+    """Return the parser of the commands among *words*, or of all.
+
+    The other commands are named and not defined.
+    """
     parser = Parser(prog="sousbatch", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"sousbatch {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -65,7 +68,10 @@ def build_parser(*words: str) -> Parser:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse; overrides may stand on both sides of options, which argparse alone does not take."""
+    """Parse the command line.
+
+    Overrides may stand on both sides of options, which argparse alone does not take.
+    """
     parser = build_parser(arguments[0] if arguments else "")
     parsed, rest = parser.parse_known_args(arguments)
     unknown = [text for text in rest if text.startswith("-") or not hasattr(parsed, "overrides")]
@@ -77,7 +83,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 failed, 2 cannot work, 141 unread."""
+    """Run one command and return its exit code.
+
+    The code is 0 for done, 1 for failed, 2 for cannot work, 141 for unread.
+    """
     words = sys.argv[1:] if arguments is None else arguments
     _open_standard_files()
     try:
@@ -103,9 +112,10 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _open_standard_files() -> None:
-    """Give stdin, stdout and stderr a file where the shell closed them, which the next file opened would take.
+    """Give stdin, stdout and stderr a file where the shell closed them.
 
-    A child that is started with streams of its own loses what has such a number, a lock it should inherit, say.
+    The next file that is opened would take their numbers. A child that is started with streams of its own loses what
+    has such a number, a lock it should inherit, say.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -126,7 +136,10 @@ def _refuse(message: str, code: int) -> int:
 
 
 def _write_no_more() -> None:
-    """Let what Python still holds for stdout and stderr go nowhere, or it would complain at its end."""
+    """Let what Python still holds for stdout and stderr go nowhere.
+
+    Python would complain about it at its end.
+    """
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for number in (1, 2):
         os.dup2(nowhere, number)

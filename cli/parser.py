@@ -1,4 +1,7 @@
-"""The parser of the command line: one-line errors, types of arguments, shared options."""
+"""The parser of the command line.
+
+It has one-line errors, types of arguments, and shared options.
+"""
 
 from __future__ import annotations
 
@@ -53,14 +56,20 @@ def add_verbs(parser: Parser) -> Verbs:
 
 
 def define(parser: Parser, handler: Handler | None, *examples: str) -> None:
-    """Give *parser* what runs its command (None where its verbs do), and the examples of its help."""
+    """Give *parser* what runs its command, and the examples of its help.
+
+    The former is None where its verbs have it.
+    """
     if handler is not None:
         parser.set_defaults(handler=handler)
     parser.epilog = "examples:\n" + "\n".join(f"  sousbatch {example}" for example in examples)
 
 
 def add_recipe_arguments(parser: Parser) -> None:
-    """Add what `plan` and `submit` share: the recipe, its overrides, and where it runs."""
+    """Add what `plan` and `submit` share.
+
+    That is the recipe, its overrides, and where it runs.
+    """
     parser.add_argument("recipe", metavar="RECIPE", help="name, or path of a YAML file")
     add_overrides(parser)
     add_runs_option(parser)

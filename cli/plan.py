@@ -39,7 +39,10 @@ def define_plan(parser: Parser) -> None:
 
 
 def make_plan(arguments: Namespace, *, is_smoke: bool = False) -> Plan:
-    """Return the plan of a recipe, or of a sweep over it; nothing but caches is written."""
+    """Return the plan of a recipe, or of a sweep over it.
+
+    Nothing but caches is written.
+    """
     from ..launchers import reservations
     from ..launchers.registry import choose_site, watcher
     from ..recipes.compile import compile

@@ -39,7 +39,10 @@ def byte_progress(what: str) -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def row_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Yield a callback of (what, rows done, rows in all) that shows on stderr what takes more than a second."""
+    """Yield a callback that shows on stderr what takes more than a second.
+
+    It takes (what, rows done, rows in all).
+    """
     began = shown_at = time.monotonic()
     bars: dict[str, Any] = {}
     with ExitStack() as stack:

@@ -76,7 +76,10 @@ def _report(arguments: Namespace) -> int:
 
 
 def _check_presence(found: Iterable[CheckpointLifetime], folder: Path) -> list[CheckpointLifetime]:
-    """Mark those that are no longer in *folder* as gone: a kill can come between a removal and its record."""
+    """Mark checkpoints that are no longer in *folder* as gone.
+
+    A kill can come between a removal and its record.
+    """
     is_there = {one.step for one in committed(folder)}
     return [one if one.end_s is not None or one.step in is_there else replace(one, fate="gone") for one in found]
 
@@ -130,7 +133,10 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def _save_table(events: Sequence[tuple[float, Event]], found: Sequence[CheckpointLifetime]) -> str:
-    """Return a row for each save and each note: size, how long training paused, what became of it."""
+    """Return a row for each save and each note.
+
+    It has the size, how long training paused, and what became of the save.
+    """
     ends = {(lifetime.step, lifetime.attempt): lifetime for lifetime in found}
     rows: list[tuple[object, ...]] = []
     notes: dict[tuple[object, ...], list[float]] = {}  # a note that is repeated, such as at each save, is one row
@@ -175,7 +181,10 @@ def _describe_end(lifetime: CheckpointLifetime) -> str:
 
 
 def _scale(values: Iterable[float], low: float, high: float) -> tuple[float, Any]:
-    """Return the largest value and a function that maps 0 to that value onto *low* to *high*."""
+    """Return the largest value, and a function that scales.
+
+    The function maps 0 to that value onto *low* to *high*.
+    """
     most = max([*values, 1e-12])
     return most, lambda value: low + (high - low) * value / most
 
@@ -190,7 +199,10 @@ def _draw_frame(height: int, top: str, bottom: str, right: str) -> str:
 
 
 def _draw_storage(events: Sequence[tuple[float, Event]], end: float) -> str:
-    """Draw the bytes that the checkpoints held over time, and the bytes that they were allowed."""
+    """Draw the bytes that the checkpoints held over time.
+
+    Draw also the bytes that they were allowed.
+    """
     sizes = [(time, event) for time, event in events if isinstance(event, CheckpointEvent)]
     held = [(time, event.held_bytes) for time, event in sizes if event.held_bytes is not None]
     allowed = [(time, event.budget_bytes) for time, event in sizes if event.budget_bytes]
@@ -218,7 +230,10 @@ def _draw_storage(events: Sequence[tuple[float, Event]], end: float) -> str:
 
 
 def _draw_lifetimes(found: Sequence[CheckpointLifetime], end: float) -> str:
-    """Draw the lifetime of each checkpoint, coloured by its outcome; half as high once it is stripped."""
+    """Draw the lifetime of each checkpoint, coloured by its outcome.
+
+    The bar is half as high once the checkpoint is stripped.
+    """
     _, x = _scale([end], _LEFT, _WIDTH - _RIGHT)
     row = max(4, min(18, 480 // max(1, len(found))))
     drawn = []
@@ -244,7 +259,10 @@ def _draw_lifetimes(found: Sequence[CheckpointLifetime], end: float) -> str:
 
 
 def _draw_losses(events: Sequence[tuple[float, Event]]) -> str:
-    """Draw the losses over steps; of a step that was done twice the later value counts."""
+    """Draw the losses over steps.
+
+    Of a step that was done twice the later value counts.
+    """
     curves = {
         name: {
             event.step: event.values[name] for _, event in events if isinstance(event, Step) and name in event.values

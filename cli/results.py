@@ -33,7 +33,10 @@ def describe_results(plan: Plan, paths: RunPaths) -> str:
 
 
 def describe_points(plan: Plan, paths: RunPaths) -> str:
-    """Return one line a point of a sweep that has begun, with its first score, and how many have not."""
+    """Return one line a point of a sweep that has begun.
+
+    A line has the point's first score. Say also how many points have not begun.
+    """
     from ..launchers.status import point_states
 
     found = point_states(plan, paths)
@@ -58,12 +61,18 @@ def format_scores(found: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def format_score(value: float | None) -> str:
-    """Return a score as a table shows it; the copied input has none in what only a model gives."""
+    """Return a score as a table shows it.
+
+    The copied input has none in what only a model gives.
+    """
     return "-" if value is None else f"{value:.3f}"
 
 
 def read_scores(paths: RunPaths) -> dict[str, Any]:
-    """Return the scores of a run by stage, less what is no score: the file may be damaged."""
+    """Return the scores of a run by stage.
+
+    Values that are no score are left out: the file may be damaged.
+    """
     try:
         found = json.loads(paths.metrics.read_text(encoding="utf-8"))
         return {name: result for name, result in found.items() if _is_score(result)}

@@ -112,7 +112,10 @@ def _stop(arguments: Namespace) -> int:
 
 
 def _started(box: Sandbox, before: Mapping[str, bool]) -> str:
-    """Say what a start found and made; *before* says which daemons lived; it is empty for a new sandbox."""
+    """Say what a start found and made.
+
+    *before* says which daemons lived; it is empty for a new sandbox.
+    """
     dead = [name for name, lives in before.items() if not lives]
     word = f"runs again ({', '.join(dead)} had died)" if dead else "runs already" if before else "runs"
     counts = f"{box.nodes} nodes, each with {box.cpus} simulated CPUs and {box.gpus} simulated GPUs"

@@ -65,7 +65,10 @@ def _all_runs(found: Sequence[tuple[PlanSummary, RunPaths, Mapping[str, StageSta
 
 
 def _summary(plan: PlanSummary, states: Mapping[str, StageState]) -> tuple[str, str, str]:
-    """Return the word and the stage that tell most about a run, and why nothing more is known of it."""
+    """Return the word and the stage that say most about a run.
+
+    Return also why nothing more is known of it.
+    """
     if states and all(state.word == "done" for state in states.values()):
         return "done", "", ""
     order = (("running", "stopping"), ("unknown",), ("failed",), ("stopped",), ("cancelled",), ("waiting",), ("lost",))
@@ -126,7 +129,10 @@ def advise(paths: RunPaths, states: Mapping[str, StageState]) -> str:
 
 
 def _log_tail(paths: RunPaths, stage: str, num_lines: int = 12) -> str:
-    """Return the last lines of a stage's newest log, with its path; where srun names a failed rank, that rank's."""
+    """Return the last lines of a stage's newest log, with its path.
+
+    Where srun names a failed rank, they are that rank's.
+    """
     logs = sorted(paths.logs(stage), key=lambda path: path.stat().st_mtime)
     if not logs:
         return f"{stage} has no log yet"

@@ -1,4 +1,7 @@
-"""`sousbatch submit` and `resume`: send a run, or what it still lacks, and follow it."""
+"""`sousbatch submit` and `resume`.
+
+They send a run, or what it still lacks, and follow it.
+"""
 
 from __future__ import annotations
 

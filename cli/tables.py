@@ -24,7 +24,10 @@ def format_table(rows: Sequence[Sequence[object]], *, header: Sequence[str] = ()
 
 
 def format_size(num_bytes: float) -> str:
-    """Return bytes in the unit that leaves one to three digits before the point (1 kB = 1000 B)."""
+    """Return bytes in the unit that leaves one to three digits before the point.
+
+    1 kB is 1000 B.
+    """
     for unit in ("B", "kB", "MB", "GB"):
         if num_bytes < 1000:
             return f"{num_bytes:.3g} {unit}"

@@ -1,4 +1,7 @@
-"""Predict: `python -m sousbatch.jobs.predict RUN STAGE` answers the rows of one task's units."""
+"""Predict the rows of one task's units.
+
+Run as `python -m sousbatch.jobs.predict RUN STAGE`.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,10 @@ from .watchdog import Watchdog
 
 
 def predict(job: JobContext) -> int:
-    """Answer and commit every unit of this task that is not committed; return 0, or 75 when asked to stop."""
+    """Answer and commit every unit of this task that is not committed.
+
+    Return 0, or 75 when asked to stop.
+    """
     num_rows = job.stage.splits["predict"].num_rows
     key = prediction_key(job.paths, job.stage)
     folder = job.paths.predictions(job.stage.name) / key
@@ -66,7 +72,10 @@ def _answer(job: JobContext, key: str, folder: Path, layout: Layout, missing: li
 
 
 def _units(job: JobContext, layout: Layout, wanted: list[int]) -> Iterator[tuple[int, list[tuple[int, Row]]]]:
-    """Yield (unit number, its rows with their input positions), reading the file once."""
+    """Yield (unit number, its rows with their input positions).
+
+    The file is read once.
+    """
     rows = enumerate(read_rows(Path(job.stage.splits["predict"].path)))
     for number in sorted(wanted):
         place = layout.rows_of(number)

@@ -147,7 +147,10 @@ class Launcher(Protocol):
         """Return where the stage process that calls this runs."""
 
     def forget(self, beginning: str) -> None:
-        """Remove what is kept outside of the run folder of ended jobs whose keys begin so."""
+        """Remove what is kept of ended jobs outside of the run folder.
+
+        The jobs are those whose keys begin with *beginning*.
+        """
 
     def prepare(self, plan: Plan, paths: RunPaths) -> tuple[Request, ...]:
         """Return the requests of all stages in order. Pure."""

@@ -1,4 +1,4 @@
-"""Read the states of many runs for people, whatever cannot be asked or read."""
+"""Read the states of many runs for people, also where some cannot be read."""
 
 from __future__ import annotations
 
@@ -79,8 +79,9 @@ def many_states(
 ) -> list[tuple[PlanSummary, RunPaths, dict[str, StageState]]]:
     """Return the states of many runs with one call to each launcher.
 
-    Nobody is asked about stages that the ledger knows to be done. A run that is damaged, of another version or not to
-    be asked about is unknown, and does not hide the others. Of one whose folder is gone only its jobs are shown.
+    Launchers are not asked about stages that the ledger knows to be done. A run that is damaged, of another version or
+    cannot be asked about is unknown, and does not hide the others. Of a run whose folder is gone only its jobs are
+    shown.
     """
     launcher_of = cache(launcher_of)
     looks = [_look(paths, launcher_of) for paths in runs]
@@ -147,7 +148,7 @@ def jobs_left(
 ) -> tuple[dict[Path, list[LeftJob]], str]:
     """Return the jobs of *runs*, found by their keys, and why Slurm was silent.
 
-    Each run's own launcher is asked where plan or ledger tell it. Else a machine that knows jobs of a run has all of
+    Each run's own launcher is asked where plan or ledger name it. Else a machine that knows jobs of a run has all of
     them, so that Slurm is asked about the others only.
     """
     found: dict[Path, list[LeftJob]] = {}

@@ -196,7 +196,10 @@ def _is_host_bound(job: str, launcher_of: LauncherOf) -> bool:
 
 
 def _ended(paths: RunPaths, holder: Holder, launcher_of: LauncherOf) -> set[str]:
-    """Return the jobs of another machine that have ended, as its restart or the ledger shows."""
+    """Return the jobs of another machine that have ended.
+
+    Its restart or the ledger shows it.
+    """
     if reservations.has_restarted(holder):
         return {job for job in holder.jobs if _is_host_bound(job, launcher_of)}
     events = ledger.read(paths.ledger_dir)

@@ -258,7 +258,7 @@ def main(run: str, stage: str) -> int:
             for task in where.tasks(plan, plan.stage(stage)):
                 mine = replace(given, task=task)
                 codes.append(_Task(paths, plan, plan.stage(stage), mine, where, parent).run())
-                if codes[-1] == EXIT_STOPPED:  # whoever wanted it meant all that this process has to do
+                if codes[-1] == EXIT_STOPPED:  # the request to stop is for all that this process has to do
                     break
             return _worst(codes)
     except SousbatchError as error:

@@ -84,7 +84,10 @@ def asking(paths: RunPaths) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class PointState:
-    """Where a point of a sweep stands. *folder* is that of its run, once it has begun."""
+    """Where a point of a sweep stands.
+
+    *folder* is that of its run, once it has begun.
+    """
 
     index: int
     label: str

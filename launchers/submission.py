@@ -55,7 +55,7 @@ def submit(plan: Plan, launcher: Launcher, runs: Path, *, again: bool = False) -
 
     Raises:
         UnreachableError: the run is there, and nobody can say whether its jobs run.
-        PlanError: what other runs are promised leaves no room for its final weights; nothing was sent.
+        PlanError: what other runs are promised leaves no space for its final weights; nothing was sent.
         NoRoomError: the disk is full; nothing was sent that is not on record.
     """
     paths = _run_paths(plan, runs, again)

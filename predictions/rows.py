@@ -1,7 +1,7 @@
 """Define a predicted row, and read it from and write it as JSON.
 
 No other module knows the names of its fields. Merging copies the bytes of rows and reads no more than their index;
-whoever looks inside uses this type.
+code that looks inside uses this type.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Merge the shards of other trainers: one file per rank, rows in any order.
 
 Shards may be damaged in any way. Pass 1 (`scan`) parses every row to learn its index and where it lies; pass 2
-gathers the rows' own bytes in order, so that nothing is written in other words. Memory is about 50 bytes a row,
-whatever the rows hold. JSONL shards, or CSV shards that share one header.
+gathers the rows' own bytes in order, so that nothing is written in other words. Memory is about 50 bytes a row
+of any size. JSONL shards, or CSV shards that share one header.
 """
 
 from __future__ import annotations

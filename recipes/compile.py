@@ -201,7 +201,7 @@ def _storage_refusals(stages: Sequence[Stage], found: Forecast, inputs: Inputs) 
         if kept.fits:
             continue
         settings = next(stage.settings for stage in stages if stage.name == name)
-        what = f"no room: not even the weights of stage {name!r}, {_gb(kept.least_bytes)}, fit into"
+        what = f"not enough space: not even the weights of stage {name!r}, {_gb(kept.least_bytes)}, fit into"
         if is_own_limit(settings, kept.free_bytes):
             yield f"{what} checkpoints.budget_gb={kept.free_bytes / 1e9:g}: {kept.change}"
             continue
@@ -212,7 +212,7 @@ def _storage_refusals(stages: Sequence[Stage], found: Forecast, inputs: Inputs) 
         )
     if not found.checkpoints and found.storage_peak_bytes > space.free_bytes:
         yield (
-            f"no room: the run will hold {_gb(found.storage_peak_bytes)} and {where}; the largest part is "
+            f"not enough space: the run will hold {_gb(found.storage_peak_bytes)} and {where}; the largest part is "
             f"{largest.what}: choose another folder with --runs"
         )
 

@@ -169,7 +169,7 @@ def _joined(sweep: Sweep, plans: Sequence[Plan], site: Site) -> Plan:
     if line.num_bytes > space.free_bytes:
         raise PlanError(
             [
-                f"no room: {num_points} points will hold {line.num_bytes / 1e9:.3g} GB and {space.folder} "
+                f"not enough space: {num_points} points will hold {line.num_bytes / 1e9:.3g} GB and {space.folder} "
                 f"can take {max(0, space.free_bytes) / 1e9:.3g} GB; keep fewer checkpoints "
                 "or sweep fewer points"
             ]

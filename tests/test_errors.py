@@ -31,7 +31,7 @@ def test_a_full_disk_is_seen_however_it_is_wrapped(error: BaseException, expecte
 
 
 def test_a_full_disk_names_what_was_being_written() -> None:
-    with pytest.raises(NoRoomError, match="no room left while writing the plan: full"), no_room_named("the plan"):
+    with pytest.raises(NoRoomError, match="no space left while writing the plan: full"), no_room_named("the plan"):
         raise OSError(errno.ENOSPC, "full")
     with pytest.raises(PermissionError), no_room_named("the plan"):
         raise PermissionError(errno.EACCES, "no")

@@ -78,7 +78,7 @@ class Trackers:
     def _guarded(self, name: str) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # whatever a tracker raises, the job carries on
+        except Exception as error:  # a tracker may raise any error; the job carries on
             logger.warning("tracking with %s is off: %s", name, error)
             self._running.pop(name, None)
 

@@ -25,9 +25,10 @@ class Engine(Protocol):
         """The model's config."""
 
     def generate(self, prompts: Sequence[list[int]], positions: Sequence[int]) -> list[str]:
-        """Return what follows each prompt of token ids; *positions* are those of the rows, which seed the drawing.
+        """Return what follows each prompt of token ids.
 
-        A text depends on its own prompt and position alone, whatever else is generated with it.
+        *positions* are those of the rows, which seed the drawing. A text depends on its own prompt and position alone,
+        not on the prompts that are generated with it.
         """
 
 

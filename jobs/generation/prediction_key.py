@@ -21,12 +21,17 @@ _ALWAYS = ("task", "data.columns.id", "predict.split", "predict.rows", "predict.
 
 
 def deciding_keys(task: TaskSpec, engine: EngineSpec | None) -> tuple[str, ...]:
-    """Return the keys of a stage's settings that decide its predictions, besides model and data."""
+    """Return the keys of a stage's settings that decide its predictions.
+
+    Model and data decide, too.
+    """
     return tuple(sorted({*_ALWAYS, *task.decides, *(engine.decides if engine else ())}))
 
 
 def prediction_key(paths: RunPaths, stage: Stage) -> str:
-    """Return the key of a predict stage: 16 hex digits over model, rows, and the settings that decide.
+    """Return the key of a predict stage, of 16 hex digits.
+
+    It is a digest of model, rows, and the settings that decide.
 
     Raises:
         NotFoundError: the model is not there yet.
@@ -46,7 +51,10 @@ def prediction_key(paths: RunPaths, stage: Stage) -> str:
 
 
 def dtype_of(stage: Stage, model_dir: Path) -> str:
-    """Return the arithmetic of a predict stage; a CPU computes 16-bit weights in float32."""
+    """Return the arithmetic of a predict stage.
+
+    A CPU computes 16-bit weights in float32.
+    """
     if stage.settings.predict.dtype is not None:
         return stage.settings.predict.dtype
     if stage.resources.device == "cpu":
@@ -56,7 +64,10 @@ def dtype_of(stage: Stage, model_dir: Path) -> str:
 
 
 def _weights_digest(model_dir: Path) -> str:
-    """Return the identity of a model's files: its manifest's, else that of every file, remembered by file."""
+    """Return the identity of a model's files.
+
+    It is that of its manifest, else that of every file, remembered by file.
+    """
     with suppress(NotFoundError):
         digest = read_manifest(model_dir).digest
         if digest is not None:

@@ -22,7 +22,10 @@ from ...recipes.schema import Predict, StageSettings
 def load(
     settings: StageSettings, model_dir: Path, tokenizer: Any, *, model_class: str, device: str, dtype: str
 ) -> TransformersEngine:
-    """Return the engine with the model of *model_dir*, loaded as *model_class* of transformers."""
+    """Return the engine with the model of *model_dir*.
+
+    The model is loaded as *model_class* of transformers.
+    """
     return TransformersEngine(settings, load_model(settings, model_dir, model_class, device, dtype), tokenizer)
 
 
@@ -62,7 +65,10 @@ class TransformersEngine:
         return answers
 
     def _generate(self, prompts: list[list[int]], positions: list[int]) -> list[str]:
-        """Continue one batch; one that is too large for the device is continued in halves."""
+        """Continue one batch.
+
+        A batch that is too large for the device is continued in halves.
+        """
         try:
             return self._generate_batch(prompts, positions)
         except torch.OutOfMemoryError:
@@ -104,10 +110,10 @@ def _generation_config(spec: Predict, model: Any, tokenizer: Any, pad: int) -> G
 
 
 def _sampling(spec: Predict, seed: int, positions: Sequence[int]) -> LogitsProcessorList:
-    """Return processors after which the likeliest token is a draw from the distribution.
+    """Return processors that turn the likeliest token into a random draw.
 
-    Adding Gumbel noise to log-probabilities and taking the maximum samples from them (Gumbel
-    1954; the "Gumbel-max trick").
+    The draw is from the distribution. Adding Gumbel noise to log-probabilities and taking the maximum samples from them
+    (Gumbel 1954; the "Gumbel-max trick").
     """
     processors = LogitsProcessorList()
     if spec.temperature != 1.0:
@@ -121,7 +127,7 @@ def _sampling(spec: Predict, seed: int, positions: Sequence[int]) -> LogitsProce
 
 
 class _GumbelNoise(LogitsProcessor):
-    """Noise from one generator per row: the same whatever rows share the batch."""
+    """Noise from one generator per row: the same in every batch."""
 
     def __init__(self, seed: int, positions: Sequence[int]) -> None:
         self._generators = [torch.Generator().manual_seed(seed * 1_000_003 + position) for position in positions]

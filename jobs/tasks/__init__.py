@@ -1,6 +1,7 @@
-"""What a job does for each task: the runtime half of what `recipes.tasks` describes.
+"""What a job does for each task.
 
-A task's module calls its record RUNTIME. It may import torch and transformers; this one does not.
+It is the runtime half of what `recipes.tasks` describes. A task's module calls its record RUNTIME. It may import torch
+and transformers; this one does not.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ class Answerer(Protocol):
     """A loaded model that answers rows."""
 
     def answer(self, rows: Sequence[tuple[int, Row]]) -> list[dict[str, Any]]:
-        """Return the fields of each row's prediction, from (position in the file, row) pairs, in their order."""
+        """Return the fields of each row's prediction.
+
+        The rows come as (position in the file, row) pairs, and the predictions in their order.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,7 @@
-"""Causal language modelling in the jobs: rows as tensors for training, prompts continued for predictions."""
+"""Causal language modelling in the jobs.
+
+Rows become tensors for training; prompts are continued for predictions.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,9 @@ class TokenRows(Dataset[dict[str, list[int]]]):
 
 
 def load_examples(settings: StageSettings, path: Path, tokenizer: Any, limit: int | None = None) -> TokenRows:
-    """Return the examples of the data file at *path*; rows with nothing to learn are left out.
+    """Return the examples of the data file at *path*.
+
+    Rows with nothing to learn are left out.
 
     Raises:
         RunError: a row has more than `data.max_tokens` tokens and is to be refused, or no
@@ -80,13 +85,19 @@ def _kept(settings: StageSettings, rows: Iterable[Row], tokenizer: Any, name: st
 
 
 class Collator:
-    """Pads a batch on the right; padding is neither attended to nor counted in the loss."""
+    """Pads a batch on the right.
+
+    Padding is neither attended to nor counted in the loss.
+    """
 
     def __init__(self, pad: int) -> None:
         self._pad = pad
 
     def __call__(self, rows: Sequence[Mapping[str, list[int]]]) -> dict[str, torch.Tensor]:
-        """Return int64 tensors input_ids, attention_mask and labels of shape (rows, longest)."""
+        """Return int64 tensors of shape (rows, longest).
+
+        They are input_ids, attention_mask and labels.
+        """
         longest = max(len(row["input_ids"]) for row in rows)
 
         def padded(name: str, padding: int) -> torch.Tensor:
@@ -113,7 +124,10 @@ class CausalAnswerer:
         self._longest = TASK.longest(settings, "predict", self._engine.config)
 
     def answer(self, rows: Sequence[tuple[int, Row]]) -> list[dict[str, Any]]:
-        """Return the predictions of (position in the file, row) pairs, in their order, in Unicode NFC."""
+        """Return the predictions of rows, in their order, in Unicode NFC.
+
+        The rows come as (position in the file, row) pairs.
+        """
         found = TASK.encode(self._settings, "predict", [row for _, row in rows], self._tokenizer, self._longest)
         texts = self._engine.generate([prompt.ids for prompt in found], [position for position, _ in rows])
         return [{PREDICTION: unicodedata.normalize("NFC", text)} for text in texts]

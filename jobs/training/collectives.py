@@ -40,7 +40,7 @@ class Ranks:
         code, cause = _OK, None
         try:
             work()
-        except Exception as error:  # whatever it is, the other ranks must learn of it
+        except Exception as error:  # the other ranks must learn of every error
             cause = error
             code = _code_of(error)
         worst = self._worst(code)
@@ -48,7 +48,7 @@ class Ranks:
             return
         if worst == _NO_ROOM:
             raise NoRoomError(
-                f"no room left while {what}; the last committed checkpoint stands, free some space and resume"
+                f"no space left while {what}; the last committed checkpoint stands, free some space and resume"
             ) from cause
         if isinstance(cause, (FencedError, RunError)):
             raise cause

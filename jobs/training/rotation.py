@@ -1,7 +1,7 @@
-"""Rotate checkpoints on rank 0: free space before a save, settle older ones after.
+"""Rotate checkpoints on rank 0.
 
-Settling (deleting, stripping to weights, archiving) runs in a thread beside the training. Before a save only
-what its space still needs is done.
+It frees space before a save and settles older checkpoints after it. Settling (deleting, stripping to weights,
+archiving) runs in a thread beside the training. Before a save only what its space still needs is done.
 """
 
 from __future__ import annotations

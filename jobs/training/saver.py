@@ -54,11 +54,11 @@ class Saver:
         """Save in full, else the weights, else nothing; then settle the older ones.
 
         With *is_stop* the training ends after it, to be resumed later. Every rank calls it. A save that finds no
-        room, or a file system that fails, is left out; the next one may succeed.
+        space, or a file system that fails, is left out; the next one may succeed.
 
         Raises:
             NoRoomError: on all ranks, at the last save or when too many in a row were left out;
-                the weights are safe wherever there was room for them.
+                the weights are safe wherever there was space for them.
             FencedError: a newer attempt runs.
         """
         request = self._request(trainer, is_stop=is_stop)
@@ -76,7 +76,7 @@ class Saver:
             level, _ = self._save_highest(trainer, "weights", replace(request, is_last=True, is_stop=False))
             what = f"the weights of step {step} are saved" if level == "weights" else "the last checkpoint stands"
             raise NoRoomError(
-                f"{self._num_skipped} saves in a row found no room ({problem}); {what}; {self._advice()} "
+                f"{self._num_skipped} saves in a row found no space ({problem}); {what}; {self._advice()} "
                 "(checkpoints.max_skipped=null trains on without)"
             )
         if self._rotation is not None:
@@ -94,11 +94,14 @@ class Saver:
             weights_only = (
                 "only weights are saved, for no full state fits; after a kill training resumes from the last one"
             )
-            say(f"step {step}: " + (weights_only if level == "weights" else "there is room for full states again"))
+            say(f"step {step}: " + (weights_only if level == "weights" else "there is space for full states again"))
         self._level = level
 
     def _plans_none(self) -> bool:
-        """Return whether the plan has space for the final weights alone: skips are expected."""
+        """Return whether the plan has space for the final weights alone.
+
+        Then skipped saves are expected.
+        """
         kept = self._job.plan.forecast.checkpoints.get(self._job.stage.name)
         return kept is not None and kept.save_level == "none"
 
@@ -115,7 +118,7 @@ class Saver:
 
     def _save_highest(self, trainer: SavableTrainer, highest: SaveLevel, request: SaveRequest) -> tuple[SaveLevel, str]:
         """Save at the highest level that works and return it, or "none" and why."""
-        started, level, problem = time.monotonic(), highest, "no room for it"
+        started, level, problem = time.monotonic(), highest, "no space for it"
         while True:
             try:
                 level = self._admit(level, request)
@@ -140,7 +143,7 @@ class Saver:
                 self._wait_for_run_dir(_LAST_WAIT_S if request.is_last else 1)
                 found[0] = self._rotation.admit(highest, request)
 
-        self._ranks.do(f"making room for the checkpoint of step {request.step}", ask)
+        self._ranks.do(f"freeing space for the checkpoint of step {request.step}", ask)
         (place,) = self._ranks.from_first([SAVE_LEVELS.index(found[0])])
         return SAVE_LEVELS[place]
 

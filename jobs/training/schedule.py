@@ -1,4 +1,7 @@
-"""Compute the learning rate over optimizer steps, as a factor of its highest value."""
+"""Compute the learning rate over optimizer steps.
+
+It is a factor of its highest value.
+"""
 
 from __future__ import annotations
 

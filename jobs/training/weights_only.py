@@ -1,7 +1,7 @@
-"""Write a model's weights without its optimizer, one parameter in memory at a time.
+"""Write a model's weights without its optimizer.
 
-Every rank takes part, since an engine may spread a parameter over them; rank 0 casts the float32 master
-and writes it at its place.
+One parameter is in memory at a time. Every rank takes part, since an engine may spread a parameter over them; rank 0
+casts the float32 master and writes it at its place.
 """
 
 from __future__ import annotations

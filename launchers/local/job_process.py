@@ -1,7 +1,7 @@
 """Run a local job: `python -m sousbatch.launchers.local.job_process FOLDER LOCK`.
 
-It waits for the jobs it depends on, runs its tasks, and records the end. Whatever its
-descendants do, none outlives it.
+It waits for the jobs it depends on, runs its tasks, and records the end. None of
+its descendants outlives it.
 """
 
 from __future__ import annotations
@@ -86,7 +86,10 @@ class _Job:
         return self._stop is not None
 
     def _wait_for_jobs(self) -> JobState | None:
-        """Return None when every dependency is met, else how the job ends without a start."""
+        """Return None when every dependency is met.
+
+        Otherwise return how the job ends without a start.
+        """
         for item in self._spec["after"]:
             while (state := job_state(self._folder.parent / item["job"])).word not in FINAL_WORDS:
                 if self._is_stopping():

@@ -1,8 +1,8 @@
 """Launch jobs on this machine, each as a detached process.
 
 A job lives in a folder of the user's state folder. Its process holds the folder's lock as
-long as it lives, so a held lock is a living job, on this machine, whatever was killed. What
-that process does is in `job_process.py`.
+long as it lives, so a held lock is a living job of this machine, also after a kill.
+`job_process.py` has the code of that process.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Queue the local jobs of this host: a ticket file each, under one short lock.
 
-A ticket counts while its job lives: the job's own lock tells, whatever was killed. Who is next is decided
-in `machine.py`, by whoever looks; each job takes only what is its own.
+A ticket counts while its job lives: the job's own lock shows it, also after a kill. `machine.py`
+decides which job is next, in each process that looks; each job takes only what is its own.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Line:
                 with self._path.open("r+b", buffering=0) as stream:
                     stream.write(text)
                     stream.truncate()
-                os.utime(self._folder)  # tells the others to look
+                os.utime(self._folder)  # makes the others look
             return granted, "" if granted else why_waiting(tickets, self._key)
 
     def leave(self) -> None:

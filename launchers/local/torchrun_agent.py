@@ -1,7 +1,7 @@
 """Run torchrun: `python -m sousbatch.launchers.local.torchrun_agent ARGUMENTS`.
 
-torchrun itself ends with 1 whatever its worker said; this door hands the worker's own exit
-code on, which is all that the stage process learns of a job.
+torchrun itself ends with 1 for every exit code of its worker. This entry point ends with the worker's own
+code, which is all that the stage process learns of a job.
 """
 
 from __future__ import annotations

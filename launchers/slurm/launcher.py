@@ -251,7 +251,10 @@ class SlurmLauncher:
         self._forget_queue()
 
     def _queue(self) -> tuple[float, list[JobRow]]:
-        """Return when the queue was asked, and its rows: those who watch share the answer."""
+        """Return when the queue was asked, and its rows.
+
+        Callers that watch share the answer.
+        """
         if self._max_age_s is None:
             return time.time(), slurm.queue(patience_s=PATIENCE_S)
         path = _queue_file()

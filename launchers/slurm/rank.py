@@ -1,6 +1,6 @@
 """Run a rank: `python -m sousbatch.launchers.slurm.rank MODULE RUN STAGE`.
 
-Slurm tells a rank who it is in variables of its own; torch and its kin read others.
+Slurm gives a rank its number in variables of its own; torch and libraries like it read others.
 """
 
 from __future__ import annotations

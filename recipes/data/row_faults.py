@@ -58,7 +58,7 @@ def _prompt_refusals(settings: StageSettings, lengths: Lengths, positions: int |
     where, answer = _where(lengths), settings.predict.max_new_tokens
     if positions is not None and answer >= positions:
         yield (
-            f"{where}: predict.max_new_tokens={answer} leaves no room for a prompt in the model's {positions:,} "
+            f"{where}: predict.max_new_tokens={answer} leaves no tokens for a prompt in the model's {positions:,} "
             f"positions; set predict.max_new_tokens={max(1, positions // 4)}"
         )
         return

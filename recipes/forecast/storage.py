@@ -238,7 +238,7 @@ def _smallest_change(settings: StageSettings, model: ModelFacts, stage: Stage, f
     ways = (
         text for text, changed in _changes(settings, may_adapt) if needs(changed, model, stage)[target] <= free_bytes
     )
-    more = f"{_up((wanted[target] - free_bytes) / 1e9)} GB more in the store"
+    more = f"{_up((wanted[target] - free_bytes) / 1e9)} GB more in the runs directory"
     if is_own_limit(settings, free_bytes):
         more = f"checkpoints.budget_gb={_up(wanted[target] / 1e9)}"
     return " or ".join([*itertools.islice(ways, 1), more])

@@ -133,7 +133,7 @@ def test_on_a_full_disk_a_training_goes_on_and_the_reserve_takes_its_weights(
     until(lambda: place.events("saved"), "a first checkpoint", client)
     fill(small_disk / "ballast", but_bytes=0)
     _, err = client.communicate(timeout=200)
-    assert client.returncode == 1 and "no room" in err, err + place.logs()  # consolidate has none
+    assert client.returncode == 1 and "no space" in err, err + place.logs()  # consolidate has none
     assert place.states()["train"]["state"] == "done"
     (full, *_, last) = kept(place)
     assert full[1] == "full" and last == (12, "weights")
@@ -151,7 +151,7 @@ def test_a_training_stops_with_its_weights_when_too_many_saves_found_no_room(sma
     until(lambda: place.events("saved"), "a first checkpoint", client)
     fill(small_disk / "ballast", but_bytes=100_000)
     _, err = client.communicate(timeout=200)
-    assert client.returncode == 1 and "no room" in err, err + place.logs()
+    assert client.returncode == 1 and "no space" in err, err + place.logs()
     step, content = kept(place)[-1]
     assert content == "weights" and step < 40
     (small_disk / "ballast").unlink()

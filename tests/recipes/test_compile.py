@@ -289,10 +289,12 @@ def test_an_adapter_needs_trained_weights(small: ModuleType) -> None:
 
 def test_a_full_disk_is_refused_with_the_largest_part_named(small: ModuleType) -> None:
     inputs = _changed(small.INPUTS, {"disk_space.free_bytes": 1000})
-    with pytest.raises(PlanError, match="no room: .* the largest part is logs, ledger, tracking"):
+    with pytest.raises(PlanError, match="not enough space: .* the largest part is logs, ledger, tracking"):
         compile(small.RECIPE, small.SITE, inputs)
     predict = replace(small.RECIPE, stages={"predict": StageSpec()})
-    with pytest.raises(PlanError, match="no room: the run will hold .* the largest part is logs, ledger, tracking"):
+    with pytest.raises(
+        PlanError, match="not enough space: the run will hold .* the largest part is logs, ledger, tracking"
+    ):
         compile(predict, small.SITE, inputs)
 
 

@@ -119,7 +119,7 @@ def test_the_smallest_change_makes_all_fit_in_full(small: ModuleType) -> None:
     assert planned(small, keep_every_steps=10, budget_gb=budget).forecast.checkpoints["train"].keeps_all
     short = planned(small, free=later + 2 * full).forecast.checkpoints["train"].change
     assert short.startswith("checkpoints.keep_best=0 consolidate.choose=last or ")
-    assert short.endswith("GB more in the store")
+    assert short.endswith("GB more in the runs directory")
 
 
 def large(small: ModuleType) -> Inputs:

@@ -98,7 +98,7 @@ def test_prompts_are_held_against_the_models_context_and_never_dropped(project: 
     plan = _plan(PREDICT_ONLY, "data.long_rows=cut_left")
     found = plan.inputs.lengths_of("predict", "predict")
     assert found is not None and (found.num_examples, found.longest_kept) == (2, 384)
-    assert "leaves no room for a prompt" in _reasons(PREDICT_ONLY, "predict.max_new_tokens=512")
+    assert "leaves no tokens for a prompt" in _reasons(PREDICT_ONLY, "predict.max_new_tokens=512")
 
 
 @pytest.mark.parametrize("name", ["n_positions", "n_ctx", "max_seq_len"])

@@ -60,7 +60,7 @@ CASES: dict[str, tuple[Site, list[str]]] = {
     "nothing to train": (HERE, ["data.splits={test: test.jsonl}", "train.eval_split=null"]),
     "long rows": (HERE, ["data.prompt='{input} a a a a'", "data.max_tokens=8"]),
     "long prompts": (HERE, ["predict.max_new_tokens=510", "data.prompt='{input} a a a'"]),
-    "no room for a prompt": (HERE, ["predict.max_new_tokens=512"]),
+    "no tokens for a prompt": (HERE, ["predict.max_new_tokens=512"]),
     "best of none": (HERE, ["checkpoints.keep_best=0"]),
     "the old name": (HERE, ["+data.keep_long=true"]),
 }
