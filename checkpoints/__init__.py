@@ -1,1 +1,4 @@
-"""Checkpoints on disk: commit, retention, capacity, formats of others, and consolidation into a model."""
+"""Checkpoints on disk.
+
+Here are commit, retention, capacity, formats of others, and consolidation into a model.
+"""

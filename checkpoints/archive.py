@@ -1,4 +1,7 @@
-"""Move checkpoints to a folder or URL: uploaded, read back and compared, and only then removed here."""
+"""Move checkpoints to a folder or URL.
+
+They are uploaded, read back and compared, and only then removed here.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,10 @@ from .commit import MARKER, Checkpoint
 
 
 def upload(checkpoint: Checkpoint, url: str, check_fence: Callable[[], None]) -> None:
-    """Copy a committed checkpoint below *url*, its marker last; what is there intact already is left.
+    """Copy a committed checkpoint below *url*, its marker last.
 
-    An archive that was cut off has no marker, so it is no checkpoint; the next upload writes it again.
+    Files that are there intact already are left. An archive that was cut off has no marker, so it is no checkpoint; the
+    next upload writes it again.
 
     Raises:
         RunError: the archive cannot be reached, or does not give back what it was sent.

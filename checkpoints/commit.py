@@ -1,8 +1,8 @@
-"""Committed checkpoints: written under a temporary name, marked last, then renamed.
+"""Committed checkpoints.
 
-A folder `step-00000100` with a marker is a checkpoint, and `step-00000100-weights` what is left of
-one that was thinned; anything else is not, however whole it looks. Folders of other trainers, and
-links, are *third-party*: listed, verified and consolidated, never removed.
+They are written under a temporary name, marked last, then renamed. A folder `step-00000100` with a marker is a
+checkpoint, and `step-00000100-weights` what is left of one that was thinned; anything else is not, however whole it
+looks. Folders of other trainers, and links, are *third-party*: listed, verified and consolidated, never removed.
 """
 
 from __future__ import annotations
@@ -72,25 +72,37 @@ class Checkpoint:
 
 
 def begin(folder: Path, step: int, attempt: int, content: Content = "full") -> Path:
-    """Return an empty temporary folder for the checkpoint of *step*; one rank calls it, after `sweep`."""
+    """Return an empty temporary folder for the checkpoint of *step*.
+
+    One rank calls it, after `sweep`.
+    """
     sweep(folder)
     return files.make_private_dir(temporary_dir(folder, step, attempt, content))
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed saves and removals left in *folder*: nothing that was committed has such a name."""
+    """Remove what killed saves and removals left in *folder*.
+
+    Nothing that was committed has such a name.
+    """
     for path in files.make_private_dir(folder).iterdir():
         if path.name.startswith(files.TEMPORARY_PREFIX):
             files.discard(path)
 
 
 def temporary_dir(folder: Path, step: int, attempt: int, content: Content = "full") -> Path:
-    """Return the temporary name that all ranks of an attempt write the checkpoint of *step* to."""
+    """Return the temporary name of the checkpoint of *step*.
+
+    All ranks of an attempt write to it.
+    """
     return folder / f"{files.TEMPORARY_PREFIX}{name_of(step, content)}.{attempt:04d}"
 
 
 def is_name_of_save(name: str) -> bool:
-    """Say whether a folder's name is one that our saves give, also before they are committed."""
+    """Say whether a folder's name is one that our saves give.
+
+    They give it also before they are committed.
+    """
     return name.startswith(f"{files.TEMPORARY_PREFIX}step-") or bool(_NAME.fullmatch(name))
 
 
@@ -109,7 +121,9 @@ def commit(
     check_fence: Callable[[], None],
     content: Content = "full",
 ) -> Checkpoint:
-    """Make the state in *temporary* a checkpoint; one rank calls it, after all have written.
+    """Make the state in *temporary* a checkpoint.
+
+    One rank calls it, after all have written.
 
     Raises:
         FencedError: a newer attempt exists; nothing was committed.
@@ -152,7 +166,10 @@ def _fingerprint(path: Path) -> dict[str, Any]:
 
 
 def zip_directory(file: Path | IO[bytes]) -> str:
-    """Return the digest of a zip file's directory: its records' names, sizes, CRC-32s and places."""
+    """Return the digest of a zip file's directory.
+
+    The directory has its records' names, sizes, CRC-32s and places.
+    """
     with zipfile.ZipFile(file) as archive:
         rows = [(info.filename, info.file_size, info.CRC, info.header_offset) for info in archive.infolist()]
     return hashlib.sha256(files.canonical_json(rows).encode()).hexdigest()
@@ -188,9 +205,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def list_checkpoints(folder: Path) -> tuple[Checkpoint, ...]:
-    """Return what is in *folder*, by step: committed, incomplete and third-party ones.
+    """Return what is in *folder*, by step.
 
-    *folder* may hold the checkpoints or be one.
+    The list has committed, incomplete and third-party checkpoints. *folder* may hold the checkpoints or be one.
     """
     if not folder.is_dir():
         raise NotFoundError(f"{folder} is not a folder")
@@ -204,7 +221,10 @@ def _below(folder: Path) -> tuple[Checkpoint, ...]:
 
 
 def committed(folder: Path) -> tuple[Checkpoint, ...]:
-    """Return the committed checkpoints of *folder*, oldest first; none when it does not exist."""
+    """Return the committed checkpoints of *folder*, oldest first.
+
+    There are none when it does not exist.
+    """
     if not folder.is_dir():
         return ()
     mine = (one for one in _below(folder) if one.status == "committed")
@@ -217,7 +237,10 @@ def last_committed(folder: Path) -> Checkpoint | None:
 
 
 def best_committed(folder: Path, goal: Literal["lowest", "highest"]) -> Checkpoint | None:
-    """Return the committed checkpoint with the best metric; the newest one where none has a metric."""
+    """Return the committed checkpoint with the best metric.
+
+    Return the newest one where none has a metric.
+    """
     measured = [one for one in reversed(committed(folder)) if one.metric is not None]
     if not measured:
         return last_committed(folder)
@@ -250,10 +273,11 @@ def _step_in(path: Path) -> int:
 
 
 def verify(checkpoint: Checkpoint, *, reads_all: bool = True) -> tuple[str, ...]:
-    """Return what is wrong with a checkpoint's files; nothing when all is as it was committed.
+    """Return what is wrong with a checkpoint's files.
 
-    A third-party one has no marker: of it the zip records' CRCs are checked. Without *reads_all* only sizes and zip
-    directories are compared with the marker: enough to tell a file that was cut off or swapped, in no time.
+    Return nothing when all is as it was committed. A third-party one has no marker: of it the zip records' CRCs are
+    checked. Without *reads_all* only sizes and zip directories are compared with the marker: enough to tell a file that
+    was cut off or swapped, in no time.
     """
     if checkpoint.status == "incomplete":
         return (_why_incomplete(checkpoint.path),)

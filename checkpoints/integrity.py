@@ -1,7 +1,8 @@
-"""Open a checkpoint to make a model of it: what its marker vouches for must be what lies there.
+"""Open a checkpoint to make a model of it.
 
-A rank's file in the place of another's, or out of another checkpoint, is whole in itself, and its
-checksums are right: only the marker knows that it was not committed there.
+The files that lie there must be those that its marker vouches for. A rank's file in the place of another's, or out of
+another checkpoint, is whole in itself, and its checksums are right: only the marker knows that it was not committed
+there.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from .formats.tensors import Source
 
 
 def open_verified(path: Place, *, is_raw: bool = False) -> Source:
-    """Return what `open_source` finds, its files with weights compared with the marker where there is one.
+    """Return what `open_source` finds.
 
-    Of torch files that is their directories: the bytes are compared with these as they are read. Others
-    are read once more, unless they are far away: an archive was compared when it was written.
+    Its files with weights are compared with the marker where there is one. Of torch files that is their directories:
+    the bytes are compared with these as they are read. Others are read once more, unless they are far away: an archive
+    was compared when it was written.
 
     Raises:
         UsageError: a save of ours that was never committed.

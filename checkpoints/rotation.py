@@ -1,6 +1,7 @@
-"""Carry decisions out: the rename comes first, so that a reader sees a checkpoint whole or not at all.
+"""Carry decisions out.
 
-What replaces a checkpoint, its weights or its copy in the archive, is committed before it goes.
+The rename comes first, so that a reader sees a checkpoint in full or not at all. What replaces a checkpoint, its
+weights or its copy in the archive, is committed before it goes.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ Outcome = Literal["removed", "thinned", "archived", "kept"]
 
 @dataclass(frozen=True, kw_only=True)
 class RemovalOptions:
-    """What carrying out takes: the weights' dtype, where the archive is, and who may still act.
+    """What carrying out takes.
 
-    *overflow* is what happens to weights beyond float16's range, as in `consolidate`.
+    It has the weights' dtype, where the archive is, and who may still act. *overflow* is what happens to weights beyond
+    float16's range, as in `consolidate`.
     """
 
     check_fence: Callable[[], None]
@@ -43,9 +45,10 @@ class RemovalOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PruneOptions:
-    """How the checkpoints of a folder are pruned: what stays, how the rest goes, and what a stripped one holds.
+    """How the checkpoints of a folder are pruned.
 
-    *owns_leftovers* says that whatever has a temporary name there is ours, and goes.
+    It says what stays, how the rest goes, and what a stripped one holds. *owns_leftovers* says that whatever has a
+    temporary name there is ours, and goes.
     """
 
     rules: RetentionRules
@@ -56,8 +59,10 @@ class PruneOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RetentionResult:
-    """What became of a checkpoint and why; *problem* says why one is kept against its decision, *left_bytes* what is
-    left."""
+    """What became of a checkpoint and why.
+
+    *problem* says why one is kept against its decision, *left_bytes* what is left.
+    """
 
     checkpoint: Checkpoint
     outcome: Outcome
@@ -91,9 +96,9 @@ _EVENTS: dict[Outcome, type[Retention]] = {
 
 
 def carry_out(decisions: Iterable[RetentionDecision], options: RemovalOptions) -> Iterator[RetentionResult]:
-    """Yield what was done for each decision that is not to keep, as soon as it is done.
+    """Yield what was done for each decision that is not to keep.
 
-    A checkpoint that cannot be stripped or archived stays as it is.
+    Each is yielded as soon as it is done. A checkpoint that cannot be stripped or archived stays as it is.
 
     Raises:
         FencedError: a newer attempt exists; what is left is left.
@@ -128,7 +133,9 @@ def _one(decision: RetentionDecision, options: RemovalOptions) -> RetentionResul
 def prune(
     folder: Path, options: PruneOptions, *, is_dry: bool
 ) -> Iterator[tuple[RetentionDecision, RetentionResult | None]]:
-    """Yield the decision on everything in *folder*, and unless *is_dry* what was done about it.
+    """Yield the decision on everything in *folder*.
+
+    Unless *is_dry*, yield also what was done about it.
 
     Raises:
         UsageError: a job writes checkpoints there now; it prunes by itself.
@@ -157,7 +164,9 @@ def _swept(
 
 
 def strip_to_weights(checkpoint: Checkpoint, options: RemovalOptions) -> Checkpoint:
-    """Commit the weights of *checkpoint* beside it and return them; the full one is left to the caller.
+    """Commit the weights of *checkpoint* beside it and return them.
+
+    The full one is left to the caller.
 
     Raises:
         SousbatchError: it cannot be consolidated; the message says why.

@@ -1,1 +1,4 @@
-"""How many bytes there are: free space, quotas, what other runs reserved, and space allocated ahead."""
+"""How many bytes there are.
+
+They are free space, quotas, what other runs reserved, and space allocated ahead.
+"""

@@ -1,4 +1,7 @@
-"""Measure, probe and take disk space: what a folder holds, what a file system gives, and space taken ahead."""
+"""Measure, probe and take disk space.
+
+That is what a folder holds, what a file system gives, and space taken ahead.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,11 @@ _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
 def allocate(descriptor: int, num_bytes: int) -> None:
-    """Give the open file *num_bytes* of disk space before it is written, so that a full disk is known at once.
+    """Give the open file *num_bytes* of disk space before it is written.
 
-    Asks fallocate(2) itself: where a store has none (NFS before 4.2), the C library's
-    posix_fallocate would write a byte into every block. There the size is set, and the free
-    space, which is all that can be asked, must be enough.
+    So a full disk is known at once. Asks fallocate(2) itself: where a store has none (NFS before 4.2), the C library's
+    posix_fallocate would write a byte into every block. There the size is set, and the free space, which is all that
+    can be asked, must be enough.
 
     Raises:
         OSError: ENOSPC or EDQUOT when the room is not there.
@@ -53,9 +56,10 @@ def _fallocate(descriptor: int, num_bytes: int) -> int:
 
 
 def start_writing(descriptor: int, offset: int, num_bytes: int) -> None:
-    """Ask the kernel to write these bytes to disk now, without waiting: the sync at the end then has little left.
+    """Ask the kernel to write these bytes to disk now, without waiting.
 
-    sync_file_range(2) with SYNC_FILE_RANGE_WRITE; where there is none, the sync does it all.
+    The sync at the end then has little left. sync_file_range(2) with SYNC_FILE_RANGE_WRITE; where there is none, the
+    sync does it all.
     """
     ask = _sync_file_range()
     if ask is not None:
@@ -71,9 +75,9 @@ def _sync_file_range() -> Callable[..., int] | None:
 
 
 def measure_usage(folder: Path) -> int:
-    """Return what *folder* and all below it hold, as `du` and a quota count: blocks, or sizes where more.
+    """Return what *folder* and all below it hold, as `du` and a quota count.
 
-    Links are not followed, and a file with several names counts once.
+    They count blocks, or sizes where more. Links are not followed, and a file with several names counts once.
     """
     total, seen, folders = 0, set(), [str(folder)]
     while folders:
@@ -98,9 +102,10 @@ def _held(status: os.stat_result) -> int:
 
 
 def probe_free_bytes(folder: Path, num_bytes: int) -> int:
-    """Return how many of *num_bytes* the store gives when it is asked for them; they are given back at once.
+    """Return how many of *num_bytes* the file system gives.
 
-    A probe: what no figure shows, another user's quota say, shows here. Found to one part in 1024.
+    It is asked for them, and they are given back at once. A probe: what no figure shows, another user's quota say,
+    shows here. Found to one part in 1024.
     """
     if num_bytes <= 0 or _can_take(folder, num_bytes):
         return max(0, num_bytes)
@@ -126,7 +131,9 @@ def _can_take(folder: Path, num_bytes: int) -> bool:
 
 
 def keep_reserve(folder: Path, num_bytes: int) -> None:
-    """Make *folder* hold a file of *num_bytes*, really allocated, for the last save; 0 releases it.
+    """Make *folder* hold a reserve file of *num_bytes*; 0 releases it.
+
+    It is really allocated, for the last save.
 
     Raises:
         OSError: ENOSPC or EDQUOT; there is no reserve then.

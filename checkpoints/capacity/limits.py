@@ -1,8 +1,8 @@
-"""What a store can still take: free space, and every quota that can be asked; one function for each.
+"""What a file system can still take.
 
-`statvfs` shows a file system, on most of them not a user's quota. What a command cannot tell, a
-probe can (`budget.probe`). Which of these were tried against a real quota stands in the
-docstring of each.
+That is free space, and every quota that can be asked; there is one function for each. `statvfs` shows a file system, on
+most of them not a user's quota. What a command cannot tell, a probe can (`allocation.probe_free_bytes`). Which of these were tried
+against a real quota stands in the docstring of each.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ _FS_IOC_FSGETXATTR = 0x801C581F
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """Bytes and files that one source of figures still allows; None is unknown or unlimited."""
+    """Bytes and files that one source of figures still allows.
+
+    None is unknown or unlimited.
+    """
 
     source: str
     num_bytes: int | None
@@ -39,7 +42,10 @@ class Mount:
 
 
 def read_limits(folder: Path) -> tuple[Limit, ...]:
-    """Return what each source says of the store that holds *folder*, which need not exist yet."""
+    """Return what each source says of the file system that holds *folder*.
+
+    The folder need not exist yet.
+    """
     folder = nearest_existing(folder)
     mount = mount_of(folder, _read("/proc/self/mountinfo"))
     found = [free_space(folder)]
@@ -70,7 +76,10 @@ def nearest_existing(folder: Path) -> Path:
 
 
 def mount_of(folder: Path, mountinfo: str) -> Mount:
-    """Return the mount that *folder* lies on, from the text of /proc/self/mountinfo; the last one counts."""
+    """Return the mount that *folder* lies on.
+
+    It is found in the text of /proc/self/mountinfo; the last one counts.
+    """
     found = Mount(point="/", kind="")
     for line in mountinfo.splitlines():
         left, _, right = line.partition(" - ")
@@ -103,14 +112,20 @@ def user_quota(mount: Mount) -> Iterator[Limit]:
 
 
 def project_quota(folder: Path, mount: Mount) -> Iterator[Limit]:
-    """Yield the quota of the project that *folder* belongs to. From documentation, untested, as `user_quota`."""
+    """Yield the quota of the project that *folder* belongs to.
+
+    This is from documentation, untested, as `user_quota`.
+    """
     project = project_of(folder)
     if project:
         yield from _kilobytes("project quota", ["quota", "-w", "-p", "-P", f"--filesystem={mount.point}", str(project)])
 
 
 def project_of(folder: Path) -> int:
-    """Return the project number of *folder*; 0 is none, or a file system without projects."""
+    """Return the project number of *folder*.
+
+    0 is none, or a file system without projects.
+    """
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:
@@ -124,15 +139,19 @@ def project_of(folder: Path) -> int:
 
 
 def lustre_quota(mount: Mount) -> Iterator[Limit]:
-    """Yield the quota of this user and group as `lfs quota` reports it. From documentation, untested."""
+    """Yield the quota of this user and group as `lfs quota` reports it.
+
+    This is from documentation, untested.
+    """
     for whose, option, number in (("user quota", "-u", os.getuid()), ("group quota", "-g", os.getgid())):
         yield from _kilobytes(whose, ["lfs", "quota", "-q", option, str(number), mount.point])
 
 
 def _kilobytes(source: str, command: Sequence[str]) -> Iterator[Limit]:
-    """Yield the limit in the output of `quota -w -p` and `lfs quota -q`, which have the same columns.
+    """Yield the limit in the output of `quota -w -p` and `lfs quota -q`.
 
-    A file system, then used, soft and hard limit and grace of 1 KiB blocks, and the same of files.
+    Both have the same columns. A file system, then used, soft and hard limit and grace of 1 KiB blocks, and the same of
+    files.
     """
     for line in _run(command).splitlines():
         numbers = [word.rstrip("*") for word in line.split()[1:]]
@@ -151,7 +170,10 @@ def _left(used: int, soft: int, hard: int) -> int | None:
 
 
 def ceph_quota(folder: Path) -> Iterator[Limit]:
-    """Yield the quota of every folder above, from CephFS's attributes. From documentation, untested."""
+    """Yield the quota of every folder above, from CephFS's attributes.
+
+    This is from documentation, untested.
+    """
     for place in (folder, *folder.parents):
         most, used = _attribute(place, "ceph.quota.max_bytes"), _attribute(place, "ceph.dir.rbytes")
         most_files, used_files = _attribute(place, "ceph.quota.max_files"), _attribute(place, "ceph.dir.rentries")
@@ -171,7 +193,10 @@ def _attribute(path: Path, name: str) -> int:
 
 
 def beegfs_quota(mount: Mount) -> Iterator[Limit]:
-    """Yield the quota of this user and group as `beegfs-ctl` reports it. From documentation, untested."""
+    """Yield the quota of this user and group as `beegfs-ctl` reports it.
+
+    This is from documentation, untested.
+    """
     for whose, option, number in (("user quota", "--uid", os.getuid()), ("group quota", "--gid", os.getgid())):
         command = ["beegfs-ctl", "--getquota", "--csv", f"--mount={mount.point}", option, str(number)]
         for line in _run(command).splitlines():
@@ -186,9 +211,10 @@ def beegfs_quota(mount: Mount) -> Iterator[Limit]:
 
 
 def _run(command: Sequence[str]) -> str:
-    """Return what *command* prints; nothing where it is not installed, fails or hangs.
+    """Return what *command* prints.
 
-    `quota` ends with 1 when a limit is passed, and still prints it.
+    Return nothing where it is not installed, fails or hangs. `quota` ends with 1 when a limit is passed, and still
+    prints it.
     """
     if shutil.which(command[0]) is None:
         return ""

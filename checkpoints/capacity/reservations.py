@@ -24,9 +24,10 @@ from . import allocation
 
 @dataclass(frozen=True, kw_only=True)
 class Holder:
-    """Who stands behind a reservation: jobs as their launcher names them, and a process of a host's boot.
+    """Who stands behind a reservation.
 
-    *state* is the state folder, on *host*, that knows of local jobs: seen from another one, all of them look lost.
+    That is jobs as their launcher names them, and a process of a host's boot. *state* is the state folder, on *host*,
+    that knows of local jobs: seen from another one, all of them look lost.
     """
 
     jobs: tuple[str, ...] = ()
@@ -39,9 +40,10 @@ class Holder:
 
 @dataclass(frozen=True, kw_only=True)
 class Reservation:
-    """What a run may come to hold, and what it surely holds: never more than there really is.
+    """What a run may come to hold, and what it surely holds.
 
-    A sweep's is shared out among its *num_points*, each of which has one of its own from its start on.
+    The latter is never more than there really is. A sweep's is shared out among its *num_points*, each of which has one
+    of its own from its start on.
     """
 
     run: str
@@ -63,17 +65,26 @@ def these_jobs(jobs: Sequence[str]) -> Holder:
 
 
 def is_from_here(holder: Holder) -> bool:
-    """Say whether the launcher for this machine, with this state folder, knows of a holder's local jobs."""
+    """Say whether this machine's launcher knows of a holder's local jobs.
+
+    The launcher is taken with this state folder.
+    """
     return not holder.state or (holder.host, holder.state) == (socket.gethostname(), str(state_dir()))
 
 
 def has_restarted(holder: Holder) -> bool:
-    """Say whether a holder's machine is this one and has started again since: no local job lives through that."""
+    """Say whether a holder's machine is this one and has restarted since.
+
+    No local job lives through that.
+    """
     return holder.host == socket.gethostname() and holder.boot_id != _boot_id()
 
 
 def _started(pid: int) -> float:
-    """Return when a process began, in seconds from the boot: the time of day may have been set since."""
+    """Return when a process began, in seconds from the boot.
+
+    The time of day may have been set since.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
         return int(fields[19]) / os.sysconf("SC_CLK_TCK")
@@ -133,7 +144,10 @@ def shared_runs_dir(paths: RunPaths) -> Path:
 
 
 def promised_before(paths: RunPaths) -> int:
-    """Return what the other runs leave to *paths* already: its own promise, or its share of its sweep's."""
+    """Return what the other runs leave to *paths* already.
+
+    It is the run's own promise, or its share of its sweep's.
+    """
     own, sweep = read_reservation(paths), submitted_run(paths)
     if own is None and sweep != paths and (whole := read_reservation(sweep)) is not None and whole.num_points:
         return 0 if _is_unheld(whole) else whole.promised_bytes // whole.num_points
@@ -141,7 +155,10 @@ def promised_before(paths: RunPaths) -> int:
 
 
 def _is_unheld(reservation: Reservation) -> bool:
-    """Say whether the other runs count what it holds only; of jobs nobody is asked here, so they live."""
+    """Say whether the other runs count only what the run holds.
+
+    Of jobs nobody is asked here, so they count as living.
+    """
     return is_dead(reservation.holder, lambda job: False)
 
 
@@ -153,12 +170,13 @@ def read_others(
     looks: bool = False,
     dead: Collection[Path] = (),
 ) -> tuple[Reservation, ...]:
-    """Return the reservations of the other runs below *store*; a dead one promises only what it holds.
+    """Return the reservations of the other runs below *store*.
 
-    The run folders of *dead* are those whose jobs have all ended; jobs are not asked about here.
+    A dead one promises only what it holds. The run folders of *dead* are those whose jobs have all ended; jobs are not
+    asked about here.
 
-    What dead ones hold is *measured* where it counts, for a limit to what all runs hold together: that
-    walks through their folders. Who *looks* also walks through those of the others, for what they have not published.
+    What dead ones hold is *measured* where it counts, for a limit to what all runs hold together: that walks through
+    their folders. Who *looks* also walks through those of the others, for what they have not published.
     """
     found: list[Reservation] = []
     for paths in reserved_runs(store):
@@ -180,9 +198,10 @@ def read_others(
 
 
 def _points(sweep: RunPaths, whole: Reservation, own: RunPaths | None) -> Iterator[Reservation]:
-    """Yield what the points of a *sweep* are promised that have begun, but for one's *own*, and the shares of the rest.
+    """Yield what the points of a *sweep* that have begun are promised.
 
-    A point lives as long as its sweep: between two of its stages nobody else stands behind it.
+    The point's *own* is left out; the shares of the other points follow. A point lives as long as its sweep: between
+    two of its stages nobody else stands behind it.
     """
     begun = {point.root: read_reservation(point) for point in reserved_runs(sweep.root)}
     if own is not None and submitted_run(own) == sweep:
@@ -201,10 +220,10 @@ def grant_bytes(
     among: Sequence[Reservation],
     kept_bytes: int = 0,
 ) -> int:
-    """Return how much a run may come to hold of the *wanted_bytes*; never less than it holds, or than *kept_bytes*.
+    """Return how much a run may come to hold of the *wanted_bytes*.
 
-    *free_bytes* is what the store can take now: what the others may yet write is not free.
-    *store_bytes* is the most that all runs may hold together, None for no such limit.
+    It is never less than the run holds, or than *kept_bytes*. *free_bytes* is what the store can take now: what the
+    others may yet write is not free. *store_bytes* is the most that all runs may hold together, None for no such limit.
     *kept_bytes* is what the run was promised before and cannot do without: all others have left that alone since. What
     another run has written and not published yet would else count twice, since it is neither free nor held.
     """
@@ -217,7 +236,10 @@ def grant_bytes(
 
 @contextmanager
 def lock_runs_dir(store: Path) -> Iterator[None]:
-    """Hold the lock under which grants are given; where a store knows no locks, `doctor` says so."""
+    """Hold the lock under which grants are given.
+
+    Where a file system knows no locks, `doctor` says so.
+    """
     with ExitStack() as stack:
         with suppress(OSError):
             stack.enter_context(files.locked(store / ".lock"))

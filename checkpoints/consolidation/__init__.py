@@ -1,1 +1,4 @@
-"""How a half-precision model is written from a checkpoint's tensors, in blocks, under a byte limit."""
+"""How a half-precision model is written from a checkpoint's tensors.
+
+It is written in blocks, under a byte limit.
+"""

@@ -1,7 +1,8 @@
-"""CRC-32 of all that was read, in whatever order, against the zip directories of the files.
+"""CRC-32 of all that was read, against the zip directories of the files.
 
-A consolidation reads every byte of a record of weights once, in pieces that threads and tasks of an array share. The
-CRCs of neighbouring pieces combine into one, so that a flipped bit is found without reading anything twice.
+The order of reading does not matter. A consolidation reads every byte of a record of weights once, in pieces that
+threads and tasks of an array share. The CRCs of neighbouring pieces combine into one, so that a flipped bit is found
+without reading anything twice.
 """
 
 from __future__ import annotations
@@ -64,9 +65,10 @@ def joined(spans: Iterable[Span]) -> list[Span]:
 
 
 def check_records(tensors: Sequence[SourceTensor], spans: Spans) -> None:
-    """Compare every record that *tensors* lie in with its checksum; what *spans* lack of it is read now.
+    """Compare every record that *tensors* lie in with its checksum.
 
-    A safetensors file has no checksums, nor has what torch saved after `set_crc32_options(False)`.
+    What *spans* lack of it is read now. A safetensors file has no checksums, nor has what torch saved after
+    `set_crc32_options(False)`.
 
     Raises:
         DamagedError: a record is not what was written; its file is named.

@@ -1,4 +1,7 @@
-"""Consolidate an opened checkpoint into one model folder that `from_pretrained` loads, in bounded memory."""
+"""Consolidate an opened checkpoint into one model folder.
+
+`from_pretrained` loads the folder. Memory is bounded.
+"""
 
 from __future__ import annotations
 
@@ -43,12 +46,12 @@ def consolidate(
     progress: Progress | None = None,
     before_commit: Callable[[], None] | None = None,
 ) -> Manifest | None:
-    """Write every *num_parts*-th shard of *source*; whoever finds all there makes *out* appear.
+    """Write every *num_parts*-th shard of *source*.
 
-    The weights are byte for byte those of DeepSpeed's zero_to_torch.py; `manifest.json` says
-    what they are. An adapter becomes `adapter_model.safetensors`, or the model that it makes of
-    its base, added in fp32. Memory does not grow with the model. What was interrupted resumes at
-    the shard where it stood, as long as checkpoint and options are the same.
+    The part that finds all shards there makes *out* appear. The weights are byte for byte those of DeepSpeed's
+    zero_to_torch.py; `manifest.json` says what they are. An adapter becomes `adapter_model.safetensors`, or the model
+    that it makes of its base, added in fp32. Memory does not grow with the model. What was interrupted resumes at the
+    shard where it stood, as long as checkpoint and options are the same.
 
     Args:
         out: a folder or URL, absent or empty, not within the checkpoint. A folder appears whole
@@ -117,7 +120,10 @@ class _Weights:
 
 
 def _written(work: ConsolidationPlan, output: Output, share: _Share, progress: Progress) -> Manifest | None:
-    """Write the shards of *share*, and when then all are there the rest of the folder but its manifest."""
+    """Write the shards of *share*.
+
+    When all are there then, write the rest of the folder but its manifest.
+    """
     plan = output.begin({"request": work.request, "dtype": work.options.dtype, "num_overflowing": {}})
     while True:
         shards = work.shards(plan["dtype"])
@@ -169,7 +175,10 @@ def _verify(work: ConsolidationPlan, output: Output, shards: Sequence[Shard]) ->
 
 
 def _overflowing(work: ConsolidationPlan, dtype: str, written: Sequence[WrittenShard]) -> dict[str, int]:
-    """Return what overflows, by parameter; raise `RunError` where that, or NaN, is refused."""
+    """Return what overflows, by parameter.
+
+    Raise `RunError` where that, or NaN, is refused.
+    """
     losses = {name: loss for shard in written for name, loss in shard.losses.items()}
     nonfinite = {name: loss.num_nonfinite for name, loss in losses.items() if loss.num_nonfinite}
     if nonfinite:
@@ -260,9 +269,9 @@ def _refuse_target(source: Source, out: Place) -> None:
 
 
 def refuse_within(checkpoint: Place, out: Place) -> None:
-    """Raise `UsageError` where *out* lies in the folder *checkpoint*, by whatever links.
+    """Raise `UsageError` where *out* lies in the folder *checkpoint*.
 
-    It would make the checkpoint the newest by date, and trainers delete the others by date.
+    Links are followed. It would make the checkpoint the newest by date, and trainers delete the others by date.
     """
     if not (isinstance(checkpoint, Path) and isinstance(out, Path)):
         return

@@ -1,4 +1,7 @@
-"""What a consolidation will cost, from headers alone: bytes, files, memory and seconds of each task."""
+"""What a consolidation will cost, from headers alone.
+
+That is bytes, files, memory and seconds of each task.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,10 @@ _SEGMENT_BYTES = 150
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Of all tasks together, but *largest_task_bytes*, *memory_bytes* and *seconds*, which are of the largest one.
+    """The cost of all tasks together.
 
-    *seconds* is the time that its bytes take at the given speed: a lower bound, which warm files come close to.
+    But *largest_task_bytes*, *memory_bytes* and *seconds* are of the largest one. *seconds* is the time that its bytes
+    take at the given speed: a lower bound, which warm files come close to.
     """
 
     num_files: int
@@ -33,7 +37,10 @@ class Cost:
 
 
 def estimate_cost(shards: Sequence[Shard], *, num_tasks: int, num_workers: int, bytes_per_second: float) -> Cost:
-    """Return the cost of writing *shards* in *num_tasks* tasks, each of which moves *bytes_per_second*."""
+    """Return the cost of writing *shards* in *num_tasks* tasks.
+
+    Each task moves *bytes_per_second*.
+    """
     num_tasks = min(num_tasks, len(shards))
     loads = [
         sum(_num_bytes_read(shard) + shard.num_bytes for shard in shards[task::num_tasks]) for task in range(num_tasks)

@@ -1,4 +1,7 @@
-"""Add a LoRA adapter to blocks of its base, in fp32, with torch: the same sums as peft's."""
+"""Add a LoRA adapter to blocks of its base, in fp32, with torch.
+
+The sums are the same as peft's.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,10 @@ class LoraDelta:
         self._scaling = low_rank.scaling
 
     def to(self, values: Bytes, dtype: str, first_row: int) -> Bytes:
-        """Return whole rows of the weight, from *first_row* on, with the change added, as fp32."""
+        """Return whole rows of the weight with the change added, as fp32.
+
+        They are those from *first_row* on.
+        """
         import torch
 
         weights = torch.from_numpy(values).view(getattr(torch, dtype))

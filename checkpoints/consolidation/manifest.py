@@ -1,4 +1,7 @@
-"""`manifest.json`: what a consolidated folder holds and where it came from; it is written last."""
+"""`manifest.json`: what a consolidated folder holds, and its origin.
+
+It is written last.
+"""
 
 from __future__ import annotations
 
@@ -40,9 +43,10 @@ class FileRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightFile:
-    """One safetensors file: the digest of its header, and by name that of each tensor's bytes; None: not taken.
+    """One safetensors file of a model.
 
-    *algorithm* is that of the tensors' digests. A record without one is of a version that knew sha256 only.
+    It has the digest of its header, and by name that of each tensor's bytes; None: not taken. *algorithm* is that of
+    the tensors' digests. A record without one is of a version that knew sha256 only.
     """
 
     name: str
@@ -97,7 +101,9 @@ def to_json(manifest: Manifest) -> dict[str, Any]:
 
 
 def read_manifest(model_dir: Place) -> Manifest:
-    """Read the manifest of a consolidated folder, without looking at the files that it names.
+    """Read the manifest of a consolidated folder.
+
+    The files that it names are not looked at.
 
     Raises:
         NotFoundError: there is none: the folder was not made here, or was not finished.
@@ -121,9 +127,10 @@ def read_manifest(model_dir: Place) -> Manifest:
 
 
 def verify_manifest(model_dir: Place, *, reads_all: bool = True) -> Manifest:
-    """Check every file of a consolidated folder against its manifest, by size and then by digest.
+    """Check every file of a consolidated folder against its manifest.
 
-    Without *reads_all* by size only: that finds a file that is gone or was cut off, in no time.
+    They are compared by size and then by digest. Without *reads_all* by size only: that finds a file that is gone or
+    was cut off, in no time.
 
     Raises:
         DamagedError: a file is missing or differs; the message names it, and the tensor.

@@ -1,4 +1,7 @@
-"""README.md of a consolidated folder: where its weights came from, and what was done to them."""
+"""README.md of a consolidated folder.
+
+It says where its weights came from, and what was done to them.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +23,20 @@ _LOCAL = re.compile(r"[/~\\]|\.{1,2}[/\\]|[A-Za-z]:[/\\]|file:")
 
 
 def hub_id(name: str) -> str | None:
-    """Return the hub id of a model that is named by id, or by its folder in the hub's cache; else None."""
+    """Return the hub id of a model; None where there is none.
+
+    The model is named by id, or by its folder in the hub's cache.
+    """
     if found := _IN_HUB_CACHE.search(name):
         return "/".join(part for part in found.groups() if part)
     return name if _HUB_ID.fullmatch(name) and not os.path.isdir(name) else None
 
 
 def published(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration without places of this machine: a model that came from the hub is named by its id.
+    """Return a configuration without places of this machine.
 
-    peft reads a missing base as none, and takes one that is loaded by hand.
+    A model that came from the hub is named by its id. peft reads a missing base as none, and takes one that is loaded
+    by hand.
     """
     changed: dict[str, Any] = {}
     for key, value in config.items():
@@ -44,7 +51,10 @@ def published(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def origin(source: Source) -> str:
-    """Return the last two folders of the checkpoint's path: what tells it from others, not whose machine it was on."""
+    """Return the last two folders of the checkpoint's path.
+
+    They distinguish it from others, and do not say whose machine it was on.
+    """
     return "/".join(PurePosixPath(str(source.path)).parts[-2:])
 
 

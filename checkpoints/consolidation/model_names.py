@@ -1,9 +1,10 @@
-"""Compare the names of a model's tensors with those that `from_pretrained` would look for.
+"""Compare the names of a model's tensors with those that are expected.
 
-A tensor under another name is not loaded: transformers fills its place with random numbers and goes on. So
-transformers itself is asked, in a process of its own, `python -m sousbatch.checkpoints.consolidation.model_names`,
-because its import takes seconds: the class in config.json loads tensors without memory, on the meta device. Code that
-came with a model is never run. The answer is remembered for each configuration and set of names.
+The latter are those that `from_pretrained` would look for. A tensor under another name is not loaded: transformers
+fills its place with random numbers and goes on. So transformers itself is asked, in a process of its own,
+`python -m sousbatch.checkpoints.consolidation.model_names`, because its import takes seconds: the class in config.json
+loads tensors without memory, on the meta device. Code that came with a model is never run. The answer is remembered for
+each configuration and set of names.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ class Comparison:
 
 
 def fitted(source: Source, config: Mapping[str, Any]) -> Source:
-    """Return the part of *source* that the class in *config* loads, under the names that it looks for.
+    """Return the part of *source* that the class in *config* loads.
+
+    Its tensors get the names that the class looks for.
 
     Raises:
         UsageError: nothing in it is that model; what was expected and found is named, and the way out.
@@ -77,7 +80,10 @@ def fitted(source: Source, config: Mapping[str, Any]) -> Source:
 
 
 def below(source: Source, prefix: str) -> Source:
-    """Return the tensors of *source* whose names begin with *prefix*, named without it."""
+    """Return the tensors of *source* whose names begin with *prefix*.
+
+    They are named without it.
+    """
     if not prefix:
         return source
     return replace(
@@ -145,7 +151,10 @@ def _compared(source: Source, config: Mapping[str, Any]) -> Comparison:
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what decides the names: not the path, and not by which (possibly fetched) code they are computed."""
+    """Return what decides the names.
+
+    The path does not, nor the (possibly fetched) code by which they are computed.
+    """
     return {
         key: _plain(value) if isinstance(value, dict) else value
         for key, value in config.items()
@@ -192,7 +201,10 @@ def _asked(question: Mapping[str, Any]) -> Any:
 
 
 def _answer(config: dict[str, Any], names: _Shapes) -> dict[str, Any]:
-    """Load *names*, without their values, as from_pretrained does; runs in the process that imports transformers."""
+    """Load *names*, without their values, as from_pretrained does.
+
+    It runs in the process that imports transformers.
+    """
     import torch
     import transformers
 
@@ -275,7 +287,10 @@ def _model_class(config: Mapping[str, Any]) -> Any:
 
 
 def _base_class(model_type: str) -> Any:
-    """Return the class of the model without a head: any model of this type has all that it loads."""
+    """Return the class of the model without a head.
+
+    Any model of this type has all that it loads.
+    """
     import transformers
 
     try:

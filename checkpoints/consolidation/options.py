@@ -1,4 +1,7 @@
-"""Define what a consolidation can be asked for; recipes, the command line and jobs share it."""
+"""Define what a consolidation can be asked for.
+
+Recipes, the command line and jobs share it.
+"""
 
 from __future__ import annotations
 

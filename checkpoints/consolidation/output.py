@@ -1,7 +1,8 @@
-"""Where a consolidated model goes: a folder that appears by one rename, or a URL whose manifest comes last.
+"""Where a consolidated model goes.
 
-Until then its shards, each with a record of what it holds, wait where the next attempt finds them. A shard's bytes
-follow from the checkpoint and the options alone, so two attempts that write the same one do no harm.
+It is a folder that appears by one rename, or a URL whose manifest comes last. Until then its shards, each with a record
+of what it holds, wait where the next attempt finds them. A shard's bytes follow from the checkpoint and the options
+alone, so two attempts that write the same one do no harm.
 """
 
 from __future__ import annotations
@@ -34,16 +35,25 @@ _REMOTE_WORK = ".consolidation"
 
 
 class TakenAwayError(UsageError):
-    """The unfinished folder is gone, or its place taken: another consolidation has restarted, or has ended."""
+    """The unfinished folder is gone, or its place taken.
+
+    Another consolidation has restarted, or has ended.
+    """
 
 
 class Output(Protocol):
-    """One consolidation's place to write to. *has_room_for_all*: shards may be written side by side."""
+    """One consolidation's place to write to.
+
+    *has_room_for_all*: shards may be written side by side.
+    """
 
     has_room_for_all: bool
 
     def begin(self, plan: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Go on with what was left for the same `request`, and return the plan of that; else start with *plan*."""
+        """Resume what was left for the same `request`, and return its plan.
+
+        Otherwise start with *plan*.
+        """
 
     def restart(self, plan: Mapping[str, Any]) -> None:
         """Drop what was written and start with *plan*."""
@@ -67,11 +77,17 @@ class Output(Protocol):
         """Make the model appear; *manifest* is the last of its files."""
 
     def leave(self, *, is_shared: bool, is_refused: bool) -> None:
-        """Take away, after a failure, what this process left unfinished; all, where nothing else is worth keeping."""
+        """Take away, after a failure, what this process left unfinished.
+
+        Take away all, where nothing else is worth keeping.
+        """
 
 
 def open_output(place: Place, *, may_restart: bool = True) -> Output:
-    """Return the output for a folder or a URL; *may_restart* says that a folder's leftovers of others may go."""
+    """Return the output for a folder or a URL.
+
+    *may_restart* says that a folder's leftovers of others may be removed.
+    """
     return _Folder(place, may_restart=may_restart) if isinstance(place, Path) else _Remote(place)
 
 
@@ -81,7 +97,10 @@ def work_dir(out_dir: Path) -> Path:
 
 
 class _Folder:
-    """`.tmp-OUT.part/` beside OUT: `model/` becomes OUT by one rename; `records/` and the plan are for resuming."""
+    """`.tmp-OUT.part/` beside OUT.
+
+    `model/` becomes OUT by one rename; `records/` and the plan are for resuming.
+    """
 
     has_room_for_all = True
 
@@ -205,7 +224,10 @@ def clear_leftovers(out: Place) -> None:
 
 
 class _Remote:
-    """A URL: shards are written here one by one, sent, and compared by size; readers go by the manifest."""
+    """A URL as the output.
+
+    Shards are written here one by one, sent, and compared by size; readers go by the manifest.
+    """
 
     has_room_for_all = False
 
@@ -278,7 +300,10 @@ def _to_json(written: WrittenShard) -> dict[str, Any]:
 
 
 def _from_json(shard: Shard, text: str, place: Place) -> WrittenShard | None:
-    """Return what a record says; None where it is not of this shard, which is then written again."""
+    """Return what a record says.
+
+    Return None where it is not of this shard, which is then written again.
+    """
     try:
         values = json.loads(text)
         file = WeightFile(**values["file"])

@@ -1,4 +1,7 @@
-"""Decide everything about a consolidation before a weight is read: options, base, shared weights, files."""
+"""Decide everything about a consolidation before a weight is read.
+
+That is options, base, shared weights, files.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,10 @@ from .options import ConsolidateOptions
 
 @dataclass(frozen=True, kw_only=True)
 class ConsolidationPlan:
-    """Everything that is decided before a weight is read. *request* stands for checkpoint and options."""
+    """Everything that is decided before a weight is read.
+
+    *request* stands for checkpoint and options.
+    """
 
     source: Source
     options: ConsolidateOptions
@@ -69,7 +75,10 @@ def plan_consolidation(source: Source, options: ConsolidateOptions) -> Consolida
 
 
 def _configured(source: Source, copy_from: Place | None) -> Source:
-    """Give an adapter its configuration: without its scaling the weights mean nothing."""
+    """Give an adapter its configuration.
+
+    Without its scaling the weights mean nothing.
+    """
     if source.content == "model" or source.adapter_config is not None:
         return source
     config = last_config([copy_from] if copy_from is not None else [], ADAPTER_CONFIG_NAME)
@@ -82,7 +91,10 @@ def _configured(source: Source, copy_from: Place | None) -> Source:
 
 
 def _base_dir(source: Source, options: ConsolidateOptions) -> Place | None:
-    """Return the folder of an adapter's base, None where the checkpoint holds the base itself."""
+    """Return the folder of an adapter's base.
+
+    Return None where the checkpoint holds the base itself.
+    """
     if options.base_dir is not None or source.base is not None:
         return options.base_dir
     named = str((source.adapter_config or {}).get("base_model_name_or_path") or "")
@@ -100,7 +112,10 @@ def _merged(source: Source, base_dir: Place | None, config: Mapping[str, object]
 
 
 def _untied(source: Source, copied_from: Sequence[Place]) -> Source:
-    """Store shared weights under both names where the configuration says that loading will not tie them."""
+    """Store shared weights under both names where loading will not tie them.
+
+    The configuration says whether it will.
+    """
     if not copied_from or source.content == "adapter":
         return source
     config = last_config(copied_from, CONFIG_NAME)

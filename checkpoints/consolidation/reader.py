@@ -1,4 +1,7 @@
-"""Read elements of source tensors into buffers, from files that stay open as long as there is room for them."""
+"""Read elements of source tensors into buffers.
+
+Their files stay open as long as descriptors last.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,9 @@ class Reader:
             os.close(self._descriptors.popitem()[1])
 
     def read(self, tensor: SourceTensor, first: int, count: int, buffer: Bytes | None = None) -> Bytes:
-        """Return the bytes of *count* elements from *first* on, in *buffer* where one is given.
+        """Return the bytes of *count* elements from *first* on.
+
+        They are in *buffer* where one is given.
 
         Raises:
             DamagedError: a file is gone or became shorter since it was looked into.
@@ -96,7 +101,10 @@ class Reader:
 
 
 def raise_descriptor_limit(num_files: int, num_workers: int) -> int:
-    """Return how many files each worker may hold open; the process's own limit is raised as far as it goes."""
+    """Return how many files each worker may hold open.
+
+    The process's own limit is raised as far as it goes.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = num_files * num_workers + _SPARE_DESCRIPTORS
     if soft != resource.RLIM_INFINITY and soft < needed:
@@ -107,10 +115,10 @@ def raise_descriptor_limit(num_files: int, num_workers: int) -> int:
 
 
 def check_working_copies(tensors: Sequence[SourceTensor]) -> None:
-    """Compare the ends of each fp32 master with the 16-bit copy that the model trained with.
+    """Compare the ends of each fp32 master with its 16-bit copy.
 
-    They are equal in every sound checkpoint of stages 1 and 2, so a layout that a later
-    DeepSpeed changes is found before it becomes a model that loads and is wrong.
+    The copy is the one that the model trained with. They are equal in every intact checkpoint of stages 1 and 2, so a
+    layout that a later DeepSpeed changes is found before it becomes a model that loads and is wrong.
 
     Raises:
         DamagedError: they differ; the message names the parameter.
@@ -128,7 +136,10 @@ def _check_ends(tensor: SourceTensor) -> None:
 
 
 def check_working_copy(reader: Reader, tensor: SourceTensor, first: int, count: int) -> None:
-    """Compare *count* elements from *first* on; raise `DamagedError` where master and copy differ."""
+    """Compare *count* elements from *first* on.
+
+    Raise `DamagedError` where master and copy differ.
+    """
     assert tensor.working_copy is not None
     master, copy = reader.read(tensor, first, count), reader.read(tensor.working_copy, first, count)
     cast = np.empty_like(copy)
@@ -146,7 +157,10 @@ def check_working_copy(reader: Reader, tensor: SourceTensor, first: int, count: 
 
 
 def segments_by_file(tensors: Sequence[SourceTensor]) -> dict[Place, list[Segment]]:
-    """Return every file that *tensors* and what is added to them lie in, with what lies in it."""
+    """Return every file that *tensors* lie in, with what lies in it.
+
+    Files of what is added to the tensors are included.
+    """
     found: dict[Place, list[Segment]] = {}
     for tensor in tensors:
         parts = [tensor, *((tensor.low_rank.a, tensor.low_rank.b) if tensor.low_rank else ())]

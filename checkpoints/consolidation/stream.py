@@ -1,7 +1,8 @@
-"""Stream planned shards to disk: read a block, cast it, write it at its place, hash it.
+"""Stream planned shards to disk.
 
-A thread takes a tensor at a time, so that each tensor has one digest and no thread waits for another. Memory is
-(workers) x (a block as read and as written), whatever the size of the model. No shard knows of the others.
+A block is read, cast, written at its place, and hashed. A thread takes a tensor at a time, so that each tensor has one
+digest and no thread waits for another. Memory is (workers) x (a block as read and as written), whatever the size of the
+model. No shard knows of the others.
 """
 
 from __future__ import annotations
@@ -35,8 +36,11 @@ _BLOCK_BYTES = 4 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How to stream. *has_statistics* hashes what is written and counts values that become zero, *has_sums* takes the
-    CRCs of what is read."""
+    """How to stream.
+
+    *has_statistics* hashes what is written and counts values that become zero; *has_sums* takes the CRCs of what is
+    read.
+    """
 
     num_workers: int
     clamp: bool
@@ -46,7 +50,10 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenShard:
-    """One file, on disk, what the cast lost by parameter, and the CRCs of what was read for it."""
+    """One file, on disk.
+
+    It has what the cast lost by parameter, and the CRCs of what was read for it.
+    """
 
     file: WeightFile
     losses: Mapping[str, CastReport]
@@ -60,11 +67,11 @@ def write_shards(
     finished: Callable[[Shard, WrittenShard], None],
     progress: Callable[[int, int], None],
 ) -> None:
-    """Write every shard to its path, durably; all room is taken before the first byte is read.
+    """Write every shard to its path, durably.
 
-    *finished* is called for each shard that is whole, in whichever thread wrote its last tensor; *progress* gets
-    (bytes of tensors written, all bytes), in the caller's. A file that is there is written over: an interrupted
-    consolidation would write the same bytes.
+    All space is taken before the first byte is read. *finished* is called for each shard that is complete, in the
+    thread that wrote its last tensor; *progress* gets (bytes of tensors written, all bytes), in the caller's thread. A
+    file that is there is written over: an interrupted consolidation would write the same bytes.
     """
     total = sum(tensor.num_bytes for shard, _ in shards for tensor in shard.tensors)
     with ExitStack() as stack:
@@ -98,7 +105,10 @@ def _prepared(path: Path, shard: Shard) -> Iterator[int]:
 
 
 class _Pass:
-    """What the threads of one pass share: the tensors to do, what came of them, and whether to stop."""
+    """What the threads of one pass share.
+
+    They share the tensors to do, what came of them, and whether to stop.
+    """
 
     def __init__(
         self,
@@ -172,7 +182,10 @@ class _Stopped(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class _Outcome:
-    """What came of a tensor: its digest, or the empty text, what the cast lost, and the CRCs of what was read."""
+    """What came of a tensor.
+
+    It has its digest, or the empty text, what the cast lost, and the CRCs of what was read.
+    """
 
     digest: str
     loss: CastReport

@@ -28,7 +28,9 @@ _T = TypeVar("_T")
 
 
 def verify_shards(shards: Sequence[Shard], places: Sequence[Place], *, num_workers: int, clamp: bool) -> None:
-    """Check written *shards*, which lie at *places*, against the checkpoint that they were made of.
+    """Check written *shards* against the checkpoint that they were made of.
+
+    They lie at *places*.
 
     Raises:
         DamagedError: a record of the source, or a tensor of the result, is not what it should be; it is named.

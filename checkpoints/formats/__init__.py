@@ -1,1 +1,4 @@
-"""How other programs' checkpoint files are read: as tensors with their place, never by running a pickle."""
+"""How other programs' checkpoint files are read.
+
+They are read as tensors with their place, never by running a pickle.
+"""

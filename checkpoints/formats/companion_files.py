@@ -1,4 +1,7 @@
-"""The small files of a model folder: configuration, tokenizer, adapter's configuration."""
+"""The small files of a model folder.
+
+They are configuration, tokenizer, adapter's configuration.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,10 @@ _COPIED = (
 
 
 def config_dir(checkpoint: Place) -> Place | None:
-    """Return the folder with the config and tokenizer of *checkpoint*: itself or the one above, if any."""
+    """Return the folder with the config and tokenizer of *checkpoint*.
+
+    It is the checkpoint itself or the folder above, if any.
+    """
     return next((place for place in (checkpoint, checkpoint.parent) if (place / CONFIG_NAME).is_file()), None)
 
 
@@ -46,9 +52,9 @@ def last_config(folders: Sequence[Place], name: str) -> dict[str, Any] | None:
 
 
 def beside(source: Source, copied_from: Sequence[Place], dtype: str) -> Iterator[tuple[str, bytes]]:
-    """Yield (name, content) of what belongs beside the weights of *source*; config.json names their *dtype*.
+    """Yield (name, content) of what belongs beside the weights of *source*.
 
-    A later folder of *copied_from* goes before an earlier one, file by file.
+    config.json names their *dtype*. A later folder of *copied_from* goes before an earlier one, file by file.
     """
     if source.content == "adapter" and source.adapter_config is not None:
         yield ADAPTER_CONFIG_NAME, _json(published(source.adapter_config))
@@ -69,7 +75,10 @@ def beside(source: Source, copied_from: Sequence[Place], dtype: str) -> Iterator
 
 
 def _published(name: str, content: bytes) -> bytes:
-    """Return a small file without places of this machine; the same bytes where it names none."""
+    """Return a small file without places of this machine.
+
+    Return the same bytes where it names none.
+    """
     if not name.endswith("_config.json"):
         return content
     try:
@@ -85,9 +94,10 @@ def _json(value: Mapping[str, Any]) -> bytes:
 
 
 def with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """Return a transformers configuration whose weights are of *dtype*, its parts (text_config) too.
+    """Return a transformers configuration whose weights are of *dtype*.
 
-    transformers 5 reads `dtype`, 4 `torch_dtype`: the old key is kept where it is, never added.
+    Its parts (text_config) are, too. transformers 5 reads `dtype`, 4 `torch_dtype`: the old key is kept where it is,
+    never added.
     """
     changed = {
         key: with_dtype(value, dtype)

@@ -1,4 +1,7 @@
-"""Open a checkpoint folder, whatever trainer left it: DeepSpeed, FSDP, Hugging Face or peft."""
+"""Open a checkpoint folder of any known trainer.
+
+They are DeepSpeed, FSDP, Hugging Face and peft.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +32,10 @@ _PICKLED = (
 
 
 def open_source(path: Place, *, is_raw: bool = False) -> Source:
-    """Find out what the folder *path* holds and where each of its tensors lies; reads no weights.
+    """Find out what *path* holds and where each of its tensors lies.
 
-    *path* is a folder with DeepSpeed's `latest` or one `global_step*`, such a tag folder itself, what
-    ds_to_universal.py made of one, a folder of torch's distributed checkpoints (FSDP), a folder with
+    No weights are read. *path* is a folder with DeepSpeed's `latest` or one `global_step*`, such a tag folder itself,
+    what ds_to_universal.py made of one, a folder of torch's distributed checkpoints (FSDP), a folder with
     `model.safetensors` or shards and their index, or a peft adapter. Where a folder holds ZeRO shards and a 16-bit
     model, the shards are taken: they are fp32. *is_raw* leaves an adapter in training what it is, each tensor under its
     own name, tied ones under all of theirs, as DeepSpeed's zero_to_fp32.py does.

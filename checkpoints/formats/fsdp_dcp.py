@@ -1,7 +1,8 @@
-"""Folders of torch's distributed checkpoints (FSDP): `.metadata` and `*.distcp`, or safetensors, read in place.
+"""Folders of torch's distributed checkpoints (FSDP), read in place.
 
-torch's own reader unpickles `.metadata` with the plain pickle module, which runs what a hostile file says, and
-takes whole tensors into memory. The layout is simple: each chunk of a tensor is one small `torch.save` zip.
+They have `.metadata` and `*.distcp`, or safetensors. torch's own reader unpickles `.metadata` with the plain pickle
+module, which runs what a hostile file says, and takes whole tensors into memory. The layout is simple: each chunk of a
+tensor is one small `torch.save` zip.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ _MAX_RUNS = 200_000
 
 
 class _Plain:
-    """Stands for a dataclass of torch's metadata: takes its attributes and runs nothing."""
+    """Stands for a dataclass of torch's metadata.
+
+    It takes the attributes and runs nothing.
+    """
 
     def __setstate__(self, state: object) -> None:
         self.state = state
@@ -67,13 +71,18 @@ class _Tensor:
 
 
 def find_distcp_dir(path: Place) -> Place | None:
-    """Return the folder with the model's `.metadata`: *path* itself, or what accelerate makes in it."""
+    """Return the folder with the model's `.metadata`.
+
+    It is *path* itself, or what accelerate makes in it.
+    """
     places = (path, path / "pytorch_model_fsdp_0")
     return next((folder for folder in places if (folder / METADATA_NAME).is_file()), None)
 
 
 def read_distcp(path: Place) -> Source:
-    """Read where every tensor of the model in *path* lies; what belongs to the optimizer is left out.
+    """Read where every tensor of the model in *path* lies.
+
+    What belongs to the optimizer is left out.
 
     Raises:
         DamagedError: `.metadata` or a chunk is not what torch writes, or calls what no checkpoint needs.
@@ -105,7 +114,10 @@ def read_distcp(path: Place) -> Source:
 
 
 def _known() -> dict[str, object]:
-    """Return stand-ins for torch's classes, new ones for each file: a pickle can set attributes of what it names."""
+    """Return stand-ins for torch's classes, new ones for each file.
+
+    A pickle can set attributes of what it names.
+    """
     names = "Metadata TensorStorageMetadata BytesStorageMetadata ChunkStorageMetadata StorageMeta TensorProperties"
     full = [f"{_MODULE}.metadata.{name}" for name in (*names.split(), "MetadataIndex", "_MEM_FORMAT_ENCODING")]
     full.append(f"{_MODULE}.filesystem._StorageInfo")
@@ -161,7 +173,10 @@ def _files(path: Place, tensors: Sequence[_Tensor]) -> dict[str, Place]:
 
 
 def _pieces(files: Mapping[str, Place], tensors: Sequence[_Tensor]) -> dict[_Chunk, SourceTensor]:
-    """Look into every file for where the elements of its chunks begin, and of which dtype they are."""
+    """Look into every file for the elements of its chunks.
+
+    Find where they begin, and of which dtype they are.
+    """
     chunks: dict[str, list[_Chunk]] = {}
     for tensor in tensors:
         for chunk in tensor.chunks:
@@ -182,7 +197,10 @@ def _pieces(files: Mapping[str, Place], tensors: Sequence[_Tensor]) -> dict[_Chu
 
 
 def _stored(file: Place, stream: IO[bytes], chunk: _Chunk, headers: dict[int, dict[str, SourceTensor]]) -> SourceTensor:
-    """Return one chunk: a zip of its own, or a tensor of the safetensors that the rank wrote."""
+    """Return one chunk.
+
+    It is a zip of its own, or a tensor of the safetensors that the rank wrote.
+    """
     stream.seek(chunk.begin)
     if chunk.begin in headers or stream.read(2) != b"PK":
         if chunk.begin not in headers:
@@ -196,12 +214,17 @@ def _stored(file: Place, stream: IO[bytes], chunk: _Chunk, headers: dict[int, di
 
 
 def is_hf_sharded(path: Place) -> bool:
-    """Say whether *path* holds what each rank wrote of a model with torch's HuggingFaceStorageWriter."""
+    """Say whether *path* holds what each rank wrote of a model.
+
+    The writer is torch's HuggingFaceStorageWriter.
+    """
     return any(_SHARD.fullmatch(file.name) for file in path.iterdir())
 
 
 def read_hf_shards(path: Place) -> Source:
-    """Read where every tensor lies in safetensors that each rank wrote, not consolidated by torch.
+    """Read where every tensor lies in safetensors that each rank wrote.
+
+    torch has not consolidated them.
 
     Raises:
         IncompleteError: a rank's file is missing, as far as their numbers and the tensors' gaps tell.
@@ -271,7 +294,10 @@ def _joined(path: Place, tensor: _Tensor, pieces: Mapping[_Chunk, SourceTensor])
 
 
 def _runs(tensor: _Tensor, chunk: _Chunk) -> Iterator[tuple[int, _Chunk, int, int]]:
-    """Yield (first element in the tensor, chunk, first element in the chunk, count) of what lies side by side."""
+    """Yield runs of elements that lie side by side.
+
+    A run is (first element in the tensor, chunk, first element in the chunk, count).
+    """
     strides = [math.prod(tensor.shape[axis + 1 :]) for axis in range(len(tensor.shape))]
     # The last axis that is cut: from it on, a run holds all of what follows.
     cut_axes = [axis for axis, size in enumerate(chunk.sizes) if size != tensor.shape[axis]]

@@ -1,4 +1,7 @@
-"""LoRA adapters: their names as peft saves them, and merging them into their base. Reads no weights."""
+"""LoRA adapters: their names in peft, and merging them into their base.
+
+No weights are read.
+"""
 
 from __future__ import annotations
 
@@ -36,9 +39,10 @@ def is_adapter(source: Source) -> bool:
 
 
 def as_adapter(source: Source, config: Mapping[str, object] | None) -> Source:
-    """Return only the adapter of a peft model's training checkpoint, named as in `adapter_model.safetensors`.
+    """Return only the adapter of a peft model's training checkpoint.
 
-    *config* is its `adapter_config.json`, None where the folder has none.
+    It is named as in `adapter_model.safetensors`. *config* is its `adapter_config.json`, None where the folder has
+    none.
 
     Raises:
         UsageError: another kind of adapter, more than one, or trained weights beside it.
@@ -67,7 +71,10 @@ def as_adapter(source: Source, config: Mapping[str, object] | None) -> Source:
 
 
 def base_within(source: Source) -> Source | None:
-    """Return the frozen base that a peft model's checkpoint holds beside its adapter; None where it was left out."""
+    """Return the frozen base that a peft checkpoint holds beside its adapter.
+
+    Return None where it was left out.
+    """
     names = {tensor.name: _base_name(tensor.name) for tensor in source.tensors}
     tensors = tuple(replace(tensor, name=names[tensor.name] or "") for tensor in source.tensors if names[tensor.name])
     aliases = ((_base_name(name), _base_name(kept)) for name, kept in source.aliases)
@@ -78,16 +85,19 @@ def base_within(source: Source) -> Source | None:
 
 
 def _base_name(name: str) -> str | None:
-    """Return what a weight of the base was called before peft wrapped it; None for a weight of the adapter."""
+    """Return what a weight of the base was called before peft wrapped it.
+
+    Return None for a weight of the adapter.
+    """
     if not name.startswith(_PREFIX) or _saved_name(name) is not None:
         return None
     return name.removeprefix(_PREFIX).replace(".base_layer.", ".").replace(".original_module.", ".")
 
 
 def merge_adapter(adapter: Source, base: Source, config: Mapping[str, object]) -> Source:
-    """Return the base with the adapter added: W + scaling * B @ A, modules_to_save taken whole.
+    """Return the base with the adapter added: W + scaling * B @ A.
 
-    The base keeps its tensors' order. Nothing is computed here: see `LowRank`.
+    modules_to_save are taken whole. The base keeps its tensors' order. Nothing is computed here: see `LowRank`.
 
     Raises:
         UsageError: an option of the adapter that this sum does not cover, or a base that it
@@ -155,7 +165,10 @@ def _low_rank(module: str, a: SourceTensor, b: SourceTensor, config: Mapping[str
 
 
 def _of_pattern(patterns: object, module: str, otherwise: object) -> object:
-    """Return the value of the first pattern that *module* ends with, as peft's get_pattern_key does."""
+    """Return the value of the first pattern that *module* ends with.
+
+    peft's get_pattern_key does the same.
+    """
     for pattern, value in (patterns if isinstance(patterns, dict) else {}).items():
         if re.match(rf"(.*\.)?({pattern})$", module):
             return value

@@ -1,4 +1,7 @@
-"""Find the model among all that a training loop saved, by names alone: never an optimizer's moments as weights."""
+"""Find the model among all that a training loop saved, by names alone.
+
+An optimizer's moments are never taken as weights.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +30,10 @@ _LORA = re.compile(r"(?P<wrapper>.*?)base_model\.model\..+\.lora_(?:embedding_)?
 
 
 def model_paths(paths: Iterable[Keys]) -> dict[Keys, str]:
-    """Return those of *paths* through nested mappings that lead to the model's tensors, and the tensors' names.
+    """Return the *paths* that lead to the model's tensors, and their names.
 
-    Without a key that says which part is the model, what lies at the top is it; else all that is not known to be
-    something else.
+    The paths go through nested mappings. Without a key that says which part is the model, what lies at the top is it;
+    else all that is not known to be something else.
 
     Raises:
         UsageError: several parts are models, and nothing tells which one is meant.
@@ -48,7 +51,10 @@ def model_paths(paths: Iterable[Keys]) -> dict[Keys, str]:
 
 
 def _model_head(paths: Iterable[Keys]) -> Keys:
-    """Return the way to the shallowest mapping whose key says that it is the model; empty where there is none."""
+    """Return the way to the shallowest mapping that is the model.
+
+    Its key says so. The way is empty where there is none.
+    """
     ways = {
         path[: depth + 1]
         for path in paths
@@ -65,7 +71,10 @@ def _model_head(paths: Iterable[Keys]) -> Keys:
 
 
 def bare(source: Source) -> Source:
-    """Return *source* without an optimizer's moments, its names without what wrapped the model while it trained."""
+    """Return *source* without an optimizer's moments.
+
+    Its names lose what wrapped the model while it trained.
+    """
     outer = {match["wrapper"] for tensor in source.tensors if (match := _LORA.match(tensor.name))}
     wrapper = outer.pop() if len(outer) == 1 else ""
 

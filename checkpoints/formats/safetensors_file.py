@@ -1,6 +1,7 @@
-"""The safetensors container, read and planned without torch, byte for byte as safetensors 0.8.0 writes it.
+"""The safetensors container, read and planned without torch.
 
-A file is planned whole before its first byte is written: header, and every tensor's place.
+It is byte for byte as safetensors 0.8.0 writes it. A file is planned whole before its first byte is written: header,
+and every tensor's place.
 """
 
 from __future__ import annotations
@@ -47,12 +48,17 @@ class Shard:
 
 
 def read_tensors(path: Place, begin: int = 0) -> list[SourceTensor]:
-    """Return the tensors of a safetensors file in the order of their bytes; as `read_file`."""
+    """Return the tensors of a safetensors file in the order of their bytes.
+
+    It raises what `read_file` raises.
+    """
     return read_file(path, begin)[0]
 
 
 def read_file(path: Place, begin: int = 0) -> tuple[list[SourceTensor], Mapping[str, str]]:
-    """Return the tensors of a safetensors file, which starts at *begin*, in the order of their bytes; and its metadata.
+    """Return the tensors of a safetensors file, and its metadata.
+
+    The file starts at *begin*; the tensors are in the order of their bytes.
 
     Raises:
         DamagedError: the header is not one, or the file is shorter than it says.
@@ -75,7 +81,9 @@ def read_file(path: Place, begin: int = 0) -> tuple[list[SourceTensor], Mapping[
 
 
 def read_header(path: Place, begin: int = 0) -> tuple[Mapping[str, Mapping[str, Any]], int]:
-    """Return what the header of a safetensors file says by name, and where the tensors' bytes begin.
+    """Return what the header of a safetensors file says by name.
+
+    Return also where the tensors' bytes begin.
 
     Raises:
         DamagedError: there is no such header.
@@ -118,9 +126,10 @@ def _pair(value: object) -> tuple[int, int]:
 def plan_shards(
     tensors: Sequence[SourceTensor], *, dtype: str, max_shard_bytes: int | None, stem: str = "model"
 ) -> tuple[Shard, ...]:
-    """Cut *tensors*, in their order, into files of at most *max_shard_bytes* of data; None: one file.
+    """Cut *tensors*, in their order, into files.
 
-    A larger tensor gets a file of its own. Floats get *dtype*, all else keeps its own.
+    A file has at most *max_shard_bytes* of data; None: one file. A larger tensor gets a file of its own. Floats get
+    *dtype*, all else keeps its own.
     """
     groups = _grouped(tensors, DTYPES[dtype], max_shard_bytes)
     names = [f"{stem}.safetensors"]
@@ -130,7 +139,10 @@ def plan_shards(
 
 
 def index_text(shards: Sequence[Shard]) -> str:
-    """Return the index that tells which file holds which tensor, as huggingface_hub writes it."""
+    """Return the index that says which file holds which tensor.
+
+    It is as huggingface_hub writes it.
+    """
     total = sum(tensor.num_bytes for shard in shards for tensor in shard.tensors)
     weight_map = {tensor.source.name: shard.file_name for shard in shards for tensor in shard.tensors}
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
@@ -138,7 +150,10 @@ def index_text(shards: Sequence[Shard]) -> str:
 
 
 def _grouped(tensors: Sequence[SourceTensor], dtype: Dtype, max_shard_bytes: int | None) -> list[list[SourceTensor]]:
-    """Group as huggingface_hub does: a tensor above the limit closes no group, its file just comes first."""
+    """Group as huggingface_hub does.
+
+    A tensor above the limit closes no group, its file just comes first.
+    """
     groups: list[list[SourceTensor]] = []
     current: list[SourceTensor] = []
     filled = 0

@@ -1,4 +1,7 @@
-"""What a checkpoint holds: named tensors, each a list of pieces of files. Data only, nothing is read here."""
+"""What a checkpoint holds: named tensors, each a list of pieces of files.
+
+This is data only, nothing is read here.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,10 @@ DTYPES_BY_TAG: Mapping[str, Dtype] = MappingProxyType({dtype.tag: dtype for dtyp
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Segment:
-    """A run of elements that lie side by side in one file. There is one for each tensor and rank: half a million."""
+    """A run of elements that lie side by side in one file.
+
+    There is one for each tensor and rank: half a million.
+    """
 
     path: Place
     offset_bytes: int
@@ -66,7 +72,10 @@ class Segment:
 
 @dataclass(frozen=True, kw_only=True)
 class LowRank:
-    """What a LoRA adapter adds to a weight: ``scaling * (b @ a)``, transposed for a weight of (in, out)."""
+    """What a LoRA adapter adds to a weight: ``scaling * (b @ a)``.
+
+    It is transposed for a weight of (in, out).
+    """
 
     a: SourceTensor
     b: SourceTensor
@@ -76,10 +85,11 @@ class LowRank:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceTensor:
-    """One tensor of the model: its segments, one after another, are its elements in row-major order.
+    """One tensor of the model.
 
-    *working_copy* is the 16-bit copy that the model trained with, where the checkpoint holds one
-    beside the fp32 master; *low_rank* is added to the elements before they are cast.
+    Its segments, one after another, are its elements in row-major order. *working_copy* is the 16-bit copy that the
+    model trained with, where the checkpoint holds one beside the fp32 master; *low_rank* is added to the elements
+    before they are cast.
     """
 
     name: str
@@ -121,7 +131,10 @@ class Source:
 
 
 def dtype_of(tensor: SourceTensor) -> Dtype:
-    """Return a tensor's element type; raise `UsageError` for one that cannot be cast or kept."""
+    """Return a tensor's element type.
+
+    Raise `UsageError` for one that cannot be cast or kept.
+    """
     found = DTYPES.get(tensor.dtype)
     if found is None:
         raise UsageError(

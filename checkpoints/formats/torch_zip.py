@@ -1,6 +1,7 @@
-"""Read a `torch.save` file with the standard library: where its tensors lie, and nothing that runs.
+"""Read a `torch.save` file with the standard library.
 
-The file is a zip whose records are stored, not compressed: one pickle, and one record per storage.
+It finds where the tensors lie, and runs nothing. The file is a zip whose records are stored, not compressed: one
+pickle, and one record per storage.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ _MALFORMED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One storage: where its bytes begin in the file, how many, and the CRC-32 that the zip directory has of them."""
+    """One storage of a file.
+
+    It has where its bytes begin in the file, how many, and the CRC-32 that the zip directory has of them.
+    """
 
     offset_bytes: int
     num_bytes: int
@@ -61,7 +65,10 @@ class Archive:
         self._offsets: dict[str, int] = {}
 
     def read(self, name: str) -> bytes:
-        """Return a record's bytes, their CRC checked where torch has taken it (`set_crc32_options`)."""
+        """Return a record's bytes.
+
+        Their CRC is checked where torch has taken it (`set_crc32_options`).
+        """
         info = self._zip.getinfo(self._root + name)
         if info.CRC:
             return self._zip.read(info)
@@ -75,7 +82,10 @@ class Archive:
 
     @property
     def saved_as(self) -> str:
-        """Return the file's name without its ending when it was written; "archive" when torch was not told."""
+        """Return the file's name without its ending when it was written.
+
+        It is "archive" when torch did not get a name.
+        """
         return self._root.rstrip("/")
 
     def crc_of(self, key: str) -> int:
@@ -83,7 +93,10 @@ class Archive:
         return self._zip.getinfo(f"{self._root}data/{key}").CRC
 
     def digest(self) -> str:
-        """Return what changes when any record does: the sha256 of all names, sizes and CRCs."""
+        """Return what changes when any record does.
+
+        It is the sha256 of all names, sizes and CRCs.
+        """
         lines = (f"{info.filename} {info.file_size} {info.CRC}\n" for info in self._zip.infolist())
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -160,7 +173,9 @@ def open_archive(path: Place) -> Archive:
 
 
 def load_state(path: Place) -> tuple[Mapping[str, object], Archive]:
-    """Return the mapping that *path* holds, its tensors left in the file, and the file's directory.
+    """Return the mapping that *path* holds, and the file's directory.
+
+    The tensors are left in the file.
 
     Raises:
         NotFoundError: there is no such file.
@@ -183,7 +198,10 @@ def load_any(path: Place) -> tuple[object, Archive]:
 
 
 def load_tensor(path: Place, stream: IO[bytes], begin: int, num_bytes: int) -> StoredTensor:
-    """Return the one tensor that a part of an open file holds, as torch's distributed checkpoints do."""
+    """Return the one tensor that a part of an open file holds.
+
+    torch's distributed checkpoints have such parts.
+    """
     with _named(path):
         archive = Archive(path, cast(IO[bytes], Slice(stream, begin, num_bytes)), base_offset=begin)
         tensor = unpickled(archive)

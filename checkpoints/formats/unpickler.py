@@ -1,7 +1,7 @@
-"""Unpickle a checkpoint's structure with a closed list of globals: no code of the file is called.
+"""Unpickle a checkpoint's structure with a closed list of globals.
 
-Tensors become `StoredTensor`, a place in the file; objects of unknown classes become empty
-stand-ins; a call of anything unknown is refused.
+No code of the file is called. Tensors become `StoredTensor`, a place in the file; objects of unknown classes become
+empty stand-ins; a call of anything unknown is refused.
 """
 
 from __future__ import annotations
@@ -93,7 +93,10 @@ class StoredTensor:
         return self.records.crc_of(self.key)
 
     def segment(self, first: int, count: int) -> Segment:
-        """Return *count* elements from *first* on; raise `DamagedError` where there are fewer."""
+        """Return *count* elements from *first* on.
+
+        Raise `DamagedError` where there are fewer.
+        """
         if not self.is_contiguous:
             raise UsageError(
                 f"{self.path}: a tensor of shape {self.shape} is saved as a strided view; save it contiguous"
@@ -117,10 +120,10 @@ class RefusedGlobal(Exception):
 
 
 class _Foreign(dict[Any, Any]):
-    """Stands for an object of a class that is not ours to import; keeps nothing, runs nothing.
+    """Stands for an object of a class that is not ours to import.
 
-    Objects are made by `__new__` alone. `__init__` runs only when the pickle calls the global
-    as a function: that is how a hostile pickle runs code, so it is refused.
+    It keeps nothing and runs nothing. Objects are made by `__new__` alone. `__init__` runs only when the pickle calls
+    the global as a function: that is how a hostile pickle runs code, so it is refused.
     """
 
     global_name = ""

@@ -1,7 +1,7 @@
-"""The rank files of one DeepSpeed tag: which there are, whether they belong together, what each holds.
+"""The rank files of one DeepSpeed tag.
 
-What is refused here is refused by name: an unknown layout would convert into a model that
-loads and is wrong.
+It says which there are, whether they belong together, and what each holds. What is refused here is refused by name: an
+unknown layout would convert into a model that loads and is wrong.
 """
 
 from __future__ import annotations
@@ -38,10 +38,11 @@ _FOREIGN = (
 
 @dataclass(frozen=True, kw_only=True)
 class Rank:
-    """One rank's masters: a flat tensor per parameter group (stages 1, 2) or sub-group (stage 3).
+    """One rank's masters.
 
-    *gaps* are the elements left free behind each parameter of each group (stages 1, 2 with
-    parameter_alignment); empty where there are none. *step_mark* is the optimizer's step count, or the checksum of it.
+    They are a flat tensor per parameter group (stages 1, 2) or sub-group (stage 3). *gaps* are the elements left free
+    behind each parameter of each group (stages 1, 2 with parameter_alignment); empty where there are none. *step_mark*
+    is the optimizer's step count, or the checksum of it.
     """
 
     path: Place
@@ -59,7 +60,10 @@ def is_tag_dir(path: Place) -> bool:
 
 
 def is_model_file(name: str) -> bool:
-    """Say whether *name* is that of a file with a rank's model states, of whatever parallelism."""
+    """Say whether *name* is that of a file with a rank's model states.
+
+    Files of every parallelism count.
+    """
     return re.fullmatch(r"(?:zero_pp_rank_\d+_)?mp_rank_\d+_?model_states\.pt", name) is not None
 
 
@@ -97,7 +101,10 @@ def read_ranks(tag_dir: Place) -> tuple[Rank, ...]:
 
 
 def read_models(tag_dir: Place, zero_stage: int, world_size: int) -> list[State]:
-    """Read the model file; at stage 3 with frozen parameters every rank's, for each holds a piece of them."""
+    """Read the model file.
+
+    At stage 3 with frozen parameters read every rank's, for each holds a piece of them.
+    """
     if zero_stage < 3:
         return [_plain(State.load(tag_dir / SINGLE_MODEL))]
     files = _by_rank(tag_dir, _MODEL)
@@ -109,7 +116,10 @@ def read_models(tag_dir: Place, zero_stage: int, world_size: int) -> list[State]
 
 
 def _plain(model: State) -> State:
-    """Return *model*; raise where its own words say that other ranks hold parts of its parameters."""
+    """Return *model*.
+
+    Raise where its own words say that other ranks hold parts of its parameters.
+    """
     if model.values.get("ds_autoep_layers") or model.values.get("autoep_layers"):
         raise UsageError(
             f"{model.path}: its experts were partitioned by AutoEP, which is not converted here; {_FROM_TRAINING}"
@@ -171,7 +181,10 @@ def _read_rank(path: Place) -> Rank:
 
 
 def _step_mark(state: State) -> object:
-    """Return what the first parameter's optimizer state says of its step: equal on all ranks of one saving."""
+    """Return what the first parameter's optimizer state says of its step.
+
+    It is equal on all ranks of one saving.
+    """
     found: object = state.values.get("optimizer_state_dict", state.values.get("base_optimizer_state"))
     states = found.get("state") if isinstance(found, dict) else None
     for each in states.values() if isinstance(states, dict) else ():

@@ -1,7 +1,7 @@
-"""Where ZeRO stages 0 to 3 put each parameter: the rank files of one tag, made into a `Source`.
+"""Where ZeRO stages 0 to 3 put each parameter.
 
-Written for DeepSpeed 0.19.8, whose layouts the tests generate. Each layout checks itself:
-the elements that its parameters take must be the elements that the files hold.
+The rank files of one tag are made into a `Source`. Written for DeepSpeed 0.19.8, whose layouts the tests generate. Each
+layout checks itself: the elements that its parameters take must be the elements that the files hold.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ _Shape = tuple[int, ...]
 
 
 def read_zero(tag_dir: Place) -> Source:
-    """Read where every tensor of the checkpoint in *tag_dir* lies, and check that all of it is there.
+    """Read where every tensor of the checkpoint in *tag_dir* lies.
+
+    Check that all of it is there.
 
     Raises:
         UsageError: a layout that is not converted here; the message names the way out.
@@ -67,7 +69,10 @@ def source_of(model: State, tensors: Sequence[SourceTensor], zero_stage: int | N
 
 
 def _read_unpartitioned(tag_dir: Place) -> Source:
-    """Stage 0: the module is the model, and tied weights are two names of one place in the file."""
+    """Read stage 0.
+
+    The module is the model, and tied weights are two names of one place in the file.
+    """
     if not (tag_dir / SINGLE_MODEL).is_file():
         raise IncompleteError(f"{tag_dir}: holds neither optim_states of any rank nor {SINGLE_MODEL}")
     model = read_models(tag_dir, 0, 1)[0]
@@ -104,7 +109,10 @@ def _check_masters(model: State, ranks: Sequence[Rank]) -> None:
 
 
 def _trained_in_pieces(model: State, ranks: Sequence[Rank]) -> list[SourceTensor]:
-    """Stage 3: each rank holds the same slice of every parameter; the tail of the last ones is padding."""
+    """Return the trained parameters of stage 3.
+
+    Each rank holds the same slice of every parameter; the tail of the last ones is padding.
+    """
     tensors = []
     for group, shapes in enumerate(model.shape_groups("param_shapes")):
         offset = 0
@@ -121,7 +129,10 @@ def _trained_in_pieces(model: State, ranks: Sequence[Rank]) -> list[SourceTensor
 
 
 def frozen_in_pieces(models: Sequence[State]) -> list[SourceTensor]:
-    """Stage 3: frozen parameters are cut like trained ones, into the model files of all ranks."""
+    """Return the frozen parameters of stage 3.
+
+    They are cut like trained ones, into the model files of all ranks.
+    """
     if not models[0].values.get("frozen_param_fragments"):
         return []
     fragments = [model.below("frozen_param_fragments") for model in models]
@@ -144,7 +155,10 @@ def _joined(name: str, shape: _Shape, pieces: Sequence[StoredTensor], offset: in
 
 
 def _trained_in_stream(model: State, ranks: Sequence[Rank]) -> list[SourceTensor]:
-    """Stages 1 and 2: the ranks' partitions of a group, end to end, are its parameters end to end."""
+    """Return the trained parameters of stages 1 and 2.
+
+    The ranks' partitions of a group, end to end, are its parameters end to end.
+    """
     module = model.below("module").tensors()
     tensors = []
     for group, shapes in enumerate(model.shape_groups("param_shapes")):
@@ -178,10 +192,10 @@ def _check_consumed(ranks: Sequence[Rank], group: int, taken: int, held: int) ->
 
 
 def unlisted_of(model: State, listed: Sequence[SourceTensor]) -> list[SourceTensor]:
-    """Return what the module alone holds: frozen parameters at stages 1 and 2, extra state at any.
+    """Return what the module alone holds.
 
-    DeepSpeed's own scripts drop the frozen parameters of stage 1. At stage 3 the module holds
-    an empty placeholder for each parameter, so one that nothing lists is lost.
+    That is frozen parameters at stages 1 and 2, extra state at any. DeepSpeed's own scripts drop the frozen parameters
+    of stage 1. At stage 3 the module holds an empty placeholder for each parameter, so one that nothing lists is lost.
     """
     known = {tensor.name for tensor in listed} | _buffer_names(model) | set(model.names("shared_params"))
     unlisted = {name: stored for name, stored in model.below("module").tensors().items() if name not in known}

@@ -1,4 +1,7 @@
-"""One checkpoint file's mapping, each look-up checked, so that a wrong file is named."""
+"""One checkpoint file's mapping.
+
+Each look-up is checked, so that a wrong file is named.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ _RANK_FILE = re.compile(r"mp_rank_\d+_?(model|optim)_states$")
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """A mapping out of *path*. Every method raises `DamagedError` when what it names is not there as such."""
+    """A mapping out of *path*.
+
+    Every method raises `DamagedError` when what it names is not there as such.
+    """
 
     path: Place
     values: Mapping[str, object]
@@ -26,9 +32,10 @@ class State:
 
     @classmethod
     def load(cls, path: Place) -> State:
-        """Read a file; *digest* is that of its zip directory, which has the CRC of all that it holds.
+        """Read a file.
 
-        torch writes a file's name into it, so one that was swapped with another rank's is known.
+        *digest* is that of its zip directory, which has the CRC of all that it holds. torch writes a file's name into
+        it, so one that was swapped with another rank's is known.
         """
         values, archive = load_state(path)
         if _RANK_FILE.search(archive.saved_as) and not path.name.removeprefix("bf16_").startswith(
@@ -53,7 +60,10 @@ class State:
         return self._get(key, list)
 
     def names(self, key: str) -> dict[str, str]:
-        """Return the mapping of names to names at *key*, empty where it is absent or None."""
+        """Return the mapping of names to names at *key*.
+
+        It is empty where it is absent or None.
+        """
         return {str(name): str(kept) for name, kept in self._get(key, dict).items()} if self.values.get(key) else {}
 
     def tensor(self, key: str) -> StoredTensor:
@@ -72,7 +82,10 @@ class State:
         return {name: self._checked(name, shape, tuple) for name, shape in self.values.items()}
 
     def shape_groups(self, key: str) -> list[dict[str, tuple[int, ...]]]:
-        """Return the list of mappings of shapes at *key*; DeepSpeed before 0.4.1 wrote the mapping of one group."""
+        """Return the list of mappings of shapes at *key*.
+
+        DeepSpeed before 0.4.1 wrote the mapping of one group.
+        """
         found = self.values.get(key)
         groups = [found] if isinstance(found, dict) else [self._checked(key, one, dict) for one in self.items_of(key)]
         return [State(path=self.path, values=group).shapes() for group in groups]

@@ -1,6 +1,7 @@
-"""Universal checkpoints (DeepSpeed's ds_to_universal.py): a folder per parameter, `zero/<name>/fp32.pt`.
+"""Universal checkpoints, which DeepSpeed's ds_to_universal.py makes.
 
-Also the way out for tensor parallelism: ds_to_universal merges its slices.
+They have a folder per parameter, `zero/<name>/fp32.pt`. Also the way out for tensor parallelism: ds_to_universal merges
+its slices.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ def is_universal(path: Place) -> bool:
 
 
 def read_universal(path: Place) -> Source:
-    """Read where every parameter lies; buffers and frozen parameters are in the model files beside.
+    """Read where every parameter lies.
+
+    Buffers and frozen parameters are in the model files beside.
 
     Raises:
         DamagedError: a file is cut off, or its size is not that of the parameter.
@@ -58,7 +61,10 @@ def read_universal(path: Place) -> Source:
 
 
 def _master(path: Place) -> tuple[StoredTensor, Archive]:
-    """Return the tensor of one file: alone (from stage 3) or the `param` of a mapping (from stages 1 and 2)."""
+    """Return the tensor of one file.
+
+    It is alone (from stage 3) or the `param` of a mapping (from stages 1 and 2).
+    """
     found, archive = load_any(path)
     tensor = found.get("param") if isinstance(found, dict) else found
     if not isinstance(tensor, StoredTensor):
@@ -67,7 +73,10 @@ def _master(path: Place) -> tuple[StoredTensor, Archive]:
 
 
 def _shaped(name: str, stored: StoredTensor, shape: tuple[int, ...]) -> SourceTensor:
-    """Stage 3 leaves the tensors flat. A vocabulary is padded only by Megatron, whose names are not loaded here."""
+    """Give a master the shape of its parameter.
+
+    Stage 3 leaves the tensors flat. A vocabulary is padded only by Megatron, whose names are not loaded here.
+    """
     tensor = whole(name, stored, "trained")
     if stored.shape != shape and stored.shape != (tensor.num_elements,):
         return tensor  # merged from tensor-parallel slices: larger than the shape that one rank knew

@@ -1,4 +1,7 @@
-"""Decide whether the next checkpoint is saved in full, as weights only, or not at all: a pure function."""
+"""Decide how the next checkpoint is saved: a pure function.
+
+It is saved in full, as weights only, or not at all.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,10 @@ from .save_level import SaveLevel, least_held, levels_from
 
 @dataclass(frozen=True, kw_only=True)
 class SaveRequirements:
-    """What a save takes: of a full state, of its weights, and of what the run writes after training.
+    """What a save takes.
 
-    *is_stop*: the training stops here and resumes later, from this one. *has_reserve*: space for the weights at the
-    end is held already.
+    It has the bytes of a full state, of its weights, and of what the run writes after training. *is_stop*: the training
+    stops here and resumes later, from this one. *has_reserve*: space for the weights at the end is held already.
     """
 
     full_bytes: int
@@ -30,7 +33,10 @@ class SaveRequirements:
 
     @property
     def final_bytes(self) -> int:
-        """What must stay free for the end: the weights, unless they have their reserve, and what is written later."""
+        """What must stay free for the end.
+
+        That is the weights, unless they have their reserve, and what is written later.
+        """
         return self.later_bytes + (0 if self.has_reserve else self.weights_bytes)
 
     def bytes_of(self, level: SaveLevel) -> int:
@@ -59,7 +65,7 @@ def _thresholds(need: SaveRequirements, rules: RetentionRules) -> _Thresholds:
 
 
 def holds_reserve(need: SaveRequirements, rules: RetentionRules, *, capacity_bytes: int, reserve_bytes: int) -> bool:
-    """Return whether reserving space for the final weights leaves the save level unchanged."""
+    """Say whether a reserve for the final weights leaves the save level as it is."""
     thresholds = _thresholds(need, rules)
 
     def height(num_bytes: int) -> int:
@@ -85,11 +91,11 @@ def admit(
     free_bytes: int,
     highest: SaveLevel = "full",
 ) -> Admission:
-    """Return the highest level that fits into *free_bytes* and what can be freed, not above *highest*.
+    """Return the highest level that fits, not above *highest*.
 
-    Nothing is admitted that would leave no space for the weights at the end, which are what the run is for: not a
-    full state that can only go once a newer one is committed, not weights that must stay until then, and not what
-    would take the space in which an older one could still be stripped.
+    It must fit into *free_bytes* and what can be freed. Nothing is admitted that would leave no space for the weights
+    at the end, which are what the run is for: not a full state that can only go once a newer one is committed, not
+    weights that must stay until then, and not what would take the space in which an older one could still be stripped.
     """
     for level in levels_from(highest):
         decisions = _free_for(checkpoints, rules, need, level, free_bytes)
@@ -101,7 +107,10 @@ def admit(
 def _free_for(
     checkpoints: Sequence[Checkpoint], rules: RetentionRules, need: SaveRequirements, level: SaveLevel, free_bytes: int
 ) -> tuple[RetentionDecision, ...] | None:
-    """Return what is done before a save at *level*, None where it does not fit: no more than is needed."""
+    """Return what is done before a save at *level*.
+
+    It is no more than is needed, and None where the save does not fit.
+    """
     wanted, left = need.bytes_of(level), _bytes_to_leave(checkpoints, rules, need, level, free_bytes)
     for more in sorted({0, left}):
         found = make_room(
@@ -119,10 +128,11 @@ def _free_for(
 def _bytes_to_leave(
     checkpoints: Sequence[Checkpoint], rules: RetentionRules, need: SaveRequirements, level: SaveLevel, free_bytes: int
 ) -> int:
-    """Return what must be free, or can be freed, after a save at *level*: the weights at the end come first.
+    """Return what must be free, or can be freed, after a save at *level*.
 
-    A full state that no newer one will ever replace also leaves space for weights now and then: soon it is too old to
-    be worth more than they are. But where training stops, nothing is worth more than a full state.
+    The weights at the end come first. A full state that no newer one will ever replace also leaves space for weights
+    now and then: soon it is too old to be worth more than they are. But where training stops, nothing is worth more
+    than a full state.
     """
     if need.is_last:
         return need.later_bytes if level == "full" else 0
@@ -149,7 +159,10 @@ def _apply(
 
 
 def _predict_next(checkpoints: Sequence[Checkpoint], level: SaveLevel, num_bytes: int) -> Checkpoint:
-    """Return the one that is about to be saved, without its metric: an older best one is the worse case."""
+    """Return the checkpoint that is about to be saved, without its metric.
+
+    An older best one is the worse case.
+    """
     newest = max((one.order for one in checkpoints if one.status == "committed"), default=(0, 0))
     content: Literal["full", "weights"] = "weights" if level == "weights" else "full"
     return Checkpoint(path=Path("next"), step=newest[1] + 1, attempt=newest[0], content=content, num_bytes=num_bytes)

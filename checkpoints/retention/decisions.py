@@ -41,9 +41,10 @@ class FreeingPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class _Selection:
-    """The committed checkpoints, oldest first, and by `id` (hashing 10,000 paths takes 100 ms) why some stay.
+    """The committed checkpoints, oldest first, and why some stay.
 
-    *spare* are the weights that a killed strip left beside the full state.
+    The reasons are by `id` (hashing 10,000 paths takes 100 ms). *spare* are the weights that a killed strip left beside
+    the full state.
     """
 
     mine: Sequence[Checkpoint]
@@ -107,18 +108,21 @@ def _remove(one: Checkpoint, rules: RetentionRules, reason: str) -> RetentionDec
 
 
 def _saved_by_strip(one: Checkpoint, weights_bytes: int) -> int:
-    """Return what stripping *one* to its weights frees; 0 for one that holds weights only."""
+    """Return what stripping *one* to its weights frees.
+
+    It is 0 for a checkpoint that holds weights only.
+    """
     return max(0, one.num_bytes - weights_bytes) if one.content == "full" else 0
 
 
 def make_room(
     checkpoints: Sequence[Checkpoint], rules: RetentionRules, *, need_bytes: int, free_bytes: int, weights_bytes: int
 ) -> FreeingPlan:
-    """Return what must be done so that *need_bytes* are free, where *free_bytes* are now.
+    """Return what must be done so that *need_bytes* are free.
 
-    First goes what the policies let go. Then those that they keep, by their value. As few as possible of them go,
-    since stripping to weights comes before going. The newest stay as they are, and the others as far as their
-    policies ask. A stripped copy is written before the full one goes, so it needs *weights_bytes* first.
+    *free_bytes* are free now. First goes what the policies let go. Then those that they keep, by their value. As few as
+    possible of them go, since stripping to weights comes before going. The newest stay as they are, and the others as
+    far as their policies ask. A stripped copy is written before the full one goes, so it needs *weights_bytes* first.
     Where even all of this is not enough, nothing but what the policies let go is touched.
     """
     if free_bytes >= need_bytes:
@@ -132,7 +136,10 @@ def make_room(
     ranked, num_may_go = _rank(selection)
 
     def further(count: int) -> tuple[list[Checkpoint], int]:
-        """Return what is stripped when the first *count* go, and the bytes that are free then."""
+        """Return what is stripped when the first *count* go.
+
+        Return also the bytes that are free then.
+        """
         left, stripped = free + sum(one.num_bytes for one in ranked[:count]), []
         for one in ranked[count:]:
             saved = _saved_by_strip(one, weights_bytes)
@@ -156,7 +163,10 @@ def make_room(
 
 
 def _rank(selection: _Selection) -> tuple[list[Checkpoint], int]:
-    """Return what may be touched when space is needed, least valuable first, and how many of these may go."""
+    """Return what may be touched when space is needed, least valuable first.
+
+    Return also how many of these may go.
+    """
     found = [
         (kept.at_most != "delete", kept.value, one)
         for one in selection.mine

@@ -36,7 +36,10 @@ class Kept:
     at_most: Limit = "delete"
 
     def __or__(self, other: Kept) -> Kept:
-        """Return what both say together: the first's reason, and the stricter of everything else."""
+        """Return what both say together.
+
+        That is the first's reason, and the stricter of everything else.
+        """
         return Kept(
             reason=self.reason,
             value=max(self.value, other.value),
@@ -46,15 +49,24 @@ class Kept:
 
 
 class RetentionPolicy(Protocol):
-    """What a policy offers. It sees nothing but the list, so the same list gives the same answer."""
+    """What a policy offers.
+
+    It sees nothing but the list, so the same list gives the same answer.
+    """
 
     @property
     def num_protected(self) -> int:
-        """Count the checkpoints that it never lets go for space, beside the newest and the pinned."""
+        """Count the checkpoints that it never lets go for space.
+
+        The newest and the pinned are not counted.
+        """
         return 0
 
     def select(self, checkpoints: Sequence[Checkpoint]) -> Mapping[int, Kept]:
-        """Return what stays, by its place in *checkpoints*: the committed ones of a folder, oldest first."""
+        """Return what stays, by its place in *checkpoints*.
+
+        They are the committed ones of a folder, oldest first.
+        """
 
 
 @dataclass(frozen=True)
@@ -72,7 +84,10 @@ class KeepLast(RetentionPolicy):
 
 @dataclass(frozen=True)
 class KeepBest(RetentionPolicy):
-    """Keep the best by the metric; of equals the newer. The very best may lose its training state, but never goes."""
+    """Keep the best by the metric; of equals the newer.
+
+    The very best may lose its training state, but never goes.
+    """
 
     count: int = 1
     goal: Goal = "lowest"
@@ -93,7 +108,10 @@ class KeepBest(RetentionPolicy):
 
 @dataclass(frozen=True)
 class KeepEverySteps(RetentionPolicy):
-    """Keep those at the multiples of a number of steps, for as long as there is space."""
+    """Keep those at the multiples of a number of steps.
+
+    They stay for as long as there is space.
+    """
 
     num_steps: int
 
@@ -113,7 +131,10 @@ class Pinned(RetentionPolicy):
 
 @dataclass(frozen=True)
 class AnyOf(RetentionPolicy):
-    """Keep what any of several policies keeps; the first of them that does gives the reason."""
+    """Keep what any of several policies keeps.
+
+    The first of them that does gives the reason.
+    """
 
     policies: tuple[RetentionPolicy, ...]
 

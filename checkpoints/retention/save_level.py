@@ -1,4 +1,7 @@
-"""Define save levels: how much of a training state a save keeps, from all of it to nothing."""
+"""Define save levels.
+
+A level says how much of a training state a save keeps, from all of it to nothing.
+"""
 
 from __future__ import annotations
 
