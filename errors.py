@@ -61,7 +61,7 @@ class UsageError(SousbatchError):
 
 
 class PlanError(UsageError):
-    """The recipe is sound, but this site, model or data cannot run it."""
+    """The recipe is right, but this site, model or data cannot run it."""
 
     def __init__(self, reasons: Sequence[str]) -> None:
         self.reasons = tuple(reasons)

@@ -44,8 +44,8 @@ def collate(rows: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
     """Fill rows up on the right."""
     longest = max(len(row["input_ids"]) for row in rows)
 
-    def filled(name: str, filler: int) -> torch.Tensor:
-        return torch.tensor([row[name] + [filler] * (longest - len(row[name])) for row in rows])
+    def filled(name: str, padding: int) -> torch.Tensor:
+        return torch.tensor([row[name] + [padding] * (longest - len(row[name])) for row in rows])
 
     ones = [[1] * len(row["input_ids"]) + [0] * (longest - len(row["input_ids"])) for row in rows]
     return {

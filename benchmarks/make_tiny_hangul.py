@@ -4,7 +4,7 @@
 
 Text is decomposed (NFD), a syllable without a final gets the mark of an empty one, so that
 every syllable is exactly three tokens; every other character is one. Decoding drops the mark
-and leaves letters in NFD: whoever writes the text composes it again (NFC), which is exact.
+and leaves letters in NFD: the code that writes the text composes it again (NFC), which is exact.
 """
 
 from __future__ import annotations

@@ -57,8 +57,8 @@ def start(command: list[str], variables: dict[str, str], out: Path) -> subproces
 def by_recipe(steps: int, out: Path) -> list[str]:
     """Return the command that trains as a user of sousbatch does."""
     own = [f"train.steps={steps}", f"checkpoints.every_steps={steps}", f"environment.code=[{HERE / 'probe'}]"]
-    door = [sys.executable, "-m", "sousbatch", "submit", "hangul-restoration"]
-    return [*door, *VALUES, *own, "--runs", str(out / "runs")]
+    command = [sys.executable, "-m", "sousbatch", "submit", "hangul-restoration"]
+    return [*command, *VALUES, *own, "--runs", str(out / "runs")]
 
 
 def by_hand(steps: int, inputs: dict[str, Any], out: Path) -> list[str]:

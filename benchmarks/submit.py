@@ -29,7 +29,7 @@ from sousbatch.run_folder import RunPaths
 from sousbatch.run_index import remember_run
 
 MANY = 1000
-DOOR = (sys.executable, "-m", "sousbatch")
+COMMAND = (sys.executable, "-m", "sousbatch")
 RECIPE = ("hangul-restoration", "stages={train: {}}", "resources.default.sbatch=[--hold]", "--launcher", "slurm")
 SCRIPT = "#!/bin/bash\n#SBATCH --hold --output=/dev/null\ntrue\n"
 PYTHON_AND_HYDRA = """
@@ -111,7 +111,7 @@ def one_job(number: int) -> dict[str, tuple[str, ...]]:
         "python, hydra, one recipe": (sys.executable, "-c", PYTHON_AND_HYDRA.format(seed=number)),
         "sbatch": ("sbatch", "job.sh"),
         "submitit submit": (sys.executable, "-c", SUBMITIT.format(call="submit(print, 1)")),
-        "sousbatch submit": (*DOOR, "submit", *RECIPE, "--detach", f"seed={number}"),
+        "sousbatch submit": (*COMMAND, "submit", *RECIPE, "--detach", f"seed={number}"),
     }
 
 
@@ -122,7 +122,7 @@ def many_jobs(number: int) -> dict[str, tuple[str, ...]]:
         "sbatch --array": ("sbatch", f"--array=0-{MANY - 1}", "job.sh"),
         "submitit map_array": (sys.executable, "-c", SUBMITIT.format(call=f"map_array(print, range({MANY}))")),
         "sousbatch submit --sweep": (
-            *DOOR,
+            *COMMAND,
             "submit",
             *RECIPE,
             "--detach",
@@ -153,7 +153,7 @@ def make_runs(desk: Desk) -> Cost:
     """
     sent = [desk.run("sbatch", "--parsable", "job.sh") for _ in range(MANY)]
     loop = Cost(wall_s=sum(cost.wall_s for cost, _ in sent), cpu_s=sum(cost.cpu_s for cost, _ in sent))
-    _, run_id = desk.run(*DOOR, "submit", *RECIPE, "--detach", "seed=4000000")
+    _, run_id = desk.run(*COMMAND, "submit", *RECIPE, "--detach", "seed=4000000")
     first = RunPaths(root=desk.folder / "runs" / "hangul-restoration" / run_id.strip())
     shutil.rmtree(desk.folder / "state" / "runs")
     os.environ["SOUSBATCH_STATE"] = str(desk.folder / "state")
@@ -169,7 +169,7 @@ def make_runs(desk: Desk) -> Cost:
 
 def measure_status(desk: Desk, repeat: int) -> tuple[dict[str, list[Cost]], Counter[str]]:
     """Return what a look at all runs costs, and the calls that it makes."""
-    status, peer = (*DOOR, "status"), ("squeue", "--me")
+    status, peer = (*COMMAND, "status"), ("squeue", "--me")
     found: dict[str, list[Cost]] = {"squeue --me": [], "sousbatch status": [], "again within 30 s": []}
     for number in range(repeat + 1):
         forget_answers(desk)
@@ -192,7 +192,7 @@ def watch(desk: Desk, seconds: float, num_watchers: int) -> list[float]:
     forget_answers(desk)
     desk.calls.unlink(missing_ok=True)
     environment = dict(desk.environment) | {"PATH": f"{desk.folder / 'bin'}{os.pathsep}{desk.environment['PATH']}"}
-    command = (*DOOR, "status", "--watch")
+    command = (*COMMAND, "status", "--watch")
     watchers = [
         subprocess.Popen(command, env=environment, cwd=desk.folder, stdout=subprocess.DEVNULL)
         for _ in range(num_watchers)

@@ -1,8 +1,9 @@
 """Committed checkpoints.
 
 They are written under a temporary name, marked last, then renamed. A folder `step-00000100` with a marker is a
-checkpoint, and `step-00000100-weights` what is left of one that was thinned; anything else is not, however whole it
-looks. Folders of other trainers, and links, are *third-party*: listed, verified and consolidated, never removed.
+checkpoint, and `step-00000100-weights` what is left of one that was stripped to its weights; anything else is none,
+however complete it looks. Folders of other trainers, and links, are *third-party*: listed, verified and consolidated,
+never removed.
 """
 
 from __future__ import annotations
@@ -276,7 +277,7 @@ def verify(checkpoint: Checkpoint, *, reads_all: bool = True) -> tuple[str, ...]
     """Return what is wrong with a checkpoint's files.
 
     Return nothing when all is as it was committed. A third-party one has no marker: of it the zip records' CRCs are
-    checked. Without *reads_all* only sizes and zip directories are compared with the marker: enough to tell a file that
+    checked. Without *reads_all* only sizes and zip directories are compared with the marker: enough to find a file that
     was cut off or swapped, in no time.
     """
     if checkpoint.status == "incomplete":

@@ -1,7 +1,7 @@
 """Open a checkpoint to make a model of it.
 
 The files that lie there must be those that its marker vouches for. A rank's file in the place of another's, or out of
-another checkpoint, is whole in itself, and its checksums are right: only the marker knows that it was not committed
+another checkpoint, is intact in itself, and its checksums are right: only the marker knows that it was not committed
 there.
 """
 

@@ -47,8 +47,8 @@ class RemovalOptions:
 class PruneOptions:
     """How the checkpoints of a folder are pruned.
 
-    It says what stays, how the rest goes, and what a stripped one holds. *owns_leftovers* says that whatever has a
-    temporary name there is ours, and goes.
+    It says what stays, how the rest goes, and what a stripped one holds. *owns_leftovers* says that all that has a
+    temporary name there is ours, and is removed.
     """
 
     rules: RetentionRules

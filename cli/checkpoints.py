@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from ..checkpoints.retention.decisions import RetentionDecision
     from ..checkpoints.rotation import PruneOptions, RetentionResult
 
-_STATUS = {"foreign": "third-party", "torn": "incomplete"}  # for people; --json has the values as they are
-
 
 def define_checkpoints(parser: Parser) -> None:
     """Define `checkpoints` and its verbs."""
@@ -212,7 +210,7 @@ def _as_text(found: Sequence[Checkpoint], holds: Sequence[str]) -> str:
         [
             one.step,
             one.attempt,
-            "pinned" if one.is_pinned else _STATUS.get(one.status, one.status),
+            "pinned" if one.is_pinned else one.status,
             content,
             format_size(one.num_bytes),
             "" if one.metric is None else f"{one.metric:.4g}",

@@ -1,6 +1,6 @@
 """Submit, resume, cancel and clean runs, in one way for every launcher.
 
-The ledger has the intent before anything is sent, and the job's id after. Whatever dies in
+The ledger has the intent before anything is sent, and the job's id after. If a process dies in
 between, the next submission looks the key up and adopts what it finds: no job twice, none lost.
 """
 

@@ -1,7 +1,7 @@
 """Compose a checked `Recipe` from its name or file, and overrides.
 
 Hydra parses the overrides and composes the YAML files; values are then laid over plain
-mappings and checked by `check.py` and `sound.py`, so that every fault is reported in one go.
+mappings and checked by `schema/`, so that every fault is reported in one go.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ def chained(error: BaseException, cause: BaseException) -> BaseException:
         (OSError(errno.EDQUOT, "quota"), True),
         (OSError(errno.EIO, "broken"), False),
         (NoRoomError("full"), True),
-        (DamagedError("torn"), False),
+        (DamagedError("cut off"), False),
         (chained(RuntimeError("unexpected pos 64 vs 0"), OSError(errno.ENOSPC, "full")), True),
         (chained(RuntimeError("unexpected pos 64 vs 0"), OSError(errno.EIO, "broken")), False),
     ],

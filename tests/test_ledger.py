@@ -1,4 +1,4 @@
-"""Append-only files: torn tails, full disks, numbers under contention, and the fence."""
+"""Append-only files: incomplete tails, full disks, numbers under contention, and the fence."""
 
 from __future__ import annotations
 

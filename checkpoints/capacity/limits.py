@@ -1,8 +1,8 @@
 """What a file system can still take.
 
 That is free space, and every quota that can be asked; there is one function for each. `statvfs` shows a file system, on
-most of them not a user's quota. What a command cannot tell, a probe can (`allocation.probe_free_bytes`). Which of these were tried
-against a real quota stands in the docstring of each.
+most of them not a user's quota. What no command shows, a probe does (`allocation.probe_free_bytes`). The docstring of
+each function says whether it was tried against a real quota.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The bytes that a run may hold, shared with the other runs of its store.
 
 Each run has one reservation file, written by rename: what it may come to hold, what it surely holds,
-and who stands behind it. A grant is what is left of the store's room once the others' are counted. What a
+and who stands behind it. A grant is what the runs directory can still take once the others' are counted. What a
 run was promised before anything was sent, its final weights at least, every later grant leaves it.
 """
 
@@ -102,7 +102,7 @@ def is_dead(holder: Holder, is_job_gone: Callable[[str], bool]) -> bool:
     """Say whether nobody stands behind a reservation any more.
 
     It lives while one of its jobs does, or its process; of a process on another host only its
-    jobs can tell.
+    jobs can show it.
     """
     if any(not is_job_gone(job) for job in holder.jobs):
         return False
@@ -176,7 +176,7 @@ def read_others(
     asked about here.
 
     What dead ones hold is *measured* where it counts, for a limit to what all runs hold together: that walks through
-    their folders. Who *looks* also walks through those of the others, for what they have not published.
+    their folders. With *looks* the folders of the others are walked through, too, for what they have not published.
     """
     found: list[Reservation] = []
     for paths in reserved_runs(store):

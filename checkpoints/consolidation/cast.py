@@ -50,8 +50,8 @@ def cast_block(
     """Write *values* into *target*, rounding to its dtype.
 
     *clamp* sets what overflows to its limits. What is lost is looked for in the result, which is smaller: two maxima of
-    16-bit integers find whatever is not finite (0.05 ms for 1 Mi values; the cast takes 0.1), and only a block that
-    needs it is looked at closer.
+    16-bit integers find all values that are not finite (0.05 ms for 1 Mi values; the cast takes 0.1), and only a block
+    that needs it is looked at closer.
     """
     if source_dtype == target_dtype:
         target[:] = values

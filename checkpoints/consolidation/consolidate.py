@@ -54,7 +54,7 @@ def consolidate(
     shard where it stood, as long as checkpoint and options are the same.
 
     Args:
-        out: a folder or URL, absent or empty, not within the checkpoint. A folder appears whole
+        out: a folder or URL, absent or empty, not within the checkpoint. A folder appears complete
             or not at all; behind a URL the manifest appears last.
         may_restart: drop what was left unfinished of another checkpoint or with other options; else refuse.
         progress: gets (bytes written, all bytes) after each block, in the caller's thread.

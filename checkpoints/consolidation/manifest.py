@@ -24,7 +24,7 @@ MANIFEST_NAME = "manifest.json"
 _FORMAT = 3
 Algorithm = Literal["sha256", "xxh3_128"]
 # sha256 is what format 2 has. It took half of the time of a consolidation (1.6 GB/s a core, where xxh3 makes 20), and
-# guards against accidents no better: whoever can change a weight can change the manifest beside it.
+# guards against accidents no better: an attacker who can change a weight can change the manifest beside it.
 ALGORITHMS: Mapping[Algorithm, Callable[[], Any]] = MappingProxyType(
     {"sha256": hashlib.sha256, "xxh3_128": xxhash.xxh3_128}
 )

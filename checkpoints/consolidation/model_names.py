@@ -1,7 +1,7 @@
 """Compare the names of a model's tensors with those that are expected.
 
 The latter are those that `from_pretrained` would look for. A tensor under another name is not loaded: transformers
-fills its place with random numbers and goes on. So transformers itself is asked, in a process of its own,
+fills its place with random numbers and continues. So transformers itself is asked, in a process of its own,
 `python -m sousbatch.checkpoints.consolidation.model_names`, because its import takes seconds: the class in config.json
 loads tensors without memory, on the meta device. Code that came with a model is never run. The answer is remembered for
 each configuration and set of names.

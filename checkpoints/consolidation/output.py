@@ -92,7 +92,7 @@ def open_output(place: Place, *, may_restart: bool = True) -> Output:
 
 
 def work_dir(out_dir: Path) -> Path:
-    """Return where the model of *out_dir* is until it is whole."""
+    """Return where the model of *out_dir* is until it is complete."""
     return out_dir.parent / f"{TEMPORARY_PREFIX}{out_dir.name}.part"
 
 
@@ -212,7 +212,7 @@ class _Folder:
     def _found_plan(self) -> dict[str, Any] | None:
         try:
             found = read_json(self._work / _PLAN_NAME)
-        except (FileNotFoundError, NotADirectoryError):  # the latter is told when the folder is made
+        except (FileNotFoundError, NotADirectoryError):  # the latter is raised when the folder is made
             return None
         return found if isinstance(found, dict) else {}
 

@@ -1,8 +1,8 @@
 """Stream planned shards to disk.
 
 A block is read, cast, written at its place, and hashed. A thread takes a tensor at a time, so that each tensor has one
-digest and no thread waits for another. Memory is (workers) x (a block as read and as written), whatever the size of the
-model. No shard knows of the others.
+digest and no thread waits for another. Memory is (workers) x (a block as read and as written), for a model of any size.
+No shard knows of the others.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def write_shards(
 @contextmanager
 def _prepared(path: Path, shard: Shard) -> Iterator[int]:
     """Make the file of a shard: all its room, and its header."""
-    # 0666 less the umask: safetensors 0.8.0 makes files of mode 0600, whatever the umask (its issue 782).
+    # 0666 less the umask: safetensors 0.8.0 makes files of mode 0600 under every umask (its issue 782).
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
         os.ftruncate(descriptor, shard.num_bytes)

@@ -84,7 +84,7 @@ def _published(name: str, content: bytes) -> bytes:
     try:
         config = json.loads(content)
     except ValueError:
-        return content  # whoever loads it says so
+        return content  # the library that loads it says so
     cleared = published(config) if isinstance(config, dict) else config
     return content if cleared == config else _json(cleared)
 

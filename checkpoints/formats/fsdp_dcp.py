@@ -227,7 +227,7 @@ def read_hf_shards(path: Place) -> Source:
     torch has not consolidated them.
 
     Raises:
-        IncompleteError: a rank's file is missing, as far as their numbers and the tensors' gaps tell.
+        IncompleteError: a rank's file is missing, as far as their numbers and the tensors' gaps show.
         DamagedError: a file is cut off, or does not say which part of its tensors it holds.
     """
     files = {file.name: file for file in list_folder(path) if _SHARD.fullmatch(file.name)}

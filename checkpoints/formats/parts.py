@@ -36,7 +36,7 @@ def model_paths(paths: Iterable[Keys]) -> dict[Keys, str]:
     else all that is not known to be something else.
 
     Raises:
-        UsageError: several parts are models, and nothing tells which one is meant.
+        UsageError: several parts are models, and nothing says which one is meant.
     """
     left: dict[Keys, Keys] = {path: path for path in paths if not _MOMENTS.search(".".join(path))}
     heads: Keys = _model_head(left.values())

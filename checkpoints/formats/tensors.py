@@ -112,7 +112,7 @@ class Source:
     *aliases* are (name that is not stored, name that holds its data): tied weights.
     *adapter_config* is peft's, where the checkpoint is an adapter and its folder has one; *base* is what it
     was trained on, where the checkpoint holds that too. *digest* changes when
-    any weight does, as far as the files' own directories, sizes and dates tell.
+    any weight does, as far as the files' own directories, sizes and dates show.
     """
 
     path: Place

@@ -190,7 +190,7 @@ def load_state(path: Place) -> tuple[Mapping[str, object], Archive]:
 
 
 def load_any(path: Place) -> tuple[object, Archive]:
-    """Return whatever *path* holds, else as `load_state`."""
+    """Return the object that *path* holds, of any type, else as `load_state`."""
     with _opened(path) as stream, _named(path):
         _refuse_old_format(path, stream)
         archive = Archive(path, stream)
@@ -234,7 +234,7 @@ def _opened(path: Place) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def _named(path: Place) -> Iterator[None]:
-    """Name the file in whatever its bytes make zipfile and pickle raise."""
+    """Name the file in every error that zipfile and pickle raise about its bytes."""
     try:
         yield
     except RefusedGlobal as refused:

@@ -153,7 +153,7 @@ class Unpickler(pickle.Unpickler):
         super().__init__(stream)
         self._records = records
         self._makers = (self._tensor, self._sized_tensor, self._wrapped)
-        # Bound methods, because a pickle can set attributes of whatever it can name, and not of these.
+        # Bound methods, because a pickle can set attributes of all that it can name, and not of these.
         self._known: dict[str, object] = {
             "collections.OrderedDict": OrderedDict,
             "torch.Size": tuple,

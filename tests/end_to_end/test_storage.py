@@ -61,7 +61,7 @@ def test_under_10_mb_a_training_ends_never_above_it_with_best_and_last_intact(pl
     (model,) = place.events("model")
     assert model["step"] == 4
     page = Path(place.run("report", "hangul-restoration").stdout.strip()).read_text()
-    assert "thinned to its weights" in page and "a budget of 10 MB" in page
+    assert "stripped to its weights" in page and "a budget of 10 MB" in page
     assert "http" not in page.replace("http-equiv", "")
 
 

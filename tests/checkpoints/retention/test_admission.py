@@ -25,7 +25,7 @@ def light(step: int, **more: Any) -> Checkpoint:
 BEST = {"metric": 0.5}
 CASES: dict[str, tuple[list[Checkpoint], dict[str, Any], int, tuple[str, list[str]]]] = {
     "room for all": ([full(1, **BEST), full(2)], {}, 100, ("full", [])),
-    "the best is thinned": ([full(1, **BEST), full(2)], {}, 20, ("full", ["strip 1"])),
+    "the best is stripped": ([full(1, **BEST), full(2)], {}, 20, ("full", ["strip 1"])),
     "weights, where no second full state fits": ([full(1)], {}, 60, ("weights", [])),
     "not even weights": ([full(1)], {}, 19, ("none", [])),
     "a full state that stays must leave room for the best, the last and new weights": ([], {}, 159, ("weights", [])),

@@ -117,7 +117,7 @@ def cleared(checkpoints: Sequence[Checkpoint], free: int, need: int = FULL, **po
     found = make_room(checkpoints, standard_rules(**policy), need_bytes=need, free_bytes=free, weights_bytes=WEIGHTS)
     left = free
     for decision in found.decisions:
-        assert decision.action != "strip" or left >= WEIGHTS, "no room for the thinned copy"
+        assert decision.action != "strip" or left >= WEIGHTS, "no space for the stripped copy"
         left += decision.frees_bytes
     assert found.is_enough == (left >= need)
     return [(decision.action, decision.checkpoint.step) for decision in found.decisions] + [("short", 0)] * (
@@ -135,14 +135,14 @@ CLEARINGS: dict[str, tuple[list[Any], int, dict[str, Any], list[tuple[str, int]]
     ),
     "and nothing of it where there is room": (sized(10, 20, 30), 100, {}, []),
     "nothing where there is room": (sized(10, 20, best=10), 100, {}, []),
-    "the best is thinned": (sized(10, 20, best=10), 20, {}, [("strip", 10)]),
-    "the best is thinned only where its copy has room": (sized(10, 20, best=10), 19, {}, [("short", 0)]),
+    "the best is stripped": (sized(10, 20, best=10), 20, {}, [("strip", 10)]),
+    "the best is stripped only where its copy has space": (sized(10, 20, best=10), 19, {}, [("short", 0)]),
     "the best never goes": (sized(10, 20, best=10, weights=[10]), 90, {}, [("short", 0)]),
     "the newest is never touched, though it is not the best": (sized(20), 99, {}, [("short", 0)]),
     "the pinned is never touched": (sized(10, 20, pinned=[10]), 20, {}, [("short", 0)]),
     "thinning comes before going, the oldest first": (sized(10, 20, 30, 40, best=40), 20, EVERY, [("strip", 10)]),
     "as few go as can": (sized(10, 20, 30, 40, best=40, weights=[20, 30]), 0, EVERY, [("delete", 10)]),
-    "the best is thinned last": (sized(10, 20, 30, best=10), 30, EVERY | {"keep_last": 2}, [("strip", 20)]),
+    "the best is stripped last": (sized(10, 20, 30, best=10), 30, EVERY | {"keep_last": 2}, [("strip", 20)]),
     "older last ones go before the best is touched": (
         sized(10, 20, 30, best=10, weights=[10]),
         0,
@@ -182,7 +182,7 @@ def test_a_policy_of_thinning_leaves_the_last_and_the_pinned_whole() -> None:
 
 
 def test_weights_whose_full_state_is_still_there_go_first() -> None:
-    """A kill between the commit of the thinned one and the removal of the full one leaves both."""
+    """A kill between the commit of the stripped one and the removal of the full one leaves both."""
     full, newest = sized(10, 20, best=10)
     spare = replace(full, path=Path("step-00000010-weights"), content="weights", num_bytes=WEIGHTS)
     decisions = decide([full, spare, newest], standard_rules())

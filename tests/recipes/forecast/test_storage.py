@@ -44,7 +44,7 @@ KEPT = {
     "never more than are written": ({"keep_last": 50}, 10, 0),
     "some stay for good": ({"keep_every_steps": 50}, 5, 0),
     "multiples of both": ({"keep_every_steps": 15}, 6, 0),
-    "those that do not stay for being new are thinned": ({"keep_every_steps": 50, "thin": True}, 2, 3),
+    "those that do not stay for being new are stripped": ({"keep_every_steps": 50, "thin": True}, 2, 3),
 }
 
 
@@ -113,7 +113,7 @@ def test_the_smallest_change_makes_all_fit_in_full(small: ModuleType) -> None:
     full, _, later = sizes(small)
     kept = planned(small, keep_every_steps=10, budget_gb=3 * full / 1e9).forecast.checkpoints["train"]
     change, more = kept.change.split(" or ")
-    assert change == "checkpoints.keep_every_steps=null"  # of so small a model a thinned one is as large
+    assert change == "checkpoints.keep_every_steps=null"  # of so small a model a stripped one is as large
     assert more.startswith("checkpoints.budget_gb=")
     budget = float(more.removeprefix("checkpoints.budget_gb="))
     assert planned(small, keep_every_steps=10, budget_gb=budget).forecast.checkpoints["train"].keeps_all
