@@ -17,8 +17,8 @@ class StageKind:
 
     name: str
     does: str
-    # what it writes into the run folder
-    leaves: Literal["checkpoints", "model", "predictions", "merged predictions", "scores", "runs"]
+    # what it writes into the run folder beside its log and its events
+    leaves: Literal["checkpoints", "model", "predictions", "merged predictions", "scores", "runs"] | None = None
     # the kind of stage that it works on: one above it that `of` names, else the nearest one; it may be required
     source: str | None = None
     takes_source: Literal["named", "if any", "required"] = "required"

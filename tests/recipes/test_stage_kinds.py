@@ -68,9 +68,7 @@ def test_its_job_is_a_module_found_by_its_name(name: str) -> None:
 
 
 def test_a_new_kind_is_one_record_and_one_job(small: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    publish = StageKind(
-        name="publish", does="sends a model away", leaves="scores", source="consolidate", is_usual=False
-    )
+    publish = StageKind(name="publish", does="sends a model away", source="consolidate", is_usual=False)
     monkeypatch.setitem(STAGE_KINDS, "publish", publish)
     stages = {name: StageSpec() for name in ("train", "consolidate", "publish")}
     plan = compile(replace(small.RECIPE, stages=stages), small.SITE, small.INPUTS)
