@@ -156,6 +156,17 @@ def test_planning_imports_nothing_heavy(project: Path, command: list[str]) -> No
     assert done.stderr == "[] 0\n"
 
 
+def test_the_first_line_of_each_docstring_is_short() -> None:
+    long = []
+    for source in _sources():
+        for node in ast.walk(ast.parse((ROOT / source).read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+                first = (ast.get_docstring(node) or "").partition("\n")[0]
+                if len(first) >= 80:
+                    long.append(f"{source}:{getattr(node, 'lineno', 1)} {first}")
+    assert long == []
+
+
 def test_the_wheel_holds_all_that_is_read_at_run_time(tmp_path: Path) -> None:
     pytest.importorskip("setuptools", minversion="77")
     if not (ROOT / ".git").exists() or shutil.which("git") is None:
