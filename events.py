@@ -102,7 +102,10 @@ _JSON_TYPES: dict[str, tuple[type, ...]] = {
 
 
 def _types(annotation: str) -> tuple[type, ...]:
-    """Return the types that JSON may give a field with this annotation, such as "dict[str, str] | None"."""
+    """Return the types that JSON may give a field with this annotation.
+
+    Such an annotation is "dict[str, str] | None".
+    """
     names = (part.partition("[")[0].strip() for part in annotation.split("|"))
     return tuple(one for name in names for one in _JSON_TYPES[name])
 

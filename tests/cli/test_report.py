@@ -53,7 +53,7 @@ def test_the_page_stands_alone_and_nothing_of_the_run_is_markup(run: RunPaths) -
         writer.write(events.Saved(step=step, num_bytes=5_000_000, held_bytes=5_000_000 * step, budget_bytes=12_000_000))
     gone = {"step": 1, "num_bytes": 5_000_000, "held_bytes": 5_000_000, "budget_bytes": 12_000_000}
     writer.write(events.Removed(**gone, reason="older than the last"))
-    writer.write(events.Skipped(step=3, message="no room <script>alert(1)</script>"))
+    writer.write(events.Skipped(step=3, message="no space <script>alert(1)</script>"))
     writer.close()
     text = render_page(read_plan(run.plan), run, {"train": StageState(word="failed", reason="<i>")})
     checker = Checker()
@@ -76,7 +76,7 @@ def storage(text: str) -> str:
 
 
 def test_a_checkpoint_that_is_gone_from_the_folder_is_not_still_there(run: RunPaths) -> None:
-    """Whoever removed it was killed before it could say so."""
+    """The process that removed it was killed before it could record that."""
     temporary = commit.begin(run.checkpoints("train"), 2, 1)
     commit.commit(temporary, step=2, attempt=1, metric=None, world_size=1, check_fence=lambda: None)
     writer = ledger.open_job(run.ledger_dir, "train", 0, 1)

@@ -1,4 +1,4 @@
-"""No orphans: whatever is killed, nothing below it lives on."""
+"""No orphans: when a process is killed, nothing below it lives on."""
 
 from __future__ import annotations
 

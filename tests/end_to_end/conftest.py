@@ -117,7 +117,7 @@ class Place:
         return {name: stage | {"state": stage["word"]} for name, stage in run["stages"].items()}
 
     def processes(self) -> list[psutil.Process]:
-        """Return the living processes of this place's jobs, whoever their parent is."""
+        """Return the living processes of this place's jobs, of any parent."""
         found = []
         for process in psutil.process_iter():
             try:

@@ -17,7 +17,7 @@ def ranks(place):
 
 @pytest.mark.xdist_group("finished")
 def test_a_killed_rank_costs_an_attempt_and_no_accuracy(finished, place, only_train):
-    """The next attempt goes on, and ends with the loss of a run that nobody killed."""
+    """The next attempt resumes, and ends with the loss of a run without a kill."""
     place.run("submit", "hangul-restoration", *only_train, place.hook(KILL_A_RANK))
     assert len(place.events("attempt")) == 3  # two of train, one of consolidate
     assert place.events("resumed")[0]["step"] >= 2

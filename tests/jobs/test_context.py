@@ -1,4 +1,4 @@
-"""How a job ends: its exit code tells, also where there is no room to write anything down."""
+"""How a job ends: its exit code says it, also where there is no space to write anything down."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def test_attempts_are_read_from_the_events_of_their_own_task() -> None:
         event("attempt", micro_batch=4, accumulation=2),
         event("saved", role="job", step=1),
         event("saved", role="job", step=1, content="full"),
-        event("saved", role="job", step=1, content="weights"),  # no training goes on from these
+        event("saved", role="job", step=1, content="weights"),  # no training resumes from these
         event("ended", exit_code=76),
         event("attempt", number=2, micro_batch=2, accumulation=4),
         event("unit", number=2, role="job", unit=0, num_rows=1),

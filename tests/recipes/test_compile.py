@@ -40,7 +40,7 @@ def _on_gpus(recipe: Recipe, **train: int) -> Recipe:
 
 
 def _assert_golden(name: str, text: str) -> None:
-    """Compare with the stored text; `UPDATE_GOLDEN=1 pytest` writes it anew, to be read in the diff."""
+    """Compare with the stored text; `UPDATE_GOLDEN=1 pytest` writes it again, to be read in the diff."""
     if os.environ.get("UPDATE_GOLDEN"):
         (GOLDEN / name).write_text(text.replace(sousbatch.__version__, "@VERSION@"))
     assert text == (GOLDEN / name).read_text().replace("@VERSION@", sousbatch.__version__)

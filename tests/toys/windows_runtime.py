@@ -24,8 +24,8 @@ def _collate(rows):
     longest = max(len(row["input_ids"]) for row in rows)
     padding = {"input_ids": 0, "labels": -100}
     return {
-        name: torch.tensor([row[name] + [filler] * (longest - len(row[name])) for row in rows])
-        for name, filler in padding.items()
+        name: torch.tensor([row[name] + [value] * (longest - len(row[name])) for row in rows])
+        for name, value in padding.items()
     }
 
 

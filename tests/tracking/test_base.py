@@ -1,4 +1,4 @@
-"""Tracking is a mirror: whatever a tracker does, the job carries on."""
+"""Tracking is a mirror: an error of a tracker does not stop the job."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
     python kill_everywhere.py HOW CHECKPOINT FOLDER
 
 HOW is `kill` (SIGKILL before and after each call) or `full` (the call fails with ENOSPC or EDQUOT, in turn). Each
-attempt is a fork that goes on with what the one before left. Prints one JSON line: how many moments were hit and what
+attempt is a fork that resumes from what the one before left. Prints one JSON line: how many moments were hit and what
 was found wrong.
 """
 
@@ -93,7 +93,7 @@ def place(moments: Moments) -> None:
 
 
 def attempt(source_dir: Path, out: Path, moments: Moments) -> None:
-    """Consolidate in a fork; leave with 0 done, 3 no room, 4 anything else."""
+    """Consolidate in a fork; leave with 0 done, 3 no space, 4 anything else."""
     child = os.fork()
     if child:
         return

@@ -249,8 +249,8 @@ def test_a_changed_checkpoint_is_not_mixed_with_what_is_there(copied: Copied, po
             group.data.mul_(0.5)
         torch.save(state, file)
     consolidate(open_source(path), tmp_path / "out", ConsolidateOptions(max_shard_bytes=3000))
-    consolidate(open_source(path), tmp_path / "anew", ConsolidateOptions(max_shard_bytes=3000))
-    assert contents(tmp_path / "out") == contents(tmp_path / "anew")
+    consolidate(open_source(path), tmp_path / "again", ConsolidateOptions(max_shard_bytes=3000))
+    assert contents(tmp_path / "out") == contents(tmp_path / "again")
 
 
 def test_parts_written_apart_in_any_order_are_the_model_of_one_go(cases: Path, tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def stored(store: RemotePath) -> dict[str, bytes]:
 
 
 def test_a_server_without_ranges_is_named_with_the_way_out(server: Server) -> None:
-    """`python -m http.server` sends the whole file, whatever was asked for."""
+    """`python -m http.server` sends the whole file for every request."""
     server.has_ranges = False
     (server.root / "ck").mkdir()
     save_file({"a": torch.ones(100_000)}, server.root / "ck" / "model.safetensors")

@@ -1,4 +1,4 @@
-"""Whatever folder is given, what it holds is found, or the refusal says what would be right."""
+"""The kind of a given folder is found, or the refusal says what would be right."""
 
 from __future__ import annotations
 

@@ -211,7 +211,7 @@ def test_a_tensor_lies_where_it_is_said_to_lie(tmp_path: Path, alignment: int | 
 
 
 def restored_with_other_extra_field(path: Path, alignment: int) -> None:
-    """Write the archive anew, its local headers padded in another way than torch does."""
+    """Write the archive again, its local headers padded in another way than torch does."""
     with zipfile.ZipFile(path) as old:
         records = [(name, old.read(name)) for name in old.namelist()]
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as new:

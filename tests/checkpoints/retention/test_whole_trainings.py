@@ -1,4 +1,4 @@
-"""Whole trainings on a budget, as sums: whatever the budget and the metric, the plan's level holds to the end.
+"""Whole trainings on a budget, as sums: the plan's level holds to the end for any budget and metric.
 
 Also of several runs on one store, in every order in which they can come.
 """

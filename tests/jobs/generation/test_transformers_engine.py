@@ -1,4 +1,4 @@
-"""Answers depend on the row alone, whatever shares its batch."""
+"""Answers depend on the row alone, not on the rest of its batch."""
 
 from __future__ import annotations
 

@@ -189,7 +189,7 @@ def check_room(machine: Share, shares: list[Share]) -> None:
 
 
 def check_nobody_is_kept(tickets: dict[str, Ticket], name: str, shares: list[Share]) -> None:
-    """Whoever waits before job *name* finds all that he needs free of what it has just got."""
+    """A job that waits before *name* finds all that it needs free of what *name* has just got."""
     free = [
         whole - part
         for whole, part in zip(
