@@ -79,7 +79,7 @@ def test_preempted_jobs_save_and_go_on_and_so_does_what_waits_for_them(
     if "SOUSBATCH_TEST_SANDBOX" in os.environ:
         pytest.skip("only Slurm's administrator may change a partition")
     setting = ["scontrol", "update", "PartitionName=strict"]
-    subprocess.run([*setting, f"PreemptMode={mode}"], check=True)
+    subprocess.run([*setting, f"PreemptMode={mode}", "GraceTime=120"], check=True)  # also on a busy machine
     desks = [
         start(
             make_stage("next", After(stage="train")),
@@ -95,11 +95,11 @@ def test_preempted_jobs_save_and_go_on_and_so_does_what_waits_for_them(
         desks[1].wait_until_begun()
         desks[0].slurm("sbatch", "-Q", "-p", "urgent", "--exclusive", "-N2", "-o", "/dev/null", "--wrap", "true")
         for desk in desks:
-            assert desk.end(90) == {"train": "done", "next": "done"}
+            assert desk.end(240) == {"train": "done", "next": "done"}
             assert len(desk.events("attempt")) == 2 and len(desk.events("attempt", "next")) == 1
             assert "rank 0 begins at step 0\n" in desk.log() and desk.log().count("rank 0 begins") == 2
     finally:
-        subprocess.run([*setting, "PreemptMode=CANCEL"], check=True)
+        subprocess.run([*setting, "PreemptMode=CANCEL", "GraceTime=20"], check=True)
 
 
 def test_the_rank_that_failed_first_is_what_the_job_ended_of(start: Start) -> None:
