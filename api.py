@@ -143,7 +143,7 @@ class Run:
 
     @property
     def state(self) -> dict[str, StageState]:
-        """Where each stage stands now, by the ledger and the launcher.
+        """The state of each stage now, by the ledger and the launcher.
 
         `word` of each says it in one word.
         """
@@ -226,7 +226,7 @@ class Run:
 
     @property
     def scores(self) -> dict[str, Any]:
-        """What each score stage measured so far, by stage: the same as in metrics.json."""
+        """The results of each score stage so far, by stage: the same as in metrics.json."""
         return dict(files.read_json(self.paths.metrics)) if self.paths.metrics.is_file() else {}
 
     def _look(self, *, max_age_s: float) -> dict[str, StageState]:

@@ -12,7 +12,7 @@
         |-- DamagedError          1   a file is not what its marker or format says
         |-- IncompleteError       1   rows or shards are missing
         |-- FencedError           1   a newer attempt owns the stage
-        `-- NoRoomError           77  the store is full; what was committed is safe
+        `-- NoRoomError           77  the disk is full; what was committed is safe
 
 A job's exit code is all that the stage process learns of it: 0 done, 75 saved and
 stopped, 76 device out of memory, 77 no space left, anything else failed.
@@ -69,7 +69,7 @@ class PlanError(UsageError):
 
 
 class NotFoundError(UsageError):
-    """What was named does not exist."""
+    """A thing that was named does not exist."""
 
     advice = ""
 
@@ -134,7 +134,7 @@ class FencedError(RunError):
 
 
 class NoRoomError(RunError):
-    """The store is full or over quota; what was committed before is safe."""
+    """The disk is full or over quota; what was committed before is safe."""
 
     exit_code = EXIT_NO_ROOM
 

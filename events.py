@@ -219,7 +219,7 @@ class Ended(Event, kind="ended"):
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Error(Event, kind="error"):
-    """What went wrong.
+    """The description of a failure.
 
     *advice* helps where `resume` does not; *exit_code* is that of the rank that wrote it.
     """
@@ -299,7 +299,7 @@ class Skipped(Event, kind="skipped"):
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class CheckpointEvent(Event):
-    """What all events of a checkpoint share.
+    """The fields that all events of a checkpoint share.
 
     *held_bytes* is what the stage's checkpoints hold now, *budget_bytes* what they may hold.
     """
@@ -321,7 +321,7 @@ class Saved(CheckpointEvent, kind="saved"):
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Retention(CheckpointEvent):
-    """What became of a checkpoint that *attempt* saved; *left_bytes* are still there."""
+    """The fate of a checkpoint of *attempt*; *left_bytes* are still there."""
 
     attempt: int | None = None
     left_bytes: int | None = None

@@ -65,7 +65,7 @@ class Checkpoint:
 
     @property
     def order(self) -> tuple[int, int]:
-        """What newer means: the attempt, then the step, never a clock.
+        """The order of age: the attempt, then the step, never a clock.
 
         An attempt that went back behind a damaged checkpoint writes the newer ones, at lower steps.
         """

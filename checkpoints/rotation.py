@@ -31,10 +31,10 @@ Outcome = Literal["removed", "thinned", "archived", "kept"]
 
 @dataclass(frozen=True, kw_only=True)
 class RemovalOptions:
-    """What carrying out takes.
+    """Options of carrying decisions out.
 
-    It has the weights' dtype, where the archive is, and who may still act. *overflow* is what happens to weights beyond
-    float16's range, as in `consolidate`.
+    They are the weights' dtype, where the archive is, and who may still act. *overflow* is what happens to weights
+    beyond float16's range, as in `consolidate`.
     """
 
     check_fence: Callable[[], None]
@@ -45,9 +45,9 @@ class RemovalOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PruneOptions:
-    """How the checkpoints of a folder are pruned.
+    """Options of pruning the checkpoints of a folder.
 
-    It says what stays, how the rest goes, and what a stripped one holds. *owns_leftovers* says that all that has a
+    They say what stays, how the rest goes, and what a stripped one holds. *owns_leftovers* says that all that has a
     temporary name there is ours, and is removed.
     """
 
@@ -59,7 +59,7 @@ class PruneOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RetentionResult:
-    """What became of a checkpoint and why.
+    """The outcome of a decision on a checkpoint, and its reason.
 
     *problem* says why one is kept against its decision, *left_bytes* what is left.
     """

@@ -1,4 +1,4 @@
-"""Where a run's model, predictions and scores lie, and its scores as tables."""
+"""The places of a run's model, predictions and scores, and scores as tables."""
 
 from __future__ import annotations
 

@@ -34,12 +34,12 @@ def _status(arguments: Namespace) -> int:
     from ..launchers.overview import many_states
     from ..launchers.registry import LOOK_S, WATCH_S, launcher_named
 
-    # a single look asks the scheduler now; those who look again and again share an answer
+    # a single look asks the scheduler now; watchers share an answer
     look = partial(launcher_named, max_age_s=WATCH_S if arguments.watch else LOOK_S)
     while True:
         chosen = [find_run(arguments.run, newest=True, gone=True)] if arguments.run else known_runs()
         found = many_states(chosen, look)
-        if not arguments.run:  # of those whose folder is gone, only what still runs
+        if not arguments.run:  # of runs whose folder is gone, only what still runs
             found += [row for row in many_states(known_runs(gone=True), look) if row[2]]
         if arguments.json:
             print(json.dumps(_as_json(found), indent=1, ensure_ascii=False), flush=True)

@@ -1,4 +1,4 @@
-"""What a job may take over from the shell that submits it."""
+"""The environment that a job takes over from the shell that submits it."""
 
 from __future__ import annotations
 

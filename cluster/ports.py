@@ -1,4 +1,4 @@
-"""Where ranks meet: an address and a port that stay free until they do."""
+"""The meeting point of ranks: an address, and a port that stays free for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a place offers to jobs; here, this machine."""
+"""The resources that a place offers to jobs; here, this machine."""
 
 from __future__ import annotations
 

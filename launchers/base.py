@@ -52,7 +52,7 @@ class JobRef:
 
 @dataclass(frozen=True, kw_only=True)
 class JobState:
-    """What a launcher knows of a job, without the run's own ledger.
+    """The state of a job as a launcher knows it, without the run's own ledger.
 
     *seen_at* is when it looked, in seconds since the epoch.
     """
@@ -80,7 +80,7 @@ def how_ended(code: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class RankCommand:
-    """What starts the ranks of a node.
+    """The command that starts the ranks of a node.
 
     *variables* come beside the job's own.
     """
@@ -90,7 +90,7 @@ class RankCommand:
 
 
 class Placement(Protocol):
-    """Where a stage process runs, as its launcher sees it from inside the job.
+    """The placement of a stage process, as its launcher sees it inside the job.
 
     *job_id* may be empty.
     """
@@ -125,7 +125,7 @@ class Placement(Protocol):
 class Launcher(Protocol):
     """Sends requests and answers for the jobs. It never touches a run's ledger.
 
-    It is made with `max_age_s=`: for one who only looks, its answers may be so old. It is *host-bound* where its
+    It is made with `max_age_s=`: for a caller that only looks, its answers may be so old. It is *host-bound* where its
     jobs run on the machine that sends them: only that machine knows them, and Ctrl-C there stops them, too. One that
     *keeps the environment* writes a job's variables to a disk that others read, so that secrets are left out.
     """

@@ -21,7 +21,7 @@ from .status import NO_ANSWER, job_refs, open_refs, stopping_stages
 
 
 def watch_states(plan: Plan | PlanSummary, paths: RunPaths, launcher: Launcher) -> dict[str, StageState]:
-    """Return the states of a run's stages for one who only looks.
+    """Return the states of a run's stages for a caller that only looks.
 
     What cannot be asked or read is unknown, with the reason.
     """
@@ -32,7 +32,7 @@ def watch_states(plan: Plan | PlanSummary, paths: RunPaths, launcher: Launcher) 
 
 @dataclass(frozen=True, kw_only=True)
 class _Look:
-    """What was read of a run before any launcher was asked.
+    """The facts of a run that were read before any launcher was asked.
 
     *problem* is why its jobs cannot be asked about.
     """

@@ -55,7 +55,7 @@ def launcher_of(plan: Plan, *, max_age_s: float | None = None) -> Launcher:
 def launcher_named(name: str, *, max_age_s: float | None = None) -> Launcher:
     """Return the launcher called *name*.
 
-    For one who only looks its answers may be *max_age_s* old.
+    For a caller that only looks its answers may be *max_age_s* old.
 
     Raises:
         UsageError: there is no such launcher here.
@@ -64,5 +64,5 @@ def launcher_named(name: str, *, max_age_s: float | None = None) -> Launcher:
 
 
 def watcher(name: str) -> Launcher:
-    """Return the launcher called *name* for one who looks again and again."""
+    """Return the launcher called *name* for a caller that looks again and again."""
     return launcher_named(name, max_age_s=WATCH_S)

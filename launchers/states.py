@@ -21,7 +21,7 @@ from .base import FINAL_WORDS, JobState, StateWord, how_ended
 
 @dataclass(frozen=True, kw_only=True)
 class StageState:
-    """Where a stage stands.
+    """The state of a stage.
 
     *step* of *total* is how much of it is done, in the unit of its kind.
 
@@ -39,7 +39,7 @@ class StageState:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What the rules ask about.
+    """The facts that the rules ask about.
 
     *events* are the stage's own, *job* is what the launcher knows, *is_stopping* its stop flag.
     """
@@ -55,7 +55,7 @@ class Facts:
 
     @cached_property
     def job_reason(self) -> str:
-        """What the launcher says why."""
+        """The launcher's reason."""
         return self.job.reason if self.job is not None else ""
 
     @cached_property
@@ -69,7 +69,7 @@ class Facts:
 
     @cached_property
     def _open_at(self) -> list[float]:
-        """When the attempts started that have not ended."""
+        """The start times of the attempts that have not ended."""
         starts = {event.task: event for event in of(self.events, Started)}
         ends = self._ends
         return [one.time for task, one in starts.items() if task not in ends or ends[task].number < one.number]
@@ -110,7 +110,7 @@ class Facts:
 
     @cached_property
     def last_seen(self) -> str:
-        """What the ledger knows of the stage, while nobody else can be asked."""
+        """The state of the stage by the ledger, while no launcher can be asked."""
         own = [event for event in self.events if event.role != "client"]
         if not own:
             return ""
@@ -123,7 +123,7 @@ class Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """When a stage is in a state, the word for it, and why.
+    """The condition of a state, the word for it, and the reason.
 
     Without a *word* the launcher's own stands.
     """

@@ -49,7 +49,7 @@ def adoptable(events: Sequence[Event], launcher: Launcher) -> list[tuple[Intent,
 
 
 def run_states(plan: Plan | PlanSummary, paths: RunPaths, launcher: Launcher) -> dict[str, StageState]:
-    """Return the state of every stage of a run, for one who decides by it.
+    """Return the state of every stage of a run, for a caller that decides by it.
 
     Raises:
         UnreachableError: the scheduler cannot be asked, and nothing may be decided without it.
@@ -84,7 +84,7 @@ def asking(paths: RunPaths) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class PointState:
-    """Where a point of a sweep stands.
+    """The state of a point of a sweep.
 
     *folder* is that of its run, once it has begun.
     """

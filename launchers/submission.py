@@ -29,7 +29,7 @@ from .status import adoptable, asking, job_refs, run_states
 
 @dataclass(frozen=True, kw_only=True)
 class Submitted:
-    """What a submission did: the stages it sent, and the states it found."""
+    """The result of a submission: the stages it sent, and the states it found."""
 
     paths: RunPaths
     plan: Plan

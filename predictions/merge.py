@@ -24,7 +24,7 @@ _NUM_NAMED = 5
 
 @dataclass(frozen=True, kw_only=True)
 class MergeReport:
-    """What was merged, and what was wrong with it.
+    """The report on a merge, and on the faults of its input.
 
     `num_rows` counts the rows that there should be, `num_written` those in the output.
     Duplicate, incomplete and corrupt rows are dropped and counted; they do harm only where no

@@ -20,7 +20,7 @@ NO_ID: Any = object()  # an id may be null, or NaN
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionRow:
-    """What was predicted for one input row.
+    """The prediction for one input row.
 
     *index* is its position in the input file, *id* the value of the recipe's id column, if it has one.
     *fields* are those that the task adds, such as labels, spans, the n best answers or probabilities.

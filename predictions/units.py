@@ -31,7 +31,7 @@ _UNIT_NAME = re.compile(r"unit-(\d{6,})\.jsonl")
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How the input rows are cut into units; the last unit may be shorter."""
+    """The cut of the input rows into units; the last unit may be shorter."""
 
     num_rows: int
     unit_rows: int

@@ -20,7 +20,7 @@ class TensorFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """What the model really is.
+    """The facts of the model.
 
     *digest* covers config, tokenizer and weight headers, not every weight. *beside_bytes* are those of its config and
     tokenizer, which lie with every checkpoint; *cached_bytes* lie in the hub's cache already, for a model from there.
@@ -39,7 +39,7 @@ class ModelFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitFacts:
-    """What a data file really holds.
+    """The facts of a data file.
 
     *digest* is the sha256 of its bytes. The *nested* columns have a list or an object in some row.
     """
@@ -54,7 +54,7 @@ class SplitFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """How many rows are of some kind, and the numbers of the first, from 1."""
+    """The number of rows of some kind, and the numbers of the first, from 1."""
 
     num: int = 0
     first: tuple[int, ...] = ()
@@ -62,7 +62,7 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """What the rows of a stage are in tokens, as its job will see them.
+    """The lengths of a stage's rows in tokens, as its job will see them.
 
     *longest* is a row's length before any cut, *longest_kept* after it. Rows are *long* above *limit*, have an *empty*
     target, or nothing to *learn* (of prompts: no token). The *num_rows* give the job *num_examples*.
@@ -83,7 +83,7 @@ class Lengths:
 
 @dataclass(frozen=True, kw_only=True)
 class DiskSpace:
-    """What the runs directory can still take, less what other runs were promised.
+    """The free space of the runs directory, less what other runs were promised.
 
     *source* is what sets the limit: free space, a quota, or the budget of the directory. *free_bytes* is below 0 by
     what the others hold or were promised beyond that limit.
@@ -99,7 +99,7 @@ class DiskSpace:
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What a recipe's model, data and disk really are.
+    """The facts of a recipe's model, data and disk.
 
     *versions* are those of the packages that jobs will import.
     """

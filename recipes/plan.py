@@ -23,7 +23,7 @@ from .stage_kinds import STAGE_KINDS, RowUse, StageKind
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """How a train stage reaches its global batch, in examples and optimizer steps."""
+    """The batch of a train stage, in examples and optimizer steps."""
 
     world_size: int
     micro_batch: int
@@ -137,7 +137,7 @@ class ForecastLine:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointForecast:
-    """How a train stage's checkpoints fit.
+    """The forecast of how a train stage's checkpoints fit.
 
     It says how much its saves keep, and the least change for a better forecast. *keeps_all* says that all fits that the
     retention policies keep; else older ones are stripped or go. At the save level "none" there is space for the weights
@@ -155,7 +155,7 @@ class CheckpointForecast:
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """What the run will take: storage at its peak, and memory of one device."""
+    """The forecast of a run: storage at its peak, and memory of one device."""
 
     storage: tuple[ForecastLine, ...]
     storage_peak_bytes: int
@@ -165,7 +165,7 @@ class Forecast:
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """What points of a sweep share: their inputs, and plain values with every ${key}."""
+    """The base of a sweep's points: their inputs, and plain values with every ${key}."""
 
     values: dict[str, Any]
     inputs: Inputs

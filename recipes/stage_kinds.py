@@ -13,7 +13,7 @@ RowUse = Literal["train", "eval", "predict", "score"]
 
 @dataclass(frozen=True, kw_only=True)
 class StageKind:
-    """What sets a kind of stage apart."""
+    """The properties of a kind of stage."""
 
     name: str
     does: str

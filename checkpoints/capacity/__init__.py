@@ -1,4 +1,4 @@
-"""How many bytes there are.
+"""Disk space: its limits, and its promises to runs.
 
-They are free space, quotas, what other runs reserved, and space allocated ahead.
+Here are free space, quotas, what other runs reserved, and space allocated ahead.
 """

@@ -23,12 +23,12 @@ _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 def allocate(descriptor: int, num_bytes: int) -> None:
     """Give the open file *num_bytes* of disk space before it is written.
 
-    So a full disk is known at once. Asks fallocate(2) itself: where a store has none (NFS before 4.2), the C library's
-    posix_fallocate would write a byte into every block. There the size is set, and the free space, which is all that
-    can be asked, must be enough.
+    So a full disk is known at once. It asks fallocate(2) itself: where a file system has none (NFS before 4.2), the C
+    library's posix_fallocate would write a byte into every block. There the size is set, and the free space, which is
+    all that can be asked, must be enough.
 
     Raises:
-        OSError: ENOSPC or EDQUOT when the room is not there.
+        OSError: ENOSPC or EDQUOT when the space is not there.
     """
     error = _fallocate(descriptor, num_bytes)
     if error in _UNSUPPORTED:

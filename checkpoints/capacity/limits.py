@@ -1,4 +1,4 @@
-"""What a file system can still take.
+"""Limits of a file system: the bytes and files that it can still take.
 
 That is free space, and every quota that can be asked; there is one function for each. `statvfs` shows a file system, on
 most of them not a user's quota. What no command shows, a probe does (`allocation.probe_free_bytes`). The docstring of

@@ -1,8 +1,8 @@
-"""The bytes that a run may hold, shared with the other runs of its store.
+"""The bytes that a run may hold, shared with the other runs of its folder.
 
-Each run has one reservation file, written by rename: what it may come to hold, what it surely holds,
-and who stands behind it. A grant is what the runs directory can still take once the others' are counted. What a
-run was promised before anything was sent, its final weights at least, every later grant leaves it.
+Each run has one reservation file, written by rename: what it may come to hold, what it surely holds, and who stands
+behind it. A grant is what the runs directory can still take once the others' are counted. What a run was promised
+before anything was sent, its final weights at least, every later grant leaves it.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from . import allocation
 
 @dataclass(frozen=True, kw_only=True)
 class Holder:
-    """Who stands behind a reservation.
+    """The jobs and the process that stand behind a reservation.
 
-    That is jobs as their launcher names them, and a process of a host's boot. *state* is the state folder, on *host*,
-    that knows of local jobs: seen from another one, all of them look lost.
+    Jobs are named as their launcher names them; the process is one of a host's boot. *state* is the state folder, on
+    *host*, that knows of local jobs: seen from another one, all of them look lost.
     """
 
     jobs: tuple[str, ...] = ()
@@ -40,10 +40,10 @@ class Holder:
 
 @dataclass(frozen=True, kw_only=True)
 class Reservation:
-    """What a run may come to hold, and what it surely holds.
+    """The bytes that a run may come to hold, and those that it surely holds.
 
-    The latter is never more than there really is. A sweep's is shared out among its *num_points*, each of which has one
-    of its own from its start on.
+    The latter are never more than there really are. A sweep's is shared out among its *num_points*, each of which has
+    one of its own from its start on.
     """
 
     run: str
@@ -139,7 +139,7 @@ def submitted_run(paths: RunPaths) -> RunPaths:
 
 
 def shared_runs_dir(paths: RunPaths) -> Path:
-    """Return the folder of all runs that share the store of *paths*."""
+    """Return the folder of all runs that share the runs directory of *paths*."""
     return submitted_run(paths).runs_dir
 
 
@@ -222,7 +222,7 @@ def grant_bytes(
 ) -> int:
     """Return how much a run may come to hold of the *wanted_bytes*.
 
-    It is never less than the run holds, or than *kept_bytes*. *free_bytes* is what the store can take now: what the
+    It is never less than the run holds, or than *kept_bytes*. *free_bytes* is what the disk can take now: what the
     others may yet write is not free. *store_bytes* is the most that all runs may hold together, None for no such limit.
     *kept_bytes* is what the run was promised before and cannot do without: all others have left that alone since. What
     another run has written and not published yet would else count twice, since it is neither free nor held.

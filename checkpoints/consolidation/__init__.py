@@ -1,4 +1,4 @@
-"""How a half-precision model is written from a checkpoint's tensors.
+"""Write a half-precision model from a checkpoint's tensors.
 
 It is written in blocks, under a byte limit.
 """

@@ -27,7 +27,7 @@ _SLICE = 1 << 17  # elements that are looked at closer at once: what that takes 
 
 @dataclass(frozen=True, kw_only=True)
 class CastReport:
-    """What casts could not keep, in numbers of values.
+    """Numbers of values that casts could not keep.
 
     They are NaN or infinite before, infinite by it, zero by it.
     """

@@ -28,7 +28,7 @@ _BLOCK_BYTES = 4 << 20
 
 
 class CrcRecorder:
-    """What one thread has read: give it to a `Reader`."""
+    """Recorder of the CRC-32 of all that one thread reads; give it to a `Reader`."""
 
     def __init__(self) -> None:
         self._spans: defaultdict[Place, list[Span]] = defaultdict(list)

@@ -67,7 +67,7 @@ def consolidate(
     Raises:
         UsageError: *out* is taken, or adapter and base cannot be merged here.
         RunError: NaN, infinite or overflowing values; the parameters are named.
-        NoRoomError: the store is full; known before the first byte is read.
+        NoRoomError: the disk is full; known before the first byte is read.
         DamagedError: the checkpoint does not fit together, or the model that is there is not what its manifest says.
     """
     if num_parts > 1 and options.overflow == "bfloat16" and options.dtype == "float16":
@@ -100,7 +100,7 @@ def consolidate(
 
 @dataclass(frozen=True, kw_only=True)
 class _Share:
-    """Which shards this call writes: those whose number is *part* modulo *num_parts*."""
+    """The shards that this call writes: their number is *part* modulo *num_parts*."""
 
     part: int
     num_parts: int

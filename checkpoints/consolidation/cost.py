@@ -1,4 +1,4 @@
-"""What a consolidation will cost, from headers alone.
+"""The cost of a consolidation, from headers alone.
 
 That is bytes, files, memory and seconds of each task.
 """

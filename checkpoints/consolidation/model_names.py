@@ -34,7 +34,7 @@ _Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What transformers says of a model's names.
+    """The answer of transformers on a model's names.
 
     *unknown* says why they were not compared. *fits* are the prefixes under which a whole model lies: "" for the names
     as they stand. The rest describes the first of them, or the names as they stand where nothing fits.

@@ -24,7 +24,7 @@ OVERFLOW_HELP = "what to do with weights beyond float16's range"
 
 @dataclass(frozen=True, kw_only=True)
 class ConsolidateOptions:
-    """How to consolidate.
+    """Options of a consolidation.
 
     Attributes:
         num_workers: threads that read, cast, write and hash, each with 8 MB.

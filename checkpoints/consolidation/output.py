@@ -1,4 +1,4 @@
-"""Where a consolidated model goes.
+"""The output of a consolidation.
 
 It is a folder that appears by one rename, or a URL whose manifest comes last. Until then its shards, each with a record
 of what it holds, wait where the next attempt finds them. A shard's bytes follow from the checkpoint and the options

@@ -36,7 +36,7 @@ _BLOCK_BYTES = 4 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How to stream.
+    """Settings of the streaming.
 
     *has_statistics* hashes what is written and counts values that become zero; *has_sums* takes the CRCs of what is
     read.
@@ -92,7 +92,7 @@ def write_shards(
 
 @contextmanager
 def _prepared(path: Path, shard: Shard) -> Iterator[int]:
-    """Make the file of a shard: all its room, and its header."""
+    """Make the file of a shard: all its space, and its header."""
     # 0666 less the umask: safetensors 0.8.0 makes files of mode 0600 under every umask (its issue 782).
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
@@ -105,9 +105,9 @@ def _prepared(path: Path, shard: Shard) -> Iterator[int]:
 
 
 class _Pass:
-    """What the threads of one pass share.
+    """The state that the threads of one pass share.
 
-    They share the tensors to do, what came of them, and whether to stop.
+    It has the tensors to do, what came of them, and whether to stop.
     """
 
     def __init__(
@@ -182,7 +182,7 @@ class _Stopped(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class _Outcome:
-    """What came of a tensor.
+    """The result of streaming a tensor.
 
     It has its digest, or the empty text, what the cast lost, and the CRCs of what was read.
     """

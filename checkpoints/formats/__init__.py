@@ -1,4 +1,4 @@
-"""How other programs' checkpoint files are read.
+"""Readers of other programs' checkpoint files.
 
-They are read as tensors with their place, never by running a pickle.
+They find the tensors with their place, and never run a pickle.
 """

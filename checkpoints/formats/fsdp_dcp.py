@@ -63,7 +63,7 @@ class _Chunk:
 
 @dataclass(frozen=True, kw_only=True)
 class _Tensor:
-    """What `.metadata` says of one tensor of the model."""
+    """The entry of `.metadata` for one tensor of the model."""
 
     name: str
     shape: tuple[int, ...]

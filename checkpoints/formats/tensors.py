@@ -1,4 +1,4 @@
-"""What a checkpoint holds: named tensors, each a list of pieces of files.
+"""The content of a checkpoint: named tensors, each a list of pieces of files.
 
 This is data only, nothing is read here.
 """
@@ -72,7 +72,7 @@ class Segment:
 
 @dataclass(frozen=True, kw_only=True)
 class LowRank:
-    """What a LoRA adapter adds to a weight: ``scaling * (b @ a)``.
+    """The change that a LoRA adapter adds to a weight: ``scaling * (b @ a)``.
 
     It is transposed for a weight of (in, out).
     """

@@ -1,4 +1,4 @@
-"""Where ZeRO stages 0 to 3 put each parameter.
+"""The place of each parameter in ZeRO stages 0 to 3.
 
 The rank files of one tag are made into a `Source`. Written for DeepSpeed 0.19.8, whose layouts the tests generate. Each
 layout checks itself: the elements that its parameters take must be the elements that the files hold.

@@ -1,1 +1,1 @@
-"""Which checkpoints stay: pure functions from lists of checkpoints to decisions."""
+"""Retention: pure functions from lists of checkpoints to decisions."""

@@ -18,9 +18,9 @@ from .save_level import SaveLevel, least_held, levels_from
 
 @dataclass(frozen=True, kw_only=True)
 class SaveRequirements:
-    """What a save takes.
+    """The bytes that a save takes.
 
-    It has the bytes of a full state, of its weights, and of what the run writes after training. *is_stop*: the training
+    They are those of a full state, of its weights, and of what the run writes after training. *is_stop*: the training
     stops here and resumes later, from this one. *has_reserve*: space for the weights at the end is held already.
     """
 
@@ -33,9 +33,9 @@ class SaveRequirements:
 
     @property
     def final_bytes(self) -> int:
-        """What must stay free for the end.
+        """The bytes that must stay free for the end.
 
-        That is the weights, unless they have their reserve, and what is written later.
+        They are those of the weights, unless they have their reserve, and what is written later.
         """
         return self.later_bytes + (0 if self.has_reserve else self.weights_bytes)
 
@@ -45,7 +45,7 @@ class SaveRequirements:
 
 @dataclass(frozen=True, kw_only=True)
 class _Thresholds:
-    """What a training needs in the long run, each beside the weights of the best one.
+    """The bytes of a training in the long run, beside the weights of the best one.
 
     A new full state beside the last one; one full state that stays, and new weights beside the last ones; weights
     alone.
@@ -77,7 +77,7 @@ def holds_reserve(need: SaveRequirements, rules: RetentionRules, *, capacity_byt
 
 @dataclass(frozen=True, kw_only=True)
 class Admission:
-    """What is saved, and what is done first to free space for it."""
+    """The level of a save, and the decisions that free space for it first."""
 
     level: SaveLevel
     decisions: tuple[RetentionDecision, ...]

@@ -23,7 +23,7 @@ _NEWEST = Kept(reason="among the last", in_full=True, at_most="keep")
 
 @dataclass(frozen=True, kw_only=True)
 class RetentionDecision:
-    """What happens to a checkpoint, why, and how many bytes it frees."""
+    """The fate of a checkpoint, its reason, and how many bytes it frees."""
 
     checkpoint: Checkpoint
     action: Action
@@ -33,7 +33,7 @@ class RetentionDecision:
 
 @dataclass(frozen=True, kw_only=True)
 class FreeingPlan:
-    """What is done, in this order, to free space, and whether that is enough."""
+    """The decisions that free space, in order, and whether they are enough."""
 
     decisions: tuple[RetentionDecision, ...]
     is_enough: bool

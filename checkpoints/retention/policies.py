@@ -49,7 +49,7 @@ class Kept:
 
 
 class RetentionPolicy(Protocol):
-    """What a policy offers.
+    """The interface of a retention policy.
 
     It sees nothing but the list, so the same list gives the same answer.
     """
@@ -152,7 +152,7 @@ class AnyOf(RetentionPolicy):
 
 @dataclass(frozen=True, kw_only=True)
 class RetentionRules:
-    """What stays, and what becomes of the rest.
+    """The rules of retention: what stays, and what becomes of the rest.
 
     *strips* says that what stays for another reason than being new or pinned keeps its weights only; *archives*,
     that what goes is moved to the archive.

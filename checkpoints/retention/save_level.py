@@ -15,7 +15,7 @@ SAVE_LEVELS: tuple[SaveLevel, ...] = ("full", "weights", "none")  # the highest 
 
 @dataclass(frozen=True)
 class Held:
-    """How many full states and how many weights a stage holds at its peak."""
+    """The numbers of full states and of weights that a stage holds at its peak."""
 
     num_full: int
     num_weights: int

@@ -46,12 +46,12 @@ class Sandbox:
 
     @property
     def log_dir(self) -> Path:
-        """What the daemons log."""
+        """The folder of the daemons' logs."""
         return self.folder / "log"
 
     @property
     def munge_socket(self) -> Path:
-        """Where munged answers."""
+        """The socket of munged."""
         return self.run_dir / "munge.sock"
 
     @property
@@ -61,7 +61,7 @@ class Sandbox:
 
     @property
     def database_socket(self) -> Path:
-        """Where MariaDB answers, and nowhere else."""
+        """The socket of MariaDB, which answers nowhere else."""
         return self.database_dir / "db.sock"
 
     @property
@@ -71,7 +71,10 @@ class Sandbox:
 
     @property
     def slurm_user(self) -> str:
-        """Who slurmctld and slurmdbd become; another than who starts them needs root."""
+        """The user that slurmctld and slurmdbd become.
+
+        Another user than the caller needs root.
+        """
         return next((value for key, value in self.settings.items() if key.lower() == "slurmuser"), self.user)
 
     @property

@@ -37,7 +37,7 @@ _MAX_FOLDER = 80  # a socket's path takes 107 bytes, and slurmstepd's lie in FOL
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """What a sandbox looks like now.
+    """The state of a sandbox now.
 
     Nodes are rows of name, state, CPUs and GPUs; partitions of name, state, longest job and number of nodes; jobs of
     id, partition, state, time, nodes or reason, and name.
@@ -253,7 +253,7 @@ def _locked(folder: Path) -> Iterator[Path]:
 def _check(folder: Path, *, nodes: int, cpus: int, gpus: int, settings: Mapping[str, str]) -> None:
     if len(str(folder)) > _MAX_FOLDER:
         raise UsageError(
-            f"sandbox folder {str(folder)!r} has {len(str(folder))} characters, and the sockets in it leave room for "
+            f"sandbox folder {str(folder)!r} has {len(str(folder))} characters, and the sockets in it leave space for "
             f"{_MAX_FOLDER}; name a shorter one with --dir"
         )
     if re.search(r"[^\w./+@:-]", str(folder)):

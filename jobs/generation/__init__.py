@@ -34,7 +34,7 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSpec:
-    """What sets an engine apart. This module can be imported where the engine cannot.
+    """The properties of an engine. This module imports without the engine.
 
     *version* is raised when the same settings give other text; *decides* lists the settings that decide it.
     """

@@ -1,4 +1,4 @@
-"""What a job does for each task.
+"""The runtime of each task in a job.
 
 It is the runtime half of what `recipes.tasks` describes. A task's module calls its record RUNTIME. It may import torch
 and transformers; this one does not.

@@ -33,7 +33,7 @@ class Share:
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """What one task asks for."""
+    """The resources that one task asks for."""
 
     cores: int = 1
     devices: int = 0

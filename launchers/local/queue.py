@@ -23,7 +23,7 @@ _TICKET_BYTES = 4096  # reserved when a job is sent, so that a full disk stops n
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """What a job writes on its ticket when it enters the queue.
+    """The entries that a job writes on its ticket when it enters the queue.
 
     *after* has the jobs that it waits for.
     """

@@ -1,4 +1,4 @@
-"""How predictions are measured: one record per metric, found by its name.
+"""The metrics of predictions: one record per metric, found by its name.
 
 To add a metric: a `Metric` in a file here, and one row in `METRICS`. The recipe key `score.metrics` and
 `predictions score --metric` then take its name, and tests/predictions/test_metrics_contract.py tests it.
@@ -22,7 +22,7 @@ Need = Literal["target", "input", "tokenizer"]
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """What is measured: predictions and, at the same positions, targets and inputs."""
+    """Texts to measure: predictions and, at the same positions, targets and inputs."""
 
     rows: Sequence[PredictionRow]
     targets: Sequence[Any]

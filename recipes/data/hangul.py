@@ -25,7 +25,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, kw_only=True)
 class Mix:
-    """How often each rule touches a syllable that it can touch, as probabilities."""
+    """The probability of each rule to touch a syllable that it can touch."""
 
     liaison: float
     onset: float

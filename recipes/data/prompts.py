@@ -1,4 +1,4 @@
-"""Which columns a prompt template reads. `encode` fills templates in."""
+"""The columns that a prompt template reads. `encode` fills templates in."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class StatePart:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelStates:
-    """What a rank holds between two steps; frozen parameters count in *weights*."""
+    """The bytes of a rank between two steps; frozen parameters count in *weights*."""
 
     weights: StatePart
     gradients: StatePart

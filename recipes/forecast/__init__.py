@@ -1,4 +1,4 @@
-"""What a plan will take of memory and disk.
+"""The forecast of a plan's memory and disk.
 
 That is the parameters that train, the memory of the device, and the bytes on the disk.
 """

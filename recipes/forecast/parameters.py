@@ -1,4 +1,4 @@
-"""Which parameters of a model a train stage trains. Pure."""
+"""The parameters of a model that a train stage trains. Pure."""
 
 from __future__ import annotations
 

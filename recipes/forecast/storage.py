@@ -24,7 +24,7 @@ from .parameters import params_of
 
 
 class Fit(NamedTuple):
-    """How well checkpoints may fit.
+    """A degree of how well checkpoints may fit.
 
     It says how much a save keeps, and whether all stay that the policies keep.
     """

@@ -1,4 +1,4 @@
-"""What planning reads of the model, the data, the code and the disk.
+"""Read the model, the data, the code and the disk for planning.
 
 These are the only effects before compiling.
 """

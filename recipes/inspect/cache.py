@@ -1,4 +1,4 @@
-"""What all looks share: collect every reason, and digest a file once."""
+"""Shared parts of inspection: collect every reason, and digest a file once."""
 
 from __future__ import annotations
 

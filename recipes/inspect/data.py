@@ -50,9 +50,9 @@ def read_splits(recipe: Recipe) -> dict[str, SplitFacts]:
 
 @dataclass
 class _Needs:
-    """What the stages need of a split.
+    """The needs of the stages for a split.
 
-    It has the keys that ask for the split, and the columns that it must have.
+    They are the keys that ask for the split, and the columns that it must have.
     """
 
     keys: set[str] = field(default_factory=set)

@@ -53,7 +53,7 @@ class RowsToCount:
 
     @property
     def what(self) -> str:
-        """What a progress line says."""
+        """The text of a progress line."""
         return f"rows of {self.split}"
 
 

@@ -43,7 +43,7 @@ def load_full(folder: Path, add_tokens: Sequence[str], *, trusts_code: bool) -> 
 
 
 class LightTokenizer:
-    """What `encode` needs of a tokenizer, over the `tokenizers` package."""
+    """The tokenizer that `encode` needs, over the `tokenizers` package."""
 
     def __init__(self, inner: Any, specials: dict[str, str | None]) -> None:
         self._inner = inner

@@ -1,4 +1,4 @@
-"""What a recipe can say.
+"""The schema of a recipe.
 
 Every key stands here once, with its default, its range and its help. The dataclasses are the schema, a module for each
 group of sections. `--help` texts, error messages and `recipes show` read the metadata beside each default; the check
@@ -52,7 +52,7 @@ class StageSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class StageSettings:
-    """What a recipe says that a stage can see in its own way, by its `set`."""
+    """The sections that a stage can change for itself, by its `set`."""
 
     task: str = key(
         "causal_lm",
@@ -78,7 +78,7 @@ class StageSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(StageSettings):
-    """What to do, from model and data to scores."""
+    """A recipe: what to do, from model and data to scores."""
 
     name: str = key("", "name of the recipe; its file's name when not given")
     description: str = key("", "one line for `recipes list`")

@@ -1,4 +1,4 @@
-"""What runs the stages: resources, environment and trackers."""
+"""The sections on how stages run: resources, environment and trackers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .fields import key
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What one stage gets.
+    """The resources of one stage.
 
     A task is one job of an array; only predict and consolidate have several.
     """
@@ -58,7 +58,7 @@ class Resources:
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """What runs the jobs, and the environment that they get."""
+    """The Python that runs the jobs, and the environment that they get."""
 
     python: str | None = key(None, "interpreter; the one that submits when not given")
     setup: tuple[str, ...] = key((), "shell lines before it, such as module loads")
@@ -79,7 +79,7 @@ class Environment:
 
 @dataclass(frozen=True, kw_only=True)
 class Tracking:
-    """Where the numbers of a run are shown, written beside the run without a network."""
+    """The trackers of a run, which write beside the run without a network."""
 
     trackers: tuple[str, ...] = key(("wandb",), "what shows them", also=("report_to",), names=TRACKERS)
     mode: Literal["offline", "disabled"] = key("offline", "offline leaves files, for W&B those of `wandb sync`")

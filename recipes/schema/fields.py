@@ -1,4 +1,4 @@
-"""How a key of a recipe is declared.
+"""The declaration of a recipe's keys.
 
 Some keys can be written down, but are for a later version.
 """

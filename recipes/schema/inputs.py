@@ -1,4 +1,4 @@
-"""What is learned from: the model, what of it trains, and the data."""
+"""The sections on the input: the model, what of it trains, and the data."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """What trains: all weights, or low-rank adapters beside frozen ones."""
+    """The part that trains: all weights, or low-rank adapters beside frozen ones."""
 
     method: Literal["full", "lora", "qlora"] = key(
         "full", "full, lora, or qlora (lora over 4-bit weights)", also=("peft_type", "use_lora", "load_in_4bit")
@@ -48,7 +48,7 @@ class Adapter:
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """How the data's columns are called."""
+    """The names of the data's columns."""
 
     id: str | None = key(None, "a row's own id, carried into the predictions")
     input: str = key("input", "what the model reads", also=("input_column", "prompt_column"))

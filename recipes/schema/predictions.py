@@ -1,4 +1,4 @@
-"""What is predicted and how predictions are measured."""
+"""The sections on predictions and on how they are measured."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .fields import Dtype, key
 
 @dataclass(frozen=True, kw_only=True)
 class Predict:
-    """What is predicted, and how tokens are chosen."""
+    """The settings of predictions, and of how tokens are chosen."""
 
     split: str = key("test", "split to predict")
     rows: int | None = key(None, "only the first rows of it", at_least=1)
@@ -38,7 +38,7 @@ class Predict:
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionAnswering:
-    """How long passages are cut into windows.
+    """The windows into which long passages are cut.
 
     It also says how the answer's span is chosen among them.
     """
@@ -51,7 +51,7 @@ class QuestionAnswering:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """How predictions are measured against the target column."""
+    """The metrics of predictions against the target column."""
 
     metrics: tuple[str, ...] = key((), "what is measured; the usual metrics of the task when not given", names=METRICS)
     tokenizer: Tokenizer = key("words", "units of ROUGE; both keep Hangul, unlike the usual tokenizer")

@@ -1,4 +1,4 @@
-"""How it trains, which checkpoints stay, and how one becomes a model."""
+"""The sections on training, on checkpoints, and on the model made of one."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Zero:
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """How it trains. A step is an optimizer step."""
+    """The settings of training. A step is an optimizer step."""
 
     split: str = key("train", "split to train on")
     steps: int | None = key(None, "steps in all; wins over epochs", also=("max_steps",), at_least=1)
@@ -98,7 +98,7 @@ class Train:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoints:
-    """When the training state is saved and which of them stay."""
+    """The settings of when the training state is saved, and which saves stay."""
 
     every_steps: int | None = key(
         None,
@@ -117,7 +117,7 @@ class Checkpoints:
     goal: Goal = key("lowest", "which end of the metric is best", also=("greater_is_better",))
     thin: bool = key(
         False,
-        "best ones and those of every so many steps keep their weights only; else only where room is needed",
+        "best ones and those of every so many steps keep their weights only; else only where space is needed",
         also=("save_only_model",),
     )
     archive_url: str | None = key(None, "absolute folder or fsspec URL where checkpoints go that do not stay here")
@@ -136,7 +136,7 @@ class Checkpoints:
 
 @dataclass(frozen=True, kw_only=True)
 class Consolidate:
-    """How the checkpoint becomes a model.
+    """The settings of how the checkpoint becomes a model.
 
     An adapter is merged into its base; its checkpoints keep it apart.
     """

@@ -28,7 +28,7 @@ CASES: dict[str, tuple[list[Checkpoint], dict[str, Any], int, tuple[str, list[st
     "the best is stripped": ([full(1, **BEST), full(2)], {}, 20, ("full", ["strip 1"])),
     "weights, where no second full state fits": ([full(1)], {}, 60, ("weights", [])),
     "not even weights": ([full(1)], {}, 19, ("none", [])),
-    "a full state that stays must leave room for the best, the last and new weights": ([], {}, 159, ("weights", [])),
+    "a full state that stays must leave space for the best, the last and new weights": ([], {}, 159, ("weights", [])),
     "it leaves it": ([], {}, 160, ("full", [])),
     "where training stops, it need only leave the last weights theirs": ([], {"is_stop": True}, 120, ("full", [])),
     "and these it must": ([], {"is_stop": True}, 119, ("weights", [])),
