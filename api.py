@@ -179,7 +179,7 @@ class Run:
         With *save* training saves at a step boundary first.
 
         Raises:
-            UnreachableError: nobody can say whether its jobs run.
+            UnreachableError: it is unknown whether its jobs run.
         """
         from .launchers import submission
         from .launchers.registry import launcher_of

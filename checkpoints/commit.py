@@ -310,7 +310,7 @@ def _problem(path: Path, name: str, entry: dict[str, Any], reads_all: bool) -> s
         return (
             ""
             if not reads_all or files.digest_file(path) == entry["sha256"]
-            else f"{name} has other bytes than were committed"
+            else f"{name} differs from what was committed"
         )
     if problem := _zip_problem(path, name, reads_all):
         return problem

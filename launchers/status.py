@@ -17,7 +17,7 @@ from ..run_folder import RunPaths
 from .base import JobRef, Launcher, StateWord
 from .states import StageState, stage_states
 
-NO_ANSWER = "nobody can say now whether its jobs run: {error}"
+NO_ANSWER = "it is unknown now whether its jobs run: {error}"
 
 
 def job_refs(events: Sequence[Event], launcher: Launcher | None = None) -> dict[str, JobRef]:

@@ -54,7 +54,7 @@ def submit(plan: Plan, launcher: Launcher, runs: Path, *, again: bool = False) -
     failed resumes.
 
     Raises:
-        UnreachableError: the run is there, and nobody can say whether its jobs run.
+        UnreachableError: the run is there, and it is unknown whether its jobs run.
         PlanError: what other runs are promised leaves no space for its final weights; nothing was sent.
         NoRoomError: the disk is full; nothing was sent that is not on record.
     """
@@ -148,7 +148,7 @@ def clean(
 
     With *whole* the run folder goes, too.
 
-    With *despite_jobs* also the whole of a run of which nobody can say whether its jobs still run.
+    With *despite_jobs* that is done also where it is unknown whether the run's jobs still run.
 
     Raises:
         UsageError: the run is under way or may be, or *is_named* and it could still be resumed.

@@ -85,7 +85,7 @@ def _check_file(path: Place, segments: Sequence[Segment], spans: Sequence[Span])
     for number in sorted({bisect_right(begins, segment.offset_bytes) - 1 for segment in segments}):
         if records[number].crc32 and _crc_of(path, records[number], spans) != records[number].crc32:
             raise DamagedError(
-                f"{path}: {records[number].num_bytes} bytes from {begins[number]} on have not the checksum that was "
+                f"{path}: {records[number].num_bytes} bytes from {begins[number]} on do not have the checksum that was "
                 "written with them; the file is damaged, copy it again or use an older checkpoint"
             )
 

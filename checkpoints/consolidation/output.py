@@ -270,7 +270,7 @@ class _Remote:
     def finish(self, shard: Shard, written: WrittenShard) -> None:
         self.place(shard).upload(self.temporary(shard))
         if read_size(self.place(shard)) != shard.num_bytes:
-            raise DamagedError(f"{self.place(shard)}: has not the size of what was sent; try again")
+            raise DamagedError(f"{self.place(shard)}: its size is not that of what was sent; try again")
         (self._work / f"{shard.file_name}.json").write_bytes(_encoded(_to_json(written)))
         shutil.rmtree(self._staged.pop(shard.file_name))
 

@@ -53,7 +53,7 @@ def plan_consolidation(source: Source, options: ConsolidateOptions) -> Consolida
     base = None
     if options.is_merged or options.base_dir is not None:
         if source.content != "adapter" or source.adapter_config is None:
-            raise UsageError(f"{source.path}: is a whole model, not an adapter; there is nothing to merge")
+            raise UsageError(f"{source.path}: is a complete model, not an adapter; there is nothing to merge")
         base = _base_dir(source, options)
         source = _merged(source, base, source.adapter_config)
     copied_from = tuple(folder for folder in (base, options.copy_from) if folder is not None)

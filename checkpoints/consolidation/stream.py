@@ -260,7 +260,7 @@ def _blocks(tensor: PlacedTensor) -> Iterator[tuple[int, int]]:
     """Yield (first element, count) of pieces that fit into a block."""
     source = tensor.source
     size = _BLOCK_BYTES // max(DTYPES[source.dtype].num_bytes, tensor.dtype.num_bytes)
-    if source.low_rank is not None:  # whole rows, for a row of the change is made at once
+    if source.low_rank is not None:  # complete rows, because a row of the change is made at once
         row = source.shape[1]
         size = max(1, size // row) * row
     for first in range(0, source.num_elements, size):

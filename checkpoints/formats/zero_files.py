@@ -103,7 +103,7 @@ def read_ranks(tag_dir: Place) -> tuple[Rank, ...]:
 def read_models(tag_dir: Place, zero_stage: int, world_size: int) -> list[State]:
     """Read the model file.
 
-    At stage 3 with frozen parameters read every rank's, for each holds a piece of them.
+    At stage 3 with frozen parameters read every rank's, because each holds a piece of them.
     """
     if zero_stage < 3:
         return [_plain(State.load(tag_dir / SINGLE_MODEL))]

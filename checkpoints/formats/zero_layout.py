@@ -103,7 +103,7 @@ def _check_masters(model: State, ranks: Sequence[Rank]) -> None:
             raise DamagedError(f"{rank.path}: holds {len(rank.masters)} groups, {model.path.name} names {num_groups}")
     if num_groups and not any(master.num_elements for rank in ranks for master in rank.masters):
         raise UsageError(
-            f"{ranks[0].path}: its master weights are empty, for they were swapped to NVMe; merge them with "
+            f"{ranks[0].path}: its master weights are empty, because they were swapped to NVMe; merge them with "
             "DeepSpeed's ds_to_universal.py, or save with the optimizer offloaded to the CPU"
         )
 

@@ -77,7 +77,7 @@ class Saver:
             what = f"the weights of step {step} are saved" if level == "weights" else "the last checkpoint stands"
             raise NoRoomError(
                 f"{self._num_skipped} saves in a row found no space ({problem}); {what}; {self._advice()} "
-                "(checkpoints.max_skipped=null trains on without)"
+                "(checkpoints.max_skipped=null continues without them)"
             )
         if self._rotation is not None:
             self._rotation.record_skipped(step, problem)
@@ -92,7 +92,7 @@ class Saver:
         """Print when saves begin or cease to hold weights only: a kill costs more then."""
         if level != self._level and self._rotation is not None:
             weights_only = (
-                "only weights are saved, for no full state fits; after a kill training resumes from the last one"
+                "only weights are saved, because no full state fits; after a kill training resumes from the last one"
             )
             say(f"step {step}: " + (weights_only if level == "weights" else "there is space for full states again"))
         self._level = level

@@ -65,7 +65,9 @@ class Environment:
     container: str | None = key(None, "image that the ranks of a Slurm job run in; python is then the one inside")
     container_runtime: Literal["pyxis", "apptainer"] = key("pyxis", "what starts it")
     mounts: tuple[str, ...] = key((), "more folders that it sees, as FROM:TO; run, model and data are there")
-    variables: dict[str, str] = key(dict, "environment variables; a secret is refused, for they are written into files")
+    variables: dict[str, str] = key(
+        dict, "environment variables; a secret is refused, because they are written into files"
+    )
     inherit: tuple[str, ...] = key(
         (), "names of secrets that the submitting shell hands on, such as HF_TOKEN, HTTPS_PROXY; Slurm gets no others"
     )

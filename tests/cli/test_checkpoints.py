@@ -54,13 +54,13 @@ def folder(tmp_path: Path) -> Path:
 def test_pruning_leaves_the_last_and_the_best_and_a_dry_run_all(
     sousbatch: Run, folder: Path, options: list[str], left: list[int]
 ) -> None:
-    code, told, _ = sousbatch("checkpoints", "prune", str(folder), "--dry-run", *options)
+    code, said, _ = sousbatch("checkpoints", "prune", str(folder), "--dry-run", *options)
     assert code == 0 and steps(folder) == [10, 20, 30, 40]
     gone = {f"step-000000{step}: delete" for step in (10, 20, 30, 40) if step not in left}
-    assert all(f"{one} (older than the last and not among the best, " in told for one in gone)
-    code, told, _ = sousbatch("checkpoints", "prune", str(folder), *options)
+    assert all(f"{one} (older than the last and not among the best, " in said for one in gone)
+    code, said, _ = sousbatch("checkpoints", "prune", str(folder), *options)
     assert code == 0 and steps(folder) == left
-    assert told.count(": removed (") == 4 - len(left)
+    assert said.count(": removed (") == 4 - len(left)
 
 
 def test_what_another_trainer_wrote_is_never_pruned(sousbatch: Run, tmp_path: Path) -> None:
@@ -69,15 +69,15 @@ def test_what_another_trainer_wrote_is_never_pruned(sousbatch: Run, tmp_path: Pa
         (tmp_path / "theirs" / f"checkpoint-{step}" / "trainer_state.json").write_text(
             json.dumps({"global_step": step})
         )
-    code, told, _ = sousbatch("checkpoints", "prune", str(tmp_path / "theirs"), "--keep-best", "0")
-    assert code == 0 and told.count("keep (third-party, not ours to remove)") == 3
+    code, said, _ = sousbatch("checkpoints", "prune", str(tmp_path / "theirs"), "--keep-best", "0")
+    assert code == 0 and said.count("keep (third-party, not ours to remove)") == 3
     assert len(list((tmp_path / "theirs").glob("checkpoint-*"))) == 3
 
 
 def test_a_folder_that_a_job_writes_to_is_not_pruned_from_outside(sousbatch: Run, folder: Path) -> None:
     with files.locked(folder / WRITER_LOCK, wait=False):
-        code, _, told = sousbatch("checkpoints", "prune", str(folder))
-    assert code == 2 and "a job writes checkpoints to" in told and steps(folder) == [10, 20, 30, 40]
+        code, _, said = sousbatch("checkpoints", "prune", str(folder))
+    assert code == 2 and "a job writes checkpoints to" in said and steps(folder) == [10, 20, 30, 40]
 
 
 Planned = Callable[..., RunPaths]
@@ -119,12 +119,12 @@ def test_a_run_is_pruned_by_its_own_policy_and_its_report_knows(sousbatch: Run, 
 
 
 def test_list_and_verify_say_what_is_there_and_what_is_damaged(sousbatch: Run, folder: Path) -> None:
-    code, told, _ = sousbatch("checkpoints", "list", str(folder), "--json")
-    assert code == 0 and [one["step"] for one in json.loads(told)] == [10, 20, 30, 40]
+    code, said, _ = sousbatch("checkpoints", "list", str(folder), "--json")
+    assert code == 0 and [one["step"] for one in json.loads(said)] == [10, 20, 30, 40]
     assert sousbatch("checkpoints", "verify", str(folder))[0] == 0
     (folder / "step-00000020" / "weights").write_bytes(b"x" * 999)
-    code, told, _ = sousbatch("checkpoints", "verify", str(folder))
-    assert code == 1 and told.count(": intact") == 3 and "step-00000020: weights" in told
+    code, said, _ = sousbatch("checkpoints", "verify", str(folder))
+    assert code == 1 and said.count(": intact") == 3 and "step-00000020: weights" in said
 
 
 def test_what_thinning_frees_is_less_than_what_goes(sousbatch: Run, planned: Planned) -> None:
@@ -132,8 +132,8 @@ def test_what_thinning_frees_is_less_than_what_goes(sousbatch: Run, planned: Pla
     weights = weights_of(read_plan(paths.plan).recipe, read_plan(paths.plan).inputs.model).num_bytes
     for step, metric in ((10, 1.0), (20, 2.0)):
         save(paths.checkpoints("train"), step, metric, num_bytes=weights + 5000)
-    _, told, _ = sousbatch("checkpoints", "prune", str(paths.root), "--dry-run")
-    assert "step-00000010: strip (among the best, 5 kB)" in told
+    _, said, _ = sousbatch("checkpoints", "prune", str(paths.root), "--dry-run")
+    assert "step-00000010: strip (among the best, 5 kB)" in said
 
 
 @pytest.mark.parametrize("place", ["", "checkpoints", "checkpoints/train"])
@@ -147,10 +147,10 @@ def test_what_a_kill_left_in_a_run_is_pruned_unless_a_job_writes(place: str, sou
     prune = ("checkpoints", "prune", str(folder.parent.parent / place))
     with files.locked(folder / WRITER_LOCK, wait=False):
         assert f"{left}: keep (incomplete" in sousbatch(*prune, "--dry-run")[1]
-    code, told, _ = sousbatch(*prune, "--dry-run")
-    assert f"{left}: delete (left by a save or a removal that was killed, 500 B)" in told and left.is_dir()
-    code, told, _ = sousbatch(*prune)
-    assert code == 0 and f"{left}: removed (left by a save" in told and not left.exists()
+    code, said, _ = sousbatch(*prune, "--dry-run")
+    assert f"{left}: delete (left by a save or a removal that was killed, 500 B)" in said and left.is_dir()
+    code, said, _ = sousbatch(*prune)
+    assert code == 0 and f"{left}: removed (left by a save" in said and not left.exists()
     assert steps(folder) == [10]
 
 
@@ -167,8 +167,8 @@ def test_a_run_is_also_meant_by_the_folders_of_its_checkpoints(
 ) -> None:
     folder = planned().checkpoints("train")
     save(folder, 10, 1.0)
-    code, told, _ = sousbatch("checkpoints", verb, str(folder.parent.parent / place))
-    assert code == 0 and str(folder / "step-00000010") in told
+    code, said, _ = sousbatch("checkpoints", verb, str(folder.parent.parent / place))
+    assert code == 0 and str(folder / "step-00000010") in said
 
 
 @pytest.mark.parametrize("place", ["{root}", "0123", "{root}/checkpoints", "{root}/checkpoints/train"])
@@ -179,9 +179,9 @@ def test_consolidate_names_the_newest_checkpoint_where_it_was_given_several(
     given = place.format(root=paths.root)
     for step in (10, 20):
         save(paths.checkpoints("train"), step, 1.0)
-    code, _, told = sousbatch("checkpoints", "consolidate", given, "out")
+    code, _, said = sousbatch("checkpoints", "consolidate", given, "out")
     newest = paths.checkpoints("train") / "step-00000020"
     assert (
         code == 2
-        and told == f"sousbatch: {given}: is not a checkpoint, but holds 2; name one, the newest is {newest}\n"
+        and said == f"sousbatch: {given}: is not a checkpoint, but holds 2; name one, the newest is {newest}\n"
     )

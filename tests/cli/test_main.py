@@ -127,15 +127,15 @@ def test_a_run_of_another_version_is_told_and_kept_but_not_gone_on_with(sousbatc
     stage = {"name": "train", "kind": "train", "num_tasks": 1, "batch": None}
     plan = {"recipe": {"name": "toy"}, "site": {"launcher": "local"}, "stages": [stage]}
     (run / "plan.json").write_text(json.dumps(plan | {"format": 2, "version": "0.3.0"}))
-    told = "was made by sousbatch 0.3.0 with plan format 2"
+    refusal = "was made by sousbatch 0.3.0 with plan format 2"
     for command in ("status", "cancel"):
         code, out, err = sousbatch(command, str(run))
-        assert code == 0 and told in out + err
-    assert told in _said(sousbatch, "resume", str(run))
+        assert code == 0 and refusal in out + err
+    assert refusal in _said(sousbatch, "resume", str(run))
     assert sousbatch("logs", str(run)) == (0, "", "sousbatch: train has printed nothing yet\n")
     assert "--all removes the whole run" in _said(sousbatch, "clean", str(run))
     code, _, _ = sousbatch("report", str(run))
-    assert code == 0 and told in (run / "report.html").read_text()
+    assert code == 0 and refusal in (run / "report.html").read_text()
     assert sousbatch("clean", str(run), "--all")[0] == 0 and not run.exists()
 
 

@@ -51,7 +51,7 @@ def test_a_followed_run_has_a_bar_a_stage_on_a_terminal(
         bars.update({"train": StageState(word="running", step=4, total=10)}, [step])
         bars.update({"train": StageState(word="done", step=10, total=10), "merge": StageState(word="waiting")}, [])
         bars.say("stopping after saving")
-    told = capsys.readouterr()
-    assert told.out == "" and "stopping after saving" in told.err
-    last = told.err.rpartition("train")[2]
+    said = capsys.readouterr()
+    assert said.out == "" and "stopping after saving" in said.err
+    last = said.err.rpartition("train")[2]
     assert "done 10/10, loss 0.500" in last and "waiting" in last

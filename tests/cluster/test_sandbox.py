@@ -95,8 +95,8 @@ def test_daemons_and_commands_are_those_of_one_prefix(folder: Path, tmp_path: Pa
     assert sousbatch("sandbox", "start", "--dir", str(folder))[1] == out, "it keeps the Slurm it was started with"
     paths = [one.environ()["PATH"] for one in processes(folder) if one.name() in ("slurmctld", "slurmd")]
     assert len(paths) == 2 and all(path.startswith(f"{tmp_path}/sbin:{tmp_path}/bin:") for path in paths)
-    told = sousbatch("sandbox", "status", "--dir", str(folder))[1]
-    assert told.startswith(f"Slurm {build.version_of(real)} of {tmp_path}\n") and "n1    idle" in told
+    said = sousbatch("sandbox", "status", "--dir", str(folder))[1]
+    assert said.startswith(f"Slurm {build.version_of(real)} of {tmp_path}\n") and "n1    idle" in said
 
 
 @needs_slurm
@@ -205,8 +205,8 @@ def test_accounting_answers(slurm_accounting: lifecycle.Sandbox):
 
 
 def test_a_limit_that_is_not_set_is_empty(slurm_accounting: lifecycle.Sandbox):
-    told = run("sacctmgr", "-nP", "show", "assoc", "format=user,maxsubmitjobs,grpsubmitjobs")
-    assert told.split("\n") == ["||", "root||"]
+    said = run("sacctmgr", "-nP", "show", "assoc", "format=user,maxsubmitjobs,grpsubmitjobs")
+    assert said.split("\n") == ["||", "root||"]
     assert run("sacctmgr", "-nP", "show", "qos", "format=name,maxsubmitjobsperuser") == "normal|"
 
 

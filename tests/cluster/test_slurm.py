@@ -47,18 +47,18 @@ def test_a_job_ends_alike_on_every_slurm(
 ) -> None:
     for status in (old, new):
         stand_in("squeue", f"echo '7|N/A|{state}|{status}|2026-11-28T11:18:33|NonZeroExitCode|a key|'")
-        told = job_state(slurm.queue(), 1.0)
-        assert (told.word, told.reason) == (word, reason), status
+        shown = job_state(slurm.queue(), 1.0)
+        assert (shown.word, shown.reason) == (word, reason), status
 
 
 def test_an_exit_status_of_no_known_form_is_told_and_never_taken_for_none(stand_in: Stand) -> None:
     stand_in("squeue", "echo '7|N/A|FAILED|code=3|2026-11-28T11:18:33|NonZeroExitCode|a key|'")
-    told = job_state(slurm.queue(), 1.0)
-    assert told.word == "failed" and "'code=3'" in told.reason
+    shown = job_state(slurm.queue(), 1.0)
+    assert shown.word == "failed" and "'code=3'" in shown.reason
 
 
 @pytest.mark.parametrize(
-    "said, told",
+    "said, shown",
     [
         (
             "sbatch: Job 6 to start at 2026-11-28T11:18:40 using 1 processors on nodes n1 in partition main",
@@ -72,10 +72,10 @@ def test_an_exit_status_of_no_known_form_is_told_and_never_taken_for_none(stand_
     ],
 )
 def test_what_would_start_when_is_told_without_what_it_preempts(
-    stand_in: Stand, tmp_path: Path, said: str, told: str
+    stand_in: Stand, tmp_path: Path, said: str, shown: str
 ) -> None:
     stand_in("sbatch", f"echo '{said}' >&2")
-    assert slurm.test("", folder=tmp_path, environment=dict(os.environ)) == told
+    assert slurm.test("", folder=tmp_path, environment=dict(os.environ)) == shown
 
 
 # Which Slurm is meant
@@ -196,7 +196,7 @@ def test_a_job_that_runs_through_its_grace_time_is_preempted(
 
 
 @pytest.mark.parametrize(
-    "text, told",
+    "text, shown",
     [
         ("step 1\nsrun: error: n1: task 0: Out Of Memory\nsrun: error: n1: task 1: Terminated\n", (0, 137)),
         ("srun: error: n2: task 1: Killed\nsrun: error: n1: task 0: Terminated\n", (1, 137)),
@@ -205,7 +205,7 @@ def test_a_job_that_runs_through_its_grace_time_is_preempted(
         ("0: srun: error: n1: task 0: Killed\n", (None, None)),  # a rank's own line
     ],
 )
-def test_the_first_task_that_failed_tells_why(text: str, told: tuple[int | None, int | None]) -> None:
+def test_the_first_task_that_failed_tells_why(text: str, shown: tuple[int | None, int | None]) -> None:
     line, code = slurm.first_failure(text)
-    assert code == told[1]
-    assert (f"task {told[0]}:" in line or f"tasks {told[0]}-" in line) if told[0] is not None else not line
+    assert code == shown[1]
+    assert (f"task {shown[0]}:" in line or f"tasks {shown[0]}-" in line) if shown[0] is not None else not line

@@ -142,13 +142,13 @@ def test_a_limit_of_zero_is_one_and_an_empty_field_is_none(asked: dict[str, str]
 
 
 @pytest.mark.parametrize(
-    "text, told",
+    "text, said",
     [
         ("up|3|allocated\nup|5|idle~\nup|1|mixed-\n", ""),
         ("up|4|idle\nup|3|draining\nup|1|down*\n", "4 of 8 nodes of partition gpu are down, drained or reserved"),
         ("down|8|idle\n", "8 of 8 nodes of partition gpu are down, drained or reserved"),
     ],
 )
-def test_nodes_that_take_no_job_now_are_counted(asked: dict[str, str], text: str, told: str) -> None:
+def test_nodes_that_take_no_job_now_are_counted(asked: dict[str, str], text: str, said: str) -> None:
     asked["sinfo"] = text
-    assert slurm_site.nodes_away("gpu") == told
+    assert slurm_site.nodes_away("gpu") == said

@@ -66,11 +66,11 @@ def test_out_of_device_memory_halves_the_micro_batch_and_keeps_the_global_one(ze
 def test_the_next_attempt_tells_of_the_model(zero_2):
     """As after a kill between the model's appearing and the record of it."""
     run = zero_2.run_dir()
-    (told,) = zero_2.events("model")
-    (run / "ledger" / told["file"]).unlink()
+    (said,) = zero_2.events("model")
+    (run / "ledger" / said["file"]).unlink()
     for _ in range(2):
         subprocess.run([sys.executable, "-P", "-m", "sousbatch.jobs.consolidate", run, "consolidate"], check=True)
-        assert [event["digest"] for event in zero_2.events("model")] == [told["digest"]]
+        assert [event["digest"] for event in zero_2.events("model")] == [said["digest"]]
 
 
 def test_an_adapter_is_trained_on_an_earlier_stages_model_and_merged_into_it(without_deepspeed):

@@ -66,8 +66,8 @@ def test_a_real_training_that_is_warned_goes_on_with_the_same_wandb_run(place, s
 
 
 def test_a_plan_says_when_slurm_would_start_each_stage_and_why_it_would_not(place, slurm):
-    told = place.run("plan", "hangul-restoration", "--launcher", "slurm").stdout
-    assert all(f"{stage} would start at " in told for stage in ("train", "consolidate", "predict", "merge", "score"))
+    shown = place.run("plan", "hangul-restoration", "--launcher", "slurm").stdout
+    assert all(f"{stage} would start at " in shown for stage in ("train", "consolidate", "predict", "merge", "score"))
     refused = place.run(
         "plan", "hangul-restoration", "--launcher", "slurm", 'resources.train.sbatch=["--gres=gpu:9"]', code=2
     )

@@ -1,4 +1,4 @@
-"""The watchdog in processes of its own: what hangs tells where, and ends."""
+"""The watchdog in processes of its own: a process that hangs says where, and ends."""
 
 from __future__ import annotations
 

@@ -191,10 +191,10 @@ class LauncherContract:
 
     # ends
 
-    @pytest.mark.parametrize(("code", "told"), [(3, "exit code 3"), (137, "killed by signal 9 (often: no host memory")])
-    def test_an_exit_code_other_than_0_is_a_failure_and_is_told(self, code: int, told: str) -> None:
+    @pytest.mark.parametrize(("code", "said"), [(3, "exit code 3"), (137, "killed by signal 9 (often: no host memory")])
+    def test_an_exit_code_other_than_0_is_a_failure_and_is_reported(self, code: int, said: str) -> None:
         state = self.end(self.send(self.request(f"echo before; exit {code}")))
-        assert state.word == "failed" and told in state.reason
+        assert state.word == "failed" and said in state.reason
         assert self.log() == "before\n"
 
     def test_a_text_killed_by_a_signal_has_failed(self) -> None:

@@ -1,4 +1,4 @@
-"""What one who only looks is told of runs that cannot be asked about, are damaged, or are gone."""
+"""The view of runs that cannot be asked about, are damaged, or are gone."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_nothing_is_decided_without_an_answer(run: RunPaths, deed: str) -> None:
         "resume": lambda: submission.resume(run, silent()),
         "submit": lambda: submission.submit(read_plan(run.plan), silent(), run.root.parents[1]),
     }
-    with pytest.raises(UnreachableError, match=f"run {run.run_id}: nobody can say .* try again where and when"):
+    with pytest.raises(UnreachableError, match=f"run {run.run_id}: it is unknown now .* try again where and when"):
         deeds[deed]()
     assert len(list((run.root.parents[2] / "state" / "jobs").iterdir())) == jobs
 

@@ -384,16 +384,16 @@ def test_a_full_disk_ends_the_stage_with_its_own_code_though_nothing_can_be_logg
     assert bench.run("sys.exit(0 if attempt > 1 else 9)")[0] == 0
 
 
-# what the job is told
+# what the job is given
 
 
 def test_the_job_gets_its_attempt_and_batch(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOUSBATCH_TASK", "0")
     code, output = bench.run("import json\nprint('{' + json.dumps(dict(os.environ))[1:], flush=True)")
     assert code == 0
-    told = json.loads(next(line for line in output.splitlines() if line.startswith("{")))
-    assert (told["SOUSBATCH_ATTEMPT"], told["SOUSBATCH_MICRO_BATCH"], told["SOUSBATCH_ACCUMULATION"]) == ("1", "4", "1")
-    assert told["CUDA_VISIBLE_DEVICES"] == ""
+    said = json.loads(next(line for line in output.splitlines() if line.startswith("{")))
+    assert (said["SOUSBATCH_ATTEMPT"], said["SOUSBATCH_MICRO_BATCH"], said["SOUSBATCH_ACCUMULATION"]) == ("1", "4", "1")
+    assert said["CUDA_VISIBLE_DEVICES"] == ""
 
 
 @pytest.mark.parametrize(

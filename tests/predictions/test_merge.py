@@ -46,8 +46,8 @@ def test_units_are_joined_in_order_byte_for_byte(
 
 def test_the_report_says_who_wrote_what(predicted: Path, out: Path) -> None:
     report = merge_units(predicted, out)
-    told = [(source["task"], source["attempt"], source["num_units"]) for source in report.sources]
-    assert told == [(0, 1, 3), (1, 1, 2)]
+    said = [(source["task"], source["attempt"], source["num_units"]) for source in report.sources]
+    assert said == [(0, 1, 3), (1, 1, 2)]
     assert read_report(out) == report.as_json() | {"faults": [], "sources": list(report.sources)}
 
 

@@ -173,7 +173,7 @@ def test_a_url_that_has_the_model_already_is_compared_too(
     [
         ([1e6, -7e4, 1.0], {}, ["--overflow", "clamp"], "2 values were clamped"),
         ([1.0], None, [], "warning: no config.json lies beside"),
-        ([1.0], None, ["--adapter", "merge"], "is a whole model, not an adapter; there is nothing to merge"),
+        ([1.0], None, ["--adapter", "merge"], "is a complete model, not an adapter; there is nothing to merge"),
         ([float("nan")], {}, [], "NaN or infinite values in 'a' (1); the training had diverged, use an older"),
     ],
 )

@@ -73,7 +73,7 @@ def test_a_flipped_bit_of_a_rank_file_is_found_and_the_file_named(
 ) -> None:
     source = open_source(copied(case))
     name = flip_a_bit(source)
-    with pytest.raises(DamagedError, match=rf"{name}: .* have not the checksum"):
+    with pytest.raises(DamagedError, match=rf"{name}: .* do not have the checksum"):
         consolidate(source, tmp_path / "results" / "out", options)
     assert not list((tmp_path / "results").iterdir())
 
@@ -81,7 +81,7 @@ def test_a_flipped_bit_of_a_rank_file_is_found_and_the_file_named(
 def test_a_flipped_bit_is_not_blamed_on_the_training(copied: Callable[[str], Path], tmp_path: Path) -> None:
     source = open_source(copied("z3_bf16"))
     name = flip_a_bit(source, byte_of_number=3, mask=0x40)  # of the exponent: far beyond float16
-    with pytest.raises(DamagedError, match=rf"{name}: .* have not the checksum"):
+    with pytest.raises(DamagedError, match=rf"{name}: .* do not have the checksum"):
         consolidate(source, tmp_path / "out", ConsolidateOptions())
 
 
@@ -91,7 +91,7 @@ def test_tasks_of_an_array_find_a_flipped_bit_together(copied: Callable[[str], P
     options = ConsolidateOptions(max_shard_bytes=2000)
     for part in (2, 0):
         assert consolidate(open_source(path), tmp_path / "out", options, part=part, num_parts=3) is None
-    with pytest.raises(DamagedError, match=rf"{name}: .* have not the checksum"):
+    with pytest.raises(DamagedError, match=rf"{name}: .* do not have the checksum"):
         consolidate(open_source(path), tmp_path / "out", options, part=1, num_parts=3)
     assert not (tmp_path / "out").exists()
 

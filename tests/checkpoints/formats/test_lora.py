@@ -137,7 +137,7 @@ def test_an_adapter_without_its_configuration_is_refused(copied: Callable[[str],
 
 
 def test_a_whole_model_is_not_merged_into_a_base(cases: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is a whole model, not an adapter"):
+    with pytest.raises(UsageError, match="is a complete model, not an adapter"):
         consolidate(
             open_source(cases / "z3_bf16" / "ck"),
             tmp_path / "out",

@@ -76,8 +76,8 @@ def remove(folder: Path) -> None:
 def test_a_state_with_other_files_than_were_committed_is_passed_over_and_named(job, damage) -> None:
     damage(folder_of(job, 4))
     assert last_checkpoint(job, Ranks()).step == 2
-    (told,) = problems(job)
-    assert str(folder_of(job, 4)) in told and "zero_pp_rank_" in told and "from an older one" in told
+    (said,) = problems(job)
+    assert str(folder_of(job, 4)) in said and "zero_pp_rank_" in said and "from an older one" in said
 
 
 def test_where_none_is_intact_training_does_not_restart_by_itself(job) -> None:

@@ -52,10 +52,10 @@ def request_of(tmp_path: Path) -> Callable[..., Request]:
 def pid_of(folder: Path) -> int:
     """Wait for the job's process to tell its number: `send` returns before it has."""
     deadline = time.monotonic() + 60
-    while not (told := (folder / "pid").exists() and (folder / "pid").read_text()):
+    while not (said := (folder / "pid").exists() and (folder / "pid").read_text()):
         assert time.monotonic() < deadline, f"{folder} has no process"
         time.sleep(0.02)
-    return int(told)
+    return int(said)
 
 
 def end(launcher: LocalLauncher, ref: JobRef) -> JobState:
@@ -161,7 +161,7 @@ def test_a_look_at_the_state_never_keeps_a_job_from_starting(
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight cores, and four GPUs as nvidia-smi tells."""
+    """Eight cores, and four GPUs as nvidia-smi reports them."""
     monkeypatch.setattr(site, "usable_cores", lambda: tuple(range(8)))
     monkeypatch.setattr(site, "memory_bytes", lambda: 64 * 10**9)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -298,8 +298,8 @@ def test_a_wait_is_told_without_a_terminal_and_again_when_its_reason_changes(
     for reason in ("", "waits for 1 of 1 core; run a", "waits for 1 of 1 core; run a", "waits for 1 of 1 core; run b"):
         lines.update({"train": StageState(word="waiting", reason=reason)}, [])
     lines.update({"train": StageState(word="running")}, [])
-    told = [line.partition("] ")[2] for line in capsys.readouterr().err.splitlines()]
-    assert told == [
+    said = [line.partition("] ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert said == [
         "train is waiting: waits for 1 of 1 core; run a",
         "train is waiting: waits for 1 of 1 core; run b",
         "train is running",

@@ -90,16 +90,16 @@ def test_a_failed_training_ends_its_dependants_and_merging_reports_every_row_mis
     until(lambda: not queue(), 60)
     sousbatch("status")
     (run,) = json.loads(sousbatch("status", "--json")[1])
-    told = {name: (state["word"], state["reason"]) for name, state in run["stages"].items()}
-    assert {name: word for name, (word, _) in told.items()} == {
+    said = {name: (state["word"], state["reason"]) for name, state in run["stages"].items()}
+    assert {name: word for name, (word, _) in said.items()} == {
         "train": "failed",
         "consolidate": "cancelled",
         "predict": "cancelled",
         "merge": "failed",
         "score": "cancelled",
     }
-    assert "exit code 3" in told["train"][1] and "all 5 rows are missing" in told["merge"][1]
-    assert "an earlier stage did not end well" in told["predict"][1]
+    assert "exit code 3" in said["train"][1] and "all 5 rows are missing" in said["merge"][1]
+    assert "an earlier stage did not end well" in said["predict"][1]
 
 
 # Preemption
@@ -177,8 +177,8 @@ def test_a_job_cancelled_with_scancel_stays_cancelled_and_can_be_resumed(
 
 @pytest.mark.parametrize("state", ["HIBERNATING", "", "running"])
 def test_a_state_that_nobody_knows_is_never_final(state: str) -> None:
-    told = job_state([JobRow(job_id="1", state=state)], seen_at=7)
-    assert told.word == "waiting" and told.reason == f"Slurm says {state}"
+    said = job_state([JobRow(job_id="1", state=state)], seen_at=7)
+    assert said.word == "waiting" and said.reason == f"Slurm says {state}"
     mixed = job_state([JobRow(job_id="1", task="0", state="COMPLETED"), JobRow(job_id="1", state=state)], seen_at=7)
     assert mixed.word == "waiting"
 

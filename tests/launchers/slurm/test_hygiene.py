@@ -99,13 +99,13 @@ def test_secrets_and_spaced_values_reach_ranks_and_are_written_nowhere(
     )
     desk = start(steps=10**6, environment=environment, job=job)
     desk.wait_until_saved()
-    told = [desk.slurm("scontrol", "show", "job", desk.job()), desk.slurm("squeue", "-O", "Command:999,Comment:999")]
+    said = [desk.slurm("scontrol", "show", "job", desk.job()), desk.slurm("squeue", "-O", "Command:999,Comment:999")]
     (desk.paths.root / "enough").touch()
     assert desk.end() == {"train": "done"}
     if accounting:
-        told.append(desk.slurm("sacct", "-P", "-a", "-o", "JobID,JobName,SubmitLine,Comment"))
-        assert desk.job() in told[-1]
-    assert not any("sesame" in text for text in told)
+        said.append(desk.slurm("sacct", "-P", "-a", "-o", "JobID,JobName,SubmitLine,Comment"))
+        assert desk.job() in said[-1]
+    assert not any("sesame" in text for text in said)
     files = [path for place in (tmp_path, folder / "log") for path in place.rglob("*") if path.is_file()]
     found = [path for path in files if b"sesame-42" in path.read_bytes()]
     assert not found and not list(tmp_path.rglob("x"))

@@ -162,7 +162,7 @@ def row(state: str, code: int = 0, signal: int = 0, reason: str = "None", task: 
     return JobRow(job_id="7", task=task, state=state, exit_status=code << 8 | signal, reason=reason, start=start)
 
 
-def told(*rows: JobRow) -> tuple[str, str]:
+def said(*rows: JobRow) -> tuple[str, str]:
     state = job_state(rows, 12.0)
     assert state.seen_at == 12.0
     return state.word, state.reason
@@ -170,18 +170,18 @@ def told(*rows: JobRow) -> tuple[str, str]:
 
 @pytest.mark.parametrize("name", STATES)
 def test_every_state_has_a_word_and_words_that_end_a_job_say_why(name: str) -> None:
-    word, reason = told(row(name, code=1, reason="None"))
+    word, reason = said(row(name, code=1, reason="None"))
     assert word == STATES[name]
     assert bool(reason) or word in ("waiting", "running", "done")
 
 
 def test_a_state_of_a_later_slurm_is_never_final() -> None:
-    word, reason = told(row("DREAMING"))
+    word, reason = said(row("DREAMING"))
     assert word not in FINAL_WORDS and reason == "Slurm says DREAMING"
 
 
 def test_a_job_that_nobody_knows_is_lost() -> None:
-    assert told() == ("lost", "Slurm does not know the job any more")
+    assert said() == ("lost", "Slurm does not know the job any more")
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_a_job_that_nobody_knows_is_lost() -> None:
     ],
 )
 def test_how_a_job_stands_in_words(found: JobRow, expected: tuple[str, str]) -> None:
-    assert told(found) == expected
+    assert said(found) == expected
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_how_a_job_stands_in_words(found: JobRow, expected: tuple[str, str]) -> 
     ],
 )
 def test_an_array_is_what_its_liveliest_task_is(states: list[str], word: str) -> None:
-    assert told(*(row(state, code=state == "FAILED", task=str(n)) for n, state in enumerate(states)))[0] == word
+    assert said(*(row(state, code=state == "FAILED", task=str(n)) for n, state in enumerate(states)))[0] == word
 
 
 @pytest.fixture

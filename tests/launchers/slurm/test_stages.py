@@ -24,8 +24,8 @@ UNTIL_INTERRUPTED = "(10**6 if name == 'train' and attempt == 1 else step + 3)"
 def test_ranks_of_two_nodes_know_their_places(start: Start) -> None:
     desk = start(steps=1, resources=replace(TWO_NODES, devices_per_node=2))
     assert desk.end() == {"train": "done"}
-    told = sorted(path.read_text() for path in (desk.paths.root / "ranks").iterdir())
-    assert told == ["0 0 4 n1", "1 1 4 n1", "2 0 4 n2", "3 1 4 n2"]
+    said = sorted(path.read_text() for path in (desk.paths.root / "ranks").iterdir())
+    assert said == ["0 0 4 n1", "1 1 4 n1", "2 0 4 n2", "3 1 4 n2"]
 
 
 def test_a_requeued_job_goes_on_where_it_stood_in_the_same_log(start: Start) -> None:

@@ -256,4 +256,4 @@ def test_a_doubtful_job_does_not_keep_a_watcher_waiting(
     began = time.monotonic()
     ((_, _, states),) = many_states([paths], lambda _: SlurmLauncher(max_age_s=30))
     assert time.monotonic() - began < 30  # an ordinary user's squeue tries twice, each for 9 s
-    assert states["train"].word == "unknown" and "nobody can say now" in states["train"].reason
+    assert states["train"].word == "unknown" and "it is unknown now" in states["train"].reason

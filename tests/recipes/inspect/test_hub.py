@@ -83,11 +83,11 @@ def plan(hub: Hub, home: Path, code: int = 0) -> str:
 
 def test_a_hub_model_is_fetched_once_and_named_in_the_plan(hub: Hub, tmp_path: Path) -> None:
     num_bytes = sum(path.stat().st_size for path in Path("model").iterdir())
-    told = plan(hub, tmp_path / "hub")
+    said = plan(hub, tmp_path / "hub")
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(hub.sent)
-    assert re.search(rf"the hub's cache +0 B +{num_bytes:,} B of the model are there", told)
+    assert re.search(rf"the hub's cache +0 B +{num_bytes:,} B of the model are there", said)
     hub.sent.clear()
-    assert plan(hub, tmp_path / "hub") == told and "model.safetensors" not in hub.sent
+    assert plan(hub, tmp_path / "hub") == said and "model.safetensors" not in hub.sent
 
 
 def test_a_model_that_the_hubs_cache_has_no_room_for_is_refused_before_its_first_byte(hub: Hub, tmp_path: Path) -> None:
@@ -96,20 +96,20 @@ def test_a_model_that_the_hubs_cache_has_no_room_for_is_refused_before_its_first
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", home], capture_output=True).returncode:
         pytest.skip("a small file system needs the right to mount one")
     try:
-        told = plan(hub, home, code=2)
-        assert "GB to fetch, and the hub's cache" in told and "set HF_HOME to a folder with more free space" in told
+        said = plan(hub, home, code=2)
+        assert "GB to fetch, and the hub's cache" in said and "set HF_HOME to a folder with more free space" in said
         assert "model.safetensors" not in hub.sent
     finally:
         subprocess.run(["umount", "-l", home], check=True)
 
 
 def test_what_was_fetched_is_used_where_the_hub_does_not_answer(hub: Hub, tmp_path: Path) -> None:
-    told = plan(hub, tmp_path / "hub")
-    assert plan(Hub(url="http://127.0.0.1:9"), tmp_path / "hub") == told
+    said = plan(hub, tmp_path / "hub")
+    assert plan(Hub(url="http://127.0.0.1:9"), tmp_path / "hub") == said
 
 
 def test_a_gated_model_asks_for_a_token(hub: Hub, tmp_path: Path) -> None:
     hub.is_gated = True
-    told = plan(hub, tmp_path / "hub", code=2)
-    assert "model.path 'org/tiny'" in told and "for a gated model that HF_TOKEN is set" in told
-    assert "Traceback" not in told
+    said = plan(hub, tmp_path / "hub", code=2)
+    assert "model.path 'org/tiny'" in said and "for a gated model that HF_TOKEN is set" in said
+    assert "Traceback" not in said
