@@ -319,7 +319,7 @@ def merge_predictions(
 
     Args:
         paths: shards (.jsonl or .csv), folders of them, or one folder of units that a predict stage wrote.
-        num_rows: how many rows there must be; without it nobody can see that the last ones are missing.
+        num_rows: how many rows there must be; without it missing last rows cannot be seen.
         index_field: the field that holds a row's position; None joins the shards as they are named.
 
     Raises:
