@@ -1,4 +1,4 @@
-"""The training of `hangul-restoration` as one would write it without sousbatch: a plain Trainer.
+"""Train `hangul-restoration` as one would without sousbatch: a plain Trainer.
 
     torchrun --nproc-per-node 1 benchmarks/by_hand.py --model DIR --data train.jsonl --out DIR --steps 60
 
@@ -27,7 +27,10 @@ INPUT_TOKENS, SEPARATOR, IGNORED = 72, "<sep>", -100
 
 
 def encode(path: Path, tokenizer: Any) -> list[dict[str, list[int]]]:
-    """Return the rows as token ids: input filled to one width, separator, target, end."""
+    """Return the rows as token ids.
+
+    A row is the input filled to one width, separator, target, end.
+    """
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     inputs = tokenizer([row["input"] for row in rows])["input_ids"]
     targets = tokenizer([row["target"] for row in rows])["input_ids"]

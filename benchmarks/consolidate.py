@@ -1,11 +1,11 @@
-"""Consolidation beside DeepSpeed's zero_to_torch.py and zero_to_fp32.py, in turn, warm and cold.
+"""Consolidate beside DeepSpeed's zero_to_torch.py and zero_to_fp32.py.
 
     python benchmarks/consolidate.py make CHECKPOINT            0.4 billion parameters, ZeRO-3, 4 ranks, by DeepSpeed
     python benchmarks/consolidate.py write CHECKPOINT           1.6 billion in the same format, without DeepSpeed
     python benchmarks/consolidate.py run CHECKPOINT --repeat 5
 
-`make` takes 16 GB of memory and 5 GB of disk, `write` 5 GB and 20 GB. The limit is the same bytes read and written by
-as many threads, with the room taken and the sync at the end, and no cast.
+The tools run in turn, warm and cold. `make` takes 16 GB of memory and 5 GB of disk, `write` 5 GB and 20 GB. The limit
+is the same bytes read and written by as many threads, with the space taken and the sync at the end, and no cast.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ PEERS = ("zero_to_torch", "zero_to_fp32")
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One run of one tool: seconds of the whole process, and after its imports where it says so; MB at its peak."""
+    """One run of one tool.
+
+    It has the seconds of the whole process, and after its imports where it says so; MB at its peak.
+    """
 
     wall_s: float
     inner_s: float | None
@@ -50,7 +53,10 @@ class Run:
 
 
 def make(path: Path) -> None:
-    """Train one step of a Llama of 0.4 billion parameters with real DeepSpeed on the CPU, and save it."""
+    """Train one step of a Llama with real DeepSpeed on the CPU, and save it.
+
+    It has 0.4 billion parameters.
+    """
     os.environ.update(DS_ACCELERATOR="cpu", DS_IGNORE_CUDA_DETECTION="1", OMP_NUM_THREADS="1")
     import deepspeed
     import deepspeed.ops
@@ -97,7 +103,10 @@ def make(path: Path) -> None:
 
 
 def write(path: Path, scale: int = 4) -> None:
-    """Write a ZeRO-3 checkpoint of *scale* times the parameters of `make`: weights, and zeros as moments."""
+    """Write a ZeRO-3 checkpoint of *scale* times the parameters of `make`.
+
+    It has weights, and zeros as moments.
+    """
     import torch
 
     hidden, inner, vocab = 1023, 3380, 32003
@@ -143,7 +152,10 @@ def write(path: Path, scale: int = 4) -> None:
 
 
 def inner(what: str, checkpoint: Path, out: Path, num_workers: int) -> None:
-    """Consolidate, or move the same bytes, in this process; print the seconds after the imports."""
+    """Consolidate, or move the same bytes, in this process.
+
+    Print the seconds after the imports.
+    """
     from sousbatch.checkpoints.consolidation.consolidate import consolidate
     from sousbatch.checkpoints.consolidation.options import ConsolidateOptions
     from sousbatch.checkpoints.consolidation.torch_cast import copier
@@ -160,7 +172,10 @@ def inner(what: str, checkpoint: Path, out: Path, num_workers: int) -> None:
 
 
 def move(checkpoint: Path, out: Path, num_workers: int) -> None:
-    """Read what a consolidation reads, write as many bytes as it writes, durably: the limit."""
+    """Read what a consolidation reads, and write as many bytes as it writes.
+
+    They are written durably: this is the limit.
+    """
     from sousbatch.checkpoints.capacity.allocation import allocate
     from sousbatch.checkpoints.formats.detect import open_source
 

@@ -1,9 +1,10 @@
-"""What consolidating a 405B model of 512 ranks costs, by a dry run on synthetic headers, and one real task of it.
+"""Measure what consolidating a 405B model of 512 ranks costs.
 
     python benchmarks/consolidate_405b.py FOLDER
 
-Writes the files that ZeRO-3 on 512 ranks would leave for Llama 3.1 405B, with holes in the place of the weights: 4.9 TB
-that take a few MB. Every header is real, so the plan is; the task reads zeros out of the holes and writes real files.
+It makes a dry run on synthetic headers, and one real task of it. It writes the files that ZeRO-3 on 512 ranks would
+leave for Llama 3.1 405B, with holes in the place of the weights: 4.9 TB that take a few MB. Every header is real, so
+the plan is; the task reads zeros out of the holes and writes real files.
 """
 
 from __future__ import annotations

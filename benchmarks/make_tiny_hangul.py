@@ -1,10 +1,10 @@
-"""Write the tokenizer of the library's model `tiny-hangul`, to show how it came about.
+"""Write the tokenizer of the library's model `tiny-hangul`.
 
     python benchmarks/make_tiny_hangul.py FOLDER
 
-Text is decomposed (NFD), a syllable without a final gets the mark of an empty one, so that
-every syllable is exactly three tokens; every other character is one. Decoding drops the mark
-and leaves letters in NFD: the code that writes the text composes it again (NFC), which is exact.
+Text is decomposed (NFD), a syllable without a final gets the mark of an empty one, so that every syllable is exactly
+three tokens; every other character is one. Decoding drops the mark and leaves letters in NFD: the code that writes the
+text composes it again (NFC), which is exact. This file shows how the tokenizer came about.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ PRINTABLE_ASCII = [chr(code) for code in range(0x20, 0x7F)]
 
 
 def jamo_tokenizer() -> Tokenizer:
-    """Return the tokenizer of 169 tokens: specials, letters, the mark and printable ASCII."""
+    """Return the tokenizer of 169 tokens.
+
+    They are specials, letters, the mark and printable ASCII.
+    """
     words = [*SPECIAL_TOKENS, *ONSETS, *VOWELS, *FINALS, EMPTY_FINAL, "\n", *PRINTABLE_ASCII]
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
     after_a_vowel_without_final = Regex(f"(?<=[{VOWELS[0]}-{VOWELS[-1]}])(?![{FINALS[0]}-{FINALS[-1]}])")

@@ -34,7 +34,10 @@ WORDS = (
 
 
 def make_data(folder: Path, num_rows: int) -> None:
-    """Write the same rows as units and as rank-interleaved shards with 1 % replayed rows."""
+    """Write the same rows as units and as rank-interleaved shards.
+
+    1 % of the rows are replayed.
+    """
     from sousbatch.predictions.rows import PredictionRow
     from sousbatch.predictions.units import open_layout, write_unit
 
@@ -116,7 +119,10 @@ COPIES["cat, fsync"] = COPIES["cat"] + " && sync predictions.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What one run took; CPU time and memory are of the process and all that it started."""
+    """The cost of one run.
+
+    CPU time and memory are of the process and all that it started.
+    """
 
     wall_s: float
     cpu_s: float

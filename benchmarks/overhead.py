@@ -62,14 +62,20 @@ def by_recipe(steps: int, out: Path) -> list[str]:
 
 
 def by_hand(steps: int, inputs: dict[str, Any], out: Path) -> list[str]:
-    """Return the command that trains with the plain script, on the files that the plan names."""
+    """Return the command that trains with the plain script.
+
+    It trains on the files that the plan names.
+    """
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=1", str(HERE / "by_hand.py")]
     files = [f"--model={inputs['model']['folder']}", f"--data={inputs['splits']['train']['path']}"]
     return [*command, *files, f"--out={out}", f"--steps={steps}"]
 
 
 def run_pair(folder: Path, last: int, inputs: dict[str, Any], first: str) -> dict[str, dict[str, Any]]:
-    """Train on both sides, which take turns from step to step, and return what the probe wrote."""
+    """Train on both sides and return what the probe wrote.
+
+    The sides take turns from step to step.
+    """
     folder.mkdir()
     fifos = {"recipe": folder / "recipe.turn", "hand": folder / "hand.turn"}
     for fifo in fifos.values():
@@ -94,7 +100,10 @@ def run_pair(folder: Path, last: int, inputs: dict[str, Any], first: str) -> dic
 
 
 def losses(found: dict[str, Any], last: int) -> list[float]:
-    """Return the losses up to step *last*; the recipe logs that of the very last step too."""
+    """Return the losses up to step *last*.
+
+    The recipe logs that of the very last step too.
+    """
     return [round(loss, 6) for loss in found["losses"][: last // 10]]
 
 
@@ -111,7 +120,10 @@ def step_cpu_s(found: dict[str, Any], last: int, *, is_all: bool) -> float:
 
 
 def interval(ratios: list[float]) -> tuple[float, float, float]:
-    """Return the geometric mean of *ratios* and its 95 % confidence interval by Student's t."""
+    """Return the geometric mean of *ratios* and its 95 % confidence interval.
+
+    The interval is by Student's t.
+    """
     logs = [math.log(ratio) for ratio in ratios]
     point = next(T_POINTS[freedom] for freedom in sorted(T_POINTS, reverse=True) if freedom <= len(logs) - 1)
     half = point * stdev(logs) / math.sqrt(len(logs))
@@ -120,7 +132,10 @@ def interval(ratios: list[float]) -> tuple[float, float, float]:
 
 
 def least_step_cpu_s(side: list[dict[str, Any]], last: int) -> float:
-    """Return the CPU seconds of a step of the rank, the least of each step over all runs: noise only adds."""
+    """Return the CPU seconds of a step of the rank.
+
+    They are the least of each step over all runs: noise only adds.
+    """
     steps = [[end - start for start, end in pairwise(found["own_cpu_s"][FIRST - 1 : last])] for found in side]
     return fmean(map(min, zip(*steps, strict=True)))
 

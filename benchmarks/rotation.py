@@ -1,6 +1,6 @@
-"""Planning what goes and what stays over many checkpoints: pure, so CPU seconds say it all.
+"""Measure planning what goes and what stays over many checkpoints.
 
-Run as `python benchmarks/rotation.py`.
+The plan is pure, so CPU seconds say it all. Run as `python benchmarks/rotation.py`.
 """
 
 from __future__ import annotations

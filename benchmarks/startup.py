@@ -1,9 +1,9 @@
-"""Time the start of the command line beside its peers, and check that it imports nothing heavy.
+"""Time the start of the command line beside its peers.
 
     python benchmarks/startup.py --repeat 15
 
-Each round runs every command once, in turn, so that all see the same noise. Targets:
-`sousbatch --help` under 0.1 s and `sousbatch plan` with inputs cached under 0.5 s.
+It also checks that the command line imports nothing heavy. Each round runs every command once, in turn, so that all see
+the same noise. Targets: `sousbatch --help` under 0.1 s and `sousbatch plan` with inputs cached under 0.5 s.
 """
 
 from __future__ import annotations

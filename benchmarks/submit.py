@@ -59,14 +59,17 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Desk:
-    """A private Slurm, and an environment in which every call of its commands is counted."""
+    """A private Slurm, and an environment that counts each call of its commands."""
 
     folder: Path
     environment: Mapping[str, str]
     calls: Path
 
     def run(self, *command: str, is_counted: bool = False) -> tuple[Cost, str]:
-        """Run a command and return its cost and what it printed; counting costs some milliseconds a call."""
+        """Run a command and return its cost and what it printed.
+
+        Counting costs some milliseconds a call.
+        """
         environment = dict(self.environment)
         if is_counted:
             environment["PATH"] = f"{self.folder / 'bin'}{os.pathsep}{environment['PATH']}"
@@ -105,7 +108,10 @@ def open_desk(folder: Path) -> Desk:
 
 
 def one_job(number: int) -> dict[str, tuple[str, ...]]:
-    """Return the commands that send one job; *number* makes it another one than the last."""
+    """Return the commands that send one job.
+
+    *number* makes it another one than the last.
+    """
     return {
         "python -c pass": (sys.executable, "-c", "pass"),
         "python, hydra, one recipe": (sys.executable, "-c", PYTHON_AND_HYDRA.format(seed=number)),
@@ -135,7 +141,10 @@ def many_jobs(number: int) -> dict[str, tuple[str, ...]]:
 
 
 def measure(desk: Desk, rounds: list[dict[str, tuple[str, ...]]]) -> dict[str, list[Cost]]:
-    """Return the costs of each command of each round; the first round warms up and is left out."""
+    """Return the costs of each command of each round.
+
+    The first round warms up and is left out.
+    """
     found: dict[str, list[Cost]] = {name: [] for name in rounds[0]}
     for number, commands in enumerate(rounds):
         for name, command in commands.items():
@@ -147,9 +156,10 @@ def measure(desk: Desk, rounds: list[dict[str, tuple[str, ...]]]) -> dict[str, l
 
 
 def make_runs(desk: Desk) -> Cost:
-    """Make a thousand runs, each with a job in the queue; return how long a loop of sbatch took for those jobs.
+    """Make a thousand runs, each with a job in the queue.
 
-    The runs are copies of one that was submitted, with other ids of run and job.
+    Return how long a loop of sbatch took for those jobs. The runs are copies of one that was submitted, with other ids
+    of run and job.
     """
     sent = [desk.run("sbatch", "--parsable", "job.sh") for _ in range(MANY)]
     loop = Cost(wall_s=sum(cost.wall_s for cost, _ in sent), cpu_s=sum(cost.cpu_s for cost, _ in sent))
@@ -188,7 +198,10 @@ def forget_answers(desk: Desk) -> None:
 
 
 def watch(desk: Desk, seconds: float, num_watchers: int) -> list[float]:
-    """Let several watch for *seconds*; return the moments at which the queue was asked."""
+    """Let several watch for *seconds*.
+
+    Return the moments at which the queue was asked.
+    """
     forget_answers(desk)
     desk.calls.unlink(missing_ok=True)
     environment = dict(desk.environment) | {"PATH": f"{desk.folder / 'bin'}{os.pathsep}{desk.environment['PATH']}"}

@@ -28,7 +28,10 @@ _HOOKED = "transformers.trainer"
 
 
 def _processes() -> dict[int, tuple[int, float]]:
-    """Return parent and CPU seconds, without those of ended children, of every process."""
+    """Return parent and CPU seconds of every process.
+
+    The seconds are without those of ended children.
+    """
     found = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
@@ -41,7 +44,10 @@ def _processes() -> dict[int, tuple[int, float]]:
 
 
 def cpu_seconds() -> dict[str, float]:
-    """Return the CPU seconds of this process, of its children, of those above up to $PROBE_TOP; and the time."""
+    """Return the CPU seconds of this process and its relatives, and the time.
+
+    Its relatives are its children, and those above up to $PROBE_TOP.
+    """
     own, every, top = time.process_time(), _processes(), int(os.environ.get("PROBE_TOP", "1"))
     children, family = 0.0, {os.getpid()}
     for pid, (parent, seconds) in sorted(every.items()):  # a child's number is seldom lower than its parent's
@@ -62,7 +68,10 @@ def anonymous_bytes() -> int:
 
 
 class _Peak:
-    """The highest `anonymous_bytes` since the first model was made, sampled by a thread."""
+    """The highest `anonymous_bytes` since the first model was made.
+
+    A thread samples them.
+    """
 
     def __init__(self) -> None:
         self.before, self.peak = 0, 0
@@ -79,7 +88,10 @@ class _Peak:
 
 
 class _Turns:
-    """Lets two sides that train at the same time compute one after the other, a step each."""
+    """Lets two sides compute one after the other, a step each.
+
+    Both train at the same time.
+    """
 
     def __init__(self) -> None:
         names = os.environ.get("PROBE_TURNS", "").split(os.pathsep)
@@ -131,7 +143,10 @@ def _install(trainer: ModuleType) -> None:
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Waits for the Trainer's module to be imported, since importing it here would slow every process."""
+    """Waits for the Trainer's module to be imported.
+
+    To import it here would slow every process.
+    """
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != _HOOKED:

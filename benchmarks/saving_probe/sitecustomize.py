@@ -1,4 +1,7 @@
-"""In the ranks of benchmarks/saving.py: every other save is the plain Trainer's, and each is timed and counted."""
+"""Time and count each save in the ranks of benchmarks/saving.py.
+
+Every other save is the plain Trainer's.
+"""
 
 import json
 import os
