@@ -20,7 +20,6 @@ stopped, 76 device out of memory, 77 no space left, anything else failed.
 
 from __future__ import annotations
 
-import difflib
 import errno
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -176,5 +175,7 @@ def is_no_room(error: BaseException) -> bool:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return a hint such as "did you mean 'tiny'?", or the empty string."""
+    import difflib  # 4 ms, which only a mistake needs
+
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"did you mean {close[0]!r}?" if close else ""

@@ -6,7 +6,6 @@ call on to what the recipe names, and drop what fails. No job fails because of a
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +13,6 @@ from typing import Any, Protocol
 
 from ..plugins import Registry
 from .identity import Identity, read_identity
-
-logger = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
@@ -79,7 +76,7 @@ class Trackers:
         try:
             yield
         except Exception as error:  # a tracker may raise any error; the job carries on
-            logger.warning("tracking with %s is off: %s", name, error)
+            _warn("tracking with %s is off: %s", name, error)
             self._running.pop(name, None)
 
 
@@ -92,8 +89,14 @@ def start(folder: Path, *, stage: str, kind: str, task: int | None, attempt: int
     try:
         run = read_identity(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        logger.warning("tracking is off, since the identity of the run cannot be read: %r", error)
+        _warn("tracking is off, since the identity of the run cannot be read: %r", error)
         return trackers
     for name in run.trackers if run.mode != "disabled" else ():
         trackers.start(name, run.of_task(stage, kind, task, folder, attempt))
     return trackers
+
+
+def _warn(text: str, *values: object) -> None:
+    import logging  # 5 ms, which every command would pay that knows the names of trackers
+
+    logging.getLogger(__name__).warning(text, *values)

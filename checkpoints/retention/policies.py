@@ -10,9 +10,10 @@ import heapq
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from ..commit import Checkpoint
+if TYPE_CHECKING:  # the schema takes names from here, and commands that only read need no more
+    from ..commit import Checkpoint
 
 Goal = Literal["lowest", "highest"]
 Limit = Literal["delete", "strip", "keep"]
