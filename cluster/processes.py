@@ -48,7 +48,7 @@ def child_environment(environment: dict[str, str]) -> dict[str, str]:
 def adopt_orphans() -> None:
     """Become the parent of descendants whose own parent dies.
 
-    So they can be found and ended.
+    Stray descendants can then be found and ended.
     """
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 

@@ -274,8 +274,8 @@ def forbid_requeue(job_id: str) -> None:
 def fate_of(job_id: str) -> Literal["running", "preempted", "gone"]:
     """Say what became of this process's job.
 
-    It runs, is being preempted, or ended or started again elsewhere. A preempted job runs on through its GraceTime. A
-    PreemptTime before the start is one of an earlier start.
+    The job runs, is being preempted, or ended or started again elsewhere. A preempted job runs on through its
+    GraceTime. A PreemptTime before the start is one of an earlier start.
     """
     fields = "StateCompact:|,RestartCnt:|,PreemptTime:|,StartTime:|"
     try:

@@ -23,7 +23,7 @@ _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 def allocate(descriptor: int, num_bytes: int) -> None:
     """Give the open file *num_bytes* of disk space before it is written.
 
-    So a full disk is known at once. It asks fallocate(2) itself: where a file system has none (NFS before 4.2), the C
+    A full disk is then known at once. It asks fallocate(2) itself: where a file system has none (NFS before 4.2), the C
     library's posix_fallocate would write a byte into every block. There the size is set, and the free space, which is
     all that can be asked, must be enough.
 
@@ -77,7 +77,7 @@ def _sync_file_range() -> Callable[..., int] | None:
 def measure_usage(folder: Path) -> int:
     """Return what *folder* and all below it hold, as `du` and a quota count.
 
-    They count blocks, or sizes where more. Links are not followed, and a file with several names counts once.
+    Both count blocks, or sizes where more. Links are not followed, and a file with several names counts once.
     """
     total, seen, folders = 0, set(), [str(folder)]
     while folders:
@@ -104,8 +104,8 @@ def _held(status: os.stat_result) -> int:
 def probe_free_bytes(folder: Path, num_bytes: int) -> int:
     """Return how many of *num_bytes* the file system gives.
 
-    It is asked for them, and they are given back at once. A probe: what no figure shows, another user's quota say,
-    shows here. Found to one part in 1024.
+    All of them are asked for, and given back at once. A probe: what no figure shows, another user's quota say, shows
+    here. Found to one part in 1024.
     """
     if num_bytes <= 0 or _can_take(folder, num_bytes):
         return max(0, num_bytes)

@@ -101,7 +101,7 @@ def _boot_id() -> str:
 def is_dead(holder: Holder, is_job_gone: Callable[[str], bool]) -> bool:
     """Say whether nobody stands behind a reservation any more.
 
-    It lives while one of its jobs does, or its process; of a process on another host only its
+    A reservation lives while one of its jobs does, or its process; of a process on another host only its
     jobs can show it.
     """
     if any(not is_job_gone(job) for job in holder.jobs):

@@ -1,4 +1,4 @@
 """Write a half-precision model from a checkpoint's tensors.
 
-It is written in blocks, under a byte limit.
+The model is written in blocks, under a byte limit.
 """

@@ -29,7 +29,7 @@ _SLICE = 1 << 17  # elements that are looked at closer at once: what that takes 
 class CastReport:
     """Numbers of values that casts could not keep.
 
-    They are NaN or infinite before, infinite by it, zero by it.
+    They were NaN or infinite before the cast, or became infinite or zero by it.
     """
 
     num_nonfinite: int = 0

@@ -82,7 +82,7 @@ def fitted(source: Source, config: Mapping[str, Any]) -> Source:
 def below(source: Source, prefix: str) -> Source:
     """Return the tensors of *source* whose names begin with *prefix*.
 
-    They are named without it.
+    The prefix is left out of their names.
     """
     if not prefix:
         return source

@@ -1,6 +1,6 @@
 """Open a checkpoint folder of any known trainer.
 
-They are DeepSpeed, FSDP, Hugging Face and peft.
+Known trainers are DeepSpeed, FSDP, Hugging Face and peft.
 """
 
 from __future__ import annotations

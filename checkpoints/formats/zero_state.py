@@ -62,7 +62,7 @@ class State:
     def names(self, key: str) -> dict[str, str]:
         """Return the mapping of names to names at *key*.
 
-        It is empty where it is absent or None.
+        The mapping is empty where the key is absent or None.
         """
         return {str(name): str(kept) for name, kept in self._get(key, dict).items()} if self.values.get(key) else {}
 

@@ -66,7 +66,7 @@ class RetentionPolicy(Protocol):
     def select(self, checkpoints: Sequence[Checkpoint]) -> Mapping[int, Kept]:
         """Return what stays, by its place in *checkpoints*.
 
-        They are the committed ones of a folder, oldest first.
+        *checkpoints* are the committed ones of a folder, oldest first.
         """
 
 

@@ -1,4 +1,4 @@
 """A private Slurm for tests and trials.
 
-Its configuration, its processes, and builds of other versions.
+The package has its configuration, its processes, and builds of other versions.
 """

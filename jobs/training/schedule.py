@@ -1,6 +1,6 @@
 """Compute the learning rate over optimizer steps.
 
-It is a factor of its highest value.
+The rate is given as a factor of its highest value.
 """
 
 from __future__ import annotations

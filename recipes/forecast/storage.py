@@ -87,7 +87,7 @@ def checkpoint_of(settings: StageSettings, model: ModelFacts, batch: Batch) -> S
 def weights_of(settings: StageSettings, model: ModelFacts) -> Size:
     """Return the size of a checkpoint that holds weights only.
 
-    They are the model's, or the adapter's.
+    The weights are the model's, or the adapter's.
     """
     if settings.adapter.method == "full":
         return model_of(settings, model)

@@ -132,7 +132,7 @@ def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
 def _code(recipe: Recipe) -> Iterator[Fault]:
     """Return code folders that cannot lie side by side.
 
-    They do so in the run folder, so each needs a name of its own.
+    Code folders lie side by side in the run folder, so each needs a name of its own.
     """
     names = [Path(folder).name for folder in recipe.environment.code]
     for folder, name in zip(recipe.environment.code, names, strict=True):
