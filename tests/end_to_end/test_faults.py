@@ -73,7 +73,7 @@ def test_ctrl_c_saves_stops_and_leaves_no_process(place, only_train, until):
     client.send_signal(signal.SIGINT)
     _, err = client.communicate(timeout=120)
     assert client.returncode == 1, err
-    assert "stopping after saving" in err and "sousbatch resume" in err
+    assert "stopping after a save" in err and "sousbatch resume" in err
     (saved,) = place.events("saved")
     assert 10 <= saved["step"] < 400
     assert place.states()["train"]["state"] == "stopped"
