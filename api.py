@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from . import files, run_index, user_folders
-from .errors import NotFoundError, RunError
+from .errors import NotFoundError, PlanError, RunError, UsageError
 from .errors import SousbatchError as SousbatchError  # one of the public names
 from .run_folder import RunPaths
 
@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     from .recipes.schema import Recipe
 
 _POLL_S = 0.5
+_OVERFLOWS = ("refuse", "clamp", "bfloat16")
 
 
-def compose(recipe: str, overrides: Sequence[str] = (), *, smoke: bool = False) -> Recipe:
+def compose(recipe: str | Path, overrides: Sequence[str] = (), *, smoke: bool = False) -> Recipe:
     """Return the recipe called *recipe* with *overrides*.
 
     *recipe* may also be the path of a YAML file.
@@ -46,7 +47,8 @@ def compose(recipe: str, overrides: Sequence[str] = (), *, smoke: bool = False) 
     from .recipes.compose import compose as composed
     from .recipes.stages import smoke as shrunk
 
-    found = composed(recipe, overrides)
+    _check_list("overrides", overrides)
+    found = composed(str(recipe), overrides)
     return shrunk(found) if smoke else found
 
 
@@ -84,12 +86,17 @@ def compile(recipe: Recipe, inputs: Inputs, *, launcher: Literal["slurm", "local
         launcher: where it is to run; by default Slurm where one is configured, else this machine.
 
     Raises:
-        PlanError: every reason why it cannot run there.
+        PlanError: every reason why it cannot run there; *inputs* are those of another recipe.
         SlurmError: Slurm was asked for, or is configured, and does not answer.
     """
     from .launchers.registry import choose_site
     from .recipes.compile import compile as compiled
+    from .recipes.inspect.inputs import settings_digest
 
+    if inputs.settings_digest != settings_digest(recipe):
+        raise PlanError(
+            [f"the inputs are not those of recipe {recipe.name!r} as it is now; call inspect(recipe) again"]
+        )
     return compiled(recipe, choose_site(launcher), inputs)
 
 
@@ -199,7 +206,16 @@ class Run:
         submission.resume(self.paths, launcher_of(read_plan(self.paths.plan)))
 
     def logs(self, stage: str) -> str:
-        """Return what all tasks of *stage* have printed so far, one task after another."""
+        """Return what all tasks of *stage* have printed so far, one task after another.
+
+        Raises:
+            NotFoundError: the run has no such stage.
+        """
+        from .recipes.plan_summary import read_summary
+
+        summary = read_summary(self.paths.plan)
+        if summary.stages:
+            summary.stage(stage)
         return "".join(path.read_text(encoding="utf-8", errors="replace") for path in self.paths.logs(stage))
 
     @property
@@ -285,6 +301,12 @@ def consolidate(
     from .checkpoints.integrity import open_verified
     from .remote import parse_place
 
+    for name, given, known in (
+        ("dtype", dtype, ("float16", "bfloat16", "float32")),
+        ("overflow", overflow, _OVERFLOWS),
+    ):
+        if given not in known:
+            raise UsageError(f"{name} is {given!r}; known: {', '.join(known)}")
     source_place, out_place = parse_place(str(checkpoint)), parse_place(str(out))
     source = open_verified(source_place)
     refuse_within(source_place, out_place)
@@ -331,6 +353,9 @@ def merge_predictions(
     from .predictions.shard_merge import find_shards, merge_shards
     from .predictions.units import is_unit_folder
 
+    _check_list("paths", paths)
+    if not paths:
+        raise UsageError("paths is empty; name the shards, or the folder that holds them")
     given, target = [Path(path).expanduser() for path in paths], Path(out).expanduser().absolute()
     if missing := [str(path) for path in given if not path.exists()]:
         raise NotFoundError(f"{', '.join(missing)}: no such file or folder")
@@ -360,7 +385,15 @@ def score(
     from .predictions.metrics import DEFAULT_METRICS
     from .predictions.scoring import score_texts
 
+    for name, values in (("predictions", predictions), ("references", references), ("metrics", metrics or ())):
+        _check_list(name, values)
     return score_texts(predictions, references, metrics=metrics or DEFAULT_METRICS, tokenizer=tokenizer)
+
+
+def _check_list(name: str, values: object) -> None:
+    """Refuse one text, or a mapping, where several texts are expected."""
+    if isinstance(values, (str, bytes, Path, Mapping)):
+        raise UsageError(f"{name} is {values!r}; expected a list, such as [{str(values)!r}]")
 
 
 def _runs_dir(given: str | Path | None) -> Path:

@@ -52,7 +52,6 @@ def _define_score(score: Parser) -> None:
     )
     score.add_argument(
         "--input",
-        default="input",
         metavar="COLUMN",
         help="column of the inputs, for the copying baseline (default input)",
     )
@@ -131,10 +130,14 @@ def _score(arguments: Namespace) -> int:
     if bad is not None:
         has = ", ".join(rows[bad - 1])
         raise UsageError(f"row {bad} of {arguments.data} has no {arguments.target!r}; it has: {has}")
+    if arguments.input is not None and not any(arguments.input in row for row in rows):
+        has = ", ".join(rows[0])
+        raise UsageError(f"no row of {arguments.data} has {arguments.input!r}, which --input names; they have: {has}")
+    column = arguments.input or "input"
     scores = score_with_baseline(
         predictions,
         [row[arguments.target] for row in rows],
-        [row.get(arguments.input) for row in rows],
+        [row.get(column) for row in rows],
         metrics=arguments.metric or DEFAULT_METRICS,
         tokenizer=arguments.tokenizer,
     )

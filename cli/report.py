@@ -107,11 +107,12 @@ def render_page(plan: Plan | PlanSummary, paths: RunPaths, states: Mapping[str, 
             f"<h2>Loss of {escape(stage)}</h2>{_draw_losses(mine)}",
         ]
     for name, result in scores.items():
+        shown = [who for who in WHO if who in result["scores"]]
         rows = [
-            (label(metric), *(format_score(result["scores"][who].get(metric)) for who in WHO))
+            (label(metric), *(format_score(result["scores"][who].get(metric)) for who in shown))
             for metric in result["scores"][MODEL]
         ]
-        parts.append(f"<h2>{escape(name)}</h2>" + _table(("", *WHO.values()), rows))
+        parts.append(f"<h2>{escape(name)}</h2>" + _table(("", *(WHO[who] for who in shown)), rows))
     title = escape(f"{paths.recipe_name} {paths.run_id}")
     return (
         f'<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">'

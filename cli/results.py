@@ -55,9 +55,10 @@ def describe_points(plan: Plan, paths: RunPaths) -> str:
 
 
 def format_scores(found: Mapping[str, Mapping[str, float]]) -> str:
-    """Return the scores of the model beside those of copying the input."""
-    rows = [[label(name), *(format_score(found[who].get(name)) for who in WHO)] for name in headlines(found[MODEL])]
-    return format_table(rows, header=("", *WHO.values()))
+    """Return the scores of the model, beside those of copying the input where there are any."""
+    shown = [who for who in WHO if who in found]
+    rows = [[label(name), *(format_score(found[who].get(name)) for who in shown)] for name in headlines(found[MODEL])]
+    return format_table(rows, header=("", *(WHO[who] for who in shown)))
 
 
 def format_score(value: float | None) -> str:
@@ -82,9 +83,9 @@ def read_scores(paths: RunPaths) -> dict[str, Any]:
 
 def _is_score(result: Any) -> bool:
     try:
-        both = [result["scores"][who] for who in WHO]
-        values = [value for each in both for value in each.values()]
-        fits = both[1].keys() <= both[0].keys() and bool(both[0])
+        scores = result["scores"]
+        values = [value for each in scores.values() for value in each.values()]
+        fits = bool(scores[MODEL]) and all(scores[who].keys() <= scores[MODEL].keys() for who in scores.keys() & WHO)
         return fits and {"num_rows", "split"} <= result.keys() and all(type(one) in (int, float) for one in values)
     except (TypeError, KeyError, AttributeError):
         return False

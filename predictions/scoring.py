@@ -31,7 +31,8 @@ def score_with_baseline(
 ) -> dict[str, Scores]:
     """Return the scores of the "model" and those of "copy_input".
 
-    An input is None where a row has none. A metric that needs fields of a task has no score for the copied input.
+    An input is None where a row has none; where no row has one, there is no "copy_input". A metric that needs fields
+    of a task has no score for the copied input.
 
     Raises:
         UsageError: there is nothing to score, the numbers of rows differ, a metric or tokenizer is unknown, or a
@@ -44,8 +45,11 @@ def score_with_baseline(
         PredictionRow(index=row.index, prediction="" if text is None else text)
         for row, text in zip(rows, inputs, strict=True)
     ]
-    without_fields = [metric for metric in chosen if not metric.fields]
-    return {MODEL: _scores(answers, chosen), BASELINE: _scores(replace(answers, rows=copied), without_fields)}
+    scores = {MODEL: _scores(answers, chosen)}
+    if any(text is not None for text in inputs):
+        without_fields = {name: metric for name, metric in chosen.items() if not metric.fields}
+        scores[BASELINE] = _scores(replace(answers, rows=copied), without_fields)
+    return scores
 
 
 def score_texts(
@@ -77,10 +81,14 @@ def headlines(scores: Mapping[str, float]) -> list[str]:
     return [name for name in scores if not name.endswith(_DETAILS)]
 
 
-def _scores(answers: Answers, metrics: Sequence[Metric]) -> Scores:
+def _scores(answers: Answers, metrics: Mapping[str, Metric]) -> Scores:
     scores: Scores = {}
-    for metric in metrics:
-        for name, value in metric.score(answers).items():
+    for metric_name, metric in metrics.items():
+        try:
+            found = metric.score(answers)
+        except Exception as error:  # whatever a third-party metric raises, its name is what a user can act on
+            raise UsageError(f"metric {metric_name!r} failed: {type(error).__name__}: {error}") from error
+        for name, value in found.items():
             scores[name] = fsum(value) / len(value) if isinstance(value, Sequence) else value
     return scores
 
@@ -97,11 +105,11 @@ def _check(rows: Sequence[PredictionRow], targets: Sequence[Any], tokenizer: str
         )
 
 
-def _loaded(names: Sequence[str], answers: Answers) -> list[Metric]:
+def _loaded(names: Sequence[str], answers: Answers) -> dict[str, Metric]:
     metrics = {name: METRICS.load(name) for name in names}
     for name, metric in metrics.items():
         _check_needs(name, metric, answers)
-    return list(metrics.values())
+    return metrics
 
 
 def _check_needs(name: str, metric: Metric, answers: Answers) -> None:

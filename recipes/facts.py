@@ -101,7 +101,8 @@ class DiskSpace:
 class Inputs:
     """The facts of a recipe's model, data and disk.
 
-    *versions* are those of the packages that jobs will import.
+    *versions* are those of the packages that jobs will import. *settings_digest* stands for the settings that decided
+    what was read: they are facts of no other recipe.
     """
 
     model: ModelFacts
@@ -110,6 +111,7 @@ class Inputs:
     code_digest: str
     versions: dict[str, str] = field(default_factory=dict)
     lengths: tuple[Lengths, ...] = ()
+    settings_digest: str = ""
 
     def lengths_of(self, stage: str, use: Literal["train", "eval", "predict"]) -> Lengths | None:
         """Return the lengths of a stage's rows, None where they were not looked at."""

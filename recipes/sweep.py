@@ -21,7 +21,7 @@ from .catalog import find_recipe
 from .compile import compile, stage_model
 from .compose import recipe_of, values_of
 from .facts import Inputs
-from .inspect.inputs import inspect
+from .inspect.inputs import READ_KEYS, inspect
 from .inspect.lengths import Progress
 from .plan import Plan, Point, Stage, Sweep, Variant
 from .schema import Recipe, Resources
@@ -32,10 +32,6 @@ STAGE = "sweep"
 _NUM_CHECKED, _NUM_SAMPLED = 64, 16
 # Sections that change neither what is read nor what a job is given: their values are laid over when a point starts.
 _LATE = ("train", "checkpoints", "consolidate", "predict", "adapter", "score", "seed")
-_EARLY = (
-    *("train.split", "train.eval_split", "train.eval_rows"),
-    *("predict.split", "predict.rows", "predict.max_new_tokens"),
-)
 
 
 def plan_sweep(
@@ -86,7 +82,7 @@ def plan_sweep(
 def _is_early(text: str, folder: Path) -> bool:
     """Say whether an override chooses a file, or changes what the run reads."""
     key, _, value = text.partition("=")
-    if key.split(".")[0] not in _LATE or key in _EARLY:
+    if key.split(".")[0] not in _LATE or key in READ_KEYS:
         return True
     groups, _ = overrides.split_groups(overrides.parse([text], []), folder, [])
     return bool(groups)

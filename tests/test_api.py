@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import sousbatch
-from sousbatch.errors import IncompleteError, NotFoundError, RunError
+from sousbatch.errors import IncompleteError, NotFoundError, RunError, UsageError
 from sousbatch.launchers.states import StageState
 from sousbatch.run_folder import RunPaths
 
@@ -49,6 +49,26 @@ def test_a_plan_has_the_stages_of_the_recipe(project: Path) -> None:
     assert sousbatch.compose("./small.yaml", smoke=True).train.steps == 2
     with pytest.raises(sousbatch.SousbatchError, match="trian is not a key"):
         sousbatch.compose("./small.yaml", ["trian=1"])
+
+
+def test_the_inputs_of_another_recipe_are_refused(project: Path) -> None:
+    inputs = sousbatch.inspect(sousbatch.compose(project / "small.yaml"))
+    same = sousbatch.compose("./small.yaml", ["train.learning_rate=1e-4"])
+    assert sousbatch.compile(same, inputs, launcher="local").stages, "what is read is the same"
+    for override in ("data.splits.train=validation.jsonl", "data.max_tokens=9", "predict.rows=2"):
+        with pytest.raises(sousbatch.SousbatchError, match=r"call inspect\(recipe\) again"):
+            sousbatch.compile(sousbatch.compose("./small.yaml", [override]), inputs, launcher="local")
+
+
+def test_one_text_in_place_of_several_is_refused(project: Path) -> None:
+    with pytest.raises(UsageError, match=r"overrides is 'train.steps=3'; expected a list, such as \['train.steps=3'\]"):
+        sousbatch.compose("./small.yaml", "train.steps=3")
+    with pytest.raises(UsageError, match="metrics is 'cer'; expected a list"):
+        sousbatch.score(["a"], ["b"], metrics="cer")
+    with pytest.raises(UsageError, match="paths is 'rank0.jsonl'; expected a list"):
+        sousbatch.merge_predictions("rank0.jsonl", project / "out.jsonl")
+    with pytest.raises(UsageError, match="dtype is 'fp16'; known: float16, bfloat16, float32"):
+        sousbatch.consolidate(project / "model", project / "out", dtype="fp16")  # type: ignore[arg-type]
 
 
 STATES = {

@@ -10,6 +10,8 @@ import importlib.util
 import os
 import sys
 from collections.abc import Collection, Iterator, Sequence
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 from ... import files
@@ -17,8 +19,10 @@ from ...checkpoints.capacity import reservations
 from ...checkpoints.capacity.limits import nearest_existing, read_limits, tightest
 from ...errors import PlanError, UsageError
 from ...remote import parse_place
+from ...tracking.base import TRACKERS
 from ..facts import DiskSpace, Inputs, Lengths
 from ..schema import Recipe
+from ..schema.validate import to_plain
 from ..stages import resolve_stages
 from ..tasks import task_of
 from .cache import collect
@@ -50,13 +54,39 @@ def inspect(recipe: Recipe, store: Path, progress: Progress | None = None, dead_
     if uses_four_bits and recipe.environment.python is None and importlib.util.find_spec("bitsandbytes") is None:
         reasons.append(f"adapter.method qlora needs bitsandbytes; {sys.executable} -m pip install bitsandbytes")
     versions = collect(reasons, lambda: versions_of(recipe.environment))
+    for name in recipe.tracking.trackers:
+        collect(reasons, partial(TRACKERS.load, name))
     unset = [name for name in recipe.environment.inherit if name not in os.environ]
     if unset:
         reasons.append(f"environment.inherit names {', '.join(unset)}, which this shell has not set; `export` it first")
     if reasons or model is None or splits is None or code is None or versions is None:
         raise PlanError(reasons)
     space = measure_disk_space(store, recipe.checkpoints.store_budget_gb, dead_runs)
-    return Inputs(model=model, splits=splits, disk_space=space, code_digest=code, versions=versions, lengths=lengths)
+    return Inputs(
+        model=model,
+        splits=splits,
+        disk_space=space,
+        code_digest=code,
+        versions=versions,
+        lengths=lengths,
+        settings_digest=settings_digest(recipe),
+    )
+
+
+# Keys that change what is read, in sections of which the others change nothing that is.
+READ_KEYS = (
+    *("train.split", "train.eval_split", "train.eval_rows"),
+    *("predict.split", "predict.rows", "predict.max_new_tokens"),
+)
+
+
+def settings_digest(recipe: Recipe) -> str:
+    """Return the digest of the settings that decide what `inspect` reads of *recipe*."""
+    stages = {
+        name: [to_plain(stage.settings.model), to_plain(stage.settings.data), attrgetter(*READ_KEYS)(stage.settings)]
+        for name, stage in resolve_stages(recipe).items()
+    }
+    return files.digest_of([recipe.task, to_plain(recipe.environment), stages])
 
 
 def _archive_reasons(recipe: Recipe) -> Iterator[str]:

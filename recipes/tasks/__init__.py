@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from ...errors import Fault, UsageError
@@ -94,7 +95,19 @@ def task_of(name: str) -> TaskSpec:
     task = TASKS.load(name)
     if not isinstance(task, TaskSpec) or task.name != name:
         raise UsageError(f"what is installed as task {name!r} is not a TaskSpec of that name")
+    _check_keys(task)
     return task
+
+
+def _check_keys(task: TaskSpec) -> None:
+    """Refuse a task that names settings which do not exist: its jobs would fail after hours."""
+    from ..schema import StageSettings
+
+    for key in (*task.decides, *task.reads):
+        try:
+            attrgetter(key)(StageSettings())
+        except AttributeError:
+            raise UsageError(f"task {task.name!r} names the setting {key!r}, which no recipe has") from None
 
 
 def is_later(name: str) -> bool:

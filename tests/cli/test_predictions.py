@@ -55,6 +55,24 @@ def test_an_unknown_metric_is_answered_with_the_known_ones(sousbatch: Run) -> No
     assert "metric 'crr' is unknown; known: character_accuracy, cer" in err and "did you mean 'cer'?" in err
 
 
+@pytest.mark.usefixtures("files")
+def test_a_metric_that_fails_is_named(sousbatch: Run, third_party: Callable[..., None]) -> None:
+    source = "from sousbatch.predictions.metrics import Metric\nBOOM = Metric(score=lambda _: 1 / 0, better='lower')\n"
+    third_party("sousbatch.metrics", "boom = toy_module:BOOM", source)
+    code, out, err = sousbatch("predictions", "score", "made.jsonl", "--data", "data.csv", "--metric", "boom")
+    assert (code, out, err) == (2, "", "sousbatch: metric 'boom' failed: ZeroDivisionError: division by zero\n")
+
+
+@pytest.mark.usefixtures("files")
+def test_the_baseline_needs_an_input_column(sousbatch: Run) -> None:
+    Path("data.csv").write_text("word,target\nax,ab\ncd,cd\n")
+    arguments = ("predictions", "score", "made.jsonl", "--data", "data.csv", "--metric", "cer")
+    assert sousbatch(*arguments)[1].splitlines()[0].split() == ["model"]
+    code, _, err = sousbatch(*arguments, "--input", "wort")
+    assert code == 2 and "no row of data.csv has 'wort', which --input names; they have: word, target" in err
+    assert "0.250" in sousbatch(*arguments, "--input", "word")[1]
+
+
 def test_merged_predictions_are_exported_as_a_table(sousbatch: Run, tmp_path: Path) -> None:
     shard, out = tmp_path / "rank0.jsonl", tmp_path / "merged.jsonl"
     shard.write_text('{"index": 1, "prediction": "b"}\n{"index": 0, "prediction": "a"}\n')

@@ -126,3 +126,10 @@ def test_a_metric_that_needs_what_the_task_does_not_answer_is_refused(
     monkeypatch.setattr(METRICS, "load", lambda name: needs)
     with pytest.raises(RecipeError, match="score.metrics.0 is 'rouge1', which needs probabilities in each prediction"):
         compose("./small.yaml", ["score.metrics=[rouge1]"])
+
+
+def test_a_task_that_names_a_setting_which_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = dataclasses.replace(task_of("causal_lm"), decides=("data.colums.input",))
+    monkeypatch.setattr("sousbatch.recipes.tasks.causal_lm.TASK", wrong)
+    with pytest.raises(UsageError, match="task 'causal_lm' names the setting 'data.colums.input', which no recipe has"):
+        task_of("causal_lm")
