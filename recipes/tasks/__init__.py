@@ -100,7 +100,10 @@ def task_of(name: str) -> TaskSpec:
 
 
 def _check_keys(task: TaskSpec) -> None:
-    """Refuse a task that names settings which do not exist: its jobs would fail after hours."""
+    """Refuse a task that names settings which do not exist.
+
+    Its jobs would fail after hours.
+    """
     from ..schema import StageSettings
 
     for key in (*task.decides, *task.reads):
