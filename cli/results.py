@@ -53,8 +53,9 @@ def describe_points(plan: Plan, paths: RunPaths) -> str:
     text = format_table(rows, header=("point", "state", "values", "score", "folder")) if rows else ""
     return "\n".join([text] * bool(text) + [f"{waiting} of {len(found)} points have not begun"] * bool(waiting))
 
+
+def format_scores(found: Mapping[str, Mapping[str, float]]) -> str:
     """Return the scores of the model, beside those of copying the input if any."""
-    """Return the scores of the model, beside those of copying the input where there are any."""
     shown = [who for who in WHO if who in found]
     rows = [[label(name), *(format_score(found[who].get(name)) for who in shown)] for name in headlines(found[MODEL])]
     return format_table(rows, header=("", *(WHO[who] for who in shown)))
