@@ -268,6 +268,9 @@ def requeue(job_id: str) -> None:
 
 def forbid_requeue(job_id: str) -> None:
     """Keep Slurm from starting a job again, as it does with what it has preempted."""
+    command = ["squeue", "--states=all", "--noheader", "--Format=Requeue:|", f"--jobs={job_id}"]
+    if call(command, patience_s=60).strip().strip("|") == "0":
+        return  # and one that is ending can no longer be changed
     call(["scontrol", "update", f"JobId={job_id}", "Requeue=0"], patience_s=60)
 
 
