@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from . import files, run_index, user_folders
 from .errors import NotFoundError, PlanError, RunError, UsageError
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from .recipes.schema import Recipe
 
 _POLL_S = 0.5
-_OVERFLOWS = ("refuse", "clamp", "bfloat16")
 
 
 def compose(recipe: str | Path, overrides: Sequence[str] = (), *, smoke: bool = False) -> Recipe:
@@ -296,17 +295,15 @@ def consolidate(
     """
     from .checkpoints.consolidation.consolidate import consolidate as write_model
     from .checkpoints.consolidation.consolidate import refuse_within
-    from .checkpoints.consolidation.options import ConsolidateOptions
+    from .checkpoints.consolidation.options import ConsolidateOptions, Overflow
     from .checkpoints.formats.companion_files import config_dir
+    from .checkpoints.formats.tensors import FloatDtype
     from .checkpoints.integrity import open_verified
     from .remote import parse_place
 
-    for name, given, known in (
-        ("dtype", dtype, ("float16", "bfloat16", "float32")),
-        ("overflow", overflow, _OVERFLOWS),
-    ):
-        if given not in known:
-            raise UsageError(f"{name} is {given!r}; known: {', '.join(known)}")
+    for name, given, known in (("dtype", dtype, FloatDtype), ("overflow", overflow, Overflow)):
+        if given not in get_args(known):
+            raise UsageError(f"{name} is {given!r}; known: {', '.join(get_args(known))}")
     source_place, out_place = parse_place(str(checkpoint)), parse_place(str(out))
     source = open_verified(source_place)
     refuse_within(source_place, out_place)

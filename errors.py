@@ -100,7 +100,7 @@ class Fault:
 
 
 class RecipeError(UsageError):
-    """All faults of one recipe, so that one look mends them all."""
+    """All faults of one recipe, so that they can be fixed at once."""
 
     def __init__(self, recipe: str, faults: Sequence[Fault]) -> None:
         self.faults = tuple(faults)

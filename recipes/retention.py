@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..checkpoints.formats.tensors import FloatDtype
 from ..checkpoints.retention.policies import RetentionRules, standard_rules
 from ..checkpoints.rotation import RemovalOptions
 from ..run_folder import RunPaths
-from .schema import Dtype, StageSettings
+from .schema import StageSettings
 
 
 def retention_rules(settings: StageSettings) -> RetentionRules:
@@ -44,7 +45,7 @@ def removal_options(
     )
 
 
-def weights_dtype(settings: StageSettings) -> Dtype:
+def weights_dtype(settings: StageSettings) -> FloatDtype:
     """Return the dtype of a checkpoint that keeps its weights alone.
 
     The model comes out of it bit for bit the same.
@@ -54,6 +55,6 @@ def weights_dtype(settings: StageSettings) -> Dtype:
     return model_dtype(settings) if settings.adapter.method == "full" else "float32"
 
 
-def model_dtype(settings: StageSettings) -> Dtype:
+def model_dtype(settings: StageSettings) -> FloatDtype:
     """Return the dtype of the consolidated model, which the settings of a plan name."""
     return settings.consolidate.dtype or "float16"

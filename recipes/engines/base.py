@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from ...checkpoints.formats.tensors import FloatDtype
 from ...checkpoints.sizes import StateBytes
 from ..facts import ModelFacts
 from ..forecast.parameters import Params
 from ..plan import Batch, ForecastLine
-from ..schema import Dtype, StageSettings
+from ..schema import StageSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class ModelStates:
 class Engine(Protocol):
     """A module of this package: `ddp` and `deepspeed` have these functions."""
 
-    def working_dtype(self, settings: StageSettings) -> Dtype:
+    def working_dtype(self, settings: StageSettings) -> FloatDtype:
         """Return the dtype of the model's weights; float32 where they are the masters."""
         ...
 

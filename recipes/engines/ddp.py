@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ...checkpoints.formats.tensors import FloatDtype
 from ...checkpoints.sizes import StateBytes
 from ..facts import ModelFacts
 from ..forecast.parameters import Params
 from ..plan import Batch, ForecastLine
-from ..schema import Dtype, StageSettings
+from ..schema import StageSettings
 from .base import ModelStates, StatePart
 
 
-def working_dtype(settings: StageSettings) -> Dtype:
+def working_dtype(settings: StageSettings) -> FloatDtype:
     """Return float32: autocast makes the 16-bit copies."""
     return "float32"
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ...checkpoints.formats.tensors import DTYPES
+from ...checkpoints.formats.tensors import DTYPES, FloatDtype
 from ...checkpoints.sizes import StateBytes
 from ..facts import ModelFacts
 from ..forecast.parameters import Params
 from ..plan import Batch, ForecastLine
-from ..schema import Dtype, StageSettings
+from ..schema import StageSettings
 from .base import ModelStates, StatePart
 
 
-def working_dtype(settings: StageSettings) -> Dtype:
+def working_dtype(settings: StageSettings) -> FloatDtype:
     """Return the training's precision; DeepSpeed keeps the float32 masters itself."""
     return settings.train.precision
 

@@ -12,13 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from ...checkpoints.formats.tensors import FloatDtype
 from ...checkpoints.retention.save_level import SAVE_LEVELS, SaveLevel, least_held
 from ...checkpoints.sizes import Size, checkpoint_size, model_size
 from ..engines import engine_of
 from ..facts import Inputs, ModelFacts
 from ..plan import Batch, CheckpointForecast, Forecast, ForecastLine, Stage
 from ..retention import model_dtype, num_best_kept, weights_dtype
-from ..schema import Adapter, Dtype, Recipe, StageSettings
+from ..schema import Adapter, Recipe, StageSettings
 from ..tasks import task_of
 from .parameters import params_of
 
@@ -62,7 +63,7 @@ def with_dtype(recipe: Recipe, model: ModelFacts) -> Recipe:
     if recipe.consolidate.dtype is not None:
         return recipe
     own = model.config.get("dtype") or model.config.get("torch_dtype") or model.tensors[0].dtype
-    dtype: Dtype = "bfloat16" if own == "bfloat16" else "float16"
+    dtype: FloatDtype = "bfloat16" if own == "bfloat16" else "float16"
     return replace(recipe, consolidate=replace(recipe.consolidate, dtype=dtype))
 
 

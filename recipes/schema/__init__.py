@@ -12,7 +12,7 @@ from typing import Any
 
 from ..stage_kinds import RECIPE_KINDS
 from .execution import Environment, Resources, Tracking
-from .fields import Dtype, key
+from .fields import key
 from .inputs import Adapter, Columns, Data, Generator, Model
 from .predictions import Predict, QuestionAnswering, Score
 from .training import Checkpoints, Consolidate, Schedule, Train, Zero
@@ -23,7 +23,6 @@ __all__ = [
     "Columns",
     "Consolidate",
     "Data",
-    "Dtype",
     "Environment",
     "Generator",
     "Model",

@@ -10,10 +10,7 @@ from collections.abc import Iterator
 from dataclasses import field
 from typing import Any
 
-from ...checkpoints.formats.tensors import FloatDtype
 from ...plugins import Registry
-
-Dtype = FloatDtype
 
 
 def key(

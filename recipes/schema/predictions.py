@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ...checkpoints.formats.tensors import FloatDtype
 from ...predictions.metrics import METRICS, Tokenizer
-from .fields import Dtype, key
+from .fields import key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,7 @@ class Predict:
     chunk_tokens: int | None = key(None, "generate so many at a time and continue from the last sentences", later=True)
     stop: tuple[str, ...] = key((), "texts at which an answer ends", later=True)
     post: tuple[str, ...] = key((), "steps over every answer", later=True)
-    dtype: Dtype | None = key(None, "arithmetic; the model's own type on a GPU, float32 on a CPU when not given")
+    dtype: FloatDtype | None = key(None, "arithmetic; the model's own type on a GPU, float32 on a CPU when not given")
     unit_rows: int = key(256, "rows that are committed at once: what a kill can lose", at_least=1)
     batch_rows: int = key(
         32, "rows that are generated together", also=("per_device_eval_batch_size", "eval_batch_size"), at_least=1

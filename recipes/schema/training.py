@@ -12,8 +12,9 @@ from ...checkpoints.consolidation.options import (
     OVERFLOW_HELP,
     Overflow,
 )
+from ...checkpoints.formats.tensors import FloatDtype
 from ...checkpoints.retention.policies import Goal
-from .fields import Dtype, key
+from .fields import key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,7 @@ class Train:
     max_grad_norm: float = key(
         1.0, "gradients are scaled down to this norm; 0 leaves them", also=("gradient_clip_val",), at_least=0
     )
-    precision: Dtype = key(
+    precision: FloatDtype = key(
         "bfloat16", "arithmetic of forward and backward; masters are float32", also=("bf16", "fp16", "dtype")
     )
     zero: Zero = key(Zero, "sharding by DeepSpeed")
@@ -142,7 +143,7 @@ class Consolidate:
     """
 
     choose: Literal["best", "last"] = key("best", "which checkpoint")
-    dtype: Dtype | None = key(
+    dtype: FloatDtype | None = key(
         None,
         f"{DTYPE_HELP}; when not given bfloat16 for a model whose own weights are bfloat16, else float16",
         also=("torch_dtype",),

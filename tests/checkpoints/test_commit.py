@@ -124,7 +124,7 @@ def test_leftovers_of_killed_saves_go_with_the_next_begin_and_nothing_else_does(
     assert list(fresh.iterdir()) == []
 
 
-def test_a_list_says_what_is_committed_torn_and_foreign(tmp_path: Path) -> None:
+def test_a_list_says_what_is_committed_incomplete_and_third_party(tmp_path: Path) -> None:
     make(tmp_path, 10)
     damaged = make(tmp_path, 20)
     (damaged.path / commit.MARKER).write_text("{")
@@ -261,7 +261,7 @@ def problem_after_flip(made: Checkpoint, path: Path, whole: bytes, place: int) -
     return commit.verify(made)
 
 
-def test_of_foreign_ones_the_torch_files_are_checked(tmp_path: Path) -> None:
+def test_of_third_party_ones_the_torch_files_are_checked(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint-5" / "global_step5"
     folder.mkdir(parents=True)
     write_zip(folder / "rank_0_optim_states.pt", 1)

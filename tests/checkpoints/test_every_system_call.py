@@ -1,4 +1,4 @@
-"""kill -9 around, and a full disk at, every system call of save, thin, archive and delete; see faults/keeping.py."""
+"""kill -9 around, and a full disk at, every system call of save, strip, archive and delete; see faults/keeping.py."""
 
 from __future__ import annotations
 

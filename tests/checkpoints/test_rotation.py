@@ -65,7 +65,7 @@ def test_what_the_policy_lets_go_is_removed_and_returned(tmp_path: Path) -> None
     assert rotate(tmp_path) == []
 
 
-def test_foreign_folders_and_links_stay(tmp_path: Path) -> None:
+def test_third_party_folders_and_links_stay(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     make(elsewhere, [5])
     folder = tmp_path / "train"

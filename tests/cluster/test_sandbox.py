@@ -1,4 +1,4 @@
-"""The private Slurm: it starts, mends itself, runs jobs as a cluster does, and leaves nothing behind."""
+"""The private Slurm: it starts, repairs itself, runs jobs as a cluster does, and leaves nothing behind."""
 
 from __future__ import annotations
 

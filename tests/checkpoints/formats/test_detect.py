@@ -88,7 +88,7 @@ def test_a_cut_off_safetensors_file_is_damaged(tmp_path: Path) -> None:
         ("pytorch_model_fsdp.bin", "save_pretrained"),
     ],
 )
-def test_a_foreign_checkpoint_is_refused_with_the_way_out(tmp_path: Path, name: str, advice: str) -> None:
+def test_a_third_party_checkpoint_is_refused_with_the_way_out(tmp_path: Path, name: str, advice: str) -> None:
     (tmp_path / name).touch()
     with pytest.raises(UsageError, match=advice):
         open_source(tmp_path)

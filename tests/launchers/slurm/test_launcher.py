@@ -304,7 +304,7 @@ def test_nothing_is_decided_on_an_old_answer(queue: list[float], clock: Callable
     assert len(queue) == 2
 
 
-def test_what_was_cancelled_is_asked_for_anew(
+def test_what_was_cancelled_is_asked_for_again(
     queue: list[float], clock: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(slurm, "cancel", lambda *_: None)
@@ -315,7 +315,7 @@ def test_what_was_cancelled_is_asked_for_anew(
     assert len(queue) == 2
 
 
-def test_a_torn_cache_is_asked_for_anew(queue: list[float], clock: Callable[[float], None]) -> None:
+def test_an_incomplete_cache_is_asked_for_again(queue: list[float], clock: Callable[[float], None]) -> None:
     watcher = SlurmLauncher(max_age_s=30)
     watcher.states([REF])
     module._queue_file().write_text('[{"job_id": ')
