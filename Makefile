@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := $(shell git ls-files '*.py' '*.yaml' '*.json' setup.cfg pyproject.toml 2>/dev/null)
 
-.PHONY: demo test test-faults test-slurm test-slurm-as slurm check types install clean
+.PHONY: demo test test-faults test-matrix test-slurm test-slurm-as slurm check types install clean
 
 # Runs the library's demo recipe through every stage on this machine's CPU.
 demo: $(STAMP)
@@ -23,6 +23,10 @@ test: $(STAMP)
 # The slow faults, each on a private Slurm: some minutes.
 test-faults: $(STAMP)
 	$(PYTEST) -m faults $(TESTS)
+
+# Every task, method, sharding and precision together, on tiny models: at most 25 minutes.
+test-matrix: $(STAMP)
+	$(PYTEST) -m matrix $(TESTS)
 
 # What needs a Slurm, on that of a prefix, and with values of slurm.conf: make test-slurm SLURM=DIR SET="KEY=VALUE ..."
 test-slurm: $(STAMP)
