@@ -72,7 +72,9 @@ def find_recipe(name: str) -> Path:
 
 
 def copy_recipe(name: str, source: str, folder: Path) -> Path:
-    """Write the recipe *source* under another name into *folder*, comments included; return the new file.
+    """Copy the recipe *source* into *folder* under another name; return the file.
+
+    Its comments are kept.
 
     Raises:
         NotFoundError: there is no such recipe.

@@ -29,7 +29,7 @@ def as_override(value: Any) -> str:
 
 
 def reference() -> str:
-    """Return the page of every key: a table for each section, in the order of the schema."""
+    """Return the page of every key, a table for each section of the schema."""
     sections: dict[str, list[Option]] = {}
     helps: dict[str, str] = {}
     for option in options(Recipe):
@@ -63,7 +63,7 @@ def _row(option: Option) -> str:
 
 
 def differences(first: Recipe, second: Recipe) -> list[tuple[str, Any, Any]]:
-    """Return (key, first value, second value) for each key in which two recipes differ.
+    """Return (key, first value, second value) for each key that differs.
 
     None stands for a key that one of them does not have. Their names are no difference.
     """
@@ -73,7 +73,10 @@ def differences(first: Recipe, second: Recipe) -> list[tuple[str, Any, Any]]:
 
 
 def _flat(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted keys of nested mappings with their values; an empty mapping is a value."""
+    """Yield the dotted keys of nested mappings with their values.
+
+    An empty mapping is a value.
+    """
     if isinstance(values, Mapping) and values:
         for name, value in values.items():
             yield from _flat(value, f"{key}.{name}" if key else str(name))
