@@ -7,7 +7,7 @@ the light one of `tokenizer`; this module imports neither.
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,6 @@ from ..schema import Data as DataSpec
 from .rows import Row
 
 BATCH_ROWS = 1000  # that are tokenised at once: enough to keep every core busy, and some MB of memory
-# What configs call the longest sequence that a model can take.
-_POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_seq_len")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,20 +47,6 @@ def is_kept(spec: DataSpec, row: Encoded) -> bool:
     It does where the row is not too long, or cut, and something in it is learned.
     """
     return row.num_learned > 0 and not (row.is_long and spec.long_rows in ("refuse", "drop"))
-
-
-def max_positions(config: Mapping[str, Any]) -> int | None:
-    """Return how many tokens a model of this config can take.
-
-    Return None where it names no limit.
-    """
-    inner = config.get("text_config")
-    for section in (config, inner if isinstance(inner, Mapping) else {}):
-        for name in _POSITIONS:
-            value = section.get(name)
-            if isinstance(value, int) and value > 0:
-                return value
-    return None
 
 
 def render_prompt(spec: DataSpec, row: Row, tokenizer: Any) -> str:
