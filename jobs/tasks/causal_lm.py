@@ -29,7 +29,10 @@ IGNORED_LABEL = -100
 
 
 class TokenRows(Dataset[dict[str, list[int]]]):
-    """The rows of one split as token ids, held as flat arrays: 4 B a token, and some bytes a row."""
+    """The rows of one split as token ids.
+
+    They are held as flat arrays: 4 B a token, and some bytes a row.
+    """
 
     def __init__(self, encoded: Iterable[Encoded]) -> None:
         self._ids, self._spans = Ragged(), Ragged()

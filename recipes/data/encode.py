@@ -25,9 +25,9 @@ Span = tuple[int, int]  # positions in the ids: the first, and the one after the
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One example: token ids, and the spans of them that count in the loss, in order and apart.
+    """One example: token ids, and the spans of them that count in the loss.
 
-    It also has its length before any cut. It is the first example of its row, unless a task makes several of one.
+    The spans are in order and apart. It also has its length before any cut. It is the first example of its row, unless a task makes several of one.
     """
 
     ids: list[int]
@@ -47,7 +47,7 @@ class Encoded:
 
     @property
     def parts(self) -> Iterator[tuple[bool, list[int]]]:
-        """Yield whether the ids are learned, and the ids, of each stretch that is or is not."""
+        """Yield each stretch of ids that is learned, or is not: (whether, ids)."""
         done = 0
         for begin, end in (*self.learned, (len(self.ids), len(self.ids))):
             if done < begin:
@@ -152,7 +152,7 @@ def _joined(spec: DataSpec, prompt: Encoded, response: list[int]) -> Encoded:
 
 
 def fit(spec: DataSpec, row: Encoded, is_empty: bool, tokenizer: Any) -> Encoded:
-    """Return *row*, cut to `data.max_tokens` where it is longer and the recipe names a side."""
+    """Return *row*, cut to `data.max_tokens` on the side that the recipe names."""
     ids, learned = row.ids, row.learned
     excess = len(ids) - spec.max_tokens
     if excess > 0 and spec.long_rows in ("cut_left", "cut_right"):
@@ -166,7 +166,7 @@ def fit(spec: DataSpec, row: Encoded, is_empty: bool, tokenizer: Any) -> Encoded
 
 
 def _clipped(spans: Sequence[Span], shift: int, first: int, last: int) -> tuple[Span, ...]:
-    """Return *spans* moved to the left by *shift*, as far as they lie between *first* and *last*."""
+    """Return *spans* moved left by *shift*, within *first* and *last*."""
     moved = ((max(begin - shift, first), min(end - shift, last)) for begin, end in spans)
     return tuple((begin, end) for begin, end in moved if begin < end)
 
