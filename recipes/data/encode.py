@@ -27,7 +27,8 @@ Span = tuple[int, int]  # positions in the ids: the first, and the one after the
 class Encoded:
     """One example: token ids, and the spans of them that count in the loss.
 
-    The spans are in order and apart. It also has its length before any cut. It is the first example of its row, unless a task makes several of one.
+    The spans are in order and apart. It also has its length before any cut. It is the first example of its row,
+    unless a task makes several of one.
     """
 
     ids: list[int]
