@@ -25,6 +25,7 @@ class Encoded:
     """One example: token ids, and how many of them, from the first, are masked.
 
     It also has its length before any cut. It is the first example of its row, unless a task makes several of one.
+    *remarks* are what its task has to say of the row, such as "question cut"; planning counts the rows of each.
     """
 
     ids: list[int]
@@ -33,6 +34,7 @@ class Encoded:
     is_long: bool
     is_empty: bool = False
     is_first: bool = True
+    remarks: tuple[str, ...] = ()
 
     @property
     def num_learned(self) -> int:
