@@ -59,7 +59,7 @@ def runtime_of(task: TaskSpec) -> TaskRuntime:
 
 
 def load_answerer(settings: StageSettings, model_dir: Path, tokenizer_dir: Path, device: str, dtype: str) -> Answerer:
-    """Return the answerer with the model of *model_dir* on *device*, computing in *dtype*."""
+    """Return the answerer with the model of *model_dir*, on *device*, in *dtype*."""
     from ..generation import load_engine
     from ..generation.transformers_engine import load_model
     from ..training.model import load_tokenizer
