@@ -6,6 +6,7 @@ They are JSON, CSV, tabs, plain text and Parquet, and those but the last also as
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import shlex
@@ -13,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from ...errors import UsageError
 from ...files import parse_json
@@ -66,10 +67,8 @@ def _opened(path: Path, name: str) -> Iterator[IO[bytes]]:
     suffix = path.suffix.lower()
     try:
         if suffix == ".gz":
-            from isal import igzip
-
-            with igzip.open(path, "rb") as stream:
-                yield stream
+            with gzip.open(path, "rb") as stream:
+                yield cast("IO[bytes]", stream)
         elif suffix == ".zst":
             pyarrow = _pyarrow(name)
             with io.BufferedReader(pyarrow.CompressedInputStream(str(path), "zstd"), 1 << 20) as stream:
