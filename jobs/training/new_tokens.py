@@ -1,4 +1,7 @@
-"""Give tokens that a recipe adds their rows of the embeddings, and let these train beside an adapter."""
+"""Give added tokens their rows of the embeddings.
+
+Beside an adapter these rows train too.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,11 @@ from ...recipes.schema import StageSettings
 
 
 def add_rows(model: Any, tokenizer: Any) -> list[int]:
-    """Resize the embeddings for *tokenizer*, set each new row to the mean of the old ones, and return the new rows.
+    """Resize the embeddings for *tokenizer* and return the new rows.
 
-    transformers draws new rows around the mean from their covariance, which takes minutes for a large vocabulary. The
-    mean alone starts as well, and is the same on every rank and after a resume. The rows of tokens that fall into spare
-    rows of the model count as new, too.
+    Each begins as the mean of the old ones. transformers draws new rows around the mean from their covariance, which
+    takes minutes for a large vocabulary. The mean alone starts as well, and is the same on every rank and after a
+    resume. Spare rows of the model that tokens fall into count as new, too.
     Source: Hewitt, "Initializing New Word Embeddings for Pretrained Language Models" (2021).
     """
     num_rows = model.get_input_embeddings().num_embeddings
@@ -31,7 +34,10 @@ def add_rows(model: Any, tokenizer: Any) -> list[int]:
 
 
 def embedding_layers(model: Any) -> list[tuple[str, Any]]:
-    """Return the layers with a row for each token, and their names: the input, and the head where it is not tied."""
+    """Return the names and layers that have a row for each token.
+
+    These are the input, and the output where it is not tied.
+    """
     layers = [model.get_input_embeddings()]
     head = model.get_output_embeddings()
     if head is not None and head.weight is not layers[0].weight:
@@ -41,11 +47,11 @@ def embedding_layers(model: Any) -> list[tuple[str, Any]]:
 
 
 def options_for_tokens(settings: StageSettings, model: Any, tokenizer: Any, new: Sequence[int]) -> dict[str, Any]:
-    """Return options of peft's `LoraConfig`, with which *new* rows and those of the recipe's tokens train.
+    """Return options of peft's `LoraConfig` that let tokens train.
 
-    A token that the model knew already trains too: it was named because it matters. Layers that train in full, or get
-    an adapter of their own, are left as they are. An output layer with a bias trains in full: peft 0.21 forgets the
-    bias of a layer whose rows train.
+    These are the *new* rows, and those of the recipe's tokens. A token that the model knew already trains too: it was
+    named because it matters. Layers that train in full, or get an adapter of their own, are left as they are. An output
+    layer with a bias trains in full: peft 0.21 forgets the bias of a layer whose rows train.
     """
     spec, saved = settings.adapter, list(settings.adapter.modules_to_save)
     ids = sorted({*new, *(int(tokenizer.convert_tokens_to_ids(token)) for token in settings.model.add_tokens)})
@@ -88,7 +94,10 @@ def wrapping_rows(model: Any) -> Iterator[None]:
 
 
 def _gathered(weights: Sequence[Any], *, is_changed: bool = False) -> AbstractContextManager[Any]:
-    """Return a context in which weights that ZeRO-3 has cut are whole; rank 0 may change them."""
+    """Return a context in which weights are whole that ZeRO-3 has cut.
+
+    Where *is_changed*, what rank 0 writes is kept.
+    """
     cut = [weight for weight in weights if hasattr(weight, "ds_id")]
     if not cut:  # a resized one is whole until the engine starts
         return nullcontext()
