@@ -13,7 +13,10 @@ _CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")  # microseconds of each period, or "
 
 @dataclass(frozen=True, kw_only=True)
 class NodeKind:
-    """Nodes of a partition that are alike; memory of a GPU is 0 where it is unknown."""
+    """Nodes of a partition that are alike.
+
+    The memory of a GPU is 0 where it is unknown.
+    """
 
     count: int
     cpus: int

@@ -1,4 +1,4 @@
-"""Propose settings of a training that fit a site's devices, memory and disk. Pure.
+"""Propose settings of a training that fit devices, memory and disk. Pure.
 
 Each proposal is a plan that compiles at the site, and whose forecast leaves a margin: what is proposed is never what
 the forecast then refuses. Its cost is an estimate that ranks proposals, and no promise of seconds.
@@ -127,7 +127,10 @@ def _ranks(stage: ResolvedStage) -> int:
 
 
 def _on_all_devices(recipe: Recipe, site: Site) -> Recipe:
-    """Return *recipe* with the GPUs of a whole node for each training that asks for one, or for too many."""
+    """Return *recipe* with all GPUs of a node for its trainings.
+
+    A training that asks for several GPUs of a node, and no more than it has, keeps them.
+    """
     resources = dict(recipe.resources)
     for stage in _train_stages(recipe):
         partition, wanted = site.partition(stage.resources.partition), stage.resources
@@ -211,7 +214,10 @@ def _memory(stage: Stage, plan: Plan) -> int:
 
 
 def _host_memory(stage: Stage, plan: Plan) -> int:
-    """Return what the ranks of a node hold in host memory; those of a CPU count as device memory."""
+    """Return what the ranks of a node hold in host memory.
+
+    That of ranks on a CPU counts as device memory.
+    """
     assert stage.batch is not None, "only trainings offload"
     ranks = stage.resources.devices_per_node * (stage.resources.nodes if plan.site.is_one_machine else 1)
     found = host_memory(stage.settings, plan.inputs.model, stage.batch) * ranks

@@ -110,9 +110,10 @@ def doubts(stage: Stage, site: Site) -> Iterator[str]:
 
 
 def rank_memory(stage: Stage, site: Site) -> int:
-    """Return the bytes of memory that one rank of *stage* has; 0 where they are unknown.
+    """Return the bytes of memory that one rank of *stage* has.
 
-    On a CPU the ranks of a node share its memory; all simulated nodes of one machine are one node.
+    They are 0 where they are unknown. On a CPU the ranks of a node share its memory; all simulated nodes of one
+    machine are one node.
     """
     wanted = stage.resources
     if wanted.device == "cpu":
