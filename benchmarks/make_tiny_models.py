@@ -3,8 +3,8 @@
     python benchmarks/make_tiny_models.py recipes/library/models
 
 Both are trained on the texts that the generators of `recipes/data/reviews.py` write: WordPiece as BERT has it, and BPE
-over blanks as Llama and BART have it, whose roles of a chat are tokens. `tiny-bart` uses the latter, too. This file shows
-how the tokenizers came about.
+over blanks as Llama and BART have it, whose roles of a chat are tokens. `tiny-bart` uses the latter, too. This file
+shows how the tokenizers came about.
 """
 
 from __future__ import annotations
