@@ -22,4 +22,4 @@ assert set(GENERATORS) == set(get_args(GeneratorName)), "the schema names every 
 
 def code_digest() -> str:
     """Return the identity of the code that makes the rows."""
-    return files.digest_of([files.digest_file(Path(module.__file__)) for module in (hangul, reviews)])
+    return files.digest_of([files.digest_file(Path(str(module.__file__))) for module in (hangul, reviews)])
