@@ -1,6 +1,6 @@
-"""Refuse settings of a training that cannot work, or would do nothing, each with what to set instead.
+"""Refuse settings of a training that cannot work, or would do nothing.
 
-Pure. What an engine or a task refuses is theirs.
+Pure. Each reason says what to set instead. What an engine or a task refuses is theirs.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ _IGNORED_LABEL = -100
 
 
 def uniform_loss(logits: torch.Tensor, labels: torch.Tensor, *, is_shifted: bool) -> tuple[torch.Tensor, int]:
-    """Return the summed cross-entropy against a uniform target, and the labels that count.
+    """Return the summed cross-entropy against a uniform target, and its labels.
 
     It is the second term of label smoothing (Szegedy et al. 2016): the mean over outputs of -log p, which is
     logsumexp(logits) - mean(logits). *logits* have one dimension more than *labels*; in a causal model each is for the

@@ -92,7 +92,7 @@ class RecipeTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return the loss, smoothed while training; that of an evaluation can be compared."""
+        """Return the loss, which is smoothed only while training."""
         epsilon = self._job.settings.train.label_smoothing
         if not (epsilon and model.training):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
