@@ -32,7 +32,7 @@ from .tokenizer import load_full, load_light, tokenizer_digest
 Progress = Callable[[str, int, int], None]  # what is counted, rows done, rows in all
 Use = Literal["train", "eval", "predict"]
 
-_FORMAT = 3  # raised when rows are counted in another way
+_FORMAT = 4  # raised when rows are counted in another way
 _NUM_NAMED = 5
 
 
@@ -224,7 +224,7 @@ def _counted(wanted: RowsToCount, rows: Iterator[Encoded]) -> dict[str, Any]:
     total = kept = longest = longest_kept = 0
 
     def note(kind: str, number: int) -> None:
-        num, first = seen[kind]
+        num, first = seen.get(kind, (0, []))
         seen[kind] = (num + 1, [*first, number] if len(first) < _NUM_NAMED else first)
 
     for row in rows:
@@ -233,13 +233,17 @@ def _counted(wanted: RowsToCount, rows: Iterator[Encoded]) -> dict[str, Any]:
             note("long", total)
         if row.is_empty:
             note("empty", total)
+        for remark in row.remarks:
+            note(remark, total)
         is_left_out = row.is_long and policy in ("refuse", "drop") and not is_prompt
         if not is_left_out and not (row.ids if is_prompt else row.num_learned):
             note("unlearnable", total)
         if is_prompt or is_kept(wanted.settings.data, row):
             kept, longest_kept = kept + 1, max(longest_kept, len(row.ids))
-    kinds = {kind: validate.to_plain(Rows(num=num, first=tuple(first))) for kind, (num, first) in seen.items()}
-    return {"num_rows": total, "num_examples": kept, "longest": longest, "longest_kept": longest_kept, **kinds}
+    rows_of = {kind: validate.to_plain(Rows(num=num, first=tuple(first))) for kind, (num, first) in seen.items()}
+    kinds = {kind: rows_of.pop(kind) for kind in ("long", "empty", "unlearnable")}
+    counts = {"num_rows": total, "num_examples": kept, "longest": longest, "longest_kept": longest_kept}
+    return {**counts, **kinds, "remarks": rows_of}
 
 
 def _shown(wanted: RowsToCount, number: int, row: Encoded, tokenizer: Any) -> str:
@@ -253,9 +257,8 @@ def _shown(wanted: RowsToCount, number: int, row: Encoded, tokenizer: Any) -> st
         head += f" ({row.num_tokens} before data.long_rows={wanted.settings.data.long_rows})"
     if wanted.use == "predict":
         return "\n".join([head, *_marked("prompt", tokenizer.decode(row.ids))])
-    masked, learned = row.ids[: row.num_masked], row.ids[row.num_masked :]
-    lines = _marked("masked", tokenizer.decode(masked)) if masked else []
-    return "\n".join([head, *lines, *(_marked("learned", tokenizer.decode(learned)) if learned else [])])
+    parts = (_marked("learned" if is_learned else "masked", tokenizer.decode(ids)) for is_learned, ids in row.parts)
+    return "\n".join([head, *(line for lines in parts for line in lines)])
 
 
 def _marked(word: str, text: str) -> list[str]:
