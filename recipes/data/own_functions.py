@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, NoReturn
@@ -53,19 +53,20 @@ class OwnFunction:
             if error.name is None or not (module == error.name or module.startswith(f"{error.name}.")):
                 raise UsageError(f"{key} names {name!r}, whose import failed: {error}{_place(error)}") from error
             raise UsageError(
-                f"{key} names {name!r}, and there is no module {error.name!r}: it is looked for in environment.code, in "
-                "the working folder and among the installed packages"
+                f"{key} names {name!r}, and there is no module {error.name!r}: it is looked for in environment.code, "
+                "in the working folder and among the installed packages"
             ) from error
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
             what = f"{type(error).__name__}: {error}"
             raise UsageError(f"{key} names {name!r}, whose import failed: {what}{_place(error)}") from error
-        self._call = getattr(found, function, None)
-        if not callable(self._call):
+        call = getattr(found, function, None)
+        if not callable(call):
             names = [one for one, value in vars(found).items() if callable(value) and not one.startswith("_")]
             hint = f" ({nearest(function, names)})" if nearest(function, names) else ""
             raise UsageError(f"{key} names {name!r}, and {found.__file__} has no function {function!r}{hint}")
+        self._call: Callable[..., Any] = call
         self._file = str(found.__file__)
 
     @property

@@ -10,21 +10,23 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
+from ...errors import Fault
 from ...files import parse_json
 from ..facts import Rows, StepCount
-from ..schema import Augment, Bm25, Select, StageSettings
+from ..schema import Augment, Bm25, Data, Select, StageSettings
 from ..stage_kinds import RowUse
 from ..tasks import task_of
 from . import hangul
-from .cleaning import FILTERS, TEXT_STEPS, filter_of, is_own
+from .cleaning import FILTERS, TEXT_STEPS, filter_of, is_own, problem_of
 from .own_functions import OwnFunction
 from .rows import Row
-from .selection import best_rows, sample_of, search_terms
+from .selection import best_rows, sample_of, search_terms, singles_of
 
 Numbered = tuple[int, dict[str, Any]]
 Load = Callable[[str, str], OwnFunction]  # from the recipe's key and the function's name
 _NUM_NAMED = 5
 AUGMENTS = ("hangul",)
+_OWN = "an own function as module:function"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,25 @@ def steps_of(settings: StageSettings, use: RowUse) -> Steps | None:
         identity=data.columns.id,
         keeps_all=keeps_all,
     )
+
+
+def step_faults(data: Data) -> Iterator[Fault]:
+    """Yield what is wrong with the steps of a recipe, before any file is read."""
+    for number, name in enumerate(data.clean):
+        problem, hint = problem_of(name)
+        if problem:
+            yield Fault(key=f"data.clean.{number}", problem=problem, hint=hint)
+    select, augment = data.select, data.augment
+    if select is not None and select.function and not is_own(select.function):
+        yield Fault(key="data.select.function", problem=f"is {select.function!r}", hint=_OWN)
+    if select is not None and select.bm25 is not None and not any(map(search_terms, select.bm25.queries)):
+        yield Fault(key="data.select.bm25.queries", problem="has no word to look for", hint="such as [kitchen, garden]")
+    if augment is not None and augment.name not in AUGMENTS and not is_own(augment.name):
+        problem = f"is {augment.name!r}" if augment.name else "is missing"
+        yield Fault(key="data.augment.name", problem=problem, hint=f"{', '.join(AUGMENTS)}, or {_OWN}")
+    if augment is not None and augment.name in AUGMENTS and not data.prompt:
+        problem = f"{augment.name} makes an input of the target, and plain text has neither"
+        yield Fault(key="data.augment.name", problem=problem, hint=f"set data.prompt, or {_OWN}")
 
 
 class _Tally:
@@ -227,7 +248,10 @@ def _by_function(rows: Iterator[Numbered], function: OwnFunction, steps: Steps, 
 
 def _found(rows: Iterator[Numbered], spec: Bm25, column: str, spool: IO[bytes], tally: _Tally) -> Iterator[Numbered]:
     terms = list[list[str]]()
-    places = list(_spooled(rows, spool, lambda row: terms.append(search_terms(" ".join(texts_of(row, [column]))))))
+    singles = singles_of(spec)
+    places = list(
+        _spooled(rows, spool, lambda row: terms.append(search_terms(" ".join(texts_of(row, [column])), singles)))
+    )
     chosen = set[int]().union(*best_rows(spec, terms)) if places else set[int]()
     yield from _reread(places, chosen, spool, tally)
 

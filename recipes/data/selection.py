@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from ...errors import UsageError
 from ..schema import Bm25
@@ -16,14 +16,23 @@ _WORD = re.compile(r"\w+")
 _PAIRED = re.compile(r"[\u1100-\u11ff\u3040-\u30ff\u3130-\u318f\u3400-\u9fff\uac00-\ud7a3]+")
 
 
-def search_terms(text: str) -> list[str]:
-    """Return the terms of a text: words in lower case, and pairs of characters in Korean, Japanese and Chinese."""
+def search_terms(text: str, singles: Collection[str] = ()) -> list[str]:
+    """Return the terms of a text: words in lower case, and pairs of characters in Korean, Japanese and Chinese.
+
+    Characters among *singles*, those that a query has alone, are terms by themselves too.
+    """
     terms = []
     for word in _WORD.findall(unicodedata.normalize("NFKC", text).casefold()):
         pairs = _PAIRED.findall(word)
         terms += [run[at : at + 2] for run in pairs for at in range(max(1, len(run) - 1))]
+        terms += [sign for run in pairs if len(run) > 1 for sign in run if sign in singles]
         terms += _PAIRED.sub(" ", word).split() if pairs else [word]
     return terms
+
+
+def singles_of(spec: Bm25) -> set[str]:
+    """Return the characters that stand alone in a query, such as a Korean word of one syllable."""
+    return {term for query in spec.queries for term in search_terms(query) if len(term) == 1}
 
 
 def best_rows(spec: Bm25, texts: Sequence[list[str]]) -> list[set[int]]:
