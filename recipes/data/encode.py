@@ -7,7 +7,7 @@ the light one of `tokenizer`; this module imports neither.
 from __future__ import annotations
 
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,6 @@ from ..schema import Data as DataSpec
 from .rows import Row
 
 BATCH_ROWS = 1000  # that are tokenised at once: enough to keep every core busy, and some MB of memory
-# What configs call the longest sequence that a model can take.
-_POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_seq_len")
 
 
 Span = tuple[int, int]  # positions in the ids: the first, and the one after the last
@@ -28,7 +26,8 @@ class Encoded:
     """One example: token ids, and the spans of them that count in the loss.
 
     The spans are in order and apart. It also has its length before any cut. It is the first example of its row,
-    unless a task makes several of one.
+    unless a task makes several of one. *remarks* are what its task has to say of the row, such as "question cut";
+    planning counts the rows of each.
     """
 
     ids: list[int]
@@ -37,6 +36,7 @@ class Encoded:
     is_long: bool
     is_empty: bool = False
     is_first: bool = True
+    remarks: tuple[str, ...] = ()
 
     @property
     def num_learned(self) -> int:
@@ -64,20 +64,6 @@ def is_kept(spec: DataSpec, row: Encoded) -> bool:
     It does where the row is not too long, or cut, and something in it is learned.
     """
     return row.num_learned > 0 and not (row.is_long and spec.long_rows in ("refuse", "drop"))
-
-
-def max_positions(config: Mapping[str, Any]) -> int | None:
-    """Return how many tokens a model of this config can take.
-
-    Return None where it names no limit.
-    """
-    inner = config.get("text_config")
-    for section in (config, inner if isinstance(inner, Mapping) else {}):
-        for name in _POSITIONS:
-            value = section.get(name)
-            if isinstance(value, int) and value > 0:
-                return value
-    return None
 
 
 def render_prompt(spec: DataSpec, row: Row, tokenizer: Any) -> str:
