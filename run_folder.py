@@ -62,7 +62,7 @@ class RunPaths:
 
     @property
     def steps_dir(self) -> Path:
-        """The own functions that prepared the data at planning, as a record: no job runs them."""
+        """The own functions that prepared the data, as a record; no job runs them."""
         return self.root / "steps"
 
     @property

@@ -253,7 +253,10 @@ _USES = {"train": "trains", "eval": "evaluates", "predict": "predicts", "score":
 
 
 def _steps(value: Plan) -> list[str]:
-    """Return what the steps of `data` did to the rows, where there are any: the same rows are listed once."""
+    """Return what the steps of `data` did, where there are any.
+
+    Rows that two stages share are listed once.
+    """
     shown: dict[str, list[list[str]]] = {}
     for one in value.inputs.prepared:
         shown.setdefault(

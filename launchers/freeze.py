@@ -62,7 +62,7 @@ def freeze(
 
 
 def _freeze_steps(plan: Plan, paths: RunPaths) -> None:
-    """Copy the own functions that prepared the rows: they are how the rows came about."""
+    """Copy the own functions that prepared the rows, as a record."""
     every = [plan.inputs, *(variant.inputs for variant in (plan.sweep.variants if plan.sweep else ()))]
     prepared = [one for inputs in every for one in inputs.prepared]
     sources = {source: digest for one in prepared for source, digest in one.sources.items()}

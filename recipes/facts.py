@@ -149,7 +149,7 @@ class Inputs:
     prepared: tuple[Prepared, ...] = ()
 
     def split_of(self, stage: str, use: RowUse, split: str) -> SplitFacts:
-        """Return the rows of a split as a stage uses them: as they were prepared, else as they are."""
+        """Return the rows of a split as a stage uses them, prepared or not."""
         found = (one.rows for one in self.prepared if (one.stage, one.use) == (stage, use))
         return next(found, self.splits[split])
 

@@ -98,7 +98,10 @@ def is_own(name: str) -> bool:
 
 
 def problem_of(name: str) -> tuple[str, str]:
-    """Return what is wrong with an entry of `data.clean` and a hint, or two empty texts."""
+    """Return what is wrong with an entry of `data.clean`, and a hint.
+
+    Both are empty where nothing is.
+    """
     word, _, number = name.partition(":")
     if name in TEXT_STEPS or name in FILTERS[:2] or is_own(name):
         return "", ""

@@ -24,7 +24,10 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def find_source(name: str, folders: Sequence[str]) -> Path | None:
-    """Return the file of the module of *name* in *folders*, which is not imported; None where there is none."""
+    """Return the file of the module of *name*, which is not imported.
+
+    It is looked for in *folders*; None where it is in none of them.
+    """
     places: Sequence[str] | None = list(folders)
     spec = None
     parts = split_name(name)[0].split(".")
@@ -153,7 +156,10 @@ def _one_line(text: str) -> str:
 
 
 def _place(error: BaseException, file: str = "") -> str:
-    """Return " (file:line)" of the innermost frame in the user's *file*, else of the innermost frame."""
+    """Return " (file:line)" of the innermost frame in the user's *file*.
+
+    Without one, it is that of the innermost frame.
+    """
     frames = traceback.extract_tb(error.__traceback__)
     if isinstance(error, SyntaxError) and error.filename:
         return f" ({error.filename}:{error.lineno})"

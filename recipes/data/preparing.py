@@ -1,6 +1,6 @@
-"""Prepare the rows of a split: clean, select, augment, in this order, and count what each step did.
+"""Prepare the rows of a split: clean, select, augment, in this order.
 
-Rows are numbered from 1 as they stand in the file, whatever was left out before.
+What each step did is counted. Rows are numbered from 1 as they stand in the file, whatever was left out before.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Steps:
 
 
 def steps_of(settings: StageSettings, use: RowUse) -> Steps | None:
-    """Return what a stage's settings do to rows of this use, None where that is nothing."""
+    """Return what a stage's settings do to rows of a use; None for nothing."""
     data = settings.data
     is_trained, keeps_all = use == "train", use in ("predict", "score")
     clean = tuple(name for name in data.clean if not (keeps_all and name.startswith(FILTERS)))
@@ -123,7 +123,10 @@ class _Tally:
 
 
 class Preparation:
-    """The rows of a split on their way through the steps; iterate once, then ask for `counts`."""
+    """The rows of a split on their way through the steps.
+
+    Iterate over it once, then ask for `counts`.
+    """
 
     def __init__(self, rows: Iterable[Row], steps: Steps, load: Load, spool: Callable[[], IO[bytes]]) -> None:
         """Set the steps up.
@@ -183,7 +186,7 @@ class Preparation:
 
 
 def texts_of(row: Row, columns: Iterable[str]) -> list[str]:
-    """Return the texts of a row's *columns*: those of a conversation are its messages'."""
+    """Return the texts of a row's *columns*, and those in conversations."""
     found = []
     for column in columns:
         value = row.get(column)
@@ -284,7 +287,10 @@ def _reread(places: Sequence[tuple[int, int]], chosen: set[int], spool: IO[bytes
 
 
 def as_line(row: Row) -> bytes:
-    """Return a row as a line of JSON; what JSON does not know, such as a date, becomes text."""
+    """Return a row as a line of JSON.
+
+    What JSON does not know, such as a date, becomes text.
+    """
     import orjson
 
     return orjson.dumps(row, default=str, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS)

@@ -17,9 +17,9 @@ _PAIRED = re.compile(r"[\u1100-\u11ff\u3040-\u30ff\u3130-\u318f\u3400-\u9fff\uac
 
 
 def search_terms(text: str, singles: Collection[str] = ()) -> list[str]:
-    """Return the terms of a text: words in lower case, and pairs of characters in Korean, Japanese and Chinese.
+    """Return the terms of a text.
 
-    Characters among *singles*, those that a query has alone, are terms by themselves too.
+    They are words in lower case, and pairs of characters in Korean, Japanese and Chinese. Characters among *singles*, those that a query has alone, are terms by themselves too.
     """
     terms = []
     for word in _WORD.findall(unicodedata.normalize("NFKC", text).casefold()):
@@ -31,14 +31,17 @@ def search_terms(text: str, singles: Collection[str] = ()) -> list[str]:
 
 
 def singles_of(spec: Bm25) -> set[str]:
-    """Return the characters that stand alone in a query, such as a Korean word of one syllable."""
+    """Return the characters that stand alone in a query.
+
+    Such as a Korean word of one syllable.
+    """
     return {term for query in spec.queries for term in search_terms(query) if len(term) == 1}
 
 
 def best_rows(spec: Bm25, texts: Sequence[list[str]]) -> list[set[int]]:
-    """Return for each query the positions of its best rows, from the terms of each row.
+    """Return the positions of the best rows of each query.
 
-    Of rows with the same score the first ones are taken. A row without any term of the query is never taken.
+    *texts* are the terms of each row. Of rows with the same score the first ones are taken. A row without any term of the query is never taken.
 
     Raises:
         UsageError: the library is not installed, or a query finds no row.

@@ -1,4 +1,4 @@
-"""Shared parts of inspection: collect every reason, digest a file once, and digest the user's code."""
+"""Shared parts of inspection: collect every reason, digest files and code."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Prepare the splits that a recipe cleans, selects or augments: once, into the cache, before anything is queued.
+"""Prepare the splits that a recipe cleans, selects or augments.
 
-Run as `python -m sousbatch.recipes.inspect.prepared`, it reads one JSON request from stdin: that is how the user's own
+That is done once, into the cache, before anything is queued. Run as `python -m sousbatch.recipes.inspect.prepared`, it reads one JSON request from stdin: that is how the user's own
 functions run in the Python of the jobs, and never in the process that plans. It prints a JSON line as it goes, and the
 answer as the last.
 """
@@ -56,9 +56,9 @@ class Work:
 def prepare_splits(
     recipe: Recipe, splits: dict[str, SplitFacts], code: str, progress: Progress | None = None
 ) -> tuple[Prepared, ...]:
-    """Return the splits that the stages' steps prepare; those without any step are not among them.
+    """Return the splits that the stages' steps prepare.
 
-    *code* is the digest of the recipe's code folders.
+    Those without any step are not among them.     *code* is the digest of the recipe's code folders.
 
     Raises:
         PlanError: every reason why a split cannot be prepared: a function that fails, no row left, a full disk.
@@ -120,7 +120,7 @@ def _sources(recipe: Recipe, steps: Steps) -> dict[str, str]:
 
 
 def _needed_bytes(source: SplitFacts, steps: Steps) -> int:
-    """Return about how many bytes the prepared file takes, with what is written on the way."""
+    """Return about how many bytes are written, the prepared file's and others."""
     copies = steps.augment.copies if steps.augment else 0
     return source.num_bytes * (1 + copies + bool(steps.select))
 
