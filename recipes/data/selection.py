@@ -19,7 +19,8 @@ _PAIRED = re.compile(r"[\u1100-\u11ff\u3040-\u30ff\u3130-\u318f\u3400-\u9fff\uac
 def search_terms(text: str, singles: Collection[str] = ()) -> list[str]:
     """Return the terms of a text.
 
-    They are words in lower case, and pairs of characters in Korean, Japanese and Chinese. Characters among *singles*, those that a query has alone, are terms by themselves too.
+    They are words in lower case, and pairs of characters in Korean, Japanese and Chinese. Characters among *singles*,
+    those that a query has alone, are terms by themselves too.
     """
     terms = []
     for word in _WORD.findall(unicodedata.normalize("NFKC", text).casefold()):
@@ -41,7 +42,8 @@ def singles_of(spec: Bm25) -> set[str]:
 def best_rows(spec: Bm25, texts: Sequence[list[str]]) -> list[set[int]]:
     """Return the positions of the best rows of each query.
 
-    *texts* are the terms of each row. Of rows with the same score the first ones are taken. A row without any term of the query is never taken.
+    *texts* are the terms of each row. Of rows with the same score the first ones are taken. A row without any term of
+    the query is never taken.
 
     Raises:
         UsageError: the library is not installed, or a query finds no row.

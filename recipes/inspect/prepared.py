@@ -1,8 +1,8 @@
 """Prepare the splits that a recipe cleans, selects or augments.
 
-That is done once, into the cache, before anything is queued. Run as `python -m sousbatch.recipes.inspect.prepared`, it reads one JSON request from stdin: that is how the user's own
-functions run in the Python of the jobs, and never in the process that plans. It prints a JSON line as it goes, and the
-answer as the last.
+That is done once, into the cache, before anything is queued. Run as `python -m sousbatch.recipes.inspect.prepared`, it
+reads one JSON request from stdin: that is how the user's own functions run in the Python of the jobs, and never in the
+process that plans. It prints a JSON line as it goes, and the answer as the last.
 """
 
 from __future__ import annotations
