@@ -1,59 +1,59 @@
 #!/bin/bash
-# sousbatch @VERSION@: run '049b4aad86e8', stage train
+# sousbatch @VERSION@: run '195683984931', stage train
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/049b4aad86e8/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/195683984931/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/049b4aad86e8 train
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/195683984931 train
 
 #!/bin/bash
-# sousbatch @VERSION@: run '049b4aad86e8', stage consolidate
+# sousbatch @VERSION@: run '195683984931', stage consolidate
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/049b4aad86e8/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/195683984931/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/049b4aad86e8 consolidate
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/195683984931 consolidate
 
 #!/bin/bash
-# sousbatch @VERSION@: run '049b4aad86e8', stage predict
+# sousbatch @VERSION@: run '195683984931', stage predict
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/049b4aad86e8/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/195683984931/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/049b4aad86e8 predict
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/195683984931 predict
 
 #!/bin/bash
-# sousbatch @VERSION@: run '049b4aad86e8', stage merge
+# sousbatch @VERSION@: run '195683984931', stage merge
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/049b4aad86e8/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/195683984931/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/049b4aad86e8 merge
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/195683984931 merge
 
 #!/bin/bash
-# sousbatch @VERSION@: run '049b4aad86e8', stage score
+# sousbatch @VERSION@: run '195683984931', stage score
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/049b4aad86e8/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/195683984931/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/049b4aad86e8 score
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/195683984931 score
