@@ -1,6 +1,6 @@
-"""Read the Korean questions and answers that the package chatterbot-corpus ships (BSD licence).
+"""Read the Korean questions and answers of the package chatterbot-corpus.
 
-The package's own code is not imported: its text files are read.
+Its licence is BSD. The package's own code is not imported: its text files are read.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ _ADVICE = "pip install --no-deps chatterbot-corpus"
 
 
 def smalltalk(seed: int, num_train: int, num_validation: int, num_test: int) -> dict[str, list[dict[str, str]]]:
-    """Return questions in `input` and answers in `target`; no question is in two splits.
+    """Return questions in `input` and answers in `target`.
+
+    No question is in two splits.
 
     Raises:
         UsageError: the package is not installed, or has fewer rows.
