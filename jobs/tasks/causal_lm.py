@@ -20,6 +20,7 @@ from ...predictions.rows import PREDICTION
 from ...recipes.data.encode import BATCH_ROWS, Encoded, is_kept, pad_id
 from ...recipes.data.rows import Row, read_rows
 from ...recipes.schema import StageSettings
+from ...recipes.tasks import task_of
 from ...recipes.tasks.causal_lm import TASK
 from ..generation import load_engine
 from ..training.model import load_tokenizer
@@ -79,7 +80,7 @@ def load_examples(settings: StageSettings, path: Path, tokenizer: Any, limit: in
         RunError: a row has more than `data.max_tokens` tokens and is to be refused, or no
             row has a token that counts in the loss.
     """
-    rows = TokenRows(_kept(settings, islice(read_rows(path), limit), tokenizer, str(path)))
+    rows = TokenRows(kept_rows(settings, islice(read_rows(path), limit), tokenizer, str(path)))
     if not len(rows):
         raise RunError(
             f"no row of {path} has a token that counts in the loss; check data.columns and data.max_tokens",
@@ -88,10 +89,11 @@ def load_examples(settings: StageSettings, path: Path, tokenizer: Any, limit: in
     return rows
 
 
-def _kept(settings: StageSettings, rows: Iterable[Row], tokenizer: Any, name: str) -> Iterator[Encoded]:
-    data, iterator, done = settings.data, iter(rows), 0
+def kept_rows(settings: StageSettings, rows: Iterable[Row], tokenizer: Any, name: str) -> Iterator[Encoded]:
+    """Yield the examples that training uses of *rows*, which messages call *name*."""
+    data, iterator, done, task = settings.data, iter(rows), 0, task_of(settings.task)
     while batch := list(islice(iterator, BATCH_ROWS)):
-        for number, row in enumerate(TASK.encode(settings, "train", batch, tokenizer, data.max_tokens), done + 1):
+        for number, row in enumerate(task.encode(settings, "train", batch, tokenizer, data.max_tokens), done + 1):
             if row.is_long and data.long_rows == "refuse":
                 raise RunError(
                     f"row {number} of {name} has {row.num_tokens} tokens, its prompt included, and data.max_tokens is "

@@ -32,7 +32,7 @@ from .tokenizer import load_full, load_light, tokenizer_digest
 Progress = Callable[[str, int, int], None]  # what is counted, rows done, rows in all
 Use = Literal["train", "eval", "predict"]
 
-_FORMAT = 3  # raised when rows are counted in another way
+_FORMAT = 4  # raised when rows are counted in another way
 _NUM_NAMED = 5
 
 
@@ -221,7 +221,7 @@ def _counted(wanted: RowsToCount, rows: Iterator[Encoded]) -> dict[str, Any]:
     """
     is_prompt, policy = wanted.use == "predict", wanted.settings.data.long_rows
     seen: dict[str, tuple[int, list[int]]] = {"long": (0, []), "empty": (0, []), "unlearnable": (0, [])}
-    total = kept = longest = longest_kept = 0
+    total = kept = longest = longest_kept = longest_target = 0
 
     def note(kind: str, number: int) -> None:
         num, first = seen[kind]
@@ -229,6 +229,7 @@ def _counted(wanted: RowsToCount, rows: Iterator[Encoded]) -> dict[str, Any]:
 
     for row in rows:
         total, longest = total + row.is_first, max(longest, row.num_tokens)
+        longest_target = max(longest_target, row.num_target_tokens)
         if row.is_long:
             note("long", total)
         if row.is_empty:
@@ -239,7 +240,8 @@ def _counted(wanted: RowsToCount, rows: Iterator[Encoded]) -> dict[str, Any]:
         if is_prompt or is_kept(wanted.settings.data, row):
             kept, longest_kept = kept + 1, max(longest_kept, len(row.ids))
     kinds = {kind: validate.to_plain(Rows(num=num, first=tuple(first))) for kind, (num, first) in seen.items()}
-    return {"num_rows": total, "num_examples": kept, "longest": longest, "longest_kept": longest_kept, **kinds}
+    lengths = {"longest": longest, "longest_kept": longest_kept, "longest_target": longest_target}
+    return {"num_rows": total, "num_examples": kept, **lengths, **kinds}
 
 
 def _shown(wanted: RowsToCount, number: int, row: Encoded, tokenizer: Any) -> str:
