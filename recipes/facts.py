@@ -65,8 +65,8 @@ class Lengths:
     """The lengths of a stage's rows in tokens, as its job will see them.
 
     *longest* is a row's length before any cut, *longest_kept* after it; *longest_target* is that of a target that is
-    encoded apart from its source. Rows are *long* above *limit*, have an *empty*
-    target, or nothing to *learn* (of prompts: no token). The *num_rows* give the job *num_examples*.
+    encoded apart from its source. Rows are *long* above *limit*, have an *empty* target, or nothing to *learn* (of
+    prompts: no token). *remarks* has the rows of each remark of the task. The *num_rows* give the job *num_examples*.
     """
 
     stage: str
@@ -81,6 +81,7 @@ class Lengths:
     long: Rows = Rows()
     empty: Rows = Rows()
     unlearnable: Rows = Rows()
+    remarks: dict[str, Rows] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,6 @@ from torch.utils.data import Dataset
 
 from ...recipes.data.encode import pad_id
 from ...recipes.schema import StageSettings
-from ...recipes.tasks.seq2seq import TASK
 from . import TaskRuntime
 from .causal_lm import IGNORED_LABEL, GeneratingAnswerer, TokenRows, load_examples
 
@@ -71,9 +70,9 @@ def _padded(rows: Sequence[torch.Tensor], value: int) -> torch.Tensor:
 def token_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
     """Return the mean cross-entropy of the tokens that count.
 
-    *outputs* have logits of shape (rows, tokens, words), *labels* have shape (rows, tokens). Of a step that is summed up
-    over several batches, *num_items_in_batch* is the number of all its tokens. The models' own loss knows nothing of
-    it, while transformers' Trainer believes it does (5.23, `model_accepts_loss_kwargs`).
+    *outputs* have logits of shape (rows, tokens, words), *labels* have shape (rows, tokens). Of a step that is summed
+    up over several batches, *num_items_in_batch* is the number of all its tokens. The models' own loss knows nothing
+    of it, while transformers' Trainer believes it does (5.23, `model_accepts_loss_kwargs`).
     """
     summed = cross_entropy(outputs["logits"].float().flatten(0, -2), labels.flatten(), reduction="sum")
     return summed / (num_items_in_batch if num_items_in_batch is not None else (labels != IGNORED_LABEL).sum())

@@ -60,17 +60,21 @@ def _refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
 def _warnings(stage: Stage, inputs: Inputs) -> Iterator[str]:
     yield from framed_warnings(stage, inputs, empty="target")
     yield from drawing_warnings(stage)
-    settings = stage.settings
-    if not overflows_in_float16(inputs.model.config):
-        return
-    key, value = "train.precision", settings.train.precision
-    if stage.batch is None:
-        key, value = "consolidate.dtype", settings.consolidate.dtype
-    if value == "float16" and (stage.batch is not None or stage.record.leaves == "model"):
+    if overflows_in_float16(inputs.model.config) and (key := _float16_key(stage)):
         yield (
             f"stage {stage.name!r}: {key}=float16 for a {inputs.model.config.get('model_type')} model, which computes "
             f"values beyond float16's range; set {key}=bfloat16"
         )
+
+
+def _float16_key(stage: Stage) -> str:
+    """Return the key that has the stage compute in, or write, float16; empty where none has."""
+    settings = stage.settings
+    if stage.batch is not None:
+        return "train.precision" if settings.train.precision == "float16" else ""
+    if stage.record.leaves == "model":
+        return "consolidate.dtype" if settings.consolidate.dtype == "float16" else ""
+    return "predict.dtype" if "predict" in stage.splits and settings.predict.dtype == "float16" else ""
 
 
 TASK = TaskSpec(

@@ -13,7 +13,7 @@ import transformers
 from peft import TaskType
 
 import sousbatch.recipes
-from sousbatch.jobs.tasks import TaskRuntime, runtime_of
+from sousbatch.jobs.tasks import TaskRuntime, load_answerer, runtime_of
 from sousbatch.jobs.training.model import load_tokenizer
 from sousbatch.recipes.schema import Data, Predict, StageSettings
 from sousbatch.recipes.tasks import TASKS, TaskSpec, task_of
@@ -22,8 +22,17 @@ TINY = Path(sousbatch.recipes.__file__).parent / "library/models/tiny-hangul"
 TEXTS = ["가", "나다라 마바", "사아자차카 타"]
 # Settings that fit each task, and one row of its data for a text.
 CASES: dict[str, tuple[Data, Any]] = {
+    "seq2seq": (Data(max_tokens=32, max_target_tokens=32), lambda text: {"input": text, "target": text}),
     "causal_lm": (Data(max_tokens=64), lambda text: {"input": text, "target": text}),
     "windows": (Data(prompt="", max_tokens=4), lambda text: {"text": [text, text]}),
+}
+
+# Configs of models for tasks that the tiny decoder does not fit, with the ids of its tokenizer.
+_SIZES = {"d_model": 16, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_position_embeddings": 64}
+_HEADS = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+_IDS = {"vocab_size": 512, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+CONFIGS: dict[str, Any] = {
+    "seq2seq": transformers.BartConfig(**_SIZES, **_HEADS, **_IDS, decoder_start_token_id=2, forced_eos_token_id=2)
 }
 
 
@@ -57,7 +66,7 @@ def case(
     if task.model_class not in model_dirs:
         torch.manual_seed(0)
         folder = tmp_path_factory.mktemp("model")
-        config = transformers.AutoConfig.from_pretrained(TINY)
+        config = CONFIGS.get(task.name, transformers.AutoConfig.from_pretrained(TINY))
         getattr(transformers, task.model_class).from_config(config).save_pretrained(folder)
         model_dirs[task.model_class] = folder
     path = tmp_path / "rows.jsonl"
@@ -84,14 +93,14 @@ def test_its_examples_are_those_that_planning_counts(case: Case) -> None:
 def test_its_batches_have_a_loss_in_its_model(case: Case) -> None:
     tokenizer = load_tokenizer(case.settings, TINY)
     examples = case.runtime.examples(case.settings, case.data_path, tokenizer, None)
-    batch = case.runtime.collator(case.settings, tokenizer)([examples[0], examples[1]])
     model = getattr(transformers, case.task.model_class).from_pretrained(case.model_dir)
+    batch = case.runtime.collator(case.settings, tokenizer, model)([examples[0], examples[1]])
     assert torch.isfinite(model(**batch).loss)
     assert TaskType[case.task.peft_type]
 
 
 def test_a_row_gets_the_same_prediction_whatever_is_asked_with_it(case: Case) -> None:
-    answerer = case.runtime.answerer(case.settings, case.model_dir, TINY, "cpu", "float32")
+    answerer = load_answerer(case.settings, case.model_dir, TINY, "cpu", "float32")
     together = answerer.answer(case.rows)
     assert [answerer.answer([row])[0] for row in reversed(case.rows)] == together[::-1]
     assert all(answer.keys() == {"prediction", *case.task.fields} for answer in together)
