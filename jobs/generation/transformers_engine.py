@@ -41,7 +41,7 @@ def load_model(settings: StageSettings, model_dir: Path, model_class: str, devic
 
 
 class TransformersEngine:
-    """A model of transformers that continues prompts; an encoder-decoder answers them."""
+    """A model of transformers that continues prompts, or answers them."""
 
     def __init__(self, settings: StageSettings, model: Any, tokenizer: Any) -> None:
         self._settings, self._model, self._tokenizer = settings, model, tokenizer

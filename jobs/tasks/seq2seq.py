@@ -20,7 +20,10 @@ from .causal_lm import IGNORED_LABEL, GeneratingAnswerer, TokenRows, load_exampl
 
 
 class PairRows(Dataset[dict[str, list[int]]]):
-    """The sources and targets of one split: `rows` hold each pair as one sequence, of which the target is learned."""
+    """The sources and targets of one split.
+
+    *rows* hold each pair as one sequence, of which the target is learned.
+    """
 
     def __init__(self, rows: TokenRows) -> None:
         self._rows = rows
@@ -48,9 +51,9 @@ class PairCollator:
         self._pad, self._shift = pad, getattr(model, "prepare_decoder_input_ids_from_labels", None)
 
     def __call__(self, rows: Sequence[Mapping[str, list[int]]]) -> dict[str, torch.Tensor]:
-        """Return int64 tensors: input_ids and attention_mask of shape (rows, longest source).
+        """Return int64 tensors of shape (rows, longest).
 
-        The labels have shape (rows, longest target), as have decoder_input_ids.
+        Of the sources they are input_ids and attention_mask, of the targets labels and decoder_input_ids.
         """
         sources = [torch.tensor(row["input_ids"]) for row in rows]
         targets = [torch.tensor(row["labels"]) for row in rows]

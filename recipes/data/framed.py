@@ -15,7 +15,10 @@ from .rows import Row
 
 
 class FramedText(NamedTuple):
-    """The token ids of one text, how many it has without a cut, and whether these are too many."""
+    """The token ids of one text.
+
+    It also says how many it has without a cut, and whether these are too many.
+    """
 
     ids: list[int]
     num_tokens: int

@@ -16,7 +16,10 @@ from .row_faults import some, where_of
 
 
 class _Limit(NamedTuple):
-    """A key that limits texts, its value, the longest text, and the most that the model can take."""
+    """A key that limits texts, and the longest of them.
+
+    The *positions* are the most that the model can take.
+    """
 
     key: str
     value: int
@@ -55,7 +58,7 @@ def framed_refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
 
 
 def _is_refused(settings: StageSettings, lengths: Lengths) -> bool:
-    """Say whether rows may be no longer than the limits: predictions are never dropped."""
+    """Say whether longer rows are refused: predictions are never dropped."""
     return settings.data.long_rows in (("refuse", "drop") if lengths.use == "predict" else ("refuse",))
 
 
@@ -81,7 +84,10 @@ def _too_long(settings: StageSettings, lengths: Lengths, limits: list[_Limit]) -
 
 
 def framed_warnings(stage: Stage, inputs: Inputs, *, empty: str) -> Iterator[str]:
-    """Yield what happens to rows that are not used as they stand; *empty* says what is empty in them."""
+    """Yield what happens to rows that are not used as they stand.
+
+    The word *empty* says what is empty in rows that are.
+    """
     settings, policy = stage.settings, stage.settings.data.long_rows
     for lengths in (one for one in inputs.lengths if one.stage == stage.name):
         where = where_of(lengths)

@@ -48,7 +48,10 @@ def prompt_faults(data: Data) -> Iterator[Fault]:
 
 
 def plain_prompt_faults(data: Data, task: str) -> Iterator[Fault]:
-    """Yield what is wrong for a *task* whose model reads the filled template apart from the answer."""
+    """Yield what is wrong for a task whose prompt is encoded apart.
+
+    The answer does not follow the prompt there.
+    """
     example = "such as '{input}'"
     if data.prompt == "":
         yield Fault(key="data.prompt", problem=f"is empty, so task {task} has nothing to read", hint=example)

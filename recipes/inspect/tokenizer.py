@@ -56,7 +56,10 @@ class LightTokenizer:
     def __call__(
         self, text: Sequence[str] = (), *, text_target: Sequence[str] = (), add_special_tokens: bool = True
     ) -> dict[str, list[list[int]]]:
-        """Return {"input_ids": ids of each text}; a target is encoded as any other text is."""
+        """Return {"input_ids": ids of each text}.
+
+        A target is encoded as any other text is.
+        """
         found = self._inner.encode_batch_fast([*text, *text_target], add_special_tokens=add_special_tokens)
         return {"input_ids": [one.ids for one in found]}
 

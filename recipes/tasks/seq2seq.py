@@ -1,7 +1,8 @@
-"""Sequence to sequence: an encoder reads the prompt, and a decoder learns, or writes, the target.
+"""Sequence to sequence.
 
-It is for BART, T5 and their kin. `data.prompt` is the template of what the encoder reads; a T5 that was trained with
-prefixes gets them there, such as "summarize: {input}".
+An encoder reads the prompt, and a decoder learns, or writes, the target. It is for BART, T5 and their kin.
+`data.prompt` is the template of what the encoder reads; a T5 that was trained with prefixes gets them there, such as
+"summarize: {input}".
 """
 
 from __future__ import annotations
@@ -68,7 +69,10 @@ def _warnings(stage: Stage, inputs: Inputs) -> Iterator[str]:
 
 
 def _float16_key(stage: Stage) -> str:
-    """Return the key that has the stage compute in, or write, float16; empty where none has."""
+    """Return the key that has the stage compute in, or write, float16.
+
+    Return an empty text where none has.
+    """
     settings = stage.settings
     if stage.batch is not None:
         return "train.precision" if settings.train.precision == "float16" else ""

@@ -32,7 +32,14 @@ NOT_DECIDING = {
     *("data.splits", "data.generator.name", "data.generator.seed"),
     *("data.generator.num_train", "data.generator.num_validation", "data.generator.num_test"),
     # of training
-    *("data.columns.target", "data.loss_on", "data.max_tokens", "data.max_target_tokens", "data.augment", "data.select"),
+    *(
+        "data.columns.target",
+        "data.loss_on",
+        "data.max_tokens",
+        "data.max_target_tokens",
+        "data.augment",
+        "data.select",
+    ),
     # how the work is shared
     *("predict.unit_rows", "predict.batch_rows"),
     # of another task
