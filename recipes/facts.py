@@ -66,9 +66,9 @@ class Rows:
 class Lengths:
     """The lengths of a stage's rows in tokens, as its job will see them.
 
-    *longest* is a row's length before any cut, *longest_kept* after it. Rows are *long* above *limit*, have an *empty*
-    target, or nothing to *learn* (of prompts: no token). *remarks* has the rows of each remark of the task. The
-    *num_rows* give the job *num_examples*.
+    *longest* is a row's length before any cut, *longest_kept* after it; *longest_target* is that of a target that is
+    encoded apart from its source. Rows are *long* above *limit*, have an *empty* target, or nothing to *learn* (of
+    prompts: no token). *remarks* has the rows of each remark of the task. The *num_rows* give the job *num_examples*.
     """
 
     stage: str
@@ -79,6 +79,7 @@ class Lengths:
     num_examples: int
     longest: int
     longest_kept: int
+    longest_target: int = 0
     long: Rows = Rows()
     empty: Rows = Rows()
     unlearnable: Rows = Rows()
