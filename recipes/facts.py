@@ -23,7 +23,8 @@ class ModelFacts:
     """The facts of the model.
 
     *digest* covers config, tokenizer and weight headers, not every weight. *beside_bytes* are those of its config and
-    tokenizer, which lie with every checkpoint; *cached_bytes* lie in the hub's cache already, for a model from there.
+    tokenizer, which lie with every checkpoint; *cached_bytes* lie in a cache already, for a model that was
+    fetched or converted.
     """
 
     folder: str
