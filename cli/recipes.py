@@ -1,10 +1,11 @@
-"""`sousbatch recipes`: list the library, show one recipe or every key."""
+"""`sousbatch recipes`: list, show, copy, check and compare recipes."""
 
 from __future__ import annotations
 
 import json
 from argparse import Namespace
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
@@ -12,6 +13,7 @@ from .parser import Parser, add_command, add_overrides, add_verbs, define
 from .tables import format_table
 
 if TYPE_CHECKING:
+    from ..recipes.schema import Recipe
     from ..recipes.schema.validate import Option
 
 
@@ -27,6 +29,19 @@ def define_recipes(parser: Parser) -> None:
     show.add_argument("recipe", nargs="?", metavar="RECIPE", help="name, or path of a YAML file")
     add_overrides(show)
     show.add_argument("--keys", action="store_true", help="list every key with its values, default and meaning")
+    new = add_command(verbs, "new", "copy a recipe into a file of your own, to be edited")
+    define(new, _new, "recipes new my-recipe --from hangul-restoration")
+    new.add_argument("name", metavar="NAME", help="its name; the file is NAME.yaml in the working folder")
+    new.add_argument("--from", dest="source", required=True, metavar="RECIPE", help="the recipe to begin with")
+    check = add_command(verbs, "check", "check the keys of recipes; `sousbatch plan` looks at model and data, too")
+    define(check, _check, "recipes check my-recipe.yaml", "recipes check recipes/*.yaml")
+    check.add_argument("recipes", nargs="+", metavar="RECIPE", help="name, or path of a YAML file")
+    compare = add_command(verbs, "diff", "show the keys in which two recipes, or two runs, differ")
+    define(compare, _diff, "recipes diff hangul-restoration my-recipe.yaml", "recipes diff run:1f2e run:9a0b")
+    compare.add_argument("first", metavar="A", help="name, path of a YAML file, or run:ID for the recipe of a run")
+    compare.add_argument("second", metavar="B", help="the same")
+    compare.add_argument("--json", action="store_true", help="as JSON")
+    define(add_command(verbs, "docs", "print the reference of every key as Markdown"), _docs, "recipes docs")
 
 
 def _list(arguments: Namespace) -> int:
@@ -61,25 +76,82 @@ def _show(arguments: Namespace) -> int:
     return 0
 
 
+def _new(arguments: Namespace) -> int:
+    from ..recipes.catalog import copy_recipe
+    from ..recipes.compose import compose
+
+    path = copy_recipe(arguments.name, arguments.source, Path.cwd())
+    try:
+        compose(str(path))
+    except UsageError as error:
+        path.unlink()
+        raise UsageError(f"{arguments.source} cannot be copied, since it needs the files beside it: {error}") from error
+    print(f"{path.name}\nedit it, then: sousbatch plan ./{path.name}")
+    return 0
+
+
+def _check(arguments: Namespace) -> int:
+    from ..recipes.compose import compose
+    from ..recipes.stages import resolve_stages
+
+    code = 0
+    for name in arguments.recipes:
+        try:
+            recipe = compose(name)
+        except UsageError as error:
+            print(f"{name}: {error}")
+            code = UsageError.exit_code
+        else:
+            print(f"{name}: {recipe.task}, {' > '.join(resolve_stages(recipe))}; every key is right")
+    return code
+
+
+def _diff(arguments: Namespace) -> int:
+    from ..recipes.reference import differences
+
+    found = differences(_named(arguments.first), _named(arguments.second))
+    rows = [
+        [key, *("" if value is None else json.dumps(value, ensure_ascii=False) for value in values)]
+        for key, *values in found
+    ]
+    if arguments.json:
+        named = [dict(zip(("key", "first", "second"), row, strict=True)) for row in found]
+        print(json.dumps(named, indent=1, ensure_ascii=False))
+    else:
+        print(format_table(rows, header=("key", arguments.first, arguments.second)) if rows else "no key differs")
+    return 0
+
+
+def _named(text: str) -> Recipe:
+    """Return the recipe called *text*, or that of the run behind `run:`."""
+    from ..recipes.compose import compose
+    from ..recipes.plan import read_plan
+    from ..run_index import find_run
+
+    if text.startswith("run:"):
+        return read_plan(find_run(text.removeprefix("run:")).plan).recipe
+    return compose(text)
+
+
+def _docs(arguments: Namespace) -> int:
+    from ..recipes.reference import reference
+
+    print(reference(), end="")
+    return 0
+
+
 def _keys(found: Iterable[Option]) -> str:
     """Return every key of the schema with its values, default and meaning."""
+    from ..recipes.reference import as_override
+
     rows = [
         [
             option.key,
             option.takes,
-            _as_override(option.default),
+            as_override(option.default),
             "(not in this version) " * option.is_later + option.help,
         ]
         for option in found
     ]
     table = format_table(rows, header=("key", "takes", "default", "meaning"))
     return f"{table}\n\n(not in this version): a plan is refused where such a key has another value than its default"
-
-
-def _as_override(value: object) -> str:
-    """Return a default as one would write it."""
-    if value is None or value == "":
-        return ""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"[{', '.join(map(str, value))}]" if isinstance(value, tuple) else str(value)

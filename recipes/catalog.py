@@ -69,3 +69,26 @@ def find_recipe(name: str) -> Path:
         + (f" ({hint})" if hint else "")
         + "; your own recipe is named by its file, such as ./my-recipe.yaml"
     )
+
+
+def copy_recipe(name: str, source: str, folder: Path) -> Path:
+    """Copy the recipe *source* into *folder* under another name; return the file.
+
+    Its comments are kept.
+
+    Raises:
+        NotFoundError: there is no such recipe.
+        UsageError: the name is not that of a file, or the file exists.
+    """
+    if name != Path(name).name or name.startswith(".") or name.endswith((".yaml", ".yml")) or not name.strip():
+        raise UsageError(f"recipe name {name!r} must be a plain word, such as my-recipe; it becomes my-recipe.yaml")
+    original = find_recipe(source)
+    path = folder / f"{name}.yaml"
+    text = original.read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if not line.startswith("name:")]  # a recipe is called as its file
+    try:
+        with path.open("x", encoding="utf-8") as stream:
+            stream.write(f"# made from {original.stem}\n" + "\n".join(lines) + "\n")
+    except FileExistsError:
+        raise UsageError(f"{path} exists; give another name, or edit that file") from None
+    return path

@@ -6,12 +6,12 @@ Rows become tensors for training; prompts are continued for predictions.
 from __future__ import annotations
 
 import unicodedata
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import Dataset
 
@@ -29,26 +29,45 @@ IGNORED_LABEL = -100
 
 
 class TokenRows(Dataset[dict[str, list[int]]]):
-    """The rows of one split as token ids, held as one flat array of 4 B a token."""
+    """The rows of one split as token ids.
+
+    They are held as flat arrays: 4 B a token, and some bytes a row.
+    """
 
     def __init__(self, encoded: Iterable[Encoded]) -> None:
-        ids: list[np.ndarray[Any, np.dtype[np.int32]]] = []
-        ignored: list[int] = []
+        self._ids, self._spans = Ragged(), Ragged()
         for row in encoded:
-            ids.append(np.asarray(row.ids, dtype=np.int32))
-            ignored.append(row.num_masked)
-        self._flat = np.concatenate(ids) if ids else np.zeros(0, np.int32)
-        self._ends = np.cumsum([len(row) for row in ids])
-        self._ignored = ignored
+            self._ids.append(row.ids)
+            self._spans.append(chain.from_iterable(row.learned))
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        ids, bounds = self._ids[index], self._spans[index]
+        labels = [IGNORED_LABEL] * len(ids)
+        for begin, end in zip(bounds[::2], bounds[1::2], strict=True):
+            labels[begin:end] = ids[begin:end]
+        return {"input_ids": ids, "labels": labels}
+
+
+class Ragged:
+    """Lists of whole numbers below 2**31, one after another in memory."""
+
+    def __init__(self) -> None:
+        self._flat, self._ends = array("i"), array("q")
+
+    def append(self, numbers: Iterable[int]) -> None:
+        """Add one list."""
+        self._flat.extend(numbers)
+        self._ends.append(len(self._flat))
 
     def __len__(self) -> int:
         return len(self._ends)
 
-    def __getitem__(self, index: int) -> dict[str, list[int]]:
-        start = int(self._ends[index - 1]) if index else 0
-        ids = self._flat[start : self._ends[index]].tolist()
-        labels = [IGNORED_LABEL] * self._ignored[index] + ids[self._ignored[index] :]
-        return {"input_ids": ids, "labels": labels}
+    def __getitem__(self, index: int) -> list[int]:
+        start = self._ends[index - 1] if index else 0
+        return self._flat[start : self._ends[index]].tolist()
 
 
 def load_examples(settings: StageSettings, path: Path, tokenizer: Any, limit: int | None = None) -> TokenRows:

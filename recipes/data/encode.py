@@ -7,7 +7,7 @@ the light one of `tokenizer`; this module imports neither.
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,19 +16,21 @@ from ..schema import Data as DataSpec
 from .rows import Row
 
 BATCH_ROWS = 1000  # that are tokenised at once: enough to keep every core busy, and some MB of memory
-# What configs call the longest sequence that a model can take.
-_POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_seq_len")
+
+
+Span = tuple[int, int]  # positions in the ids: the first, and the one after the last
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One example: token ids, and how many of them, from the first, are masked.
+    """One example: token ids, and the spans of them that count in the loss.
 
-    It also has its length before any cut. It is the first example of its row, unless a task makes several of one.
+    The spans are in order and apart. It also has its length before any cut. It is the first example of its row,
+    unless a task makes several of one.
     """
 
     ids: list[int]
-    num_masked: int
+    learned: tuple[Span, ...]
     num_tokens: int
     is_long: bool
     is_empty: bool = False
@@ -40,7 +42,18 @@ class Encoded:
 
         The first token of a row never does, since nothing comes before it.
         """
-        return max(0, len(self.ids) - max(self.num_masked, 1))
+        return sum(end - max(begin, 1) for begin, end in self.learned if end > 1)
+
+    @property
+    def parts(self) -> Iterator[tuple[bool, list[int]]]:
+        """Yield each stretch of ids that is learned, or is not: (whether, ids)."""
+        done = 0
+        for begin, end in (*self.learned, (len(self.ids), len(self.ids))):
+            if done < begin:
+                yield False, self.ids[done:begin]
+            if begin < end:
+                yield True, self.ids[begin:end]
+            done = end
 
 
 def is_kept(spec: DataSpec, row: Encoded) -> bool:
@@ -49,20 +62,6 @@ def is_kept(spec: DataSpec, row: Encoded) -> bool:
     It does where the row is not too long, or cut, and something in it is learned.
     """
     return row.num_learned > 0 and not (row.is_long and spec.long_rows in ("refuse", "drop"))
-
-
-def max_positions(config: Mapping[str, Any]) -> int | None:
-    """Return how many tokens a model of this config can take.
-
-    Return None where it names no limit.
-    """
-    inner = config.get("text_config")
-    for section in (config, inner if isinstance(inner, Mapping) else {}):
-        for name in _POSITIONS:
-            value = section.get(name)
-            if isinstance(value, int) and value > 0:
-                return value
-    return None
 
 
 def render_prompt(spec: DataSpec, row: Row, tokenizer: Any) -> str:
@@ -110,7 +109,7 @@ def _prompt(spec: DataSpec, ids: list[int], separator: list[int], longest: int, 
     if spec.pad_input_to is not None:
         ids = ids + [pad_id(tokenizer)] * (spec.pad_input_to - len(ids))
     ids = ids + separator
-    return Encoded(ids, len(ids), max(num_tokens, len(ids)), is_long)
+    return Encoded(ids, (), max(num_tokens, len(ids)), is_long)
 
 
 def encode_rows(spec: DataSpec, rows: Sequence[Row], tokenizer: Any) -> list[Encoded]:
@@ -122,31 +121,39 @@ def encode_rows(spec: DataSpec, rows: Sequence[Row], tokenizer: Any) -> list[Enc
     if not spec.prompt:
         texts = [str(row[spec.columns.text]) for row in rows]
         found = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        uncut = [Encoded([*ids, *end], 0, len(ids) + len(end), False) for ids in found]
+        uncut = [Encoded([*ids, *end], ((0, len(ids) + len(end)),), len(ids) + len(end), False) for ids in found]
     else:
         texts = [str(row[spec.columns.target]) for row in rows]
         targets = tokenizer(texts, add_special_tokens=False)["input_ids"]
         prompts = encode_prompts(spec, rows, tokenizer, None)
         uncut = [_joined(spec, prompt, [*target, *end]) for prompt, target in zip(prompts, targets, strict=True)]
-    return [_fitted(spec, row, not text.strip(), tokenizer) for row, text in zip(uncut, texts, strict=True)]
+    return [fit(spec, row, not text.strip(), tokenizer) for row, text in zip(uncut, texts, strict=True)]
 
 
 def _joined(spec: DataSpec, prompt: Encoded, response: list[int]) -> Encoded:
-    masked = len(prompt.ids) if spec.loss_on == "response" else 0
-    return Encoded([*prompt.ids, *response], masked, prompt.num_tokens + len(response), prompt.is_long)
+    ids = [*prompt.ids, *response]
+    begin = len(prompt.ids) if spec.loss_on == "response" else 0
+    return Encoded(ids, ((begin, len(ids)),), prompt.num_tokens + len(response), prompt.is_long)
 
 
-def _fitted(spec: DataSpec, row: Encoded, is_empty: bool, tokenizer: Any) -> Encoded:
-    ids, masked = row.ids, row.num_masked
+def fit(spec: DataSpec, row: Encoded, is_empty: bool, tokenizer: Any) -> Encoded:
+    """Return *row*, cut to `data.max_tokens` on the side that the recipe names."""
+    ids, learned = row.ids, row.learned
     excess = len(ids) - spec.max_tokens
     if excess > 0 and spec.long_rows in ("cut_left", "cut_right"):
         ids = _cut(spec, ids, spec.max_tokens, tokenizer)
+        shift, first = 0, 0
         if spec.long_rows == "cut_left":
-            masked -= excess
-            if row.num_masked and _has_begin(ids, tokenizer):
-                masked = max(masked, 1)  # the begin token, which stays
-        masked = min(max(masked, 0), len(ids))
-    return Encoded(ids, masked, row.num_tokens, row.is_long or excess > 0, is_empty)
+            is_masked = not learned or learned[0][0] > 0
+            shift, first = excess, int(is_masked and _has_begin(ids, tokenizer))  # the begin token stays masked
+        learned = _clipped(learned, shift, first, len(ids))
+    return Encoded(ids, learned, row.num_tokens, row.is_long or excess > 0, is_empty)
+
+
+def _clipped(spans: Sequence[Span], shift: int, first: int, last: int) -> tuple[Span, ...]:
+    """Return *spans* moved left by *shift*, within *first* and *last*."""
+    moved = ((max(begin - shift, first), min(end - shift, last)) for begin, end in spans)
+    return tuple((begin, end) for begin, end in moved if begin < end)
 
 
 def _cut(spec: DataSpec, ids: list[int], longest: int, tokenizer: Any) -> list[int]:

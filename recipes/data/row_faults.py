@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..facts import Inputs, Lengths, Rows
+from ..model_kinds import max_positions
 from ..plan import Stage
 from ..schema import StageSettings
-from .encode import max_positions
 
 
 def row_refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:

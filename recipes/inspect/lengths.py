@@ -253,9 +253,8 @@ def _shown(wanted: RowsToCount, number: int, row: Encoded, tokenizer: Any) -> st
         head += f" ({row.num_tokens} before data.long_rows={wanted.settings.data.long_rows})"
     if wanted.use == "predict":
         return "\n".join([head, *_marked("prompt", tokenizer.decode(row.ids))])
-    masked, learned = row.ids[: row.num_masked], row.ids[row.num_masked :]
-    lines = _marked("masked", tokenizer.decode(masked)) if masked else []
-    return "\n".join([head, *lines, *(_marked("learned", tokenizer.decode(learned)) if learned else [])])
+    parts = (_marked("learned" if is_learned else "masked", tokenizer.decode(ids)) for is_learned, ids in row.parts)
+    return "\n".join([head, *(line for lines in parts for line in lines)])
 
 
 def _marked(word: str, text: str) -> list[str]:

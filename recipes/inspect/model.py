@@ -26,7 +26,7 @@ from ..catalog import LIBRARY_DIR
 from ..facts import ModelFacts, TensorFacts
 from ..schema import Recipe
 from ..stages import resolve_stages
-from ..tasks import task_of
+from ..tasks import misfit, task_of
 from .cache import file_digest
 
 logger = logging.getLogger(__name__)
@@ -116,6 +116,8 @@ def read_model(recipe: Recipe) -> ModelFacts:
     here = _folder_here("model.path", spec.path)
     folder = here or _from_hub("model.path", spec.path, spec.revision, has_code=spec.trust_remote_code)
     config = _read_config(spec.path, folder)
+    if problem := misfit(task, config):
+        raise UsageError(f"model.path {spec.path!r} {problem}")
     tokenizer_folder = folder
     if spec.tokenizer:
         key = "model.tokenizer"

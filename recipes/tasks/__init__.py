@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import Fault, UsageError
 from ...plugins import Registry
 from ...predictions.metrics import METRICS
+from ..model_kinds import ModelKind, kind_of
 
 if TYPE_CHECKING:
     from ..data.encode import Encoded
@@ -42,8 +43,10 @@ class TaskSpec:
     """The pure half of a task. No function here reads a file or imports torch.
 
     *version* is raised when the same settings and rows are encoded or answered in another way. *runtime* is the module
-    of the other half. *model_class* is a class of transformers, *peft_type* a TaskType of peft, and *head_modules* are
-    the linear layers that get no adapter from `all-linear`. *has_new_head* says that pretrained weights lack the head.
+    of the other half. *model_class* is a class of transformers, *kinds* are those of the models that it fits, all
+    where none is named, *peft_type* is a TaskType of peft, and *head_modules* are the linear layers that get no
+    adapter from `all-linear`.
+    *has_new_head* says that pretrained weights lack the head.
 
     A task that *generates* lets an engine answer with tokens. *decides* lists the settings that decide a prediction
     besides those of the engine; *reads* lists the sections of the settings that *encode* reads. *fields* are what its
@@ -54,6 +57,7 @@ class TaskSpec:
     version: int
     runtime: str
     model_class: str
+    kinds: tuple[ModelKind, ...] = ()
     peft_type: str
     head_modules: tuple[str, ...] = ()
     has_new_head: bool = False
@@ -79,7 +83,8 @@ class TaskSpec:
     row_bytes: Callable[[StageSettings], tuple[int, str]]
 
 
-TASKS: Registry[TaskSpec] = Registry("task", "sousbatch.tasks", {"causal_lm": "recipes.tasks.causal_lm:TASK"})
+OWN_TASKS = {"causal_lm": "recipes.tasks.causal_lm:TASK"}
+TASKS: Registry[TaskSpec] = Registry("task", "sousbatch.tasks", OWN_TASKS)
 # These can be written down; planning refuses them.
 LATER = ("seq2seq", "question_answering", "classification")
 
@@ -111,6 +116,23 @@ def _check_keys(task: TaskSpec) -> None:
             attrgetter(key)(StageSettings())
         except AttributeError:
             raise UsageError(f"task {task.name!r} names the setting {key!r}, which no recipe has") from None
+
+
+def misfit(task: TaskSpec, config: Mapping[str, Any]) -> str | None:
+    """Return why a model of *config* does not fit *task*, and what it fits.
+
+    Return None where it does.
+    """
+    kind = kind_of(config)
+    if not task.kinds or kind in task.kinds:
+        return None
+    fitting = [name for name in OWN_TASKS if kind in task_of(name).kinds]
+    advice = f"set {' or '.join(f'task={name}' for name in fitting)}" if fitting else "take another model"
+    what = {"decoder": "a decoder", "encoder": "an encoder", "encoder-decoder": "an encoder-decoder"}
+    return (
+        f"is {what[kind]} ({config.get('model_type')}), and task {task.name} takes "
+        f"{' or '.join(what[one] for one in task.kinds)}; {advice}"
+    )
 
 
 def is_later(name: str) -> bool:

@@ -11,11 +11,12 @@ from typing import Any
 
 from ...errors import Fault
 from ...predictions.metrics import DEFAULT_METRICS
-from ..data.encode import Encoded, encode_prompts, encode_rows, max_positions
+from ..data.encode import Encoded, encode_prompts, encode_rows
 from ..data.prompts import prompt_columns, prompt_fields
 from ..data.row_faults import row_refusals, row_warnings
 from ..data.rows import Row
 from ..facts import Inputs
+from ..model_kinds import max_positions
 from ..plan import Stage
 from ..schema import Predict, StageSettings
 from ..stage_kinds import RowUse
@@ -90,6 +91,7 @@ TASK = TaskSpec(
     version=1,
     runtime="sousbatch.jobs.tasks.causal_lm",
     model_class="AutoModelForCausalLM",
+    kinds=("decoder",),
     peft_type="CAUSAL_LM",
     head_modules=("lm_head",),
     generates=True,

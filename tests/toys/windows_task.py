@@ -18,7 +18,7 @@ def _encode(settings, use, rows, tokenizer, longest):
         ids = tokenizer([text], add_special_tokens=False)["input_ids"][0]
         for start in range(0, len(ids), longest):
             window = ids[start : start + longest]
-            found.append(Encoded(window, 0, len(window), False, is_first=start == 0))
+            found.append(Encoded(window, ((0, len(window)),), len(window), False, is_first=start == 0))
     return found
 
 

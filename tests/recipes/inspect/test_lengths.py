@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import pytest
 
@@ -18,7 +19,7 @@ from sousbatch.errors import PlanError
 from sousbatch.recipes.catalog import LIBRARY_DIR
 from sousbatch.recipes.compile import compile
 from sousbatch.recipes.compose import compose
-from sousbatch.recipes.data.encode import encode_prompts, encode_rows, is_kept
+from sousbatch.recipes.data.encode import Encoded, Span, encode_prompts, encode_rows, fit, is_kept
 from sousbatch.recipes.inspect import lengths
 from sousbatch.recipes.inspect.inputs import inspect
 from sousbatch.recipes.inspect.tokenizer import load_full, load_light
@@ -180,7 +181,21 @@ def test_a_begin_token_survives_a_cut_on_the_left_and_stays_masked(bpe: Path) ->
     spec = Data(max_tokens=8, long_rows="cut_left")
     (row,) = encode_rows(spec, [{"input": "the cat sat on the mat and the hat " * 3, "target": "the"}], tokenizer)
     assert (row.ids[0], len(row.ids), row.is_long) == (tokenizer.bos_token_id, 8, True)
-    assert tokenizer.decode(row.ids[row.num_masked :]) == "the</s>" and is_kept(spec, row)
+    assert [tokenizer.decode(ids) for learned, ids in row.parts if learned] == ["the</s>"] and is_kept(spec, row)
+
+
+def test_several_learned_spans_are_cut_on_either_side() -> None:
+    def part(policy: Literal["cut_left", "cut_right"], learned: tuple[Span, ...]) -> list[tuple[bool, list[int]]]:
+        row = Encoded([10, 11, 12, 13, 14, 15, 16, 17, 18, 19], learned, 10, False)
+        return list(fit(Data(max_tokens=8, long_rows=policy), row, False, SimpleNamespace(bos_token_id=None)).parts)
+
+    spans = ((1, 3), (5, 6), (9, 10))
+    assert part("cut_left", spans) == [
+        *((True, [12]), (False, [13, 14]), (True, [15]), (False, [16, 17, 18]), (True, [19]))
+    ]
+    assert part("cut_right", spans) == [
+        *((False, [10]), (True, [11, 12]), (False, [13, 14]), (True, [15]), (False, [16, 17]))
+    ]
 
 
 def test_a_chat_template_is_counted_in_a_process_of_its_own(

@@ -1,0 +1,65 @@
+"""Say what kind of model a config describes, and how many tokens it takes.
+
+Pure, and without transformers: planning asks it of every recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+ModelKind = Literal["decoder", "encoder-decoder", "encoder"]
+
+# The model types of transformers that learn by filling gaps, as their masked language models are listed there.
+_ENCODERS = frozenset(
+    """albert bert big_bird camembert convbert data2vec-text deberta deberta-v2 distilbert electra ernie esm eurobert
+    flaubert fnet funnel gte ibert jina_embeddings_v3 layoutlm longformer luke megatron-bert mobilebert modernbert
+    mpnet mra nomic_bert nystromformer perceiver rembert roberta roberta-prelayernorm roc_bert roformer splinter
+    squeezebert tapas xlm xlm-roberta xlm-roberta-xl xmod yoso""".split()
+)
+# These two have their kind by their classes' default, which a config may leave out.
+_ENCODER_DECODERS = frozenset(
+    """bart bigbird_pegasus blenderbot blenderbot-small encoder-decoder fsmt led longt5 m2m_100 marian mbart mt5 mvp
+    nllb-moe pegasus pegasus_x plbart prophetnet switch_transformers t5 t5gemma t5gemma2 umt5""".split()
+)
+# Their attention knows distances, not positions: n_positions in an old config is only what they were trained with.
+_WITHOUT_POSITIONS = frozenset("t5 mt5 umt5 longt5 switch_transformers".split())
+# Their first position is the one after the padding token's id, as fairseq counts.
+_AFTER_PADDING = frozenset(
+    """roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl xmod camembert data2vec-text ibert longformer luke
+    mpnet""".split()
+)
+# What configs call the longest sequence that a model can take.
+_POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_seq_len")
+_POSITIONS_OF = {"encoder": "max_encoder_position_embeddings", "decoder": "max_decoder_position_embeddings"}
+
+
+def kind_of(config: Mapping[str, Any]) -> ModelKind:
+    """Return what kind of model *config* describes; an unknown one is a decoder."""
+    model_type = config.get("model_type")
+    if config.get("is_encoder_decoder") or model_type in _ENCODER_DECODERS:
+        return "encoder-decoder"
+    return "encoder" if model_type in _ENCODERS and not config.get("is_decoder") else "decoder"
+
+
+def overflows_in_float16(config: Mapping[str, Any]) -> bool:
+    """Say whether it computes values beyond float16's range: T5 and its kin."""
+    return config.get("model_type") in _WITHOUT_POSITIONS
+
+
+def max_positions(config: Mapping[str, Any], side: Literal["encoder", "decoder"] = "decoder") -> int | None:
+    """Return how many tokens a model of this config can take.
+
+    Of an encoder-decoder they are those of one *side*. Return None where it names no limit.
+    """
+    if config.get("model_type") in _WITHOUT_POSITIONS:
+        return None
+    inner = config.get("text_config")
+    for section in (config, inner if isinstance(inner, Mapping) else {}):
+        for name in (_POSITIONS_OF[side], *_POSITIONS):
+            value = section.get(name)
+            if isinstance(value, int) and value > 0:
+                padding = section.get("pad_token_id")
+                is_after = section.get("model_type") in _AFTER_PADDING
+                return value - 1 - (padding if isinstance(padding, int) else 1) if is_after else value
+    return None
