@@ -23,7 +23,7 @@ class Run(NamedTuple):
 
     name: str
     first: int
-    count: int
+    num: int
 
 
 class StoredForm(NamedTuple):
@@ -66,11 +66,11 @@ class _UntraceableError(Exception):
     """Elements were changed, or moved one by one."""
 
 
-class _Tracer(TorchDispatchMode):
+class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's class
     """Watches operations on tensors without memory, and knows the runs of each storage."""
 
     def __init__(self, named: Mapping[str, torch.Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._kept: list[torch.Tensor] = list(named.values())  # so that no storage's place is used again
         self._runs = {_storage(value): [Run(name, 0, value.numel())] for name, value in named.items()}
 
@@ -106,9 +106,9 @@ class _Tracer(TorchDispatchMode):
         outer = value.shape[:num_outer]
         if math.prod(outer) > _MAX_RUNS:
             raise _UntraceableError
-        steps = value.stride()
+        steps, offset = value.stride(), int(value.storage_offset())
         begins = (
-            value.storage_offset() + sum(at * step for at, step in zip(place, steps, strict=False))
+            offset + sum(at * step for at, step in zip(place, steps, strict=False))
             for place in itertools.product(*map(range, outer))
         )
         yield from _merged(run for begin in begins for run in _cut(held, begin, inner))
@@ -138,10 +138,10 @@ def _cut(runs: Sequence[Run], first: int, count: int) -> Iterator[Run]:
     for run in runs:
         if count == 0:
             return
-        if first >= run.count:
-            first -= run.count
+        if first >= run.num:
+            first -= run.num
             continue
-        taken = min(count, run.count - first)
+        taken = min(count, run.num - first)
         yield Run(run.name, run.first + first, taken)
         first, count = 0, count - taken
 
@@ -150,8 +150,8 @@ def _merged(runs: Iterable[Run]) -> Iterator[Run]:
     """Yield *runs*, those that meet made one."""
     last: Run | None = None
     for run in runs:
-        if last is not None and (last.name, last.first + last.count) == (run.name, run.first):
-            last = Run(last.name, last.first, last.count + run.count)
+        if last is not None and (last.name, last.first + last.num) == (run.name, run.first):
+            last = Run(last.name, last.first, last.num + run.num)
             continue
         if last is not None:
             yield last

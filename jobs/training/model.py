@@ -1,7 +1,6 @@
-"""Load, extend, freeze and adapt a model, in the one order that works.
+"""Load a model and its tokenizer for training: quantised at load, no device map across ranks.
 
-Quantisation at load, no device map across ranks, tokens before adapters, gradient
-checkpointing, `prepare_model_for_kbit_training`, input gradients, `get_peft_model`.
+`recipes.building` extends, freezes and adapts it then, as it did when the plan was made.
 """
 
 from __future__ import annotations
@@ -11,14 +10,11 @@ from typing import Any
 
 import torch
 
-from ...errors import RunError, UsageError
+from ...recipes.building import prepare_model
 from ...recipes.engines import engine_of
-from ...recipes.forecast.parameters import is_frozen
 from ...recipes.inspect.tokenizer import load_full
 from ...recipes.schema import StageSettings
 from ...recipes.tasks import TaskSpec, task_of
-
-_CHECKPOINTING = {"use_reentrant": False}  # what torch recommends; it is to become the only way
 
 
 def load_tokenizer(settings: StageSettings, folder: Path) -> Any:
@@ -31,29 +27,8 @@ def build_model(settings: StageSettings, folder: Path, tokenizer: Any, *, has_we
 
     Under ZeRO-3 transformers then builds it in pieces on every rank.
     """
-    task = task_of(settings.task)
-    model = _load(settings, task, folder, has_weights=has_weights)
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer))
-    for name, parameter in model.named_parameters():
-        if is_frozen(name, settings.model.freeze):
-            parameter.requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise RunError(f"model.freeze {list(settings.model.freeze)} leaves nothing to train", advice=UsageError.advice)
-    model.config.use_cache = False
-    checkpointing = settings.train.gradient_checkpointing
-    if settings.adapter.method == "qlora":
-        from peft import prepare_model_for_kbit_training
-
-        model = prepare_model_for_kbit_training(
-            model, use_gradient_checkpointing=checkpointing, gradient_checkpointing_kwargs=_CHECKPOINTING
-        )
-    elif checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=_CHECKPOINTING)
-    if settings.adapter.method != "full":
-        model.enable_input_require_grads()
-        model = _with_adapter(settings, task, model)
-    return model
+    model = _load(settings, task_of(settings.task), folder, has_weights=has_weights)
+    return prepare_model(settings, model, len(tokenizer))
 
 
 def _load(settings: StageSettings, task: TaskSpec, folder: Path, *, has_weights: bool) -> Any:
@@ -90,19 +65,3 @@ def _four_bits(precision: str) -> Any:
         bnb_4bit_compute_dtype=getattr(torch, precision),
         bnb_4bit_quant_storage=getattr(torch, precision),
     )
-
-
-def _with_adapter(settings: StageSettings, task: TaskSpec, model: Any) -> Any:
-    from peft import LoraConfig, TaskType, get_peft_model
-
-    spec = settings.adapter
-    targets: Any = "all-linear" if "all-linear" in spec.target_modules else list(spec.target_modules)
-    config = LoraConfig(
-        r=spec.rank,
-        lora_alpha=spec.alpha,
-        lora_dropout=spec.dropout,
-        target_modules=targets,
-        modules_to_save=list(spec.modules_to_save) or None,
-        task_type=TaskType[task.peft_type],
-    )
-    return get_peft_model(model, config)
