@@ -18,10 +18,9 @@ from ..ledger import Ledger
 from ..predictions.rows import ID, PredictionRow
 from ..predictions.units import Layout, committed_units, open_layout, units_of_task, write_unit
 from ..recipes.data.rows import Row, read_rows
-from ..recipes.tasks import task_of
 from .context import JobContext, run_job
 from .generation.prediction_key import dtype_of, prediction_key
-from .tasks import runtime_of
+from .tasks import load_answerer
 from .watchdog import Watchdog
 
 
@@ -47,8 +46,7 @@ def _answer(job: JobContext, key: str, folder: Path, layout: Layout, missing: li
     model_dir = job.stage.model.dir_in(job.paths)
     device = "cpu" if job.stage.resources.device == "cpu" else "cuda"
     dtype = dtype_of(job.stage, model_dir)
-    runtime = runtime_of(task_of(job.settings.task))
-    answerer = runtime.answerer(job.settings, model_dir, job.stage.model.tokenizer_dir_in(job.paths), device, dtype)
+    answerer = load_answerer(job.settings, model_dir, job.stage.model.tokenizer_dir_in(job.paths), device, dtype)
     tracker, watchdog, code = job.open_trackers(), Watchdog(job.stage.resources.stall_min), 0
     for count, (number, rows) in enumerate(_units(job, layout, missing), 1):
         if job.is_asked_to_stop():

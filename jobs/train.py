@@ -99,7 +99,7 @@ def _trainer(
         args=arguments,
         train_dataset=examples,
         eval_dataset=eval_examples,
-        data_collator=runtime.collator(settings, tokenizer),
+        data_collator=runtime.collator(settings, tokenizer, model),
         callbacks=[callback],
     )
     trainer.remove_callback(PrinterCallback)  # it prints on every rank

@@ -12,22 +12,23 @@ from typing import Any
 
 from ..errors import UsageError, nearest
 from .forecast.parameters import is_frozen
+from .new_tokens import add_rows, options_for_tokens, wrapping_rows
 from .schema import StageSettings
 from .tasks import TaskSpec, task_of
 
 _CHECKPOINTING = {"use_reentrant": False}  # what torch recommends; it is to become the only way
 
 
-def prepare_model(settings: StageSettings, model: Any, num_tokens: int) -> Any:
+def prepare_model(settings: StageSettings, model: Any, tokenizer: Any) -> Any:
     """Return *model* as it trains.
 
-    *num_tokens* are those of its tokenizer, the added ones included.
+    The *tokenizer* is the full one, with the recipe's tokens.
 
     Raises:
         UsageError: a key of the recipe asks for what this model does not have.
     """
     task = task_of(settings.task)
-    _extend(model, num_tokens)
+    new_rows = add_rows(model, tokenizer)
     _freeze(settings.model.freeze, model)
     model.config.use_cache = False
     checkpointing = settings.train.gradient_checkpointing
@@ -43,7 +44,7 @@ def prepare_model(settings: StageSettings, model: Any, num_tokens: int) -> Any:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=_CHECKPOINTING)
     if settings.adapter.method != "full":
         model.enable_input_require_grads()
-        model = _with_adapter(settings, task, model, num_tokens)
+        model = _with_adapter(settings, task, model, options_for_tokens(settings, model, tokenizer, new_rows))
     return model
 
 
@@ -51,15 +52,8 @@ def _kind(model: Any) -> str:
     return type(model).__name__
 
 
-def _extend(model: Any, num_tokens: int) -> None:
-    words = model.get_input_embeddings()
-    if num_tokens > words.num_embeddings:
-        # Without memory there are no values of which new rows could be the mean.
-        model.resize_token_embeddings(num_tokens, mean_resizing=not words.weight.is_meta)
-
-
 def _freeze(patterns: Sequence[str], model: Any) -> None:
-    """Freeze what the patterns name, by the names in memory or by those in the model's files."""
+    """Freeze what the patterns name, as it is called in memory or in files."""
     if not patterns:
         return
     from ..checkpoints.consolidation.layout import stored_names
@@ -90,7 +84,7 @@ def _all(groups: Iterable[Iterable[str]]) -> Iterator[str]:
     return (one for group in groups for one in group)
 
 
-def _with_adapter(settings: StageSettings, task: TaskSpec, model: Any, num_tokens: int) -> Any:
+def _with_adapter(settings: StageSettings, task: TaskSpec, model: Any, options: dict[str, Any]) -> Any:
     from peft import LoraConfig, TaskType, get_peft_model
 
     spec = settings.adapter
@@ -100,16 +94,17 @@ def _with_adapter(settings: StageSettings, task: TaskSpec, model: Any, num_token
         lora_alpha=spec.alpha,
         lora_dropout=spec.dropout,
         target_modules=targets,
-        modules_to_save=list(spec.modules_to_save) or None,
         task_type=TaskType[task.peft_type],
+        **options,
     )
     _check_saved(spec.modules_to_save, model)
+    layers = _linear_layers(model)  # before peft wraps them
     try:
-        adapted = get_peft_model(model, config)
+        with wrapping_rows(model):
+            adapted = get_peft_model(model, config)
     except ValueError as error:
-        raise UsageError(_refusal(settings, model, str(error))) from error
-    _check_targets(spec.target_modules, model, adapted)
-    _check_new_rows(settings, adapted, num_tokens)
+        raise UsageError(_refusal(settings, _kind(model), layers, str(error))) from error
+    _check_targets(spec.target_modules, layers, adapted)
     return adapted
 
 
@@ -125,77 +120,48 @@ def _check_saved(names: Sequence[str], model: Any) -> None:
             )
 
 
-def _check_targets(targets: Sequence[str], model: Any, adapted: Any) -> None:
-    """Refuse targets that match nothing; peft minds only where none of them does."""
-    if "all-linear" in targets:
-        return
-    tuner, config = adapted.base_model, adapted.peft_config["default"]
-    # peft takes a name of the files, such as w1 of an expert, for the tensor in memory that holds it
-    left = config.target_modules if isinstance(config.target_modules, set | list) else ()
-    for target in targets:
-        is_hit = any(f".{name}".endswith(f".{target}") for name in tuner.targeted_module_names)
-        if target in left and not is_hit:
-            raise UsageError(_no_layer(target, model))
-
-
-def _no_layer(target: str, model: Any) -> str:
-    from peft.tuners.lora import LoraLayer
+def _linear_layers(model: Any) -> list[str]:
     from torch.nn import Linear
     from transformers.pytorch_utils import Conv1D
 
-    linear = {
-        name.removesuffix(".base_layer").rsplit(".", 1)[-1]
-        for name, module in model.named_modules()
-        if isinstance(module, Linear | Conv1D | LoraLayer) and ".lora_" not in f".{name}"
-    }
-    return f"adapter.target_modules: no layer is called {target!r}; known: {', '.join(sorted(linear))}"
+    return [name for name, module in model.named_modules() if isinstance(module, Linear | Conv1D)]
 
 
-def _refusal(settings: StageSettings, model: Any, reason: str) -> str:
+def _check_targets(targets: Sequence[str], layers: Sequence[str], adapted: Any) -> None:
+    """Refuse targets that match nothing; peft minds only if none does."""
+    tuner, left = adapted.base_model, adapted.peft_config["default"].target_modules
+    if "all-linear" in targets or not isinstance(left, set | list):
+        return
+    for target in targets:
+        # peft takes a name of the files, such as w1 of an expert, for the tensor in memory that holds it
+        if target in left and not any(f".{name}".endswith(f".{target}") for name in tuner.targeted_module_names):
+            raise UsageError(_no_layer(target, layers))
+
+
+def _no_layer(target: str, layers: Iterable[str]) -> str:
+    known = sorted({name.rsplit(".", 1)[-1] for name in layers})
+    return f"adapter.target_modules: no layer is called {target!r}; known: {', '.join(known)}"
+
+
+def _refusal(settings: StageSettings, kind: str, layers: Sequence[str], reason: str) -> str:
     """Say in the recipe's words why peft cannot adapt a model."""
     targets = settings.adapter.target_modules
     if "does not work with lora_dropout" in reason:
+        attention = sorted({name.rsplit(".", 1)[-1] for name in layers if "attn" in name or "attention" in name})
         return (
-            f"adapter.dropout {settings.adapter.dropout:g} cannot be used on the experts of {_kind(model)}, which are "
-            "held in one tensor a layer; set adapter.dropout=0, or name the layers of the attention in "
-            f"adapter.target_modules, such as {_attention(model)}"
+            f"adapter.dropout {settings.adapter.dropout:g} cannot be used on the experts of {kind}, which are held in "
+            "one tensor a layer; set adapter.dropout=0, or name the layers of the attention: "
+            f"adapter.target_modules=[{','.join(attention)}]"
         )
     if "not found in the base model" in reason and len(targets) == 1:
-        return _no_layer(targets[0], model)
-    return f"adapter.target_modules {list(targets)}: peft cannot adapt {_kind(model)}: {' '.join(reason.split())[:300]}"
-
-
-def _attention(model: Any) -> str:
-    from torch.nn import Linear
-
-    named = {
-        name.rsplit(".", 1)[-1]
-        for name, module in model.named_modules()
-        if isinstance(module, Linear) and "attn" in name.lower() + "attn" * ("attention" in name.lower())
-    }
-    return f"[{','.join(sorted(named))}]"
-
-
-def _check_new_rows(settings: StageSettings, adapted: Any, num_tokens: int) -> None:
-    """Refuse tokens whose new rows would stay random."""
-    if not settings.model.add_tokens:
-        return
-    words = adapted.get_input_embeddings()
-    if not any(parameter.requires_grad for parameter in words.parameters()):
-        base = adapted.get_base_model()
-        named = [name.rsplit(".", 1)[-1] for name, module in base.named_modules() if module is words]
-        output = base.get_output_embeddings()
-        named += [name.rsplit(".", 1)[-1] for name, module in base.named_modules() if module is output]
-        raise UsageError(
-            f"model.add_tokens: with adapter {settings.adapter.method} the embeddings of new tokens stay as random as "
-            f"they begin; set adapter.modules_to_save=[{','.join(dict.fromkeys(named))}]"
-        )
+        return _no_layer(targets[0], layers)
+    return f"adapter.target_modules {list(targets)}: peft cannot adapt {kind}: {' '.join(reason.split())[:300]}"
 
 
 def count_parameters(model: Any) -> Mapping[str, int]:
-    """Return how many parameters of *model* train, how many do not, and how many tensors a checkpoint holds.
+    """Return how many parameters of *model* train, and how many do not.
 
-    Of those that do not train, *quantisable* are the ones that four-bit quantisation makes smaller.
+    Of the latter, *quantisable* are those that four-bit quantisation makes smaller. A checkpoint holds *num_tensors*.
     """
     from torch.nn import Linear
     from transformers.pytorch_utils import Conv1D
@@ -204,7 +170,8 @@ def count_parameters(model: Any) -> Mapping[str, int]:
     trained = [value for value in parameters.values() if value.requires_grad]
     is_adapted = hasattr(model, "peft_config")
     head = model.get_output_embeddings()
-    layers = [one for one in model.modules() if isinstance(one, Linear | Conv1D) and one is not head]
+    within_head = set(map(id, head.modules() if head is not None else ()))
+    layers = [one for one in model.modules() if isinstance(one, Linear | Conv1D) and id(one) not in within_head]
     return {
         "trainable": sum(value.numel() for value in trained),
         "frozen": sum(value.numel() for value in parameters.values() if not value.requires_grad),

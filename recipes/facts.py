@@ -20,9 +20,9 @@ class TensorFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedFacts:
-    """Numbers of parameters of a model that was made ready to train, adapter included.
+    """Numbers of parameters of a model that was made ready to train.
 
-    *quantisable* of the frozen ones are what QLoRA holds in four bits. A checkpoint holds *num_tensors*.
+    Adapters are included. *quantisable* of the frozen ones are what QLoRA holds in four bits. A checkpoint holds *num_tensors*.
     """
 
     trainable: int
@@ -81,7 +81,8 @@ class Lengths:
     """The lengths of a stage's rows in tokens, as its job will see them.
 
     *longest* is a row's length before any cut, *longest_kept* after it. Rows are *long* above *limit*, have an *empty*
-    target, or nothing to *learn* (of prompts: no token). The *num_rows* give the job *num_examples*.
+    target, or nothing to *learn* (of prompts: no token). *remarks* has the rows of each remark of the task. The
+    *num_rows* give the job *num_examples*.
     """
 
     stage: str
@@ -95,6 +96,7 @@ class Lengths:
     long: Rows = Rows()
     empty: Rows = Rows()
     unlearnable: Rows = Rows()
+    remarks: dict[str, Rows] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

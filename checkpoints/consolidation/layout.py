@@ -27,14 +27,14 @@ class Run(NamedTuple):
 
 
 class StoredForm(NamedTuple):
-    """A tensor as it is stored: its shape, and the runs that are its elements in order."""
+    """A tensor as it is stored: its shape, and the runs of its elements in order."""
 
     shape: tuple[int, ...]
     runs: tuple[Run, ...]
 
 
 def stored_forms(model: Any) -> dict[str, StoredForm] | None:
-    """Return every tensor that transformers stores for *model*, by the name that it has there.
+    """Return every tensor that transformers stores for *model*, by its name there.
 
     Its runs name tensors of the model's state dict. Return None where an operation is not one that only moves runs of
     elements: such a model can be written by transformers alone.
@@ -54,7 +54,10 @@ def stored_forms(model: Any) -> dict[str, StoredForm] | None:
 
 
 def stored_names(model: Any) -> dict[str, tuple[str, ...]]:
-    """Return the names under which each parameter of *model* is stored, for those that have others than their own."""
+    """Return the names under which parameters of *model* are stored.
+
+    Only those are named that have others than their own.
+    """
     found: dict[str, list[str]] = {}
     for stored, form in (stored_forms(model) or {}).items():
         for name in dict.fromkeys(run.name for run in form.runs):
@@ -67,7 +70,10 @@ class _UntraceableError(Exception):
 
 
 class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's class
-    """Watches operations on tensors without memory, and knows the runs of each storage."""
+    """A watcher of operations on tensors without memory.
+
+    It knows the runs of each storage.
+    """
 
     def __init__(self, named: Mapping[str, torch.Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

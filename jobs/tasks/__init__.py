@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ...errors import UsageError
 from ...recipes.data.rows import Row
-from ...recipes.tasks import TaskSpec
+from ...recipes.tasks import TaskSpec, task_of
 
 if TYPE_CHECKING:
     from ...recipes.schema import StageSettings
@@ -29,7 +29,7 @@ class Examples(Protocol):
 
 
 class Answerer(Protocol):
-    """A loaded model that answers rows."""
+    """A loaded model, saved or in training, that answers rows."""
 
     def answer(self, rows: Sequence[tuple[int, Row]]) -> list[dict[str, Any]]:
         """Return the fields of each row's prediction.
@@ -44,10 +44,10 @@ class TaskRuntime:
 
     # Returns the examples of a data file, from a tokenizer and the most rows.
     examples: Callable[[StageSettings, Path, Any, int | None], Examples]
-    # Returns what makes a batch of tensors of some examples.
-    collator: Callable[[StageSettings, Any], Callable[[Sequence[Any]], Mapping[str, Any]]]
-    # Returns the answerer of a model's folder, with a tokenizer, on a device, in a dtype.
-    answerer: Callable[[StageSettings, Path, Any, str, str], Answerer]
+    # Returns what makes a batch of tensors of some examples, from a tokenizer and the model that they are for.
+    collator: Callable[[StageSettings, Any, Any], Callable[[Sequence[Any]], Mapping[str, Any]]]
+    # Returns what answers rows, from a loaded model and a tokenizer; the model is an engine where the task generates.
+    answerer: Callable[[StageSettings, Any, Any], Answerer]
 
 
 def runtime_of(task: TaskSpec) -> TaskRuntime:
@@ -56,3 +56,19 @@ def runtime_of(task: TaskSpec) -> TaskRuntime:
     if not isinstance(runtime, TaskRuntime):
         raise UsageError(f"{task.runtime}.RUNTIME of task {task.name!r} is not a TaskRuntime")
     return runtime
+
+
+def load_answerer(settings: StageSettings, model_dir: Path, tokenizer_dir: Path, device: str, dtype: str) -> Answerer:
+    """Return the answerer with the model of *model_dir*, on *device*, in *dtype*."""
+    from ..generation import load_engine
+    from ..generation.transformers_engine import load_model
+    from ..training.model import load_tokenizer
+
+    task, tokenizer = task_of(settings.task), load_tokenizer(settings, tokenizer_dir)
+    if task.generates:
+        model: Any = load_engine(
+            settings, model_dir, tokenizer, model_class=task.model_class, device=device, dtype=dtype
+        )
+    else:
+        model = load_model(settings, model_dir, task.model_class, device, dtype)
+    return runtime_of(task).answerer(settings, model, tokenizer)

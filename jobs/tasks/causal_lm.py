@@ -21,8 +21,7 @@ from ...recipes.data.encode import BATCH_ROWS, Encoded, is_kept, pad_id
 from ...recipes.data.rows import Row, read_rows
 from ...recipes.schema import StageSettings
 from ...recipes.tasks.causal_lm import TASK
-from ..generation import load_engine
-from ..training.model import load_tokenizer
+from ..generation import Engine
 from . import TaskRuntime
 
 IGNORED_LABEL = -100
@@ -134,13 +133,9 @@ class Collator:
 class CausalAnswerer:
     """Makes prompts of rows, and predictions of what the engine generates."""
 
-    def __init__(self, settings: StageSettings, model_dir: Path, tokenizer_dir: Path, device: str, dtype: str) -> None:
-        self._settings = settings
-        self._tokenizer = load_tokenizer(settings, tokenizer_dir)
-        self._engine = load_engine(
-            settings, model_dir, self._tokenizer, model_class=TASK.model_class, device=device, dtype=dtype
-        )
-        self._longest = TASK.longest(settings, "predict", self._engine.config)
+    def __init__(self, settings: StageSettings, engine: Engine, tokenizer: Any) -> None:
+        self._settings, self._engine, self._tokenizer = settings, engine, tokenizer
+        self._longest = TASK.longest(settings, "predict", engine.config)
 
     def answer(self, rows: Sequence[tuple[int, Row]]) -> list[dict[str, Any]]:
         """Return the predictions of rows, in their order, in Unicode NFC.
@@ -154,6 +149,6 @@ class CausalAnswerer:
 
 RUNTIME = TaskRuntime(
     examples=load_examples,
-    collator=lambda settings, tokenizer: Collator(pad_id(tokenizer)),
+    collator=lambda settings, tokenizer, model: Collator(pad_id(tokenizer)),
     answerer=CausalAnswerer,
 )

@@ -1,5 +1,6 @@
-"""Load a model and its tokenizer for training: quantised at load, no device map across ranks.
+"""Load a model and its tokenizer for training.
 
+It is quantised at load, and no device map spreads it over ranks.
 `recipes.building` extends, freezes and adapts it then, as it did when the plan was made.
 """
 
@@ -28,7 +29,7 @@ def build_model(settings: StageSettings, folder: Path, tokenizer: Any, *, has_we
     Under ZeRO-3 transformers then builds it in pieces on every rank.
     """
     model = _load(settings, task_of(settings.task), folder, has_weights=has_weights)
-    return prepare_model(settings, model, len(tokenizer))
+    return prepare_model(settings, model, tokenizer)
 
 
 def _load(settings: StageSettings, task: TaskSpec, folder: Path, *, has_weights: bool) -> Any:

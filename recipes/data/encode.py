@@ -26,7 +26,8 @@ class Encoded:
     """One example: token ids, and the spans of them that count in the loss.
 
     The spans are in order and apart. It also has its length before any cut. It is the first example of its row,
-    unless a task makes several of one.
+    unless a task makes several of one. *remarks* are what its task has to say of the row, such as "question cut";
+    planning counts the rows of each.
     """
 
     ids: list[int]
@@ -35,6 +36,7 @@ class Encoded:
     is_long: bool
     is_empty: bool = False
     is_first: bool = True
+    remarks: tuple[str, ...] = ()
 
     @property
     def num_learned(self) -> int:

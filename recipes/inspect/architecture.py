@@ -14,6 +14,7 @@ from typing import Any
 
 from ...errors import UsageError, nearest
 from ..building import count_parameters, prepare_model
+from ..new_tokens import add_rows
 from ..schema import StageSettings
 from ..schema.validate import build
 from .tokenizer import load_full
@@ -26,7 +27,7 @@ def main() -> None:
 
 
 def answer(question: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the model's config, the names and shapes of its parameters, and what trains of it.
+    """Return the model's config, its parameters, and what trains of it.
 
     *question* has the folder of the config and that of the tokenizer, the class of transformers, the changes to the
     config, whether code of its own may run, and by their keys the settings of each training. A training that cannot
@@ -40,8 +41,8 @@ def answer(question: Mapping[str, Any]) -> dict[str, Any]:
     with torch.device("meta"):
         model = _empty_model(question)
     tokenizer = load_full(question["tokenizer_folder"], question["add_tokens"], trusts_code=question["trusts"])
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    with torch.device("meta"):
+        add_rows(model, tokenizer)
     found = {
         "config": json.loads(model.config.to_json_string(use_diff=False)),
         "tensors": [(name, list(value.shape)) for name, value in model.named_parameters()],
@@ -50,7 +51,7 @@ def answer(question: Mapping[str, Any]) -> dict[str, Any]:
     for number, (key, values) in enumerate(question["trainings"].items()):
         with torch.device("meta"):
             fresh = _empty_model(question) if number else model
-            trained[key] = _trained(values, fresh, len(tokenizer))
+            trained[key] = _trained(values, fresh, tokenizer)
     return {**found, "trained": trained}
 
 
@@ -74,13 +75,13 @@ def _empty_model(question: Mapping[str, Any]) -> Any:
     return kind.from_config(config, **options)
 
 
-def _trained(values: Mapping[str, Any], model: Any, num_tokens: int) -> dict[str, Any]:
+def _trained(values: Mapping[str, Any], model: Any, tokenizer: Any) -> dict[str, Any]:
     settings, faults = build(StageSettings, values)
     if settings is None:
         return {"problem": "; ".join(map(str, faults))}
     name = type(model).__name__
     try:
-        return dict(count_parameters(prepare_model(settings, model, num_tokens)))
+        return dict(count_parameters(prepare_model(settings, model, tokenizer)))
     except UsageError as error:
         return {"problem": str(error)}
     except Exception as error:  # whatever a library raises here, it would raise in the job

@@ -32,7 +32,7 @@ from .tokenizer import load_full, load_light, tokenizer_digest
 Progress = Callable[[str, int, int], None]  # what is counted, rows done, rows in all
 Use = Literal["train", "eval", "predict"]
 
-_FORMAT = 3  # raised when rows are counted in another way
+_FORMAT = 4  # raised when rows are counted in another way
 _NUM_NAMED = 5
 
 
@@ -224,7 +224,7 @@ def _counted(wanted: RowsToCount, rows: Iterator[Encoded]) -> dict[str, Any]:
     total = kept = longest = longest_kept = 0
 
     def note(kind: str, number: int) -> None:
-        num, first = seen[kind]
+        num, first = seen.get(kind, (0, []))
         seen[kind] = (num + 1, [*first, number] if len(first) < _NUM_NAMED else first)
 
     for row in rows:
@@ -233,13 +233,17 @@ def _counted(wanted: RowsToCount, rows: Iterator[Encoded]) -> dict[str, Any]:
             note("long", total)
         if row.is_empty:
             note("empty", total)
+        for remark in row.remarks:
+            note(remark, total)
         is_left_out = row.is_long and policy in ("refuse", "drop") and not is_prompt
         if not is_left_out and not (row.ids if is_prompt else row.num_learned):
             note("unlearnable", total)
         if is_prompt or is_kept(wanted.settings.data, row):
             kept, longest_kept = kept + 1, max(longest_kept, len(row.ids))
-    kinds = {kind: validate.to_plain(Rows(num=num, first=tuple(first))) for kind, (num, first) in seen.items()}
-    return {"num_rows": total, "num_examples": kept, "longest": longest, "longest_kept": longest_kept, **kinds}
+    rows_of = {kind: validate.to_plain(Rows(num=num, first=tuple(first))) for kind, (num, first) in seen.items()}
+    kinds = {kind: rows_of.pop(kind) for kind in ("long", "empty", "unlearnable")}
+    counts = {"num_rows": total, "num_examples": kept, "longest": longest, "longest_kept": longest_kept}
+    return {**counts, **kinds, "remarks": rows_of}
 
 
 def _shown(wanted: RowsToCount, number: int, row: Encoded, tokenizer: Any) -> str:

@@ -111,7 +111,7 @@ def _check_cache(key: str, name: str, wanted_bytes: int, cache: Path) -> None:
 
 
 def read_model(recipe: Recipe, variants: Sequence[Recipe] = ()) -> ModelFacts:
-    """Return what the recipe's model is: its folder, its identity, its tensors, and what trains of it.
+    """Return what the recipe's model is: folder, identity, tensors, what trains.
 
     The *variants* of the recipe train the same model otherwise.
 
@@ -248,7 +248,10 @@ def _trainings(recipes: Sequence[Recipe]) -> list[dict[str, Any]]:
 
 
 def _build(recipe: Recipe, trainings: Sequence[dict[str, Any]], folder: Path, tokenizer_folder: Path) -> dict[str, Any]:
-    """Return what `architecture` finds when it builds the model for *trainings*; the answer is remembered."""
+    """Return what `architecture` finds when it builds the model for *trainings*.
+
+    The answer is remembered.
+    """
     spec = recipe.model
     question = {
         "model_class": task_of(recipe.task).model_class,

@@ -7,9 +7,7 @@ from itertools import islice
 import torch
 import windows_task
 
-from sousbatch.jobs.generation.transformers_engine import load_model
 from sousbatch.jobs.tasks import TaskRuntime
-from sousbatch.jobs.training.model import load_tokenizer
 from sousbatch.recipes.data.rows import read_rows
 
 TASK = windows_task.TASK
@@ -30,10 +28,8 @@ def _collate(rows):
 
 
 class _Answerer:
-    def __init__(self, settings, model_dir, tokenizer_dir, device, dtype):
-        self._settings = settings
-        self._tokenizer = load_tokenizer(settings, tokenizer_dir)
-        self._model = load_model(settings, model_dir, TASK.model_class, device, dtype)
+    def __init__(self, settings, model, tokenizer):
+        self._settings, self._model, self._tokenizer = settings, model, tokenizer
 
     def answer(self, rows):
         found = []
@@ -45,4 +41,4 @@ class _Answerer:
         return found
 
 
-RUNTIME = TaskRuntime(examples=_examples, collator=lambda settings, tokenizer: _collate, answerer=_Answerer)
+RUNTIME = TaskRuntime(examples=_examples, collator=lambda settings, tokenizer, model: _collate, answerer=_Answerer)

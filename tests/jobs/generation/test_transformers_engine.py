@@ -31,9 +31,9 @@ def model_dir(tmp_path_factory):
 
 
 def answers(recipe, model_dir, rows):
-    from sousbatch.jobs.tasks.causal_lm import CausalAnswerer
+    from sousbatch.jobs.tasks import load_answerer
 
-    return CausalAnswerer(recipe, model_dir, TINY, "cpu", "float32").answer(rows)
+    return load_answerer(recipe, model_dir, TINY, "cpu", "float32").answer(rows)
 
 
 @pytest.mark.parametrize("sample", [False, True])

@@ -13,7 +13,7 @@ import transformers
 from peft import TaskType
 
 import sousbatch.recipes
-from sousbatch.jobs.tasks import TaskRuntime, runtime_of
+from sousbatch.jobs.tasks import TaskRuntime, load_answerer, runtime_of
 from sousbatch.jobs.training.model import load_tokenizer
 from sousbatch.recipes.schema import Data, Predict, StageSettings
 from sousbatch.recipes.tasks import TASKS, TaskSpec, task_of
@@ -84,14 +84,14 @@ def test_its_examples_are_those_that_planning_counts(case: Case) -> None:
 def test_its_batches_have_a_loss_in_its_model(case: Case) -> None:
     tokenizer = load_tokenizer(case.settings, TINY)
     examples = case.runtime.examples(case.settings, case.data_path, tokenizer, None)
-    batch = case.runtime.collator(case.settings, tokenizer)([examples[0], examples[1]])
     model = getattr(transformers, case.task.model_class).from_pretrained(case.model_dir)
+    batch = case.runtime.collator(case.settings, tokenizer, model)([examples[0], examples[1]])
     assert torch.isfinite(model(**batch).loss)
     assert TaskType[case.task.peft_type]
 
 
 def test_a_row_gets_the_same_prediction_whatever_is_asked_with_it(case: Case) -> None:
-    answerer = case.runtime.answerer(case.settings, case.model_dir, TINY, "cpu", "float32")
+    answerer = load_answerer(case.settings, case.model_dir, TINY, "cpu", "float32")
     together = answerer.answer(case.rows)
     assert [answerer.answer([row])[0] for row in reversed(case.rows)] == together[::-1]
     assert all(answer.keys() == {"prediction", *case.task.fields} for answer in together)
