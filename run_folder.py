@@ -61,6 +61,11 @@ class RunPaths:
         return self.code_dir / Path(folder).name
 
     @property
+    def steps_dir(self) -> Path:
+        """The own functions that prepared the data, as a record; no job runs them."""
+        return self.root / "steps"
+
+    @property
     def ledger_dir(self) -> Path:
         """One append-only file per writer."""
         return self.root / "ledger"
