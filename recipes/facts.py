@@ -24,7 +24,7 @@ class TensorFacts:
 class TrainedFacts:
     """Numbers of parameters of a model that was made ready to train.
 
-    Adapters are included. *quantisable* of the frozen ones are what QLoRA holds in four bits. A checkpoint holds *num_tensors*.
+    Adapters are included. QLoRA holds *quantisable* of the frozen ones in four bits. A checkpoint holds *num_tensors*.
     """
 
     trainable: int
