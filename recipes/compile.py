@@ -12,15 +12,15 @@ from ..cluster.site import Site
 from ..errors import PlanError
 from .engines import engine_of
 from .facts import Inputs, ModelFacts
-from .forecast.memory import forecast
-from .forecast.parameters import is_frozen, takes_adapter
+from .forecast.memory import forecast, host_memory
 from .forecast.storage import is_own_limit, model_of, with_dtype
 from .plan import After, Batch, Forecast, Plan, Stage, StageModel, StageSplit
-from .refusals import by_stage, doubts, misfits
+from .refusals import by_stage, doubts, misfits, node_memory, rank_memory
 from .schema import Recipe, StageSettings
 from .schema.fields import unbuilt
 from .stages import ResolvedStage, RowsWanted, resolve_stages
 from .tasks import task_of, with_metrics
+from .train_refusals import train_refusals, train_warnings
 
 _TASK_BYTES = 40_000_000_000  # of the consolidated model: 120 GB move, 2 minutes at 1 GB/s
 
@@ -84,7 +84,7 @@ def stage_model(model: ModelFacts, made_by: str | None) -> StageModel:
 
 
 def _split(stage: str, rows: RowsWanted, inputs: Inputs) -> StageSplit:
-    facts = inputs.splits[rows.split]
+    facts = inputs.split_of(stage, rows.use, rows.split)
     lengths = None if rows.use == "score" else inputs.lengths_of(stage, rows.use)
     num_rows = rows.num_rows(facts.num_rows)
     return StageSplit(
@@ -117,15 +117,23 @@ def _batch(found: ResolvedStage, num_examples: int) -> Batch:
     ranks = resources.nodes * resources.devices_per_node
     steps_per_epoch = max(1, math.ceil(num_examples / train.global_batch))
     steps = train.steps or math.ceil(train.epochs * steps_per_epoch)
+    warmup = train.schedule.warmup_steps
     return Batch(
         world_size=ranks,
         micro_batch=train.micro_batch,
         accumulation=max(1, train.global_batch // (ranks * train.micro_batch)),
         steps=steps,
         steps_per_epoch=steps_per_epoch,
-        warmup_steps=math.ceil(train.schedule.warmup_ratio * steps),
-        save_every_steps=min(steps, found.settings.checkpoints.every_steps or max(1, steps // 10)),
+        warmup_steps=warmup if warmup is not None else math.ceil(train.schedule.warmup_ratio * steps),
+        save_every_steps=min(steps, _save_every(found.settings, steps, steps_per_epoch)),
     )
+
+
+def _save_every(settings: StageSettings, steps: int, steps_per_epoch: int) -> int:
+    spec = settings.checkpoints
+    if spec.every_steps is None and spec.every_epochs is not None:
+        return max(1, round(spec.every_epochs * steps_per_epoch))
+    return spec.every_steps or max(1, steps // 10)
 
 
 def _refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
@@ -139,8 +147,9 @@ def _refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
     yield from task_of(settings.task).refusals(stage, inputs)
     if stage.batch is not None:
         yield from _batch_refusals(settings, stage, stage.batch)
+        yield from train_refusals(stage)
         yield from engine_of(settings).refusals(settings, inputs.model)
-        yield from _parameter_refusals(settings, stage, inputs)
+        yield from _parameter_refusals(settings, stage)
     elif stage.record.starts_from_model and stage.model.is_random:
         yield f"stage {stage.name!r} has no model: no consolidate stage above it, and model.path has no weights"
 
@@ -165,31 +174,23 @@ def _batch_refusals(settings: StageSettings, stage: Stage, batch: Batch) -> Iter
         )
 
 
-def _parameter_refusals(settings: StageSettings, stage: Stage, inputs: Inputs) -> Iterator[str]:
-    """Refuse what would train nothing, or not what was meant."""
-    method, freeze, tensors = settings.adapter.method, settings.model.freeze, inputs.model.tensors
+def _parameter_refusals(settings: StageSettings, stage: Stage) -> Iterator[str]:
+    """Refuse methods that do not fit together.
+
+    The names in them were checked when the model was built.
+    """
+    method = settings.adapter.method
     if method != "full":
         if stage.model.is_random:
             yield (
                 f"adapter.method {method} trains beside pretrained weights, but the model starts from random ones; "
                 "set adapter=full, or take a trained model"
             )
-        if freeze:
+        if settings.model.freeze:
             yield (
                 "model.freeze has no meaning with an adapter, which freezes the whole base; set model.freeze=[] or "
                 "adapter=full"
             )
-        heads = task_of(settings.task).head_modules
-        for target in settings.adapter.target_modules:
-            if not any(takes_adapter(tensor, target, heads) for tensor in tensors):
-                linear = {t.name.removesuffix(".weight").rsplit(".", 1)[-1] for t in tensors if len(t.shape) == 2}
-                yield f"adapter.target_modules: no layer is called {target!r}; known: {', '.join(sorted(linear))}"
-        return
-    for pattern in freeze:
-        if not any(is_frozen(tensor.name, [pattern]) for tensor in tensors):
-            yield f"model.freeze: no parameter matches {pattern!r}; they are called like {tensors[0].name}"
-    if all(is_frozen(tensor.name, freeze) for tensor in tensors):
-        yield f"model.freeze {list(freeze)} leaves nothing to train; set model.freeze=[]"
 
 
 def _storage_refusals(stages: Sequence[Stage], found: Forecast, inputs: Inputs) -> Iterator[str]:
@@ -236,16 +237,21 @@ def _warnings(recipe: Recipe, site: Site, inputs: Inputs, stage: Stage, found: F
     yield from task_of(stage.settings.task).warnings(stage, inputs)
     if stage.batch is None:
         return
+    yield from train_warnings(stage)
     yield from _storage_warnings(stage, found)
     wanted, ranks = stage.resources, stage.resources.nodes * stage.resources.devices_per_node
-    total = sum(line.num_bytes for line in found.device[stage.name])
-    memory_bytes = site.gpu_memory_bytes
-    if wanted.device == "cpu":
-        memory_bytes = site.memory_bytes // (ranks if site.is_one_machine else wanted.devices_per_node)
-    if total > memory_bytes > 0:
+    total, there = sum(line.num_bytes for line in found.device[stage.name]), rank_memory(stage, site)
+    if total > there > 0:
         yield (
-            f"stage {stage.name!r} will want {_gb(total)} a rank and there are {_gb(memory_bytes)}; "
-            "a smaller micro_batch, gradient_checkpointing or a higher zero.stage takes less"
+            f"stage {stage.name!r} will want {_gb(total)} a rank and there are {_gb(there)}; `sousbatch plan --fit` "
+            "finds settings that take less"
+        )
+    offloaded = host_memory(stage.settings, inputs.model, stage.batch) * ranks
+    per_node = offloaded // (1 if site.is_one_machine else wanted.nodes)
+    if per_node > node_memory(stage, site):
+        yield (
+            f"stage {stage.name!r} will offload {_gb(per_node)} to the host memory of a node, which has "
+            f"{_gb(node_memory(stage, site))}"
         )
     cores = wanted.cpus_per_device * ranks
     if site.is_one_machine and cores > site.cpus_per_node:

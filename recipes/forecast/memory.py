@@ -39,8 +39,11 @@ def device_memory(settings: StageSettings, model: ModelFacts, batch: Batch) -> l
     params, engine = params_of(settings, model), engine_of(settings)
     states = engine.model_states(settings, batch.world_size)
     trained = states.weights.bytes_per_param
-    base = 0.5 if settings.adapter.method == "qlora" else trained
-    frozen = [(base, params.frozen, " frozen")] if params.frozen else []
+    frozen = [(trained, params.frozen, " frozen")] if params.frozen else []
+    if settings.adapter.method == "qlora":
+        # peft makes the rest float32: embeddings, norms, and experts that are held in one tensor
+        rest = params.frozen - params.quantisable
+        frozen = [(0.5, params.quantisable, " in 4 bits"), (4, rest, " frozen")]
     return [
         _line("weights", states.weights, [(trained, params.trainable, ""), *frozen]),
         _line("gradients", states.gradients, [(states.gradients.bytes_per_param, params.trainable, "")]),
@@ -48,6 +51,17 @@ def device_memory(settings: StageSettings, model: ModelFacts, batch: Batch) -> l
         *engine.exchange_memory(settings, params, batch),
         _activations(settings, model, batch),
     ]
+
+
+def host_memory(settings: StageSettings, model: ModelFacts, batch: Batch) -> int:
+    """Return the bytes that offloading puts into host memory for one rank."""
+    params, states = params_of(settings, model), engine_of(settings).model_states(settings, batch.world_size)
+    parts = (
+        (states.weights, params.trainable + params.frozen),
+        (states.gradients, params.trainable),
+        (states.optimizer, params.trainable),
+    )
+    return int(sum(held.bytes_per_param * count / held.shared_by for held, count in parts if held.in_host_memory))
 
 
 def _line(what: str, held: StatePart, parts: Sequence[tuple[float, int, str]]) -> ForecastLine:

@@ -10,6 +10,7 @@ tests/jobs/tasks/test_tasks.py. A third-party task is an entry point of the grou
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
@@ -83,10 +84,10 @@ class TaskSpec:
     row_bytes: Callable[[StageSettings], tuple[int, str]]
 
 
-OWN_TASKS = {"causal_lm": "recipes.tasks.causal_lm:TASK"}
+OWN_TASKS = {"causal_lm": "recipes.tasks.causal_lm:TASK", "seq2seq": "recipes.tasks.seq2seq:TASK"}
 TASKS: Registry[TaskSpec] = Registry("task", "sousbatch.tasks", OWN_TASKS)
 # These can be written down; planning refuses them.
-LATER = ("seq2seq", "question_answering", "classification")
+LATER = ("question_answering", "classification")
 
 
 def task_of(name: str) -> TaskSpec:
@@ -104,6 +105,7 @@ def task_of(name: str) -> TaskSpec:
     return task
 
 
+@functools.cache
 def _check_keys(task: TaskSpec) -> None:
     """Refuse a task that names settings which do not exist.
 
