@@ -1,4 +1,4 @@
-"""What planning knows of each optimizer: its bytes for each parameter, and what it needs.
+"""Describe each optimizer: the bytes that it holds, and where it works.
 
 How a job makes one is in `jobs.training.trainer`. Pure.
 """
@@ -50,7 +50,7 @@ OPTIMIZERS: Mapping[str, OptimizerSpec] = {
 
 
 def moment_bytes(settings: StageSettings, model: ModelFacts, params: Params) -> float:
-    """Return the bytes of the optimizer's states for each parameter that trains, on average."""
+    """Return the mean bytes of the optimizer's states for a parameter that trains."""
     spec, width = OPTIMIZERS[settings.train.optimizer], 4
     if spec.follows_weights and not settings.train.master_weights:
         width = 2
@@ -74,7 +74,7 @@ def _eight_bit(tensor: TensorFacts) -> float:
 
 
 def _factored(tensor: TensorFacts) -> float:
-    """Return the bytes that Adafactor holds: a mean for each row and column, and no first moment."""
+    """Return Adafactor's bytes: a mean for each row and column, no first moment."""
     return 4.0 * (sum(tensor.shape) if len(tensor.shape) == 2 else math.prod(tensor.shape))
 
 
