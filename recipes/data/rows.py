@@ -13,6 +13,7 @@ from typing import Any
 
 from ...errors import UsageError
 from ...files import parse_json
+from .squad import read_nested
 
 Row = Mapping[str, Any]
 
@@ -61,10 +62,10 @@ def _with_commas(path: Path, delimiter: str, target: Path) -> str:
 
 
 def _json(path: Path) -> Iterator[Row]:
-    """Read one object a line, or a file that is one list of objects."""
+    """Read one object a line, a file that is one list of objects, or the nested JSON of SQuAD."""
     with path.open("rb") as stream:
         start = stream.read(1 << 16).lstrip(b"\xef\xbb\xbf \t\r\n")
-    return _json_list(path) if start.startswith(b"[") else _json_lines(path)
+    return _json_list(path) if start.startswith(b"[") else read_nested(path, start) or _json_lines(path)
 
 
 def _json_list(path: Path) -> Iterator[Row]:

@@ -55,7 +55,7 @@ class StageSettings:
 
     task: str = key(
         "causal_lm",
-        "what the model learns: causal_lm, or a task of another package; seq2seq, question_answering and "
+        "what the model learns: causal_lm, question_answering, or a task of another package; seq2seq and "
         "classification come later",
     )
     seed: int = key(0, "seed of weights, order of rows and sampling", at_least=0, at_most=2**32 - 1)
@@ -66,7 +66,7 @@ class StageSettings:
     checkpoints: Checkpoints = key(Checkpoints, "which training states stay")
     consolidate: Consolidate = key(Consolidate, "how a checkpoint becomes a model")
     predict: Predict = key(Predict, "what is predicted", also=("generation", "decode"))
-    question_answering: QuestionAnswering | None = key(None, "windows and spans, for that task alone")
+    question_answering: QuestionAnswering = key(QuestionAnswering, "windows and spans, for that task alone")
     score: Score = key(Score, "how it is measured")
 
     @property

@@ -83,10 +83,13 @@ class TaskSpec:
     row_bytes: Callable[[StageSettings], tuple[int, str]]
 
 
-OWN_TASKS = {"causal_lm": "recipes.tasks.causal_lm:TASK"}
+OWN_TASKS = {
+    "causal_lm": "recipes.tasks.causal_lm:TASK",
+    "question_answering": "recipes.tasks.question_answering:TASK",
+}
 TASKS: Registry[TaskSpec] = Registry("task", "sousbatch.tasks", OWN_TASKS)
 # These can be written down; planning refuses them.
-LATER = ("seq2seq", "question_answering", "classification")
+LATER = ("seq2seq", "classification")
 
 
 def task_of(name: str) -> TaskSpec:

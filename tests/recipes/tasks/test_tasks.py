@@ -88,7 +88,7 @@ def test_a_task_of_another_package_refuses_in_its_own_words(project: Path) -> No
 
 
 def test_the_name_of_a_task_is_checked_when_a_recipe_is_composed(project: Path) -> None:
-    with pytest.raises(RecipeError, match=r"task is 'causal'; known: causal_lm \(did you mean 'causal_lm'\?\)"):
+    with pytest.raises(RecipeError, match=r"task is 'causal'; known: causal_lm.* \(did you mean 'causal_lm'\?\)"):
         compose("./small.yaml", ["task=causal"])
 
 
@@ -97,7 +97,7 @@ def test_a_run_has_one_task(project: Path) -> None:
         compose("./small.yaml", ["+stages={predict: {set: {task: causal_lm}}}"])
 
 
-@pytest.mark.parametrize("later", ["seq2seq", "question_answering", "classification"])
+@pytest.mark.parametrize("later", ["seq2seq", "classification"])
 def test_a_task_of_a_later_version_can_be_written_down_and_is_refused_when_planned(later: str, project: Path) -> None:
     recipe = compose("./small.yaml", [f"task={later}"])
     with pytest.raises(UsageError, match=f"task '{later}' can be written down but not run by this version"):
