@@ -65,19 +65,21 @@ def define(parser: Parser, handler: Handler | None, *examples: str) -> None:
     parser.epilog = "examples:\n" + "\n".join(f"  sousbatch {example}" for example in examples)
 
 
-def add_recipe_arguments(parser: Parser) -> None:
-    """Add what `plan` and `submit` share.
+def add_recipe_arguments(parser: Parser) -> argparse._MutuallyExclusiveGroup:
+    """Add what `plan` and `submit` share: recipe, overrides, and where it runs.
 
-    That is the recipe, its overrides, and where it runs.
+    Return the group of the options that say where.
     """
     parser.add_argument("recipe", metavar="RECIPE", help="name, or path of a YAML file")
     add_overrides(parser)
     add_runs_option(parser)
-    parser.add_argument(
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
         "--launcher",
         metavar="NAME",
         help="where: slurm, local or an installed one (default: Slurm where one is configured, else this machine)",
     )
+    return where
 
 
 def add_overrides(parser: Parser) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ..errors import UsageError
 from ..run_folder import run_paths
 from ..user_folders import runs_dir
 from .parser import Parser, add_recipe_arguments, count, define
@@ -12,6 +16,9 @@ from .progress import row_progress
 from .tables import format_size, format_table
 
 if TYPE_CHECKING:
+    from ..cluster.site import Site
+    from ..recipes.facts import DiskSpace, Inputs
+    from ..recipes.fit import Proposal
     from ..recipes.plan import Plan, Stage
 
 
@@ -24,8 +31,13 @@ def define_plan(parser: Parser) -> None:
         "plan hangul-restoration train.global_batch=64 --json",
         "plan hangul-restoration --script",
         "plan hangul-restoration --rows 3",
+        "plan my-recipe.yaml --fit --site a100x4-40gb",
     )
-    add_recipe_arguments(parser)
+    add_recipe_arguments(parser).add_argument(
+        "--site",
+        metavar="SITE",
+        help="plan for a machine that is elsewhere: a YAML file, or one of the library's",
+    )
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument("--json", action="store_true", help="the whole plan as JSON")
     shape.add_argument("--script", action="store_true", help="the exact text that would be sent for each stage")
@@ -35,6 +47,11 @@ def define_plan(parser: Parser) -> None:
         dest="num_rows",
         metavar="N",
         help="the first N rows of each split as the model sees them",
+    )
+    shape.add_argument(
+        "--fit",
+        action="store_true",
+        help="the settings of training that fit devices, memory and disk, the cheapest first",
     )
 
 
@@ -66,11 +83,95 @@ def make_plan(arguments: Namespace, *, is_smoke: bool = False) -> Plan:
                 progress=progress,
                 dead_runs=dead_runs,
             )
+    if number := getattr(arguments, "fit", None):
+        return _chosen(make_proposals(arguments, is_smoke=is_smoke), number)
     recipe = compose(arguments.recipe, arguments.overrides)
     recipe = smoke(recipe) if is_smoke else recipe
-    site = choose_site(arguments.launcher)
+    site, space = _site(arguments)
     with row_progress() as progress:
-        return compile(recipe, site, inspect(recipe, folder, progress, dead_runs))
+        return compile(recipe, site, _at(inspect(recipe, folder, progress, dead_runs), space))
+
+
+def _site(arguments: Namespace) -> tuple[Site, DiskSpace | None]:
+    """Return where to plan for, and its free space where that is not of here."""
+    from ..launchers.registry import choose_site
+    from ..recipes.site_file import read_site_file
+
+    if named := getattr(arguments, "site", None):
+        return read_site_file(named)
+    return choose_site(arguments.launcher), None
+
+
+def _at(inputs: Inputs, space: DiskSpace | None) -> Inputs:
+    return inputs if space is None else replace(inputs, disk_space=space)
+
+
+def make_proposals(arguments: Namespace, *, is_smoke: bool = False) -> list[Proposal]:
+    """Return the settings of the recipe's training that fit, the cheapest first.
+
+    Beside the recipe's method those that take less memory are tried.
+    """
+    from ..errors import PlanError, RecipeError
+    from ..launchers import reservations
+    from ..launchers.registry import watcher
+    from ..recipes.compose import compose
+    from ..recipes.fit import METHODS, propose
+    from ..recipes.inspect.inputs import inspect
+    from ..recipes.stages import smoke
+
+    folder = runs_dir(arguments.runs)
+    dead_runs = reservations.dead_runs(folder, watcher)
+    site, space = _site(arguments)
+    given = compose(arguments.recipe, arguments.overrides).adapter.method
+    variants = {}
+    with row_progress() as progress:
+        for method in METHODS[METHODS.index(given) :]:
+            texts = [*arguments.overrides, f"adapter.method={method}"] if method != given else arguments.overrides
+            try:
+                recipe = compose(arguments.recipe, texts)
+                recipe = smoke(recipe) if is_smoke else recipe
+                variants[method] = (recipe, _at(inspect(recipe, folder, progress, dead_runs), space))
+            except (PlanError, RecipeError) as error:
+                if method == given:
+                    raise
+                print(f"sousbatch: without adapter.method={method}: {error}", file=sys.stderr)
+    return propose(variants, site)
+
+
+def _chosen(proposals: Sequence[Proposal], number: int) -> Plan:
+    if number > len(proposals):
+        raise UsageError(f"--fit {number}: there are {len(proposals)} proposals; `sousbatch plan --fit` shows them")
+    chosen = proposals[number - 1]
+    print(f"sousbatch: --fit takes {' '.join(chosen.overrides) or 'the recipe as it is'}", file=sys.stderr)
+    return chosen.plan
+
+
+def _as_proposals(proposals: Sequence[Proposal], recipe: str) -> str:
+    """Return proposals as a table, with the overrides that choose each."""
+    from ..recipes.forecast.storage import Fit
+
+    rows = []
+    for number, one in enumerate(proposals, 1):
+        kept = "; ".join(
+            str(Fit(found.save_level, found.keeps_all)) for found in one.plan.forecast.checkpoints.values()
+        )
+        rows.append(
+            [
+                number,
+                f"{one.cost:.2f}",
+                f"{format_size(one.memory_bytes)} of {format_size(one.memory_there)}",
+                f"{format_size(one.host_bytes)} of {format_size(one.host_there)}",
+                format_size(one.plan.forecast.storage_peak_bytes),
+                kept,
+                " ".join(one.overrides) or "as the recipe says",
+            ]
+        )
+    header = ("", "cost", "memory of a rank", "host memory of a node", "storage at peak", "checkpoints", "settings")
+    notes = (
+        "cost: an estimate of GPU time for a token, 1 for full training that exchanges nothing; memory has a margin",
+        f"sousbatch submit {recipe} --fit N takes number N; its settings can be written as overrides, too",
+    )
+    return "\n".join([format_table(rows, header=header), "", *notes])
 
 
 def _plan(arguments: Namespace) -> int:
@@ -79,7 +180,13 @@ def _plan(arguments: Namespace) -> int:
 
     if arguments.num_rows:
         return _plan_rows(arguments)
+    if arguments.fit:
+        print(_as_proposals(make_proposals(arguments), arguments.recipe))
+        return 0
     plan = make_plan(arguments)
+    if arguments.site:
+        print(_as_text(plan))
+        return 0
     launcher, runs = launcher_of(plan), runs_dir(arguments.runs)
     requests = launcher.prepare(plan, run_paths(runs, plan.recipe.name, plan.run_id))
     refusals, starts = launcher.objections(requests, plan, runs)

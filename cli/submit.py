@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..run_index import find_run
 from ..user_folders import runs_dir
-from .parser import RUN_HELP, Parser, add_recipe_arguments, define
+from .parser import RUN_HELP, Parser, add_recipe_arguments, define, positive_count
 
 if TYPE_CHECKING:
     from ..launchers.submission import Submitted
@@ -37,6 +37,12 @@ def define_submit(parser: Parser) -> None:
         nargs="+",
         metavar="KEY=VALUES",
         help="one run for each choice of values, all in one job array: seed=1,2 train.learning_rate=1e-3,1e-4",
+    )
+    parser.add_argument(
+        "--fit",
+        type=positive_count,
+        metavar="N",
+        help="take proposal N of `sousbatch plan --fit`: settings of training that fit devices, memory and disk",
     )
     parser.add_argument("--again", action="store_true", help="make another run of what has run already")
 

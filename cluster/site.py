@@ -13,13 +13,17 @@ _CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")  # microseconds of each period, or "
 
 @dataclass(frozen=True, kw_only=True)
 class NodeKind:
-    """Nodes of a partition that are alike."""
+    """Nodes of a partition that are alike.
+
+    The memory of a GPU is 0 where it is unknown.
+    """
 
     count: int
     cpus: int
     memory_mb: int
     gpus: int = 0
     gpu_type: str = ""
+    gpu_memory_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +46,8 @@ class Partition:
 class Site:
     """A place that runs jobs: its launcher and what one node of it has.
 
-    On Slurm the node is the largest of the default partition, and memory of a GPU is unknown (0).
+    On Slurm the node is the largest of the default partition. Slurm does not know the memory of a GPU (0), but the
+    user's own file may say it.
     """
 
     name: str

@@ -13,6 +13,7 @@ from ..cluster.site import Site
 from ..errors import NoSlurmError, SlurmError, UnreachableError
 from ..plugins import Registry
 from ..recipes.plan import Plan
+from ..recipes.site_file import with_gpu_memory
 from .base import Launcher
 
 WATCH_S = 30.0  # sites ask for no more than a call or two a minute
@@ -35,7 +36,7 @@ def choose_site(name: str | None) -> Site:
     if name is None:
         name = "local" if shutil.which("sbatch") is None else None
     try:
-        return launcher_named(name or "slurm").read_site()
+        return with_gpu_memory(launcher_named(name or "slurm").read_site())
     except NoSlurmError as error:
         if name is not None:
             advice = "`sousbatch sandbox start` makes one to try with"

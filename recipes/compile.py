@@ -12,11 +12,11 @@ from ..cluster.site import Site
 from ..errors import PlanError
 from .engines import engine_of
 from .facts import Inputs, ModelFacts
-from .forecast.memory import forecast
+from .forecast.memory import forecast, host_memory
 from .forecast.parameters import is_frozen, takes_adapter
 from .forecast.storage import is_own_limit, model_of, with_dtype
 from .plan import After, Batch, Forecast, Plan, Stage, StageModel, StageSplit
-from .refusals import by_stage, doubts, misfits
+from .refusals import by_stage, doubts, misfits, node_memory, rank_memory
 from .schema import Recipe, StageSettings
 from .schema.fields import unbuilt
 from .stages import ResolvedStage, RowsWanted, resolve_stages
@@ -238,14 +238,18 @@ def _warnings(recipe: Recipe, site: Site, inputs: Inputs, stage: Stage, found: F
         return
     yield from _storage_warnings(stage, found)
     wanted, ranks = stage.resources, stage.resources.nodes * stage.resources.devices_per_node
-    total = sum(line.num_bytes for line in found.device[stage.name])
-    memory_bytes = site.gpu_memory_bytes
-    if wanted.device == "cpu":
-        memory_bytes = site.memory_bytes // (ranks if site.is_one_machine else wanted.devices_per_node)
-    if total > memory_bytes > 0:
+    total, there = sum(line.num_bytes for line in found.device[stage.name]), rank_memory(stage, site)
+    if total > there > 0:
         yield (
-            f"stage {stage.name!r} will want {_gb(total)} a rank and there are {_gb(memory_bytes)}; "
-            "a smaller micro_batch, gradient_checkpointing or a higher zero.stage takes less"
+            f"stage {stage.name!r} will want {_gb(total)} a rank and there are {_gb(there)}; `sousbatch plan --fit` "
+            "finds settings that take less"
+        )
+    offloaded = host_memory(stage.settings, inputs.model, stage.batch) * ranks
+    per_node = offloaded // (1 if site.is_one_machine else wanted.nodes)
+    if per_node > node_memory(stage, site):
+        yield (
+            f"stage {stage.name!r} will offload {_gb(per_node)} to the host memory of a node, which has "
+            f"{_gb(node_memory(stage, site))}"
         )
     cores = wanted.cpus_per_device * ranks
     if site.is_one_machine and cores > site.cpus_per_node:

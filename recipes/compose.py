@@ -72,6 +72,7 @@ def _site_defaults(faults: list[Fault]) -> dict[str, Any]:
     import yaml
 
     path, known = config_file(), ("resources", "environment", "tracking")
+    others = ("gpu_memory_gb",)  # what is said of the cluster, see site_file
     try:
         text = path.read_text(encoding="utf-8")
         check_size(path, text)
@@ -80,12 +81,13 @@ def _site_defaults(faults: list[Fault]) -> dict[str, Any]:
         return {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise _unreadable(path, error) from error
-    if not isinstance(found, dict) or not set(found) <= set(known):
-        wrong = sorted(set(found) - set(known)) if isinstance(found, dict) else [type(found).__name__]
+    if not isinstance(found, dict) or not set(found) <= {*known, *others}:
+        wrong = sorted(set(found) - {*known, *others}) if isinstance(found, dict) else [type(found).__name__]
         problem = f"has {', '.join(map(str, wrong))}"
-        faults.append(Fault(key=str(path), problem=problem, hint=f"it can have the sections {', '.join(known)}"))
+        hint = f"it can have the sections {', '.join((*known, *others))}"
+        faults.append(Fault(key=str(path), problem=problem, hint=hint))
         return {}
-    return found
+    return {name: value for name, value in found.items() if name not in others}
 
 
 def _over(under: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,15 @@
-"""Parse overrides of the command line, in Hydra's form, and lay them over values."""
+"""Parse overrides of the command line, in Hydra's form, and lay them over values.
+
+Hydra's grammar takes few signs without quotes: neither `대화` nor `!`. Signs that mean nothing in it are spelt in
+letters while it parses, in keys and in values, and are themselves again in what it gives back.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,26 +20,38 @@ from .stage_kinds import USUAL_KINDS
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
+# What means something in Hydra's grammar, besides letters, digits and '_'. Parentheses do behind its functions only.
+_MEANT = set("_ \t.,:=()[]{}'\"\\/-+$%*@?|")
+_FUNCTIONS = "bool choice extend_list float glob int interval json_str range shuffle sort str tag".split()
+_GROUPING = re.compile(rf"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|\b(?:{"|".join(_FUNCTIONS)})\s*\(|[()=]""", re.DOTALL)
+_APOSTROPHE = re.compile(r"(?<=\w)'(?=\w)")
+_SPELT = re.compile("Qz([0-9a-f]+)zQ")
 
-def parse(overrides: Sequence[str], faults: list[Fault]) -> list[Override]:
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One override: its key, and its value, or that the key is taken away."""
+
+    text: str
+    key: str
+    value: Any
+    is_delete: bool
+
+
+def parse(overrides: Sequence[str], faults: list[Fault]) -> list[Change]:
     """Return the overrides that are well formed; add a fault for each other one."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    parser = OverridesParser.create()
-    parsed: list[Override] = []
+    parsed: list[Change] = []
     for text in overrides:
-        try:
-            item = parser.parse_override(text)
-        except HydraException as error:
-            reason = str(error).splitlines()[0]
-            hint = f"write key=value, and quotes around a value with braces or commas; {reason}"
-            faults.append(Fault(key=text, problem="is not an override", hint=hint))
-            continue
-        if item.is_sweep_override():
-            faults.append(Fault(key=text, problem="has several values", hint="a list is written [a,b]"))
-            continue
-        parsed.append(item)
+        item = _parsed(text)
+        if item is None:
+            faults.append(Fault(key=text, problem="is not an override", hint=_advice(text)))
+        elif item.is_sweep_override():
+            in_quotes = f", and a text with a comma in quotes: {_quoted(text)}" if " " in text else ""
+            hint = f"a list is written [a,b]{in_quotes}"
+            faults.append(Fault(key=text, problem="has several values", hint=hint))
+        else:
+            key, value = (_read_back(part) for part in (item.key_or_group, item.value()))
+            parsed.append(Change(text=text, key=key, value=value, is_delete=item.is_delete()))
     return parsed
 
 
@@ -41,38 +60,105 @@ def axes(texts: Sequence[str], faults: list[Fault]) -> list[list[str]]:
 
     A text is such as `seed=1,2` or `seed=range(1,4)`.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    parser, found = OverridesParser.create(), list[list[str]]()
+    found = list[list[str]]()
     for text in texts:
-        try:
-            item = parser.parse_override(text)
-            if not item.is_sweep_override() or not item.is_discrete_sweep():
-                raise HydraException("it has one value, or a continuous range of them")
-            found.append([f"{item.get_key_element()}={value}" for value in item.sweep_string_iterator()])
-        except HydraException as error:
-            hint = f"write key=value,value or key=range(1,4); {str(error).splitlines()[0]}"
+        item = _parsed(text)
+        if item is None:
+            faults.append(Fault(key=text, problem="is no axis of a sweep", hint=_advice(text)))
+        elif not item.is_sweep_override() or not item.is_discrete_sweep():
+            hint = "it has one value, or a continuous range of them; write key=value,value or key=range(1,4)"
             faults.append(Fault(key=text, problem="is no axis of a sweep", hint=hint))
+        else:
+            key = item.get_key_element()
+            found.append([str(_read_back(f"{key}={value}")) for value in item.sweep_string_iterator()])
     return found
 
 
-def split_groups(parsed: Sequence[Override], folder: Path, faults: list[Fault]) -> tuple[list[str], list[Override]]:
+def _parsed(text: str) -> Override | None:
+    """Return what Hydra reads of an override, None where it is none."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return OverridesParser.create().parse_override(_spell(text))
+    except HydraException:
+        return None
+
+
+def _spell(text: str) -> str:
+    """Return *text* with the signs that Hydra's grammar lacks spelt in letters."""
+    key, sign, value = text.partition("=")
+    opened: list[bool] = []  # whether each open parenthesis is that of a function
+
+    def grouping(match: re.Match[str]) -> str:
+        found = match[0]
+        if found == "=":
+            return found if any(opened) else _spelt(found)
+        if found == ")":
+            return found if opened and opened.pop() else _spelt(found)
+        if found.endswith("("):
+            opened.append(found != "(")
+            return found if opened[-1] else _spelt(found)
+        return found  # quoted
+
+    if not value.startswith(("'", '"')):
+        value = _APOSTROPHE.sub(_spelt("'"), value)
+    sigil = key[: len(key) - len(key.lstrip("~+"))]
+    return sigil + _spelt_foreign(key[len(sigil) :]) + sign + _spelt_foreign(_GROUPING.sub(grouping, value))
+
+
+def _spelt_foreign(text: str) -> str:
+    return "".join(sign if sign in _MEANT or (sign.isascii() and sign.isalnum()) else _spelt(sign) for sign in text)
+
+
+def _spelt(sign: str) -> str:
+    return f"Qz{ord(sign):x}zQ"
+
+
+def _read_back(value: Any) -> Any:
+    """Return *value* with every spelt sign as itself again."""
+    if isinstance(value, str):
+        return _SPELT.sub(lambda match: chr(int(match[1], 16)), value)
+    if isinstance(value, Mapping):
+        return {_read_back(key): _read_back(item) for key, item in value.items()}
+    return [_read_back(item) for item in value] if isinstance(value, list) else value
+
+
+def _advice(text: str) -> str:
+    """Say how an override that cannot be read would be right."""
+    key, sign, value = text.partition("=")
+    if not sign:
+        return "write key=value, or ~key to take a key away"
+    if not key.strip("~+ ") or " " in key.strip():
+        return f"what stands before '=' is a key, such as data.prompt, and not {key!r}"
+    opening = value[:1]
+    if opening in ("[", "{") and ("]" if opening == "[" else "}") not in value:
+        return f"{opening!r} begins a {'list' if opening == '[' else 'mapping'} and nothing ends it"
+    return "put quotes around a value with braces, brackets, commas or quotes: " + _quoted(text)
+
+
+def _quoted(text: str) -> str:
+    """Return an override with quotes around its value, as a shell takes it."""
+    key, _, value = text.partition("=")
+    inner = value.strip("\"'").replace("\\", "\\\\").replace('"', '\\"')
+    return shlex.quote(f'{key}="{inner}"')
+
+
+def split_groups(parsed: Sequence[Change], folder: Path, faults: list[Fault]) -> tuple[list[str], list[Change]]:
     """Return overrides that choose a group's file, such as adapter=lora, and others.
 
     Groups are looked for beside the recipe, in *folder*, and in the search folders.
     """
     groups, others = [], []
     for item in parsed:
-        known = _files_of_group(item.key_or_group, folder)
-        value = item.value()
+        known, value = _files_of_group(item.key, folder), item.value
         if not known or not isinstance(value, str):
             others.append(item)
         elif value in known:
-            groups.append(f"{item.key_or_group}={value}")
+            groups.append(f"{item.key}={value}")
         else:
             problem = f"is unknown; known: {', '.join(sorted(known))}"
-            faults.append(Fault(key=f"{item.key_or_group}={value}", problem=problem, hint=nearest(value, known)))
+            faults.append(Fault(key=f"{item.key}={value}", problem=problem, hint=nearest(value, known)))
     return groups, others
 
 
@@ -81,9 +167,9 @@ def _files_of_group(group: str, folder: Path) -> set[str]:
     return {file.stem for place in places if place.is_dir() for file in place.glob("*.yaml")}
 
 
-def lay_over(values: dict[str, Any], item: Override, faults: list[Fault]) -> None:
+def lay_over(values: dict[str, Any], item: Change, faults: list[Fault]) -> None:
     """Lay one override over *values*; what it goes below is made when it is missing."""
-    *parents, last = item.key_or_group.split(".")
+    *parents, last = item.key.split(".")
     if parents[:1] == ["stages"] and not values.get("stages"):
         values["stages"] = {kind: {} for kind in USUAL_KINDS}  # the usual ones become the recipe's own
     place = values
@@ -93,13 +179,13 @@ def lay_over(values: dict[str, Any], item: Override, faults: list[Fault]) -> Non
         if not isinstance(place[name], dict):
             key = ".".join(parents[: number + 1])
             hint = f"{key} is {place[name]!r}, which has no keys"
-            faults.append(Fault(key=str(item.input_line), problem="goes too deep", hint=hint))
+            faults.append(Fault(key=item.text, problem="goes too deep", hint=hint))
             return
         place = place[name]
-    if not item.is_delete():
-        place[last] = item.value()
+    if not item.is_delete:
+        place[last] = item.value
     elif last in place:
         del place[last]
     else:
         hint = nearest(last, place) or "what is not given has its default"
-        faults.append(Fault(key=str(item.input_line), problem="takes away what the recipe does not give", hint=hint))
+        faults.append(Fault(key=item.text, problem="takes away what the recipe does not give", hint=hint))

@@ -109,6 +109,32 @@ def doubts(stage: Stage, site: Site) -> Iterator[str]:
         yield f"it computes on the CPU in partition {partition.name!r}, whose nodes have GPUs"
 
 
+def rank_memory(stage: Stage, site: Site) -> int:
+    """Return the bytes of memory that one rank of *stage* has.
+
+    They are 0 where they are unknown. On a CPU the ranks of a node share its memory; all simulated nodes of one
+    machine are one node.
+    """
+    wanted = stage.resources
+    if wanted.device == "cpu":
+        sharers = wanted.devices_per_node * (wanted.nodes if site.is_one_machine else 1)
+        return node_memory(stage, site) // sharers
+    partition = site.partition(wanted.partition)
+    if partition is None:
+        return site.gpu_memory_bytes
+    return min((kind.gpu_memory_bytes for kind in partition.nodes if kind.gpus >= wanted.devices_per_node), default=0)
+
+
+def node_memory(stage: Stage, site: Site) -> int:
+    """Return the bytes of host memory that *stage* may use on a node."""
+    partition = site.partition(stage.resources.partition)
+    if partition is None:
+        return site.memory_bytes
+    if stage.resources.memory_gb is not None:
+        return int(stage.resources.memory_gb * 1e9)
+    return max(kind.memory_mb << 20 for kind in partition.nodes)
+
+
 def by_stage(stages: Sequence[Stage], ask: Callable[[Stage, Site], Iterator[str]], site: Site) -> Iterator[str]:
     """Yield what *ask* says of the stages, each text once with its stages.
 

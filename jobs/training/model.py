@@ -17,6 +17,7 @@ from ...recipes.forecast.parameters import is_frozen
 from ...recipes.inspect.tokenizer import load_full
 from ...recipes.schema import StageSettings
 from ...recipes.tasks import TaskSpec, task_of
+from .new_tokens import add_rows, options_for_tokens, wrapping_rows
 
 _CHECKPOINTING = {"use_reentrant": False}  # what torch recommends; it is to become the only way
 
@@ -33,8 +34,7 @@ def build_model(settings: StageSettings, folder: Path, tokenizer: Any, *, has_we
     """
     task = task_of(settings.task)
     model = _load(settings, task, folder, has_weights=has_weights)
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer))
+    new_rows = add_rows(model, tokenizer)
     for name, parameter in model.named_parameters():
         if is_frozen(name, settings.model.freeze):
             parameter.requires_grad_(False)
@@ -52,7 +52,7 @@ def build_model(settings: StageSettings, folder: Path, tokenizer: Any, *, has_we
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=_CHECKPOINTING)
     if settings.adapter.method != "full":
         model.enable_input_require_grads()
-        model = _with_adapter(settings, task, model)
+        model = _with_adapter(settings, task, model, options_for_tokens(settings, model, tokenizer, new_rows))
     return model
 
 
@@ -92,7 +92,7 @@ def _four_bits(precision: str) -> Any:
     )
 
 
-def _with_adapter(settings: StageSettings, task: TaskSpec, model: Any) -> Any:
+def _with_adapter(settings: StageSettings, task: TaskSpec, model: Any, options: dict[str, Any]) -> Any:
     from peft import LoraConfig, TaskType, get_peft_model
 
     spec = settings.adapter
@@ -102,7 +102,8 @@ def _with_adapter(settings: StageSettings, task: TaskSpec, model: Any) -> Any:
         lora_alpha=spec.alpha,
         lora_dropout=spec.dropout,
         target_modules=targets,
-        modules_to_save=list(spec.modules_to_save) or None,
         task_type=TaskType[task.peft_type],
+        **options,
     )
-    return get_peft_model(model, config)
+    with wrapping_rows(model):
+        return get_peft_model(model, config)

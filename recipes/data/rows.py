@@ -1,179 +1,291 @@
-"""Read data files: JSON lines, CSV, plain text and Parquet, one row at a time."""
+"""Read data files, one row at a time.
+
+They are JSON, CSV, tabs, plain text and Parquet, and those but the last also as gzip or zstd.
+"""
 
 from __future__ import annotations
 
 import csv
+import gzip
+import io
 import json
 import shlex
-import sys
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from ...errors import UsageError
 from ...files import parse_json
-from .squad import read_nested
+from .encodings import check_sign, converted, decoding_fault
+from .squad import is_nested, nested_rows
 
 Row = Mapping[str, Any]
+PACKED = (".gz", ".zst")
+_BOM = b"\xef\xbb\xbf"
+_CELL_BYTES = 1 << 27  # a cell with more is one whose quote was never closed
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+def read_rows(path: Path, name: str | None = None) -> Iterator[Row]:
     """Yield the rows of a data file in order; a .txt file has one column, `text`.
+
+    Messages call the file *name*, which is its path where it is not given.
 
     Raises:
         UsageError: the format is unknown, or a line is broken; the message has its number.
     """
-    return _reader(path)(path)
+    return _READERS[format_of(path, name or str(path))](path, name or str(path))
 
 
-def _reader(path: Path) -> Callable[[Path], Iterator[Row]]:
-    readers = {".jsonl": _json, ".json": _json, ".csv": _csv, ".txt": _text, ".parquet": _parquet}
-    suffix = path.suffix.lower()
-    if suffix not in readers:
-        known = f"known: {', '.join(readers)}"
-        raise UsageError(f"data file {str(path)!r} has an unknown format; {known}{_conversion(path, suffix)}")
-    return readers[suffix]
+def format_of(path: Path, name: str) -> str:
+    """Return the format of a data file, such as `.csv`, also of a packed one.
+
+    Raises:
+        UsageError: it is not known; the message says how to convert it.
+    """
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    is_packed = suffixes[-1:] and suffixes[-1] in PACKED
+    suffix = "".join(suffixes[-2:-1] if is_packed else suffixes[-1:])
+    if suffix not in _READERS or (is_packed and suffix == ".parquet"):
+        known = f"known: {', '.join(_READERS)}, and all but the last with {' or '.join(PACKED)} behind"
+        advice = _CONVERSIONS.get(suffixes[-1] if suffixes else "", "")
+        raise UsageError(f"data file {name!r} has an unknown format; {known}{advice}")
+    return suffix
 
 
-# What the files of other formats take to be read; FILE is the file as a shell reads it.
+# What the files of other formats take to be read.
 _CONVERSIONS = {
-    ".gz": "unpack it: gunzip -k FILE",
-    ".bz2": "unpack it: bunzip2 -k FILE",
-    ".xz": "unpack it: unxz -k FILE",
-    ".zst": "unpack it: unzstd FILE",
-    **dict.fromkeys((".xlsx", ".xls", ".ods"), "save the sheet as CSV in UTF-8"),
-    ".arrow": "write it as Parquet, with `datasets`: Dataset.from_file(...).to_parquet(...)",
+    **dict.fromkeys((".bz2", ".xz", ".zip", ".tar"), "; unpack it first"),
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "; save the sheet as CSV in UTF-8"),
+    ".arrow": "; write it as Parquet, with `datasets`: Dataset.from_file(...).to_parquet(...)",
 }
 
 
-def _conversion(path: Path, suffix: str) -> str:
-    if suffix == ".tsv":
-        return "; " + _with_commas(path, "\t", path.with_suffix(".csv"))
-    return f"; {_CONVERSIONS[suffix].replace('FILE', shlex.quote(str(path)))}" if suffix in _CONVERSIONS else ""
-
-
-def _with_commas(path: Path, delimiter: str, target: Path) -> str:
-    """Return the command that writes a file of columns apart by *delimiter* as CSV."""
-    code = f"csv.writer(sys.stdout).writerows(csv.reader(sys.stdin, delimiter={json.dumps(delimiter)}))"
-    command = ["python", "-c", f"import csv,sys; {code}"]
-    places = f"< {shlex.quote(str(path))} > {shlex.quote(str(target))}"
-    return f"write it with commas: {shlex.join(command)} {places}"
-
-
-def _json(path: Path) -> Iterator[Row]:
-    """Read one object a line, a file that is one list of objects, or the nested JSON of SQuAD."""
-    with path.open("rb") as stream:
-        start = stream.read(1 << 16).lstrip(b"\xef\xbb\xbf \t\r\n")
-    return _json_list(path) if start.startswith(b"[") else read_nested(path, start) or _json_lines(path)
-
-
-def _json_list(path: Path) -> Iterator[Row]:
-    """Read a whole list; a file of many GB is better written one object a line."""
+@contextmanager
+def _opened(path: Path, name: str) -> Iterator[IO[bytes]]:
+    """Yield the unpacked bytes of a file."""
+    suffix = path.suffix.lower()
     try:
-        rows = parse_json(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
+        if suffix == ".gz":
+            with gzip.open(path, "rb") as stream:
+                yield cast("IO[bytes]", stream)
+        elif suffix == ".zst":
+            pyarrow = _pyarrow(name)
+            with io.BufferedReader(pyarrow.CompressedInputStream(str(path), "zstd"), 1 << 20) as stream:
+                yield stream
+        else:
+            with path.open("rb") as stream:
+                yield stream
+    except (EOFError, OSError, zlib.error) as error:
+        if suffix not in PACKED or isinstance(error, FileNotFoundError):
+            raise
+        raise UsageError(f"{name} cannot be unpacked: {error}; it is damaged, or was cut off") from error
+
+
+def _pyarrow(name: str) -> Any:
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise UsageError(f"reading {name} needs pyarrow: pip install 'sousbatch[data]'") from error
+    return pyarrow
+
+
+def _lines(path: Path, name: str) -> Iterator[tuple[int, bytes]]:
+    """Yield the number and the bytes of each line; only newlines end one."""
+    with _opened(path, name) as stream:
+        for number, line in enumerate(stream, 1):
+            if number == 1:
+                check_sign(path, name, line)
+                line = line.removeprefix(_BOM)
+            if b"\0" in line:
+                raise UsageError(_binary(name, number))
+            yield number, line
+
+
+def _decoding_fault(path: Path, name: str, number: int, line: bytes) -> str:
+    with _opened(path, name) as stream:
+        return decoding_fault(path, name, number, line, stream)
+
+
+def _binary(name: str, number: int) -> str:
+    return (
+        f"{name}, line {number} holds a NUL byte, which no text has; the file is binary, in UTF-16, or was damaged "
+        "while it was written: write it again as UTF-8"
+    )
+
+
+def _json(path: Path, name: str) -> Iterator[Row]:
+    """Read one object a line, or a file that is one list of objects.
+
+    In a .json file the list may also be the `data` of one object, such as that of SQuAD.
+    """
+    with _opened(path, name) as stream:
+        start = stream.read(1 << 16).removeprefix(_BOM).lstrip()
+    if start.startswith(b"["):
+        return _json_list(path, name)
+    first, _, more = start.partition(b"\n")
+    is_lines = (more.strip() and _is_object(first)) or not start.startswith(b"{")
+    return _json_lines(path, name) if is_lines or format_of(path, name) == ".jsonl" else _json_object(path, name)
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(parse_json(line), dict)
+    except ValueError:
+        return False
+
+
+def _json_object(path: Path, name: str) -> Iterator[Row]:
+    """Read a file that may be one object; what is none has an object a line."""
+    with _opened(path, name) as stream:
+        content = stream.read().removeprefix(_BOM)
+    try:
+        whole = parse_json(content)
+    except ValueError:
+        yield from _json_lines(path, name)
+        return
+    data = whole.get("data")
+    is_list = isinstance(data, list) and all(isinstance(one, dict) for one in data)
+    if is_list and is_nested(data):
+        yield from nested_rows(data, name)
+    else:
+        yield from data if is_list else [whole]
+
+
+def _json_list(path: Path, name: str) -> Iterator[Row]:
+    """Read a whole list; a file of many GB is better written one object a line."""
+    with _opened(path, name) as stream:
+        content = stream.read().removeprefix(_BOM)
+    try:
+        rows = parse_json(content)
     except ValueError as error:
+        for _ in _lines(path, name):  # which finds what is no UTF-8
+            pass
         raise UsageError(
-            f"{path} starts as a JSON list and is none: {error}; fix it, or write one object a line"
+            f"{name} starts as a JSON list and is none: {error}; fix it, or write one object a line"
         ) from error
+    yield from _checked_list(rows, name)
+
+
+def _checked_list(rows: list[Any], name: str) -> Iterator[Row]:
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise UsageError(
-                f"{path}, item {number} is not an object of columns but {str(row)[:40]!r}; write a list of objects"
+                f"{name}, item {number} is not an object of columns but {str(row)[:40]!r}; write a list of objects"
             )
         yield row
 
 
-def _json_lines(path: Path) -> Iterator[Row]:
-    with path.open("rb") as stream:  # binary: str.splitlines would also split at U+2028
-        for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            try:
-                row = parse_json(line)
-            except ValueError as error:
-                _check_encoding(path, number, line)
-                raise UsageError(f"{path}, line {number} is not JSON: {error}; fix or remove the line") from error
-            if not isinstance(row, dict):
-                shown = line[:40].decode(errors="replace").strip()
-                raise UsageError(
-                    f"{path}, line {number} is not an object of columns but {shown!r}; write one object a "
-                    "line, or one list of objects"
-                )
-            yield row
-
-
-def _csv(path: Path) -> Iterator[Row]:
-    csv.field_size_limit(sys.maxsize)
-    with path.open(newline="", encoding="utf-8-sig") as stream:
-        reader = csv.DictReader(stream, strict=True)
+def _json_lines(path: Path, name: str) -> Iterator[Row]:
+    for number, line in _lines(path, name):
+        if not line.strip():
+            continue
         try:
-            _check_delimiter(path, reader.fieldnames or ())
-            for row in reader:
-                if None in row or None in row.values():
+            row = parse_json(line)
+        except ValueError as error:
+            if fault := _decoding_fault(path, name, number, line):
+                raise UsageError(fault) from error
+            cut = "" if line.endswith(b"\n") else " (the last line, which no newline ends: it may have been cut off)"
+            raise UsageError(f"{name}, line {number}{cut} is not JSON: {error}; fix or remove the line") from error
+        if not isinstance(row, dict):
+            shown = line[:40].decode(errors="replace").strip()
+            raise UsageError(
+                f"{name}, line {number} is not an object of columns but {shown!r}; write one object a "
+                "line, or one list of objects"
+            )
+        yield row
+
+
+def _csv(path: Path, name: str, delimiter: str = ",") -> Iterator[Row]:
+    csv.field_size_limit(_CELL_BYTES)
+    begin = 1
+    with _opened(path, name) as stream:
+        check_sign(path, name, stream.read(2))
+    with _opened(path, name) as stream:
+        text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+        reader = csv.reader(_text_lines(text, name), strict=True, delimiter=delimiter)
+        try:
+            header = next(reader, [])
+            _check_header(path, name, header, delimiter)
+            width = len(header)
+            while True:
+                begin = reader.line_num + 1
+                cells = next(reader, None)
+                if cells is None:
+                    return
+                if len(cells) == width:
+                    yield dict(zip(header, cells, strict=True))
+                elif cells:
                     raise UsageError(
-                        f"{path}, line {reader.line_num} has another number of columns than the header "
-                        f"({len(reader.fieldnames or ())}); fix the line"
+                        f"{name}, line {begin} has another number of columns than the header ({width}), "
+                        f"which is {len(cells)}; fix the line, or put quotes around a cell that holds {delimiter!r}"
                     )
-                yield row
         except csv.Error as error:
-            raise UsageError(f"{path}, line {reader.reader.line_num} is not CSV: {error}; fix the line") from error
+            raise UsageError(_csv_fault(name, begin, reader.line_num, str(error))) from error
         except UnicodeDecodeError:  # of a whole buffer; reading line by line finds which it is
-            for _ in _text(path):
-                pass
+            for number, line in _lines(path, name):
+                if fault := _decoding_fault(path, name, number, line):
+                    raise UsageError(fault) from None
             raise
 
 
-def _text(path: Path) -> Iterator[Row]:
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, 1):
-            _check_encoding(path, number, line)
+def _csv_fault(name: str, begin: int, end: int, reason: str) -> str:
+    if "unexpected end" in reason or "field larger" in reason:
+        advice = "close it, or double a quote that a cell holds"
+        return f"{name}, line {begin} is not CSV: it opens a quote that nothing closes; {advice}"
+    lines = f"line {begin}" if begin >= end else f"lines {begin} to {end}"
+    return f"{name}, {lines} is not CSV: {reason}; fix the line: a quote in a cell is doubled, within quotes"
+
+
+def _text_lines(stream: io.TextIOWrapper, name: str) -> Iterator[str]:
+    for number, line in enumerate(stream, 1):
+        if "\0" in line:
+            raise UsageError(_binary(name, number))
+        yield line
+
+
+def _check_header(path: Path, name: str, header: Sequence[str], delimiter: str) -> None:
+    """Refuse names that come twice, and a file with another delimiter.
+
+    Such a file has one column, whose name holds it.
+    """
+    twice = sorted({one for one in header if one and header.count(one) > 1})
+    if twice:
+        raise UsageError(f"{name} has more than one column called {twice[0]!r}; give each column a name of its own")
+    signs = [sign for sign in ";\t|," if sign != delimiter and len(header) == 1 and sign in header[0]]
+    if signs and not (signs[0] == "," and delimiter == "\t"):
+        advice = "call it .tsv" if signs[0] == "\t" else _with_commas(path, signs[0])
+        raise UsageError(f"{name} has its columns apart by {signs[0]!r}: {header[0][:80]!r}; {advice}")
+
+
+def _with_commas(path: Path, delimiter: str) -> str:
+    """Return the command that writes a file of columns apart by *delimiter* as CSV."""
+    code = f"csv.writer(sys.stdout).writerows(csv.reader(sys.stdin, delimiter={json.dumps(delimiter)}))"
+    command = ["python", "-c", f"import csv,sys; {code}"]
+    return f"write it with commas: {converted(path, shlex.join(command), 'commas')}"
+
+
+def _text(path: Path, name: str) -> Iterator[Row]:
+    for number, line in _lines(path, name):
+        try:
             yield {"text": line.rstrip(b"\r\n").decode("utf-8")}
+        except UnicodeDecodeError as error:
+            raise UsageError(_decoding_fault(path, name, number, line)) from error
 
 
-def _check_encoding(path: Path, number: int, line: bytes) -> None:
-    try:
-        line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        encoding = "UTF-16" if line.startswith((b"\xff\xfe", b"\xfe\xff")) else _encoding_of(line)
-        target = shlex.quote(f"{path.with_suffix('')}-utf8{path.suffix}")
-        raise UsageError(
-            f"{path}, line {number} is not UTF-8: {error}; fix the line, or write the file again if all of it is in "
-            f"another encoding, such as: iconv -f {encoding} -t UTF-8 {shlex.quote(str(path))} > {target}"
-        ) from error
+def _parquet(path: Path, name: str) -> Iterator[Row]:
+    pyarrow = _pyarrow(name)
+    from pyarrow import parquet
 
-
-def _encoding_of(line: bytes) -> str:
-    """Guess the encoding of a line that is not UTF-8.
-
-    Korean bytes are all pairs, which Western text hardly is.
-    """
-    with suppress(UnicodeDecodeError):
-        if any("\uac00" <= sign <= "\ud7a3" for sign in line.decode("cp949")):
-            return "CP949"
-    return "WINDOWS-1252"
-
-
-def _check_delimiter(path: Path, columns: Sequence[str]) -> None:
-    """Refuse a file of one column whose name holds another delimiter.
-
-    Such a file was not written with commas.
-    """
-    found = next((sign for sign in ";\t|" if len(columns) == 1 and sign in columns[0]), None)
-    if found is not None:
-        target = path.with_name(f"{path.stem}-commas.csv")
-        raise UsageError(
-            f"{path} has its columns apart by {found!r}: {columns[0][:80]!r}; {_with_commas(path, found, target)}"
-        )
-
-
-def _parquet(path: Path) -> Iterator[Row]:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError as error:
-        raise UsageError(f"reading {path} needs pyarrow: pip install pyarrow") from error
     try:
         for batch in parquet.ParquetFile(path).iter_batches():
             yield from batch.to_pylist()
-    except (ArrowException, OSError) as error:  # a page that was cut off is an OSError without the file's name
-        raise UsageError(f"{path} is not a Parquet file, or a damaged one: {error}") from error
+    except (pyarrow.ArrowException, OSError) as error:  # a page that was cut off is an OSError without the file's name
+        raise UsageError(f"{name} is not a Parquet file, or a damaged one: {error}") from error
+
+
+_READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
+    **{".jsonl": _json, ".json": _json, ".csv": _csv, ".txt": _text, ".parquet": _parquet},
+    ".tsv": lambda path, name: _csv(path, name, "\t"),
+}

@@ -50,6 +50,17 @@ def device_memory(settings: StageSettings, model: ModelFacts, batch: Batch) -> l
     ]
 
 
+def host_memory(settings: StageSettings, model: ModelFacts, batch: Batch) -> int:
+    """Return the bytes that offloading puts into host memory for one rank."""
+    params, states = params_of(settings, model), engine_of(settings).model_states(settings, batch.world_size)
+    parts = (
+        (states.weights, params.trainable + params.frozen),
+        (states.gradients, params.trainable),
+        (states.optimizer, params.trainable),
+    )
+    return int(sum(held.bytes_per_param * count / held.shared_by for held, count in parts if held.in_host_memory))
+
+
 def _line(what: str, held: StatePart, parts: Sequence[tuple[float, int, str]]) -> ForecastLine:
     formula = " + ".join(f"{width:g} B x {count:,}{note}" for width, count, note in parts)
     if held.shared_by > 1:

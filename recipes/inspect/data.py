@@ -16,7 +16,7 @@ from ... import files
 from ...errors import PlanError, UsageError, is_no_room, nearest
 from ...remote import parse_place, read_blocks
 from ...user_folders import cache_dir, cached
-from ..data import hangul
+from ..data import generators
 from ..data.rows import read_rows
 from ..facts import SplitFacts
 from ..schema import Generator, Recipe, validate
@@ -209,10 +209,9 @@ def _generated(generator: Generator | None) -> dict[str, str]:
     if generator is None:
         return {}
     options = {name: value for name, value in validate.to_plain(generator).items() if name != "name"}
-    code = files.digest_file(Path(hangul.__file__))
-    folder = cache_dir() / "generated" / files.digest_of([options, code])[:16]
+    folder = cache_dir() / "generated" / files.digest_of([generator.name, options, generators.code_digest()])[:16]
     if not folder.is_dir():
-        made = hangul.generate(**options)
+        made = generators.GENERATORS[generator.name](**options)
         temporary = files.make_private_dir(files.temporary_path(folder))
         for split, rows in made.items():
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

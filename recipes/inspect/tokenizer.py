@@ -35,6 +35,7 @@ def load_full(folder: Path, add_tokens: Sequence[str], *, trusts_code: bool) -> 
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusts_code)
+    tokenizer.num_known = len(tokenizer)  # ids from here on are new to the model
     if add_tokens:
         tokenizer.add_tokens(list(add_tokens))
     if tokenizer.pad_token_id is None:

@@ -64,12 +64,17 @@ class Columns:
     answer_start: str = key("answer_start", "place of an answer's first character, from 0, where answers has none")
 
 
+GeneratorName = Literal["hangul", "labels", "questions", "dialogues", "essays"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Generator:
     """Rows made by a rule that this package ships."""
 
-    name: Literal["hangul"] = key(
-        "hangul", "hangul: Korean reviews, obfuscated; splits train, validation, test, test_other_mix"
+    name: GeneratorName = key(
+        "hangul",
+        "Korean lodging reviews. hangul: obfuscated, with a split test_other_mix beside train, validation and test; "
+        "labels: with a label; questions: with a question on each; dialogues: with a summary; essays: longer ones",
     )
     seed: int = key(0, "seed of the rows", at_least=0)
     num_train: int = key(12800, "rows to train on", at_least=1)

@@ -10,6 +10,7 @@ tests/jobs/tasks/test_tasks.py. A third-party task is an entry point of the grou
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
@@ -107,6 +108,7 @@ def task_of(name: str) -> TaskSpec:
     return task
 
 
+@functools.cache
 def _check_keys(task: TaskSpec) -> None:
     """Refuse a task that names settings which do not exist.
 

@@ -309,7 +309,7 @@ def test_all_reasons_come_at_once_and_each_once(small: ModuleType) -> None:
     ("changes", "warning"),
     [
         ({"predict.temperature": 0.2}, "predict.temperature does nothing without predict.sample=true"),
-        ({"train.micro_batch": 4, "data.max_tokens": 10**7}, "a smaller micro_batch"),
+        ({"train.micro_batch": 4, "data.max_tokens": 10**7}, "`sousbatch plan --fit` finds settings"),
     ],
     ids=str,
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPTJConfig, GPTJForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from sousbatch.errors import RunError
 from sousbatch.jobs.training.model import build_model
@@ -20,10 +20,16 @@ LORA = {"rank": 4, "target_modules": ("q_proj", "v_proj")}
 
 
 class Words:
-    """A tokenizer as far as building a model asks: how many tokens there are, two of them the recipe's own."""
+    """A tokenizer as far as building a model asks: two of its tokens are the recipe's own, called by their ids."""
+
+    def __init__(self, num_known: int = WORDS) -> None:
+        self.num_known = num_known
 
     def __len__(self) -> int:
         return WORDS + ADDED
+
+    def convert_tokens_to_ids(self, token: str) -> int:
+        return int(token)
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +42,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
-def build(folder: Path, *, adapter: Adapter | None = None, freeze: tuple[str, ...] = (), **train: Any) -> Any:
+def build(
+    folder: Path,
+    *,
+    adapter: Adapter | None = None,
+    freeze: tuple[str, ...] = (),
+    config: dict[str, Any] | None = None,
+    num_known: int = WORDS,
+    **train: Any,
+) -> Any:
     train = {"precision": "float32"} | train
-    recipe = Recipe(name="r", model=Model(path="m", freeze=freeze), adapter=adapter or Adapter(), train=Train(**train))
-    return build_model(recipe, folder, Words(), has_weights=True)
+    spec = Model(path="m", freeze=freeze, config=config or {}, add_tokens=(str(WORDS), str(WORDS + 1)))
+    recipe = Recipe(name="r", model=spec, adapter=adapter or Adapter(), train=Train(**train))
+    return build_model(recipe, folder, Words(num_known), has_weights=True)
 
 
 def trained(model: Any, num_steps: int = 8) -> list[float]:
@@ -63,7 +78,7 @@ def trainable(model: Any) -> set[str]:
 
 def frozen_bytes(model: Any) -> dict[str, bytes]:
     """Return the base as bytes: four bits a parameter look like NaN where they are packed as floats."""
-    named = ((name, value.detach()) for name, value in model.named_parameters() if "lora_" not in name)
+    named = ((name, value.detach()) for name, value in model.named_parameters() if name not in trainable(model))
     return {name: value.contiguous().view(torch.uint8).numpy().tobytes() for name, value in named}
 
 
@@ -71,6 +86,8 @@ def test_added_tokens_get_rows_of_their_own_which_train(folder: Path) -> None:
     model = build(folder)
     before = model.get_input_embeddings().weight.detach().clone()
     assert before.shape[0] == model.lm_head.weight.shape[0] == WORDS + ADDED
+    for layer in (model.get_input_embeddings(), model.lm_head):
+        torch.testing.assert_close(layer.weight[WORDS:], layer.weight[:WORDS].mean(dim=0).expand(ADDED, -1))
     losses = trained(model)
     assert losses[-1] < losses[0] / 2
     assert not torch.equal(before[WORDS:], model.get_input_embeddings().weight[WORDS:])
@@ -98,7 +115,10 @@ def test_an_adapter_is_added_after_tokens_and_quantisation_and_it_alone_learns(
     adapter = Adapter(method=method, **LORA)
     model = build(folder, adapter=adapter, gradient_checkpointing=gradient_checkpointing)
     assert model.get_input_embeddings().weight.shape[0] == WORDS + ADDED
-    assert all("lora_" in name for name in trainable(model)) and len(trainable(model)) == 2 * 2 * 2
+    assert sum("lora_" in name for name in trainable(model)) == 2 * 2 * 2
+    rows = {name for name in trainable(model) if "lora_" not in name}
+    assert {name.split(".token_adapter.")[0].rpartition("model.")[2] for name in rows} == {"embed_tokens", "lm_head"}
+    assert all(model.get_parameter(name).shape[0] == ADDED for name in rows)
     before = frozen_bytes(model)
     losses = trained(model)
     assert losses[-1] < losses[0]
@@ -107,6 +127,52 @@ def test_an_adapter_is_added_after_tokens_and_quantisation_and_it_alone_learns(
     assert (type(layer).__name__ == "Linear4bit") is (method == "qlora")
     assert any(getattr(one, "gradient_checkpointing", False) for one in model.modules()) is gradient_checkpointing
     assert not model.config.use_cache
+
+
+def test_tokens_in_spare_rows_of_the_model_begin_at_the_mean_too_and_known_ones_stay(folder: Path) -> None:
+    weight = LlamaForCausalLM.from_pretrained(folder).lm_head.weight
+    model = build(folder, num_known=WORDS - 4)
+    mean = weight[: WORDS - 4].mean(dim=0)
+    torch.testing.assert_close(model.lm_head.weight[WORDS - 4 :], mean.expand(4 + ADDED, -1))
+    known = build(folder, num_known=WORDS + ADDED)
+    assert torch.equal(known.lm_head.weight[:WORDS], weight)
+
+
+@pytest.mark.parametrize(
+    ("config", "adapter", "expected"),
+    [
+        ({"tie_word_embeddings": True}, {}, {"embed_tokens": "rows"}),
+        ({}, {"modules_to_save": ("embed_tokens", "lm_head")}, {"embed_tokens": "whole", "lm_head": "whole"}),
+        ({}, {"modules_to_save": ("lm_head",)}, {"embed_tokens": "rows", "lm_head": "whole"}),
+    ],
+)
+def test_new_tokens_train_beside_an_adapter_as_rows_unless_their_layer_trains_in_full(
+    folder: Path, config: Any, adapter: Any, expected: dict[str, str]
+) -> None:
+    model = build(folder, adapter=Adapter(method="lora", **{**LORA, **adapter}), config=config)
+    found = {}
+    for name in (name for name in trainable(model) if "lora_" not in name):
+        layer, _, kind = name.removeprefix("base_model.model.").removeprefix("model.").partition(".")
+        found[layer] = "rows" if kind.startswith("token_adapter") else "whole"
+    assert found == expected
+    losses = trained(model)
+    assert losses[-1] < losses[0]
+    batch = torch.tensor([[1, 5, 9, WORDS, 13]])
+    model.eval()
+    tuned = model(input_ids=batch).logits
+    torch.testing.assert_close(model.merge_and_unload()(input_ids=batch).logits, tuned, rtol=1e-4, atol=1e-4)
+
+
+def test_an_output_layer_with_a_bias_trains_in_full_for_new_tokens(tmp_path: Path) -> None:
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "rotary_dim": 4, "bos_token_id": 0, "eos_token_id": 0}
+    GPTJForCausalLM(GPTJConfig(vocab_size=WORDS, **sizes)).save_pretrained(tmp_path)
+    model = build(tmp_path, adapter=Adapter(method="lora", **LORA))
+    names = {name.removeprefix("base_model.model.") for name in trainable(model) if "lora_" not in name}
+    assert names == {
+        "transformer.wte.token_adapter.trainable_tokens_delta.default",
+        "lm_head.modules_to_save.default.weight",
+        "lm_head.modules_to_save.default.bias",
+    }
 
 
 @pytest.mark.parametrize(
@@ -122,5 +188,6 @@ def test_weights_have_the_dtype_in_which_their_engine_keeps_them(
     folder: Path, zero_stage: Any, method: Any, precision: Any, dtype: torch.dtype
 ) -> None:
     model = build(folder, adapter=Adapter(method=method, **LORA), precision=precision, zero=Zero(stage=zero_stage))
-    base = {value.dtype for name, value in model.named_parameters() if "lora_" not in name}
+    added = {name for name in trainable(model) if method == "lora"}
+    base = {value.dtype for name, value in model.named_parameters() if name not in added}
     assert base == {dtype}

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from sousbatch.errors import UsageError
 from sousbatch.recipes.data.rows import read_rows
@@ -18,7 +19,12 @@ GOOD = {
     "a.jsonl": b'{"a": "\xea\xb0\x80\\n"}\n\n{"a": "x\xe2\x80\xa8y"}',
     "a.json": b'{"a": "\xea\xb0\x80\\n"}\n{"a": "x\xe2\x80\xa8y"}\n',
     "a.csv": b'\xef\xbb\xbfa\n"\xea\xb0\x80\n"\nx\xe2\x80\xa8y\n',
+    "a.tsv": b'a\tb\r\n"\xea\xb0\x80\n"\t1\r\n\r\nx\xe2\x80\xa8y\t2',
+    "b.jsonl": b'\xef\xbb\xbf{"a": "\xea\xb0\x80\\n"}\n{"a": "x\xe2\x80\xa8y"}\n',
+    "b.json": b'{"version": 1, "data": [\n{"a": "\xea\xb0\x80\\n"}, {"a": "x\xe2\x80\xa8y"}]}\n',
 }
+GOOD |= {"a.csv.gz": gzip.compress(GOOD["a.csv"]), "b.json.zst": zstandard.compress(GOOD["b.json"])}
+GOOD |= {"c.jsonl.zst": zstandard.compress(GOOD["a.jsonl"][:5]) + zstandard.compress(GOOD["a.jsonl"][5:])}
 
 
 @pytest.mark.parametrize(("name", "content"), GOOD.items(), ids=GOOD)
@@ -53,8 +59,22 @@ BAD = {
     "Latin-1": ("a.csv", b"a\ncaf\xe9\n", "iconv -f WINDOWS-1252 -t UTF-8"),
     "UTF-16": ("a.jsonl", '{"a": 1}\n'.encode("utf-16"), "iconv -f UTF-16 -t UTF-8"),
     "semicolons": ("a.csv", b"a;b\n1;2\n", "columns apart by ';'"),
-    "tabs": ("a.tsv", b"a\tb\n", "csv.reader(sys.stdin, delimiter="),
-    "packed": ("a.jsonl.gz", b"", "gunzip -k"),
+    "tabs": ("a.csv", b"a\tb\n1\t2\n", "columns apart by '\\t': 'a\\tb'; call it .tsv"),
+    "no pack": ("a.jsonl.gz", b"{}", "cannot be unpacked"),
+    "a pack that was cut": ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 9)[:-9], "it is damaged, or was cut off"),
+    "zstd that was cut": ("a.csv.zst", zstandard.compress(b"a\n1\n")[:-2], "it is damaged, or was cut off"),
+    "packed otherwise": ("a.csv.xz", b"", "; unpack it first"),
+    "a line that was cut": ("a.jsonl", b'{"a": 1}\n{"a": "b', "line 2 (the last line, which no newline ends"),
+    "a quote that never ends": ("a.csv", b'a,b\n1,2\n3,"4\n5,6\n7,8\n', "line 3 is not CSV: it opens a quote that"),
+    "a quote in a cell": ("a.csv", b'a,b\n1,"2" x\n', "line 2 is not CSV: ',' expected after"),
+    "a name twice": ("a.csv", b"a,b,a\n1,2,3\n", "more than one column called 'a'"),
+    "NUL in JSON": ("a.jsonl", b'{"a": 1}\n{"a": "\0"}\n', "line 2 holds a NUL byte"),
+    "NUL in CSV": ("a.csv", b"a,b\n1,\0\n", "line 2 holds a NUL byte"),
+    "UTF-16 in CSV": ("a.csv", "a,b\n1,2\n".encode("utf-16"), "iconv -f UTF-16 -t UTF-8"),
+    "a line of another encoding": (
+        *("a.csv", "a\n가\n".encode() + "나\n다\n".encode("cp949")),
+        "line 3 is not UTF-8 but, as it seems, CP949 (from byte 1 on: b3 aa 0a), while other lines are UTF-8",
+    ),
     "no object": ("a.jsonl", b'{"a": 1}\n["x"]\n', "line 2 is not an object of columns but '[\"x\"]'"),
     "JSON that is not UTF-8": ("a.jsonl", b'{"a": 1}\n{"a": "\xff"}\n', "line 2 is not UTF-8"),
     "too few cells": ("a.csv", b"a,b\n1,2\n3\n", "line 3 has another number of columns than the header (2)"),
@@ -81,8 +101,8 @@ _WRITTEN_OTHERWISE = {
     "CP949": ("a.csv", "input,target\n안녕,x\n".encode("cp949")),
     "WINDOWS-1252": ("a.csv", "input,target\n안녕,x\n".replace("안녕", "café").encode("cp1252")),
     "semicolons": ("a.csv", "input;target\n안녕;x,y\n".encode()),
-    "tabs": ("a.tsv", "input\ttarget\n안녕\tx,y\n".encode()),
-    "packed": ("a.csv.gz", gzip.compress("input,target\n안녕,x\n".encode())),
+    "CP949 in a pack": ("a.csv.gz", gzip.compress("input,target\n안녕,x\n".encode("cp949"))),
+    "a line of CP949": ("a.jsonl", '{"input": "안녕", "target": "x"}\n'.encode("cp949") + '{"a": "é"}\n'.encode()),
 }
 
 
@@ -93,13 +113,13 @@ def test_the_command_that_is_advised_makes_a_file_that_is_read(tmp_path: Path, n
     (folder / name).write_bytes(content)
     with pytest.raises(UsageError) as caught:
         list(read_rows(folder / name))
-    command = re.search(r"(?:iconv|python|gunzip) .*", str(caught.value))
+    command = re.search(r"(?:gunzip|iconv|python) .*", str(caught.value))
     assert command is not None
     python = f"{shlex.quote(sys.executable)} -c"
     subprocess.run(["bash", "-c", command[0].replace("python -c", python)], check=True)
     (made,) = set(folder.iterdir()) - {folder / name}
-    expected = ("café" if "1252" in command[0] else "안녕", "x,y" if "python" in command[0] else "x")
-    assert [(row["input"], row["target"]) for row in read_rows(made)] == [expected]
+    expected = ("café" if "1252" in command[0] else "안녕", "x,y" if "commas" in command[0] else "x")
+    assert [(row["input"], row["target"]) for row in read_rows(made) if "input" in row] == [expected]
 
 
 def test_a_damaged_page_of_parquet_is_named_with_its_file(tmp_path: Path) -> None:

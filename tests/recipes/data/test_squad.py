@@ -47,18 +47,6 @@ def test_each_question_is_a_row(tmp_path: Path, indent: int | None) -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
-    [
-        '{"version": 1, "data": [{"a": 1}]}\n{"version": 2, "data": [{"a": 2}]}\n',
-        '{"data": [1, 2]}\n',
-        '{"x": "\\"data\\": [{", "y": 1}\n',
-    ],
-)
-def test_lines_that_look_alike_stay_lines(tmp_path: Path, text: str) -> None:
-    assert rows_of(tmp_path, text) == [json.loads(line) for line in text.splitlines()]
-
-
-@pytest.mark.parametrize(
     ("changed", "message"),
     [
         (
@@ -78,8 +66,3 @@ def test_lines_that_look_alike_stay_lines(tmp_path: Path, text: str) -> None:
 def test_a_fault_is_named_by_its_place(tmp_path: Path, changed: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         rows_of(tmp_path, json.dumps(changed, ensure_ascii=False))
-
-
-def test_a_file_that_was_cut_off_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"a.json is not JSON: .*; fetch or write it again"):
-        rows_of(tmp_path, json.dumps(document(QUESTION), indent=1)[:-4])

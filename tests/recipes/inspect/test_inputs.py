@@ -54,7 +54,7 @@ def test_a_key_that_the_models_configuration_does_not_have_is_named(changes: str
 MODELS = {
     "not shipped": (
         ["model.path=library:tiny-hangull"],
-        "'library:tiny-hangull' is unknown; shipped: tiny-hangul (did",
+        "'library:tiny-hangull' is unknown; shipped: tiny-bart, tiny-bert, tiny-hangul, tiny-llama (did",
     ),
     "outside the library": (["model.path=library:../models"], "is unknown; shipped"),
     "no folder": (

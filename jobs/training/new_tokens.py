@@ -1,0 +1,109 @@
+"""Give added tokens their rows of the embeddings.
+
+Beside an adapter these rows train too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+
+from ...recipes.schema import StageSettings
+
+
+def add_rows(model: Any, tokenizer: Any) -> list[int]:
+    """Resize the embeddings for *tokenizer* and return the new rows.
+
+    Each begins as the mean of the old ones. transformers draws new rows around the mean from their covariance, which
+    takes minutes for a large vocabulary. The mean alone starts as well, and is the same on every rank and after a
+    resume. Spare rows of the model that tokens fall into count as new, too.
+    Source: Hewitt, "Initializing New Word Embeddings for Pretrained Language Models" (2021).
+    """
+    num_rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > num_rows:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    num_old = min(num_rows, getattr(tokenizer, "num_known", num_rows))
+    new = list(range(num_old, len(tokenizer)))
+    for _, layer in embedding_layers(model) if new else ():
+        with _gathered([layer.weight], is_changed=True), torch.no_grad():
+            layer.weight[num_old : len(tokenizer)] = layer.weight[:num_old].float().mean(dim=0).to(layer.weight.dtype)
+    return new
+
+
+def embedding_layers(model: Any) -> list[tuple[str, Any]]:
+    """Return the names and layers that have a row for each token.
+
+    These are the input, and the output where it is not tied.
+    """
+    layers = [model.get_input_embeddings()]
+    head = model.get_output_embeddings()
+    if head is not None and head.weight is not layers[0].weight:
+        layers.append(head)
+    names = {id(module): name for name, module in model.named_modules()}
+    return [(names[id(layer)], layer) for layer in layers]
+
+
+def options_for_tokens(settings: StageSettings, model: Any, tokenizer: Any, new: Sequence[int]) -> dict[str, Any]:
+    """Return options of peft's `LoraConfig` that let tokens train.
+
+    These are the *new* rows, and those of the recipe's tokens. A token that the model knew already trains too: it was
+    named because it matters. Layers that train in full, or get an adapter of their own, are left as they are. An output
+    layer with a bias trains in full: peft 0.21 forgets the bias of a layer whose rows train.
+    """
+    spec, saved = settings.adapter, list(settings.adapter.modules_to_save)
+    ids = sorted({*new, *(int(tokenizer.convert_tokens_to_ids(token)) for token in settings.model.add_tokens)})
+    rows: dict[str, list[int]] = {}
+    for name, layer in embedding_layers(model):
+        if not ids or any(f".{name}".endswith(f".{one}") for one in (*saved, *spec.target_modules)):
+            continue
+        if getattr(layer, "bias", None) is None:
+            rows[name] = ids
+        else:
+            saved.append(name)
+    return {"modules_to_save": saved or None, "trainable_token_indices": rows or None}
+
+
+@contextmanager
+def wrapping_rows(model: Any) -> Iterator[None]:
+    """Let peft wrap embeddings under ZeRO-3.
+
+    peft 0.21 collects their rows through a GPU's backend only, and reads the weight past DeepSpeed's hooks: DeepSpeed
+    is told to gather it for the layer that reads it.
+    """
+    from peft.tuners.trainable_tokens import TrainableTokensLayer, layer
+
+    is_sharded = layer.check_deepspeed_zero3_enabled
+    if not is_sharded():
+        yield
+        return
+    weights = [found.weight for _, found in embedding_layers(model)]
+    layer.check_deepspeed_zero3_enabled = lambda: False
+    try:
+        with _gathered(weights):
+            yield
+    finally:
+        layer.check_deepspeed_zero3_enabled = is_sharded
+    from deepspeed.runtime.zero import register_external_parameter
+
+    for module in model.modules():
+        if isinstance(module, TrainableTokensLayer):
+            register_external_parameter(module, module.base_layer.weight)
+
+
+def _gathered(weights: Sequence[Any], *, is_changed: bool = False) -> AbstractContextManager[Any]:
+    """Return a context in which weights are whole that ZeRO-3 has cut.
+
+    Where *is_changed*, what rank 0 writes is kept.
+    """
+    cut = [weight for weight in weights if hasattr(weight, "ds_id")]
+    if not cut:  # a resized one is whole until the engine starts
+        return nullcontext()
+    import deepspeed
+
+    gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(
+        cut, modifier_rank=0 if is_changed else None
+    )
+    return gathered
