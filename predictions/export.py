@@ -71,7 +71,9 @@ def write_parquet(jsonl_path: Path, parquet_path: Path) -> None:
 
 
 def write_answers(jsonl_path: Path, json_path: Path) -> None:
-    """Write {id: prediction} as one JSON object, which the evaluation scripts of SQuAD and KorQuAD read.
+    """Write {id: prediction} as one JSON object.
+
+    The evaluation scripts of SQuAD and KorQuAD read it.
 
     Raises:
         UsageError: a row has no id, or two rows have one.

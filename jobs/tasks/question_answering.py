@@ -73,7 +73,10 @@ class Collator:
         self._pad, self._has_types = pad, has_types
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Return int64 tensors: of shape (rows, longest), and the positions of shape (rows,) where they are given."""
+        """Return int64 tensors of shape (rows, longest).
+
+        Positions are of shape (rows,), where they are given.
+        """
         lengths = [len(row["input_ids"]) for row in rows]
         longest = max(lengths)
 
@@ -105,9 +108,9 @@ class SpanAnswerer:
         self._collate = make_collator(settings, tokenizer, model)
 
     def answer(self, rows: Sequence[tuple[int, Row]]) -> list[dict[str, Any]]:
-        """Return the predictions of rows, in their order; texts are those of the passages, letter for letter.
+        """Return the predictions of rows, in their order.
 
-        The rows come as (position in the file, row) pairs.
+        Texts are those of the passages, letter for letter. The rows come as (position in the file, row) pairs.
         """
         windows = list(_windows(self._settings, "predict", (row for _, row in rows), self._tokenizer))
         logits = self._logits(windows)
@@ -120,7 +123,7 @@ class SpanAnswerer:
         return answers
 
     def _logits(self, windows: Sequence[Window]) -> list[NDArray[np.float32]]:
-        """Return an array of shape (2, tokens) for each window; those of like length share a batch."""
+        """Return an array of shape (2, tokens) for each window."""
         by_length = sorted(range(len(windows)), key=lambda place: len(windows[place].ids))
         found: list[NDArray[np.float32]] = [np.zeros((2, 0), np.float32)] * len(windows)
         size = self._settings.predict.batch_rows
@@ -169,8 +172,9 @@ class SpanAnswerer:
 def best_spans(
     window: Window, logits: NDArray[np.float32], max_tokens: int, count: int
 ) -> list[tuple[tuple[int, int], float]]:
-    """Return the *count* best spans of at most *max_tokens* tokens, as ((start, end) in characters, score).
+    """Return the *count* best spans of at most *max_tokens* tokens.
 
+    Each is ((start, end) in characters, score).
     The score is that of BERT (Devlin et al. 2019): the start logit of the first token plus the end logit of the last.
     All spans within the passage are compared.
     """
@@ -193,7 +197,7 @@ def best_spans(
 
 
 def _span(passage: str, start: int, end: int, score: float) -> dict[str, Any]:
-    """Return a span as it is written; blanks around it, which some tokenizers count to a token, are left out."""
+    """Return a span as it is written, without the blanks that some tokenizers count."""
     text = passage[start:end]
     start += len(text) - len(text.lstrip())
     return {"text": text.strip(), "score": round(score, _DIGITS), "start": start}

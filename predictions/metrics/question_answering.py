@@ -1,4 +1,4 @@
-"""Measure answers to questions as the evaluation scripts of SQuAD and of KorQuAD 1.0 do.
+"""Measure answers to questions as the scripts of SQuAD and of KorQuAD 1.0 do.
 
 | metric      | per row, the best over its right answers                                               |
 |-------------|----------------------------------------------------------------------------------------|

@@ -1,4 +1,4 @@
-"""Read the nested JSON of SQuAD 1.1, SQuAD 2.0 and KorQuAD 1.0 as flat rows, one for each question."""
+"""Make a row of each question in the JSON of SQuAD 1.1, SQuAD 2.0 or KorQuAD 1.0."""
 
 from __future__ import annotations
 

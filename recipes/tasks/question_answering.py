@@ -78,7 +78,7 @@ def _longest(settings: StageSettings, use: RowUse, config: Mapping[str, Any]) ->
 def _encode(
     settings: StageSettings, use: RowUse, rows: Sequence[Row], tokenizer: Any, longest: int | None
 ) -> list[Encoded]:
-    """Return the windows of *rows*, in order; those of a row have its remarks at the first.
+    """Return the windows of *rows*, in order; a row's first has its remarks.
 
     Raises:
         UsageError: the tokenizer does not know the places of its tokens.
@@ -189,7 +189,10 @@ def _windows(
 
 
 def _span(offsets: Sequence[tuple[int, int] | None], answer: tuple[int, int] | None) -> tuple[int, int] | None:
-    """Return the tokens that hold *answer*, None where the window does not hold all of it."""
+    """Return the first and the last token of *answer*.
+
+    Return None where the window does not hold all of it.
+    """
     places = [(number, place) for number, place in enumerate(offsets) if place is not None]
     if answer is None or not places or answer[0] < places[0][1][0] or answer[1] > places[-1][1][1]:
         return None
@@ -243,7 +246,7 @@ def _warnings(stage: Stage, inputs: Inputs) -> Iterator[str]:
 
 
 def _said(settings: StageSettings, lengths: Lengths, texts: Mapping[str, str]) -> Iterator[str]:
-    """Yield such as "stage 'train', split 'train': 3 of 400 rows (row 1, 7, 9) have no question"."""
+    """Yield such as "stage 'train', split 'train': 3 of 400 rows (row 1) have ..."."""
     for remark, text in texts.items():
         if (rows := lengths.remarks.get(remark)) is None or not text:
             continue

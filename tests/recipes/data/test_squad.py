@@ -57,10 +57,7 @@ def test_each_question_is_a_row(tmp_path: Path, indent: int | None) -> None:
         (document({"id": "q1"}), r"data\[0\].paragraphs\[0\].qas\[0\] has no 'question', only id; the form is"),
         (document(QUESTION | {"answers": {"text": "나"}}), r"qas\[0\].answers is no list but"),
         (document(QUESTION | {"answers": ["나"]}), r"qas\[0\].answers\[0\] is no object but '나'"),
-        (
-            {"data": [{"question": "누구?", "context": "나다"}]},
-            r"data\[0\] has no 'paragraphs', only question, context",
-        ),
+        ({"data": [*document(QUESTION)["data"], {"title": "t"}]}, r"data\[1\] has no 'paragraphs', only title"),
     ],
 )
 def test_a_fault_is_named_by_its_place(tmp_path: Path, changed: Any, message: str) -> None:
