@@ -13,12 +13,14 @@ from typing import Any
 from ..stage_kinds import RECIPE_KINDS
 from .execution import Environment, Resources, Tracking
 from .fields import key
-from .inputs import Adapter, Columns, Data, Generator, Model
+from .inputs import Adapter, Augment, Bm25, Columns, Data, Generator, Model, Select
 from .predictions import Predict, QuestionAnswering, Score
 from .training import Checkpoints, Consolidate, Schedule, Train, Zero
 
 __all__ = [
     "Adapter",
+    "Augment",
+    "Bm25",
     "Checkpoints",
     "Columns",
     "Consolidate",
@@ -32,6 +34,7 @@ __all__ = [
     "Resources",
     "Schedule",
     "Score",
+    "Select",
     "StageSettings",
     "StageSpec",
     "Tracking",
@@ -55,8 +58,8 @@ class StageSettings:
 
     task: str = key(
         "causal_lm",
-        "what the model learns: causal_lm, question_answering, or a task of another package; seq2seq and "
-        "classification come later",
+        "what the model learns: causal_lm, seq2seq (for encoder-decoders), question_answering, or a task of another "
+        "package; classification comes later",
     )
     seed: int = key(0, "seed of weights, order of rows and sampling", at_least=0, at_most=2**32 - 1)
     model: Model = key(Model, "the model to start from")

@@ -16,10 +16,11 @@ from typing import Any
 from ...errors import Fault, nearest
 from ...redaction import holds_secret, is_secret
 from ...run_folder import NAME_PATTERN
+from ..data.preparing import step_faults
 from ..stage_kinds import RECIPE_KINDS, STAGE_KINDS, RowUse, StageKind
 from ..stages import fitting_sources, kind_name, resolve_stages, settings_of, stages_of
 from ..tasks import TASKS, is_later, task_faults
-from . import QuestionAnswering, Recipe, Resources, StageSettings, validate
+from . import QuestionAnswering, Recipe, Resources, Schedule, StageSettings, validate
 
 # sbatch options that a run depends on, and what to write instead.
 _OWNED = {
@@ -182,7 +183,7 @@ def _views(recipe: Recipe) -> list[Fault]:
     for name, stage in resolve_stages(recipe).items():
 
         def ask(settings: StageSettings, uses: Sequence[RowUse] = stage.kind.rows) -> list[Fault]:
-            return [*_sections(settings), *task_faults(settings, uses)]
+            return [*_sections(settings), *step_faults(settings.data), *task_faults(settings, uses)]
 
         found[name], of_all = ask(stage.settings), ask(common)
         for fault in found[name]:
@@ -253,6 +254,19 @@ def _kept(view: StageSettings) -> Iterator[Fault]:
         )
 
 
+def _unused_periods(schedule: Schedule) -> Iterator[Fault]:
+    """Return the keys of a period that the shape of the schedule does not have."""
+    without = {
+        "period_steps": ("constant", "linear"),
+        "period_epochs": ("constant", "linear"),
+        "period_factor": ("constant", "linear", "cosine", "step"),
+    }
+    for name, shapes in without.items():
+        if schedule.name in shapes and getattr(schedule, name) != getattr(Schedule(), name):
+            hint = "leave it out, or set train.schedule.name=cosine_restarts"
+            yield Fault(key=f"train.schedule.{name}", problem=f"has no meaning for {schedule.name}", hint=hint)
+
+
 def _sections(view: StageSettings) -> Iterator[Fault]:
     """Return what is wrong between keys of one section.
 
@@ -266,12 +280,14 @@ def _sections(view: StageSettings) -> Iterator[Fault]:
     ):
         key = "train.schedule.period_steps"
         yield Fault(key=key, problem=f"is missing: schedule {schedule.name} needs it", hint="such as 500")
-    if train.patience is not None and train.eval_split is None:
-        yield Fault(key="train.patience", problem="needs train.eval_split", hint="such as validation")
+    for name in ("patience", "eval_every_steps"):
+        if getattr(train, name) is not None and train.eval_split is None:
+            yield Fault(key=f"train.{name}", problem="needs train.eval_split", hint="such as validation")
+    yield from _unused_periods(schedule)
     yield from _kept(view)
     if predict.min_new_tokens > predict.max_new_tokens:
         problem = f"is {predict.min_new_tokens}, above max_new_tokens {predict.max_new_tokens}"
         yield Fault(key="predict.min_new_tokens", problem=problem)
-    if predict.sample and predict.num_beams > 1:
+    if predict.sample and (predict.num_beams or 1) > 1:
         problem = f"is {predict.num_beams} with predict.sample"
         yield Fault(key="predict.num_beams", problem=problem, hint="draw tokens or search beams, not both")

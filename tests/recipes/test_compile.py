@@ -106,6 +106,10 @@ def test_the_run_id_changes_with_the_data(small: ModuleType) -> None:
         ({"train.steps": 5}, {"steps": 5, "save_every_steps": 5}),
         ({"train.global_batch": 100, "train.micro_batch": 50}, {"steps": 2, "accumulation": 1}),
         ({"train.steps": 1000, "checkpoints.every_steps": None}, {"save_every_steps": 100}),
+        ({"checkpoints.every_steps": None, "checkpoints.every_epochs": 1}, {"steps": 26, "save_every_steps": 13}),
+        ({"checkpoints.every_steps": 7, "checkpoints.every_epochs": 1}, {"save_every_steps": 7}),
+        ({"train.schedule.warmup_steps": 5}, {"warmup_steps": 5}),
+        ({"train.schedule.warmup_steps": 0}, {"warmup_steps": 0}),
         ({"train.steps": 3, "checkpoints.every_steps": None}, {"save_every_steps": 1}),
     ],
     ids=str,
@@ -330,7 +334,7 @@ def test_the_plan_of_the_small_recipe_has_no_warning(small: ModuleType) -> None:
 
 @pytest.mark.parametrize(
     "override",
-    ["data.clean=[symbols]", "predict.engine=vllm", "predict.length_ratio=0.14", "model.add_tokens_from=words.txt"],
+    ["predict.engine=vllm", "predict.length_ratio=0.14", "model.add_tokens_from=words.txt"],
 )
 def test_what_comes_later_can_be_composed_and_is_refused_by_its_key(project: Path, override: str) -> None:
     recipe = compose("./small.yaml", [override])

@@ -12,7 +12,8 @@ import pytest
 from sousbatch.errors import PlanError, UsageError
 from sousbatch.recipes.compose import compose
 from sousbatch.recipes.inspect import architecture
-from sousbatch.recipes.inspect.inputs import code_digest_of, inspect, measure_disk_space
+from sousbatch.recipes.inspect.cache import code_digest_of
+from sousbatch.recipes.inspect.inputs import inspect, measure_disk_space
 
 
 def _reasons(*overrides: str) -> list[str]:
