@@ -18,6 +18,7 @@ from ...checkpoints.sizes import Size, checkpoint_size, model_size
 from ..engines import engine_of
 from ..facts import Inputs, ModelFacts
 from ..model_kinds import overflows_in_float16
+from ..optimizers import moment_bytes
 from ..plan import Batch, CheckpointForecast, Forecast, ForecastLine, Stage
 from ..retention import model_dtype, num_best_kept, weights_dtype
 from ..schema import Adapter, Recipe, StageSettings
@@ -64,6 +65,8 @@ def with_dtype(recipe: Recipe, model: ModelFacts) -> Recipe:
     if recipe.consolidate.dtype is not None:
         return recipe
     own = model.config.get("dtype") or model.config.get("torch_dtype") or model.tensors[0].dtype
+    if not recipe.train.master_weights:
+        own = recipe.train.precision
     dtype: FloatDtype = "bfloat16" if own == "bfloat16" or overflows_in_float16(model.config) else "float16"
     return replace(recipe, consolidate=replace(recipe.consolidate, dtype=dtype))
 
@@ -77,7 +80,7 @@ def checkpoint_of(settings: StageSettings, model: ModelFacts, batch: Batch) -> S
     measured = batch.save_every_steps, train.eval_every_steps or batch.steps
     logs = batch.steps // train.log_every_steps + sum(batch.steps // every for every in measured if train.eval_split)
     return checkpoint_size(
-        states=engine_of(settings).state_bytes(settings, batch.world_size),
+        states=engine_of(settings).state_bytes(settings, batch.world_size, moment_bytes(settings, model, params)),
         trainable=params.trainable,
         frozen=params.frozen,
         num_tensors=params.num_tensors,
