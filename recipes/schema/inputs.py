@@ -14,7 +14,7 @@ class Model:
 
     path: str = key(
         "",
-        "hub id, local folder, or library:NAME for one that this package ships",
+        "hub id, local folder or URL, GGUF file, or library:NAME for one that this package ships or finds installed",
         also=("model_name_or_path", "pretrained_model_name_or_path", "base_model"),
     )
     add_tokens_from: str | None = key(None, "file of tokens to add, one a line, or spm:N to train them", later=True)
