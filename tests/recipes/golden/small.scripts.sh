@@ -1,59 +1,59 @@
 #!/bin/bash
-# sousbatch @VERSION@: run 'e49a2a6174ab', stage train
+# sousbatch @VERSION@: run '15fe9321f7cb', stage train
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/e49a2a6174ab/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/15fe9321f7cb/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/e49a2a6174ab train
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/15fe9321f7cb train
 
 #!/bin/bash
-# sousbatch @VERSION@: run 'e49a2a6174ab', stage consolidate
+# sousbatch @VERSION@: run '15fe9321f7cb', stage consolidate
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/e49a2a6174ab/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/15fe9321f7cb/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/e49a2a6174ab consolidate
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/15fe9321f7cb consolidate
 
 #!/bin/bash
-# sousbatch @VERSION@: run 'e49a2a6174ab', stage predict
+# sousbatch @VERSION@: run '15fe9321f7cb', stage predict
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/e49a2a6174ab/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/15fe9321f7cb/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/e49a2a6174ab predict
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/15fe9321f7cb predict
 
 #!/bin/bash
-# sousbatch @VERSION@: run 'e49a2a6174ab', stage merge
+# sousbatch @VERSION@: run '15fe9321f7cb', stage merge
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/e49a2a6174ab/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/15fe9321f7cb/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/e49a2a6174ab merge
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/15fe9321f7cb merge
 
 #!/bin/bash
-# sousbatch @VERSION@: run 'e49a2a6174ab', stage score
+# sousbatch @VERSION@: run '15fe9321f7cb', stage score
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/e49a2a6174ab/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/15fe9321f7cb/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/e49a2a6174ab score
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/15fe9321f7cb score
