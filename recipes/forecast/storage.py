@@ -139,7 +139,7 @@ def storage_of(inputs: Inputs, stages: Sequence[Stage]) -> tuple[list[ForecastLi
     )
     if cached := inputs.model.cached_bytes:  # jobs work offline and install nothing, so no cache grows after planning
         formula = f"{cached:,} B of the model are there already, and no longer count as free"
-        beside.append(ForecastLine(what="the hub's cache", num_bytes=0, formula=formula))
+        beside.append(ForecastLine(what="cache of models", num_bytes=0, formula=formula))
     free = inputs.disk_space.free_bytes - sum(line.num_bytes for line in beside)
     checkpoints = _forecast_checkpoints(inputs.model, stages, free)
     kept = [
