@@ -23,6 +23,7 @@ _TRAINING_NAMES = (
     (re.compile(r"\.(token_adapter\.trainable_tokens_delta)\.([^.]+)$"), r".\1"),
     (re.compile(r"\.modules_to_save\.([^.]+)\."), r"."),
 )
+_NEW_HEADS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 _ROWS = ".token_adapter.trainable_tokens_delta"
 _MAGNITUDE = ".lora_magnitude_vector"
 # Where peft saves resized embeddings it writes them also as they were before the training.
@@ -62,7 +63,7 @@ def as_adapter(source: Source, config: Mapping[str, object] | None) -> Source:
         raise UnmergeableError(f"{source.path}: trains biases beside the LoRA adapter; {_ADVICE}")
     tensors: dict[str, SourceTensor] = {}
     for tensor in source.tensors:
-        name = _saved_name(tensor.name)
+        name = saved_name(tensor.name)
         if name is None and tensor.role == "trained":
             raise UnmergeableError(f"{source.path}: {tensor.name!r} is trained beside the LoRA adapter; {_ADVICE}")
         if name in tensors:
@@ -102,7 +103,7 @@ def _base_name(name: str) -> str | None:
 
     Return None for a weight of the adapter.
     """
-    if not name.startswith(_PREFIX) or _saved_name(name) is not None:
+    if not name.startswith(_PREFIX) or saved_name(name) is not None:
         return None
     return name.removeprefix(_PREFIX).replace(".base_layer.", ".").replace(".original_module.", ".")
 
@@ -135,7 +136,7 @@ def merge_adapter(adapter: Source, base: Source, config: Mapping[str, object]) -
             if saved not in whole or ".modules_to_save." in name:
                 whole[saved] = replace(tensor, name=saved)
     for name, tensor in whole.items():
-        if not _is_saved(name, config):
+        if not _is_new_head(name, config):
             _require(name, merged, base)
         merged[name] = tensor
     for module, sides in factors.items():
@@ -152,10 +153,11 @@ def merge_adapter(adapter: Source, base: Source, config: Mapping[str, object]) -
     return replace(adapter, content="model", tensors=tuple(merged.values()), aliases=base.aliases)
 
 
-def _is_saved(name: str, config: Mapping[str, object]) -> bool:
-    """Say whether a tensor's layer trained in full: the base may lack it, as it lacks a new head."""
+def _is_new_head(name: str, config: Mapping[str, object]) -> bool:
+    """Say whether a tensor is of a head that the task brought, so that the base lacks it."""
     saved = config.get("modules_to_save")
-    return any(f".{one}." in f".{name}" for one in (saved if isinstance(saved, list | tuple) else ()))
+    names = saved if isinstance(saved, list | tuple) else ()
+    return config.get("task_type") in _NEW_HEADS and any(f".{one}." in f".{name}" for one in names)
 
 
 def _replace_rows(
@@ -188,7 +190,11 @@ def _replace_rows(
     )
 
 
-def _saved_name(name: str) -> str | None:
+def saved_name(name: str) -> str | None:
+    """Return what peft's files call a parameter that it names *name* in training.
+
+    Return None for one that is no adapter's.
+    """
     for pattern, saved in _TRAINING_NAMES:
         if pattern.search(name):
             return pattern.sub(saved, name)
