@@ -99,4 +99,3 @@ def test_what_only_peft_can_merge_is_an_error_of_its_own(tmp_path: Path) -> None
     get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], bias="all")).save_pretrained(tmp_path / "adapter")
     with pytest.raises(UnmergeableError, match="bias='all'"):
         consolidate(open_source(tmp_path / "adapter"), tmp_path / "out", ConsolidateOptions(base_dir=tmp_path / "base"))
-
