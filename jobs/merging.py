@@ -1,6 +1,6 @@
-"""Merge an adapter with peft itself, in memory, where the streamed merge does not know how.
+"""Merge an adapter with peft itself, in memory.
 
-The model is built as it trained, gets the weights of the checkpoint, and is written in float32. Planning knows of it:
+It is for adapters that the streamed merge does not know. The model is built as it trained, gets the weights of the checkpoint, and is written in float32. Planning knows of it:
 see `ModelFacts.trained`.
 """
 

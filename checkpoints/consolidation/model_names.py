@@ -64,7 +64,7 @@ def in_stored_form(source: Source, config: Mapping[str, Any]) -> Source:
 
 
 def _may_be_stored_otherwise(config: Mapping[str, Any]) -> bool:
-    """Say whether transformers' table of other forms has any of the names in *config*.
+    """Say whether transformers' table of other forms names what is in *config*.
 
     The table is read as text: importing it takes seconds.
     """
@@ -329,7 +329,7 @@ def _answer(config: dict[str, Any], names: _Shapes) -> dict[str, Any]:
 
 
 def _forms(model: Any) -> dict[str, Any]:
-    """Return the form of every tensor that is stored otherwise than the model holds it."""
+    """Return the form of each tensor that is stored otherwise than in memory."""
     from .layout import stored_forms
 
     forms = stored_forms(model) or {}

@@ -154,7 +154,7 @@ def merge_adapter(adapter: Source, base: Source, config: Mapping[str, object]) -
 
 
 def _is_new_head(name: str, config: Mapping[str, object]) -> bool:
-    """Say whether a tensor is of a head that the task brought, so that the base lacks it."""
+    """Say whether a tensor is of a head that the task brought: the base lacks it."""
     saved = config.get("modules_to_save")
     names = saved if isinstance(saved, list | tuple) else ()
     return config.get("task_type") in _NEW_HEADS and any(f".{one}." in f".{name}" for one in names)
@@ -163,7 +163,10 @@ def _is_new_head(name: str, config: Mapping[str, object]) -> bool:
 def _replace_rows(
     module: str, values: SourceTensor, merged: dict[str, SourceTensor], base: Source, config: Mapping[str, object]
 ) -> None:
-    """Put the rows that trained in the place of a weight's own, and new ones after them."""
+    """Put the rows that trained in the place of a weight's own.
+
+    New ones come after them.
+    """
     named = config.get("trainable_token_indices")
     numbers = named if isinstance(named, list) else None
     if isinstance(named, dict):
