@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-PLAN_FORMAT = 4
+PLAN_FORMAT = 5
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 
@@ -59,6 +59,11 @@ class RunPaths:
         No two of them have the same name.
         """
         return self.code_dir / Path(folder).name
+
+    @property
+    def steps_dir(self) -> Path:
+        """The own functions that prepared the data, as a record; no job runs them."""
+        return self.root / "steps"
 
     @property
     def ledger_dir(self) -> Path:

@@ -17,7 +17,7 @@ from .tables import format_size, format_table
 
 if TYPE_CHECKING:
     from ..cluster.site import Site
-    from ..recipes.facts import DiskSpace, Inputs
+    from ..recipes.facts import DiskSpace, Inputs, Rows, StepCount
     from ..recipes.fit import Proposal
     from ..recipes.plan import Plan, Stage
 
@@ -205,12 +205,16 @@ def _plan(arguments: Namespace) -> int:
 def _plan_rows(arguments: Namespace) -> int:
     """Show rows as the model sees them; no site is asked, and no lengths are counted."""
     from ..recipes.compose import compose
+    from ..recipes.inspect.cache import code_digest
     from ..recipes.inspect.data import read_splits
     from ..recipes.inspect.lengths import show_samples
     from ..recipes.inspect.model import read_model
+    from ..recipes.inspect.prepared import prepare_splits
 
     recipe = compose(arguments.recipe, arguments.overrides)
-    print(show_samples(recipe, read_model(recipe), read_splits(recipe), arguments.num_rows))
+    splits = read_splits(recipe)
+    prepared = prepare_splits(recipe, splits, code_digest(recipe))
+    print(show_samples(recipe, read_model(recipe), splits, prepared, arguments.num_rows))
     return 0
 
 
@@ -232,6 +236,7 @@ def _as_text(value: Plan) -> str:
         f"{value.recipe.name} on {value.site.name}: run {value.run_id}, {model.num_params:,} parameters",
         format_table([_stage_row(stage) for stage in value.stages], header=("stage", "kind", "where", "after", "")),
         format_table(splits, header=("data", "rows", "size", "file")),
+        *_steps(value),
         *_lengths(value),
         format_table(storage, header=("storage", "", "")),
     ]
@@ -244,12 +249,45 @@ def _as_text(value: Plan) -> str:
     return "\n\n".join([*parts, *(f"warning: {warning}" for warning in value.warnings)])
 
 
+_USES = {"train": "trains", "eval": "evaluates", "predict": "predicts", "score": "scores"}
+
+
+def _steps(value: Plan) -> list[str]:
+    """Return what the steps of `data` did, where there are any.
+
+    Rows that two stages share are listed once.
+    """
+    shown: dict[str, list[list[str]]] = {}
+    for one in value.inputs.prepared:
+        shown.setdefault(
+            one.rows.path,
+            [
+                [f"{one.stage} {_USES[one.use]} {one.split}", f"{one.num_source_rows:,} rows", "", "", ""],
+                *(_step_row(step) for step in one.steps),
+                ["", f"{one.rows.num_rows:,} rows are used", "", "", one.rows.path],
+            ],
+        )
+    rows = [row for part in shown.values() for row in part]
+    return [format_table(rows, header=("prepared rows", "step", "changed", "dropped", "made"))] * bool(rows)
+
+
+def _step_row(step: StepCount) -> list[str]:
+    kept = f"none; {_some(step.kept)} stay to be predicted" if step.kept.num else ""
+    made = f"{step.added:,}" if step.added else ""
+    return ["", step.name, _some(step.changed), _some(step.dropped) or kept, made]
+
+
+def _some(rows: Rows) -> str:
+    """Return such as "12 (row 3, 4, 9, 17, 20 ...)"."""
+    more = " ..." if rows.num > len(rows.first) else ""
+    return f"{rows.num:,} (row {', '.join(map(str, rows.first))}{more})" if rows.num else ""
+
+
 def _lengths(value: Plan) -> list[str]:
     """Return how long the rows of the data are in tokens, where they were counted."""
-    words = {"train": "trains", "eval": "evaluates", "predict": "predicts"}
     rows = [
         [
-            f"{one.stage} {words[one.use]} {one.split}",
+            f"{one.stage} {_USES[one.use]} {one.split}",
             one.num_examples,
             one.num_rows,
             one.longest,

@@ -45,16 +45,17 @@ def define_recipes(parser: Parser) -> None:
 
 
 def _list(arguments: Namespace) -> int:
-    from ..recipes.catalog import list_recipes
+    from ..recipes.catalog import list_groups, list_recipes
 
     rows = [
         {"name": recipe.name, "description": recipe.description, "path": str(recipe.path)} for recipe in list_recipes()
     ]
-    print(
-        json.dumps(rows, indent=1, ensure_ascii=False)
-        if arguments.json
-        else format_table([[row["name"], row["description"]] for row in rows])
-    )
+    if arguments.json:
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
+        return 0
+    print(format_table([[row["name"], row["description"]] for row in rows], header=("recipe", "")))
+    groups = [[name, ", ".join(files)] for name, files in list_groups().items()]
+    print("\n" + format_table(groups, header=("group", "choose one as GROUP=NAME")))
     return 0
 
 

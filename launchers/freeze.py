@@ -9,7 +9,7 @@ from pathlib import Path
 from .. import files, ledger
 from ..errors import RunError, UsageError
 from ..events import Accepted, Event, Frozen, of
-from ..recipes.inspect.inputs import code_digest_of, code_files
+from ..recipes.inspect.cache import code_digest_of, code_files
 from ..recipes.inspect.model import model_digest
 from ..recipes.inspect.versions import installed, versions_of
 from ..recipes.plan import Plan, Stage
@@ -47,6 +47,8 @@ def freeze(
     if _frozen_code(plan, paths) != plan.inputs.code_digest:
         files.remove_tree(paths.code_dir)
         raise UsageError("the code in environment.code was edited while it was being submitted; submit again")
+    if within is None:
+        _freeze_steps(plan, paths)
     requests = _write_requests(launcher.prepare(plan, paths), paths)
     files.write_text(paths.recipe, to_yaml(plan.recipe))
     write_identity(_identity(plan, paths, within or paths), paths.tracking_dir)
@@ -57,6 +59,20 @@ def freeze(
     files.write_text(paths.plan, frozen)
     if within is None:
         remember_run(paths)
+
+
+def _freeze_steps(plan: Plan, paths: RunPaths) -> None:
+    """Copy the own functions that prepared the rows, as a record."""
+    every = [plan.inputs, *(variant.inputs for variant in (plan.sweep.variants if plan.sweep else ()))]
+    prepared = [one for inputs in every for one in inputs.prepared]
+    sources = {source: digest for one in prepared for source, digest in one.sources.items()}
+    for source, digest in sources.items():
+        target = paths.steps_dir / digest[:8] / Path(source).name
+        files.make_private_dir(target.parent)
+        shutil.copyfile(source, target)
+        if files.digest_file(target) != digest:
+            files.remove_tree(paths.steps_dir)
+            raise UsageError(f"{source}, which prepared the data, was edited while being submitted; submit again")
 
 
 def verify(paths: RunPaths, plan: Plan, stage: Stage, *, is_point: bool = False) -> None:

@@ -46,6 +46,16 @@ def list_recipes() -> tuple[RecipeFile, ...]:
     return tuple(found[name] for name in sorted(found))
 
 
+def list_groups() -> dict[str, list[str]]:
+    """Return the names of the files of each group, such as resources: [h100, ...]."""
+    found: dict[str, set[str]] = {}
+    for folder in search_dirs():
+        for path in folder.glob("*/*.yaml"):
+            if path.parent.name != "sites":
+                found.setdefault(path.parent.name, set()).add(path.stem)
+    return {name: sorted(found[name]) for name in sorted(found)}
+
+
 def find_recipe(name: str) -> Path:
     """Return the file of a recipe given by name or by path.
 

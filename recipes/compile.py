@@ -84,7 +84,7 @@ def stage_model(model: ModelFacts, made_by: str | None) -> StageModel:
 
 
 def _split(stage: str, rows: RowsWanted, inputs: Inputs) -> StageSplit:
-    facts = inputs.splits[rows.split]
+    facts = inputs.split_of(stage, rows.use, rows.split)
     lengths = None if rows.use == "score" else inputs.lengths_of(stage, rows.use)
     num_rows = rows.num_rows(facts.num_rows)
     return StageSplit(

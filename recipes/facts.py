@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from .stage_kinds import RowUse
+
 
 @dataclass(frozen=True, kw_only=True)
 class TensorFacts:
@@ -116,6 +118,36 @@ class Lengths:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StepCount:
+    """What a step did to the rows of a split.
+
+    Rows were *changed* or *dropped*, or *kept* though the step would drop them, since they are to be predicted.
+    """
+
+    name: str
+    changed: Rows = Rows()
+    dropped: Rows = Rows()
+    kept: Rows = Rows()
+    added: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A split as the steps of `data` left it, for one *use* in one *stage*.
+
+    *rows* is the file that was written. *sources* are the files of the user's own functions, and their sha256.
+    """
+
+    stage: str
+    use: RowUse
+    split: str
+    num_source_rows: int
+    rows: SplitFacts
+    steps: tuple[StepCount, ...]
+    sources: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DiskSpace:
     """The free space of the runs directory, less what other runs were promised.
 
@@ -146,6 +178,12 @@ class Inputs:
     versions: dict[str, str] = field(default_factory=dict)
     lengths: tuple[Lengths, ...] = ()
     settings_digest: str = ""
+    prepared: tuple[Prepared, ...] = ()
+
+    def split_of(self, stage: str, use: RowUse, split: str) -> SplitFacts:
+        """Return the rows of a split as a stage uses them, prepared or not."""
+        found = (one.rows for one in self.prepared if (one.stage, one.use) == (stage, use))
+        return next(found, self.splits[split])
 
     def lengths_of(self, stage: str, use: Literal["train", "eval", "predict"]) -> Lengths | None:
         """Return the lengths of a stage's rows, None where they were not looked at."""

@@ -218,6 +218,7 @@ class Plan:
         }
         data = {name: split.digest for name, split in self.inputs.splits.items()}
         decided = [deciding, self.inputs.model.digest, data, self.inputs.code_digest]
+        decided += [[one.stage, one.use, one.rows.digest, sorted(one.sources.values())] for one in self.inputs.prepared]
         if self.sweep is not None:
             points = [(point.variant, point.overrides) for point in self.sweep.points]
             decided += [points, [variant.values for variant in self.sweep.variants]]

@@ -83,10 +83,12 @@ class CheckpointRotation:
         commit.sweep(self.folder)  # what a kill left must not count against the next one
         need = self._requirements(request)
         with reservations.lock_runs_dir(self._runs_dir):
-            self._keep_reserve(need)
-            need = replace(need, has_reserve=self._has_reserve())
-            for level in levels_from(highest):
-                if self._free_space(level, need):
+            if not need.is_last:
+                self._keep_reserve(need)
+            for level, releases in _tries(highest, is_last=need.is_last):
+                if releases:
+                    allocation.keep_reserve(self.folder, 0)
+                if self._free_space(level, replace(need, has_reserve=self._has_reserve())):
                     return level
         return "none"
 
@@ -190,18 +192,13 @@ class CheckpointRotation:
         return (self.folder / allocation.RESERVE_NAME).exists()
 
     def _keep_reserve(self, need: SaveRequirements) -> None:
-        """Reserve space for the final weights, where that leaves the level unchanged.
-
-        The last save releases it.
-        """
-        reserve = 0
-        if not need.is_last:
-            space = self._measure_space(need)
-            mine = sum(one.num_bytes for one in self._committed() if not one.is_pinned)
-            capacity = space.free_bytes + mine + _size(self.folder / allocation.RESERVE_NAME)
-            size = need.weights_bytes + _RESERVE_SLACK_BYTES
-            need = replace(need, later_bytes=space.later_bytes)
-            reserve = size if holds_reserve(need, self._rules, capacity_bytes=capacity, reserve_bytes=size) else 0
+        """Reserve space for the final weights, where that leaves the level unchanged."""
+        space = self._measure_space(need)
+        mine = sum(one.num_bytes for one in self._committed() if not one.is_pinned)
+        capacity = space.free_bytes + mine + _size(self.folder / allocation.RESERVE_NAME)
+        size = need.weights_bytes + _RESERVE_SLACK_BYTES
+        need = replace(need, later_bytes=space.later_bytes)
+        reserve = size if holds_reserve(need, self._rules, capacity_bytes=capacity, reserve_bytes=size) else 0
         with suppress(NoRoomError), no_room_named("the reserve"):
             allocation.keep_reserve(self.folder, reserve)
 
@@ -258,6 +255,16 @@ class CheckpointRotation:
     def _note(self, event: Event) -> None:
         if self._ledger is not None:
             self._ledger.write(event)
+
+
+def _tries(highest: SaveLevel, *, is_last: bool) -> list[tuple[SaveLevel, bool]]:
+    """Return the levels to try, and whether the reserve is released before each.
+
+    The last save keeps the reserve while a full state fits beside it: should the disk fill up while the state is
+    written, the weights still have their space.
+    """
+    tries: list[tuple[SaveLevel, bool]] = [(level, is_last) for level in levels_from(highest)]
+    return [("full", False), *tries] if is_last and highest == "full" else tries
 
 
 def _other_weights_bytes(job: JobContext) -> int:

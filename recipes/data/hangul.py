@@ -75,7 +75,7 @@ def _rows(split: str, sentences: Sequence[str], chance: random.Random, mix: Mix)
 
 
 @dataclass(frozen=True)
-class _Topic:
+class Topic:
     """Nouns, and what can be good and bad about them.
 
     The latter are past stems, which take any ending.
@@ -86,11 +86,11 @@ class _Topic:
     blame: tuple[str, ...]
 
 
-def _topic(nouns: str, praise: str, blame: str) -> _Topic:
-    return _Topic(*(tuple(words.split(", ")) for words in (nouns, praise, blame)))
+def _topic(nouns: str, praise: str, blame: str) -> Topic:
+    return Topic(*(tuple(words.split(", ")) for words in (nouns, praise, blame)))
 
 
-_TOPICS = (
+TOPICS = (
     _topic(
         "방, 객실, 침실, 거실, 욕실, 화장실, 로비, 복도, 수영장, 휴게실",
         "넓었, 깨끗했, 아늑했, 조용했, 따뜻했, 예뻤, 쾌적했",
@@ -145,35 +145,44 @@ def _distinct_sentences(chance: random.Random, count: int) -> list[str]:
 
 
 def _sentence(chance: random.Random) -> str:
-    first, second = _pick(chance, _TOPICS), _pick(chance, _TOPICS)
+    first, second = pick(chance, TOPICS), pick(chance, TOPICS)
     is_praise = chance.random() < 0.5
     if first is not second and chance.random() < 0.4:
         return _two_clauses(chance, first, second, is_praise)
-    opener = _pick(chance, _OPENERS) + " " if chance.random() < 0.3 else ""
-    sentence = opener + _clause(chance, first, is_praise) + _end(chance)
+    opener = pick(chance, _OPENERS) + " " if chance.random() < 0.3 else ""
+    sentence = opener + _clause(chance, first, is_praise) + write_end(chance)
     if not opener and chance.random() < 0.5:
-        sentence += " " + _pick(chance, _PRAISING_CLOSERS if is_praise else _BLAMING_CLOSERS)
+        sentence += " " + pick(chance, _PRAISING_CLOSERS if is_praise else _BLAMING_CLOSERS)
     return sentence
 
 
-def _two_clauses(chance: random.Random, first: _Topic, second: _Topic, is_praise: bool) -> str:
+def _two_clauses(chance: random.Random, first: Topic, second: Topic, is_praise: bool) -> str:
     link, turns = ("지만", True) if chance.random() < 0.5 else ("고", False)
-    return f"{_clause(chance, first, is_praise)}{link} {_clause(chance, second, is_praise != turns)}{_end(chance)}"
+    return f"{_clause(chance, first, is_praise)}{link} {_clause(chance, second, is_praise != turns)}{write_end(chance)}"
 
 
-def _clause(chance: random.Random, topic: _Topic, is_praise: bool) -> str:
-    noun = _pick(chance, topic.nouns)
-    has_final = (ord(noun[-1]) - _FIRST_SYLLABLE) % 28 > 0
-    particle = _pick(chance, ("은", "이", "도") if has_final else ("는", "가", "도"))
-    adverb = _pick(chance, _ADVERBS) + " " if chance.random() < 0.5 else ""
-    return f"{noun}{particle} {adverb}{_pick(chance, topic.praise if is_praise else topic.blame)}"
+def has_final(word: str) -> bool:
+    """Say whether the last syllable of *word* ends in a consonant.
+
+    That decides the particle.
+    """
+    return (ord(word[-1]) - _FIRST_SYLLABLE) % 28 > 0
 
 
-def _end(chance: random.Random) -> str:
-    return _pick(chance, _ENDINGS) + _pick(chance, _STOPS)
+def _clause(chance: random.Random, topic: Topic, is_praise: bool) -> str:
+    noun = pick(chance, topic.nouns)
+    particle = pick(chance, ("은", "이", "도") if has_final(noun) else ("는", "가", "도"))
+    adverb = pick(chance, _ADVERBS) + " " if chance.random() < 0.5 else ""
+    return f"{noun}{particle} {adverb}{pick(chance, topic.praise if is_praise else topic.blame)}"
 
 
-def _pick(chance: random.Random, choices: Sequence[_T]) -> _T:
+def write_end(chance: random.Random) -> str:
+    """Return the ending of a stem with what closes the sentence, if anything."""
+    return pick(chance, _ENDINGS) + pick(chance, _STOPS)
+
+
+def pick(chance: random.Random, choices: Sequence[_T]) -> _T:
+    """Return one of *choices*, the same on every version of Python."""
     return choices[int(chance.random() * len(choices))]
 
 
@@ -234,18 +243,18 @@ def _change_end(here: _Syllable, after: _Syllable | None, chance: random.Random,
     if after and can_move and chance.random() < mix.liaison:
         here.final, after.onset = "-", here.final
     elif here.final in _LIKE_FINALS and chance.random() < mix.changed_final:
-        here.final = _pick(chance, _LIKE_FINALS[here.final])
+        here.final = pick(chance, _LIKE_FINALS[here.final])
     elif here.final == "-" and chance.random() < mix.added_final:
-        here.final = _pick(chance, _MELTING_FINALS.get(after.onset if after else "", "ㅎ"))
+        here.final = pick(chance, _MELTING_FINALS.get(after.onset if after else "", "ㅎ"))
 
 
 def _change_onset_and_vowel(here: _Syllable, chance: random.Random, mix: Mix) -> None:
     if here.onset in _HARSHER_ONSETS and chance.random() < mix.onset:
-        here.onset = _pick(chance, _HARSHER_ONSETS[here.onset])
+        here.onset = pick(chance, _HARSHER_ONSETS[here.onset])
     if here.vowel in _Y_VOWELS and chance.random() < mix.y_vowel:
         here.vowel = _Y_VOWELS[here.vowel]
     elif here.vowel in _LIKE_VOWELS and chance.random() < mix.like_vowel:
-        here.vowel = _pick(chance, _LIKE_VOWELS[here.vowel])
+        here.vowel = pick(chance, _LIKE_VOWELS[here.vowel])
 
 
 def _syllable(character: str) -> _Syllable | None:

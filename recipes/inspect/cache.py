@@ -1,8 +1,10 @@
-"""Shared parts of inspection: collect every reason, digest and make a file once."""
+"""Shared parts of inspection: collect every reason, digest files, make them once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -10,6 +12,7 @@ from ... import files
 from ...checkpoints.capacity.limits import read_limits, tightest
 from ...errors import PlanError, UsageError, is_no_room
 from ...user_folders import cache_dir, cached
+from ..schema import Recipe
 
 
 def collect(reasons: list[str], look: Callable[[], Any]) -> Any:
@@ -74,3 +77,37 @@ def _no_room(what: str, why: str, num_bytes: int) -> UsageError:
 
 def _gb(num_bytes: int) -> str:
     return f"{num_bytes / 1e9:,.3g} GB"
+
+
+def code_digest(recipe: Recipe) -> str:
+    """Return the digest of the recipe's code folders."""
+    return code_digest_of(code_folders(recipe))
+
+
+def code_folders(recipe: Recipe) -> list[Path]:
+    """Return the recipe's code folders as absolute paths."""
+    return [Path(folder).expanduser().absolute() for folder in recipe.environment.code]
+
+
+def code_digest_of(folders: Sequence[Path]) -> str:
+    """Return one digest over names and bytes of every file of *folders*."""
+    digest = hashlib.sha256()
+    for root in folders:
+        if not root.is_dir():
+            raise UsageError(f"environment.code: {str(root)!r} is not a folder")
+        for path in sorted(code_files(root)):
+            digest.update(f"{root.name}/{path.relative_to(root)}\0{files.digest_file(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def code_files(root: Path) -> list[Path]:
+    """Return the files of a code folder.
+
+    Caches, version control and environments are left out.
+    """
+    skipped = {"__pycache__", ".git", ".venv", "venv", "node_modules", ".mypy_cache", ".ruff_cache", "runs", "wandb"}
+    found = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = sorted(set(folders) - skipped)
+        found += [Path(folder, name) for name in names if not os.path.islink(os.path.join(folder, name))]
+    return found

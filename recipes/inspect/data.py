@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,8 @@ from pathlib import Path
 from ... import files
 from ...errors import PlanError, UsageError, nearest
 from ...user_folders import cache_dir, cached
-from ..data import hangul
+from ..data import generators
+from ..data.preparing import steps_of
 from ..data.rows import read_rows
 from ..facts import SplitFacts
 from ..schema import Generator, Recipe, validate
@@ -44,7 +45,7 @@ def read_splits(recipe: Recipe) -> dict[str, SplitFacts]:
             reasons.append(_missing_split(name, needs, list(known)))
         elif (found := collect(reasons, partial(_split, name, known[name]))) is not None:
             splits[name] = found
-            reasons += _missing_columns(name, found, needs)
+            reasons += check_columns(name, found, needs.columns)
     if reasons:
         raise PlanError(reasons)
     return splits
@@ -67,9 +68,11 @@ def _needed(recipe: Recipe) -> dict[str, _Needs]:
         for rows in stage.rows:
             needs, identity = needed[rows.split], stage.settings.data.columns.id
             needs.keys.add(rows.key)
-            needs.columns.update(task.columns(stage.settings, rows.use))
             if rows.use == "predict" and identity:
                 needs.columns.add(Column(named_by="data.columns.id", name=identity))
+            steps = steps_of(stage.settings, rows.use)
+            if steps is None or not steps.own_functions:  # which may make columns; they are checked when that is done
+                needs.columns.update(task.columns(stage.settings, rows.use))
     return needed
 
 
@@ -96,11 +99,12 @@ def _missing_split(name: str, needs: _Needs, known: Sequence[str]) -> str:
     )
 
 
-def _missing_columns(name: str, found: SplitFacts, needs: _Needs) -> Iterator[str]:
+def check_columns(name: str, found: SplitFacts, columns: Collection[Column]) -> Iterator[str]:
+    """Yield why the split called *name* lacks *columns*, and that it is empty."""
     if found.num_rows == 0:
         yield f"data file {found.shown} of split {name!r} is empty; it needs at least one row"
         return
-    for one in sorted(needs.columns, key=lambda one: (one.name, one.named_by)):
+    for one in sorted(columns, key=lambda one: (one.name, one.named_by)):
         column, named_by = one.name, one.named_by
         if column in found.nested and not one.may_nest:
             yield _nested_column(name, found, column, named_by)
@@ -135,13 +139,13 @@ def _split(name: str, texts: str | tuple[str, ...]) -> SplitFacts:
     path = source.path
     stat = path.stat()
     key = [_FORMAT, str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino]
-    facts, faults = validate.build(SplitFacts, cached("splits", key, lambda: validate.to_plain(_read_split(path))))
+    facts, faults = validate.build(SplitFacts, cached("splits", key, lambda: validate.to_plain(read_file(path))))
     if facts is None:
         raise UsageError(f"the cached facts of {path} are damaged: {faults[0]}; remove {cache_dir() / 'splits'}")
     return replace(facts, parts=source.parts)
 
 
-def _read_split(path: Path) -> SplitFacts:
+def read_file(path: Path) -> SplitFacts:
     """Read a data file once.
 
     Every row is parsed, so a broken line is found before the queue.
@@ -179,10 +183,9 @@ def _generated(generator: Generator | None) -> dict[str, str]:
     if generator is None:
         return {}
     options = {name: value for name, value in validate.to_plain(generator).items() if name != "name"}
-    code = files.digest_file(Path(hangul.__file__))
-    folder = cache_dir() / "generated" / files.digest_of([options, code])[:16]
+    folder = cache_dir() / "generated" / files.digest_of([generator.name, options, generators.code_digest()])[:16]
     if not folder.is_dir():
-        made = hangul.generate(**options)
+        made = generators.GENERATORS[generator.name](**options)
         temporary = files.make_private_dir(files.temporary_path(folder))
         for split, rows in made.items():
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

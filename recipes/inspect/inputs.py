@@ -5,11 +5,10 @@ This is the only effect before compiling.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -20,15 +19,16 @@ from ...checkpoints.capacity.limits import nearest_existing, read_limits, tighte
 from ...errors import PlanError, UsageError
 from ...remote import parse_place
 from ...tracking.base import TRACKERS
-from ..facts import DiskSpace, Inputs, Lengths
+from ..facts import DiskSpace, Inputs, Lengths, Prepared
 from ..schema import Recipe
 from ..schema.validate import to_plain
 from ..stages import resolve_stages
 from ..tasks import task_of
-from .cache import collect
+from .cache import code_digest, collect
 from .data import read_splits
-from .lengths import Progress, count_lengths
+from .lengths import count_lengths
 from .model import read_model
+from .prepared import Progress, prepare_splits
 from .versions import versions_of
 
 
@@ -46,10 +46,13 @@ def inspect(recipe: Recipe, store: Path, progress: Progress | None = None, dead_
     reasons = list(_archive_reasons(recipe))
     model = collect(reasons, lambda: read_model(recipe))
     splits = collect(reasons, lambda: read_splits(recipe))
-    lengths: tuple[Lengths, ...] = ()
-    if model is not None and splits is not None:
-        lengths = collect(reasons, lambda: count_lengths(recipe, model, splits, progress)) or ()
     code = collect(reasons, lambda: code_digest(recipe))
+    prepared: tuple[Prepared, ...] | None = None
+    if splits is not None and code is not None:
+        prepared = collect(reasons, lambda: prepare_splits(recipe, splits, code, progress))
+    lengths: tuple[Lengths, ...] = ()
+    if model is not None and splits is not None and prepared is not None:
+        lengths = collect(reasons, lambda: count_lengths(recipe, model, splits, prepared, progress)) or ()
     uses_four_bits = any(stage.settings.adapter.method == "qlora" for stage in resolve_stages(recipe).values())
     if uses_four_bits and recipe.environment.python is None and importlib.util.find_spec("bitsandbytes") is None:
         reasons.append(f"adapter.method qlora needs bitsandbytes; {sys.executable} -m pip install bitsandbytes")
@@ -59,7 +62,7 @@ def inspect(recipe: Recipe, store: Path, progress: Progress | None = None, dead_
     unset = [name for name in recipe.environment.inherit if name not in os.environ]
     if unset:
         reasons.append(f"environment.inherit names {', '.join(unset)}, which this shell has not set; `export` it first")
-    if reasons or model is None or splits is None or code is None or versions is None:
+    if reasons or model is None or splits is None or prepared is None or code is None or versions is None:
         raise PlanError(reasons)
     space = measure_disk_space(store, recipe.checkpoints.store_budget_gb, dead_runs)
     return Inputs(
@@ -70,6 +73,7 @@ def inspect(recipe: Recipe, store: Path, progress: Progress | None = None, dead_
         versions=versions,
         lengths=lengths,
         settings_digest=settings_digest(recipe),
+        prepared=prepared,
     )
 
 
@@ -134,32 +138,3 @@ def measure_disk_space(
         promised_bytes=promised,
         num_runs=sum(one.promised_bytes > one.held_bytes for one in among),
     )
-
-
-def code_digest(recipe: Recipe) -> str:
-    """Return the digest of the recipe's code folders."""
-    return code_digest_of([Path(folder).expanduser().absolute() for folder in recipe.environment.code])
-
-
-def code_digest_of(folders: Sequence[Path]) -> str:
-    """Return one digest over names and bytes of every file of *folders*."""
-    digest = hashlib.sha256()
-    for root in folders:
-        if not root.is_dir():
-            raise UsageError(f"environment.code: {str(root)!r} is not a folder")
-        for path in sorted(code_files(root)):
-            digest.update(f"{root.name}/{path.relative_to(root)}\0{files.digest_file(path)}\n".encode())
-    return digest.hexdigest()
-
-
-def code_files(root: Path) -> list[Path]:
-    """Return the files of a code folder.
-
-    Caches, version control and environments are left out.
-    """
-    skipped = {"__pycache__", ".git", ".venv", "venv", "node_modules", ".mypy_cache", ".ruff_cache", "runs", "wandb"}
-    found = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = sorted(set(folders) - skipped)
-        found += [Path(folder, name) for name in names if not os.path.islink(os.path.join(folder, name))]
-    return found

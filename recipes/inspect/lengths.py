@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from ...errors import UsageError
 from ...user_folders import recall, remember
 from ..data.encode import BATCH_ROWS, Encoded, is_kept
 from ..data.rows import read_rows
-from ..facts import Lengths, ModelFacts, Rows, SplitFacts
+from ..facts import Lengths, ModelFacts, Prepared, Rows, SplitFacts
 from ..schema import Recipe, StageSettings, validate
 from ..stages import resolve_stages
 from ..tasks import task_of
@@ -47,6 +47,7 @@ class RowsToCount:
     use: Use
     split: str
     path: str
+    digest: str
     num_rows: int
     limit: int | None
     settings: StageSettings
@@ -57,26 +58,35 @@ class RowsToCount:
         return f"rows of {self.split}"
 
 
-def rows_to_count(recipe: Recipe, model: ModelFacts, splits: dict[str, SplitFacts]) -> list[RowsToCount]:
+def rows_to_count(
+    recipe: Recipe, model: ModelFacts, splits: dict[str, SplitFacts], prepared: Sequence[Prepared]
+) -> list[RowsToCount]:
     """Return what the recipe's stages read as tokens."""
+    made = {(one.stage, one.use): one.rows for one in prepared}
     return [
         RowsToCount(
             stage=stage.name,
             use=rows.use,
             split=rows.split,
-            path=splits[rows.split].path,
-            num_rows=rows.num_rows(splits[rows.split].num_rows),
+            path=facts.path,
+            digest=facts.digest,
+            num_rows=rows.num_rows(facts.num_rows),
             limit=task_of(recipe.task).longest(stage.settings, rows.use, model.config),
             settings=stage.settings,
         )
         for stage in resolve_stages(recipe).values()
         for rows in stage.rows
         if rows.use != "score"  # it compares texts
+        for facts in (made.get((stage.name, rows.use), splits[rows.split]),)
     ]
 
 
 def count_lengths(
-    recipe: Recipe, model: ModelFacts, splits: dict[str, SplitFacts], progress: Progress | None = None
+    recipe: Recipe,
+    model: ModelFacts,
+    splits: dict[str, SplitFacts],
+    prepared: Sequence[Prepared] = (),
+    progress: Progress | None = None,
 ) -> tuple[Lengths, ...]:
     """Return the lengths of all rows that the recipe's stages read.
 
@@ -86,9 +96,9 @@ def count_lengths(
         UsageError: the tokenizer cannot be loaded or cannot take the rows.
     """
     folder = Path(model.tokenizer_folder)
-    wanted = rows_to_count(recipe, model, splits)
+    wanted = rows_to_count(recipe, model, splits, prepared)
     decides = [_FORMAT, tokenizer_digest(folder), recipe.model.add_tokens]
-    keys = [files.digest_of([decides, _deciding(one), splits[one.split].digest]) for one in wanted]
+    keys = [files.digest_of([decides, _deciding(one), one.digest]) for one in wanted]
     known = {key: recall("lengths", key) for key in keys}
     missing = {key: one for key, one in zip(keys, wanted, strict=True) if known[key] is None}
     if missing:
@@ -105,13 +115,16 @@ def count_lengths(
     return tuple(found)
 
 
-def show_samples(recipe: Recipe, model: ModelFacts, splits: dict[str, SplitFacts], count: int) -> str:
+def show_samples(
+    recipe: Recipe, model: ModelFacts, splits: dict[str, SplitFacts], prepared: Sequence[Prepared], count: int
+) -> str:
     """Return the first *count* rows of each split as the jobs see them.
 
     They show what is masked, and what is learned.
     """
     asked = [
-        dataclasses.replace(one, num_rows=min(count, one.num_rows)) for one in rows_to_count(recipe, model, splits)
+        dataclasses.replace(one, num_rows=min(count, one.num_rows))
+        for one in rows_to_count(recipe, model, splits, prepared)
     ]
     return "\n\n".join(_ask(recipe, Path(model.tokenizer_folder), asked, count, None))
 
@@ -124,7 +137,7 @@ def _deciding(one: RowsToCount) -> list[Any]:
     task = task_of(one.settings.task)
     read = {section: validate.to_plain(getattr(one.settings, section)) for section in task.reads}
     if "data" in read:
-        read["data"] |= {"splits": None}
+        read["data"] |= {"splits": None, "clean": None, "select": None, "augment": None}  # the digest has their rows
     return [task.name, task.version, one.use == "predict", one.num_rows, one.limit, read]
 
 

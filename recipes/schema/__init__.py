@@ -13,12 +13,14 @@ from typing import Any
 from ..stage_kinds import RECIPE_KINDS
 from .execution import Environment, Resources, Tracking
 from .fields import key
-from .inputs import Adapter, Columns, Data, Generator, Model
+from .inputs import Adapter, Augment, Bm25, Columns, Data, Generator, Model, Select
 from .predictions import Predict, QuestionAnswering, Score
 from .training import Checkpoints, Consolidate, Schedule, Train, Zero
 
 __all__ = [
     "Adapter",
+    "Augment",
+    "Bm25",
     "Checkpoints",
     "Columns",
     "Consolidate",
@@ -32,6 +34,7 @@ __all__ = [
     "Resources",
     "Schedule",
     "Score",
+    "Select",
     "StageSettings",
     "StageSpec",
     "Tracking",

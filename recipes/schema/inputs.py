@@ -57,17 +57,56 @@ class Columns:
     context: str = key("context", "the passage, for question answering", also=("context_column",))
 
 
+GeneratorName = Literal["hangul", "labels", "questions", "dialogues", "essays"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Generator:
     """Rows made by a rule that this package ships."""
 
-    name: Literal["hangul"] = key(
-        "hangul", "hangul: Korean reviews, obfuscated; splits train, validation, test, test_other_mix"
+    name: GeneratorName = key(
+        "hangul",
+        "Korean lodging reviews. hangul: obfuscated, with a split test_other_mix beside train, validation and test; "
+        "labels: with a label; questions: with a question on each; dialogues: with a summary; essays: longer ones",
     )
     seed: int = key(0, "seed of the rows", at_least=0)
     num_train: int = key(12800, "rows to train on", at_least=1)
     num_validation: int = key(200, "rows to validate on", at_least=1)
     num_test: int = key(400, "rows to test on", at_least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bm25:
+    """The best rows for each of some queries, by BM25 (Robertson and Zaragoza 2009)."""
+
+    queries: tuple[str, ...] = key((), "what to look for; a row stays that is among the best of any", also=("query",))
+    k: int = key(500, "most rows of each query", at_least=1)
+    column: str | None = key(
+        None, "where to look; data.columns.input when not given, and data.columns.text of plain text"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Select:
+    """Which of the training rows are used. What is named here is done in this order."""
+
+    function: str | None = key(None, "own function, as module:function: a row -> whether it stays")
+    bm25: Bm25 | None = key(None, "the best rows for some queries")
+    sample: int | None = key(None, "so many rows, drawn by the seed", at_least=1)
+    seed: int = key(0, "seed of the sample", at_least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """Training rows made of training rows, which stay."""
+
+    name: str = key(
+        "",
+        "hangul: the input is the target as Koreans obfuscate it; or own function, as module:function: a row, or a row "
+        "and a random.Random -> a row, a list of rows, or None",
+    )
+    copies: int = key(1, "times that each row is given to it", at_least=1)
+    seed: int = key(0, "seed of what it draws", at_least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,9 +140,14 @@ class Data:
         at_least=1,
     )
     separator: str = key("", "text between the prompt and the response, after any padding")
-    clean: tuple[str, ...] = key((), "steps over every text before it is used", later=True)
-    augment: dict[str, Any] = key(dict, "rows made of rows: {name, copies, seed}", later=True)
-    select: dict[str, Any] = key(dict, "which training rows: {bm25: {query, k}}", later=True)
+    clean: tuple[str, ...] = key(
+        (),
+        "steps over every text before it is used: "
+        "unicode, control, html, urls, emails, symbols, repeats, blanks; filters of rows to train on and to measure: "
+        "drop_empty, drop_duplicates, min_chars:N, max_chars:N; or own functions, as module:function",
+    )
+    select: Select | None = key(None, "which training rows are used, after they are cleaned")
+    augment: Augment | None = key(None, "training rows made of the selected ones, beside them")
     long_rows: Literal["refuse", "drop", "cut_left", "cut_right"] = key(
         "refuse",
         "what happens to rows longer than max_tokens or pad_input_to: drop leaves them out of training, cut_left and "

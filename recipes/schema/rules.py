@@ -16,6 +16,7 @@ from typing import Any
 from ...errors import Fault, nearest
 from ...redaction import holds_secret, is_secret
 from ...run_folder import NAME_PATTERN
+from ..data.preparing import step_faults
 from ..stage_kinds import RECIPE_KINDS, STAGE_KINDS, RowUse, StageKind
 from ..stages import fitting_sources, kind_name, resolve_stages, settings_of, stages_of
 from ..tasks import TASKS, is_later, task_faults
@@ -182,7 +183,7 @@ def _views(recipe: Recipe) -> list[Fault]:
     for name, stage in resolve_stages(recipe).items():
 
         def ask(settings: StageSettings, uses: Sequence[RowUse] = stage.kind.rows) -> list[Fault]:
-            return [*_sections(settings), *task_faults(settings, uses)]
+            return [*_sections(settings), *step_faults(settings.data), *task_faults(settings, uses)]
 
         found[name], of_all = ask(stage.settings), ask(common)
         for fault in found[name]:

@@ -97,7 +97,7 @@ TASK = TaskSpec(
     generates=True,
     decides=(
         *("data.columns.input", "data.columns.context", "data.columns.text", "data.prompt", "data.system"),
-        *("data.pad_input_to", "data.separator", "data.long_rows", "data.clean", "predict.post"),
+        *("data.pad_input_to", "data.separator", "data.long_rows", "predict.post"),
         *("model.add_tokens", "model.trust_remote_code"),
     ),
     reads=("data",),

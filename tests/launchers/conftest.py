@@ -26,7 +26,7 @@ from sousbatch.launchers.status import job_refs, run_states
 from sousbatch.launchers.submission import submit
 from sousbatch.recipes.compile import stage_model
 from sousbatch.recipes.facts import DiskSpace, Inputs, ModelFacts
-from sousbatch.recipes.inspect.inputs import code_digest_of
+from sousbatch.recipes.inspect.cache import code_digest_of
 from sousbatch.recipes.inspect.model import model_digest
 from sousbatch.recipes.plan import After, Batch, Forecast, Plan, Stage
 from sousbatch.recipes.schema import Environment, Model, Recipe, Resources, StageSpec

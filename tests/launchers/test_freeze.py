@@ -10,9 +10,11 @@ from typing import Literal
 
 import pytest
 
-from sousbatch.errors import RunError
+from sousbatch import files
+from sousbatch.errors import RunError, UsageError
 from sousbatch.launchers.freeze import freeze, verify
 from sousbatch.launchers.local.launcher import LocalLauncher
+from sousbatch.recipes.facts import Prepared, SplitFacts
 from sousbatch.recipes.inspect.model import model_digest
 from sousbatch.recipes.plan import Plan, Stage, StageModel
 from sousbatch.recipes.schema import Adapter, Resources, StageSettings, Tracking
@@ -36,6 +38,31 @@ def test_the_identity_of_tracked_runs_is_fixed(make_plan: Callable[..., Plan], t
         entity="team",
         tags=("a",),
     )
+
+
+def test_the_functions_that_prepared_the_data_are_kept_as_a_record(
+    make_plan: Callable[..., Plan], tmp_path: Path
+) -> None:
+    source = tmp_path / "own.py"
+    source.write_text("def fix(row): ...")
+    rows = SplitFacts(path="train.jsonl", num_rows=1, num_bytes=1, digest="rows", columns=())
+    made = Prepared(
+        stage="merge",
+        use="train",
+        split="train",
+        num_source_rows=1,
+        rows=rows,
+        steps=(),
+        sources={str(source): files.digest_file(source)},
+    )
+    plan = make_plan([MERGE])
+    plan = replace(plan, inputs=replace(plan.inputs, prepared=(made,)))
+    paths = RunPaths(root=tmp_path / "toy" / plan.run_id)
+    freeze(plan, LocalLauncher(), paths)
+    assert [path.read_text() for path in paths.steps_dir.glob("*/own.py")] == ["def fix(row): ..."]
+    source.write_text("edited")
+    with pytest.raises(UsageError, match="own.py, which prepared the data, was edited"):
+        freeze(plan, LocalLauncher(), RunPaths(root=tmp_path / "toy" / "other"))
 
 
 def test_the_points_of_a_sweep_are_one_group(make_plan: Callable[..., Plan], tmp_path: Path) -> None:

@@ -17,7 +17,19 @@ from sousbatch.recipes import tasks
 from sousbatch.recipes.compile import compile
 from sousbatch.recipes.facts import DiskSpace, Inputs, ModelFacts, SplitFacts, TensorFacts
 from sousbatch.recipes.plan import Plan, Stage
-from sousbatch.recipes.schema import Data, Generator, Model, QuestionAnswering, Recipe, Resources, StageSpec, validate
+from sousbatch.recipes.schema import (
+    Augment,
+    Bm25,
+    Data,
+    Generator,
+    Model,
+    QuestionAnswering,
+    Recipe,
+    Resources,
+    Select,
+    StageSpec,
+    validate,
+)
 from sousbatch.recipes.stages import settings_of
 from sousbatch.run_folder import RunPaths
 
@@ -29,10 +41,13 @@ NOT_DECIDING = {
     *("model.path", "model.revision", "model.from_scratch", "model.config", "model.tokenizer", "model.freeze"),
     "model.add_tokens_from",
     # in the digest of the rows
-    *("data.splits", "data.generator.name", "data.generator.seed"),
+    *("data.splits", "data.clean", "data.generator.name", "data.generator.seed"),
     *("data.generator.num_train", "data.generator.num_validation", "data.generator.num_test"),
     # of training
-    *("data.columns.target", "data.loss_on", "data.max_tokens", "data.augment", "data.select"),
+    *("data.columns.target", "data.loss_on", "data.max_tokens"),
+    *("data.augment.name", "data.augment.copies", "data.augment.seed"),
+    *("data.select.function", "data.select.sample", "data.select.seed"),
+    *("data.select.bm25.queries", "data.select.bm25.k", "data.select.bm25.column"),
     # how the work is shared
     *("predict.unit_rows", "predict.batch_rows"),
     # of another task
@@ -69,7 +84,7 @@ def plan(tmp_path: Path) -> Plan:
     recipe = Recipe(
         name="small",
         model=Model(path=str(tmp_path)),
-        data=Data(generator=Generator()),
+        data=Data(generator=Generator(), augment=Augment(), select=Select(bm25=Bm25())),
         stages={"predict": StageSpec()},
         resources={"default": Resources(device="cpu")},
     )

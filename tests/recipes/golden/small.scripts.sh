@@ -1,59 +1,59 @@
 #!/bin/bash
-# sousbatch @VERSION@: run '7f7e375fc1a3', stage train
+# sousbatch @VERSION@: run '234a9a15db4d', stage train
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/7f7e375fc1a3/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/234a9a15db4d/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/7f7e375fc1a3 train
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/234a9a15db4d train
 
 #!/bin/bash
-# sousbatch @VERSION@: run '7f7e375fc1a3', stage consolidate
+# sousbatch @VERSION@: run '234a9a15db4d', stage consolidate
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/7f7e375fc1a3/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/234a9a15db4d/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/7f7e375fc1a3 consolidate
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/234a9a15db4d consolidate
 
 #!/bin/bash
-# sousbatch @VERSION@: run '7f7e375fc1a3', stage predict
+# sousbatch @VERSION@: run '234a9a15db4d', stage predict
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/7f7e375fc1a3/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/234a9a15db4d/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/7f7e375fc1a3 predict
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/234a9a15db4d predict
 
 #!/bin/bash
-# sousbatch @VERSION@: run '7f7e375fc1a3', stage merge
+# sousbatch @VERSION@: run '234a9a15db4d', stage merge
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/7f7e375fc1a3/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/234a9a15db4d/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/7f7e375fc1a3 merge
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/234a9a15db4d merge
 
 #!/bin/bash
-# sousbatch @VERSION@: run '7f7e375fc1a3', stage score
+# sousbatch @VERSION@: run '234a9a15db4d', stage score
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/7f7e375fc1a3/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/234a9a15db4d/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/7f7e375fc1a3 score
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/234a9a15db4d score

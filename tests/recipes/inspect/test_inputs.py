@@ -12,7 +12,8 @@ import pytest
 from sousbatch.errors import PlanError, UsageError
 from sousbatch.recipes.compose import compose
 from sousbatch.recipes.inspect import architecture
-from sousbatch.recipes.inspect.inputs import code_digest_of, inspect, measure_disk_space
+from sousbatch.recipes.inspect.cache import code_digest_of
+from sousbatch.recipes.inspect.inputs import inspect, measure_disk_space
 
 
 def _reasons(*overrides: str) -> list[str]:
@@ -54,7 +55,7 @@ def test_a_key_that_the_models_configuration_does_not_have_is_named(changes: str
 MODELS = {
     "not shipped": (
         ["model.path=library:tiny-hangull"],
-        "'library:tiny-hangull' is unknown; shipped: tiny-hangul (did",
+        "'library:tiny-hangull' is unknown; shipped: tiny-bart, tiny-bert, tiny-hangul, tiny-llama (did",
     ),
     "outside the library": (["model.path=library:../models"], "is unknown; shipped"),
     "no folder": (
