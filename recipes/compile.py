@@ -21,6 +21,7 @@ from .schema import Recipe, StageSettings
 from .schema.fields import unbuilt
 from .stages import ResolvedStage, RowsWanted, resolve_stages
 from .tasks import task_of, with_metrics
+from .train_refusals import train_refusals, train_warnings
 
 _TASK_BYTES = 40_000_000_000  # of the consolidated model: 120 GB move, 2 minutes at 1 GB/s
 
@@ -117,15 +118,23 @@ def _batch(found: ResolvedStage, num_examples: int) -> Batch:
     ranks = resources.nodes * resources.devices_per_node
     steps_per_epoch = max(1, math.ceil(num_examples / train.global_batch))
     steps = train.steps or math.ceil(train.epochs * steps_per_epoch)
+    warmup = train.schedule.warmup_steps
     return Batch(
         world_size=ranks,
         micro_batch=train.micro_batch,
         accumulation=max(1, train.global_batch // (ranks * train.micro_batch)),
         steps=steps,
         steps_per_epoch=steps_per_epoch,
-        warmup_steps=math.ceil(train.schedule.warmup_ratio * steps),
-        save_every_steps=min(steps, found.settings.checkpoints.every_steps or max(1, steps // 10)),
+        warmup_steps=warmup if warmup is not None else math.ceil(train.schedule.warmup_ratio * steps),
+        save_every_steps=min(steps, _save_every(found.settings, steps, steps_per_epoch)),
     )
+
+
+def _save_every(settings: StageSettings, steps: int, steps_per_epoch: int) -> int:
+    spec = settings.checkpoints
+    if spec.every_steps is None and spec.every_epochs is not None:
+        return max(1, round(spec.every_epochs * steps_per_epoch))
+    return spec.every_steps or max(1, steps // 10)
 
 
 def _refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
@@ -139,6 +148,7 @@ def _refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
     yield from task_of(settings.task).refusals(stage, inputs)
     if stage.batch is not None:
         yield from _batch_refusals(settings, stage, stage.batch)
+        yield from train_refusals(stage)
         yield from engine_of(settings).refusals(settings, inputs.model)
         yield from _parameter_refusals(settings, stage, inputs)
     elif stage.record.starts_from_model and stage.model.is_random:
@@ -236,6 +246,7 @@ def _warnings(recipe: Recipe, site: Site, inputs: Inputs, stage: Stage, found: F
     yield from task_of(stage.settings.task).warnings(stage, inputs)
     if stage.batch is None:
         return
+    yield from train_warnings(stage)
     yield from _storage_warnings(stage, found)
     wanted, ranks = stage.resources, stage.resources.nodes * stage.resources.devices_per_node
     total, there = sum(line.num_bytes for line in found.device[stage.name]), rank_memory(stage, site)

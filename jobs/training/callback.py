@@ -49,12 +49,14 @@ class StepCallback(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._watchdog.step()
-        step = state.global_step
+        step, train = state.global_step, self._job.settings.train
         is_due = step % self._batch.save_every_steps == 0 or step >= self._batch.steps
         is_metric = is_due and self._job.settings.checkpoints.metric == "loss"
         control.should_log = step % args.logging_steps == 0 or step == self._batch.steps or is_metric
         control.should_save = is_due
-        control.should_evaluate = is_due and bool(self._job.settings.train.eval_split)
+        control.should_evaluate = bool(train.eval_split) and (
+            is_due or (train.eval_every_steps is not None and step % train.eval_every_steps == 0)
+        )
         control.should_training_stop = step >= self._batch.steps
         if step >= self._next_check and self._is_asked(step) and step < self._batch.steps:
             self.is_stopped = True
@@ -80,6 +82,7 @@ class StepCallback(TrainerCallback):
         found = [sign * entry[spec.metric] for entry in state.log_history if spec.metric in entry]
         if patience is not None and found and len(found) - 1 - found.index(min(found)) >= patience:
             control.should_training_stop = True
+            control.should_save = True  # what was learned since the last save, where this is none
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any

@@ -73,7 +73,8 @@ def checkpoint_of(settings: StageSettings, model: ModelFacts, batch: Batch) -> S
     With the log it is the largest.
     """
     params, train = params_of(settings, model), settings.train
-    logs = batch.steps // train.log_every_steps + (batch.steps // batch.save_every_steps if train.eval_split else 0)
+    measured = batch.save_every_steps, train.eval_every_steps or batch.steps
+    logs = batch.steps // train.log_every_steps + sum(batch.steps // every for every in measured if train.eval_split)
     return checkpoint_size(
         states=engine_of(settings).state_bytes(settings, batch.world_size),
         trainable=params.trainable,

@@ -57,7 +57,7 @@ class Columns:
     context: str = key("context", "the passage, for question answering", also=("context_column",))
 
 
-GeneratorName = Literal["hangul", "labels", "questions", "dialogues", "essays"]
+GeneratorName = Literal["hangul", "labels", "questions", "dialogues", "essays", "smalltalk"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,8 @@ class Generator:
     name: GeneratorName = key(
         "hangul",
         "Korean lodging reviews. hangul: obfuscated, with a split test_other_mix beside train, validation and test; "
-        "labels: with a label; questions: with a question on each; dialogues: with a summary; essays: longer ones",
+        "labels: with a label; questions: with a question on each; dialogues: with a summary; essays: longer ones. "
+        "smalltalk: Korean questions and answers of the package chatterbot-corpus",
     )
     seed: int = key(0, "seed of the rows", at_least=0)
     num_train: int = key(12800, "rows to train on", at_least=1)

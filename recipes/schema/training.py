@@ -25,8 +25,9 @@ class Schedule:
         "cosine", "shape after the warm-up", also=("lr_scheduler_type", "lr_scheduler")
     )
     warmup_ratio: float = key(
-        0.0, "share of all steps that the rate rises linearly", also=("warmup_steps",), at_least=0, at_most=1
+        0.0, "share of all steps that the rate rises linearly; warmup_steps wins", at_least=0, at_most=1
     )
+    warmup_steps: int | None = key(None, "the same in steps", also=("num_warmup_steps",), at_least=0)
     min_ratio: float = key(
         0.0,
         "the lowest rate, as a share of learning_rate",
@@ -36,9 +37,15 @@ class Schedule:
     )
     period_epochs: float | None = key(None, "the same period in passes over the rows; period_steps wins", above=0)
     period_steps: int | None = key(
-        None, "cosine_restarts: steps of the first period; step: steps between decays", at_least=1
+        None,
+        "steps from the highest rate to the lowest, all of them when not given; then cosine climbs back in as many, "
+        "as torch's CosineAnnealingLR does, and cosine_restarts begins again at the top; step: steps between decays",
+        also=("T_max", "T_0", "step_size"),
+        at_least=1,
     )
-    period_factor: float = key(1.0, "cosine_restarts: each period is this many times as long as the last", at_least=1)
+    period_factor: float = key(
+        1.0, "cosine_restarts: each period is this many times as long as the last", also=("T_mult",), at_least=1
+    )
     decay: float = key(0.5, "step: what the rate is multiplied by", above=0, at_most=1)
 
 
@@ -89,12 +96,35 @@ class Train:
     )
     zero: Zero = key(Zero, "sharding by DeepSpeed")
     gradient_checkpointing: bool = key(False, "recompute activations to save memory")
-    eval_split: str | None = key("validation", "split whose loss is measured at every checkpoint; null for none")
+    eval_split: str | None = key("validation", "split that is measured at every checkpoint; null for none")
+    eval_every_steps: int | None = key(
+        None, "it is measured every so many steps too, between checkpoints", also=("eval_steps",), at_least=1
+    )
     eval_rows: int | None = key(None, "at most so many rows of it", at_least=1)
     patience: int | None = key(
-        None, "stop after so many checkpoints without a better metric", also=("early_stopping_patience",), at_least=1
+        None, "stop after so many measurements without a better metric", also=("early_stopping_patience",), at_least=1
     )
     log_every_steps: int = key(10, "steps between logged losses", also=("logging_steps",), at_least=1)
+    label_smoothing: float = key(
+        0.0,
+        "share of each label that is spread over all outputs; eval_loss stays without it",
+        also=("label_smoothing_factor",),
+        at_least=0,
+        at_most=0.99,
+    )
+    neftune_alpha: float | None = key(
+        None,
+        "noise on the embeddings while training, uniform within alpha / sqrt(tokens x width); 5 is usual",
+        also=("neftune_noise_alpha",),
+        above=0,
+    )
+    group_by_length: bool = key(
+        False, "put rows of like length into one step: less padding, a less random order", also=("length_column_name",)
+    )
+    num_workers: int = key(
+        0, "processes of each rank that prepare batches beside it", also=("dataloader_num_workers",), at_least=0
+    )
+    tf32: bool = key(False, "float32 products on a GPU's tensor cores with 10 bits of mantissa")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +134,11 @@ class Checkpoints:
     every_steps: int | None = key(
         None,
         "steps between checkpoints; a tenth of the training when not given",
-        also=("save_steps", "save_every", "eval_steps", "every_n_train_steps"),
+        also=("save_steps", "save_every", "every_n_train_steps"),
         at_least=1,
+    )
+    every_epochs: float | None = key(
+        None, "the same in passes over the training rows; every_steps wins", also=("every_n_epochs",), above=0
     )
     keep_last: int = key(1, "newest ones that stay", also=("save_total_limit", "total_limit"), at_least=1)
     keep_best: int = key(1, "best ones by the metric that stay", also=("save_top_k",), at_least=0)

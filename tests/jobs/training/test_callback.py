@@ -53,6 +53,8 @@ def after_step(step: int, **options: Any) -> str:
         (20, {}, "lse"),
         (20, {"eval_split": None}, "ls"),
         (70, {}, "lset"),
+        (15, {"eval_every_steps": 15}, "e"),
+        (15, {"eval_every_steps": 15, "eval_split": None}, ""),
         (7, {"is_asked": True}, "st"),
         (70, {"is_asked": True}, "lset"),
     ],
@@ -97,3 +99,4 @@ def test_patience_ends_a_training_that_no_longer_gets_better(
     state = TrainerState(log_history=[{"step": 1, "loss": 0.0}, *({"eval_loss": loss} for loss in losses)])
     found.on_evaluate(SimpleNamespace(), state, control)
     assert control.should_training_stop is is_exhausted
+    assert control.should_save is is_exhausted  # also between two checkpoints

@@ -29,6 +29,8 @@ REACH: dict[str, tuple[Any, dict[str, Any]]] = {
     "max_grad_norm": (0.5, {"max_grad_norm": 0.5}),
     "precision": ("float32", {"bf16": False, "fp16": False}),
     "log_every_steps": (7, {"logging_steps": 7}),
+    "neftune_alpha": (5.0, {"neftune_noise_alpha": 5.0}),
+    "num_workers": (2, {"dataloader_num_workers": 2}),
 }
 ELSEWHERE = {
     "split": "jobs.train gives the trainer its rows",
@@ -42,6 +44,10 @@ ELSEWHERE = {
     "zero": "the engine's own arguments",
     "gradient_checkpointing": "build_model, before the adapter",
     "patience": "StepCallback.on_evaluate",
+    "eval_every_steps": "StepCallback.on_step_end",
+    "label_smoothing": "RecipeTrainer.compute_loss",
+    "group_by_length": "RecipeTrainer._get_train_sampler",
+    "tf32": "an argument that transformers takes only beside a GPU",
 }
 
 

@@ -1,59 +1,59 @@
 #!/bin/bash
-# sousbatch @VERSION@: run '234a9a15db4d', stage train
+# sousbatch @VERSION@: run '195683984931', stage train
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/234a9a15db4d/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/195683984931/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/234a9a15db4d train
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/195683984931 train
 
 #!/bin/bash
-# sousbatch @VERSION@: run '234a9a15db4d', stage consolidate
+# sousbatch @VERSION@: run '195683984931', stage consolidate
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/234a9a15db4d/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/195683984931/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/234a9a15db4d consolidate
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/195683984931 consolidate
 
 #!/bin/bash
-# sousbatch @VERSION@: run '234a9a15db4d', stage predict
+# sousbatch @VERSION@: run '195683984931', stage predict
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/234a9a15db4d/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/195683984931/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/234a9a15db4d predict
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/195683984931 predict
 
 #!/bin/bash
-# sousbatch @VERSION@: run '234a9a15db4d', stage merge
+# sousbatch @VERSION@: run '195683984931', stage merge
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/234a9a15db4d/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/195683984931/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/234a9a15db4d merge
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/195683984931 merge
 
 #!/bin/bash
-# sousbatch @VERSION@: run '234a9a15db4d', stage score
+# sousbatch @VERSION@: run '195683984931', stage score
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/234a9a15db4d/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/195683984931/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/234a9a15db4d score
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/195683984931 score
