@@ -88,7 +88,7 @@ def _write_rows(stream: IO[bytes], rows: Iterator[Mapping[str, Any]], name: str)
 
 
 def _text_of(value: Any) -> str:
-    """Return the text of a date or the like; bytes, such as those of an image, have none."""
+    """Return the text of a date or the like; bytes have none."""
     if isinstance(value, bytes):
         raise TypeError("it holds bytes and no text")
     return str(value)
