@@ -27,7 +27,9 @@ def texts() -> Iterator[str]:
     for name in ("labels", "questions", "dialogues", "essays"):
         for rows in GENERATORS[name](seed=0, num_train=2000, num_validation=0, num_test=0).values():
             for row in rows:
-                yield from (str(row[column]) for column in ("input", "target", "context", "text") if column in row)
+                yield from (
+                    str(row[column]) for column in ("input", "target", "question", "context", "text") if column in row
+                )
 
 
 def wordpiece() -> Tokenizer:

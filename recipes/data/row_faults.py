@@ -21,7 +21,7 @@ def row_refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
     settings = stage.settings
     for lengths in (one for one in inputs.lengths if one.stage == stage.name):
         positions = max_positions(inputs.model.config)
-        some = partial(_some, inputs.splits[lengths.split], lengths)
+        some = partial(name_rows, inputs.splits[lengths.split], lengths)
         if lengths.use == "predict":
             yield from _prompt_refusals(settings, some, lengths, positions)
         else:
@@ -29,7 +29,7 @@ def row_refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
 
 
 def _training_refusals(settings: StageSettings, some: Some, lengths: Lengths, positions: int | None) -> Iterator[str]:
-    data, where = settings.data, _where(lengths)
+    data, where = settings.data, where_of(lengths)
     if lengths.long.num and data.long_rows == "refuse":
         raised = f"data.max_tokens={lengths.longest}, " if lengths.longest > data.max_tokens else ""
         if positions and lengths.longest > positions:
@@ -59,7 +59,7 @@ def _training_refusals(settings: StageSettings, some: Some, lengths: Lengths, po
 
 
 def _prompt_refusals(settings: StageSettings, some: Some, lengths: Lengths, positions: int | None) -> Iterator[str]:
-    where, answer = _where(lengths), settings.predict.max_new_tokens
+    where, answer = where_of(lengths), settings.predict.max_new_tokens
     if positions is not None and answer >= positions:
         yield (
             f"{where}: predict.max_new_tokens={answer} leaves no tokens for a prompt in the model's {positions:,} "
@@ -92,8 +92,8 @@ def row_warnings(stage: Stage, inputs: Inputs) -> Iterator[str]:
     """Yield what happens to rows that are not used as they stand."""
     settings = stage.settings
     for lengths in (one for one in inputs.lengths if one.stage == stage.name):
-        where, policy = _where(lengths), settings.data.long_rows
-        some = partial(_some, inputs.splits[lengths.split], lengths)
+        where, policy = where_of(lengths), settings.data.long_rows
+        some = partial(name_rows, inputs.splits[lengths.split], lengths)
         if lengths.long.num and lengths.use == "predict":
             limit = _prompt_limits(settings, max_positions(inputs.model.config))
             yield f"{where}: {some(lengths.long, 'longer than', 'prompts')} {limit}, and are cut ({policy})"
@@ -109,11 +109,12 @@ def row_warnings(stage: Stage, inputs: Inputs) -> Iterator[str]:
             yield (f"{where}: {some(lengths.unlearnable, 'without a token to learn', 'rows')}, and are left out")
 
 
-def _where(lengths: Lengths) -> str:
+def where_of(lengths: Lengths) -> str:
+    """Return how messages name the rows of a stage."""
     return f"stage {lengths.stage!r}, split {lengths.split!r}"
 
 
-def _some(split: SplitFacts, lengths: Lengths, rows: Rows, what: str, noun: str) -> str:
+def name_rows(split: SplitFacts, lengths: Lengths, rows: Rows, what: str, noun: str) -> str:
     """Return such as "3 of 400 rows (row 1, 7, 9) are longer than"."""
     more = f" and {rows.num - len(rows.first):,} more" if rows.num > len(rows.first) else ""
     verb = "are" if what.startswith("longer") else "come"

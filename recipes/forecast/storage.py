@@ -17,6 +17,7 @@ from ...checkpoints.retention.save_level import SAVE_LEVELS, SaveLevel, least_he
 from ...checkpoints.sizes import Size, checkpoint_size, model_size
 from ..engines import engine_of
 from ..facts import Inputs, ModelFacts
+from ..model_kinds import overflows_in_float16
 from ..plan import Batch, CheckpointForecast, Forecast, ForecastLine, Stage
 from ..retention import model_dtype, num_best_kept, weights_dtype
 from ..schema import Adapter, Recipe, StageSettings
@@ -58,12 +59,12 @@ def with_dtype(recipe: Recipe, model: ModelFacts) -> Recipe:
     """Return *recipe* with the dtype of the consolidated model.
 
     The dtype follows *model* where the recipe is silent. A bfloat16 model stays one: float16 has a smaller range, and
-    might not hold its weights.
+    might not hold its weights. Neither can a T5 compute in float16.
     """
     if recipe.consolidate.dtype is not None:
         return recipe
     own = model.config.get("dtype") or model.config.get("torch_dtype") or model.tensors[0].dtype
-    dtype: FloatDtype = "bfloat16" if own == "bfloat16" else "float16"
+    dtype: FloatDtype = "bfloat16" if own == "bfloat16" or overflows_in_float16(model.config) else "float16"
     return replace(recipe, consolidate=replace(recipe.consolidate, dtype=dtype))
 
 

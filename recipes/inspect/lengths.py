@@ -234,7 +234,7 @@ def _counted(wanted: RowsToCount, rows: Iterator[Encoded]) -> dict[str, Any]:
     """
     is_prompt, policy = wanted.use == "predict", wanted.settings.data.long_rows
     seen: dict[str, tuple[int, list[int]]] = {"long": (0, []), "empty": (0, []), "unlearnable": (0, [])}
-    total = kept = longest = longest_kept = 0
+    total = kept = longest = longest_kept = longest_target = 0
 
     def note(kind: str, number: int) -> None:
         num, first = seen.get(kind, (0, []))
@@ -242,6 +242,7 @@ def _counted(wanted: RowsToCount, rows: Iterator[Encoded]) -> dict[str, Any]:
 
     for row in rows:
         total, longest = total + row.is_first, max(longest, row.num_tokens)
+        longest_target = max(longest_target, row.num_target_tokens)
         if row.is_long:
             note("long", total)
         if row.is_empty:
@@ -255,8 +256,8 @@ def _counted(wanted: RowsToCount, rows: Iterator[Encoded]) -> dict[str, Any]:
             kept, longest_kept = kept + 1, max(longest_kept, len(row.ids))
     rows_of = {kind: validate.to_plain(Rows(num=num, first=tuple(first))) for kind, (num, first) in seen.items()}
     kinds = {kind: rows_of.pop(kind) for kind in ("long", "empty", "unlearnable")}
-    counts = {"num_rows": total, "num_examples": kept, "longest": longest, "longest_kept": longest_kept}
-    return {**counts, **kinds, "remarks": rows_of}
+    lengths = {"longest": longest, "longest_kept": longest_kept, "longest_target": longest_target}
+    return {"num_rows": total, "num_examples": kept, **lengths, **kinds, "remarks": rows_of}
 
 
 def _shown(wanted: RowsToCount, number: int, row: Encoded, tokenizer: Any) -> str:

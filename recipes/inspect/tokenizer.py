@@ -53,9 +53,14 @@ class LightTokenizer:
         self.eos_token_id: int | None = ids["eos_token"]
         self.pad_token_id: int | None = ids["pad_token"] if ids["pad_token"] is not None else ids["eos_token"]
 
-    def __call__(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> dict[str, list[list[int]]]:
-        """Return {"input_ids": ids of each text}."""
-        found = self._inner.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+    def __call__(
+        self, text: Sequence[str] = (), *, text_target: Sequence[str] = (), add_special_tokens: bool = True
+    ) -> dict[str, list[list[int]]]:
+        """Return {"input_ids": ids of each text}.
+
+        A target is encoded as any other text is.
+        """
+        found = self._inner.encode_batch_fast([*text, *text_target], add_special_tokens=add_special_tokens)
         return {"input_ids": [one.ids for one in found]}
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -58,8 +58,8 @@ class StageSettings:
 
     task: str = key(
         "causal_lm",
-        "what the model learns: causal_lm, or a task of another package; seq2seq, question_answering and "
-        "classification come later",
+        "what the model learns: causal_lm, seq2seq (for encoder-decoders), or a task of another package; "
+        "question_answering and classification come later",
     )
     seed: int = key(0, "seed of weights, order of rows and sampling", at_least=0, at_most=2**32 - 1)
     model: Model = key(Model, "the model to start from")

@@ -131,9 +131,15 @@ class Data:
     loss_on: Literal["response", "all"] = key("response", "which tokens count in the loss", also=("train_on_inputs",))
     max_tokens: int = key(
         512,
-        "longest row in tokens, prompt and response together",
+        "longest row in tokens, prompt and response together; of seq2seq and classification the longest prompt",
         also=("max_seq_length", "cutoff_len", "max_length"),
         at_least=8,
+    )
+    max_target_tokens: int = key(
+        128,
+        "longest target in tokens, for task seq2seq, which encodes it apart",
+        also=("max_target_length", "generation_max_length"),
+        at_least=2,
     )
     pad_input_to: int | None = key(
         None,
@@ -151,7 +157,8 @@ class Data:
     augment: Augment | None = key(None, "training rows made of the selected ones, beside them")
     long_rows: Literal["refuse", "drop", "cut_left", "cut_right"] = key(
         "refuse",
-        "what happens to rows longer than max_tokens or pad_input_to: drop leaves them out of training, cut_left and "
-        "cut_right shorten them on that side, and prompts beyond the model's context too, which are never dropped",
+        "what happens to rows longer than max_tokens, max_target_tokens or pad_input_to: drop leaves them out of "
+        "training, cut_left and cut_right shorten them on that side, and prompts beyond the model's context too, which "
+        "are never dropped",
         was=("keep_long",),
     )

@@ -288,6 +288,6 @@ def _sections(view: StageSettings) -> Iterator[Fault]:
     if predict.min_new_tokens > predict.max_new_tokens:
         problem = f"is {predict.min_new_tokens}, above max_new_tokens {predict.max_new_tokens}"
         yield Fault(key="predict.min_new_tokens", problem=problem)
-    if predict.sample and predict.num_beams > 1:
+    if predict.sample and (predict.num_beams or 1) > 1:
         problem = f"is {predict.num_beams} with predict.sample"
         yield Fault(key="predict.num_beams", problem=problem, hint="draw tokens or search beams, not both")
