@@ -1,7 +1,7 @@
 """Merge an adapter with peft itself, in memory.
 
-It is for adapters that the streamed merge does not know. The model is built as it trained, gets the weights of the checkpoint, and is written in float32. Planning knows of it:
-see `ModelFacts.trained`.
+It is for adapters that the streamed merge does not know. The model is built as it trained, gets the weights of the
+checkpoint, and is written in float32.
 """
 
 from __future__ import annotations
