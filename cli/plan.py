@@ -233,7 +233,8 @@ def _as_text(value: Plan) -> str:
     space_line = f"{space.folder} has {format_size(max(0, space.free_bytes))} free ({space.source}{others})"
     storage.append(["peak", format_size(value.forecast.storage_peak_bytes), space_line])
     parts = [
-        f"{value.recipe.name} on {value.site.name}: run {value.run_id}, {model.num_params:,} parameters",
+        f"{value.recipe.name} on {value.site.name}: run {value.run_id}, {model.num_params:,} parameters"
+        + _trained(value),
         format_table([_stage_row(stage) for stage in value.stages], header=("stage", "kind", "where", "after", "")),
         format_table(splits, header=("data", "rows", "size", "file")),
         *_steps(value),
@@ -281,6 +282,31 @@ def _some(rows: Rows) -> str:
     """Return such as "12 (row 3, 4, 9, 17, 20 ...)"."""
     more = " ..." if rows.num > len(rows.first) else ""
     return f"{rows.num:,} (row {', '.join(map(str, rows.first))}{more})" if rows.num else ""
+
+
+def _trained(value: Plan) -> str:
+    """Return what share of the model its trainings train, where it is not all."""
+    from ..recipes.forecast.parameters import params_of
+
+    shares = {}
+    for stage in value.stages:
+        if stage.batch is not None:
+            params = params_of(stage.settings, value.inputs.model)
+            total = params.trainable + params.frozen
+            percent = f"{100 * params.trainable / total:.2g} %"
+            shares[stage.name] = f"trains {_short(params.trainable)} of {_short(total)} parameters ({percent})"
+            shares[stage.name] *= bool(params.frozen)
+    if len(set(shares.values())) == 1:
+        return "".join(f", {text}" for text in set(shares.values()) if text)
+    return "".join(f", {name} {text or 'trains all'}" for name, text in shares.items())
+
+
+def _short(number: int) -> str:
+    """Return a count with three digits, such as 1.23 M."""
+    for size, unit in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)
 
 
 def _lengths(value: Plan) -> list[str]:

@@ -62,7 +62,7 @@ def read_model(recipe: Recipe, variants: Sequence[Recipe] = ()) -> ModelFacts:
     is_plain = all(one == deciding_settings(StageSettings(task=recipe.task)) for one in trainings)
     found, trained = sorted(stored, key=lambda tensor: tensor.name), dict[str, TrainedFacts]()
     if not weights or spec.from_scratch or spec.config or task.has_new_head or not is_plain:
-        built = _build(recipe, trainings, folder, tokenizer_folder)
+        built = _build(recipe, trainings, stored, folder, tokenizer_folder)
         dtypes, usual = {tensor.name: tensor.dtype for tensor in stored}, stored[0].dtype if stored else "float32"
         found = [
             TensorFacts(name=name, shape=tuple(shape), dtype=dtypes.get(name, usual))
@@ -176,7 +176,13 @@ def _trainings(recipes: Sequence[Recipe]) -> list[dict[str, Any]]:
     ]
 
 
-def _build(recipe: Recipe, trainings: Sequence[dict[str, Any]], folder: Path, tokenizer_folder: Path) -> dict[str, Any]:
+def _build(
+    recipe: Recipe,
+    trainings: Sequence[dict[str, Any]],
+    stored: Sequence[TensorFacts],
+    folder: Path,
+    tokenizer_folder: Path,
+) -> dict[str, Any]:
     """Return what `architecture` finds when it builds the model for *trainings*.
 
     The answer is remembered.
@@ -187,6 +193,7 @@ def _build(recipe: Recipe, trainings: Sequence[dict[str, Any]], folder: Path, to
         "changes": spec.config,
         "trusts": spec.trust_remote_code,
         "add_tokens": spec.add_tokens,
+        "stored": {tensor.name: (tensor.shape, tensor.dtype) for tensor in stored},
         "trainings": {digest_of(one): one for one in trainings},
     }
     code = [(path.name, file_digest(path)) for path in sorted(folder.glob("*.py"))] if spec.trust_remote_code else []

@@ -17,7 +17,8 @@ from sousbatch.cluster.site import NodeKind, Partition, this_machine
 from sousbatch.errors import PlanError
 from sousbatch.recipes.compile import compile
 from sousbatch.recipes.compose import compose
-from sousbatch.recipes.facts import Inputs
+from sousbatch.recipes.facts import Inputs, TrainedFacts
+from sousbatch.recipes.forecast.parameters import training_key
 from sousbatch.recipes.inspect.inputs import inspect
 from sousbatch.recipes.plan import Plan, read_plan
 from sousbatch.recipes.schema import Recipe, Resources, StageSpec
@@ -334,3 +335,14 @@ def test_what_comes_later_can_be_composed_and_is_refused_by_its_key(project: Pat
     recipe = compose("./small.yaml", [override])
     with pytest.raises(PlanError, match=override.split("=")[0].replace(".", r"\.") + " can be written down"):
         compile(recipe, this_machine(), inspect(recipe, project))
+
+
+def test_an_adapter_that_peft_must_merge_needs_the_models_memory_and_space(small: ModuleType) -> None:
+    recipe = _changed(small.RECIPE, {"adapter.method": "lora"})
+    facts = TrainedFacts(trainable=90, frozen=904, quantisable=0, num_tensors=4, merges_in_memory=True)
+    inputs = _changed(small.INPUTS, {"model.trained": {training_key(recipe): facts}})
+    line = next(line for line in compile(recipe, small.SITE, inputs).forecast.storage if "merging" in line.what)
+    assert (line.what, line.num_bytes) == ("merging of consolidate", 4 * 904)
+    site = replace(small.SITE, memory_bytes=4 * 904 - 1)
+    with pytest.raises(PlanError, match="stage 'consolidate': this adapter can be merged in memory only"):
+        compile(recipe, site, inputs)
