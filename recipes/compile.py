@@ -158,7 +158,7 @@ def _refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
 
 
 def _merge_refusals(stage: Stage, site: Site, inputs: Inputs) -> Iterator[str]:
-    """Refuse an adapter that only peft can merge, where its model does not fit into memory."""
+    """Refuse an adapter that can be merged in memory only, where that is too small."""
     needed = merge_bytes(stage.settings, inputs.model) if stage.record.leaves == "model" else 0
     if needed > (there := node_memory(stage, site)) > 0:
         yield (
