@@ -20,7 +20,7 @@ from ..data.preparing import step_faults
 from ..stage_kinds import RECIPE_KINDS, STAGE_KINDS, RowUse, StageKind
 from ..stages import fitting_sources, kind_name, resolve_stages, settings_of, stages_of
 from ..tasks import TASKS, is_later, task_faults
-from . import Recipe, Resources, Schedule, StageSettings, validate
+from . import QuestionAnswering, Recipe, Resources, Schedule, StageSettings, validate
 
 # sbatch options that a run depends on, and what to write instead.
 _OWNED = {
@@ -68,7 +68,7 @@ def _basics(recipe: Recipe) -> Iterator[Fault]:
     problem, hint = TASKS.problem(recipe.task)
     if problem and not is_later(recipe.task):
         yield Fault(key="task", problem=problem, hint=hint)
-    if recipe.question_answering is not None and recipe.task != "question_answering":
+    if recipe.question_answering != QuestionAnswering() and recipe.task != "question_answering":
         yield Fault(
             key="question_answering", problem=f"has no meaning for task {recipe.task}", hint="leave it out, or set task"
         )
