@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 
-from sousbatch.cli.main import main
 from sousbatch.errors import UsageError
 from sousbatch.recipes.catalog import LIBRARY_DIR
+from sousbatch.recipes.compose import compose
+from sousbatch.recipes.inspect.data import read_splits
 from sousbatch.recipes.inspect.tokenizer import load_full
-from sousbatch.recipes.inspect.tokens import answer
+from sousbatch.recipes.inspect.tokens import answer, find_tokens
+from sousbatch.recipes.schema import Recipe
+from sousbatch.recipes.schema.validate import to_plain
+from sousbatch.recipes.stages import with_tokens
 
 FOLDER = LIBRARY_DIR / "models" / "tiny-hangul"  # its tokens are letters
 WORDS = ["정말", "아름다운", "가게", "맛있는", "커피", "친절한", "사장님", "다시", "갑니다"]
@@ -83,24 +87,32 @@ def test_a_sentencepiece_model_and_its_vocabulary_give_the_same_tokens(text: Pat
         asked(text, file=str(tmp_path / "bad.model"))
 
 
-def plan(capsys: pytest.CaptureFixture[str], *overrides: str, code: int = 0) -> str:
-    assert main(["plan", "./small.yaml", *overrides, "--launcher", "local"]) == code
-    said = capsys.readouterr()
-    return said.out if code == 0 else said.err
+def found_by(project: Path, source: str) -> Recipe:
+    """Return the recipe of the project with the tokens that *source* gives it."""
+    recipe = compose("./small.yaml", [f"model.add_tokens_from={source}", "model.add_tokens=[one]"])
+    splits = read_splits(recipe)
+    return with_tokens(recipe, find_tokens(recipe, project / "model", splits, ()))
 
 
-def test_a_plan_says_how_many_are_added_and_hands_them_to_each_stage(
-    project: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_tokens_that_are_found_follow_those_of_the_recipe(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asks: list[Any] = []
+
+    def ask(named: str, request: dict[str, Any]) -> Any:
+        asks.append(json.loads(json.dumps(request)))
+        return to_plain(answer(asks[-1]))
+
+    monkeypatch.setattr("sousbatch.recipes.inspect.tokens._ask", ask)
     Path("words.txt").write_text("train 1\ntrain 2\n")
-    found = json.loads(plan(capsys, "model.add_tokens_from=words.txt", "--json"))
-    for stage in found["stages"]:
-        assert stage["settings"]["model"]["add_tokens"] == ["train 1", "train 2"]
-    tokens = found["inputs"]["tokens"]
-    assert tokens["source"] == "words.txt" and tokens["after"] < tokens["before"]
+    model = found_by(project, "words.txt").model
+    assert model.add_tokens == ("one", "train 1", "train 2") and model.add_tokens_from is None
+    found_by(project, "words.txt")
+    assert len(asks) == 1, "they are remembered"
+    Path("words.txt").write_text("train 3\n")
+    assert found_by(project, "words.txt").model.add_tokens == ("one", "train 3")
 
 
-def test_a_source_of_tokens_that_is_none_is_one_line(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = plan(capsys, "model.add_tokens_from=nowhere.txt", code=2)
-    assert "model.add_tokens_from 'nowhere.txt' does not exist" in said and "spm:N to train N tokens" in said
-    assert "write spm:N with the number of tokens to train" in plan(capsys, "model.add_tokens_from=spm:many", code=2)
+def test_a_source_of_tokens_that_is_none_is_one_line(project: Path) -> None:
+    with pytest.raises(UsageError, match=r"add_tokens_from 'nowhere.txt' does not exist: .*spm:N to train N tokens"):
+        found_by(project, "nowhere.txt")
+    with pytest.raises(UsageError, match="write spm:N with the number of tokens to train"):
+        found_by(project, "spm:many")
