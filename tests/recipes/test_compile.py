@@ -17,7 +17,7 @@ from sousbatch.cluster.site import NodeKind, Partition, this_machine
 from sousbatch.errors import PlanError
 from sousbatch.recipes.compile import compile
 from sousbatch.recipes.compose import compose
-from sousbatch.recipes.facts import Inputs, TrainedFacts
+from sousbatch.recipes.facts import Inputs, TokenFacts, TrainedFacts
 from sousbatch.recipes.forecast.parameters import training_key
 from sousbatch.recipes.inspect.inputs import inspect
 from sousbatch.recipes.plan import Plan, read_plan
@@ -329,7 +329,7 @@ def test_the_plan_of_the_small_recipe_has_no_warning(small: ModuleType) -> None:
 
 @pytest.mark.parametrize(
     "override",
-    ["predict.engine=vllm", "predict.length_ratio=0.14", "model.add_tokens_from=words.txt"],
+    ["predict.engine=vllm", "predict.length_ratio=0.14"],
 )
 def test_what_comes_later_can_be_composed_and_is_refused_by_its_key(project: Path, override: str) -> None:
     recipe = compose("./small.yaml", [override])

@@ -207,3 +207,16 @@ def test_a_tied_layer_that_trains_in_full_stays_tied(saved: str, tokenizer_folde
     stored = {name: (shape, "float32") for name, shape in plain["tensors"]}
     found = ask(tied, tokenizer_folder, tmp_path, settings=settings, stored=stored)["trained"]["one"]
     assert found["trainable"] == 2 * 2 * (16 + 16) + 64 * 16 and not found["merges_in_memory"]
+
+
+@pytest.mark.parametrize("saved", ["embed_tokens", "lm_head"])
+def test_new_tokens_of_a_tied_layer_that_trains_in_full_need_no_rows(
+    saved: str, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    settings = StageSettings(
+        model=Model(add_tokens=("[A]", "[B]")),
+        adapter=Adapter(method="lora", rank=2, target_modules=("q_proj",), modules_to_save=(saved,)),
+    )
+    tied = ("llama", {"num_key_value_heads": 2, "tie_word_embeddings": True})
+    found = ask(tied, tokenizer_folder, tmp_path, settings=settings)["trained"]["one"]
+    assert found["trainable"] == 2 * 2 * (16 + 16) + 66 * 16
