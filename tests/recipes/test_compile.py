@@ -17,7 +17,7 @@ from sousbatch.cluster.site import NodeKind, Partition, this_machine
 from sousbatch.errors import PlanError
 from sousbatch.recipes.compile import compile
 from sousbatch.recipes.compose import compose
-from sousbatch.recipes.facts import Inputs, TokenFacts, TrainedFacts
+from sousbatch.recipes.facts import Inputs, TrainedFacts
 from sousbatch.recipes.forecast.parameters import training_key
 from sousbatch.recipes.inspect.inputs import inspect
 from sousbatch.recipes.plan import Plan, read_plan
