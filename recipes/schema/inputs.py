@@ -133,6 +133,12 @@ class Data:
         also=("max_seq_length", "cutoff_len", "max_length"),
         at_least=8,
     )
+    packing: Literal["none", "blocks", "rows"] = key(
+        "none",
+        "how rows share an example of max_tokens, so that there is no padding: blocks joins plain text with end tokens "
+        "and cuts it; rows puts training rows side by side, each of which sees itself alone",
+        also=("sample_packing", "group_texts"),
+    )
     pad_input_to: int | None = key(
         None,
         "pad every prompt to this many tokens, so that a small model finds input and output at one distance",

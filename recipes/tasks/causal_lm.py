@@ -12,6 +12,7 @@ from typing import Any
 from ...errors import Fault
 from ...predictions.metrics import DEFAULT_METRICS
 from ..data.encode import Encoded, encode_prompts, encode_rows
+from ..data.packing import pack_refusal
 from ..data.prompts import prompt_columns, prompt_fields
 from ..data.row_faults import row_refusals, row_warnings
 from ..data.rows import Row
@@ -67,6 +68,12 @@ def _encode(
     return encode_rows(settings.data, rows, tokenizer)
 
 
+def _refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
+    yield from row_refusals(stage, inputs)
+    if "train" in stage.splits and (reason := pack_refusal(stage.settings, inputs.model.config)):
+        yield reason
+
+
 def _warnings(stage: Stage, inputs: Inputs) -> Iterator[str]:
     yield from row_warnings(stage, inputs)
     predict = stage.settings.predict
@@ -94,6 +101,7 @@ TASK = TaskSpec(
     kinds=("decoder",),
     peft_type="CAUSAL_LM",
     head_modules=("lm_head",),
+    can_pack=True,
     generates=True,
     decides=(
         *("data.columns.input", "data.columns.context", "data.columns.text", "data.prompt", "data.system"),
@@ -106,7 +114,7 @@ TASK = TaskSpec(
     columns=_columns,
     longest=_longest,
     encode=_encode,
-    refusals=row_refusals,
+    refusals=_refusals,
     warnings=_warnings,
     outputs=_outputs,
     row_bytes=_row_bytes,
