@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := $(shell git ls-files '*.py' '*.yaml' '*.json' setup.cfg pyproject.toml 2>/dev/null)
 
-.PHONY: demo test test-faults test-matrix test-slurm test-slurm-as slurm check types install clean
+.PHONY: demo test test-faults test-matrix test-gpu test-slurm test-slurm-as slurm check types install clean
 
 # Runs the library's demo recipe through every stage on this machine's CPU.
 demo: $(STAMP)
@@ -27,6 +27,10 @@ test-faults: $(STAMP)
 # Every task, method, sharding and precision together, on tiny models: at most 25 minutes.
 test-matrix: $(STAMP)
 	$(PYTEST) -m matrix $(TESTS)
+
+# What needs a GPU, with the Python whose torch knows the card, and the other packages, test tools too: PYTHON=python3
+test-gpu: build/as/sousbatch
+	PYTHONPATH=$(abspath build/as) OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -rPs -m gpu tests/end_to_end/test_gpu.py
 
 # What needs a Slurm, on that of a prefix, and with values of slurm.conf: make test-slurm SLURM=DIR SET="KEY=VALUE ..."
 test-slurm: $(STAMP)

@@ -102,6 +102,7 @@ def _trainer(
         train_dataset=examples,
         eval_dataset=eval_examples,
         data_collator=runtime.collator(settings, tokenizer, model),
+        compute_loss_func=runtime.loss(settings, examples) if runtime.loss else None,
         callbacks=[callback],
     )
     trainer.remove_callback(PrinterCallback)  # it prints on every rank

@@ -13,14 +13,15 @@ from ..errors import PlanError
 from .engines import engine_of
 from .facts import Inputs, ModelFacts
 from .forecast.memory import forecast, host_memory
-from .forecast.parameters import is_frozen, takes_adapter
 from .forecast.storage import is_own_limit, model_of, with_dtype
+from .optimizers import optimizer_refusals
 from .plan import After, Batch, Forecast, Plan, Stage, StageModel, StageSplit
 from .refusals import by_stage, doubts, misfits, node_memory, rank_memory
 from .schema import Recipe, StageSettings
 from .schema.fields import unbuilt
 from .stages import ResolvedStage, RowsWanted, resolve_stages
 from .tasks import task_of, with_metrics
+from .train_refusals import train_refusals, train_warnings
 
 _TASK_BYTES = 40_000_000_000  # of the consolidated model: 120 GB move, 2 minutes at 1 GB/s
 
@@ -117,15 +118,23 @@ def _batch(found: ResolvedStage, num_examples: int) -> Batch:
     ranks = resources.nodes * resources.devices_per_node
     steps_per_epoch = max(1, math.ceil(num_examples / train.global_batch))
     steps = train.steps or math.ceil(train.epochs * steps_per_epoch)
+    warmup = train.schedule.warmup_steps
     return Batch(
         world_size=ranks,
         micro_batch=train.micro_batch,
         accumulation=max(1, train.global_batch // (ranks * train.micro_batch)),
         steps=steps,
         steps_per_epoch=steps_per_epoch,
-        warmup_steps=math.ceil(train.schedule.warmup_ratio * steps),
-        save_every_steps=min(steps, found.settings.checkpoints.every_steps or max(1, steps // 10)),
+        warmup_steps=warmup if warmup is not None else math.ceil(train.schedule.warmup_ratio * steps),
+        save_every_steps=min(steps, _save_every(found.settings, steps, steps_per_epoch)),
     )
+
+
+def _save_every(settings: StageSettings, steps: int, steps_per_epoch: int) -> int:
+    spec = settings.checkpoints
+    if spec.every_steps is None and spec.every_epochs is not None:
+        return max(1, round(spec.every_epochs * steps_per_epoch))
+    return spec.every_steps or max(1, steps // 10)
 
 
 def _refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
@@ -139,8 +148,10 @@ def _refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
     yield from task_of(settings.task).refusals(stage, inputs)
     if stage.batch is not None:
         yield from _batch_refusals(settings, stage, stage.batch)
+        yield from train_refusals(stage)
+        yield from optimizer_refusals(stage, inputs.versions)
         yield from engine_of(settings).refusals(settings, inputs.model)
-        yield from _parameter_refusals(settings, stage, inputs)
+        yield from _parameter_refusals(settings, stage)
     elif stage.record.starts_from_model and stage.model.is_random:
         yield f"stage {stage.name!r} has no model: no consolidate stage above it, and model.path has no weights"
 
@@ -165,31 +176,23 @@ def _batch_refusals(settings: StageSettings, stage: Stage, batch: Batch) -> Iter
         )
 
 
-def _parameter_refusals(settings: StageSettings, stage: Stage, inputs: Inputs) -> Iterator[str]:
-    """Refuse what would train nothing, or not what was meant."""
-    method, freeze, tensors = settings.adapter.method, settings.model.freeze, inputs.model.tensors
+def _parameter_refusals(settings: StageSettings, stage: Stage) -> Iterator[str]:
+    """Refuse methods that do not fit together.
+
+    The names in them were checked when the model was built.
+    """
+    method = settings.adapter.method
     if method != "full":
         if stage.model.is_random:
             yield (
                 f"adapter.method {method} trains beside pretrained weights, but the model starts from random ones; "
                 "set adapter=full, or take a trained model"
             )
-        if freeze:
+        if settings.model.freeze:
             yield (
                 "model.freeze has no meaning with an adapter, which freezes the whole base; set model.freeze=[] or "
                 "adapter=full"
             )
-        heads = task_of(settings.task).head_modules
-        for target in settings.adapter.target_modules:
-            if not any(takes_adapter(tensor, target, heads) for tensor in tensors):
-                linear = {t.name.removesuffix(".weight").rsplit(".", 1)[-1] for t in tensors if len(t.shape) == 2}
-                yield f"adapter.target_modules: no layer is called {target!r}; known: {', '.join(sorted(linear))}"
-        return
-    for pattern in freeze:
-        if not any(is_frozen(tensor.name, [pattern]) for tensor in tensors):
-            yield f"model.freeze: no parameter matches {pattern!r}; they are called like {tensors[0].name}"
-    if all(is_frozen(tensor.name, freeze) for tensor in tensors):
-        yield f"model.freeze {list(freeze)} leaves nothing to train; set model.freeze=[]"
 
 
 def _storage_refusals(stages: Sequence[Stage], found: Forecast, inputs: Inputs) -> Iterator[str]:
@@ -236,6 +239,7 @@ def _warnings(recipe: Recipe, site: Site, inputs: Inputs, stage: Stage, found: F
     yield from task_of(stage.settings.task).warnings(stage, inputs)
     if stage.batch is None:
         return
+    yield from train_warnings(stage)
     yield from _storage_warnings(stage, found)
     wanted, ranks = stage.resources, stage.resources.nodes * stage.resources.devices_per_node
     total, there = sum(line.num_bytes for line in found.device[stage.name]), rank_memory(stage, site)
@@ -265,8 +269,8 @@ def _gb(num_bytes: float) -> str:
 
 
 def _slurm_only(recipe: Recipe, site: Site) -> Iterator[str]:
-    """Warn of what only Slurm keeps: a time limit that is not kept would surprise."""
-    words = ("memory_gb", "time_min", "partition", "account", "qos", "constraint", "exclude", "reservation", "sbatch")
+    """Warn of what only Slurm keeps."""
+    words = ("memory_gb", "partition", "account", "qos", "constraint", "exclude", "reservation", "sbatch")
     asked = {f"resources {word}" for wanted in recipe.resources.values() for word in words if getattr(wanted, word)}
     if recipe.environment.container:
         asked.add("environment.container")

@@ -6,6 +6,7 @@ a noise that is seeded by row, so another batch or world size draws the same.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,11 @@ def load_model(settings: StageSettings, model_dir: Path, model_class: str, devic
 
 
 class TransformersEngine:
-    """A model of transformers that continues prompts."""
+    """A model of transformers that continues prompts, or answers them."""
 
     def __init__(self, settings: StageSettings, model: Any, tokenizer: Any) -> None:
         self._settings, self._model, self._tokenizer = settings, model, tokenizer
+        self._is_encoder_decoder = bool(model.config.is_encoder_decoder)
         self._pad = pad_id(tokenizer)
         self._generation = _generation_config(settings.predict, model, tokenizer, self._pad)
 
@@ -80,10 +82,10 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def _generate_batch(self, prompts: list[list[int]], positions: list[int]) -> list[str]:
-        longest = max(map(len, prompts))
-        ids = torch.tensor([[self._pad] * (longest - len(prompt)) + prompt for prompt in prompts])
-        # padding inside a prompt is attended to, that on its left is not
-        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        # padding inside a prompt is attended to, that beside it is not; an encoder counts positions from the left
+        side = "right" if self._is_encoder_decoder else "left"
+        ids = _padded(prompts, self._pad, side)
+        mask = _padded([[1] * len(prompt) for prompt in prompts], 0, side)
         device, predict = self._model.device, self._settings.predict
         output = self._model.generate(
             input_ids=ids.to(device),
@@ -91,22 +93,39 @@ class TransformersEngine:
             generation_config=self._generation,
             logits_processor=_sampling(predict, self._settings.seed, positions) if predict.sample else None,
         )
-        return list(self._tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True))
+        num_read = 0 if self._is_encoder_decoder else ids.shape[1]
+        return list(self._tokenizer.batch_decode(output[:, num_read:], skip_special_tokens=True))
+
+
+def _padded(rows: Sequence[list[int]], value: int, side: str) -> torch.Tensor:
+    tensors = [torch.tensor(row) for row in rows]
+    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=side)
 
 
 def _generation_config(spec: Predict, model: Any, tokenizer: Any, pad: int) -> GenerationConfig:
-    end = model.generation_config.eos_token_id if model.generation_config is not None else None
-    return GenerationConfig(
+    """Return how tokens are chosen.
+
+    An encoder-decoder's own settings stay where the recipe is silent: the tokens that it must begin and end with, its
+    beams, its n-grams. Lengths and drawing are the recipe's alone.
+    """
+    own = model.generation_config if model.generation_config is not None else GenerationConfig()
+    base = own if model.config.is_encoder_decoder else GenerationConfig()
+    found = copy.deepcopy(base)
+    found.update(
+        max_length=None,
+        min_length=None,
         max_new_tokens=spec.max_new_tokens,
         min_new_tokens=spec.min_new_tokens or None,
         do_sample=False,  # drawing is done by noise on the logits, see _sampling
-        num_beams=spec.num_beams,
-        repetition_penalty=spec.repetition_penalty,
-        no_repeat_ngram_size=spec.no_repeat_ngram,
-        eos_token_id=end if end is not None else tokenizer.eos_token_id,
+        **dict.fromkeys(("temperature", "top_k", "top_p")),
+        num_beams=spec.num_beams or (not spec.sample and base.num_beams) or 1,
+        repetition_penalty=spec.repetition_penalty or base.repetition_penalty or 1.0,
+        no_repeat_ngram_size=base.no_repeat_ngram_size or 0 if spec.no_repeat_ngram is None else spec.no_repeat_ngram,
+        eos_token_id=own.eos_token_id if own.eos_token_id is not None else tokenizer.eos_token_id,
         bos_token_id=tokenizer.bos_token_id,
         pad_token_id=pad,
     )
+    return found
 
 
 def _sampling(spec: Predict, seed: int, positions: Sequence[int]) -> LogitsProcessorList:

@@ -41,6 +41,16 @@ class Answerer(Protocol):
         """
 
 
+class Loss(Protocol):
+    """A loss as transformers' Trainer calls it."""
+
+    def __call__(self, outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+        """Return the mean loss over the labels that count.
+
+        Of a step that is summed up over several batches, *num_items_in_batch* is the number of all its labels.
+        """
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskRuntime:
     """The runtime half of a task."""
@@ -51,6 +61,8 @@ class TaskRuntime:
     collator: Callable[[StageSettings, Any, Any], Callable[[Sequence[Any]], Mapping[str, Any]]]
     # Returns what answers rows, from a loaded model and a tokenizer; the model is an engine where the task generates.
     answerer: Callable[[StageSettings, Any, Any], Answerer]
+    # Returns the loss of a model's outputs, from the examples that train; None leaves it to the model itself.
+    loss: Callable[[StageSettings, Examples], Loss] | None = None
 
 
 def runtime_of(task: TaskSpec) -> TaskRuntime:

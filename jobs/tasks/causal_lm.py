@@ -20,7 +20,7 @@ from ...predictions.rows import PREDICTION
 from ...recipes.data.encode import BATCH_ROWS, Encoded, is_kept, pad_id
 from ...recipes.data.rows import Row, read_rows
 from ...recipes.schema import StageSettings
-from ...recipes.tasks.causal_lm import TASK
+from ...recipes.tasks import task_of
 from ..generation import Engine
 from . import IGNORED_LABEL, Examples, TaskRuntime
 from .packed import Blocks, Packs, pack_batch
@@ -84,29 +84,36 @@ class Ragged:
 
 
 def load_examples(settings: StageSettings, path: Path, tokenizer: Any, limit: int | None = None) -> Examples:
-    """Return the examples of the data file at *path*.
-
-    Rows with nothing to learn are left out. With `data.packing` an example is a pack of rows, or a block.
-
-    Raises:
-        RunError: a row has more than `data.max_tokens` tokens and is to be refused, or no
-            row has a token that counts in the loss.
-    """
-    rows = TokenRows(_kept(settings, islice(read_rows(path), limit), tokenizer, str(path)))
-    if not len(rows):
-        raise RunError(
-            f"no row of {path} has a token that counts in the loss; check data.columns and data.max_tokens",
-            advice=UsageError.advice,
-        )
+    """Return the examples of the data file at *path*: rows, packs or blocks."""
+    rows = load_rows(settings, path, tokenizer, limit)
     shared: dict[str, Callable[[TokenRows, int], Examples]] = {"rows": Packs, "blocks": Blocks}
     packing, size = settings.data.packing, settings.data.max_tokens
     return rows if packing == "none" else shared[packing](rows, size)
 
 
-def _kept(settings: StageSettings, rows: Iterable[Row], tokenizer: Any, name: str) -> Iterator[Encoded]:
-    data, iterator, done = settings.data, iter(rows), 0
+def load_rows(settings: StageSettings, path: Path, tokenizer: Any, limit: int | None = None) -> TokenRows:
+    """Return the rows of the data file at *path*.
+
+    Rows with nothing to learn are left out.
+
+    Raises:
+        RunError: a row has more than `data.max_tokens` tokens and is to be refused, or no
+            row has a token that counts in the loss.
+    """
+    rows = TokenRows(kept_rows(settings, islice(read_rows(path), limit), tokenizer, str(path)))
+    if not len(rows):
+        raise RunError(
+            f"no row of {path} has a token that counts in the loss; check data.columns and data.max_tokens",
+            advice=UsageError.advice,
+        )
+    return rows
+
+
+def kept_rows(settings: StageSettings, rows: Iterable[Row], tokenizer: Any, name: str) -> Iterator[Encoded]:
+    """Yield the examples that training uses of *rows*, which messages call *name*."""
+    data, iterator, done, task = settings.data, iter(rows), 0, task_of(settings.task)
     while batch := list(islice(iterator, BATCH_ROWS)):
-        for number, row in enumerate(TASK.encode(settings, "train", batch, tokenizer, data.max_tokens), done + 1):
+        for number, row in enumerate(task.encode(settings, "train", batch, tokenizer, data.max_tokens), done + 1):
             if row.is_long and data.long_rows == "refuse":
                 raise RunError(
                     f"row {number} of {name} has {row.num_tokens} tokens, its prompt included, and data.max_tokens is "
@@ -148,19 +155,21 @@ class Collator:
         }
 
 
-class CausalAnswerer:
+class GeneratingAnswerer:
     """Makes prompts of rows, and predictions of what the engine generates."""
 
     def __init__(self, settings: StageSettings, engine: Engine, tokenizer: Any) -> None:
         self._settings, self._engine, self._tokenizer = settings, engine, tokenizer
-        self._longest = TASK.longest(settings, "predict", engine.config)
+        self._task = task_of(settings.task)
+        self._longest = self._task.longest(settings, "predict", engine.config)
 
     def answer(self, rows: Sequence[tuple[int, Row]]) -> list[dict[str, Any]]:
         """Return the predictions of rows, in their order, in Unicode NFC.
 
         The rows come as (position in the file, row) pairs.
         """
-        found = TASK.encode(self._settings, "predict", [row for _, row in rows], self._tokenizer, self._longest)
+        asked = [row for _, row in rows]
+        found = self._task.encode(self._settings, "predict", asked, self._tokenizer, self._longest)
         texts = self._engine.generate([prompt.ids for prompt in found], [position for position, _ in rows])
         return [{PREDICTION: unicodedata.normalize("NFC", text)} for text in texts]
 
@@ -170,5 +179,5 @@ RUNTIME = TaskRuntime(
     collator=lambda settings, tokenizer, model: Collator(
         pad_id(tokenizer), is_flat=settings.model.attention == "flash_attention_2"
     ),
-    answerer=CausalAnswerer,
+    answerer=GeneratingAnswerer,
 )

@@ -5,15 +5,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+import importlib
+from collections.abc import Iterable
+from typing import Any, cast
 
+import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainingArguments
 
+from ...errors import RunError, UsageError
+from ...recipes.optimizers import OPTIMIZERS
 from ...recipes.plan import Batch
+from ...recipes.schema import Train
+from ...recipes.tasks import task_of
 from ..context import JobContext
 from . import schedule
 from .engines import engine_of
+from .losses import uniform_loss
+from .row_order import LengthSampler
 from .saver import Saver
 
 
@@ -27,15 +36,19 @@ def training_arguments(job: JobContext, batch: Batch) -> TrainingArguments:
         per_device_eval_batch_size=batch.micro_batch,
         gradient_accumulation_steps=batch.accumulation,
         learning_rate=train.learning_rate,
-        optim="adamw_torch" if train.optimizer == "adamw" else "adafactor",
+        optim="adamw_torch" if ":" in (optimizer := OPTIMIZERS[train.optimizer].argument) else optimizer,
         adam_beta1=train.beta1,
         adam_beta2=train.beta2,
         adam_epsilon=train.epsilon,
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
-        bf16=train.precision == "bfloat16",
-        fp16=train.precision == "float16",
+        neftune_noise_alpha=train.neftune_alpha,
+        tf32=train.tf32 or None,
+        dataloader_num_workers=train.num_workers,
+        bf16=train.precision == "bfloat16" and train.master_weights,
+        fp16=train.precision == "float16" and train.master_weights,
         logging_steps=train.log_every_steps,
+        logging_nan_inf_filter=False,  # it would show the last loss in place of one that is no number
         logging_strategy="no",  # the callback decides, so that the last step is logged, saved and measured too
         save_strategy="no",
         eval_strategy="no",
@@ -52,12 +65,37 @@ def training_arguments(job: JobContext, batch: Batch) -> TrainingArguments:
     )
 
 
+def own_optimizer(train: Train) -> tuple[type, dict[str, Any]] | None:
+    """Return class and arguments of an optimizer that transformers does not know.
+
+    Raises:
+        RunError: it cannot be compiled here.
+    """
+    module, _, name = OPTIMIZERS[train.optimizer].argument.partition(":")
+    if not name:
+        return None
+    found = getattr(importlib.import_module(module), name)
+    options = {"lr": train.learning_rate, "betas": (train.beta1, train.beta2), "eps": train.epsilon, "adamw_mode": True}
+    if name == "FusedAdam":
+        options["adam_w_mode"] = options.pop("adamw_mode")
+    try:
+        found([torch.nn.Parameter(torch.zeros(1))], **options)  # compiles it, where it never was
+    except Exception as error:
+        raise RunError(
+            f"train.optimizer {train.optimizer} could not be compiled: {' '.join(str(error).split())[:300]}; it needs "
+            "g++ and ninja on the node, else set train.optimizer=adamw",
+            advice=UsageError.advice,
+        ) from error
+    return found, options
+
+
 class RecipeTrainer(Trainer):
     """A Trainer with the recipe's schedule and our way of saving."""
 
     def __init__(self, job: JobContext, batch: Batch, saver: Saver, **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(**options, optimizer_cls_and_kwargs=own_optimizer(job.settings.train))
         self._job, self._batch, self._saver = job, batch, saver
+        self._is_causal = task_of(job.settings.task).model_class == "AutoModelForCausalLM"
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Return the recipe's schedule over optimizer steps."""
@@ -72,6 +110,28 @@ class RecipeTrainer(Trainer):
             self.lr_scheduler = scheduler = LambdaLR(optimizer or self.optimizer, factor)
             self._created_lr_scheduler = True
         return scheduler
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Return the order of the rows: transformers' own, or by length."""
+        train = self._job.settings.train
+        if not train.group_by_length:
+            return super()._get_train_sampler(train_dataset)
+        lengths = [len(example["input_ids"]) for example in cast("Iterable[Any]", self.train_dataset)]
+        return LengthSampler(lengths, group=train.global_batch, seed=self._job.settings.seed)
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return the loss, which is smoothed only while training."""
+        epsilon = self._job.settings.train.label_smoothing
+        if not (epsilon and model.training):
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        sums, count = uniform_loss(outputs["logits"], inputs["labels"], is_shifted=self._is_causal)
+        is_per_step = self.model_accepts_loss_kwargs and num_items_in_batch is not None  # as the model's own loss is
+        scale = self.accelerator.num_processes / num_items_in_batch if is_per_step else 1 / max(1, count)
+        loss = (1 - epsilon) * loss + epsilon * scale * sums
+        return (loss, outputs) if return_outputs else loss
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self._saver.save(self, is_stop=self.control.should_training_stop)

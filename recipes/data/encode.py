@@ -26,8 +26,9 @@ class Encoded:
     """One example: token ids, and the spans of them that count in the loss.
 
     The spans are in order and apart. It also has its length before any cut. It is the first example of its row,
-    unless a task makes several of one. *remarks* are what its task has to say of the row, such as "question cut";
-    planning counts the rows of each.
+    unless a task makes several of one. Where source and target are encoded apart, *num_tokens* is that of the
+    source alone. *remarks* are what its task has to say of the row, such as "question cut"; planning counts the rows
+    of each.
     """
 
     ids: list[int]
@@ -36,6 +37,7 @@ class Encoded:
     is_long: bool
     is_empty: bool = False
     is_first: bool = True
+    num_target_tokens: int = 0  # before any cut, of a target that is encoded apart
     remarks: tuple[str, ...] = ()
 
     @property

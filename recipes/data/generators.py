@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from ... import files
 from ..schema.inputs import GeneratorName
-from . import hangul, reviews
+from . import hangul, reviews, smalltalk
 
 GENERATORS: dict[str, Callable[..., dict[str, list[dict[str, Any]]]]] = {
     "hangul": hangul.generate,
@@ -16,10 +16,11 @@ GENERATORS: dict[str, Callable[..., dict[str, list[dict[str, Any]]]]] = {
     "questions": reviews.questions,
     "dialogues": reviews.dialogues,
     "essays": reviews.essays,
+    "smalltalk": smalltalk.smalltalk,
 }
 assert set(GENERATORS) == set(get_args(GeneratorName)), "the schema names every generator"
 
 
 def code_digest() -> str:
     """Return the identity of the code that makes the rows."""
-    return files.digest_of([files.digest_file(Path(str(module.__file__))) for module in (hangul, reviews)])
+    return files.digest_of([files.digest_file(Path(str(module.__file__))) for module in (hangul, reviews, smalltalk)])

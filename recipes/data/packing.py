@@ -23,7 +23,7 @@ _WINDOW = 8192
 PACKABLE = frozenset(
     (
         *("apertus", "codegen", "cohere", "cohere2", "ernie4_5", "exaone4", "gemma", "gemma2", "gemma3_text", "glm"),
-        *("glm4", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj", "granite", "granitemoe", "helium"),
+        *("glm4", "gpt2", "gpt_neo", "gpt_neox", "gptj", "granite", "granitemoe", "helium"),
         *("hunyuan_v1_dense", "llama", "ministral", "mistral", "mixtral", "nemotron", "olmo", "olmo2", "olmoe"),
         *("persimmon", "phi", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3", "stablelm", "starcoder2"),
     )
@@ -51,7 +51,7 @@ def num_blocks(num_tokens: int, size: int) -> int:
 
 
 def packs_of(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Yield the rows of each pack by their positions; no pack has more than *size* tokens.
+    """Yield the rows of each pack, of at most *size* tokens, by their positions.
 
     The same lengths give the same packs. Within a window of shuffled rows the longest goes first, each into the fullest
     pack that has room for it (best-fit decreasing; at most 11/9 of the fewest packs possible, Johnson 1974).
@@ -84,7 +84,7 @@ def _packed(rows: Sequence[int], lengths: Sequence[int], size: int) -> list[list
 
 
 def pack_refusal(settings: StageSettings, config: Mapping[str, Any]) -> str | None:
-    """Return why rows cannot be packed for a model of this config, None where they can."""
+    """Return why rows cannot be packed for a model of this config, or None."""
     kind = config.get("model_type")
     if settings.data.packing != "rows":
         return None

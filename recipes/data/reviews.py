@@ -26,9 +26,9 @@ def labelled(seed: int, num_train: int, num_validation: int, num_test: int) -> d
 
 
 def questions(seed: int, num_train: int, num_validation: int, num_test: int) -> dict[str, list[Row]]:
-    """Return questions in `input` on the passage in `context`.
+    """Return questions in `question` on the passage in `context`.
 
-    `target` is the answer, which begins at the character `start` of the passage.
+    `answers` is the answer, which begins at the character `answer_start` of the passage.
     """
     return _splits(_question, seed, num_train, num_validation, num_test)
 
@@ -55,7 +55,7 @@ def _splits(write: _Write, seed: int, num_train: int, num_validation: int, num_t
         rows = found.setdefault(split, [])
         while len(rows) < count:
             row = write(chance)
-            if (text := row["input"] + row.get("context", "")) not in seen:
+            if (text := str(row.get("input", row.get("context")))) not in seen:
                 seen.add(text)
                 rows.append({"id": f"{split}-{len(rows):06d}", **row})
     return found
@@ -79,7 +79,7 @@ def _question(chance: random.Random) -> Row:
     place = pick(chance, range(len(nouns)))
     answer, start = answers[place]
     asked = f"{nouns[place]}{'은' if has_final(nouns[place]) else '는'} 어땠나요?"
-    return {"input": asked, "context": context.strip(), "target": answer, "start": start}
+    return {"question": asked, "context": context.strip(), "answers": answer, "answer_start": start}
 
 
 def _dialogue(chance: random.Random) -> Row:

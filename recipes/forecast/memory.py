@@ -8,6 +8,7 @@ from ...checkpoints.formats.tensors import DTYPES
 from ..engines import engine_of
 from ..engines.base import StatePart
 from ..facts import Inputs, ModelFacts
+from ..optimizers import moment_bytes
 from ..plan import Batch, Forecast, ForecastLine, Stage
 from ..schema import StageSettings
 from ..tasks import task_of
@@ -37,10 +38,13 @@ def device_memory(settings: StageSettings, model: ModelFacts, batch: Batch) -> l
     The engine says how it holds the model states.
     """
     params, engine = params_of(settings, model), engine_of(settings)
-    states = engine.model_states(settings, batch.world_size)
+    states = engine.model_states(settings, batch.world_size, moment_bytes(settings, model, params))
     trained = states.weights.bytes_per_param
-    base = 0.5 if settings.adapter.method == "qlora" else trained
-    frozen = [(base, params.frozen, " frozen")] if params.frozen else []
+    frozen = [(trained, params.frozen, " frozen")] if params.frozen else []
+    if settings.adapter.method == "qlora":
+        # peft makes the rest float32: embeddings, norms, and experts that are held in one tensor
+        rest = params.frozen - params.quantisable
+        frozen = [(0.5, params.quantisable, " in 4 bits"), (4, rest, " frozen")]
     return [
         _line("weights", states.weights, [(trained, params.trainable, ""), *frozen]),
         _line("gradients", states.gradients, [(states.gradients.bytes_per_param, params.trainable, "")]),
@@ -52,7 +56,8 @@ def device_memory(settings: StageSettings, model: ModelFacts, batch: Batch) -> l
 
 def host_memory(settings: StageSettings, model: ModelFacts, batch: Batch) -> int:
     """Return the bytes that offloading puts into host memory for one rank."""
-    params, states = params_of(settings, model), engine_of(settings).model_states(settings, batch.world_size)
+    params = params_of(settings, model)
+    states = engine_of(settings).model_states(settings, batch.world_size, moment_bytes(settings, model, params))
     parts = (
         (states.weights, params.trainable + params.frozen),
         (states.gradients, params.trainable),

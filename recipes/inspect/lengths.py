@@ -237,7 +237,7 @@ def _counted(wanted: RowsToCount, rows: Iterator[Encoded]) -> dict[str, Any]:
     data, is_prompt = wanted.settings.data, wanted.use == "predict"
     policy, is_joined = data.long_rows, data.packing == "blocks"
     seen: dict[str, tuple[int, list[int]]] = {"long": (0, []), "empty": (0, []), "unlearnable": (0, [])}
-    total, longest, kept = 0, 0, array("i")
+    total, longest, longest_target, kept = 0, 0, 0, array("i")
 
     def note(kind: str, number: int) -> None:
         num, first = seen.get(kind, (0, []))
@@ -245,6 +245,7 @@ def _counted(wanted: RowsToCount, rows: Iterator[Encoded]) -> dict[str, Any]:
 
     for row in rows:
         total, longest = total + row.is_first, max(longest, row.num_tokens)
+        longest_target = max(longest_target, row.num_target_tokens)
         if row.is_long:
             note("long", total)
         if row.is_empty:
@@ -260,8 +261,8 @@ def _counted(wanted: RowsToCount, rows: Iterator[Encoded]) -> dict[str, Any]:
     rows_of = {kind: validate.to_plain(Rows(num=num, first=tuple(first))) for kind, (num, first) in seen.items()}
     kinds = {kind: rows_of.pop(kind) for kind in ("long", "empty", "unlearnable")}
     num_examples, longest_kept = _examples(data, kept)
-    counts = {"num_rows": total, "num_examples": num_examples, "longest": longest, "longest_kept": longest_kept}
-    return {**counts, **kinds, "remarks": rows_of}
+    lengths = {"longest": longest, "longest_kept": longest_kept, "longest_target": longest_target}
+    return {"num_rows": total, "num_examples": num_examples, **lengths, **kinds, "remarks": rows_of}
 
 
 def _examples(data: Data, lengths: Sequence[int]) -> tuple[int, int]:

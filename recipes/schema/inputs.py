@@ -14,7 +14,7 @@ class Model:
 
     path: str = key(
         "",
-        "hub id, local folder, or library:NAME for one that this package ships",
+        "hub id, local folder or URL, GGUF file, or library:NAME for one that this package ships or finds installed",
         also=("model_name_or_path", "pretrained_model_name_or_path", "base_model"),
     )
     add_tokens_from: str | None = key(None, "file of tokens to add, one a line, or spm:N to train them", later=True)
@@ -55,9 +55,16 @@ class Columns:
     target: str = key("target", "what it should answer", also=("target_column", "output", "response_column"))
     text: str = key("text", "plain text, for continued pretraining: data.prompt is empty")
     context: str = key("context", "the passage, for question answering", also=("context_column",))
+    question: str = key("question", "the question, for question answering", also=("question_column",))
+    answers: str = key(
+        "answers",
+        "its right answers: a text, a list, or {text, answer_start} as `datasets` writes it; empty for no answer",
+        also=("answer_column",),
+    )
+    answer_start: str = key("answer_start", "place of an answer's first character, from 0, where answers has none")
 
 
-GeneratorName = Literal["hangul", "labels", "questions", "dialogues", "essays"]
+GeneratorName = Literal["hangul", "labels", "questions", "dialogues", "essays", "smalltalk"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +74,8 @@ class Generator:
     name: GeneratorName = key(
         "hangul",
         "Korean lodging reviews. hangul: obfuscated, with a split test_other_mix beside train, validation and test; "
-        "labels: with a label; questions: with a question on each; dialogues: with a summary; essays: longer ones",
+        "labels: with a label; questions: with a question on each; dialogues: with a summary; essays: longer ones. "
+        "smalltalk: Korean questions and answers of the package chatterbot-corpus",
     )
     seed: int = key(0, "seed of the rows", at_least=0)
     num_train: int = key(12800, "rows to train on", at_least=1)
@@ -113,9 +121,10 @@ class Augment:
 class Data:
     """The rows: where they are and how they become tokens."""
 
-    splits: dict[str, str] = key(
+    splits: dict[str, str | tuple[str, ...]] = key(
         dict,
-        "split name -> file (.jsonl, .json, .csv, .txt, .parquet): a path, from the working folder on, or a URL",
+        "split name -> files (.jsonl, .json, .csv, .tsv, .txt, .parquet; .gz, .zst): a path from the working folder "
+        "on, a pattern, a URL, hf:NAME?config=C&split=S of `datasets`, or a list of these",
         also=("train_file", "dataset"),
     )
     generator: Generator | None = key(None, "make splits by rule; those of data.splits stand beside them")
@@ -129,7 +138,7 @@ class Data:
     loss_on: Literal["response", "all"] = key("response", "which tokens count in the loss", also=("train_on_inputs",))
     max_tokens: int = key(
         512,
-        "longest row in tokens, prompt and response together",
+        "longest row in tokens, prompt and response together; of seq2seq and classification the longest prompt",
         also=("max_seq_length", "cutoff_len", "max_length"),
         at_least=8,
     )
@@ -138,6 +147,12 @@ class Data:
         "how rows share an example of max_tokens, so that there is no padding: blocks joins plain text with end tokens "
         "and cuts it; rows puts training rows side by side, each of which sees itself alone",
         also=("sample_packing", "group_texts"),
+    )
+    max_target_tokens: int = key(
+        128,
+        "longest target in tokens, for task seq2seq, which encodes it apart",
+        also=("max_target_length", "generation_max_length"),
+        at_least=2,
     )
     pad_input_to: int | None = key(
         None,
@@ -155,7 +170,8 @@ class Data:
     augment: Augment | None = key(None, "training rows made of the selected ones, beside them")
     long_rows: Literal["refuse", "drop", "cut_left", "cut_right"] = key(
         "refuse",
-        "what happens to rows longer than max_tokens or pad_input_to: drop leaves them out of training, cut_left and "
-        "cut_right shorten them on that side, and prompts beyond the model's context too, which are never dropped",
+        "what happens to rows longer than max_tokens, max_target_tokens or pad_input_to: drop leaves them out of "
+        "training, cut_left and cut_right shorten them on that side, and prompts beyond the model's context too, which "
+        "are never dropped",
         was=("keep_long",),
     )

@@ -32,9 +32,18 @@ class Predict:
     temperature: float = key(1.0, "above 1 flattens the distribution", above=0)
     top_k: int = key(0, "draw among the k likeliest; 0 for all", at_least=0)
     top_p: float = key(1.0, "draw among the likeliest that hold this probability", above=0, at_most=1)
-    num_beams: int = key(1, "beams; 1 is greedy", at_least=1)
-    repetition_penalty: float = key(1.0, "above 1 makes used tokens less likely", above=0)
-    no_repeat_ngram: int = key(0, "n-grams of this length appear once", also=("no_repeat_ngram_size",), at_least=0)
+    num_beams: int | None = key(
+        None, "beams; 1 is greedy. When not given, an encoder-decoder has its own number, others have 1", at_least=1
+    )
+    repetition_penalty: float | None = key(
+        None, "above 1 makes used tokens less likely; when not given, an encoder-decoder's own, else 1", above=0
+    )
+    no_repeat_ngram: int | None = key(
+        None,
+        "n-grams of this length appear once; when not given, an encoder-decoder's own, else 0 for no limit",
+        also=("no_repeat_ngram_size",),
+        at_least=0,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +56,13 @@ class QuestionAnswering:
     stride_tokens: int = key(128, "tokens that neighbouring windows share", also=("doc_stride",), at_least=0)
     max_question_tokens: int = key(64, "longest question", also=("max_query_length",), at_least=1)
     max_answer_tokens: int = key(30, "longest answer", also=("max_answer_length",), at_least=1)
-    n_best: int = key(20, "spans that are compared for an answer", also=("n_best_size",), at_least=1)
+    n_best: int = key(20, "best spans that a prediction keeps", also=("n_best_size",), at_least=1)
+    null_threshold: float | None = key(
+        None,
+        "a question stays without answer where the score of no answer is above the best span's by more than this; "
+        "always answered when not given",
+        also=("null_score_diff_threshold", "version_2_with_negative"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from ..data.preparing import step_faults
 from ..stage_kinds import RECIPE_KINDS, STAGE_KINDS, RowUse, StageKind
 from ..stages import fitting_sources, kind_name, resolve_stages, settings_of, stages_of
 from ..tasks import TASKS, is_later, task_faults
-from . import Recipe, Resources, StageSettings, validate
+from . import QuestionAnswering, Recipe, Resources, Schedule, StageSettings, validate
 
 # sbatch options that a run depends on, and what to write instead.
 _OWNED = {
@@ -68,7 +68,7 @@ def _basics(recipe: Recipe) -> Iterator[Fault]:
     problem, hint = TASKS.problem(recipe.task)
     if problem and not is_later(recipe.task):
         yield Fault(key="task", problem=problem, hint=hint)
-    if recipe.question_answering is not None and recipe.task != "question_answering":
+    if recipe.question_answering != QuestionAnswering() and recipe.task != "question_answering":
         yield Fault(
             key="question_answering", problem=f"has no meaning for task {recipe.task}", hint="leave it out, or set task"
         )
@@ -254,6 +254,19 @@ def _kept(view: StageSettings) -> Iterator[Fault]:
         )
 
 
+def _unused_periods(schedule: Schedule) -> Iterator[Fault]:
+    """Return the keys of a period that the shape of the schedule does not have."""
+    without = {
+        "period_steps": ("constant", "linear"),
+        "period_epochs": ("constant", "linear"),
+        "period_factor": ("constant", "linear", "cosine", "step"),
+    }
+    for name, shapes in without.items():
+        if schedule.name in shapes and getattr(schedule, name) != getattr(Schedule(), name):
+            hint = "leave it out, or set train.schedule.name=cosine_restarts"
+            yield Fault(key=f"train.schedule.{name}", problem=f"has no meaning for {schedule.name}", hint=hint)
+
+
 def _sections(view: StageSettings) -> Iterator[Fault]:
     """Return what is wrong between keys of one section.
 
@@ -267,12 +280,14 @@ def _sections(view: StageSettings) -> Iterator[Fault]:
     ):
         key = "train.schedule.period_steps"
         yield Fault(key=key, problem=f"is missing: schedule {schedule.name} needs it", hint="such as 500")
-    if train.patience is not None and train.eval_split is None:
-        yield Fault(key="train.patience", problem="needs train.eval_split", hint="such as validation")
+    for name in ("patience", "eval_every_steps"):
+        if getattr(train, name) is not None and train.eval_split is None:
+            yield Fault(key=f"train.{name}", problem="needs train.eval_split", hint="such as validation")
+    yield from _unused_periods(schedule)
     yield from _kept(view)
     if predict.min_new_tokens > predict.max_new_tokens:
         problem = f"is {predict.min_new_tokens}, above max_new_tokens {predict.max_new_tokens}"
         yield Fault(key="predict.min_new_tokens", problem=problem)
-    if predict.sample and predict.num_beams > 1:
+    if predict.sample and (predict.num_beams or 1) > 1:
         problem = f"is {predict.num_beams} with predict.sample"
         yield Fault(key="predict.num_beams", problem=problem, hint="draw tokens or search beams, not both")

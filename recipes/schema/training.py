@@ -25,8 +25,9 @@ class Schedule:
         "cosine", "shape after the warm-up", also=("lr_scheduler_type", "lr_scheduler")
     )
     warmup_ratio: float = key(
-        0.0, "share of all steps that the rate rises linearly", also=("warmup_steps",), at_least=0, at_most=1
+        0.0, "share of all steps that the rate rises linearly; warmup_steps wins", at_least=0, at_most=1
     )
+    warmup_steps: int | None = key(None, "the same in steps", also=("num_warmup_steps",), at_least=0)
     min_ratio: float = key(
         0.0,
         "the lowest rate, as a share of learning_rate",
@@ -36,9 +37,15 @@ class Schedule:
     )
     period_epochs: float | None = key(None, "the same period in passes over the rows; period_steps wins", above=0)
     period_steps: int | None = key(
-        None, "cosine_restarts: steps of the first period; step: steps between decays", at_least=1
+        None,
+        "steps from the highest rate to the lowest, all of them when not given; then cosine climbs back in as many, "
+        "as torch's CosineAnnealingLR does, and cosine_restarts begins again at the top; step: steps between decays",
+        also=("T_max", "T_0", "step_size"),
+        at_least=1,
     )
-    period_factor: float = key(1.0, "cosine_restarts: each period is this many times as long as the last", at_least=1)
+    period_factor: float = key(
+        1.0, "cosine_restarts: each period is this many times as long as the last", also=("T_mult",), at_least=1
+    )
     decay: float = key(0.5, "step: what the rate is multiplied by", above=0, at_most=1)
 
 
@@ -76,7 +83,21 @@ class Train:
     )
     learning_rate: float = key(2e-5, "highest rate", also=("lr",), above=0)
     schedule: Schedule = key(Schedule, "the rate over time")
-    optimizer: Literal["adamw", "adafactor"] = key("adamw", "optimizer", also=("optim",))
+    optimizer: Literal[
+        "adamw",
+        "adamw_fused",
+        "adamw_8bit",
+        "paged_adamw",
+        "paged_adamw_8bit",
+        "fused_adam",
+        "cpu_adam",
+        "adafactor",
+    ] = key(
+        "adamw",
+        "adamw and adamw_fused are torch's, 8bit and paged ones bitsandbytes', fused_adam and cpu_adam DeepSpeed's, "
+        "compiled at their first start",
+        also=("optim",),
+    )
     beta1: float = key(0.9, "decay of the first moment", also=("adam_beta1",), at_least=0, at_most=1)
     beta2: float = key(0.999, "decay of the second moment", also=("adam_beta2",), at_least=0, at_most=1)
     epsilon: float = key(1e-8, "added to the denominator", also=("adam_epsilon",), above=0)
@@ -84,17 +105,57 @@ class Train:
     max_grad_norm: float = key(
         1.0, "gradients are scaled down to this norm; 0 leaves them", also=("gradient_clip_val",), at_least=0
     )
-    precision: FloatDtype = key(
-        "bfloat16", "arithmetic of forward and backward; masters are float32", also=("bf16", "fp16", "dtype")
+    precision: FloatDtype = key("bfloat16", "arithmetic of forward and backward", also=("bf16", "fp16", "dtype"))
+    master_weights: bool = key(
+        True,
+        "keep float32 weights and moments; false holds weights, gradients and moments in precision alone: half the "
+        "memory, and small updates are lost",
+        also=("pure_bf16", "master_dtype"),
     )
     zero: Zero = key(Zero, "sharding by DeepSpeed")
     gradient_checkpointing: bool = key(False, "recompute activations to save memory")
-    eval_split: str | None = key("validation", "split whose loss is measured at every checkpoint; null for none")
+    on_out_of_memory: tuple[Literal["micro_batch", "gradient_checkpointing", "offload", "max_tokens"], ...] = key(
+        ("micro_batch", "gradient_checkpointing"),
+        "what an attempt gives up after one that ran out of device memory, the first that is left: it halves the micro "
+        "batch, recomputes activations, moves optimizer states to the host, or halves data.max_tokens, which changes "
+        "what is learned",
+        also=("auto_find_batch_size",),
+    )
+    max_loss_rise: float | None = key(
+        2.0,
+        "the training stops as diverged when the mean loss of 20 steps is this many times its best, and 1 above it; "
+        "null stops only where the loss is no number",
+        above=1,
+    )
+    eval_split: str | None = key("validation", "split that is measured at every checkpoint; null for none")
+    eval_every_steps: int | None = key(
+        None, "it is measured every so many steps too, between checkpoints", also=("eval_steps",), at_least=1
+    )
     eval_rows: int | None = key(None, "at most so many rows of it", at_least=1)
     patience: int | None = key(
-        None, "stop after so many checkpoints without a better metric", also=("early_stopping_patience",), at_least=1
+        None, "stop after so many measurements without a better metric", also=("early_stopping_patience",), at_least=1
     )
     log_every_steps: int = key(10, "steps between logged losses", also=("logging_steps",), at_least=1)
+    label_smoothing: float = key(
+        0.0,
+        "share of each label that is spread over all outputs; eval_loss stays without it",
+        also=("label_smoothing_factor",),
+        at_least=0,
+        at_most=0.99,
+    )
+    neftune_alpha: float | None = key(
+        None,
+        "noise on the embeddings while training, uniform within alpha / sqrt(tokens x width); 5 is usual",
+        also=("neftune_noise_alpha",),
+        above=0,
+    )
+    group_by_length: bool = key(
+        False, "put rows of like length into one step: less padding, a less random order", also=("length_column_name",)
+    )
+    num_workers: int = key(
+        0, "processes of each rank that prepare batches beside it", also=("dataloader_num_workers",), at_least=0
+    )
+    tf32: bool = key(False, "float32 products on a GPU's tensor cores with 10 bits of mantissa")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +165,11 @@ class Checkpoints:
     every_steps: int | None = key(
         None,
         "steps between checkpoints; a tenth of the training when not given",
-        also=("save_steps", "save_every", "eval_steps", "every_n_train_steps"),
+        also=("save_steps", "save_every", "every_n_train_steps"),
         at_least=1,
+    )
+    every_epochs: float | None = key(
+        None, "the same in passes over the training rows; every_steps wins", also=("every_n_epochs",), above=0
     )
     keep_last: int = key(1, "newest ones that stay", also=("save_total_limit", "total_limit"), at_least=1)
     keep_best: int = key(1, "best ones by the metric that stay", also=("save_top_k",), at_least=0)

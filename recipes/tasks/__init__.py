@@ -86,10 +86,14 @@ class TaskSpec:
     row_bytes: Callable[[StageSettings], tuple[int, str]]
 
 
-OWN_TASKS = {"causal_lm": "recipes.tasks.causal_lm:TASK"}
+OWN_TASKS = {
+    "causal_lm": "recipes.tasks.causal_lm:TASK",
+    "seq2seq": "recipes.tasks.seq2seq:TASK",
+    "question_answering": "recipes.tasks.question_answering:TASK",
+}
 TASKS: Registry[TaskSpec] = Registry("task", "sousbatch.tasks", OWN_TASKS)
 # These can be written down; planning refuses them.
-LATER = ("seq2seq", "question_answering", "classification")
+LATER = ("classification",)
 
 
 def task_of(name: str) -> TaskSpec:

@@ -13,7 +13,7 @@ from ...errors import Fault
 from ...predictions.metrics import DEFAULT_METRICS
 from ..data.encode import Encoded, encode_prompts, encode_rows
 from ..data.packing import pack_refusal
-from ..data.prompts import prompt_columns, prompt_fields
+from ..data.prompts import prompt_columns, prompt_faults
 from ..data.row_faults import row_refusals, row_warnings
 from ..data.rows import Row
 from ..facts import Inputs
@@ -42,15 +42,7 @@ def _faults(settings: StageSettings, uses: Sequence[RowUse]) -> Iterator[Fault]:
     if "predict" in uses and not data.prompt:
         hint = "write a template, or leave the predict stage out"
         yield Fault(key="data.prompt", problem="is empty, so a predict stage has nothing to answer", hint=hint)
-    try:
-        fields = prompt_fields(data.prompt)
-    except ValueError as error:
-        hint = "columns in braces; double a brace that stands for itself"
-        yield Fault(key="data.prompt", problem=f"is {data.prompt!r}: {error}", hint=hint)
-        return
-    if data.columns.target in fields or "target" in fields:
-        problem = "reads the target column, which is what the model should answer"
-        yield Fault(key="data.prompt", problem=problem, hint="the target follows the prompt by itself")
+    yield from prompt_faults(data)
 
 
 def _longest(settings: StageSettings, use: RowUse, config: Mapping[str, Any]) -> int | None:
@@ -76,6 +68,11 @@ def _refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
 
 def _warnings(stage: Stage, inputs: Inputs) -> Iterator[str]:
     yield from row_warnings(stage, inputs)
+    yield from drawing_warnings(stage)
+
+
+def drawing_warnings(stage: Stage) -> Iterator[str]:
+    """Yield which keys of drawing do nothing, since the likeliest tokens are taken."""
     predict = stage.settings.predict
     if "predict" in stage.splits and not predict.sample:
         drawn = [name for name in _DRAWING if getattr(predict, name) != getattr(Predict(), name)]
@@ -83,12 +80,14 @@ def _warnings(stage: Stage, inputs: Inputs) -> Iterator[str]:
             yield f"stage {stage.name!r}: predict.{drawn[0]} does nothing without predict.sample=true"
 
 
-def _outputs(config: Mapping[str, Any]) -> tuple[int, str]:
+def word_outputs(config: Mapping[str, Any]) -> tuple[int, str]:
+    """Return the outputs of a model that says words: its vocabulary."""
     vocabulary = config.get("vocab_size")
     return (vocabulary if isinstance(vocabulary, int) else 0), "words"
 
 
-def _row_bytes(settings: StageSettings) -> tuple[int, str]:
+def row_bytes(settings: StageSettings) -> tuple[int, str]:
+    """Return the bytes of one row of generated text."""
     tokens = settings.predict.max_new_tokens
     return 100 + 4 * tokens, f"(100 B + 4 B x {tokens} tokens)"
 
@@ -116,6 +115,6 @@ TASK = TaskSpec(
     encode=_encode,
     refusals=_refusals,
     warnings=_warnings,
-    outputs=_outputs,
-    row_bytes=_row_bytes,
+    outputs=word_outputs,
+    row_bytes=row_bytes,
 )

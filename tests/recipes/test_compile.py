@@ -106,6 +106,10 @@ def test_the_run_id_changes_with_the_data(small: ModuleType) -> None:
         ({"train.steps": 5}, {"steps": 5, "save_every_steps": 5}),
         ({"train.global_batch": 100, "train.micro_batch": 50}, {"steps": 2, "accumulation": 1}),
         ({"train.steps": 1000, "checkpoints.every_steps": None}, {"save_every_steps": 100}),
+        ({"checkpoints.every_steps": None, "checkpoints.every_epochs": 1}, {"steps": 26, "save_every_steps": 13}),
+        ({"checkpoints.every_steps": 7, "checkpoints.every_epochs": 1}, {"save_every_steps": 7}),
+        ({"train.schedule.warmup_steps": 5}, {"warmup_steps": 5}),
+        ({"train.schedule.warmup_steps": 0}, {"warmup_steps": 0}),
         ({"train.steps": 3, "checkpoints.every_steps": None}, {"save_every_steps": 1}),
     ],
     ids=str,
@@ -229,12 +233,6 @@ REFUSALS = {
         {"adapter.method": "lora", "model.freeze": ("lm_head.*",)},
         "set model.freeze=[] or adapter=full",
     ),
-    "unknown layer": (
-        {"adapter.method": "lora", "adapter.target_modules": ("query",)},
-        "no layer is called 'query'; known: down_proj, embed_tokens, lm_head, q_proj",
-    ),
-    "pattern without a parameter": ({"model.freeze": ("layers:4-9",)}, "no parameter matches 'layers:4-9'"),
-    "nothing left to train": ({"model.freeze": ("*",)}, "leaves nothing to train"),
     "budget": ({"checkpoints.budget_gb": 1e-6}, "not even the weights of stage 'train'"),
 }
 

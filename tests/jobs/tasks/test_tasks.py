@@ -22,8 +22,21 @@ TINY = Path(sousbatch.recipes.__file__).parent / "library/models/tiny-hangul"
 TEXTS = ["가", "나다라 마바", "사아자차카 타"]
 # Settings that fit each task, and one row of its data for a text.
 CASES: dict[str, tuple[Data, Any]] = {
+    "seq2seq": (Data(max_tokens=32, max_target_tokens=32), lambda text: {"input": text, "target": text}),
     "causal_lm": (Data(max_tokens=64), lambda text: {"input": text, "target": text}),
+    "question_answering": (
+        Data(max_tokens=256),
+        lambda text: {"question": "가?", "context": text, "answers": {"text": [text[0]], "answer_start": [0]}},
+    ),
     "windows": (Data(prompt="", max_tokens=4), lambda text: {"text": [text, text]}),
+}
+
+# Configs of models for tasks that the tiny decoder does not fit, with the ids of its tokenizer.
+_SIZES = {"d_model": 16, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_position_embeddings": 64}
+_HEADS = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+_IDS = {"vocab_size": 512, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+CONFIGS: dict[str, Any] = {
+    "seq2seq": transformers.BartConfig(**_SIZES, **_HEADS, **_IDS, decoder_start_token_id=2, forced_eos_token_id=2)
 }
 
 
@@ -57,7 +70,7 @@ def case(
     if task.model_class not in model_dirs:
         torch.manual_seed(0)
         folder = tmp_path_factory.mktemp("model")
-        config = transformers.AutoConfig.from_pretrained(TINY)
+        config = CONFIGS.get(task.name, transformers.AutoConfig.from_pretrained(TINY))
         getattr(transformers, task.model_class).from_config(config).save_pretrained(folder)
         model_dirs[task.model_class] = folder
     path = tmp_path / "rows.jsonl"

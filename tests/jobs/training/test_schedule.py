@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from sousbatch.jobs.training.schedule import factor
 from sousbatch.recipes.schema import Schedule
@@ -30,6 +31,18 @@ def test_the_rate_has_the_shape_that_was_asked_for(schedule, expected):
         schedule, steps=100 if schedule.name in ("linear", "cosine") else 2000, warmup_steps=0, steps_per_epoch=50
     )
     assert {step: pytest.approx(at(step)) for step in expected} == expected
+
+
+@pytest.mark.parametrize("period", [{"period_steps": 25}, {"period_epochs": 0.5}])
+def test_a_cosine_with_a_period_is_that_of_torch_which_climbs_back(period):
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=25, eta_min=0.1)
+    ours = factor(Schedule(name="cosine", min_ratio=0.1, **period), steps=100, warmup_steps=0, steps_per_epoch=50)
+    for step in range(120):
+        assert ours(step) == pytest.approx(theirs.get_last_lr()[0]), step
+        optimizer.step()
+        theirs.step()
 
 
 def test_the_warm_up_rises_to_the_highest_rate_and_never_starts_at_zero():

@@ -255,8 +255,8 @@ def test_the_limit_that_a_row_is_beyond_is_the_one_to_raise(
     ("overrides", "num", "longest"),
     [
         (["data.packing=rows"], 2, 32),
-        (["data.packing=blocks", "data.prompt=''", "data.columns.text=input"], 3, 32),
-        ([], 8, 13),
+        (["data.packing=blocks", "data.prompt=''", "data.columns.text=input"], 2, 32),
+        ([], 8, 14),
     ],
     ids=["rows", "blocks", "none"],
 )

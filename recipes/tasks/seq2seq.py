@@ -1,0 +1,108 @@
+"""Sequence to sequence.
+
+An encoder reads the prompt, and a decoder learns, or writes, the target. It is for BART, T5 and their kin.
+`data.prompt` is the template of what the encoder reads; a T5 that was trained with prefixes gets them there, such as
+"summarize: {input}".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ...errors import Fault
+from ..data.encode import Encoded
+from ..data.framed import encode_pairs, encode_sources
+from ..data.framed_faults import framed_refusals, framed_warnings
+from ..data.prompts import plain_prompt_faults, prompt_columns
+from ..data.rows import Row
+from ..facts import Inputs
+from ..model_kinds import max_positions, overflows_in_float16
+from ..plan import Stage
+from ..schema import StageSettings
+from ..stage_kinds import RowUse
+from . import Column, TaskSpec
+from .causal_lm import drawing_warnings, row_bytes, word_outputs
+
+
+def _columns(settings: StageSettings, use: RowUse) -> list[Column]:
+    target = Column(named_by="data.columns.target", name=settings.data.columns.target)
+    read = [Column(named_by=key, name=name) for key, name in prompt_columns(settings.data)]
+    return {"score": [target], "predict": read}.get(use, [*read, target])
+
+
+def _faults(settings: StageSettings, uses: Sequence[RowUse]) -> Iterator[Fault]:
+    yield from plain_prompt_faults(settings.data, "seq2seq")
+
+
+def _longest(settings: StageSettings, use: RowUse, config: Mapping[str, Any]) -> int:
+    positions = max_positions(config, "encoder") if use == "predict" else None
+    return min(settings.data.max_tokens, positions or settings.data.max_tokens)
+
+
+def _encode(
+    settings: StageSettings, use: RowUse, rows: Sequence[Row], tokenizer: Any, longest: int | None
+) -> list[Encoded]:
+    if use == "predict":
+        return encode_sources(settings.data, rows, tokenizer, longest or settings.data.max_tokens)
+    return encode_pairs(settings.data, rows, tokenizer)
+
+
+def _refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
+    yield from framed_refusals(stage, inputs)
+    positions, answer = max_positions(inputs.model.config, "decoder"), stage.settings.predict.max_new_tokens
+    if "predict" in stage.splits and positions is not None and answer >= positions:  # the start token takes one
+        yield (
+            f"stage {stage.name!r}: predict.max_new_tokens={answer} is more than the {positions - 1:,} tokens that the "
+            f"model's decoder can write; set predict.max_new_tokens={positions - 1}"
+        )
+
+
+def _warnings(stage: Stage, inputs: Inputs) -> Iterator[str]:
+    yield from framed_warnings(stage, inputs, empty="target")
+    yield from drawing_warnings(stage)
+    if overflows_in_float16(inputs.model.config) and (key := _float16_key(stage)):
+        yield (
+            f"stage {stage.name!r}: {key}=float16 for a {inputs.model.config.get('model_type')} model, which computes "
+            f"values beyond float16's range; set {key}=bfloat16"
+        )
+
+
+def _float16_key(stage: Stage) -> str:
+    """Return the key that has the stage compute in, or write, float16.
+
+    Return an empty text where none has.
+    """
+    settings = stage.settings
+    if stage.batch is not None:
+        return "train.precision" if settings.train.precision == "float16" else ""
+    if stage.record.leaves == "model":
+        return "consolidate.dtype" if settings.consolidate.dtype == "float16" else ""
+    return "predict.dtype" if "predict" in stage.splits and settings.predict.dtype == "float16" else ""
+
+
+TASK = TaskSpec(
+    name="seq2seq",
+    version=1,
+    runtime="sousbatch.jobs.tasks.seq2seq",
+    model_class="AutoModelForSeq2SeqLM",
+    kinds=("encoder-decoder",),
+    peft_type="SEQ_2_SEQ_LM",
+    head_modules=("lm_head",),
+    generates=True,
+    decides=(
+        *("data.columns.input", "data.columns.context", "data.columns.text", "data.prompt"),
+        *("data.max_tokens", "data.long_rows", "predict.post"),
+        *("model.add_tokens", "model.trust_remote_code"),
+    ),
+    reads=("data",),
+    metrics=("rouge",),
+    faults=_faults,
+    columns=_columns,
+    longest=_longest,
+    encode=_encode,
+    refusals=_refusals,
+    warnings=_warnings,
+    outputs=word_outputs,
+    row_bytes=row_bytes,
+)

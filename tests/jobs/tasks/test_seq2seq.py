@@ -1,0 +1,95 @@
+"""Encoder-decoders: the loss, what the decoder reads, and how answers are chosen."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoTokenizer,
+    BartConfig,
+    BartForConditionalGeneration,
+    GenerationConfig,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+import sousbatch.recipes
+from sousbatch.jobs.generation.transformers_engine import TransformersEngine
+from sousbatch.jobs.tasks.seq2seq import PairCollator, token_loss
+from sousbatch.recipes.schema import Data, Predict, StageSettings
+
+TINY = Path(sousbatch.recipes.__file__).parent / "library/models/tiny-hangul"
+IDS = {"vocab_size": 169, "pad_token_id": 0, "eos_token_id": 2}
+ROWS = [{"input_ids": [5, 6, 7, 2], "labels": [8, 2]}, {"input_ids": [5, 2], "labels": [9, 10, 11, 2]}]
+SETTINGS = StageSettings(task="seq2seq", data=Data(), predict=Predict(max_new_tokens=6))
+
+
+def make(kind: str) -> Any:
+    torch.manual_seed(0)
+    if kind == "t5":
+        config: Any = T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0, **IDS)
+        return T5ForConditionalGeneration(config).eval()
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "max_position_embeddings": 64}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "bos_token_id": 1}
+    config = BartConfig(encoder_ffn_dim=32, decoder_ffn_dim=32, decoder_start_token_id=2, **sizes, **heads, **IDS)
+    return BartForConditionalGeneration(config).eval()
+
+
+@pytest.fixture(scope="module", params=["bart", "t5"])
+def model(request: pytest.FixtureRequest) -> Any:
+    return make(request.param)
+
+
+def test_a_batch_has_the_decoders_input_as_the_model_shifts_it(model: Any) -> None:
+    batch = PairCollator(0, model)(ROWS)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 2], [5, 2, 0, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    assert batch["labels"].tolist() == [[8, 2, -100, -100], [9, 10, 11, 2]]
+    start = model.config.decoder_start_token_id
+    assert batch["decoder_input_ids"].tolist() == [[start, 8, 2, 0], [start, 9, 10, 11]]
+
+
+def test_the_loss_is_the_models_own(model: Any) -> None:
+    batch = PairCollator(0, model)(ROWS)
+    outputs = model(**batch)
+    assert torch.allclose(token_loss(outputs, batch["labels"]), outputs.loss, atol=1e-5)
+
+
+def test_the_loss_of_a_step_is_the_same_however_its_rows_are_batched(model: Any) -> None:
+    collate = PairCollator(0, model)
+    whole, parts = collate(ROWS), [collate([row]) for row in ROWS]
+    num_tokens = (whole["labels"] != -100).sum()
+    summed = sum(token_loss(model(**part), part["labels"], num_tokens) for part in parts)
+    assert torch.allclose(summed, token_loss(model(**whole), whole["labels"]), atol=1e-5)
+
+
+def engine(model: Any, **changes: Any) -> TransformersEngine:
+    settings = replace(SETTINGS, predict=replace(SETTINGS.predict, **changes))
+    return TransformersEngine(settings, model, AutoTokenizer.from_pretrained(TINY))
+
+
+def test_an_answer_is_what_the_decoder_writes_whole(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first token counts: nothing of the prompt is in the output, to be cut off."""
+    loaded = engine(model)
+    tokens = model.generate(torch.tensor([[5, 6, 2]]), max_new_tokens=6, do_sample=False, num_beams=1)[0]
+    expected = AutoTokenizer.from_pretrained(TINY).decode(tokens, skip_special_tokens=True)
+    assert loaded.generate([[5, 6, 2]], [0]) == [expected]
+
+
+def test_an_encoder_decoder_keeps_its_own_way_to_generate_where_the_recipe_is_silent() -> None:
+    model = make("bart")
+    model.generation_config = GenerationConfig(
+        forced_bos_token_id=9, num_beams=2, no_repeat_ngram_size=2, length_penalty=2.0, min_length=5, max_length=7,
+        decoder_start_token_id=2, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    kept = engine(model)._generation
+    assert (kept.forced_bos_token_id, kept.num_beams, kept.no_repeat_ngram_size, kept.length_penalty) == (9, 2, 2, 2.0)
+    assert (kept.max_new_tokens, kept.min_length, kept.max_length) == (6, None, None)
+    given = engine(model, num_beams=1, no_repeat_ngram=0)._generation
+    assert (given.num_beams, given.no_repeat_ngram_size, given.forced_bos_token_id) == (1, 0, 9)
+    assert engine(model, sample=True)._generation.num_beams == 1
+    assert model.generation_config.num_beams == 2

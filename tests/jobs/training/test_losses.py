@@ -1,0 +1,25 @@
+"""Parts of losses, against what transformers computes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers.trainer_pt_utils import LabelSmoother
+
+from sousbatch.jobs.training.losses import uniform_loss
+
+
+@pytest.mark.parametrize(("shape", "is_shifted"), [((2, 5), True), ((2, 5), False), ((6,), False)])
+def test_label_smoothing_is_that_of_transformers(shape: tuple[int, ...], is_shifted: bool) -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(*shape, 7), torch.randint(0, 7, shape)
+    labels[..., 0] = labels[..., -2] = -100
+    smoother: Any = LabelSmoother(epsilon=0.2)
+    expected = smoother({"logits": logits}, labels, shift_labels=is_shifted)
+    kept = labels[..., 1:] if is_shifted else labels
+    of = logits[..., :-1, :] if is_shifted else logits
+    plain = torch.nn.functional.cross_entropy(of.reshape(-1, 7), kept.reshape(-1))
+    uniform, count = uniform_loss(logits, labels, is_shifted=is_shifted)
+    assert float(0.8 * plain + 0.2 * uniform / count) == pytest.approx(float(expected))
