@@ -97,13 +97,13 @@ def _trainer(
         job,
         batch,
         saver,
+        callback,
         model=model,
         args=arguments,
         train_dataset=examples,
         eval_dataset=eval_examples,
         data_collator=runtime.collator(settings, tokenizer, model),
         compute_loss_func=runtime.loss(settings, examples) if runtime.loss else None,
-        callbacks=[callback],
     )
     trainer.remove_callback(PrinterCallback)  # it prints on every rank
     engine_of(settings).wrap(trainer)
