@@ -67,6 +67,8 @@ def is_kept(spec: DataSpec, row: Encoded) -> bool:
 
     It does where the row is not too long, or cut, and something in it is learned.
     """
+    if spec.packing == "blocks":  # its first token is learned from what comes before it
+        return not row.is_empty
     return row.num_learned > 0 and not (row.is_long and spec.long_rows in ("refuse", "drop"))
 
 
@@ -151,7 +153,7 @@ def _joined(spec: DataSpec, prompt: Encoded, response: list[int]) -> Encoded:
 def fit(spec: DataSpec, row: Encoded, is_empty: bool, tokenizer: Any) -> Encoded:
     """Return *row*, cut to `data.max_tokens` on the side that the recipe names."""
     ids, learned = row.ids, row.learned
-    excess = len(ids) - spec.max_tokens
+    excess = len(ids) - spec.max_tokens if spec.packing != "blocks" else 0
     if excess > 0 and spec.long_rows in ("cut_left", "cut_right"):
         ids = _cut(spec, ids, spec.max_tokens, tokenizer)
         shift, first = 0, 0

@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -23,10 +24,11 @@ from ...errors import UsageError
 from ...user_folders import recall, remember
 from ..data.chat import RowFault
 from ..data.encode import BATCH_ROWS, Encoded, is_kept
+from ..data.packing import for_use, num_blocks, packs_of
 from ..data.prompts import has_turns
 from ..data.rows import read_rows
 from ..facts import Lengths, ModelFacts, Prepared, Rows, SplitFacts
-from ..schema import Recipe, StageSettings, validate
+from ..schema import Data, Recipe, StageSettings, validate
 from ..stages import resolve_stages
 from ..tasks import task_of
 from .tokenizer import load_full, load_light, tokenizer_digest
@@ -74,7 +76,7 @@ def rows_to_count(
             digest=facts.digest,
             num_rows=rows.num_rows(facts.num_rows),
             limit=task_of(recipe.task).longest(stage.settings, rows.use, model.config),
-            settings=stage.settings,
+            settings=for_use(stage.settings, rows.use),
         )
         for stage in resolve_stages(recipe).values()
         for rows in stage.rows
@@ -255,9 +257,10 @@ def _counted(wanted: RowsToCount, rows: Iterator[Encoded]) -> dict[str, Any]:
 
     Of any number of rows a few numbers are kept.
     """
-    is_prompt, policy = wanted.use == "predict", wanted.settings.data.long_rows
+    data, is_prompt = wanted.settings.data, wanted.use == "predict"
+    policy, is_joined = data.long_rows, data.packing == "blocks"
     seen: dict[str, tuple[int, list[int]]] = {"long": (0, []), "empty": (0, []), "unlearnable": (0, [])}
-    total = kept = longest = longest_kept = longest_target = 0
+    total, longest, longest_target, kept = 0, 0, 0, array("i")
 
     def note(kind: str, number: int) -> None:
         num, first = seen.get(kind, (0, []))
@@ -273,14 +276,26 @@ def _counted(wanted: RowsToCount, rows: Iterator[Encoded]) -> dict[str, Any]:
         for remark in row.remarks:
             note(remark, total)
         is_left_out = row.is_long and policy in ("refuse", "drop") and not is_prompt
-        if not is_left_out and not (row.ids if is_prompt else row.num_learned):
+        is_used = is_prompt or is_kept(data, row)
+        if not is_left_out and not (row.ids if is_prompt else row.num_learned) and not (is_used and is_joined):
             note("unlearnable", total)
-        if is_prompt or is_kept(wanted.settings.data, row):
-            kept, longest_kept = kept + 1, max(longest_kept, len(row.ids))
+        if is_used:
+            kept.append(len(row.ids))
     rows_of = {kind: validate.to_plain(Rows(num=num, first=tuple(first))) for kind, (num, first) in seen.items()}
     kinds = {kind: rows_of.pop(kind) for kind in ("long", "empty", "unlearnable")}
+    num_examples, longest_kept = _examples(data, kept)
     lengths = {"longest": longest, "longest_kept": longest_kept, "longest_target": longest_target}
-    return {"num_rows": total, "num_examples": kept, **lengths, **kinds, "remarks": rows_of}
+    return {"num_rows": total, "num_examples": num_examples, **lengths, **kinds, "remarks": rows_of}
+
+
+def _examples(data: Data, lengths: Sequence[int]) -> tuple[int, int]:
+    """Return how many examples rows of these lengths give, and the longest."""
+    if data.packing == "blocks":
+        return num_blocks(sum(lengths), data.max_tokens), min(sum(lengths), data.max_tokens)
+    if data.packing == "rows":
+        sums = [sum(lengths[row] for row in pack) for pack in packs_of(lengths, data.max_tokens)]
+        return len(sums), max(sums, default=0)
+    return len(lengths), max(lengths, default=0)
 
 
 def _shown(wanted: RowsToCount, number: int, row: Encoded, tokenizer: Any) -> str:

@@ -165,6 +165,12 @@ class Data:
         also=("max_seq_length", "cutoff_len", "max_length"),
         at_least=8,
     )
+    packing: Literal["none", "blocks", "rows"] = key(
+        "none",
+        "how rows share an example of max_tokens, so that there is no padding: blocks joins plain text with end tokens "
+        "and cuts it; rows puts training rows side by side, each of which sees itself alone",
+        also=("sample_packing", "group_texts"),
+    )
     max_target_tokens: int = key(
         128,
         "longest target in tokens, for task seq2seq, which encodes it apart",

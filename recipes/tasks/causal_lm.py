@@ -15,6 +15,7 @@ from ...predictions.metrics import DEFAULT_METRICS
 from ..data.chat import question_of, turns_of
 from ..data.conversations import encode_conversations
 from ..data.encode import Encoded, encode_prompts, encode_rows
+from ..data.packing import pack_refusal
 from ..data.prompts import MESSAGES, prompt_columns, prompt_faults
 from ..data.row_faults import name_rows, row_refusals, row_warnings
 from ..data.rows import Row
@@ -75,6 +76,8 @@ def _encode(
 
 def _refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
     yield from row_refusals(stage, inputs)
+    if "train" in stage.splits and (reason := pack_refusal(stage.settings, inputs.model.config)):
+        yield reason
     scored = stage.splits.get("score")
     asked = [one for one in inputs.lengths if scored and one.use == "predict" and one.split == scored.name]
     for lengths in asked[:1]:
@@ -120,6 +123,7 @@ TASK = TaskSpec(
     kinds=("decoder",),
     peft_type="CAUSAL_LM",
     head_modules=("lm_head",),
+    can_pack=True,
     generates=True,
     decides=(
         *("data.columns.input", "data.columns.context", "data.columns.text", "data.prompt", "data.system"),
