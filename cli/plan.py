@@ -342,6 +342,16 @@ def _lengths(value: Plan) -> list[str]:
     )
 
 
+def _example_words(stage: Stage) -> str:
+    """Return what an example of a train stage is."""
+    data, rows = stage.settings.data, stage.splits["train"]
+    if data.packing == "blocks":
+        return f"blocks of {data.max_tokens} tokens"
+    if data.packing == "rows" and rows.num_examples:
+        return f"packs of {rows.num_rows / rows.num_examples:.1f} rows"
+    return "rows"
+
+
 def _stage_row(stage: Stage) -> list[str]:
     wanted, batch = stage.resources, stage.batch
     counts = [(stage.num_tasks, "task"), (wanted.nodes, "node"), (wanted.devices_per_node, wanted.device)]
@@ -352,6 +362,6 @@ def _stage_row(stage: Stage) -> list[str]:
     if batch is not None:
         shares = f"{batch.world_size} ranks x {batch.micro_batch} x {batch.accumulation}"
         saves = f"a checkpoint every {batch.save_every_steps}"
-        what = f"{batch.steps} steps of {batch.global_batch} rows = {shares}, {saves}"
+        what = f"{batch.steps} steps of {batch.global_batch} {_example_words(stage)} = {shares}, {saves}"
     after = ", ".join(item.stage + (" (however it ends)" if item.condition == "any" else "") for item in stage.after)
     return [stage.name, stage.kind, where, after, what]

@@ -23,6 +23,7 @@ from ...checkpoints.formats.tensors import DTYPES_BY_TAG
 from ...errors import DamagedError, PlanError, UsageError
 from ...files import digest_of
 from ...user_folders import cached
+from ..data.prompts import has_turns
 from ..facts import ModelFacts, TensorFacts, TrainedFacts
 from ..forecast.parameters import deciding_settings
 from ..schema import Recipe, StageSettings
@@ -158,13 +159,16 @@ def _adapter_advice(name: str, folder: Path) -> str:
 def _check_tokenizer(recipe: Recipe, folder: Path) -> None:
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise UsageError(f"{folder} has no tokenizer ({', '.join(TOKENIZER_FILES)}); name one with model.tokenizer")
-    uses_chat = any(stage.settings.data.prompt == "chat" for stage in resolve_stages(recipe).values())
+    prompts = {stage.settings.data.prompt for stage in resolve_stages(recipe).values()}
     config = folder / "tokenizer_config.json"
     has_template = (folder / "chat_template.jinja").is_file() or (
         config.is_file() and "chat_template" in config.read_text(encoding="utf-8")
     )
-    if uses_chat and not has_template:
-        raise UsageError(f"data.prompt is chat, but the tokenizer in {folder} has no chat template; write a template")
+    for prompt in sorted(filter(has_turns, prompts)) if not has_template else ():
+        raise UsageError(
+            f"data.prompt is {prompt}, but the tokenizer in {folder} has no chat template; take the model's -instruct "
+            "form, put a chat_template.jinja there, or set data.prompt=alpaca or a template of your own"
+        )
 
 
 def _tensors_in(path: Path) -> list[TensorFacts]:

@@ -1,59 +1,59 @@
 #!/bin/bash
-# sousbatch @VERSION@: run '0e55272c5993', stage train
+# sousbatch @VERSION@: run 'c2abf056105b', stage train
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/0e55272c5993/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/c2abf056105b/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/0e55272c5993 train
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/c2abf056105b train
 
 #!/bin/bash
-# sousbatch @VERSION@: run '0e55272c5993', stage consolidate
+# sousbatch @VERSION@: run 'c2abf056105b', stage consolidate
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/0e55272c5993/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/c2abf056105b/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/0e55272c5993 consolidate
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/c2abf056105b consolidate
 
 #!/bin/bash
-# sousbatch @VERSION@: run '0e55272c5993', stage predict
+# sousbatch @VERSION@: run 'c2abf056105b', stage predict
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/0e55272c5993/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/c2abf056105b/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/0e55272c5993 predict
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/c2abf056105b predict
 
 #!/bin/bash
-# sousbatch @VERSION@: run '0e55272c5993', stage merge
+# sousbatch @VERSION@: run 'c2abf056105b', stage merge
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/0e55272c5993/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/c2abf056105b/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/0e55272c5993 merge
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/c2abf056105b merge
 
 #!/bin/bash
-# sousbatch @VERSION@: run '0e55272c5993', stage score
+# sousbatch @VERSION@: run 'c2abf056105b', stage score
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/0e55272c5993/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/c2abf056105b/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/0e55272c5993 score
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/c2abf056105b score
