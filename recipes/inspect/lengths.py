@@ -36,7 +36,7 @@ from .tokenizer import load_full, load_light, tokenizer_digest
 Progress = Callable[[str, int, int], None]  # what is counted, rows done, rows in all
 Use = Literal["train", "eval", "predict"]
 
-_FORMAT = 4  # raised when rows are counted in another way
+_FORMAT = 5  # raised when rows are counted in another way
 _NUM_NAMED = 5
 
 
