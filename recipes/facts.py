@@ -147,6 +147,7 @@ class Inputs:
     versions: dict[str, str] = field(default_factory=dict)
     lengths: tuple[Lengths, ...] = ()
     settings_digest: str = ""
+    labels: tuple[str, ...] = ()
     prepared: tuple[Prepared, ...] = ()
 
     def split_of(self, stage: str, use: RowUse, split: str) -> SplitFacts:

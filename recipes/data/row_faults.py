@@ -113,10 +113,18 @@ def where_of(lengths: Lengths) -> str:
 
 def some(rows: Rows, lengths: Lengths, what: str, noun: str) -> str:
     """Return such as "3 of 400 rows (1, 7, 9) are longer than"."""
-    more = f" and {rows.num - len(rows.first):,} more" if rows.num > len(rows.first) else ""
     verb = "are" if what.startswith("longer") else "come"
-    numbers = ", ".join(map(str, rows.first)) + more
-    return f"{rows.num:,} of {lengths.num_rows:,} {noun} (row {numbers}) {verb} {what}"
+    return f"{rows.num:,} of {lengths.num_rows:,} {noun} (row {_numbers(rows)}) {verb} {what}"
+
+
+def named_rows(rows: Rows) -> str:
+    """Return such as "3 rows (1, 7, 9)"."""
+    return f"{rows.num:,} row{'s' * (rows.num > 1)} ({_numbers(rows)})"
+
+
+def _numbers(rows: Rows) -> str:
+    more = f" and {rows.num - len(rows.first):,} more" if rows.num > len(rows.first) else ""
+    return ", ".join(map(str, rows.first)) + more
 
 
 def _limits(settings: StageSettings) -> str:

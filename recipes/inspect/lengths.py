@@ -272,7 +272,8 @@ def _shown(wanted: RowsToCount, number: int, row: Encoded, tokenizer: Any) -> st
     if wanted.use == "predict":
         return "\n".join([head, *_marked("prompt", tokenizer.decode(row.ids))])
     parts = (_marked("learned" if is_learned else "masked", tokenizer.decode(ids)) for is_learned, ids in row.parts)
-    return "\n".join([head, *(line for lines in parts for line in lines)])
+    label = _marked("label", row.label) if row.label is not None else []
+    return "\n".join([head, *(line for lines in parts for line in lines), *label])
 
 
 def _marked(word: str, text: str) -> list[str]:

@@ -46,8 +46,8 @@ class TaskSpec:
     *version* is raised when the same settings and rows are encoded or answered in another way. *runtime* is the module
     of the other half. *model_class* is a class of transformers, *kinds* are those of the models that it fits, all
     where none is named, *peft_type* is a TaskType of peft, and *head_modules* are the linear layers that get no
-    adapter from `all-linear`.
-    *has_new_head* says that pretrained weights lack the head.
+    adapter from `all-linear`. *has_new_head* says that pretrained weights lack the head, *has_labels* that planning
+    collects the labels of the target column into the model's config.
 
     A task that *generates* lets an engine answer with tokens. *decides* lists the settings that decide a prediction
     besides those of the engine; *reads* lists the sections of the settings that *encode* reads. *fields* are what its
@@ -62,6 +62,7 @@ class TaskSpec:
     peft_type: str
     head_modules: tuple[str, ...] = ()
     has_new_head: bool = False
+    has_labels: bool = False
     generates: bool
     decides: tuple[str, ...]
     reads: tuple[str, ...]
@@ -84,10 +85,10 @@ class TaskSpec:
     row_bytes: Callable[[StageSettings], tuple[int, str]]
 
 
-OWN_TASKS = {"causal_lm": "recipes.tasks.causal_lm:TASK", "seq2seq": "recipes.tasks.seq2seq:TASK"}
+OWN_TASKS = {"causal_lm": "recipes.tasks.causal_lm:TASK", "seq2seq": "recipes.tasks.seq2seq:TASK", "classification": "recipes.tasks.classification:TASK"}
 TASKS: Registry[TaskSpec] = Registry("task", "sousbatch.tasks", OWN_TASKS)
 # These can be written down; planning refuses them.
-LATER = ("question_answering", "classification")
+LATER = ("question_answering",)
 
 
 def task_of(name: str) -> TaskSpec:
