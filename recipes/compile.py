@@ -13,7 +13,6 @@ from ..errors import PlanError
 from .engines import engine_of
 from .facts import Inputs, ModelFacts
 from .forecast.memory import forecast, host_memory
-from .forecast.parameters import is_frozen, takes_adapter
 from .forecast.storage import is_own_limit, model_of, with_dtype
 from .plan import After, Batch, Forecast, Plan, Stage, StageModel, StageSplit
 from .refusals import by_stage, doubts, misfits, node_memory, rank_memory
@@ -150,7 +149,7 @@ def _refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
         yield from _batch_refusals(settings, stage, stage.batch)
         yield from train_refusals(stage)
         yield from engine_of(settings).refusals(settings, inputs.model)
-        yield from _parameter_refusals(settings, stage, inputs)
+        yield from _parameter_refusals(settings, stage)
     elif stage.record.starts_from_model and stage.model.is_random:
         yield f"stage {stage.name!r} has no model: no consolidate stage above it, and model.path has no weights"
 
@@ -175,31 +174,23 @@ def _batch_refusals(settings: StageSettings, stage: Stage, batch: Batch) -> Iter
         )
 
 
-def _parameter_refusals(settings: StageSettings, stage: Stage, inputs: Inputs) -> Iterator[str]:
-    """Refuse what would train nothing, or not what was meant."""
-    method, freeze, tensors = settings.adapter.method, settings.model.freeze, inputs.model.tensors
+def _parameter_refusals(settings: StageSettings, stage: Stage) -> Iterator[str]:
+    """Refuse methods that do not fit together.
+
+    The names in them were checked when the model was built.
+    """
+    method = settings.adapter.method
     if method != "full":
         if stage.model.is_random:
             yield (
                 f"adapter.method {method} trains beside pretrained weights, but the model starts from random ones; "
                 "set adapter=full, or take a trained model"
             )
-        if freeze:
+        if settings.model.freeze:
             yield (
                 "model.freeze has no meaning with an adapter, which freezes the whole base; set model.freeze=[] or "
                 "adapter=full"
             )
-        heads = task_of(settings.task).head_modules
-        for target in settings.adapter.target_modules:
-            if not any(takes_adapter(tensor, target, heads) for tensor in tensors):
-                linear = {t.name.removesuffix(".weight").rsplit(".", 1)[-1] for t in tensors if len(t.shape) == 2}
-                yield f"adapter.target_modules: no layer is called {target!r}; known: {', '.join(sorted(linear))}"
-        return
-    for pattern in freeze:
-        if not any(is_frozen(tensor.name, [pattern]) for tensor in tensors):
-            yield f"model.freeze: no parameter matches {pattern!r}; they are called like {tensors[0].name}"
-    if all(is_frozen(tensor.name, freeze) for tensor in tensors):
-        yield f"model.freeze {list(freeze)} leaves nothing to train; set model.freeze=[]"
 
 
 def _storage_refusals(stages: Sequence[Stage], found: Forecast, inputs: Inputs) -> Iterator[str]:

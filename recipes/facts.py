@@ -21,10 +21,25 @@ class TensorFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainedFacts:
+    """Numbers of parameters of a model that was made ready to train.
+
+    Adapters are included. QLoRA holds *quantisable* of the frozen ones in four bits. A checkpoint holds *num_tensors*.
+    """
+
+    trainable: int
+    frozen: int
+    quantisable: int
+    num_tensors: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelFacts:
     """The facts of the model.
 
-    *digest* covers config, tokenizer and weight headers, not every weight. *beside_bytes* are those of its config and
+    *digest* covers config, tokenizer and weight headers, not every weight. *tensors* are its parameters in memory, with
+    rows for added tokens, or those of its files where all of it trains as it is. *trained* says, by the digest of the
+    settings that decide it, what each other training of the recipe trains. *beside_bytes* are those of its config and
     tokenizer, which lie with every checkpoint; *cached_bytes* lie in the hub's cache already, for a model from there.
     """
 
@@ -35,6 +50,7 @@ class ModelFacts:
     num_params: int
     tensors: tuple[TensorFacts, ...]
     config: dict[str, Any]
+    trained: dict[str, TrainedFacts] = field(default_factory=dict)
     beside_bytes: int = 0
     cached_bytes: int = 0
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,6 @@ from . import overrides
 from .catalog import find_recipe
 from .compile import compile, stage_model
 from .compose import recipe_of, values_of
-from .facts import Inputs
 from .inspect.inputs import READ_KEYS, inspect
 from .inspect.lengths import Progress
 from .plan import Plan, Point, Stage, Sweep, Variant
@@ -73,9 +72,15 @@ def plan_sweep(
         rest = tuple(text for index, text in enumerate(chosen) if index not in early)
         points.append(Point(variant=number, overrides=rest, label=" ".join(chosen)))
     look = partial(inspect, store=store, progress=progress, dead_runs=dead_runs)
-    made = tuple(_variant(name, [*texts, *shared], is_smoke, look) for shared in variants)
-    whole = Sweep(variants=made, points=tuple(points), is_smoke=is_smoke)
-    plans = {index: _checked(whole, index, site) for index in _sample(axes)}
+    sample = _sample(axes)
+    made = []
+    for shared, number in variants.items():
+        values, wrong = values_of(name, [*texts, *shared])
+        recipe = _small(recipe_of(values, wrong), is_smoke)
+        others = [_laid_over(values, points[index], is_smoke) for index in sample if points[index].variant == number]
+        made.append(Variant(values=values, inputs=look(recipe, variants=others)))
+    whole = Sweep(variants=tuple(made), points=tuple(points), is_smoke=is_smoke)
+    plans = {index: _checked(whole, index, site) for index in sample}
     return _joined(whole, list(plans.values()), site)
 
 
@@ -86,12 +91,6 @@ def _is_early(text: str, folder: Path) -> bool:
         return True
     groups, _ = overrides.split_groups(overrides.parse([text], []), folder, [])
     return bool(groups)
-
-
-def _variant(name: str, texts: Sequence[str], is_smoke: bool, look: Callable[[Recipe], Inputs]) -> Variant:
-    values, faults = values_of(name, texts)
-    recipe = recipe_of(values, faults)
-    return Variant(values=values, inputs=look(smoke(recipe) if is_smoke else recipe))
 
 
 def _sample(axes: Sequence[Sequence[str]]) -> list[int]:
@@ -123,12 +122,18 @@ def _checked(sweep: Sweep, index: int, site: Site) -> Plan:
 def point_recipe(sweep: Sweep, index: int) -> Recipe:
     """Return the recipe of a point, as composing its overrides alone would give it."""
     point = sweep.points[index]
-    values: dict[str, Any] = copy.deepcopy(sweep.variants[point.variant].values)
-    faults: list[Fault] = []
+    return _laid_over(sweep.variants[point.variant].values, point, sweep.is_smoke)
+
+
+def _laid_over(variant: dict[str, Any], point: Point, is_smoke: bool) -> Recipe:
+    values, faults = copy.deepcopy(variant), list[Fault]()
     for item in overrides.parse(point.overrides, faults):
         overrides.lay_over(values, item, faults)
-    recipe = recipe_of(values, faults)
-    return smoke(recipe) if sweep.is_smoke else recipe
+    return _small(recipe_of(values, faults), is_smoke)
+
+
+def _small(recipe: Recipe, is_smoke: bool) -> Recipe:
+    return smoke(recipe) if is_smoke else recipe
 
 
 def _plan(sweep: Sweep, index: int, site: Site) -> Plan:

@@ -1,7 +1,7 @@
-"""Load, extend, freeze and adapt a model, in the one order that works.
+"""Load a model and its tokenizer for training.
 
-Quantisation at load, no device map across ranks, tokens before adapters, gradient
-checkpointing, `prepare_model_for_kbit_training`, input gradients, `get_peft_model`.
+It is quantised at load, and no device map spreads it over ranks.
+`recipes.building` extends, freezes and adapts it then, as it did when the plan was made.
 """
 
 from __future__ import annotations
@@ -11,15 +11,11 @@ from typing import Any
 
 import torch
 
-from ...errors import RunError, UsageError
+from ...recipes.building import prepare_model
 from ...recipes.engines import engine_of
-from ...recipes.forecast.parameters import is_frozen
 from ...recipes.inspect.tokenizer import load_full
 from ...recipes.schema import StageSettings
 from ...recipes.tasks import TaskSpec, task_of
-from .new_tokens import add_rows, options_for_tokens, wrapping_rows
-
-_CHECKPOINTING = {"use_reentrant": False}  # what torch recommends; it is to become the only way
 
 
 def load_tokenizer(settings: StageSettings, folder: Path) -> Any:
@@ -32,28 +28,8 @@ def build_model(settings: StageSettings, folder: Path, tokenizer: Any, *, has_we
 
     Under ZeRO-3 transformers then builds it in pieces on every rank.
     """
-    task = task_of(settings.task)
-    model = _load(settings, task, folder, has_weights=has_weights)
-    new_rows = add_rows(model, tokenizer)
-    for name, parameter in model.named_parameters():
-        if is_frozen(name, settings.model.freeze):
-            parameter.requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise RunError(f"model.freeze {list(settings.model.freeze)} leaves nothing to train", advice=UsageError.advice)
-    model.config.use_cache = False
-    checkpointing = settings.train.gradient_checkpointing
-    if settings.adapter.method == "qlora":
-        from peft import prepare_model_for_kbit_training
-
-        model = prepare_model_for_kbit_training(
-            model, use_gradient_checkpointing=checkpointing, gradient_checkpointing_kwargs=_CHECKPOINTING
-        )
-    elif checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=_CHECKPOINTING)
-    if settings.adapter.method != "full":
-        model.enable_input_require_grads()
-        model = _with_adapter(settings, task, model, options_for_tokens(settings, model, tokenizer, new_rows))
-    return model
+    model = _load(settings, task_of(settings.task), folder, has_weights=has_weights)
+    return prepare_model(settings, model, tokenizer)
 
 
 def _load(settings: StageSettings, task: TaskSpec, folder: Path, *, has_weights: bool) -> Any:
@@ -90,20 +66,3 @@ def _four_bits(precision: str) -> Any:
         bnb_4bit_compute_dtype=getattr(torch, precision),
         bnb_4bit_quant_storage=getattr(torch, precision),
     )
-
-
-def _with_adapter(settings: StageSettings, task: TaskSpec, model: Any, options: dict[str, Any]) -> Any:
-    from peft import LoraConfig, TaskType, get_peft_model
-
-    spec = settings.adapter
-    targets: Any = "all-linear" if "all-linear" in spec.target_modules else list(spec.target_modules)
-    config = LoraConfig(
-        r=spec.rank,
-        lora_alpha=spec.alpha,
-        lora_dropout=spec.dropout,
-        target_modules=targets,
-        task_type=TaskType[task.peft_type],
-        **options,
-    )
-    with wrapping_rows(model):
-        return get_peft_model(model, config)

@@ -39,8 +39,11 @@ def device_memory(settings: StageSettings, model: ModelFacts, batch: Batch) -> l
     params, engine = params_of(settings, model), engine_of(settings)
     states = engine.model_states(settings, batch.world_size)
     trained = states.weights.bytes_per_param
-    base = 0.5 if settings.adapter.method == "qlora" else trained
-    frozen = [(base, params.frozen, " frozen")] if params.frozen else []
+    frozen = [(trained, params.frozen, " frozen")] if params.frozen else []
+    if settings.adapter.method == "qlora":
+        # peft makes the rest float32: embeddings, norms, and experts that are held in one tensor
+        rest = params.frozen - params.quantisable
+        frozen = [(0.5, params.quantisable, " in 4 bits"), (4, rest, " frozen")]
     return [
         _line("weights", states.weights, [(trained, params.trainable, ""), *frozen]),
         _line("gradients", states.gradients, [(states.gradients.bytes_per_param, params.trainable, "")]),

@@ -7,9 +7,12 @@ import math
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from ...files import digest_of
 from ..facts import ModelFacts, TensorFacts
 from ..schema import StageSettings
+from ..schema.validate import to_plain
 from ..tasks import task_of
 
 _LAYERS = re.compile(r"layers:(\d+)-(\d+)")
@@ -20,19 +23,44 @@ _LAYER_IN_NAME = re.compile(r"\.(?:layers|layer|h|block|blocks)\.(\d+)\.")
 class Params:
     """Parameters of a model as a train stage sees them.
 
-    It also says how many tensors a checkpoint of it holds.
+    QLoRA holds *quantisable* of the frozen ones in four bits. A checkpoint of it holds *num_tensors*.
     """
 
     trainable: int
     frozen: int
+    quantisable: int
     num_tensors: int
 
 
+def deciding_settings(settings: StageSettings) -> dict[str, Any]:
+    """Return the settings that decide what trains of a model, as plain values."""
+    left_out = ("path", "revision", "tokenizer", "from_scratch", "attention")
+    model = {key: value for key, value in to_plain(settings.model).items() if key not in left_out}
+    checkpointing = {"gradient_checkpointing": settings.train.gradient_checkpointing}
+    return {"task": settings.task, "model": model, "adapter": to_plain(settings.adapter), "train": checkpointing}
+
+
+def training_key(settings: StageSettings) -> str:
+    """Return the key of a training in `ModelFacts.trained`."""
+    return digest_of(deciding_settings(settings))
+
+
 def params_of(settings: StageSettings, model: ModelFacts) -> Params:
-    """Return how many parameters train and how many are frozen, adapters included."""
+    """Return how many parameters train and how many are frozen, adapters included.
+
+    They are counted where the model was built with these settings, and estimated for any others.
+    """
+    found = model.trained.get(training_key(settings))
+    if found is not None:
+        return Params(
+            trainable=found.trainable,
+            frozen=found.frozen,
+            quantisable=found.quantisable,
+            num_tensors=found.num_tensors,
+        )
     if settings.adapter.method == "full":
         frozen = sum(_numel(tensor) for tensor in model.tensors if is_frozen(tensor.name, settings.model.freeze))
-        return Params(trainable=model.num_params - frozen, frozen=frozen, num_tensors=len(model.tensors))
+        return Params(trainable=model.num_params - frozen, frozen=frozen, quantisable=0, num_tensors=len(model.tensors))
     targets, heads = settings.adapter.target_modules, task_of(settings.task).head_modules
     adapted = [tensor for tensor in model.tensors if any(takes_adapter(tensor, target, heads) for target in targets)]
     saved = [
@@ -41,7 +69,12 @@ def params_of(settings: StageSettings, model: ModelFacts) -> Params:
         if any(f".{name}." in f".{tensor.name}" for name in settings.adapter.modules_to_save)
     ]
     trainable = settings.adapter.rank * sum(sum(tensor.shape) for tensor in adapted) + sum(map(_numel, saved))
-    return Params(trainable=trainable, frozen=model.num_params, num_tensors=2 * len(adapted) + len(saved))
+    return Params(
+        trainable=trainable,
+        frozen=model.num_params,
+        quantisable=sum(_numel(tensor) for tensor in model.tensors if takes_adapter(tensor, "all-linear", heads)),
+        num_tensors=2 * len(adapted) + len(saved),
+    )
 
 
 def _numel(tensor: TensorFacts) -> int:

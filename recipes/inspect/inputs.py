@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -32,11 +32,18 @@ from .prepared import Progress, prepare_splits
 from .versions import versions_of
 
 
-def inspect(recipe: Recipe, store: Path, progress: Progress | None = None, dead_runs: Collection[Path] = ()) -> Inputs:
+def inspect(
+    recipe: Recipe,
+    store: Path,
+    progress: Progress | None = None,
+    dead_runs: Collection[Path] = (),
+    variants: Sequence[Recipe] = (),
+) -> Inputs:
     """Return what *recipe* works on.
 
     *store* is the folder that will hold its runs; *progress* gets the number of rows read. The folders of *dead_runs*,
-    whose jobs have all ended, promise nothing more than they hold.
+    whose jobs have all ended, promise nothing more than they hold. The *variants* of the recipe read the same; what
+    they train of the model is looked at, too.
 
     Raises:
         UsageError: this version does not have the task.
@@ -44,7 +51,7 @@ def inspect(recipe: Recipe, store: Path, progress: Progress | None = None, dead_
     """
     task_of(recipe.task)  # what it needs of model and data cannot be said of one that is refused
     reasons = list(_archive_reasons(recipe))
-    model = collect(reasons, lambda: read_model(recipe))
+    model = collect(reasons, lambda: read_model(recipe, variants))
     splits = collect(reasons, lambda: read_splits(recipe))
     code = collect(reasons, lambda: code_digest(recipe))
     prepared: tuple[Prepared, ...] | None = None
@@ -77,7 +84,8 @@ def inspect(recipe: Recipe, store: Path, progress: Progress | None = None, dead_
     )
 
 
-# Keys that change what is read, in sections of which the others change nothing that is.
+# Sections and keys that change what is read; the other keys of their sections change nothing that is.
+READ_SECTIONS = ("model", "data", "adapter")
 READ_KEYS = (
     *("train.split", "train.eval_split", "train.eval_rows"),
     *("predict.split", "predict.rows", "predict.max_new_tokens"),
@@ -87,7 +95,10 @@ READ_KEYS = (
 def settings_digest(recipe: Recipe) -> str:
     """Return the digest of the settings that decide what `inspect` reads of *recipe*."""
     stages = {
-        name: [to_plain(stage.settings.model), to_plain(stage.settings.data), attrgetter(*READ_KEYS)(stage.settings)]
+        name: [
+            *(to_plain(getattr(stage.settings, section)) for section in READ_SECTIONS),
+            attrgetter(*READ_KEYS)(stage.settings),
+        ]
         for name, stage in resolve_stages(recipe).items()
     }
     return files.digest_of([recipe.task, to_plain(recipe.environment), stages])

@@ -11,8 +11,9 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,17 @@ from ... import files
 from ...checkpoints.capacity.limits import read_limits, tightest
 from ...checkpoints.formats.safetensors_file import read_header
 from ...checkpoints.formats.tensors import DTYPES_BY_TAG
-from ...errors import DamagedError, UsageError, nearest
+from ...errors import DamagedError, PlanError, UsageError, nearest
+from ...files import digest_of
 from ...user_folders import cached
 from ..catalog import LIBRARY_DIR
-from ..facts import ModelFacts, TensorFacts
-from ..schema import Recipe
+from ..facts import ModelFacts, TensorFacts, TrainedFacts
+from ..forecast.parameters import deciding_settings
+from ..schema import Recipe, StageSettings
 from ..stages import resolve_stages
 from ..tasks import misfit, task_of
 from .cache import file_digest
+from .tokenizer import tokenizer_digest
 
 logger = logging.getLogger(__name__)
 
@@ -106,8 +110,10 @@ def _check_cache(key: str, name: str, wanted_bytes: int, cache: Path) -> None:
         )
 
 
-def read_model(recipe: Recipe) -> ModelFacts:
-    """Return what the recipe's model is: its folder, its identity, its tensors.
+def read_model(recipe: Recipe, variants: Sequence[Recipe] = ()) -> ModelFacts:
+    """Return what the recipe's model is: folder, identity, tensors, what trains.
+
+    The *variants* of the recipe train the same model otherwise.
 
     Raises:
         UsageError: it does not exist, is incomplete, or is not of a kind that can be trained here.
@@ -130,12 +136,17 @@ def read_model(recipe: Recipe) -> ModelFacts:
             f"model.path {spec.path!r} has no *.safetensors weights; "
             "set model.from_scratch=true to start from random ones"
         )
-    if weights and not (spec.from_scratch or spec.config or task.has_new_head):
-        found = sorted(stored, key=lambda tensor: tensor.name)
-    else:
-        shapes = _shapes(folder, task.model_class, recipe)
-        found = [TensorFacts(name=name, shape=tuple(shape), dtype=dtype) for name, shape, dtype in shapes["tensors"]]
-        config = shapes["config"]
+    trainings = _trainings((recipe, *variants))
+    is_plain = all(one == deciding_settings(StageSettings(task=recipe.task)) for one in trainings)
+    found, trained = sorted(stored, key=lambda tensor: tensor.name), dict[str, TrainedFacts]()
+    if not weights or spec.from_scratch or spec.config or task.has_new_head or not is_plain:
+        built = _build(recipe, trainings, folder, tokenizer_folder)
+        dtypes, usual = {tensor.name: tensor.dtype for tensor in stored}, stored[0].dtype if stored else "float32"
+        found = [
+            TensorFacts(name=name, shape=tuple(shape), dtype=dtypes.get(name, usual))
+            for name, shape in built["tensors"]
+        ]
+        config, trained = built["config"], _trained_facts(built["trained"])
     return ModelFacts(
         folder=str(folder),
         tokenizer_folder=str(tokenizer_folder),
@@ -144,6 +155,7 @@ def read_model(recipe: Recipe) -> ModelFacts:
         num_params=sum(math.prod(tensor.shape) for tensor in found),
         tensors=tuple(found),
         config=config,
+        trained=trained,
         beside_bytes=sum(path.stat().st_size for path in _beside(folder, tokenizer_folder)),
         cached_bytes=0 if here else sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
     )
@@ -225,17 +237,51 @@ def _dtype_name(tag: str) -> str:
     return DTYPES_BY_TAG[tag].name if tag in DTYPES_BY_TAG else tag
 
 
-def _shapes(folder: Path, model_class: str, recipe: Recipe) -> dict[str, Any]:
-    changes, trusts = files.canonical_json(recipe.model.config), str(recipe.model.trust_remote_code)
-    key = [(folder / "config.json").read_text(encoding="utf-8"), model_class, changes, trusts]
-    return dict(cached("shapes", key, lambda: _run_shapes(folder, model_class, changes, trusts)))
+def _trainings(recipes: Sequence[Recipe]) -> list[dict[str, Any]]:
+    """Return what decides what each training of the recipes trains."""
+    return [
+        deciding_settings(stage.settings)
+        for recipe in recipes
+        for stage in resolve_stages(recipe).values()
+        if stage.kind.leaves == "checkpoints"
+    ]
 
 
-def _run_shapes(folder: Path, model_class: str, changes: str, trusts: str) -> Any:
-    command = [sys.executable, "-m", f"{__package__}.architecture", str(folder), model_class, changes, trusts]
+def _build(recipe: Recipe, trainings: Sequence[dict[str, Any]], folder: Path, tokenizer_folder: Path) -> dict[str, Any]:
+    """Return what `architecture` finds when it builds the model for *trainings*.
+
+    The answer is remembered.
+    """
+    spec = recipe.model
+    question = {
+        "model_class": task_of(recipe.task).model_class,
+        "changes": spec.config,
+        "trusts": spec.trust_remote_code,
+        "add_tokens": spec.add_tokens,
+        "trainings": {digest_of(one): one for one in trainings},
+    }
+    code = [(path.name, file_digest(path)) for path in sorted(folder.glob("*.py"))] if spec.trust_remote_code else []
+    key = [
+        *((folder / "config.json").read_text(encoding="utf-8"), tokenizer_digest(tokenizer_folder), code, question),
+        *(metadata.version(name) for name in ("transformers", "peft")),
+    ]
+    places = {"folder": str(folder), "tokenizer_folder": str(tokenizer_folder)}
+    return dict(cached("built", key, lambda: _run_architecture({**places, **question})))
+
+
+def _run_architecture(question: Mapping[str, Any]) -> Any:
+    command = [sys.executable, "-m", f"{__package__}.architecture"]
     environment = os.environ | {"PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL)
+    text = files.canonical_json(question)
+    done = subprocess.run(command, input=text, capture_output=True, text=True, env=environment)
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise UsageError(f"model {str(folder)!r} cannot be built from its config: {reason}")
-    return json.loads(done.stdout)
+        raise UsageError(f"model {question['folder']!r} cannot be built from its config: {reason}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _trained_facts(found: Mapping[str, Mapping[str, Any]]) -> dict[str, TrainedFacts]:
+    problems = [one["problem"] for one in found.values() if "problem" in one]
+    if problems:
+        raise PlanError(list(dict.fromkeys(problems)))
+    return {key: TrainedFacts(**numbers) for key, numbers in found.items()}

@@ -233,12 +233,6 @@ REFUSALS = {
         {"adapter.method": "lora", "model.freeze": ("lm_head.*",)},
         "set model.freeze=[] or adapter=full",
     ),
-    "unknown layer": (
-        {"adapter.method": "lora", "adapter.target_modules": ("query",)},
-        "no layer is called 'query'; known: down_proj, embed_tokens, lm_head, q_proj",
-    ),
-    "pattern without a parameter": ({"model.freeze": ("layers:4-9",)}, "no parameter matches 'layers:4-9'"),
-    "nothing left to train": ({"model.freeze": ("*",)}, "leaves nothing to train"),
     "budget": ({"checkpoints.budget_gb": 1e-6}, "not even the weights of stage 'train'"),
 }
 

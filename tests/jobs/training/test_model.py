@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import GPTJConfig, GPTJForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from sousbatch.errors import RunError
+from sousbatch.errors import UsageError
 from sousbatch.jobs.training.model import build_model
 from sousbatch.recipes.schema import Adapter, Model, Recipe, Train, Zero
 
@@ -103,7 +103,7 @@ def test_frozen_parameters_keep_their_values_and_the_others_learn(folder: Path) 
 
 
 def test_a_model_of_which_nothing_trains_is_refused(folder: Path) -> None:
-    with pytest.raises(RunError, match="leaves nothing to train"):
+    with pytest.raises(UsageError, match="leaves nothing to train"):
         build(folder, freeze=("*",))
 
 

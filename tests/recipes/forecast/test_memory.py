@@ -27,7 +27,8 @@ def _memory(small: ModuleType, **sections: Any) -> dict[str, int]:
 
 def test_a_quantised_base_takes_half_a_byte(small: ModuleType) -> None:
     found = _memory(small, adapter=Adapter(method="qlora", rank=1, target_modules=("q_proj",)), train=Train())
-    assert found["weights"] == 904 // 2 + 4 * (2 * 16)
+    layers, factors = 2 * (8 * 8 + 8 * 16), 2 * 16
+    assert found["weights"] == layers // 2 + 4 * (904 - layers) + 4 * factors
 
 
 def test_activations_are_summed_over_layers(small: ModuleType) -> None:

@@ -11,7 +11,6 @@ import pytest
 
 from sousbatch.errors import PlanError, UsageError
 from sousbatch.recipes.compose import compose
-from sousbatch.recipes.inspect import architecture
 from sousbatch.recipes.inspect.cache import code_digest_of
 from sousbatch.recipes.inspect.inputs import inspect, measure_disk_space
 
@@ -29,27 +28,10 @@ def test_shapes_come_from_the_weights_headers(project: Path) -> None:
 
 
 def test_a_model_from_scratch_takes_the_shapes_of_its_config(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shapes = {"config": {}, "tensors": [["a.weight", [3, 5], "float32"]]}
-    monkeypatch.setattr("sousbatch.recipes.inspect.model._run_shapes", lambda *look: shapes)
+    built = {"config": {}, "tensors": [["a.weight", [3, 5]]], "trained": {}}
+    monkeypatch.setattr("sousbatch.recipes.inspect.model._run_architecture", lambda question: built)
     model = inspect(compose("./small.yaml", ["model.from_scratch=true", "model.config.vocab_size=7"]), project).model
     assert (model.has_weights, model.num_params) == (False, 15)
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        (
-            '{"hiden_size": 4}',
-            "model.config has 'hiden_size', which LlamaConfig does not (did you mean 'hidden_size'?)",
-        ),
-        ('{"colour": 4}', "model.config has 'colour', which LlamaConfig does not (it has "),
-    ],
-)
-def test_a_key_that_the_models_configuration_does_not_have_is_named(changes: str, reason: str, project: Path) -> None:
-    """In this process, for the sake of its imports; planning shows the last line of the other one."""
-    with pytest.raises(SystemExit) as caught:
-        architecture.main(str(project / "model"), "AutoModelForCausalLM", changes, "False")
-    assert str(caught.value).startswith(reason)
 
 
 MODELS = {

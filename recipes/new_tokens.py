@@ -9,9 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-import torch
-
-from ...recipes.schema import StageSettings
+from .schema import StageSettings
 
 
 def add_rows(model: Any, tokenizer: Any) -> list[int]:
@@ -22,6 +20,8 @@ def add_rows(model: Any, tokenizer: Any) -> list[int]:
     resume. Spare rows of the model that tokens fall into count as new, too.
     Source: Hewitt, "Initializing New Word Embeddings for Pretrained Language Models" (2021).
     """
+    import torch
+
     num_rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > num_rows:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)

@@ -1,0 +1,180 @@
+"""Extend, freeze and adapt a model for its training, in the one order that works.
+
+Tokens before adapters, gradient checkpointing, `prepare_model_for_kbit_training`, input gradients, `get_peft_model`.
+The jobs do it with a model that they have loaded. Planning does it with the same model without memory, on torch's meta
+device, in a process of its own (`inspect.architecture`): what cannot work is refused before anything runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from ..errors import UsageError, nearest
+from .forecast.parameters import is_frozen
+from .new_tokens import add_rows, options_for_tokens, wrapping_rows
+from .schema import StageSettings
+from .tasks import TaskSpec, task_of
+
+_CHECKPOINTING = {"use_reentrant": False}  # what torch recommends; it is to become the only way
+
+
+def prepare_model(settings: StageSettings, model: Any, tokenizer: Any) -> Any:
+    """Return *model* as it trains.
+
+    The *tokenizer* is the full one, with the recipe's tokens.
+
+    Raises:
+        UsageError: a key of the recipe asks for what this model does not have.
+    """
+    task = task_of(settings.task)
+    new_rows = add_rows(model, tokenizer)
+    _freeze(settings.model.freeze, model)
+    model.config.use_cache = False
+    checkpointing = settings.train.gradient_checkpointing
+    if checkpointing and not getattr(model, "supports_gradient_checkpointing", True):
+        raise UsageError(f"train.gradient_checkpointing: {_kind(model)} cannot do it; set it to false")
+    if settings.adapter.method == "qlora":
+        from peft import prepare_model_for_kbit_training
+
+        model = prepare_model_for_kbit_training(
+            model, use_gradient_checkpointing=checkpointing, gradient_checkpointing_kwargs=_CHECKPOINTING
+        )
+    elif checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=_CHECKPOINTING)
+    if settings.adapter.method != "full":
+        model.enable_input_require_grads()
+        model = _with_adapter(settings, task, model, options_for_tokens(settings, model, tokenizer, new_rows))
+    return model
+
+
+def _kind(model: Any) -> str:
+    return type(model).__name__
+
+
+def _freeze(patterns: Sequence[str], model: Any) -> None:
+    """Freeze what the patterns name, as it is called in memory or in files."""
+    if not patterns:
+        return
+    from ..checkpoints.consolidation.layout import stored_names
+
+    stored = stored_names(model)
+    names = {name: (name, *stored.get(name, ())) for name, _ in model.named_parameters()}
+    for pattern in patterns:
+        if not any(is_frozen(name, [pattern]) for name in _all(names.values())):
+            known = next(iter(names))
+            raise UsageError(f"model.freeze: no parameter matches {pattern!r}; they are called like {known}")
+    for name, parameter in model.named_parameters():
+        if is_frozen(name, patterns):
+            parameter.requires_grad_(False)
+            continue
+        frozen = [one for one in stored.get(name, ()) if is_frozen(one, patterns)]
+        if frozen and len(frozen) < len(stored[name]):
+            left = next(one for one in stored[name] if one not in frozen)
+            raise UsageError(
+                f"model.freeze: {frozen[0]!r} is frozen and {left!r} is not, but {_kind(model)} holds them in one "
+                f"tensor, {name!r}; freeze all of it or nothing"
+            )
+        parameter.requires_grad_(not frozen and parameter.requires_grad)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UsageError(f"model.freeze {list(patterns)} leaves nothing to train; set model.freeze=[]")
+
+
+def _all(groups: Iterable[Iterable[str]]) -> Iterator[str]:
+    return (one for group in groups for one in group)
+
+
+def _with_adapter(settings: StageSettings, task: TaskSpec, model: Any, options: dict[str, Any]) -> Any:
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    spec = settings.adapter
+    targets: Any = "all-linear" if "all-linear" in spec.target_modules else list(spec.target_modules)
+    config = LoraConfig(
+        r=spec.rank,
+        lora_alpha=spec.alpha,
+        lora_dropout=spec.dropout,
+        target_modules=targets,
+        task_type=TaskType[task.peft_type],
+        **options,
+    )
+    _check_saved(spec.modules_to_save, model)
+    layers = _linear_layers(model)  # before peft wraps them
+    try:
+        with wrapping_rows(model):
+            adapted = get_peft_model(model, config)
+    except ValueError as error:
+        raise UsageError(_refusal(settings, _kind(model), layers, str(error))) from error
+    _check_targets(spec.target_modules, layers, adapted)
+    return adapted
+
+
+def _check_saved(names: Sequence[str], model: Any) -> None:
+    known = {name: module for name, module in model.named_modules() if name}
+    for wanted in names:
+        if not any(f".{name}".endswith(f".{wanted}") for name in known):
+            last = sorted({name.rsplit(".", 1)[-1] for name in known if not name.rsplit(".", 1)[-1].isdigit()})
+            hint = nearest(wanted, last)
+            raise UsageError(
+                f"adapter.modules_to_save: {_kind(model)} has no module {wanted!r}"
+                + (f" ({hint})" if hint else f"; it has {', '.join(last)}")
+            )
+
+
+def _linear_layers(model: Any) -> list[str]:
+    from torch.nn import Linear
+    from transformers.pytorch_utils import Conv1D
+
+    return [name for name, module in model.named_modules() if isinstance(module, Linear | Conv1D)]
+
+
+def _check_targets(targets: Sequence[str], layers: Sequence[str], adapted: Any) -> None:
+    """Refuse targets that match nothing; peft minds only if none does."""
+    tuner, left = adapted.base_model, adapted.peft_config["default"].target_modules
+    if "all-linear" in targets or not isinstance(left, set | list):
+        return
+    for target in targets:
+        # peft takes a name of the files, such as w1 of an expert, for the tensor in memory that holds it
+        if target in left and not any(f".{name}".endswith(f".{target}") for name in tuner.targeted_module_names):
+            raise UsageError(_no_layer(target, layers))
+
+
+def _no_layer(target: str, layers: Iterable[str]) -> str:
+    known = sorted({name.rsplit(".", 1)[-1] for name in layers})
+    return f"adapter.target_modules: no layer is called {target!r}; known: {', '.join(known)}"
+
+
+def _refusal(settings: StageSettings, kind: str, layers: Sequence[str], reason: str) -> str:
+    """Say in the recipe's words why peft cannot adapt a model."""
+    targets = settings.adapter.target_modules
+    if "does not work with lora_dropout" in reason:
+        attention = sorted({name.rsplit(".", 1)[-1] for name in layers if "attn" in name or "attention" in name})
+        return (
+            f"adapter.dropout {settings.adapter.dropout:g} cannot be used on the experts of {kind}, which are held in "
+            "one tensor a layer; set adapter.dropout=0, or name the layers of the attention: "
+            f"adapter.target_modules=[{','.join(attention)}]"
+        )
+    if "not found in the base model" in reason and len(targets) == 1:
+        return _no_layer(targets[0], layers)
+    return f"adapter.target_modules {list(targets)}: peft cannot adapt {kind}: {' '.join(reason.split())[:300]}"
+
+
+def count_parameters(model: Any) -> Mapping[str, int]:
+    """Return how many parameters of *model* train, and how many do not.
+
+    Of the latter, *quantisable* are those that four-bit quantisation makes smaller. A checkpoint holds *num_tensors*.
+    """
+    from torch.nn import Linear
+    from transformers.pytorch_utils import Conv1D
+
+    parameters = dict(model.named_parameters())
+    trained = [value for value in parameters.values() if value.requires_grad]
+    is_adapted = hasattr(model, "peft_config")
+    head = model.get_output_embeddings()
+    within_head = set(map(id, head.modules() if head is not None else ()))
+    layers = [one for one in model.modules() if isinstance(one, Linear | Conv1D) and id(one) not in within_head]
+    return {
+        "trainable": sum(value.numel() for value in trained),
+        "frozen": sum(value.numel() for value in parameters.values() if not value.requires_grad),
+        "quantisable": sum(one.weight.numel() for one in layers if not one.weight.requires_grad),
+        "num_tensors": len(trained) if is_adapted else len(parameters),
+    }

@@ -1,0 +1,181 @@
+"""What planning learns by building a model without memory: what trains, and what no job could finish.
+
+The model is built in this process, for the sake of its imports.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sousbatch.errors import UsageError
+from sousbatch.recipes.forecast.parameters import deciding_settings
+from sousbatch.recipes.inspect.architecture import answer
+from sousbatch.recipes.schema import Adapter, Model, StageSettings, Train
+
+# peft calls transformers by names that are deprecated there
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*did not match any targeted module:RuntimeWarning"),  # it looks at modules only
+]
+LLAMA = ("llama", {"num_key_value_heads": 2})
+MIXTRAL = ("mixtral", {"num_key_value_heads": 2, "num_local_experts": 3})
+SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 64}
+LAYER = 4 * 16 * 16 + 3 * 16 * 24
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer of 64 words."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    words = {word: number for number, word in enumerate(["<unk>", "<s>", "</s>", *map(str, range(61))])}
+    model = {"type": "WordLevel", "vocab": words, "unk_token": "<unk>"}
+    empty = dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder"))
+    (folder / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model} | empty))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>", "eos_token": "</s>"})
+    )
+    return folder
+
+
+def ask(kind: tuple[str, dict[str, Any]], tokenizer_folder: Path, tmp_path: Path, **asked: Any) -> dict[str, Any]:
+    """Return the answer for one training of a small model."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind[0], **SIZES, **kind[1]}))
+    settings = asked.pop("settings", StageSettings())
+    question: dict[str, Any] = {
+        "folder": str(tmp_path),
+        "tokenizer_folder": str(tokenizer_folder),
+        "model_class": "AutoModelForCausalLM",
+        "changes": {},
+        "trusts": False,
+        "add_tokens": settings.model.add_tokens,
+        "trainings": {"one": deciding_settings(settings)},
+    }
+    return answer(question | asked)
+
+
+def lora(dropout: float = 0.0, **values: Any) -> StageSettings:
+    return StageSettings(adapter=Adapter(method="lora", rank=2, dropout=dropout, **values))
+
+
+def test_all_of_a_model_trains_unless_it_is_frozen(tokenizer_folder: Path, tmp_path: Path) -> None:
+    settings = StageSettings(model=Model(freeze=("layers:0-0", "model.embed_tokens.*")))
+    found = ask(LLAMA, tokenizer_folder, tmp_path, settings=settings)["trained"]["one"]
+    frozen = LAYER + 2 * 16 + 64 * 16
+    assert found["frozen"] == frozen
+    assert found["trainable"] == LAYER + 3 * 16 + 64 * 16
+
+
+def test_an_adapter_trains_its_factors_and_what_is_saved_beside_them(tokenizer_folder: Path, tmp_path: Path) -> None:
+    settings = lora(target_modules=("q_proj",), modules_to_save=("lm_head",))
+    found = ask(LLAMA, tokenizer_folder, tmp_path, settings=settings)
+    trained = found["trained"]["one"]
+    factors, head = 2 * 2 * (16 + 16), 64 * 16
+    assert (trained["trainable"], trained["num_tensors"]) == (factors + head, 5)
+    assert trained["quantisable"] == 2 * LAYER
+    assert trained["frozen"] == sum(
+        len(shape) == 1 and shape[0] or shape[0] * shape[1] for _, shape in found["tensors"]
+    )
+
+
+def test_added_tokens_lengthen_the_embeddings_and_their_rows_train(tokenizer_folder: Path, tmp_path: Path) -> None:
+    settings = StageSettings(
+        model=Model(add_tokens=("[A]", "[B]")), adapter=Adapter(method="lora", rank=2, target_modules=("q_proj",))
+    )
+    found = ask(LLAMA, tokenizer_folder, tmp_path, settings=settings)
+    assert ["model.embed_tokens.weight", [66, 16]] in [list(one) for one in found["tensors"]]
+    assert found["trained"]["one"]["trainable"] == 2 * 2 * (16 + 16) + 2 * 2 * 16
+
+
+PROBLEMS: dict[str, tuple[tuple[str, dict[str, Any]], StageSettings, str]] = {
+    "a layer that is not there": (
+        LLAMA,
+        lora(target_modules=("q_proj", "query")),
+        "no layer is called 'query'; known: down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj",
+    ),
+    "no layer at all": (LLAMA, lora(target_modules=("query",)), "no layer is called 'query'; known: down_proj"),
+    "a module that is not there": (
+        LLAMA,
+        lora(modules_to_save=("lm_haed",)),
+        "adapter.modules_to_save: LlamaForCausalLM has no module 'lm_haed' (did you mean 'lm_head'?)",
+    ),
+    "a pattern without a parameter": (
+        LLAMA,
+        StageSettings(model=Model(freeze=("layers:0-0", "layers:4-9"))),
+        "model.freeze: no parameter matches 'layers:4-9'; they are called like model.embed_tokens.weight",
+    ),
+    "nothing left": (LLAMA, StageSettings(model=Model(freeze=("*",))), "leaves nothing to train"),
+    "experts with dropout": (
+        MIXTRAL,
+        lora(dropout=0.1),
+        "set adapter.dropout=0, or name the layers of the attention: "
+        "adapter.target_modules=[k_proj,o_proj,q_proj,v_proj]",
+    ),
+    "a part of a tensor": (
+        MIXTRAL,
+        StageSettings(model=Model(freeze=("*.experts.0.w2.*",))),
+        "'model.layers.0.block_sparse_moe.experts.0.w2.weight' is frozen and "
+        "'model.layers.0.block_sparse_moe.experts.1.w2.weight' is not",
+    ),
+}
+
+
+@pytest.mark.parametrize(("kind", "settings", "problem"), PROBLEMS.values(), ids=PROBLEMS)
+def test_what_could_not_train_is_named(
+    kind: Any, settings: StageSettings, problem: str, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    assert problem in ask(kind, tokenizer_folder, tmp_path, settings=settings)["trained"]["one"]["problem"]
+
+
+@pytest.mark.parametrize("pattern", ["*.experts.*", "*.block_sparse_moe.experts.*", "*.w[123].weight"])
+def test_experts_are_frozen_by_their_names_in_memory_and_in_files(
+    pattern: str, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    patterns = (pattern,) if "w[" not in pattern else tuple(pattern.replace("[123]", str(one)) for one in (1, 2, 3))
+    settings = StageSettings(model=Model(freeze=patterns))
+    assert (
+        ask(MIXTRAL, tokenizer_folder, tmp_path, settings=settings)["trained"]["one"]["frozen"] == 2 * 3 * 3 * 16 * 24
+    )
+
+
+@pytest.mark.parametrize("targets", [("all-linear",), ("q_proj", "w1", "w2", "w3")])
+def test_experts_get_adapters_by_the_names_of_their_files(
+    targets: tuple[str, ...], tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    found = ask(MIXTRAL, tokenizer_folder, tmp_path, settings=lora(target_modules=targets))["trained"]["one"]
+    experts = 3 * (4 * (16 + 48) + 2 * (24 + 16))  # gate and up are one tensor, with the rank of both
+    assert found["trainable"] >= 2 * experts
+
+
+def test_several_trainings_are_looked_at_and_each_has_its_own_answer(tokenizer_folder: Path, tmp_path: Path) -> None:
+    trainings = {"bad": deciding_settings(lora(target_modules=("nope",))), "good": deciding_settings(lora())}
+    found = ask(LLAMA, tokenizer_folder, tmp_path, trainings=trainings)["trained"]
+    assert "nope" in found["bad"]["problem"] and found["good"]["trainable"] > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"hiden_size": 4}, "has 'hiden_size', which LlamaConfig does not (did you mean 'hidden_size'?)"),
+        ({"colour": 4}, "model.config has 'colour', which LlamaConfig does not (it has "),
+    ],
+)
+def test_a_key_that_the_models_configuration_does_not_have_is_named(
+    changes: dict[str, int], reason: str, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        ask(LLAMA, tokenizer_folder, tmp_path, changes=changes)
+    assert reason in str(caught.value)
+
+
+def test_a_model_that_the_class_of_the_task_does_not_know_is_refused(tokenizer_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="vit has no ModelForCausalLM in transformers"):
+        ask(("vit", {}), tokenizer_folder, tmp_path)
+
+
+def test_gradient_checkpointing_is_tried(tokenizer_folder: Path, tmp_path: Path) -> None:
+    settings = StageSettings(train=Train(gradient_checkpointing=True))
+    assert "trainable" in ask(LLAMA, tokenizer_folder, tmp_path, settings=settings)["trained"]["one"]
