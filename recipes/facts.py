@@ -153,7 +153,8 @@ class Inputs:
     """The facts of a recipe's model, data and disk.
 
     *versions* are those of the packages that jobs will import. *settings_digest* stands for the settings that decided
-    what was read: they are facts of no other recipe.
+    what was read: they are facts of no other recipe. The *labels* of a classification are in the order of the model's
+    outputs.
     """
 
     model: ModelFacts

@@ -96,9 +96,11 @@ class RecipeTrainer(Trainer):
         epsilon = self._job.settings.train.label_smoothing
         if not (epsilon and model.training):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs["labels"]  # a task's own loss takes them out
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        sums, count = uniform_loss(outputs["logits"], inputs["labels"], is_shifted=self._is_causal)
-        is_per_step = self.model_accepts_loss_kwargs and num_items_in_batch is not None  # as the model's own loss is
+        sums, count = uniform_loss(outputs["logits"], labels, is_shifted=self._is_causal)
+        knows_step = self.model_accepts_loss_kwargs or self.compute_loss_func is not None
+        is_per_step = knows_step and num_items_in_batch is not None  # as the other loss is
         scale = self.accelerator.num_processes / num_items_in_batch if is_per_step else 1 / max(1, count)
         loss = (1 - epsilon) * loss + epsilon * scale * sums
         return (loss, outputs) if return_outputs else loss

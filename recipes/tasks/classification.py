@@ -42,10 +42,9 @@ def _faults(settings: StageSettings, uses: Sequence[RowUse]) -> Iterator[Fault]:
     if not is_right or not all(isinstance(value, (int, float)) and value > 0 for value in values):
         hint = "balanced, or a positive number for each label, such as {yes: 1, no: 3}"
         yield Fault(key="train.class_weights", problem=f"is {weights!r}", hint=hint)
-    for name in ("num_labels", "id2label", "label2id"):
-        if name in settings.model.config and "label2id" not in settings.model.config:
-            hint = "leave it out: the labels are those of the rows that train"
-            yield Fault(key="model.config", problem=f"names {name}", hint=hint)
+    if "num_labels" in settings.model.config:
+        hint = "leave it out: the labels are those of the rows that train"
+        yield Fault(key="model.config", problem="names num_labels", hint=hint)
 
 
 def _encode(
