@@ -238,6 +238,7 @@ def _as_text(value: Plan) -> str:
         format_table(splits, header=("data", "rows", "size", "file")),
         *_steps(value),
         *_lengths(value),
+        *_labels(value),
         format_table(storage, header=("storage", "", "")),
     ]
     for name, lines in value.forecast.device.items():
@@ -298,6 +299,12 @@ def _lengths(value: Plan) -> list[str]:
     return [format_table(rows, header=("all rows checked", "examples", "rows", "longest", "allowed tokens"))] * bool(
         rows
     )
+
+
+def _labels(value: Plan) -> list[str]:
+    """Return the labels of a classification, in the order of its probabilities."""
+    labels = value.inputs.labels
+    return [f"labels, in the order of a row's probabilities: {', '.join(map(repr, labels))}"] if labels else []
 
 
 def _stage_row(stage: Stage) -> list[str]:

@@ -14,6 +14,7 @@ from .engines import engine_of
 from .facts import Inputs, ModelFacts
 from .forecast.memory import forecast, host_memory
 from .forecast.storage import is_own_limit, model_of, with_dtype
+from .labels import with_labels
 from .plan import After, Batch, Forecast, Plan, Stage, StageModel, StageSplit
 from .refusals import by_stage, doubts, misfits, node_memory, rank_memory
 from .schema import Recipe, StageSettings
@@ -31,7 +32,7 @@ def compile(recipe: Recipe, site: Site, inputs: Inputs) -> Plan:
     Raises:
         PlanError: every reason why it cannot work.
     """
-    recipe = with_metrics(with_dtype(recipe, inputs.model))
+    recipe = with_labels(with_metrics(with_dtype(recipe, inputs.model)), inputs.labels)
     stages = [_stage(one, site, inputs) for one in resolve_stages(recipe).values()]
     reasons = list(by_stage(stages, misfits, site))
     for stage in stages:

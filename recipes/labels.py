@@ -1,4 +1,4 @@
-"""The labels of a classification: their order, and their place in the model's config.
+"""Order the labels of a classification, and put them into the model's config.
 
 Pure. `inspect.labels` collects them from the rows.
 """

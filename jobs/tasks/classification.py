@@ -103,9 +103,10 @@ def _label_loss(settings: StageSettings, examples: Any) -> _LabelLoss:
 
 
 def balanced_weights(labels: Sequence[int], num_labels: int) -> list[float]:
-    """Return a weight for each label, so that all count alike: rows / (labels x rows of it).
+    """Return a weight for each label, so that all count alike.
 
-    It is scikit-learn's `class_weight="balanced"`. A label whose rows were all left out has weight 1.
+    It is rows / (labels x rows of it), as scikit-learn's `class_weight="balanced"`. A label whose rows were all left
+    out has weight 1.
     """
     counts = Counter(labels)
     return [len(labels) / (num_labels * counts[place]) if counts[place] else 1.0 for place in range(num_labels)]

@@ -45,12 +45,14 @@ class Metric:
     *score* returns values by name; the name is that of a metric, alone or followed by `_` and more. A value is a
     number over all rows, or a list with a number for each row, whose mean is the score. *better* says which values
     are good. *needs* lists what it reads besides the predictions, *fields* what a task must have added to each row.
+    Without *has_baseline* copying the input says nothing, and is not measured.
     """
 
     score: Callable[[Answers], Mapping[str, float | Sequence[float]]]
     better: Literal["higher", "lower"]
     needs: tuple[Need, ...] = ("target",)
     fields: tuple[str, ...] = ()
+    has_baseline: bool = True
 
 
 METRICS: Registry[Metric] = Registry(

@@ -57,6 +57,6 @@ def _label_f1(answers: Answers) -> dict[str, float]:
     return {f"label_f1_{label}": value for label, value in _f1_of_labels(answers).items()}
 
 
-ACCURACY = Metric(score=_accuracy, better="higher")
-MACRO_F1 = Metric(score=_macro_f1, better="higher")
-LABEL_F1 = Metric(score=_label_f1, better="higher")
+ACCURACY = Metric(score=_accuracy, better="higher", has_baseline=False)
+MACRO_F1 = Metric(score=_macro_f1, better="higher", has_baseline=False)
+LABEL_F1 = Metric(score=_label_f1, better="higher", has_baseline=False)

@@ -60,7 +60,10 @@ def _cut(spec: DataSpec, ids: list[int], longest: int, frame: Sequence[int]) -> 
 
 
 def longest_source(settings: StageSettings, use: RowUse, config: Mapping[str, Any]) -> int:
-    """Return the most tokens that a prompt may have; the model's positions limit those that are answered."""
+    """Return the most tokens that a prompt may have.
+
+    The model's positions limit those that are answered.
+    """
     positions = max_positions(config, "encoder") if use == "predict" else None
     return min(settings.data.max_tokens, positions or settings.data.max_tokens)
 

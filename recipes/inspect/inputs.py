@@ -20,12 +20,14 @@ from ...errors import PlanError, UsageError
 from ...remote import parse_place
 from ...tracking.base import TRACKERS
 from ..facts import DiskSpace, Inputs, Lengths, Prepared
+from ..labels import with_labels
 from ..schema import Recipe
 from ..schema.validate import to_plain
 from ..stages import resolve_stages
 from ..tasks import task_of
 from .cache import code_digest, collect
 from .data import read_splits
+from .labels import read_labels
 from .lengths import count_lengths
 from .model import read_model
 from .prepared import Progress, prepare_splits
@@ -51,12 +53,16 @@ def inspect(
     """
     task_of(recipe.task)  # what it needs of model and data cannot be said of one that is refused
     reasons = list(_archive_reasons(recipe))
-    model = collect(reasons, lambda: read_model(recipe, variants))
     splits = collect(reasons, lambda: read_splits(recipe))
     code = collect(reasons, lambda: code_digest(recipe))
     prepared: tuple[Prepared, ...] | None = None
     if splits is not None and code is not None:
         prepared = collect(reasons, lambda: prepare_splits(recipe, splits, code, progress))
+    labels: tuple[str, ...] | None = ()
+    if splits is not None and prepared is not None:
+        labels = collect(reasons, lambda: read_labels(recipe, splits, prepared))
+    labelled = [with_labels(one, labels or ()) for one in (recipe, *variants)]
+    model = collect(reasons, lambda: read_model(labelled[0], labelled[1:]))
     lengths: tuple[Lengths, ...] = ()
     if model is not None and splits is not None and prepared is not None:
         lengths = collect(reasons, lambda: count_lengths(recipe, model, splits, prepared, progress)) or ()
@@ -69,7 +75,15 @@ def inspect(
     unset = [name for name in recipe.environment.inherit if name not in os.environ]
     if unset:
         reasons.append(f"environment.inherit names {', '.join(unset)}, which this shell has not set; `export` it first")
-    if reasons or model is None or splits is None or prepared is None or code is None or versions is None:
+    if (
+        reasons
+        or model is None
+        or labels is None
+        or splits is None
+        or prepared is None
+        or code is None
+        or versions is None
+    ):
         raise PlanError(reasons)
     space = measure_disk_space(store, recipe.checkpoints.store_budget_gb, dead_runs)
     return Inputs(
@@ -81,6 +95,7 @@ def inspect(
         lengths=lengths,
         settings_digest=settings_digest(recipe),
         prepared=prepared,
+        labels=labels,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ...errors import PlanError
 from ...predictions.metrics.labels import label_text
@@ -20,6 +20,7 @@ from ..labels import labels_in, ordered
 from ..schema import Recipe
 from ..stages import resolve_stages
 from ..tasks import task_of
+from .model import read_config
 
 _NUM_NAMED = 5
 _NUM_SHOWN = 10
@@ -35,23 +36,22 @@ class _Use(NamedTuple):
     rows: dict[str, Rows]
 
 
-def read_labels(
-    recipe: Recipe, config: Mapping[str, Any], splits: Mapping[str, SplitFacts], prepared: Sequence[Prepared]
-) -> tuple[str, ...]:
+def read_labels(recipe: Recipe, splits: Mapping[str, SplitFacts], prepared: Sequence[Prepared]) -> tuple[str, ...]:
     """Return the labels in the order of the model's outputs, none for a task without.
 
-    They are those of the rows that train; without such rows, those that the model's *config* names.
+    They are those of the rows that train; without such rows, those that the model's config names.
 
     Raises:
         PlanError: a row has no label, or one that training does not know; all rows have one label.
     """
     if not task_of(recipe.task).has_labels:
         return ()
+    config = {**read_config(recipe), **recipe.model.config}
     uses = list(_uses(recipe, splits, prepared))
     reasons = [_no_label(use) for use in uses if _NONE in use.rows]
     trained = {label for use in uses if use.trains for label in use.rows} - {_NONE}
     has_training = any(use.trains for use in uses)
-    labels = ordered(trained, {**config, **recipe.model.config}) if has_training else labels_in(config)
+    labels = ordered(trained, config) if has_training else labels_in(config)
     if has_training and len(labels) < 2 and not reasons:
         use = next(use for use in uses if use.trains)
         reasons.append(
@@ -93,8 +93,8 @@ def _count(facts: SplitFacts, column: str, num_rows: int) -> dict[str, tuple[int
 
 def _no_label(use: _Use) -> str:
     return (
-        f"split {use.split!r} has {named_rows(use.rows[_NONE])} whose column {use.column!r} (data.columns.target) holds "
-        "no label: it is empty, or a fraction; give each row a text, a whole number, or true or false"
+        f"split {use.split!r} has {named_rows(use.rows[_NONE])} whose column {use.column!r} (data.columns.target) "
+        "holds no label: it is empty, or a fraction; give each row a text, a whole number, or true or false"
     )
 
 

@@ -161,6 +161,14 @@ def read_model(recipe: Recipe, variants: Sequence[Recipe] = ()) -> ModelFacts:
     )
 
 
+def read_config(recipe: Recipe) -> dict[str, Any]:
+    """Return the config of the recipe's model as its file has it."""
+    spec = recipe.model
+    here = _folder_here("model.path", spec.path)
+    folder = here or _from_hub("model.path", spec.path, spec.revision, has_code=spec.trust_remote_code)
+    return _read_config(spec.path, folder)
+
+
 def _beside(folder: Path, tokenizer_folder: Path) -> list[Path]:
     """Return the small files of a model: what it is, and how its text becomes tokens."""
     named = (folder / "config.json", *(tokenizer_folder / name for name in _TOKENIZER_FILES))

@@ -85,7 +85,11 @@ class TaskSpec:
     row_bytes: Callable[[StageSettings], tuple[int, str]]
 
 
-OWN_TASKS = {"causal_lm": "recipes.tasks.causal_lm:TASK", "seq2seq": "recipes.tasks.seq2seq:TASK", "classification": "recipes.tasks.classification:TASK"}
+OWN_TASKS = {
+    "causal_lm": "recipes.tasks.causal_lm:TASK",
+    "seq2seq": "recipes.tasks.seq2seq:TASK",
+    "classification": "recipes.tasks.classification:TASK",
+}
 TASKS: Registry[TaskSpec] = Registry("task", "sousbatch.tasks", OWN_TASKS)
 # These can be written down; planning refuses them.
 LATER = ("question_answering",)

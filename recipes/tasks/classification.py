@@ -1,7 +1,8 @@
 """Classification: the model says which of a few labels a text has.
 
-The labels are those of the target column in the rows that train. Planning collects them into the model's config, so that
-the model that comes out names them itself. `data.prompt` is the template of the text: of a pair of sentences it has both.
+The labels are those of the target column in the rows that train. Planning collects them into the model's config, so
+that the model that comes out names them itself. `data.prompt` is the template of the text; for pairs of sentences it
+has both.
 """
 
 from __future__ import annotations
@@ -60,12 +61,12 @@ def _encode(
 
 def _refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
     yield from framed_refusals(stage, inputs)
-    architectures = inputs.model.config.get("architectures") or []
-    has_head = any("ForSequenceClassification" in str(name) for name in architectures)
+    architectures = ", ".join(map(str, inputs.model.config.get("architectures") or ["no class"]))
+    has_head = "ForSequenceClassification" in architectures
     if "predict" in stage.splits and stage.model.made_by is None and not has_head:
         yield (
-            f"stage {stage.name!r}: the model was not trained to classify (it is {', '.join(map(str, architectures))}), "
-            "so its labels would be random; train it in this recipe, or name a model that was"
+            f"stage {stage.name!r}: the model was not trained to classify (it is {architectures}), so "
+            "its labels would be random; train it in this recipe, or name a model that was"
         )
     weights = stage.settings.train.class_weights
     if stage.batch is not None and isinstance(weights, Mapping) and (unknown := weights.keys() - set(inputs.labels)):
