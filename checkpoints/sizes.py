@@ -31,7 +31,7 @@ class StateBytes:
     *num_lists* counts the files that hold the names and shapes of all tensors.
     """
 
-    trainable: int
+    trainable: float
     note: str
     frozen: int
     num_lists: int = 1
@@ -59,7 +59,7 @@ def checkpoint_size(
     if frozen_bytes:
         formula += f" + {frozen_bytes:,} B frozen"
     return Size(
-        num_bytes=states.trainable * trainable + frozen_bytes + book,
+        num_bytes=int(states.trainable * trainable) + frozen_bytes + book,
         formula=f"{formula} + {book:,} B of {world_size} ranks' bookkeeping",
     )
 

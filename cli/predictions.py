@@ -40,7 +40,11 @@ def _define_merge(merge: Parser) -> None:
     order.add_argument(
         "--in-file-order", action="store_true", help="rows have no index: one shard after the other, as named here"
     )
-    merge.add_argument("--export", metavar="FILE", help="also write the merged rows as .csv or .parquet")
+    merge.add_argument(
+        "--export",
+        metavar="FILE",
+        help="also write the merged rows as .csv or .parquet, or their predictions as .json, {id: prediction}",
+    )
 
 
 def _define_score(score: Parser) -> None:
@@ -97,19 +101,19 @@ def _check_order(named: list[str]) -> None:
 def _check_export(export: str | None, out: Path) -> None:
     if export is None:
         return
-    if Path(export).suffix not in (".csv", ".parquet"):
-        raise UsageError(f"--export {export!r} has an unknown format; known: .csv, .parquet")
+    if Path(export).suffix not in (known := (".csv", ".parquet", ".json")):
+        raise UsageError(f"--export {export!r} has an unknown format; known: {', '.join(known)}")
     if out.suffix != ".jsonl":
         raise UsageError(f"--export needs --out to be a .jsonl file, and it is {out.name!r}")
 
 
 def _export(merged: Path, export: str | None) -> int:
-    """Write the merged rows once more as a table, where one is asked for."""
-    from ..predictions.export import write_csv, write_parquet
+    """Write the merged rows once more in another form, where one is asked for."""
+    from ..predictions.export import write_answers, write_csv, write_parquet
 
     if export is not None:
         path = Path(export).expanduser().absolute()
-        (write_csv if path.suffix == ".csv" else write_parquet)(merged, path)
+        {".csv": write_csv, ".parquet": write_parquet, ".json": write_answers}[path.suffix](merged, path)
         print(path)
     return 0
 

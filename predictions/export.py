@@ -1,4 +1,4 @@
-"""Turn merged predictions into CSV or Parquet, in batches, after the merge.
+"""Turn merged predictions into CSV, Parquet or one JSON object, after the merge.
 
 The JSONL file stays the one that counts: it alone keeps every value as it was predicted.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -16,6 +17,7 @@ import orjson
 
 from ..errors import UsageError, no_room_named
 from ..files import parse_json, replacing
+from .rows import ID, PREDICTION
 
 _BATCH_ROWS = 8192
 
@@ -66,6 +68,28 @@ def write_parquet(jsonl_path: Path, parquet_path: Path) -> None:
                 writer.write_batch(pa.RecordBatch.from_pydict(batch, schema=schema))
     except pa.ArrowException as error:
         raise UsageError(f"{jsonl_path} does not fit into Parquet's columns: {error}; keep it as JSONL") from error
+
+
+def write_answers(jsonl_path: Path, json_path: Path) -> None:
+    """Write {id: prediction} as one JSON object.
+
+    The evaluation scripts of SQuAD and KorQuAD read it.
+
+    Raises:
+        UsageError: a row has no id, or two rows have one.
+    """
+    found: dict[str, Any] = {}
+    for number, row in enumerate(_rows(jsonl_path), 1):
+        if row.get(ID) is None:
+            raise UsageError(
+                f"row {number} of {jsonl_path} has no id, by which a .json file holds its prediction; predict with "
+                "data.columns.id=COLUMN"
+            )
+        if (name := str(row[ID])) in found:
+            raise UsageError(f"row {number} of {jsonl_path} has the id {name!r} of an earlier row; write .csv instead")
+        found[name] = row[PREDICTION]
+    with no_room_named(str(json_path)), replacing(json_path) as stream:
+        stream.write(json.dumps(found, ensure_ascii=False, indent=1).encode() + b"\n")
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

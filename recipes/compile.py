@@ -15,6 +15,7 @@ from .facts import Inputs, ModelFacts
 from .forecast.memory import forecast, host_memory
 from .forecast.storage import is_own_limit, model_of, with_dtype
 from .labels import with_labels
+from .optimizers import optimizer_refusals
 from .plan import After, Batch, Forecast, Plan, Stage, StageModel, StageSplit
 from .refusals import by_stage, doubts, misfits, node_memory, rank_memory
 from .schema import Recipe, StageSettings
@@ -149,6 +150,7 @@ def _refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
     if stage.batch is not None:
         yield from _batch_refusals(settings, stage, stage.batch)
         yield from train_refusals(stage)
+        yield from optimizer_refusals(stage, inputs.versions)
         yield from engine_of(settings).refusals(settings, inputs.model)
         yield from _parameter_refusals(settings, stage)
     elif stage.record.starts_from_model and stage.model.is_random:
@@ -268,8 +270,8 @@ def _gb(num_bytes: float) -> str:
 
 
 def _slurm_only(recipe: Recipe, site: Site) -> Iterator[str]:
-    """Warn of what only Slurm keeps: a time limit that is not kept would surprise."""
-    words = ("memory_gb", "time_min", "partition", "account", "qos", "constraint", "exclude", "reservation", "sbatch")
+    """Warn of what only Slurm keeps."""
+    words = ("memory_gb", "partition", "account", "qos", "constraint", "exclude", "reservation", "sbatch")
     asked = {f"resources {word}" for wanted in recipe.resources.values() for word in words if getattr(wanted, word)}
     if recipe.environment.container:
         asked.add("environment.container")

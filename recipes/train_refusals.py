@@ -7,8 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from .fallbacks import fallback_refusals
 from .plan import Stage
+from .schema import StageSettings
 from .tasks import task_of
+
+_LEAST_FLOAT16 = 6e-8  # smaller numbers round to 0
 
 
 def train_refusals(stage: Stage) -> Iterator[str]:
@@ -21,11 +25,33 @@ def train_refusals(stage: Stage) -> Iterator[str]:
             f"train.label_smoothing has no effect on task {stage.settings.task}, whose answers are places in the text; "
             "set train.label_smoothing=0"
         )
+    yield from fallback_refusals(stage)
+    if not train.master_weights:
+        yield from _pure_refusals(stage.settings)
+
+
+def _pure_refusals(settings: StageSettings) -> Iterator[str]:
+    """Yield why a training cannot do without float32 masters."""
+    train, keep = settings.train, "set train.master_weights=true"
+    if train.precision == "float32":
+        yield f"train.master_weights=false has no meaning in float32; {keep} or train.precision=bfloat16"
+    if settings.adapter.method != "full":
+        yield f"train.master_weights=false has no meaning with an adapter, which is small; {keep} or adapter=full"
+    if train.precision == "float16" and train.epsilon < _LEAST_FLOAT16:
+        yield (
+            f"train.epsilon {train.epsilon:g} is 0 in float16, so moments without masters would be divided by 0; set "
+            f"train.epsilon=1e-6 or train.master_weights=true"
+        )
 
 
 def train_warnings(stage: Stage) -> Iterator[str]:
     """Yield what a train stage will do that may not be meant."""
-    batch = stage.batch
+    batch, optimizer = stage.batch, stage.settings.train.optimizer
+    if optimizer in ("fused_adam", "cpu_adam"):
+        yield (
+            f"stage {stage.name!r}: train.optimizer {optimizer} is compiled at its first start, in 1 to 4 minutes; the "
+            "node needs g++ and ninja"
+        )
     if batch is not None and batch.warmup_steps >= batch.steps:
         yield (
             f"stage {stage.name!r}: the warm-up of {batch.warmup_steps} steps is as long as the training, "

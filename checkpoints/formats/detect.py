@@ -17,15 +17,14 @@ from .companion_files import ADAPTER_CONFIG_NAME, last_config
 from .fsdp_dcp import find_distcp_dir, is_hf_sharded, read_distcp, read_hf_shards
 from .lora import as_adapter, is_adapter
 from .parts import bare
+from .pickled_model import pickled_files, read_pickled
 from .safetensors_file import INDEX_NAME, read_tensors
-from .tensors import Source
+from .tensors import Source, SourceTensor
 from .zero_files import is_tag_dir
 from .zero_layout import read_zero
 from .zero_universal import is_universal, read_universal
 
 _PICKLED = (
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
     "pytorch_model_fsdp.bin",
     "pytorch_model.pt",
 )
@@ -36,9 +35,9 @@ def open_source(path: Place, *, is_raw: bool = False) -> Source:
 
     No weights are read. *path* is a folder with DeepSpeed's `latest` or one `global_step*`, such a tag folder itself,
     what ds_to_universal.py made of one, a folder of torch's distributed checkpoints (FSDP), a folder with
-    `model.safetensors` or shards and their index, or a peft adapter. Where a folder holds ZeRO shards and a 16-bit
-    model, the shards are taken: they are fp32. *is_raw* leaves an adapter in training what it is, each tensor under its
-    own name, tied ones under all of theirs, as DeepSpeed's zero_to_fp32.py does.
+    `model.safetensors`, `pytorch_model.bin`, or shards of either and their index, or a peft adapter. Where a folder
+    holds ZeRO shards and a 16-bit model, the shards are taken: they are fp32. *is_raw* leaves an adapter in training
+    what it is, each tensor under its own name, tied ones under all of theirs, as DeepSpeed's zero_to_fp32.py does.
 
     Raises:
         NotFoundError: no such folder, or no checkpoint in it.
@@ -62,6 +61,8 @@ def open_source(path: Place, *, is_raw: bool = False) -> Source:
         )
     if found is None and any((path / name).is_file() for name in ("model.safetensors", INDEX_NAME)):
         found = _read_model(path)
+    if found is None and (pickled := pickled_files(path)):
+        found = _read_pickled_model(path, pickled)
     if found is None and is_hf_sharded(path):
         found = read_hf_shards(path)
     if found is not None:
@@ -153,6 +154,17 @@ def _read_model(path: Place) -> Source:
         step=_step(path),
         digest=digest_of([f"{file.name} {read_stamp(file)}" for file in files]),
     )
+
+
+def _read_pickled_model(path: Place, pickled: list[Place]) -> Source:
+    tensors = tuple(
+        SourceTensor(
+            name=name, shape=tensor.shape, dtype=tensor.dtype, segments=(tensor.segment(0, tensor.num_elements),)
+        )
+        for name, tensor in read_pickled(pickled).items()
+    )
+    digest = digest_of([f"{file.name} {read_stamp(file)}" for file in pickled])
+    return Source(path=path, content="model", tensors=tensors, step=_step(path), digest=digest)
 
 
 def _step(path: Place) -> int | None:

@@ -124,18 +124,19 @@ def _pair(value: object) -> tuple[int, int]:
 
 
 def plan_shards(
-    tensors: Sequence[SourceTensor], *, dtype: str, max_shard_bytes: int | None, stem: str = "model"
+    tensors: Sequence[SourceTensor], *, dtype: str | None, max_shard_bytes: int | None, stem: str = "model"
 ) -> tuple[Shard, ...]:
     """Cut *tensors*, in their order, into files.
 
     A file has at most *max_shard_bytes* of data; None: one file. A larger tensor gets a file of its own. Floats get
-    *dtype*, all else keeps its own.
+    *dtype*; all else keeps its own, and with None floats do too.
     """
-    groups = _grouped(tensors, DTYPES[dtype], max_shard_bytes)
+    float_dtype = None if dtype is None else DTYPES[dtype]
+    groups = _grouped(tensors, float_dtype, max_shard_bytes)
     names = [f"{stem}.safetensors"]
     if len(groups) > 1:
         names = [f"{stem}-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]
-    return tuple(_plan_shard(name, group, DTYPES[dtype]) for name, group in zip(names, groups, strict=True))
+    return tuple(_plan_shard(name, group, float_dtype) for name, group in zip(names, groups, strict=True))
 
 
 def index_text(shards: Sequence[Shard]) -> str:
@@ -149,7 +150,9 @@ def index_text(shards: Sequence[Shard]) -> str:
     return json.dumps(index, indent=2, sort_keys=True) + "\n"
 
 
-def _grouped(tensors: Sequence[SourceTensor], dtype: Dtype, max_shard_bytes: int | None) -> list[list[SourceTensor]]:
+def _grouped(
+    tensors: Sequence[SourceTensor], dtype: Dtype | None, max_shard_bytes: int | None
+) -> list[list[SourceTensor]]:
     """Group as huggingface_hub does.
 
     A tensor above the limit closes no group, its file just comes first.
@@ -170,7 +173,7 @@ def _grouped(tensors: Sequence[SourceTensor], dtype: Dtype, max_shard_bytes: int
     return groups + [current] if current or not groups else groups
 
 
-def _plan_shard(file_name: str, tensors: Sequence[SourceTensor], dtype: Dtype) -> Shard:
+def _plan_shard(file_name: str, tensors: Sequence[SourceTensor], dtype: Dtype | None) -> Shard:
     ordered = sorted(tensors, key=lambda tensor: (RANKS[_target(tensor, dtype).name], tensor.name))
     entries: dict[str, object] = {_METADATA: {"format": "pt"}}
     offsets = [0]
@@ -192,6 +195,6 @@ def _plan_shard(file_name: str, tensors: Sequence[SourceTensor], dtype: Dtype) -
     return Shard(file_name=file_name, header=header, tensors=tuple(placed))
 
 
-def _target(tensor: SourceTensor, dtype: Dtype) -> Dtype:
+def _target(tensor: SourceTensor, dtype: Dtype | None) -> Dtype:
     own = dtype_of(tensor)
-    return dtype if own.is_float else own
+    return dtype if dtype is not None and own.is_float else own

@@ -105,7 +105,7 @@ class Archive:
 
     def offset_of(self, key: str) -> int:
         if key not in self._offsets:
-            with _named(self.path):
+            with naming(self.path):
                 self._offsets[key] = self._base + self._find(f"data/{key}")
         return self._offsets[key]
 
@@ -167,7 +167,7 @@ def open_archive(path: Place) -> Archive:
         UsageError: it was saved by torch's old serialization, which cannot be read in place.
         DamagedError: it is cut off.
     """
-    with _opened(path) as stream, _named(path):
+    with _opened(path) as stream, naming(path):
         _refuse_old_format(path, stream)
         return Archive(path, stream)
 
@@ -191,7 +191,7 @@ def load_state(path: Place) -> tuple[Mapping[str, object], Archive]:
 
 def load_any(path: Place) -> tuple[object, Archive]:
     """Return the object that *path* holds, of any type, else as `load_state`."""
-    with _opened(path) as stream, _named(path):
+    with _opened(path) as stream, naming(path):
         _refuse_old_format(path, stream)
         archive = Archive(path, stream)
         return unpickled(archive), archive
@@ -202,7 +202,7 @@ def load_tensor(path: Place, stream: IO[bytes], begin: int, num_bytes: int) -> S
 
     torch's distributed checkpoints have such parts.
     """
-    with _named(path):
+    with naming(path):
         archive = Archive(path, cast(IO[bytes], Slice(stream, begin, num_bytes)), base_offset=begin)
         tensor = unpickled(archive)
         if isinstance(tensor, StoredTensor):
@@ -233,8 +233,8 @@ def _opened(path: Place) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def _named(path: Place) -> Iterator[None]:
-    """Name the file in every error that zipfile and pickle raise about its bytes."""
+def naming(path: Place) -> Iterator[None]:
+    """Name the file in every error that zipfile and pickle raise of its bytes."""
     try:
         yield
     except RefusedGlobal as refused:
@@ -250,6 +250,12 @@ def _named(path: Place) -> Iterator[None]:
         raise DamagedError(f"{path}: its directory names places that are not in it; copy it again") from error
     except _MALFORMED as error:
         raise DamagedError(f"{path}: not what torch.save writes ({error})") from error
+
+
+def is_zip(path: Place) -> bool:
+    """Say whether a file begins as a zip does: torch writes them since 1.6."""
+    with _opened(path) as stream:
+        return stream.read(2) == b"PK"
 
 
 def _refuse_old_format(path: Place, stream: IO[bytes]) -> None:

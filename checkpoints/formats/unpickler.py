@@ -77,7 +77,7 @@ class StoredTensor:
     first_byte: int
     dtype: str
     shape: tuple[int, ...]
-    is_contiguous: bool
+    stride: tuple[int, ...]
 
     @property
     def path(self) -> Place:
@@ -86,6 +86,11 @@ class StoredTensor:
     @property
     def num_elements(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether its elements lie one after another, as row-major order wants."""
+        return _is_contiguous(self.shape, self.stride)
 
     @property
     def crc32(self) -> int:
@@ -182,14 +187,19 @@ class Unpickler(pickle.Unpickler):
         kind, storage_type, key, _, num_elements = pid
         if kind != "storage":
             raise ValueError(f"unknown persistent id {kind!r}")
-        global_name = storage_type.global_name
-        dtype = _STORAGES.get(global_name.rpartition(".")[2], global_name)
+        dtype = self.dtype_of(storage_type)
         if self._records is None:
             raise ValueError("it holds a tensor where there can be none")
         num_bytes = self._records.size_of(str(key))
         if dtype in DTYPES and num_bytes < num_elements * DTYPES[dtype].num_bytes:
             raise ValueError(f"storage {key} has {num_bytes} bytes for {num_elements} elements of {dtype}")
         return _Storage(key=str(key), num_bytes=num_bytes, dtype=dtype)
+
+    @staticmethod
+    def dtype_of(storage_type: Any) -> str:
+        """Return the element type of a storage by the global that names it."""
+        global_name: str = storage_type.global_name
+        return _STORAGES.get(global_name.rpartition(".")[2], global_name)
 
     def _tensor(
         self, storage: _Storage, first: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: object
@@ -211,7 +221,7 @@ class Unpickler(pickle.Unpickler):
             first_byte=first * element_bytes,
             dtype=dtype,
             shape=tuple(shape),
-            is_contiguous=_is_contiguous(shape, stride),
+            stride=tuple(stride),
         )
 
     def _wrapped(self, tensor: StoredTensor, *_: object) -> StoredTensor:

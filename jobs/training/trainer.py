@@ -5,13 +5,18 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable
 from typing import Any, cast
 
+import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainingArguments
 
+from ...errors import RunError, UsageError
+from ...recipes.optimizers import OPTIMIZERS
 from ...recipes.plan import Batch
+from ...recipes.schema import Train
 from ...recipes.tasks import task_of
 from ..context import JobContext
 from . import schedule
@@ -31,7 +36,7 @@ def training_arguments(job: JobContext, batch: Batch) -> TrainingArguments:
         per_device_eval_batch_size=batch.micro_batch,
         gradient_accumulation_steps=batch.accumulation,
         learning_rate=train.learning_rate,
-        optim="adamw_torch" if train.optimizer == "adamw" else "adafactor",
+        optim="adamw_torch" if ":" in (optimizer := OPTIMIZERS[train.optimizer].argument) else optimizer,
         adam_beta1=train.beta1,
         adam_beta2=train.beta2,
         adam_epsilon=train.epsilon,
@@ -40,9 +45,10 @@ def training_arguments(job: JobContext, batch: Batch) -> TrainingArguments:
         neftune_noise_alpha=train.neftune_alpha,
         tf32=train.tf32 or None,
         dataloader_num_workers=train.num_workers,
-        bf16=train.precision == "bfloat16",
-        fp16=train.precision == "float16",
+        bf16=train.precision == "bfloat16" and train.master_weights,
+        fp16=train.precision == "float16" and train.master_weights,
         logging_steps=train.log_every_steps,
+        logging_nan_inf_filter=False,  # it would show the last loss in place of one that is no number
         logging_strategy="no",  # the callback decides, so that the last step is logged, saved and measured too
         save_strategy="no",
         eval_strategy="no",
@@ -59,11 +65,35 @@ def training_arguments(job: JobContext, batch: Batch) -> TrainingArguments:
     )
 
 
+def own_optimizer(train: Train) -> tuple[type, dict[str, Any]] | None:
+    """Return class and arguments of an optimizer that transformers does not know.
+
+    Raises:
+        RunError: it cannot be compiled here.
+    """
+    module, _, name = OPTIMIZERS[train.optimizer].argument.partition(":")
+    if not name:
+        return None
+    found = getattr(importlib.import_module(module), name)
+    options = {"lr": train.learning_rate, "betas": (train.beta1, train.beta2), "eps": train.epsilon, "adamw_mode": True}
+    if name == "FusedAdam":
+        options["adam_w_mode"] = options.pop("adamw_mode")
+    try:
+        found([torch.nn.Parameter(torch.zeros(1))], **options)  # compiles it, where it never was
+    except Exception as error:
+        raise RunError(
+            f"train.optimizer {train.optimizer} could not be compiled: {' '.join(str(error).split())[:300]}; it needs "
+            "g++ and ninja on the node, else set train.optimizer=adamw",
+            advice=UsageError.advice,
+        ) from error
+    return found, options
+
+
 class RecipeTrainer(Trainer):
     """A Trainer with the recipe's schedule and our way of saving."""
 
     def __init__(self, job: JobContext, batch: Batch, saver: Saver, **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(**options, optimizer_cls_and_kwargs=own_optimizer(job.settings.train))
         self._job, self._batch, self._saver = job, batch, saver
         self._is_causal = task_of(job.settings.task).model_class == "AutoModelForCausalLM"
 

@@ -69,6 +69,10 @@ METRICS: Registry[Metric] = Registry(
         "rouge1": "predictions.metrics.text:ROUGE_1",
         "rouge2": "predictions.metrics.text:ROUGE_2",
         "rougeL": "predictions.metrics.text:ROUGE_L",
+        "squad_em": "predictions.metrics.question_answering:SQUAD_EM",
+        "squad_f1": "predictions.metrics.question_answering:SQUAD_F1",
+        "korquad_em": "predictions.metrics.question_answering:KORQUAD_EM",
+        "korquad_f1": "predictions.metrics.question_answering:KORQUAD_F1",
     },
     of=Metric,
 )

@@ -9,8 +9,7 @@
 
 Two empty texts are a full match, one empty text is none. Where the targets have no characters at all, `cer` is
 the number of edits; it is the only score without an upper bound. ROUGE has a tokenizer of ours that keeps every
-script: the usual one keeps [a-z0-9] only, and gives every Korean text 0. The F1 of KorQuAD is `rouge1_f1` with
-characters as tokens.
+script: the usual one keeps [a-z0-9] only, and gives every Korean text 0.
 """
 
 from __future__ import annotations

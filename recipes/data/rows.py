@@ -19,6 +19,7 @@ from typing import IO, Any, cast
 from ...errors import UsageError
 from ...files import parse_json
 from .encodings import check_sign, converted, decoding_fault
+from .squad import is_nested, nested_rows
 
 Row = Mapping[str, Any]
 PACKED = (".gz", ".zst")
@@ -47,7 +48,7 @@ def format_of(path: Path, name: str) -> str:
     is_packed = suffixes[-1:] and suffixes[-1] in PACKED
     suffix = "".join(suffixes[-2:-1] if is_packed else suffixes[-1:])
     if suffix not in _READERS or (is_packed and suffix == ".parquet"):
-        known = f"known: {', '.join(_READERS)}, and all but the last with {' or '.join(PACKED)} behind"
+        known = f"known: {', '.join(FORMATS)}, and all but the last with {' or '.join(PACKED)} behind"
         advice = _CONVERSIONS.get(suffixes[-1] if suffixes else "", "")
         raise UsageError(f"data file {name!r} has an unknown format; {known}{advice}")
     return suffix
@@ -117,7 +118,7 @@ def _binary(name: str, number: int) -> str:
 def _json(path: Path, name: str) -> Iterator[Row]:
     """Read one object a line, or a file that is one list of objects.
 
-    In a .json file the list may also be the `data` of one object.
+    In a .json file the list may also be the `data` of one object, such as that of SQuAD.
     """
     with _opened(path, name) as stream:
         start = stream.read(1 << 16).removeprefix(_BOM).lstrip()
@@ -146,7 +147,10 @@ def _json_object(path: Path, name: str) -> Iterator[Row]:
         return
     data = whole.get("data")
     is_list = isinstance(data, list) and all(isinstance(one, dict) for one in data)
-    yield from data if is_list else [whole]
+    if is_list and is_nested(data):
+        yield from nested_rows(data, name)
+    else:
+        yield from data if is_list else [whole]
 
 
 def _json_list(path: Path, name: str) -> Iterator[Row]:
@@ -282,6 +286,7 @@ def _parquet(path: Path, name: str) -> Iterator[Row]:
 
 
 _READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
-    **{".jsonl": _json, ".json": _json, ".csv": _csv, ".txt": _text, ".parquet": _parquet},
-    ".tsv": lambda path, name: _csv(path, name, "\t"),
+    **{".jsonl": _json, ".json": _json, ".csv": _csv, ".tsv": lambda path, name: _csv(path, name, "\t")},
+    **{".txt": _text, ".parquet": _parquet},
 }
+FORMATS = tuple(_READERS)

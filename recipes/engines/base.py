@@ -39,15 +39,18 @@ class Engine(Protocol):
         """Return the dtype of the model's weights; float32 where they are the masters."""
         ...
 
-    def model_states(self, settings: StageSettings, world_size: int) -> ModelStates:
-        """Return what a rank holds of weights, gradients and optimizer states."""
+    def model_states(self, settings: StageSettings, world_size: int, moment_bytes: float) -> ModelStates:
+        """Return what a rank holds of weights, gradients and optimizer states.
+
+        *moment_bytes* are those of the optimizer for each parameter.
+        """
         ...
 
     def exchange_memory(self, settings: StageSettings, params: Params, batch: Batch) -> list[ForecastLine]:
         """Return what a rank holds for a while to exchange parameters and gradients."""
         ...
 
-    def state_bytes(self, settings: StageSettings, world_size: int) -> StateBytes:
+    def state_bytes(self, settings: StageSettings, world_size: int, moment_bytes: float) -> StateBytes:
         """Return what a full checkpoint holds for each parameter."""
         ...
 

@@ -1,13 +1,13 @@
 """Plan for torch's DistributedDataParallel: every rank holds the full model.
 
-The float32 weights are the masters. A single rank is planned for in the same way.
+The float32 weights are the masters, unless the recipe does without. A single rank is planned for in the same way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ...checkpoints.formats.tensors import FloatDtype
+from ...checkpoints.formats.tensors import DTYPES, FloatDtype
 from ...checkpoints.sizes import StateBytes
 from ..facts import ModelFacts
 from ..forecast.parameters import Params
@@ -17,16 +17,17 @@ from .base import ModelStates, StatePart
 
 
 def working_dtype(settings: StageSettings) -> FloatDtype:
-    """Return float32: autocast makes the 16-bit copies."""
-    return "float32"
+    """Return float32, of which autocast makes 16-bit copies, or the precision alone."""
+    return "float32" if settings.train.master_weights else settings.train.precision
 
 
-def model_states(settings: StageSettings, world_size: int) -> ModelStates:
-    """Return float32 weights, gradients with DDP's copy of each, and two moments."""
+def model_states(settings: StageSettings, world_size: int, moment_bytes: float) -> ModelStates:
+    """Return the weights, the gradients with DDP's copy of each, and the moments."""
+    width = DTYPES[working_dtype(settings)].num_bytes
     return ModelStates(
-        weights=StatePart(bytes_per_param=4),
-        gradients=StatePart(bytes_per_param=8),
-        optimizer=StatePart(bytes_per_param=8),
+        weights=StatePart(bytes_per_param=width),
+        gradients=StatePart(bytes_per_param=2 * width),
+        optimizer=StatePart(bytes_per_param=moment_bytes),
     )
 
 
@@ -35,9 +36,11 @@ def exchange_memory(settings: StageSettings, params: Params, batch: Batch) -> li
     return []
 
 
-def state_bytes(settings: StageSettings, world_size: int) -> StateBytes:
+def state_bytes(settings: StageSettings, world_size: int, moment_bytes: float) -> StateBytes:
     """Return what rank 0 writes for all ranks."""
-    return StateBytes(trainable=12, note="4 B weights + 8 B moments", frozen=4)
+    width = DTYPES[working_dtype(settings)].num_bytes
+    note = f"{width} B weights + {moment_bytes:.3g} B moments"
+    return StateBytes(trainable=width + moment_bytes, note=note, frozen=width)
 
 
 def refusals(settings: StageSettings, model: ModelFacts) -> Iterator[str]:

@@ -22,7 +22,7 @@ def working_dtype(settings: StageSettings) -> FloatDtype:
     return settings.train.precision
 
 
-def model_states(settings: StageSettings, world_size: int) -> ModelStates:
+def model_states(settings: StageSettings, world_size: int, moment_bytes: float) -> ModelStates:
     """Return the parts, each shared by the ranks from its ZeRO stage on."""
     zero, work = settings.train.zero, DTYPES[settings.train.precision].num_bytes
 
@@ -33,7 +33,7 @@ def model_states(settings: StageSettings, world_size: int) -> ModelStates:
     return ModelStates(
         weights=held(work, 3, zero.offload == "both"),
         gradients=held(work, 2),
-        optimizer=held(12, 1, zero.offload != "none"),
+        optimizer=held(4 + moment_bytes, 1, zero.offload != "none"),
     )
 
 
@@ -55,17 +55,17 @@ def exchange_memory(settings: StageSettings, params: Params, batch: Batch) -> li
     ]
 
 
-def state_bytes(settings: StageSettings, world_size: int) -> StateBytes:
+def state_bytes(settings: StageSettings, world_size: int, moment_bytes: float) -> StateBytes:
     """Return what all ranks write.
 
     ZeRO 1 and 2 add the working copy, and each ZeRO-3 rank lists all tensors.
     """
     work = DTYPES[settings.train.precision].num_bytes
     if settings.train.zero.stage == 3:
-        return StateBytes(trainable=12, note="4 B master + 8 B moments", frozen=work, num_lists=world_size)
-    return StateBytes(
-        trainable=12 + work, note=f"4 B master + 8 B moments + {work} B working copy", frozen=work, num_lists=1
-    )
+        note = f"4 B master + {moment_bytes:.3g} B moments"
+        return StateBytes(trainable=4 + moment_bytes, note=note, frozen=work, num_lists=world_size)
+    note = f"4 B master + {moment_bytes:.3g} B moments + {work} B working copy"
+    return StateBytes(trainable=4 + moment_bytes + work, note=note, frozen=work, num_lists=1)
 
 
 def refusals(settings: StageSettings, model: ModelFacts) -> Iterator[str]:
@@ -83,8 +83,8 @@ def refusals(settings: StageSettings, model: ModelFacts) -> Iterator[str]:
             "train.zero.offload both moves parameters to host memory, which only train.zero.stage=3 shards; set "
             "train.zero.offload=optimizer"
         )
-    if train.optimizer != "adamw":
+    if not train.master_weights:
         yield (
-            f"train.optimizer {train.optimizer} is not supported with ZeRO here; set train.optimizer=adamw or "
-            "train.zero.stage=0"
+            "train.master_weights=false is not supported with ZeRO, which keeps float32 masters and shares them among "
+            "the ranks; set train.master_weights=true or train.zero.stage=0"
         )

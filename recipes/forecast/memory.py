@@ -10,6 +10,7 @@ from ..engines import engine_of
 from ..engines.base import StatePart
 from ..facts import Inputs, ModelFacts
 from ..model_kinds import kind_of
+from ..optimizers import moment_bytes
 from ..plan import Batch, Forecast, ForecastLine, Stage
 from ..schema import StageSettings
 from ..tasks import task_of
@@ -39,7 +40,7 @@ def device_memory(settings: StageSettings, model: ModelFacts, batch: Batch) -> l
     The engine says how it holds the model states.
     """
     params, engine = params_of(settings, model), engine_of(settings)
-    states = engine.model_states(settings, batch.world_size)
+    states = engine.model_states(settings, batch.world_size, moment_bytes(settings, model, params))
     trained = states.weights.bytes_per_param
     frozen = [(trained, params.frozen, " frozen")] if params.frozen else []
     if settings.adapter.method == "qlora":
@@ -57,7 +58,8 @@ def device_memory(settings: StageSettings, model: ModelFacts, batch: Batch) -> l
 
 def host_memory(settings: StageSettings, model: ModelFacts, batch: Batch) -> int:
     """Return the bytes that offloading puts into host memory for one rank."""
-    params, states = params_of(settings, model), engine_of(settings).model_states(settings, batch.world_size)
+    params = params_of(settings, model)
+    states = engine_of(settings).model_states(settings, batch.world_size, moment_bytes(settings, model, params))
     parts = (
         (states.weights, params.trainable + params.frozen),
         (states.gradients, params.trainable),

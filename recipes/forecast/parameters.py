@@ -61,13 +61,11 @@ def params_of(settings: StageSettings, model: ModelFacts) -> Params:
     if settings.adapter.method == "full":
         frozen = sum(_numel(tensor) for tensor in model.tensors if is_frozen(tensor.name, settings.model.freeze))
         return Params(trainable=model.num_params - frozen, frozen=frozen, quantisable=0, num_tensors=len(model.tensors))
-    targets, heads = settings.adapter.target_modules, task_of(settings.task).head_modules
+    task, targets = task_of(settings.task), settings.adapter.target_modules
+    heads = task.head_modules
     adapted = [tensor for tensor in model.tensors if any(takes_adapter(tensor, target, heads) for target in targets)]
-    saved = [
-        tensor
-        for tensor in model.tensors
-        if any(f".{name}." in f".{tensor.name}" for name in settings.adapter.modules_to_save)
-    ]
+    whole = {*settings.adapter.modules_to_save, *(heads if task.has_new_head else ())}  # peft trains a new head so
+    saved = [tensor for tensor in model.tensors if any(f".{name}." in f".{tensor.name}" for name in whole)]
     trainable = settings.adapter.rank * sum(sum(tensor.shape) for tensor in adapted) + sum(map(_numel, saved))
     return Params(
         trainable=trainable,

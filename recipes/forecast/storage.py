@@ -18,6 +18,7 @@ from ...checkpoints.sizes import Size, checkpoint_size, model_size
 from ..engines import engine_of
 from ..facts import Inputs, ModelFacts
 from ..model_kinds import overflows_in_float16
+from ..optimizers import moment_bytes
 from ..plan import Batch, CheckpointForecast, Forecast, ForecastLine, Stage
 from ..retention import model_dtype, num_best_kept, weights_dtype
 from ..schema import Adapter, Recipe, StageSettings
@@ -64,6 +65,8 @@ def with_dtype(recipe: Recipe, model: ModelFacts) -> Recipe:
     if recipe.consolidate.dtype is not None:
         return recipe
     own = model.config.get("dtype") or model.config.get("torch_dtype") or model.tensors[0].dtype
+    if not recipe.train.master_weights:
+        own = recipe.train.precision
     dtype: FloatDtype = "bfloat16" if own == "bfloat16" or overflows_in_float16(model.config) else "float16"
     return replace(recipe, consolidate=replace(recipe.consolidate, dtype=dtype))
 
@@ -75,9 +78,11 @@ def checkpoint_of(settings: StageSettings, model: ModelFacts, batch: Batch) -> S
     """
     params, train = params_of(settings, model), settings.train
     measured = batch.save_every_steps, train.eval_every_steps or batch.steps
-    logs = batch.steps // train.log_every_steps + sum(batch.steps // every for every in measured if train.eval_split)
+    logs = batch.steps // train.log_every_steps + sum(
+        batch.steps // every * (bool(train.eval_split) + bool(every % train.log_every_steps)) for every in measured
+    )
     return checkpoint_size(
-        states=engine_of(settings).state_bytes(settings, batch.world_size),
+        states=engine_of(settings).state_bytes(settings, batch.world_size, moment_bytes(settings, model, params)),
         trainable=params.trainable,
         frozen=params.frozen,
         num_tensors=params.num_tensors,
@@ -134,7 +139,7 @@ def storage_of(inputs: Inputs, stages: Sequence[Stage]) -> tuple[list[ForecastLi
     )
     if cached := inputs.model.cached_bytes:  # jobs work offline and install nothing, so no cache grows after planning
         formula = f"{cached:,} B of the model are there already, and no longer count as free"
-        beside.append(ForecastLine(what="the hub's cache", num_bytes=0, formula=formula))
+        beside.append(ForecastLine(what="cache of models", num_bytes=0, formula=formula))
     free = inputs.disk_space.free_bytes - sum(line.num_bytes for line in beside)
     checkpoints = _forecast_checkpoints(inputs.model, stages, free)
     kept = [

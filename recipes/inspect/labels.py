@@ -13,7 +13,7 @@ from typing import NamedTuple
 from ...errors import PlanError
 from ...predictions.metrics.labels import label_text
 from ...user_folders import cached
-from ..data.row_faults import named_rows
+from ..data.row_faults import places_of
 from ..data.rows import read_rows
 from ..facts import Prepared, Rows, SplitFacts
 from ..labels import labels_in, ordered
@@ -31,6 +31,7 @@ class _Use(NamedTuple):
     """The labels of some rows: which rows have each, and whether they train."""
 
     split: str
+    facts: SplitFacts
     column: str
     trains: bool
     rows: dict[str, Rows]
@@ -76,7 +77,7 @@ def _uses(recipe: Recipe, splits: Mapping[str, SplitFacts], prepared: Sequence[P
             num_rows = rows.num_rows(facts.num_rows)
             found = cached("labels", [2, facts.digest, column, num_rows], lambda: _count(facts, column, num_rows))  # noqa: B023  # it is asked for at once
             named = {label: Rows(num=num, first=tuple(first)) for label, (num, first) in found.items()}
-            yield _Use(rows.split, column, rows.use == "train", named)
+            yield _Use(rows.split, facts, column, rows.use == "train", named)
 
 
 def _count(facts: SplitFacts, column: str, num_rows: int) -> dict[str, tuple[int, list[int]]]:
@@ -93,13 +94,18 @@ def _count(facts: SplitFacts, column: str, num_rows: int) -> dict[str, tuple[int
 
 def _no_label(use: _Use) -> str:
     return (
-        f"split {use.split!r} has {named_rows(use.rows[_NONE])} whose column {use.column!r} (data.columns.target) "
+        f"split {use.split!r} has {_rows(use, _NONE)} whose column {use.column!r} (data.columns.target) "
         "holds no label: it is empty, or a fraction; give each row a text, a whole number, or true or false"
     )
 
 
+def _rows(use: _Use, label: str) -> str:
+    rows = use.rows[label]
+    return f"{rows.num:,} row{'s' * (rows.num > 1)} ({places_of(use.facts, rows)})"
+
+
 def _unknown(use: _Use, labels: Sequence[str], known: str) -> str:
-    unknown = [f"{label!r} in {named_rows(rows)}" for label, rows in use.rows.items() if label not in labels]
+    unknown = [f"{label!r} in {_rows(use, label)}" for label in use.rows if label not in labels]
     more = f" and {len(unknown) - _NUM_SHOWN:,} more" if len(unknown) > _NUM_SHOWN else ""
     shown = ", ".join(map(repr, labels[:_NUM_SHOWN])) + (", ..." if len(labels) > _NUM_SHOWN else "")
     return (

@@ -6,7 +6,6 @@ torch is never imported for it.
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import subprocess
@@ -18,96 +17,20 @@ from pathlib import Path
 from typing import Any
 
 from ... import files
-from ...checkpoints.capacity.limits import read_limits, tightest
 from ...checkpoints.formats.safetensors_file import read_header
 from ...checkpoints.formats.tensors import DTYPES_BY_TAG
-from ...errors import DamagedError, PlanError, UsageError, nearest
+from ...errors import DamagedError, PlanError, UsageError
 from ...files import digest_of
 from ...user_folders import cached
-from ..catalog import LIBRARY_DIR
 from ..facts import ModelFacts, TensorFacts, TrainedFacts
 from ..forecast.parameters import deciding_settings
-from ..schema import Recipe, StageSettings
+from ..schema import Model, Recipe, StageSettings
 from ..stages import resolve_stages
 from ..tasks import misfit, task_of
 from .cache import file_digest
+from .conversion import converted, weights_identity
+from .model_folder import TOKENIZER_FILES, find_folder
 from .tokenizer import tokenizer_digest
-
-logger = logging.getLogger(__name__)
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt")
-
-
-def _folder_here(key: str, name: str) -> Path | None:
-    """Return the local folder that *key* names.
-
-    Return None where the hub has it.
-    """
-    if name.startswith("library:"):
-        folder = LIBRARY_DIR / "models" / name.removeprefix("library:")
-        known = sorted(place.name for place in (LIBRARY_DIR / "models").iterdir() if place.is_dir())
-        if folder.name not in known or folder.parent != LIBRARY_DIR / "models":
-            hint = f" ({nearest(folder.name, known)})" if nearest(folder.name, known) else ""
-            raise UsageError(f"{key} {name!r} is unknown; shipped: {', '.join(known)}{hint}")
-        return folder
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder.resolve()
-    if folder.is_file():
-        raise UsageError(f"{key} {name!r} is {_file_kind(folder)}; give the folder that save_pretrained wrote")
-    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
-        raise UsageError(
-            f"{key} {name!r} does not exist: looked for {folder.absolute()}; give a local folder, "
-            "a hub id such as org/name, or library:NAME"
-        )
-    return None
-
-
-def _file_kind(path: Path) -> str:
-    if path.suffix.lower() == ".gguf":
-        return "a GGUF file, whose weights are quantised for inference and cannot train"
-    return "a file and no folder"
-
-
-def _from_hub(key: str, name: str, revision: str | None = None, *, has_code: bool = False) -> Path:
-    """Return the folder of a hub repository in the hub's cache.
-
-    The repository is fetched into the cache if it fits.
-    """
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import (
-        DryRunError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-    )
-
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"] + ["*.py"] * has_code
-    logger.warning("%s %s is fetched from the hub where it is not in its cache", key, name)
-    try:
-        with suppress(DryRunError):  # the hub does not answer: what the cache has must do
-            found = snapshot_download(name, revision=revision, allow_patterns=patterns, dry_run=True)
-            wanted = sum(file.file_size or 0 for file in found if file.will_download)
-            _check_cache(key, name, wanted, Path(constants.HF_HUB_CACHE))
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except HFValidationError as error:
-        raise UsageError(f"{key} {name!r} is neither a folder nor a hub id: {error}") from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UsageError(
-            f"{key} {name!r} is no folder here (looked in {Path.cwd()}) and cannot be fetched from the hub; check the "
-            f"name, the network, and for a gated model that HF_TOKEN is set and its licence accepted: {reason}"
-        ) from error
-
-
-def _check_cache(key: str, name: str, wanted_bytes: int, cache: Path) -> None:
-    limit = tightest(read_limits(cache))
-    if wanted_bytes > (limit.num_bytes or 0):
-        raise UsageError(
-            f"{key} {name!r} is {wanted_bytes / 1e9:,.3g} GB to fetch, and the hub's cache {cache} can take "
-            f"{(limit.num_bytes or 0) / 1e9:,.3g} GB ({limit.source}); set HF_HOME to a folder with more free space"
-        )
 
 
 def read_model(recipe: Recipe, variants: Sequence[Recipe] = ()) -> ModelFacts:
@@ -119,21 +42,20 @@ def read_model(recipe: Recipe, variants: Sequence[Recipe] = ()) -> ModelFacts:
         UsageError: it does not exist, is incomplete, or is not of a kind that can be trained here.
     """
     spec, task = recipe.model, task_of(recipe.task)
-    here = _folder_here("model.path", spec.path)
-    folder = here or _from_hub("model.path", spec.path, spec.revision, has_code=spec.trust_remote_code)
+    folder, is_cached = _model_folder(spec)
     config = _read_config(spec.path, folder)
     if problem := misfit(task, config):
         raise UsageError(f"model.path {spec.path!r} {problem}")
     tokenizer_folder = folder
     if spec.tokenizer:
-        key = "model.tokenizer"
-        tokenizer_folder = _folder_here(key, spec.tokenizer) or _from_hub(key, spec.tokenizer)
+        named, _ = find_folder("model.tokenizer", spec.tokenizer)
+        tokenizer_folder = converted("model.tokenizer", spec.tokenizer, named) if named.is_file() else named
     _check_tokenizer(recipe, tokenizer_folder)
     weights = sorted(folder.glob("*.safetensors"))
     stored = [tensor for path in weights for tensor in _tensors_in(path)]
     if not weights and not spec.from_scratch:
         raise UsageError(
-            f"model.path {spec.path!r} has no *.safetensors weights; "
+            f"model.path {spec.path!r} has no weights (*.safetensors, pytorch_model.bin, *.gguf); "
             "set model.from_scratch=true to start from random ones"
         )
     trainings = _trainings((recipe, *variants))
@@ -157,21 +79,27 @@ def read_model(recipe: Recipe, variants: Sequence[Recipe] = ()) -> ModelFacts:
         config=config,
         trained=trained,
         beside_bytes=sum(path.stat().st_size for path in _beside(folder, tokenizer_folder)),
-        cached_bytes=0 if here else sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+        cached_bytes=0 if not is_cached else sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
     )
 
 
 def read_config(recipe: Recipe) -> dict[str, Any]:
     """Return the config of the recipe's model as its file has it."""
-    spec = recipe.model
-    here = _folder_here("model.path", spec.path)
-    folder = here or _from_hub("model.path", spec.path, spec.revision, has_code=spec.trust_remote_code)
-    return _read_config(spec.path, folder)
+    return _read_config(recipe.model.path, _model_folder(recipe.model)[0])
+
+
+def _model_folder(spec: Model) -> tuple[Path, bool]:
+    """Return the folder of the model, and whether a cache holds it."""
+    found, is_cached = find_folder("model.path", spec.path, spec.revision, has_code=spec.trust_remote_code)
+    if spec.from_scratch and (found / "config.json").is_file():
+        return found, is_cached
+    folder = converted("model.path", spec.path, found)
+    return folder, is_cached or folder != found
 
 
 def _beside(folder: Path, tokenizer_folder: Path) -> list[Path]:
     """Return the small files of a model: what it is, and how its text becomes tokens."""
-    named = (folder / "config.json", *(tokenizer_folder / name for name in _TOKENIZER_FILES))
+    named = (folder / "config.json", *(tokenizer_folder / name for name in TOKENIZER_FILES))
     return [path for path in named if path.is_file()]
 
 
@@ -180,8 +108,8 @@ def model_digest(folder: Path, tokenizer_folder: Path, changes: Mapping[str, Any
 
     It covers config, tokenizer and every weight, with the *changes* to its config.
     """
-    named = [*_beside(folder, tokenizer_folder), *sorted(folder.glob("*.safetensors"))]
-    return files.digest_of([[(path.name, file_digest(path)) for path in named], dict(changes)])
+    beside = [(path.name, file_digest(path)) for path in _beside(folder, tokenizer_folder)]
+    return files.digest_of([[*beside, *weights_identity(folder)], dict(changes)])
 
 
 def _read_config(name: str, folder: Path) -> dict[str, Any]:
@@ -190,8 +118,6 @@ def _read_config(name: str, folder: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         if (folder / "adapter_config.json").is_file():
             raise UsageError(_adapter_advice(name, folder)) from error
-        if found := sorted(folder.glob("*.gguf")):
-            raise UsageError(f"model.path {name!r} holds {found[0].name}, {_file_kind(found[0])}") from error
         raise UsageError(
             f"model.path {name!r} has no config.json; give the folder that save_pretrained wrote"
         ) from error
@@ -214,8 +140,8 @@ def _adapter_advice(name: str, folder: Path) -> str:
 
 
 def _check_tokenizer(recipe: Recipe, folder: Path) -> None:
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        raise UsageError(f"{folder} has no tokenizer ({', '.join(_TOKENIZER_FILES)}); name one with model.tokenizer")
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise UsageError(f"{folder} has no tokenizer ({', '.join(TOKENIZER_FILES)}); name one with model.tokenizer")
     uses_chat = any(stage.settings.data.prompt == "chat" for stage in resolve_stages(recipe).values())
     config = folder / "tokenizer_config.json"
     has_template = (folder / "chat_template.jinja").is_file() or (

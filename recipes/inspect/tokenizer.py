@@ -47,10 +47,11 @@ class LightTokenizer:
     """The tokenizer that `encode` needs, over the `tokenizers` package."""
 
     def __init__(self, inner: Any, specials: dict[str, str | None]) -> None:
-        self._inner = inner
+        self.backend_tokenizer = inner  # as transformers calls it
         ids = {name: None if text is None else inner.token_to_id(text) for name, text in specials.items()}
         self.bos_token_id: int | None = ids["bos_token"]
         self.eos_token_id: int | None = ids["eos_token"]
+        self.cls_token_id: int | None = ids["cls_token"]
         self.pad_token_id: int | None = ids["pad_token"] if ids["pad_token"] is not None else ids["eos_token"]
 
     def __call__(
@@ -60,12 +61,12 @@ class LightTokenizer:
 
         A target is encoded as any other text is.
         """
-        found = self._inner.encode_batch_fast([*text, *text_target], add_special_tokens=add_special_tokens)
+        found = self.backend_tokenizer.encode_batch_fast([*text, *text_target], add_special_tokens=add_special_tokens)
         return {"input_ids": [one.ids for one in found]}
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of *ids*, special tokens included."""
-        return str(self._inner.decode(list(ids), skip_special_tokens=False))
+        return str(self.backend_tokenizer.decode(list(ids), skip_special_tokens=False))
 
 
 def load_light(folder: Path, add_tokens: Sequence[str]) -> LightTokenizer | None:

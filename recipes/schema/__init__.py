@@ -58,8 +58,8 @@ class StageSettings:
 
     task: str = key(
         "causal_lm",
-        "what the model learns: causal_lm, seq2seq (for encoder-decoders), or a task of another package; "
-        "question_answering and classification come later",
+        "what the model learns: causal_lm (a prompt and what follows it), seq2seq (for encoder-decoders), "
+        "classification, question_answering, or a task of another package",
     )
     seed: int = key(0, "seed of weights, order of rows and sampling", at_least=0, at_most=2**32 - 1)
     model: Model = key(Model, "the model to start from")
@@ -69,7 +69,7 @@ class StageSettings:
     checkpoints: Checkpoints = key(Checkpoints, "which training states stay")
     consolidate: Consolidate = key(Consolidate, "how a checkpoint becomes a model")
     predict: Predict = key(Predict, "what is predicted", also=("generation", "decode"))
-    question_answering: QuestionAnswering | None = key(None, "windows and spans, for that task alone")
+    question_answering: QuestionAnswering = key(QuestionAnswering, "windows and spans, for that task alone")
     score: Score = key(Score, "how it is measured")
 
     @property

@@ -14,7 +14,7 @@ class Model:
 
     path: str = key(
         "",
-        "hub id, local folder, or library:NAME for one that this package ships",
+        "hub id, local folder or URL, GGUF file, or library:NAME for one that this package ships or finds installed",
         also=("model_name_or_path", "pretrained_model_name_or_path", "base_model"),
     )
     add_tokens_from: str | None = key(None, "file of tokens to add, one a line, or spm:N to train them", later=True)
@@ -55,6 +55,13 @@ class Columns:
     target: str = key("target", "what it should answer", also=("target_column", "output", "response_column"))
     text: str = key("text", "plain text, for continued pretraining: data.prompt is empty")
     context: str = key("context", "the passage, for question answering", also=("context_column",))
+    question: str = key("question", "the question, for question answering", also=("question_column",))
+    answers: str = key(
+        "answers",
+        "its right answers: a text, a list, or {text, answer_start} as `datasets` writes it; empty for no answer",
+        also=("answer_column",),
+    )
+    answer_start: str = key("answer_start", "place of an answer's first character, from 0, where answers has none")
 
 
 GeneratorName = Literal["hangul", "labels", "questions", "dialogues", "essays", "smalltalk"]
@@ -114,9 +121,10 @@ class Augment:
 class Data:
     """The rows: where they are and how they become tokens."""
 
-    splits: dict[str, str] = key(
+    splits: dict[str, str | tuple[str, ...]] = key(
         dict,
-        "split name -> file (.jsonl, .json, .csv, .txt, .parquet): a path, from the working folder on, or a URL",
+        "split name -> files (.jsonl, .json, .csv, .tsv, .txt, .parquet; .gz, .zst): a path from the working folder "
+        "on, a pattern, a URL, hf:NAME?config=C&split=S of `datasets`, or a list of these",
         also=("train_file", "dataset"),
     )
     generator: Generator | None = key(None, "make splits by rule; those of data.splits stand beside them")

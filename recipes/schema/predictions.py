@@ -56,7 +56,13 @@ class QuestionAnswering:
     stride_tokens: int = key(128, "tokens that neighbouring windows share", also=("doc_stride",), at_least=0)
     max_question_tokens: int = key(64, "longest question", also=("max_query_length",), at_least=1)
     max_answer_tokens: int = key(30, "longest answer", also=("max_answer_length",), at_least=1)
-    n_best: int = key(20, "spans that are compared for an answer", also=("n_best_size",), at_least=1)
+    n_best: int = key(20, "best spans that a prediction keeps", also=("n_best_size",), at_least=1)
+    null_threshold: float | None = key(
+        None,
+        "a question stays without answer where the score of no answer is above the best span's by more than this; "
+        "always answered when not given",
+        also=("null_score_diff_threshold", "version_2_with_negative"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

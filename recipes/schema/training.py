@@ -83,7 +83,21 @@ class Train:
     )
     learning_rate: float = key(2e-5, "highest rate", also=("lr",), above=0)
     schedule: Schedule = key(Schedule, "the rate over time")
-    optimizer: Literal["adamw", "adafactor"] = key("adamw", "optimizer", also=("optim",))
+    optimizer: Literal[
+        "adamw",
+        "adamw_fused",
+        "adamw_8bit",
+        "paged_adamw",
+        "paged_adamw_8bit",
+        "fused_adam",
+        "cpu_adam",
+        "adafactor",
+    ] = key(
+        "adamw",
+        "adamw and adamw_fused are torch's, 8bit and paged ones bitsandbytes', fused_adam and cpu_adam DeepSpeed's, "
+        "compiled at their first start",
+        also=("optim",),
+    )
     beta1: float = key(0.9, "decay of the first moment", also=("adam_beta1",), at_least=0, at_most=1)
     beta2: float = key(0.999, "decay of the second moment", also=("adam_beta2",), at_least=0, at_most=1)
     epsilon: float = key(1e-8, "added to the denominator", also=("adam_epsilon",), above=0)
@@ -91,11 +105,28 @@ class Train:
     max_grad_norm: float = key(
         1.0, "gradients are scaled down to this norm; 0 leaves them", also=("gradient_clip_val",), at_least=0
     )
-    precision: FloatDtype = key(
-        "bfloat16", "arithmetic of forward and backward; masters are float32", also=("bf16", "fp16", "dtype")
+    precision: FloatDtype = key("bfloat16", "arithmetic of forward and backward", also=("bf16", "fp16", "dtype"))
+    master_weights: bool = key(
+        True,
+        "keep float32 weights and moments; false holds weights, gradients and moments in precision alone: half the "
+        "memory, and small updates are lost",
+        also=("pure_bf16", "master_dtype"),
     )
     zero: Zero = key(Zero, "sharding by DeepSpeed")
     gradient_checkpointing: bool = key(False, "recompute activations to save memory")
+    on_out_of_memory: tuple[Literal["micro_batch", "gradient_checkpointing", "offload", "max_tokens"], ...] = key(
+        ("micro_batch", "gradient_checkpointing"),
+        "what an attempt gives up after one that ran out of device memory, the first that is left: it halves the micro "
+        "batch, recomputes activations, moves optimizer states to the host, or halves data.max_tokens, which changes "
+        "what is learned",
+        also=("auto_find_batch_size",),
+    )
+    max_loss_rise: float | None = key(
+        2.0,
+        "the training stops as diverged when the mean loss of 20 steps is this many times its best, and 1 above it; "
+        "null stops only where the loss is no number",
+        above=1,
+    )
     eval_split: str | None = key("validation", "split that is measured at every checkpoint; null for none")
     eval_every_steps: int | None = key(
         None, "it is measured every so many steps too, between checkpoints", also=("eval_steps",), at_least=1

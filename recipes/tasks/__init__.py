@@ -89,20 +89,17 @@ OWN_TASKS = {
     "causal_lm": "recipes.tasks.causal_lm:TASK",
     "seq2seq": "recipes.tasks.seq2seq:TASK",
     "classification": "recipes.tasks.classification:TASK",
+    "question_answering": "recipes.tasks.question_answering:TASK",
 }
 TASKS: Registry[TaskSpec] = Registry("task", "sousbatch.tasks", OWN_TASKS)
-# These can be written down; planning refuses them.
-LATER = ("question_answering",)
 
 
 def task_of(name: str) -> TaskSpec:
     """Return the task called *name*.
 
     Raises:
-        UsageError: there is none, only a later version has it, or it is no TaskSpec.
+        UsageError: there is none, or it is no TaskSpec.
     """
-    if is_later(name):
-        raise UsageError(f"task {name!r} can be written down but not run by this version; known: {', '.join(TASKS)}")
     task = TASKS.load(name)
     if not isinstance(task, TaskSpec) or task.name != name:
         raise UsageError(f"what is installed as task {name!r} is not a TaskSpec of that name")
@@ -142,11 +139,6 @@ def misfit(task: TaskSpec, config: Mapping[str, Any]) -> str | None:
     )
 
 
-def is_later(name: str) -> bool:
-    """Return whether a recipe may name this task and only a later version runs it."""
-    return name in LATER and TASKS.first_known([name]) is None
-
-
 def with_metrics(recipe: Recipe) -> Recipe:
     """Return *recipe* with the metrics of its score stages.
 
@@ -158,12 +150,7 @@ def with_metrics(recipe: Recipe) -> Recipe:
 
 
 def task_faults(settings: StageSettings, uses: Sequence[RowUse]) -> Iterator[Fault]:
-    """Yield what the task of the settings finds wrong in them.
-
-    Nothing of a task that comes later is found.
-    """
-    if is_later(settings.task):
-        return
+    """Yield what the task of the settings finds wrong in them."""
     task = task_of(settings.task)
     yield from task.faults(settings, uses)
     for number, name in enumerate(settings.score.metrics):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from sousbatch.errors import UsageError
 from sousbatch.predictions import export
-from sousbatch.predictions.export import write_csv, write_parquet
+from sousbatch.predictions.export import write_answers, write_csv, write_parquet
 
 MakeRows = Callable[[int, int], list[dict[str, Any]]]
 JsonLine = Callable[[dict[str, Any]], bytes]
@@ -90,3 +91,17 @@ def test_no_rows_are_an_empty_table(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").touch()
     write_csv(tmp_path / "a.jsonl", tmp_path / "out.csv")
     assert read_csv(tmp_path / "out.csv") == []
+
+
+def test_answers_are_one_object_by_id_and_ids_are_checked(tmp_path: Path, json_line: JsonLine) -> None:
+    rows: list[dict[str, Any]] = [
+        {"index": 0, "id": "6548850-0", "prediction": "교향곡", "n_best": [{"text": "교향곡"}]},
+        {"index": 1, "id": 7, "prediction": ""},
+    ]
+    (tmp_path / "a.jsonl").write_bytes(b"".join(map(json_line, rows)))
+    write_answers(tmp_path / "a.jsonl", tmp_path / "answers.json")
+    assert json.loads((tmp_path / "answers.json").read_text()) == {"6548850-0": "교향곡", "7": ""}
+    for bad, message in (({"prediction": "a"}, "row 3 of .* has no id"), (rows[0], "row 3 of .* the id '6548850-0'")):
+        (tmp_path / "b.jsonl").write_bytes(b"".join(map(json_line, [*rows, bad])))
+        with pytest.raises(UsageError, match=message):
+            write_answers(tmp_path / "b.jsonl", tmp_path / "b.json")

@@ -84,7 +84,6 @@ def test_a_cut_off_safetensors_file_is_damaged(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "advice"),
     [
-        ("pytorch_model.bin", "save_pretrained"),
         ("pytorch_model_fsdp.bin", "save_pretrained"),
     ],
 )
@@ -109,3 +108,13 @@ def test_reading_imports_no_framework(cases: Path, run_python: Callable[..., sub
         "print({'torch', 'deepspeed', 'safetensors', 'transformers', 'peft'} & set(sys.modules))"
     )
     assert run_python(code).stdout.strip() == "set()"
+
+
+def test_a_pickled_model_is_a_model(tmp_path: Path) -> None:
+    weight = torch.arange(6.0).reshape(2, 3)
+    torch.save({"a": weight, "tied": weight}, tmp_path / "pytorch_model.bin")
+    (tensor,) = open_source(tmp_path).tensors
+    (segment,) = tensor.segments
+    assert (tensor.name, tensor.shape, tensor.dtype) == ("a", (2, 3), "float32")
+    content = (tmp_path / "pytorch_model.bin").read_bytes()[segment.offset_bytes :]
+    assert content.startswith(weight.numpy().tobytes())

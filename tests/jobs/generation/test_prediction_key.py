@@ -23,7 +23,6 @@ from sousbatch.recipes.schema import (
     Data,
     Generator,
     Model,
-    QuestionAnswering,
     Recipe,
     Resources,
     Select,
@@ -52,7 +51,8 @@ NOT_DECIDING = {
     *("predict.unit_rows", "predict.batch_rows"),
     # of another task
     *("question_answering.stride_tokens", "question_answering.max_question_tokens"),
-    *("question_answering.max_answer_tokens", "question_answering.n_best"),
+    *("question_answering.max_answer_tokens", "question_answering.n_best", "question_answering.null_threshold"),
+    *("data.columns.question", "data.columns.answers", "data.columns.answer_start"),
 }
 DECIDING = deciding_keys(tasks.task_of("causal_lm"), generation.engine_of("transformers"))
 KEYS = [option.key for option in validate.options(Recipe) if not option.takes.startswith("section")]
@@ -89,8 +89,7 @@ def plan(tmp_path: Path) -> Plan:
         resources={"default": Resources(device="cpu")},
     )
     site = Site(name="here", launcher="local", cpus_per_node=2, memory_bytes=10**9, gpus_per_node=0, gpu_memory_bytes=0)
-    made = compile(recipe, site, Inputs(model=model, splits=splits, disk_space=space, code_digest="code"))
-    return _changed(made, "question_answering", QuestionAnswering())
+    return compile(recipe, site, Inputs(model=model, splits=splits, disk_space=space, code_digest="code"))
 
 
 def _changed(plan: Plan, key: str, value: Any) -> Plan:

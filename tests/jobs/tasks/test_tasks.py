@@ -25,6 +25,10 @@ CASES: dict[str, tuple[Data, Any]] = {
     "seq2seq": (Data(max_tokens=32, max_target_tokens=32), lambda text: {"input": text, "target": text}),
     "classification": (Data(max_tokens=64), lambda text: {"input": text, "target": len(text) > 1}),
     "causal_lm": (Data(max_tokens=64), lambda text: {"input": text, "target": text}),
+    "question_answering": (
+        Data(max_tokens=256),
+        lambda text: {"question": "가?", "context": text, "answers": {"text": [text[0]], "answer_start": [0]}},
+    ),
     "windows": (Data(prompt="", max_tokens=4), lambda text: {"text": [text, text]}),
 }
 

@@ -27,6 +27,7 @@ REACH: dict[str, tuple[Any, dict[str, Any]]] = {
     "epsilon": (1e-6, {"adam_epsilon": 1e-6}),
     "weight_decay": (0.1, {"weight_decay": 0.1}),
     "max_grad_norm": (0.5, {"max_grad_norm": 0.5}),
+    "master_weights": (False, {"bf16": False}),
     "precision": ("float32", {"bf16": False, "fp16": False}),
     "log_every_steps": (7, {"logging_steps": 7}),
     "neftune_alpha": (5.0, {"neftune_noise_alpha": 5.0}),
@@ -47,6 +48,8 @@ ELSEWHERE = {
     "eval_every_steps": "StepCallback.on_step_end",
     "label_smoothing": "RecipeTrainer.compute_loss",
     "group_by_length": "RecipeTrainer._get_train_sampler",
+    "on_out_of_memory": "launchers.attempts, by recipes.fallbacks",
+    "max_loss_rise": "StepCallback.on_log",
     "tf32": "an argument that transformers takes only beside a GPU",
 }
 

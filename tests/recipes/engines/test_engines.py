@@ -67,7 +67,7 @@ def _size(params: dict[str, Any], zero_stage: int, world_size: int, precision: s
     recipe = _recipe(zero_stage, precision)
     return checkpoint_size(
         **{"adapter": False} | params,
-        states=engine_of(recipe).state_bytes(recipe, world_size),
+        states=engine_of(recipe).state_bytes(recipe, world_size, 8),
         world_size=world_size,
         beside_bytes=6_100,
     )

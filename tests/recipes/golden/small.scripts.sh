@@ -1,59 +1,59 @@
 #!/bin/bash
-# sousbatch @VERSION@: run '24138fd27e0f', stage train
+# sousbatch @VERSION@: run '8fb849eda8ce', stage train
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/24138fd27e0f/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/8fb849eda8ce/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/24138fd27e0f train
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/8fb849eda8ce train
 
 #!/bin/bash
-# sousbatch @VERSION@: run '24138fd27e0f', stage consolidate
+# sousbatch @VERSION@: run '8fb849eda8ce', stage consolidate
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/24138fd27e0f/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/8fb849eda8ce/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/24138fd27e0f consolidate
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/8fb849eda8ce consolidate
 
 #!/bin/bash
-# sousbatch @VERSION@: run '24138fd27e0f', stage predict
+# sousbatch @VERSION@: run '8fb849eda8ce', stage predict
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/24138fd27e0f/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/8fb849eda8ce/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/24138fd27e0f predict
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/8fb849eda8ce predict
 
 #!/bin/bash
-# sousbatch @VERSION@: run '24138fd27e0f', stage merge
+# sousbatch @VERSION@: run '8fb849eda8ce', stage merge
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/24138fd27e0f/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/8fb849eda8ce/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/24138fd27e0f merge
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/8fb849eda8ce merge
 
 #!/bin/bash
-# sousbatch @VERSION@: run '24138fd27e0f', stage score
+# sousbatch @VERSION@: run '8fb849eda8ce', stage score
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/24138fd27e0f/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/8fb849eda8ce/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/24138fd27e0f score
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/8fb849eda8ce score

@@ -50,8 +50,8 @@ def _faults(values: Any) -> list[str]:
         ({"tracking": {"trackers": ["wanb"]}}, "tracking.trackers.0 is 'wanb'; known: wandb (did you mean 'wandb'?)"),
         (
             {"score": {"metrics": ["cer", "rouge3"]}},
-            "score.metrics.1 is 'rouge3'; known: character_accuracy, cer, exact_match, rouge, rouge1, rouge2, rougeL "
-            "(did you mean 'rouge'?)",
+            "score.metrics.1 is 'rouge3'; known: character_accuracy, cer, exact_match, rouge, rouge1, rouge2, rougeL, "
+            "squad_em, squad_f1, korquad_em, korquad_f1 (did you mean 'rouge'?)",
         ),
         ({"score": {"tokenizer": "bytes"}}, "score.tokenizer is 'bytes'; known: words, characters"),
         (

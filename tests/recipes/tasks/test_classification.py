@@ -73,7 +73,7 @@ def test_labels_that_training_does_not_know_are_named_with_their_rows() -> None:
     write("test", ["좋다", "글쎄", "몰라", "글쎄"])
     reason = said()
     assert "split 'test' has labels in column 'target'" in reason
-    assert "the 2 labels of training ('나쁘다', '좋다'): '글쎄' in 2 rows (2, 4), '몰라' in 1 row (3)" in reason
+    assert "the 2 labels of training ('나쁘다', '좋다'): '글쎄' in 2 rows (row 2, 4), '몰라' in 1 row (row 3)" in reason
 
 
 @pytest.mark.parametrize(
@@ -81,8 +81,11 @@ def test_labels_that_training_does_not_know_are_named_with_their_rows() -> None:
     [
         (["a", "a"], "split 'train' has one label, 'a', in column 'target'"),
         (["a"], "split 'train' has one label"),
-        (["a", "", "b", "  "], "split 'train' has 2 rows (2, 4) whose column 'target' (data.columns.target) holds no"),
-        ([0.5, "a", 1.0], "split 'train' has 1 row (1) whose column 'target'"),
+        (
+            ["a", "", "b", "  "],
+            "split 'train' has 2 rows (row 2, 4) whose column 'target' (data.columns.target) holds no",
+        ),
+        ([0.5, "a", 1.0], "split 'train' has 1 row (row 1) whose column 'target'"),
         (["a", None], "row 2 of split 'train' has null in column 'target'"),
     ],
 )

@@ -72,7 +72,7 @@ def test_a_checkpoint_has_the_planned_size(trained: dict[str, Any], case: str, z
     found = trained[case]
     recipe = Recipe(name="r", model=Model(path="m"), train=Train(precision="bfloat16", zero=Zero(stage=zero_stage)))
     planned = checkpoint_size(
-        states=planning.engine_of(recipe).state_bytes(recipe, 2),
+        states=planning.engine_of(recipe).state_bytes(recipe, 2, 8),
         trainable=found["num_params"],
         frozen=0,
         num_tensors=found["num_tensors"],
