@@ -50,6 +50,7 @@ class Tokens:
         return 40
 
 
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning", "ignore:fan_in_fan_out:UserWarning")
 @pytest.mark.parametrize("kind", BASES)
 def test_what_was_trained_and_the_merged_model_answer_alike(kind: str, tmp_path: Path) -> None:
     base_class, config = BASES[kind]
