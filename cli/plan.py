@@ -208,13 +208,17 @@ def _plan_rows(arguments: Namespace) -> int:
     from ..recipes.inspect.cache import code_digest
     from ..recipes.inspect.data import read_splits
     from ..recipes.inspect.lengths import show_samples
-    from ..recipes.inspect.model import read_model
+    from ..recipes.inspect.model import find_model, read_model
     from ..recipes.inspect.prepared import prepare_splits
+    from ..recipes.inspect.tokens import find_tokens
+    from ..recipes.stages import with_tokens
 
     recipe = compose(arguments.recipe, arguments.overrides)
     splits = read_splits(recipe)
     prepared = prepare_splits(recipe, splits, code_digest(recipe))
-    print(show_samples(recipe, read_model(recipe), splits, prepared, arguments.num_rows))
+    places = find_model(recipe)
+    recipe = with_tokens(recipe, find_tokens(recipe, places.tokenizer_folder, splits, prepared))
+    print(show_samples(recipe, read_model(recipe, places), splits, prepared, arguments.num_rows))
     return 0
 
 
@@ -239,6 +243,7 @@ def _as_text(value: Plan) -> str:
         *_steps(value),
         *_lengths(value),
         *_labels(value),
+        *_tokens(value),
         format_table(storage, header=("storage", "", "")),
     ]
     for name, lines in value.forecast.device.items():
@@ -282,6 +287,17 @@ def _some(rows: Rows) -> str:
     """Return such as "12 (row 3, 4, 9, 17, 20 ...)"."""
     more = " ..." if rows.num > len(rows.first) else ""
     return f"{rows.num:,} (row {', '.join(map(str, rows.first))}{more})" if rows.num else ""
+
+
+def _tokens(value: Plan) -> list[str]:
+    """Return how many tokens are added from a file or the data, and what for."""
+    tokens = value.inputs.tokens
+    if tokens is None:
+        return []
+    return [
+        f"{len(tokens.added):,} tokens are added from {tokens.source}: a training row has {tokens.before:g} tokens "
+        f"before and {tokens.after:g} after, on average"
+    ]
 
 
 def _lengths(value: Plan) -> list[str]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..errors import UsageError, nearest
-from .forecast.parameters import is_frozen
+from .forecast.parameters import is_frozen, is_pattern, is_target
 from .new_tokens import add_rows, options_for_tokens, wrapping_rows
 from .schema import StageSettings
 from .tasks import TaskSpec, task_of
@@ -30,6 +30,8 @@ def prepare_model(settings: StageSettings, model: Any, tokenizer: Any) -> Any:
     """
     task = task_of(settings.task)
     new_rows = add_rows(model, tokenizer)
+    if task.has_new_head:  # the config still names the class that the weights were saved from
+        model.config.architectures = [type(model).__name__]
     if task.has_labels and model.config.pad_token_id is None:  # a decoder finds the end of a text by it
         model.config.pad_token_id = tokenizer.pad_token_id
     _freeze(settings.model.freeze, model)
@@ -94,12 +96,13 @@ def _with_adapter(settings: StageSettings, task: TaskSpec, model: Any, options: 
     from peft import LoraConfig, TaskType, get_peft_model
 
     spec = settings.adapter
-    targets: Any = "all-linear" if "all-linear" in spec.target_modules else list(spec.target_modules)
     config = LoraConfig(
         r=spec.rank,
         lora_alpha=spec.alpha,
         lora_dropout=spec.dropout,
-        target_modules=targets,
+        use_rslora=spec.rslora,
+        use_dora=spec.dora,
+        target_modules=_targets(spec.target_modules),
         task_type=TaskType[task.peft_type],
         **options,
     )
@@ -129,6 +132,15 @@ def _head_options(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     return {"modules_to_save": list(saved), "exclude_modules": rf"({inner})(\..+)?"}
 
 
+def _targets(names: Sequence[str]) -> Any:
+    """Return names and patterns as peft takes them: all names, or one pattern."""
+    if "all-linear" in names:
+        return "all-linear"
+    if not any(map(is_pattern, names)):
+        return list(names)
+    return "|".join(f"(?:{one})" if is_pattern(one) else rf"(?:.*\.)?{re.escape(one)}" for one in names)
+
+
 def _check_saved(names: Sequence[str], model: Any) -> None:
     known = {name: module for name, module in model.named_modules() if name}
     for wanted in names:
@@ -151,11 +163,12 @@ def _linear_layers(model: Any) -> list[str]:
 def _check_targets(targets: Sequence[str], layers: Sequence[str], adapted: Any) -> None:
     """Refuse targets that match nothing; peft minds only if none does."""
     tuner, left = adapted.base_model, adapted.peft_config["default"].target_modules
-    if "all-linear" in targets or not isinstance(left, set | list):
+    if "all-linear" in targets:
         return
     for target in targets:
         # peft takes a name of the files, such as w1 of an expert, for the tensor in memory that holds it
-        if target in left and not any(f".{name}".endswith(f".{target}") for name in tuner.targeted_module_names):
+        is_replaced = isinstance(left, set | list) and target not in left
+        if not is_replaced and not any(is_target(name, target) for name in tuner.targeted_module_names):
             raise UsageError(_no_layer(target, layers))
 
 

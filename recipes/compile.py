@@ -20,7 +20,7 @@ from .plan import After, Batch, Forecast, Plan, Stage, StageModel, StageSplit
 from .refusals import by_stage, doubts, misfits, node_memory, rank_memory
 from .schema import Recipe, StageSettings
 from .schema.fields import unbuilt
-from .stages import ResolvedStage, RowsWanted, resolve_stages
+from .stages import ResolvedStage, RowsWanted, resolve_stages, with_tokens
 from .tasks import task_of, with_metrics
 from .train_refusals import train_refusals, train_warnings
 
@@ -33,7 +33,8 @@ def compile(recipe: Recipe, site: Site, inputs: Inputs) -> Plan:
     Raises:
         PlanError: every reason why it cannot work.
     """
-    recipe = with_labels(with_metrics(with_dtype(recipe, inputs.model)), inputs.labels)
+    recipe = with_labels(with_tokens(recipe, inputs.tokens), inputs.labels)
+    recipe = with_metrics(with_dtype(recipe, inputs.model))
     stages = [_stage(one, site, inputs) for one in resolve_stages(recipe).values()]
     reasons = list(by_stage(stages, misfits, site))
     for stage in stages:
@@ -44,7 +45,7 @@ def compile(recipe: Recipe, site: Site, inputs: Inputs) -> Plan:
     reasons += _storage_refusals(stages, found, inputs)
     if reasons:
         raise PlanError(reasons)
-    warnings = list(by_stage(stages, doubts, site))
+    warnings = [*by_stage(stages, doubts, site), *_token_warnings(inputs)]
     warnings += [warning for stage in stages for warning in _warnings(recipe, site, inputs, stage, found)]
     return Plan(
         recipe=recipe,
@@ -218,6 +219,15 @@ def _storage_refusals(stages: Sequence[Stage], found: Forecast, inputs: Inputs) 
         yield (
             f"not enough space: the run will hold {_gb(found.storage_peak_bytes)} and {where}; the largest part is "
             f"{largest.what}: choose another folder with --runs"
+        )
+
+
+def _token_warnings(inputs: Inputs) -> Iterator[str]:
+    tokens = inputs.tokens
+    if tokens is not None and tokens.after >= tokens.before:
+        yield (
+            f"model.add_tokens_from {tokens.source!r} makes no row shorter: {tokens.before:g} tokens a row before and "
+            f"{tokens.after:g} after; this tokenizer has words that the new tokens cut"
         )
 
 

@@ -166,6 +166,19 @@ class Prepared:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TokenFacts:
+    """The tokens that `model.add_tokens_from` adds.
+
+    *source* is its value. A row of the training text has so many tokens *before* and *after*, on average.
+    """
+
+    source: str
+    added: tuple[str, ...]
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class DiskSpace:
     """The free space of the runs directory, less what other runs were promised.
 
@@ -199,6 +212,7 @@ class Inputs:
     settings_digest: str = ""
     labels: tuple[str, ...] = ()
     prepared: tuple[Prepared, ...] = ()
+    tokens: TokenFacts | None = None
 
     def split_of(self, stage: str, use: RowUse, split: str) -> SplitFacts:
         """Return the rows of a split as a stage uses them, prepared or not."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ...errors import PlanError
 from ...predictions.metrics.labels import label_text
@@ -20,7 +20,6 @@ from ..labels import labels_in, ordered
 from ..schema import Recipe
 from ..stages import resolve_stages
 from ..tasks import task_of
-from .model import read_config
 
 _NUM_NAMED = 5
 _NUM_SHOWN = 10
@@ -37,17 +36,18 @@ class _Use(NamedTuple):
     rows: dict[str, Rows]
 
 
-def read_labels(recipe: Recipe, splits: Mapping[str, SplitFacts], prepared: Sequence[Prepared]) -> tuple[str, ...]:
+def read_labels(
+    recipe: Recipe, config: Mapping[str, Any], splits: Mapping[str, SplitFacts], prepared: Sequence[Prepared]
+) -> tuple[str, ...]:
     """Return the labels in the order of the model's outputs, none for a task without.
 
-    They are those of the rows that train; without such rows, those that the model's config names.
+    They are those of the rows that train; without such rows, those that the model's *config* names.
 
     Raises:
         PlanError: a row has no label, or one that training does not know; all rows have one label.
     """
     if not task_of(recipe.task).has_labels:
         return ()
-    config = {**read_config(recipe), **recipe.model.config}
     uses = list(_uses(recipe, splits, prepared))
     reasons = [_no_label(use) for use in uses if _NONE in use.rows]
     trained = {label for use in uses if use.trains for label in use.rows} - {_NONE}

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from ...files import digest_of
 from ...user_folders import cached
 from ..facts import ModelFacts, TensorFacts, TrainedFacts
 from ..forecast.parameters import deciding_settings
-from ..schema import Model, Recipe, StageSettings
+from ..schema import Recipe, StageSettings
 from ..stages import resolve_stages
 from ..tasks import misfit, task_of
 from .cache import file_digest
@@ -33,23 +34,50 @@ from .model_folder import TOKENIZER_FILES, find_folder
 from .tokenizer import tokenizer_digest
 
 
-def read_model(recipe: Recipe, variants: Sequence[Recipe] = ()) -> ModelFacts:
+@dataclass(frozen=True, kw_only=True)
+class ModelPlaces:
+    """The folders of a model and its tokenizer.
+
+    *is_cached* says that a cache holds the model.
+    """
+
+    folder: Path
+    tokenizer_folder: Path
+    is_cached: bool
+
+
+def find_model(recipe: Recipe) -> ModelPlaces:
+    """Return where the recipe's model is, fetched and converted where it must be.
+
+    Raises:
+        UsageError: the model or its tokenizer does not exist, or cannot be used.
+    """
+    spec = recipe.model
+    folder, is_cached = find_folder("model.path", spec.path, spec.revision, has_code=spec.trust_remote_code)
+    if not spec.from_scratch or not (folder / "config.json").is_file():
+        found = folder
+        folder = converted("model.path", spec.path, found)
+        is_cached = is_cached or folder != found
+    tokenizer_folder = folder
+    if spec.tokenizer:
+        named, _ = find_folder("model.tokenizer", spec.tokenizer)
+        tokenizer_folder = converted("model.tokenizer", spec.tokenizer, named) if named.is_file() else named
+    return ModelPlaces(folder=folder, tokenizer_folder=tokenizer_folder, is_cached=is_cached)
+
+
+def read_model(recipe: Recipe, places: ModelPlaces, variants: Sequence[Recipe] = ()) -> ModelFacts:
     """Return what the recipe's model is: folder, identity, tensors, what trains.
 
     The *variants* of the recipe train the same model otherwise.
 
     Raises:
-        UsageError: it does not exist, is incomplete, or is not of a kind that can be trained here.
+        UsageError: it is incomplete, or is not of a kind that can be trained here.
     """
     spec, task = recipe.model, task_of(recipe.task)
-    folder, is_cached = _model_folder(spec)
+    folder, tokenizer_folder = places.folder, places.tokenizer_folder
     config = _read_config(spec.path, folder)
     if problem := misfit(task, config):
         raise UsageError(f"model.path {spec.path!r} {problem}")
-    tokenizer_folder = folder
-    if spec.tokenizer:
-        named, _ = find_folder("model.tokenizer", spec.tokenizer)
-        tokenizer_folder = converted("model.tokenizer", spec.tokenizer, named) if named.is_file() else named
     _check_tokenizer(recipe, tokenizer_folder)
     weights = sorted(folder.glob("*.safetensors"))
     stored = [tensor for path in weights for tensor in _tensors_in(path)]
@@ -79,22 +107,15 @@ def read_model(recipe: Recipe, variants: Sequence[Recipe] = ()) -> ModelFacts:
         config=config,
         trained=trained,
         beside_bytes=sum(path.stat().st_size for path in _beside(folder, tokenizer_folder)),
-        cached_bytes=0 if not is_cached else sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+        cached_bytes=0
+        if not places.is_cached
+        else sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
     )
 
 
-def read_config(recipe: Recipe) -> dict[str, Any]:
-    """Return the config of the recipe's model as its file has it."""
-    return _read_config(recipe.model.path, _model_folder(recipe.model)[0])
-
-
-def _model_folder(spec: Model) -> tuple[Path, bool]:
-    """Return the folder of the model, and whether a cache holds it."""
-    found, is_cached = find_folder("model.path", spec.path, spec.revision, has_code=spec.trust_remote_code)
-    if spec.from_scratch and (found / "config.json").is_file():
-        return found, is_cached
-    folder = converted("model.path", spec.path, found)
-    return folder, is_cached or folder != found
+def read_config(recipe: Recipe, places: ModelPlaces) -> dict[str, Any]:
+    """Return the config of the recipe's model, with the recipe's changes."""
+    return {**_read_config(recipe.model.path, places.folder), **recipe.model.config}
 
 
 def _beside(folder: Path, tokenizer_folder: Path) -> list[Path]:

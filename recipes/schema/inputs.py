@@ -17,14 +17,20 @@ class Model:
         "hub id, local folder or URL, GGUF file, or library:NAME for one that this package ships or finds installed",
         also=("model_name_or_path", "pretrained_model_name_or_path", "base_model"),
     )
-    add_tokens_from: str | None = key(None, "file of tokens to add, one a line, or spm:N to train them", later=True)
+    add_tokens_from: str | None = key(
+        None,
+        "tokens to add: a file with one a line, a SentencePiece .model or .vocab, or spm:N for N that a SentencePiece "
+        "model of the training text finds; those that the tokenizer has are left out",
+    )
     revision: str | None = key(None, "branch, tag or commit of a hub model")
     from_scratch: bool = key(False, "take only the architecture; weights are drawn from the seed")
     config: dict[str, Any] = key(dict, "values that replace those of the model's own config")
     tokenizer: str | None = key(
         None, "where the tokenizer is; the model's own when not given", also=("tokenizer_name",)
     )
-    add_tokens: tuple[str, ...] = key((), "tokens to add; embeddings are resized before any adapter")
+    add_tokens: tuple[str, ...] = key(
+        (), "tokens to add; embeddings are resized before any adapter, and the new rows train beside it"
+    )
     attention: Literal["eager", "sdpa", "flash_attention_2"] | None = key(
         None, "attention kernel; transformers chooses when not given", also=("attn_implementation",)
     )
@@ -42,7 +48,15 @@ class Adapter:
     rank: int = key(16, "rank of the two factors", also=("r", "lora_r"), at_least=1)
     alpha: float = key(32.0, "scale: the product is multiplied by alpha / rank", also=("lora_alpha",), above=0)
     dropout: float = key(0.0, "dropout before the factors", also=("lora_dropout",), at_least=0, at_most=0.99)
-    target_modules: tuple[str, ...] = key(("all-linear",), "names of the layers that get an adapter")
+    rslora: bool = key(False, "divide alpha by the root of rank, so that high ranks learn too", also=("use_rslora",))
+    dora: bool = key(
+        False, "train the length of each layer's outputs beside their direction: a slower step", also=("use_dora",)
+    )
+    target_modules: tuple[str, ...] = key(
+        ("all-linear",),
+        "layers that get an adapter: ends of their names, patterns of whole names such as '.*(q_proj|v_proj)', or "
+        "all-linear",
+    )
     modules_to_save: tuple[str, ...] = key((), "layers that train in full beside the adapters")
 
 

@@ -17,7 +17,7 @@ from sousbatch.cluster.site import NodeKind, Partition, this_machine
 from sousbatch.errors import PlanError
 from sousbatch.recipes.compile import compile
 from sousbatch.recipes.compose import compose
-from sousbatch.recipes.facts import Inputs
+from sousbatch.recipes.facts import Inputs, TokenFacts
 from sousbatch.recipes.inspect.inputs import inspect
 from sousbatch.recipes.plan import Plan, read_plan
 from sousbatch.recipes.schema import Recipe, Resources, StageSpec
@@ -328,9 +328,19 @@ def test_the_plan_of_the_small_recipe_has_no_warning(small: ModuleType) -> None:
 
 @pytest.mark.parametrize(
     "override",
-    ["predict.engine=vllm", "predict.length_ratio=0.14", "model.add_tokens_from=words.txt"],
+    ["predict.engine=vllm", "predict.length_ratio=0.14"],
 )
 def test_what_comes_later_can_be_composed_and_is_refused_by_its_key(project: Path, override: str) -> None:
     recipe = compose("./small.yaml", [override])
     with pytest.raises(PlanError, match=override.split("=")[0].replace(".", r"\.") + " can be written down"):
         compile(recipe, this_machine(), inspect(recipe, project))
+
+
+def test_tokens_that_planning_found_are_those_of_each_stage(small: ModuleType) -> None:
+    recipe = _changed(small.RECIPE, {"model.add_tokens_from": "words.txt", "model.add_tokens": ("a",)})
+    tokens = TokenFacts(source="words.txt", added=("b", "c"), before=9.0, after=4.5)
+    plan = compile(recipe, this_machine(), replace(small.INPUTS, tokens=tokens))
+    assert {stage.settings.model.add_tokens for stage in plan.stages} == {("a", "b", "c")}
+    assert not [warning for warning in plan.warnings if "add_tokens_from" in warning]
+    useless = compile(recipe, this_machine(), replace(small.INPUTS, tokens=replace(tokens, after=9.0)))
+    assert any("'words.txt' makes no row shorter: 9 tokens a row before and 9 after" in one for one in useless.warnings)

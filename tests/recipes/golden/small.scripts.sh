@@ -1,59 +1,59 @@
 #!/bin/bash
-# sousbatch @VERSION@: run '8fb849eda8ce', stage train
+# sousbatch @VERSION@: run 'f19550c8a968', stage train
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/8fb849eda8ce/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/f19550c8a968/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/8fb849eda8ce train
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/f19550c8a968 train
 
 #!/bin/bash
-# sousbatch @VERSION@: run '8fb849eda8ce', stage consolidate
+# sousbatch @VERSION@: run 'f19550c8a968', stage consolidate
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/8fb849eda8ce/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/f19550c8a968/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/8fb849eda8ce consolidate
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/f19550c8a968 consolidate
 
 #!/bin/bash
-# sousbatch @VERSION@: run '8fb849eda8ce', stage predict
+# sousbatch @VERSION@: run 'f19550c8a968', stage predict
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/8fb849eda8ce/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/f19550c8a968/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/8fb849eda8ce predict
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/f19550c8a968 predict
 
 #!/bin/bash
-# sousbatch @VERSION@: run '8fb849eda8ce', stage merge
+# sousbatch @VERSION@: run 'f19550c8a968', stage merge
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/8fb849eda8ce/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/f19550c8a968/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/8fb849eda8ce merge
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/f19550c8a968 merge
 
 #!/bin/bash
-# sousbatch @VERSION@: run '8fb849eda8ce', stage score
+# sousbatch @VERSION@: run 'f19550c8a968', stage score
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/8fb849eda8ce/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/f19550c8a968/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/8fb849eda8ce score
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/f19550c8a968 score

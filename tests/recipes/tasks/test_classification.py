@@ -45,7 +45,7 @@ def rows(project: Path) -> None:
 def labels_of(*overrides: str) -> tuple[str, ...]:
     """Return the labels without a look at the model's shapes, which takes seconds."""
     recipe = compose("./small.yaml", [*BERT, *overrides])
-    return read_labels(recipe, read_splits(recipe), ())
+    return read_labels(recipe, recipe.model.config, read_splits(recipe), ())
 
 
 def said(ask: Callable[..., object], *overrides: str) -> str:
