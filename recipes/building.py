@@ -107,6 +107,8 @@ def _with_adapter(settings: StageSettings, task: TaskSpec, model: Any, options: 
         **options,
     )
     _check_saved(spec.modules_to_save, model)
+    if _saves_tied(spec.modules_to_save, model):  # else peft would train two copies of one tensor apart
+        config.ensure_weight_tying = True
     layers = _linear_layers(model)  # before peft wraps them
     try:
         with wrapping_rows(model):
@@ -151,6 +153,14 @@ def _check_saved(names: Sequence[str], model: Any) -> None:
                 f"adapter.modules_to_save: {_kind(model)} has no module {wanted!r}"
                 + (f" ({hint})" if hint else f"; it has {', '.join(last)}")
             )
+
+
+def _saves_tied(names: Sequence[str], model: Any) -> bool:
+    words, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is None or head.weight is not words.weight:
+        return False
+    tied = [name for name, module in model.named_modules() if module is words or module is head]
+    return any(f".{name}".endswith(f".{wanted}") for name in tied for wanted in names)
 
 
 def _linear_layers(model: Any) -> list[str]:

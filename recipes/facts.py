@@ -26,12 +26,14 @@ class TrainedFacts:
     """Numbers of parameters of a model that was made ready to train.
 
     Adapters are included. QLoRA holds *quantisable* of the frozen ones in four bits. A checkpoint holds *num_tensors*.
+    Where only peft can merge the adapter, it *merges_in_memory*.
     """
 
     trainable: int
     frozen: int
     quantisable: int
     num_tensors: int
+    merges_in_memory: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

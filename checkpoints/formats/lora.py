@@ -137,6 +137,8 @@ def merge_adapter(adapter: Source, base: Source, config: Mapping[str, object]) -
             if saved not in whole or ".modules_to_save." in name:
                 whole[saved] = replace(tensor, name=saved)
     for name, tensor in whole.items():
+        if config.get("ensure_weight_tying") and name not in merged:
+            continue  # it is one with another layer, under whose name it is stored
         if not _is_new_head(name, config):
             _require(name, merged, base)
         merged[name] = tensor

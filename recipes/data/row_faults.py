@@ -35,11 +35,12 @@ def _training_refusals(settings: StageSettings, some: Some, lengths: Lengths, po
         if positions and lengths.longest > positions:
             raised = ""
         drop = "data.long_rows=drop, " if lengths.long.num < lengths.num_rows else ""  # or nothing would be left
+        blocks = "" if data.prompt else "data.packing=blocks, "
         if data.pad_input_to and lengths.longest <= data.max_tokens:
             raised = f"a larger data.pad_input_to, {raised}"
         yield (
             f"{where}: {some(lengths.long, 'longer than', 'rows')} {_limits(settings)}, the longest has "
-            f"{lengths.longest:,} tokens; set {raised}{drop}data.long_rows=cut_left or data.long_rows=cut_right"
+            f"{lengths.longest:,} tokens; set {raised}{drop}{blocks}data.long_rows=cut_left or data.long_rows=cut_right"
         )
         return
     if lengths.empty.num == lengths.num_rows:
@@ -52,9 +53,11 @@ def _training_refusals(settings: StageSettings, some: Some, lengths: Lengths, po
             f"{_limits(settings)}, the longest has {lengths.longest:,} tokens; raise it, or check data.columns"
         )
     elif positions and lengths.longest_kept > positions:
+        is_packed = lengths.use == "train" and data.packing != "none"
+        what, drop = ("an example", "") if is_packed else ("a row", " and data.long_rows=drop")
         yield (
-            f"{where}: a row has {lengths.longest_kept:,} tokens and the model has {positions:,} positions; set "
-            f"data.max_tokens={positions} and data.long_rows=drop, or take a model with a longer context"
+            f"{where}: {what} has {lengths.longest_kept:,} tokens and the model has {positions:,} positions; set "
+            f"data.max_tokens={positions}{drop}, or take a model with a longer context"
         )
 
 

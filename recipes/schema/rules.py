@@ -39,6 +39,15 @@ _OWNED = {
     **dict.fromkeys(("export", "export-file"), "name the variables in environment.variables or environment.inherit"),
     **dict.fromkeys(("wrap", "job-name", "clusters"), "leave it out"),
 }
+# Variables that W&B reads and each job sets, and what to write instead.
+_TRACKED = {
+    "WANDB_MODE": "and set tracking.mode",
+    "WANDB_PROJECT": "and set tracking.project",
+    "WANDB_ENTITY": "and set tracking.entity",
+    "WANDB_TAGS": "and set tracking.tags",
+    **dict.fromkeys(("WANDB_RUN_ID", "WANDB_NAME", "WANDB_RUN_GROUP", "WANDB_JOB_TYPE"), "the run decides it"),
+    **dict.fromkeys(("WANDB_RESUME", "WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR"), "its files lie in the run"),
+}
 # A value that a line of shell spells out; one that it reads from elsewhere begins with $ or `.
 _ASSIGNED = re.compile(r"""(?<![\w$])([A-Za-z_]\w*)=["']?([^\s"'$`;]+)""")
 _NAME_HINT = "lower-case letters, digits and '-', 63 at most"
@@ -80,6 +89,9 @@ def _variables(recipe: Recipe) -> Iterator[Fault]:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 hint = "letters, digits and '_', no digit first"
                 yield Fault(key=f"environment.{key}", problem=f"has {name!r}, which is no variable's name", hint=hint)
+            elif name in _TRACKED:
+                problem = f"has {name}, which the job sets by the recipe's own key"
+                yield Fault(key=f"environment.{key}", problem=problem, hint=f"leave it out, {_TRACKED[name]}")
 
 
 def _secrets(recipe: Recipe) -> Iterator[Fault]:

@@ -71,7 +71,7 @@ class Train:
     )
     global_batch: int = key(
         32,
-        "rows of one step, over all ranks",
+        "rows of one step, over all ranks; with data.packing, packs or blocks",
         also=("total_batch_size", "global_batch_size", "gradient_accumulation_steps", "accumulate_grad_batches"),
         at_least=1,
     )
