@@ -18,7 +18,7 @@ from .forecast.storage import is_own_limit, model_of, with_dtype
 from .labels import with_labels
 from .optimizers import optimizer_refusals
 from .plan import After, Batch, Forecast, Plan, Stage, StageModel, StageSplit
-from .refusals import by_stage, doubts, misfits, node_memory, rank_memory
+from .refusals import by_stage, card_refusals, doubts, misfits, node_memory, rank_memory
 from .schema import Recipe, StageSettings
 from .schema.fields import unbuilt
 from .stages import ResolvedStage, RowsWanted, resolve_stages, with_tokens
@@ -40,6 +40,7 @@ def compile(recipe: Recipe, site: Site, inputs: Inputs) -> Plan:
     reasons = list(by_stage(stages, misfits, site))
     for stage in stages:
         reasons += [*_refusals(stage, inputs), *_merge_refusals(stage, site, inputs)]
+        reasons += card_refusals(stage, site) if stage.batch is not None else ()
     if reasons:
         raise PlanError(list(dict.fromkeys(reasons)))
     found = forecast(inputs, stages)

@@ -346,3 +346,20 @@ def test_an_adapter_that_peft_must_merge_needs_the_models_memory_and_space(small
     site = replace(small.SITE, memory_bytes=4 * 904 - 1)
     with pytest.raises(PlanError, match="stage 'consolidate': this adapter can be merged in memory only"):
         compile(recipe, site, inputs)
+
+
+@pytest.mark.parametrize(
+    ("card", "is_refused"), [("v100", True), ("nvidia_t4", True), ("rtx2080ti", True), ("a100", False), ("", False)]
+)
+def test_bfloat16_is_refused_where_the_partition_tells_of_older_cards(
+    small: ModuleType, card: str, is_refused: bool
+) -> None:
+    node = NodeKind(count=4, cpus=32, memory_mb=100_000, gpus=4, gpu_type=card)
+    partition = Partition(name="gpu", is_default=True, nodes=(node,))
+    site = replace(small.GPU_SITE, launcher="slurm", partitions=(partition,))
+    recipe = _changed(_on_gpus(small.RECIPE), {"train.precision": "bfloat16"})
+    if not is_refused:
+        compile(recipe, site, small.INPUTS)
+        return
+    with pytest.raises(PlanError, match=f"partition 'gpu' has {card}, .*set train.precision=float16"):
+        compile(recipe, site, small.INPUTS)
