@@ -236,11 +236,13 @@ def _as_text(value: Plan) -> str:
     space_line = f"{space.folder} has {format_size(max(0, space.free_bytes))} free ({space.source}{others})"
     storage.append(["peak", format_size(value.forecast.storage_peak_bytes), space_line])
     parts = [
-        f"{value.recipe.name} on {value.site.name}: run {value.run_id}, {model.num_params:,} parameters",
+        f"{value.recipe.name} on {value.site.name}: run {value.run_id}, {model.num_params:,} parameters"
+        + _trained(value),
         format_table([_stage_row(stage) for stage in value.stages], header=("stage", "kind", "where", "after", "")),
         format_table(splits, header=("data", "rows", "size", "file")),
         *_steps(value),
         *_lengths(value),
+        *_labels(value),
         *_tokens(value),
         format_table(storage, header=("storage", "", "")),
     ]
@@ -284,6 +286,31 @@ def _some(rows: Rows) -> str:
     return f"{rows.num:,} (row {', '.join(map(str, rows.first))}{more})" if rows.num else ""
 
 
+def _trained(value: Plan) -> str:
+    """Return what share of the model its trainings train, where it is not all."""
+    from ..recipes.forecast.parameters import params_of
+
+    shares = {}
+    for stage in value.stages:
+        if stage.batch is not None:
+            params = params_of(stage.settings, value.inputs.model)
+            total = params.trainable + params.frozen
+            percent = f"{100 * params.trainable / total:.2g} %"
+            shares[stage.name] = f"trains {_short(params.trainable)} of {_short(total)} parameters ({percent})"
+            shares[stage.name] *= bool(params.frozen)
+    if len(set(shares.values())) == 1:
+        return "".join(f", {text}" for text in set(shares.values()) if text)
+    return "".join(f", {name} {text or 'trains all'}" for name, text in shares.items())
+
+
+def _short(number: int) -> str:
+    """Return a count with three digits, such as 1.23 M."""
+    for size, unit in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)
+
+
 def _tokens(value: Plan) -> list[str]:
     """Return how many tokens are added from a file or the data, and what for."""
     tokens = value.inputs.tokens
@@ -310,6 +337,12 @@ def _lengths(value: Plan) -> list[str]:
     return [format_table(rows, header=("all rows checked", "examples", "rows", "longest", "allowed tokens"))] * bool(
         rows
     )
+
+
+def _labels(value: Plan) -> list[str]:
+    """Return the labels of a classification, in the order of its probabilities."""
+    labels = value.inputs.labels
+    return [f"labels, in the order of a row's probabilities: {', '.join(map(repr, labels))}"] if labels else []
 
 
 def _example_words(stage: Stage) -> str:

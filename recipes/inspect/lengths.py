@@ -22,8 +22,10 @@ from typing import Any, Literal
 from ... import files
 from ...errors import UsageError
 from ...user_folders import recall, remember
+from ..data.chat import RowFault
 from ..data.encode import BATCH_ROWS, Encoded, is_kept
 from ..data.packing import for_use, num_blocks, packs_of
+from ..data.prompts import has_turns
 from ..data.rows import read_rows
 from ..data.statistics import LengthCounts
 from ..facts import Lengths, ModelFacts, Prepared, Rows, SplitFacts
@@ -127,7 +129,7 @@ def count_rows(
     known = {key: recall("lengths", key) for key in keys}
     missing = {key: one for key, one in zip(keys, wanted, strict=True) if known[key] is None}
     if missing:
-        for key, value in zip(missing, _ask(recipe, folder, list(missing.values()), 0, progress), strict=True):
+        for key, value in zip(missing, _ask(recipe, model, splits, list(missing.values()), 0, progress), strict=True):
             remember("lengths", key, value)
             known[key] = value
     return [(one, known[key]) for key, one in zip(keys, wanted, strict=True)]
@@ -144,7 +146,7 @@ def show_samples(
         dataclasses.replace(one, num_rows=min(count, one.num_rows))
         for one in rows_to_count(recipe, model, splits, prepared)
     ]
-    return "\n\n".join(_ask(recipe, Path(model.tokenizer_folder), asked, count, None))
+    return "\n\n".join(_ask(recipe, model, splits, asked, count, None))
 
 
 def _deciding(one: RowsToCount) -> list[Any]:
@@ -159,13 +161,22 @@ def _deciding(one: RowsToCount) -> list[Any]:
     return [task.name, task.version, one.use == "predict", one.num_rows, one.limit, read]
 
 
-def _ask(recipe: Recipe, folder: Path, wanted: list[RowsToCount], count: int, progress: Progress | None) -> list[Any]:
+def _ask(
+    recipe: Recipe,
+    model: ModelFacts,
+    splits: dict[str, SplitFacts],
+    wanted: list[RowsToCount],
+    count: int,
+    progress: Progress | None,
+) -> list[Any]:
     """Count with the light tokenizer where it knows the ids.
 
     Otherwise count in a process of its own.
     """
-    uses_chat = any(one.settings.data.prompt == "chat" for one in wanted)
-    tokenizer = None if uses_chat else load_light(folder, recipe.model.add_tokens)
+    folder = Path(model.tokenizer_folder)
+    tokenizer = None
+    if not any(has_turns(one.settings.data.prompt) for one in wanted):
+        tokenizer = load_light(folder, recipe.model.add_tokens)
     if tokenizer is not None:
         report = progress or (lambda what, done, total: None)
         return [_answer(one, tokenizer, count, report) for one in wanted]
@@ -176,7 +187,12 @@ def _ask(recipe: Recipe, folder: Path, wanted: list[RowsToCount], count: int, pr
         "count": count,
         "wanted": [validate.to_plain(one) for one in wanted],
     }
-    return _ask_process(request, folder, progress)
+    answers = _ask_process(request, folder, progress)
+    for one, answer in zip(wanted, answers, strict=False):
+        if isinstance(answer, dict) and "fault" in answer:
+            place = splits[one.split].place(answer["row"])
+            raise UsageError(f"{place} of split {one.split!r} {answer['fault']}")
+    return answers
 
 
 def _ask_process(request: dict[str, Any], folder: Path, progress: Progress | None) -> list[Any]:
@@ -226,7 +242,11 @@ def main() -> None:
     for values in request["wanted"]:
         wanted, faults = validate.build(RowsToCount, values)
         assert wanted is not None, faults
-        answers.append(_answer(wanted, tokenizer, request["count"], report))
+        try:
+            answers.append(_answer(wanted, tokenizer, request["count"], report))
+        except RowFault as fault:
+            answers.append({"fault": fault.problem, "row": fault.number})
+            break
     print(json.dumps({"answer": answers}), flush=True)
 
 
@@ -240,7 +260,10 @@ def _answer(wanted: RowsToCount, tokenizer: Any, count: int, report: Progress) -
 def _encoded(wanted: RowsToCount, tokenizer: Any, report: Progress) -> Iterator[Encoded]:
     task, rows, done = task_of(wanted.settings.task), islice(read_rows(Path(wanted.path)), wanted.num_rows), 0
     while batch := list(islice(rows, BATCH_ROWS)):
-        yield from task.encode(wanted.settings, wanted.use, batch, tokenizer, wanted.limit)
+        try:
+            yield from task.encode(wanted.settings, wanted.use, batch, tokenizer, wanted.limit)
+        except RowFault as fault:
+            raise RowFault(done + fault.number, fault.problem) from fault
         done += len(batch)
         report(wanted.what, done, wanted.num_rows)
 
@@ -318,7 +341,8 @@ def _shown(wanted: RowsToCount, number: int, row: Encoded, tokenizer: Any) -> st
     if wanted.use == "predict":
         return "\n".join([head, *_marked("prompt", tokenizer.decode(row.ids))])
     parts = (_marked("learned" if is_learned else "masked", tokenizer.decode(ids)) for is_learned, ids in row.parts)
-    return "\n".join([head, *(line for lines in parts for line in lines)])
+    label = _marked("label", row.label) if row.label is not None else []
+    return "\n".join([head, *(line for lines in parts for line in lines), *label])
 
 
 def _marked(word: str, text: str) -> list[str]:

@@ -1,59 +1,59 @@
 #!/bin/bash
-# sousbatch @VERSION@: run '83a79dee4dd2', stage train
+# sousbatch @VERSION@: run '5cb6736e0814', stage train
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/83a79dee4dd2/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/5cb6736e0814/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/83a79dee4dd2 train
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/5cb6736e0814 train
 
 #!/bin/bash
-# sousbatch @VERSION@: run '83a79dee4dd2', stage consolidate
+# sousbatch @VERSION@: run '5cb6736e0814', stage consolidate
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/83a79dee4dd2/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/5cb6736e0814/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/83a79dee4dd2 consolidate
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/5cb6736e0814 consolidate
 
 #!/bin/bash
-# sousbatch @VERSION@: run '83a79dee4dd2', stage predict
+# sousbatch @VERSION@: run '5cb6736e0814', stage predict
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/83a79dee4dd2/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/5cb6736e0814/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/83a79dee4dd2 predict
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/5cb6736e0814 predict
 
 #!/bin/bash
-# sousbatch @VERSION@: run '83a79dee4dd2', stage merge
+# sousbatch @VERSION@: run '5cb6736e0814', stage merge
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/83a79dee4dd2/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/5cb6736e0814/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/83a79dee4dd2 merge
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/5cb6736e0814 merge
 
 #!/bin/bash
-# sousbatch @VERSION@: run '83a79dee4dd2', stage score
+# sousbatch @VERSION@: run '5cb6736e0814', stage score
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/83a79dee4dd2/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/5cb6736e0814/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/83a79dee4dd2 score
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/5cb6736e0814 score
