@@ -30,6 +30,10 @@ def prepare_model(settings: StageSettings, model: Any, tokenizer: Any) -> Any:
     """
     task = task_of(settings.task)
     new_rows = add_rows(model, tokenizer)
+    if task.has_new_head:  # the config still names the class that the weights were saved from
+        model.config.architectures = [type(model).__name__]
+    if task.has_labels and model.config.pad_token_id is None:  # a decoder finds the end of a text by it
+        model.config.pad_token_id = tokenizer.pad_token_id
     _freeze(settings.model.freeze, model)
     model.config.use_cache = False
     checkpointing = settings.train.gradient_checkpointing
@@ -45,7 +49,10 @@ def prepare_model(settings: StageSettings, model: Any, tokenizer: Any) -> Any:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=_CHECKPOINTING)
     if settings.adapter.method != "full":
         model.enable_input_require_grads()
-        model = _with_adapter(settings, task, model, options_for_tokens(settings, model, tokenizer, new_rows))
+        options = options_for_tokens(settings, model, tokenizer, new_rows)
+        model = _with_adapter(
+            settings, task, model, options | (_head_options(model, options) if task.has_new_head else {})
+        )
     return model
 
 
@@ -110,6 +117,21 @@ def _with_adapter(settings: StageSettings, task: TaskSpec, model: Any, options: 
         raise UsageError(_refusal(settings, _kind(model), layers, str(error))) from error
     _check_targets(spec.target_modules, layers, adapted)
     return adapted
+
+
+def _head_options(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options of peft's `LoraConfig` that train a new head in full.
+
+    It is all beside the model's base, and the base's pooler, which models that were not trained to classify lack. peft
+    knows two names of heads only, and would give their inner layers an adapter that it cannot merge.
+    """
+    base = getattr(model, model.base_model_prefix)
+    parts = {name: module for name, module in model.named_children() if module is not base}
+    parts[f"{model.base_model_prefix}.pooler"] = getattr(base, "pooler", None)
+    heads = [name for name, module in parts.items() if module is not None and [*module.parameters()]]
+    saved = dict.fromkeys([*heads, *(options["modules_to_save"] or ())])
+    inner = "|".join(map(re.escape, heads))
+    return {"modules_to_save": list(saved), "exclude_modules": rf"({inner})(\..+)?"}
 
 
 def _targets(names: Sequence[str]) -> Any:

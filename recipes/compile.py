@@ -15,6 +15,7 @@ from .facts import Inputs, ModelFacts
 from .forecast.memory import forecast, host_memory
 from .forecast.parameters import merge_bytes
 from .forecast.storage import is_own_limit, model_of, with_dtype
+from .labels import with_labels
 from .optimizers import optimizer_refusals
 from .plan import After, Batch, Forecast, Plan, Stage, StageModel, StageSplit
 from .refusals import by_stage, card_refusals, doubts, misfits, node_memory, rank_memory
@@ -33,7 +34,8 @@ def compile(recipe: Recipe, site: Site, inputs: Inputs) -> Plan:
     Raises:
         PlanError: every reason why it cannot work.
     """
-    recipe = with_metrics(with_dtype(with_tokens(recipe, inputs.tokens), inputs.model))
+    recipe = with_labels(with_tokens(recipe, inputs.tokens), inputs.labels)
+    recipe = with_metrics(with_dtype(recipe, inputs.model))
     stages = [_stage(one, site, inputs) for one in resolve_stages(recipe).values()]
     reasons = list(by_stage(stages, misfits, site))
     for stage in stages:

@@ -201,7 +201,8 @@ class Inputs:
     """The facts of a recipe's model, data and disk.
 
     *versions* are those of the packages that jobs will import. *settings_digest* stands for the settings that decided
-    what was read: they are facts of no other recipe.
+    what was read: they are facts of no other recipe. The *labels* of a classification are in the order of the model's
+    outputs.
     """
 
     model: ModelFacts
@@ -211,6 +212,7 @@ class Inputs:
     versions: dict[str, str] = field(default_factory=dict)
     lengths: tuple[Lengths, ...] = ()
     settings_digest: str = ""
+    labels: tuple[str, ...] = ()
     prepared: tuple[Prepared, ...] = ()
     tokens: TokenFacts | None = None
 

@@ -41,13 +41,16 @@ class Encoded:
     is_first: bool = True
     num_target_tokens: int = 0  # before any cut, of a target that is encoded apart
     remarks: tuple[str, ...] = ()
+    label: str | None = None  # what a classification learns of the row
 
     @property
     def num_learned(self) -> int:
         """Return how many tokens count in the loss.
 
-        The first token of a row never does, since nothing comes before it.
+        The first token of a row never does, since nothing comes before it. A label counts as one.
         """
+        if self.label is not None:
+            return 1
         return sum(end - max(begin, 1) for begin, end in self.learned if end > 1)
 
     @property

@@ -119,9 +119,14 @@ def where_of(lengths: Lengths) -> str:
 
 def name_rows(split: SplitFacts, lengths: Lengths, rows: Rows, what: str, noun: str) -> str:
     """Return such as "3 of 400 rows (row 1, 7, 9) are longer than"."""
-    more = f" and {rows.num - len(rows.first):,} more" if rows.num > len(rows.first) else ""
     verb = "are" if what.startswith("longer") else "come"
-    return f"{rows.num:,} of {lengths.num_rows:,} {noun} ({split.places(rows.first)}{more}) {verb} {what}"
+    return f"{rows.num:,} of {lengths.num_rows:,} {noun} ({places_of(split, rows)}) {verb} {what}"
+
+
+def places_of(split: SplitFacts, rows: Rows) -> str:
+    """Return such as "row 1, 7, 9 and 4 more"."""
+    more = f" and {rows.num - len(rows.first):,} more" if rows.num > len(rows.first) else ""
+    return f"{split.places(rows.first)}{more}"
 
 
 def _limits(settings: StageSettings) -> str:

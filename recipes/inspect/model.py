@@ -114,6 +114,11 @@ def read_model(recipe: Recipe, places: ModelPlaces, variants: Sequence[Recipe] =
     )
 
 
+def read_config(recipe: Recipe, places: ModelPlaces) -> dict[str, Any]:
+    """Return the config of the recipe's model, with the recipe's changes."""
+    return {**_read_config(recipe.model.path, places.folder), **recipe.model.config}
+
+
 def _beside(folder: Path, tokenizer_folder: Path) -> list[Path]:
     """Return the small files of a model: what it is, and how its text becomes tokens."""
     named = (folder / "config.json", *(tokenizer_folder / name for name in TOKENIZER_FILES))

@@ -19,7 +19,7 @@ from ...run_folder import NAME_PATTERN
 from ..data.preparing import step_faults
 from ..stage_kinds import RECIPE_KINDS, STAGE_KINDS, RowUse, StageKind
 from ..stages import fitting_sources, kind_name, resolve_stages, settings_of, stages_of
-from ..tasks import TASKS, is_later, task_faults
+from ..tasks import TASKS, task_faults
 from . import QuestionAnswering, Recipe, Resources, Schedule, StageSettings, validate
 
 # sbatch options that a run depends on, and what to write instead.
@@ -75,7 +75,7 @@ def _basics(recipe: Recipe) -> Iterator[Fault]:
     if not recipe.data.splits and recipe.data.generator is None:
         yield Fault(key="data.splits", problem="is missing", hint="such as {train: train.jsonl, test: test.jsonl}")
     problem, hint = TASKS.problem(recipe.task)
-    if problem and not is_later(recipe.task):
+    if problem:
         yield Fault(key="task", problem=problem, hint=hint)
     if recipe.question_answering != QuestionAnswering() and recipe.task != "question_answering":
         yield Fault(

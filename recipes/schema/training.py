@@ -143,6 +143,11 @@ class Train:
         at_least=0,
         at_most=0.99,
     )
+    class_weights: Any = key(
+        None,
+        "weights of the labels in the loss of a classification: balanced, or {label: weight}",
+        also=("class_weight", "label_weights"),
+    )
     neftune_alpha: float | None = key(
         None,
         "noise on the embeddings while training, uniform within alpha / sqrt(tokens x width); 5 is usual",

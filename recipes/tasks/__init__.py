@@ -46,8 +46,8 @@ class TaskSpec:
     *version* is raised when the same settings and rows are encoded or answered in another way. *runtime* is the module
     of the other half. *model_class* is a class of transformers, *kinds* are those of the models that it fits, all
     where none is named, *peft_type* is a TaskType of peft, and *head_modules* are the linear layers that get no
-    adapter from `all-linear`.
-    *has_new_head* says that pretrained weights lack the head, *can_pack* that rows can share an example
+    adapter from `all-linear`. *has_new_head* says that pretrained weights lack the head, *has_labels* that planning
+    collects the labels of the target column into the model's config, *can_pack* that rows can share an example
     (`data.packing`).
 
     A task that *generates* lets an engine answer with tokens. *decides* lists the settings that decide a prediction
@@ -63,6 +63,7 @@ class TaskSpec:
     peft_type: str
     head_modules: tuple[str, ...] = ()
     has_new_head: bool = False
+    has_labels: bool = False
     can_pack: bool = False
     generates: bool
     decides: tuple[str, ...]
@@ -89,21 +90,18 @@ class TaskSpec:
 OWN_TASKS = {
     "causal_lm": "recipes.tasks.causal_lm:TASK",
     "seq2seq": "recipes.tasks.seq2seq:TASK",
+    "classification": "recipes.tasks.classification:TASK",
     "question_answering": "recipes.tasks.question_answering:TASK",
 }
 TASKS: Registry[TaskSpec] = Registry("task", "sousbatch.tasks", OWN_TASKS)
-# These can be written down; planning refuses them.
-LATER = ("classification",)
 
 
 def task_of(name: str) -> TaskSpec:
     """Return the task called *name*.
 
     Raises:
-        UsageError: there is none, only a later version has it, or it is no TaskSpec.
+        UsageError: there is none, or it is no TaskSpec.
     """
-    if is_later(name):
-        raise UsageError(f"task {name!r} can be written down but not run by this version; known: {', '.join(TASKS)}")
     task = TASKS.load(name)
     if not isinstance(task, TaskSpec) or task.name != name:
         raise UsageError(f"what is installed as task {name!r} is not a TaskSpec of that name")
@@ -143,11 +141,6 @@ def misfit(task: TaskSpec, config: Mapping[str, Any]) -> str | None:
     )
 
 
-def is_later(name: str) -> bool:
-    """Return whether a recipe may name this task and only a later version runs it."""
-    return name in LATER and TASKS.first_known([name]) is None
-
-
 def with_metrics(recipe: Recipe) -> Recipe:
     """Return *recipe* with the metrics of its score stages.
 
@@ -174,12 +167,7 @@ def _packing_faults(settings: StageSettings, task: TaskSpec) -> Iterator[Fault]:
 
 
 def task_faults(settings: StageSettings, uses: Sequence[RowUse]) -> Iterator[Fault]:
-    """Yield what the task of the settings finds wrong in them.
-
-    Nothing of a task that comes later is found.
-    """
-    if is_later(settings.task):
-        return
+    """Yield what the task of the settings finds wrong in them."""
     task = task_of(settings.task)
     yield from task.faults(settings, uses)
     if settings.data.packing != "none" and "train" in uses:
