@@ -26,12 +26,14 @@ class TrainedFacts:
     """Numbers of parameters of a model that was made ready to train.
 
     Adapters are included. QLoRA holds *quantisable* of the frozen ones in four bits. A checkpoint holds *num_tensors*.
+    Where only peft can merge the adapter, it *merges_in_memory*.
     """
 
     trainable: int
     frozen: int
     quantisable: int
     num_tensors: int
+    merges_in_memory: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +201,8 @@ class Inputs:
     """The facts of a recipe's model, data and disk.
 
     *versions* are those of the packages that jobs will import. *settings_digest* stands for the settings that decided
-    what was read: they are facts of no other recipe.
+    what was read: they are facts of no other recipe. The *labels* of a classification are in the order of the model's
+    outputs.
     """
 
     model: ModelFacts
@@ -209,6 +212,7 @@ class Inputs:
     versions: dict[str, str] = field(default_factory=dict)
     lengths: tuple[Lengths, ...] = ()
     settings_digest: str = ""
+    labels: tuple[str, ...] = ()
     prepared: tuple[Prepared, ...] = ()
     tokens: TokenFacts | None = None
 

@@ -20,14 +20,16 @@ from ...errors import PlanError, UsageError
 from ...remote import parse_place
 from ...tracking.base import TRACKERS
 from ..facts import DiskSpace, Inputs, Lengths, ModelFacts, Prepared, SplitFacts, TokenFacts
+from ..labels import with_labels
 from ..schema import Recipe
 from ..schema.validate import to_plain
 from ..stages import resolve_stages, with_tokens
 from ..tasks import task_of
 from .cache import code_digest, collect
 from .data import read_splits
+from .labels import read_labels
 from .lengths import count_lengths
-from .model import ModelPlaces, find_model, read_model
+from .model import ModelPlaces, find_model, read_config, read_model
 from .prepared import Progress, prepare_splits
 from .tokens import find_tokens
 from .versions import versions_of
@@ -58,7 +60,11 @@ def inspect(
     prepared: tuple[Prepared, ...] | None = None
     if splits is not None and code is not None:
         prepared = collect(reasons, lambda: prepare_splits(recipe, splits, code, progress))
-    model, tokens, lengths = _read_tokens(reasons, recipe, places, splits, prepared, progress, variants)
+    labels: tuple[str, ...] | None = ()
+    if places is not None and splits is not None and prepared is not None:
+        labels = collect(reasons, lambda: read_labels(recipe, read_config(recipe, places), splits, prepared))
+    labelled = [with_labels(one, labels or ()) for one in (recipe, *variants)]
+    model, tokens, lengths = _read_tokens(reasons, labelled[0], places, splits, prepared, progress, labelled[1:])
     uses_four_bits = any(stage.settings.adapter.method == "qlora" for stage in resolve_stages(recipe).values())
     if uses_four_bits and recipe.environment.python is None and importlib.util.find_spec("bitsandbytes") is None:
         reasons.append(f"adapter.method qlora needs bitsandbytes; {sys.executable} -m pip install bitsandbytes")
@@ -68,7 +74,15 @@ def inspect(
     unset = [name for name in recipe.environment.inherit if name not in os.environ]
     if unset:
         reasons.append(f"environment.inherit names {', '.join(unset)}, which this shell has not set; `export` it first")
-    if reasons or model is None or splits is None or prepared is None or code is None or versions is None:
+    if (
+        reasons
+        or model is None
+        or labels is None
+        or splits is None
+        or prepared is None
+        or code is None
+        or versions is None
+    ):
         raise PlanError(reasons)
     space = measure_disk_space(store, recipe.checkpoints.store_budget_gb, dead_runs)
     return Inputs(
@@ -80,6 +94,7 @@ def inspect(
         lengths=lengths,
         settings_digest=settings_digest(recipe),
         prepared=prepared,
+        labels=labels,
         tokens=tokens,
     )
 

@@ -23,6 +23,7 @@ from ...checkpoints.formats.tensors import DTYPES_BY_TAG
 from ...errors import DamagedError, PlanError, UsageError
 from ...files import digest_of
 from ...user_folders import cached
+from ..data.prompts import has_turns
 from ..facts import ModelFacts, TensorFacts, TrainedFacts
 from ..forecast.parameters import deciding_settings
 from ..schema import Recipe, StageSettings
@@ -90,7 +91,7 @@ def read_model(recipe: Recipe, places: ModelPlaces, variants: Sequence[Recipe] =
     is_plain = all(one == deciding_settings(StageSettings(task=recipe.task)) for one in trainings)
     found, trained = sorted(stored, key=lambda tensor: tensor.name), dict[str, TrainedFacts]()
     if not weights or spec.from_scratch or spec.config or task.has_new_head or not is_plain:
-        built = _build(recipe, trainings, folder, tokenizer_folder)
+        built = _build(recipe, trainings, stored, folder, tokenizer_folder)
         dtypes, usual = {tensor.name: tensor.dtype for tensor in stored}, stored[0].dtype if stored else "float32"
         found = [
             TensorFacts(name=name, shape=tuple(shape), dtype=dtypes.get(name, usual))
@@ -111,6 +112,11 @@ def read_model(recipe: Recipe, places: ModelPlaces, variants: Sequence[Recipe] =
         if not places.is_cached
         else sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
     )
+
+
+def read_config(recipe: Recipe, places: ModelPlaces) -> dict[str, Any]:
+    """Return the config of the recipe's model, with the recipe's changes."""
+    return {**_read_config(recipe.model.path, places.folder), **recipe.model.config}
 
 
 def _beside(folder: Path, tokenizer_folder: Path) -> list[Path]:
@@ -158,13 +164,16 @@ def _adapter_advice(name: str, folder: Path) -> str:
 def _check_tokenizer(recipe: Recipe, folder: Path) -> None:
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise UsageError(f"{folder} has no tokenizer ({', '.join(TOKENIZER_FILES)}); name one with model.tokenizer")
-    uses_chat = any(stage.settings.data.prompt == "chat" for stage in resolve_stages(recipe).values())
+    prompts = {stage.settings.data.prompt for stage in resolve_stages(recipe).values()}
     config = folder / "tokenizer_config.json"
     has_template = (folder / "chat_template.jinja").is_file() or (
         config.is_file() and "chat_template" in config.read_text(encoding="utf-8")
     )
-    if uses_chat and not has_template:
-        raise UsageError(f"data.prompt is chat, but the tokenizer in {folder} has no chat template; write a template")
+    for prompt in sorted(filter(has_turns, prompts)) if not has_template else ():
+        raise UsageError(
+            f"data.prompt is {prompt}, but the tokenizer in {folder} has no chat template; take the model's -instruct "
+            "form, put a chat_template.jinja there, or set data.prompt=alpaca or a template of your own"
+        )
 
 
 def _tensors_in(path: Path) -> list[TensorFacts]:
@@ -197,7 +206,13 @@ def _trainings(recipes: Sequence[Recipe]) -> list[dict[str, Any]]:
     ]
 
 
-def _build(recipe: Recipe, trainings: Sequence[dict[str, Any]], folder: Path, tokenizer_folder: Path) -> dict[str, Any]:
+def _build(
+    recipe: Recipe,
+    trainings: Sequence[dict[str, Any]],
+    stored: Sequence[TensorFacts],
+    folder: Path,
+    tokenizer_folder: Path,
+) -> dict[str, Any]:
     """Return what `architecture` finds when it builds the model for *trainings*.
 
     The answer is remembered.
@@ -208,6 +223,7 @@ def _build(recipe: Recipe, trainings: Sequence[dict[str, Any]], folder: Path, to
         "changes": spec.config,
         "trusts": spec.trust_remote_code,
         "add_tokens": spec.add_tokens,
+        "stored": {tensor.name: (tensor.shape, tensor.dtype) for tensor in stored},
         "trainings": {digest_of(one): one for one in trainings},
     }
     code = [(path.name, file_digest(path)) for path in sorted(folder.glob("*.py"))] if spec.trust_remote_code else []

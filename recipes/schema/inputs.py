@@ -68,6 +68,11 @@ class Columns:
     input: str = key("input", "what the model reads", also=("input_column", "prompt_column"))
     target: str = key("target", "what it should answer", also=("target_column", "output", "response_column"))
     text: str = key("text", "plain text, for continued pretraining: data.prompt is empty")
+    messages: str = key(
+        "messages",
+        "a conversation: a list of turns {role, content} or {from, value}; data.prompt is messages",
+        also=("conversations", "column_messages"),
+    )
     context: str = key("context", "the passage, for question answering", also=("context_column",))
     question: str = key("question", "the question, for question answering", also=("question_column",))
     answers: str = key(
@@ -145,16 +150,26 @@ class Data:
     columns: Columns = key(Columns, "how the columns are called")
     prompt: str = key(
         "{input}",
-        "template over the columns; `chat` uses the tokenizer's own; empty trains on plain text",
+        "template over the columns, or a name: alpaca, plain, chat (the tokenizer's own), messages (the column of that "
+        "name, by the tokenizer's own); empty trains on plain text",
         also=("template", "prompt_template"),
     )
-    system: str | None = key(None, "system message of a chat prompt")
+    system: str | None = key(None, "system message of a chat; a row's own comes before it")
+    examples: tuple[dict[str, str], ...] = key(
+        (), "turns before each row's own in a chat: {input, target} of each", also=("few_shot", "num_fewshot")
+    )
     loss_on: Literal["response", "all"] = key("response", "which tokens count in the loss", also=("train_on_inputs",))
     max_tokens: int = key(
         512,
         "longest row in tokens, prompt and response together; of seq2seq and classification the longest prompt",
         also=("max_seq_length", "cutoff_len", "max_length"),
         at_least=8,
+    )
+    packing: Literal["none", "blocks", "rows"] = key(
+        "none",
+        "how rows share an example of max_tokens, so that there is no padding: blocks joins plain text with end tokens "
+        "and cuts it; rows puts training rows side by side, each of which sees itself alone",
+        also=("sample_packing", "group_texts"),
     )
     max_target_tokens: int = key(
         128,
