@@ -79,7 +79,10 @@ def train(job: JobContext) -> int:
 
 
 def _unused_packages(settings: StageSettings) -> tuple[str, ...]:
-    """Return packages that transformers and peft import where they are installed, and this training does not use."""
+    """Return packages that would be imported, and that this training does not use.
+
+    transformers and peft import them wherever they are installed.
+    """
     uses_bits = settings.adapter.method == "qlora" or OPTIMIZERS[settings.train.optimizer].package == "bitsandbytes"
     return ("datasets",) if uses_bits else ("datasets", "bitsandbytes")
 
