@@ -86,7 +86,9 @@ def test_steps_are_counted_from_the_rows_that_remain(project: Path, policy: str,
 
 def test_empty_targets_are_told_and_all_of_them_refused(project: Path) -> None:
     _rows(project, "train", [GOOD, GOOD | {"target": " "}])
-    assert any("1 of 2 rows (row 2) come with an empty target" in text for text in _plan(TRAIN_ONLY).warnings)
+    assert any(
+        "1 of 2 rows (row 2) come with an empty target, and are left out" in text for text in _plan(TRAIN_ONLY).warnings
+    )
     _rows(project, "train", [GOOD | {"target": ""}] * 3)
     assert "all 3 rows are empty in column 'target'; name another with data.columns.target" in _reasons(TRAIN_ONLY)
 
