@@ -84,6 +84,12 @@ def _refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
 def _warnings(stage: Stage, inputs: Inputs) -> Iterator[str]:
     yield from row_warnings(stage, inputs)
     yield from drawing_warnings(stage)
+    data, train = stage.settings.data, stage.settings.train
+    if "train" in stage.splits and data.packing != "none" and train.neftune_alpha:
+        yield (
+            f"stage {stage.name!r}: train.neftune_alpha is noise within alpha / sqrt(tokens x width) of an example; "
+            f"with data.packing={data.packing} that has up to {data.max_tokens} tokens: rows get less noise"
+        )
 
 
 def drawing_warnings(stage: Stage) -> Iterator[str]:
