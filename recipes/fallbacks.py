@@ -66,7 +66,7 @@ def fallback_refusals(stage: Stage) -> Iterator[str]:
         )
     if "max_tokens" in allowed and settings.data.packing != "none":
         yield (
-            f"train.on_out_of_memory has max_tokens, and data.packing {settings.data.packing} gives other examples then; "
+            f"train.on_out_of_memory has max_tokens, and data.packing {settings.data.packing} makes other examples; "
             "set train.on_out_of_memory=[micro_batch,gradient_checkpointing]"
         )
     elif "max_tokens" in allowed and not settings.data.long_rows.startswith("cut"):
