@@ -12,6 +12,7 @@ from ..errors import UsageError
 from ..run_folder import run_paths
 from ..user_folders import runs_dir
 from .parser import Parser, add_recipe_arguments, count, define
+from .plan_data import USES, read_inputs, show_data
 from .progress import row_progress
 from .tables import format_size, format_table
 
@@ -31,12 +32,18 @@ def define_plan(parser: Parser) -> None:
         "plan hangul-restoration train.global_batch=64 --json",
         "plan hangul-restoration --script",
         "plan hangul-restoration --rows 3",
+        "plan my-recipe.yaml --data",
         "plan my-recipe.yaml --fit --site a100x4-40gb",
     )
     add_recipe_arguments(parser).add_argument(
         "--site",
         metavar="SITE",
         help="plan for a machine that is elsewhere: a YAML file, or one of the library's",
+    )
+    parser.add_argument(
+        "--data",
+        action="store_true",
+        help="lengths of the rows, what is cut, what padding costs, and rows that training has seen; also as --json",
     )
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument("--json", action="store_true", help="the whole plan as JSON")
@@ -175,9 +182,13 @@ def _as_proposals(proposals: Sequence[Proposal], recipe: str) -> str:
 
 
 def _plan(arguments: Namespace) -> int:
-    from ..errors import PlanError
+    from ..errors import PlanError, UsageError
     from ..launchers.registry import launcher_of
 
+    if arguments.data:
+        if arguments.num_rows or arguments.fit or arguments.script:
+            raise UsageError("--data goes with --json alone; leave --rows, --fit and --script out")
+        return show_data(arguments)
     if arguments.num_rows:
         return _plan_rows(arguments)
     if arguments.fit:
@@ -204,17 +215,9 @@ def _plan(arguments: Namespace) -> int:
 
 def _plan_rows(arguments: Namespace) -> int:
     """Show rows as the model sees them; no site is asked, and no lengths are counted."""
-    from ..recipes.compose import compose
-    from ..recipes.inspect.cache import code_digest
-    from ..recipes.inspect.data import read_splits
     from ..recipes.inspect.lengths import show_samples
-    from ..recipes.inspect.model import read_model
-    from ..recipes.inspect.prepared import prepare_splits
 
-    recipe = compose(arguments.recipe, arguments.overrides)
-    splits = read_splits(recipe)
-    prepared = prepare_splits(recipe, splits, code_digest(recipe))
-    print(show_samples(recipe, read_model(recipe), splits, prepared, arguments.num_rows))
+    print(show_samples(*read_inputs(arguments), arguments.num_rows))
     return 0
 
 
@@ -222,7 +225,7 @@ def _as_text(value: Plan) -> str:
     """Return a plan as text: stages, data, forecast beside the free space, warnings."""
     model, space = value.inputs.model, value.inputs.disk_space
     splits = [
-        [name, split.num_rows, format_size(split.num_bytes), split.path] for name, split in value.inputs.splits.items()
+        [name, split.num_rows, format_size(split.num_bytes), split.shown] for name, split in value.inputs.splits.items()
     ]
     storage = [[line.what, format_size(line.num_bytes), line.formula] for line in value.forecast.storage]
     others = (
@@ -233,11 +236,14 @@ def _as_text(value: Plan) -> str:
     space_line = f"{space.folder} has {format_size(max(0, space.free_bytes))} free ({space.source}{others})"
     storage.append(["peak", format_size(value.forecast.storage_peak_bytes), space_line])
     parts = [
-        f"{value.recipe.name} on {value.site.name}: run {value.run_id}, {model.num_params:,} parameters",
+        f"{value.recipe.name} on {value.site.name}: run {value.run_id}, {model.num_params:,} parameters"
+        + _trained(value),
         format_table([_stage_row(stage) for stage in value.stages], header=("stage", "kind", "where", "after", "")),
         format_table(splits, header=("data", "rows", "size", "file")),
         *_steps(value),
         *_lengths(value),
+        *_labels(value),
+        *_tokens(value),
         format_table(storage, header=("storage", "", "")),
     ]
     for name, lines in value.forecast.device.items():
@@ -247,9 +253,6 @@ def _as_text(value: Plan) -> str:
         )
         parts.append(format_table(rows, header=(f"memory of a rank of {name}", "", "")))
     return "\n\n".join([*parts, *(f"warning: {warning}" for warning in value.warnings)])
-
-
-_USES = {"train": "trains", "eval": "evaluates", "predict": "predicts", "score": "scores"}
 
 
 def _steps(value: Plan) -> list[str]:
@@ -262,7 +265,7 @@ def _steps(value: Plan) -> list[str]:
         shown.setdefault(
             one.rows.path,
             [
-                [f"{one.stage} {_USES[one.use]} {one.split}", f"{one.num_source_rows:,} rows", "", "", ""],
+                [f"{one.stage} {USES[one.use]} {one.split}", f"{one.num_source_rows:,} rows", "", "", ""],
                 *(_step_row(step) for step in one.steps),
                 ["", f"{one.rows.num_rows:,} rows are used", "", "", one.rows.path],
             ],
@@ -283,11 +286,47 @@ def _some(rows: Rows) -> str:
     return f"{rows.num:,} (row {', '.join(map(str, rows.first))}{more})" if rows.num else ""
 
 
+def _trained(value: Plan) -> str:
+    """Return what share of the model its trainings train, where it is not all."""
+    from ..recipes.forecast.parameters import params_of
+
+    shares = {}
+    for stage in value.stages:
+        if stage.batch is not None:
+            params = params_of(stage.settings, value.inputs.model)
+            total = params.trainable + params.frozen
+            percent = f"{100 * params.trainable / total:.2g} %"
+            shares[stage.name] = f"trains {_short(params.trainable)} of {_short(total)} parameters ({percent})"
+            shares[stage.name] *= bool(params.frozen)
+    if len(set(shares.values())) == 1:
+        return "".join(f", {text}" for text in set(shares.values()) if text)
+    return "".join(f", {name} {text or 'trains all'}" for name, text in shares.items())
+
+
+def _short(number: int) -> str:
+    """Return a count with three digits, such as 1.23 M."""
+    for size, unit in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)
+
+
+def _tokens(value: Plan) -> list[str]:
+    """Return how many tokens are added from a file or the data, and what for."""
+    tokens = value.inputs.tokens
+    if tokens is None:
+        return []
+    return [
+        f"{len(tokens.added):,} tokens are added from {tokens.source}: a training row has {tokens.before:g} tokens "
+        f"before and {tokens.after:g} after, on average"
+    ]
+
+
 def _lengths(value: Plan) -> list[str]:
     """Return how long the rows of the data are in tokens, where they were counted."""
     rows = [
         [
-            f"{one.stage} {_USES[one.use]} {one.split}",
+            f"{one.stage} {USES[one.use]} {one.split}",
             one.num_examples,
             one.num_rows,
             one.longest,
@@ -300,6 +339,22 @@ def _lengths(value: Plan) -> list[str]:
     )
 
 
+def _labels(value: Plan) -> list[str]:
+    """Return the labels of a classification, in the order of its probabilities."""
+    labels = value.inputs.labels
+    return [f"labels, in the order of a row's probabilities: {', '.join(map(repr, labels))}"] if labels else []
+
+
+def _example_words(stage: Stage) -> str:
+    """Return what an example of a train stage is."""
+    data, rows = stage.settings.data, stage.splits["train"]
+    if data.packing == "blocks":
+        return f"blocks of {data.max_tokens} tokens"
+    if data.packing == "rows" and rows.num_examples:
+        return f"packs of {rows.num_rows / rows.num_examples:.1f} rows"
+    return "rows"
+
+
 def _stage_row(stage: Stage) -> list[str]:
     wanted, batch = stage.resources, stage.batch
     counts = [(stage.num_tasks, "task"), (wanted.nodes, "node"), (wanted.devices_per_node, wanted.device)]
@@ -310,6 +365,6 @@ def _stage_row(stage: Stage) -> list[str]:
     if batch is not None:
         shares = f"{batch.world_size} ranks x {batch.micro_batch} x {batch.accumulation}"
         saves = f"a checkpoint every {batch.save_every_steps}"
-        what = f"{batch.steps} steps of {batch.global_batch} rows = {shares}, {saves}"
+        what = f"{batch.steps} steps of {batch.global_batch} {_example_words(stage)} = {shares}, {saves}"
     after = ", ".join(item.stage + (" (however it ends)" if item.condition == "any" else "") for item in stage.after)
     return [stage.name, stage.kind, where, after, what]

@@ -9,13 +9,18 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..cluster import processes
 from ..errors import EXIT_STOPPED, RunError
 from ..events import Resumed
+from ..recipes.data.packing import for_use
+from ..recipes.optimizers import OPTIMIZERS
 from ..recipes.plan import Batch
+from ..recipes.schema import StageSettings
 from ..recipes.tasks import task_of
 from .context import JobContext, run_job
 from .tasks import runtime_of
@@ -35,11 +40,12 @@ def train(job: JobContext) -> int:
         raise RunError(f"stage {job.stage.name!r} has no batch in its plan")
     # torch warns at each collective of DeepSpeed's, on each rank
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.*")
-    from .training import resume
-    from .training.callback import StepCallback
-    from .training.collectives import Ranks
-    from .training.engines import engine_of
-    from .training.trainer import training_arguments
+    with _hidden(*_unused_packages(job.settings)):
+        from .training import resume
+        from .training.callback import StepCallback
+        from .training.collectives import Ranks
+        from .training.engines import engine_of
+        from .training.trainer import training_arguments
 
     watchdog = Watchdog(job.stage.resources.stall_min, rank=int(os.environ.get("RANK", "0")))
     engine_of(job.settings).start_process_group(job.stage.resources.device)
@@ -72,6 +78,27 @@ def train(job: JobContext) -> int:
     return code
 
 
+def _unused_packages(settings: StageSettings) -> tuple[str, ...]:
+    """Return packages that would be imported, and that this training does not use.
+
+    transformers and peft import them wherever they are installed.
+    """
+    uses_bits = settings.adapter.method == "qlora" or OPTIMIZERS[settings.train.optimizer].package == "bitsandbytes"
+    return ("datasets",) if uses_bits else ("datasets", "bitsandbytes")
+
+
+@contextmanager
+def _hidden(*packages: str) -> Iterator[None]:
+    """Let no module import *packages* meanwhile: each takes every rank a second."""
+    hidden = [name for name in packages if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+
+
 def _trainer(
     job: JobContext, batch: Batch, ranks: Ranks, arguments: Any, callback: StepCallback, log: Log
 ) -> tuple[Saver, Trainer]:
@@ -88,20 +115,21 @@ def _trainer(
     examples = runtime.examples(settings, Path(stage.splits["train"].path), tokenizer, None)
     eval_examples = None
     if evaluated := stage.splits.get("eval"):
-        eval_examples = runtime.examples(settings, Path(evaluated.path), tokenizer, evaluated.num_rows)
+        eval_settings = for_use(settings, "eval")
+        eval_examples = runtime.examples(eval_settings, Path(evaluated.path), tokenizer, evaluated.num_rows)
     model = build_model(settings, stage.model.dir_in(job.paths), tokenizer, has_weights=not stage.model.is_random)
     saver = Saver(job, batch, ranks, callback.ledger, tokenizer, log)
     trainer = RecipeTrainer(
         job,
         batch,
         saver,
+        callback,
         model=model,
         args=arguments,
         train_dataset=examples,
         eval_dataset=eval_examples,
         data_collator=runtime.collator(settings, tokenizer, model),
         compute_loss_func=runtime.loss(settings, examples) if runtime.loss else None,
-        callbacks=[callback],
     )
     trainer.remove_callback(PrinterCallback)  # it prints on every rank
     engine_of(settings).wrap(trainer)

@@ -5,6 +5,7 @@ Pure data, part of the plan.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -25,12 +26,14 @@ class TrainedFacts:
     """Numbers of parameters of a model that was made ready to train.
 
     Adapters are included. QLoRA holds *quantisable* of the frozen ones in four bits. A checkpoint holds *num_tensors*.
+    Where only peft can merge the adapter, it *merges_in_memory*.
     """
 
     trainable: int
     frozen: int
     quantisable: int
     num_tensors: int
+    merges_in_memory: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +60,19 @@ class ModelFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SplitPart:
+    """A file that a split's file was made of, and its rows."""
+
+    name: str
+    num_rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class SplitFacts:
     """The facts of a data file.
 
-    *digest* is the sha256 of its bytes. The *nested* columns have a list or an object in some row.
+    *digest* is the sha256 of its bytes. The *nested* columns have a list or an object in some row. The *parts* are the
+    files that it was made of, in order; none where it is the user's own.
     """
 
     path: str
@@ -69,6 +81,28 @@ class SplitFacts:
     digest: str
     columns: tuple[str, ...]
     nested: tuple[str, ...] = ()
+    parts: tuple[SplitPart, ...] = ()
+
+    @property
+    def shown(self) -> str:
+        """What messages call the file: its path, or the files that it was made of."""
+        if not self.parts:
+            return self.path
+        more = f" and {len(self.parts) - 2} more files" if len(self.parts) > 2 else ""
+        return ", ".join(part.name for part in self.parts[:2]) + more
+
+    def places(self, numbers: Sequence[int]) -> str:
+        """Return such as "row 7, 9", with their rows in the files that they came from."""
+        return ", ".join(map(self.place, numbers)) if self.parts else f"row {', '.join(map(str, numbers))}"
+
+    def place(self, number: int) -> str:
+        """Return such as "row 7", with its row in the file that it came from."""
+        before = 0
+        for part in self.parts:
+            if number <= before + part.num_rows:
+                return f"row {number} (row {number - before} of {part.name})"
+            before += part.num_rows
+        return f"row {number}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +168,19 @@ class Prepared:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TokenFacts:
+    """The tokens that `model.add_tokens_from` adds.
+
+    *source* is its value. A row of the training text has so many tokens *before* and *after*, on average.
+    """
+
+    source: str
+    added: tuple[str, ...]
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class DiskSpace:
     """The free space of the runs directory, less what other runs were promised.
 
@@ -154,7 +201,8 @@ class Inputs:
     """The facts of a recipe's model, data and disk.
 
     *versions* are those of the packages that jobs will import. *settings_digest* stands for the settings that decided
-    what was read: they are facts of no other recipe.
+    what was read: they are facts of no other recipe. The *labels* of a classification are in the order of the model's
+    outputs.
     """
 
     model: ModelFacts
@@ -164,7 +212,9 @@ class Inputs:
     versions: dict[str, str] = field(default_factory=dict)
     lengths: tuple[Lengths, ...] = ()
     settings_digest: str = ""
+    labels: tuple[str, ...] = ()
     prepared: tuple[Prepared, ...] = ()
+    tokens: TokenFacts | None = None
 
     def split_of(self, stage: str, use: RowUse, split: str) -> SplitFacts:
         """Return the rows of a split as a stage uses them, prepared or not."""

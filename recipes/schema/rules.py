@@ -19,7 +19,7 @@ from ...run_folder import NAME_PATTERN
 from ..data.preparing import step_faults
 from ..stage_kinds import RECIPE_KINDS, STAGE_KINDS, RowUse, StageKind
 from ..stages import fitting_sources, kind_name, resolve_stages, settings_of, stages_of
-from ..tasks import TASKS, is_later, task_faults
+from ..tasks import TASKS, task_faults
 from . import QuestionAnswering, Recipe, Resources, Schedule, StageSettings, validate
 
 # sbatch options that a run depends on, and what to write instead.
@@ -38,6 +38,15 @@ _OWNED = {
     **dict.fromkeys(("signal", "requeue"), "leave it out: a run depends on being warned and requeued"),
     **dict.fromkeys(("export", "export-file"), "name the variables in environment.variables or environment.inherit"),
     **dict.fromkeys(("wrap", "job-name", "clusters"), "leave it out"),
+}
+# Variables that W&B reads and each job sets, and what to write instead.
+_TRACKED = {
+    "WANDB_MODE": "and set tracking.mode",
+    "WANDB_PROJECT": "and set tracking.project",
+    "WANDB_ENTITY": "and set tracking.entity",
+    "WANDB_TAGS": "and set tracking.tags",
+    **dict.fromkeys(("WANDB_RUN_ID", "WANDB_NAME", "WANDB_RUN_GROUP", "WANDB_JOB_TYPE"), "the run decides it"),
+    **dict.fromkeys(("WANDB_RESUME", "WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR"), "its files lie in the run"),
 }
 # A value that a line of shell spells out; one that it reads from elsewhere begins with $ or `.
 _ASSIGNED = re.compile(r"""(?<![\w$])([A-Za-z_]\w*)=["']?([^\s"'$`;]+)""")
@@ -66,7 +75,7 @@ def _basics(recipe: Recipe) -> Iterator[Fault]:
     if not recipe.data.splits and recipe.data.generator is None:
         yield Fault(key="data.splits", problem="is missing", hint="such as {train: train.jsonl, test: test.jsonl}")
     problem, hint = TASKS.problem(recipe.task)
-    if problem and not is_later(recipe.task):
+    if problem:
         yield Fault(key="task", problem=problem, hint=hint)
     if recipe.question_answering != QuestionAnswering() and recipe.task != "question_answering":
         yield Fault(
@@ -80,6 +89,9 @@ def _variables(recipe: Recipe) -> Iterator[Fault]:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 hint = "letters, digits and '_', no digit first"
                 yield Fault(key=f"environment.{key}", problem=f"has {name!r}, which is no variable's name", hint=hint)
+            elif name in _TRACKED:
+                problem = f"has {name}, which the job sets by the recipe's own key"
+                yield Fault(key=f"environment.{key}", problem=problem, hint=f"leave it out, {_TRACKED[name]}")
 
 
 def _secrets(recipe: Recipe) -> Iterator[Fault]:
@@ -254,6 +266,16 @@ def _kept(view: StageSettings) -> Iterator[Fault]:
         )
 
 
+def _patterns(view: StageSettings) -> Iterator[Fault]:
+    """Return targets of an adapter that are no regular expressions."""
+    for number, target in enumerate(view.adapter.target_modules):
+        try:
+            re.compile(target)
+        except re.error as error:
+            problem = f"is {target!r}, which is no pattern: {error}"
+            yield Fault(key=f"adapter.target_modules.{number}", problem=problem, hint="such as .*(q_proj|v_proj)")
+
+
 def _unused_periods(schedule: Schedule) -> Iterator[Fault]:
     """Return the keys of a period that the shape of the schedule does not have."""
     without = {
@@ -284,6 +306,7 @@ def _sections(view: StageSettings) -> Iterator[Fault]:
         if getattr(train, name) is not None and train.eval_split is None:
             yield Fault(key=f"train.{name}", problem="needs train.eval_split", hint="such as validation")
     yield from _unused_periods(schedule)
+    yield from _patterns(view)
     yield from _kept(view)
     if predict.min_new_tokens > predict.max_new_tokens:
         problem = f"is {predict.min_new_tokens}, above max_new_tokens {predict.max_new_tokens}"
