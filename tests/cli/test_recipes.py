@@ -57,3 +57,10 @@ def test_the_reference_names_every_key_with_its_values_and_other_words(sousbatch
     assert code == 0
     assert "## `train.schedule`" in out and "## `resources.*`" in out
     assert "| `learning_rate` | number > 0 | `2e-05` | highest rate | `lr` |" in out
+
+
+def test_the_reference_in_the_documentation_is_in_step(sousbatch):
+    written = Path(__file__).parents[2] / "docs/reference.md"
+    assert sousbatch("recipes", "docs")[1] == written.read_text(encoding="utf-8"), (
+        "sousbatch recipes docs > docs/reference.md"
+    )
