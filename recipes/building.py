@@ -94,6 +94,8 @@ def _with_adapter(settings: StageSettings, task: TaskSpec, model: Any, options: 
         lora_alpha=spec.alpha,
         lora_dropout=spec.dropout,
         target_modules=targets,
+        # peft trains a new head in full, and knows some of them only after it has chosen all linear layers
+        exclude_modules=list(task.head_modules) if task.has_new_head and targets == "all-linear" else None,
         task_type=TaskType[task.peft_type],
         **options,
     )

@@ -22,6 +22,7 @@ from ..context import JobContext
 from . import schedule
 from .engines import engine_of
 from .losses import uniform_loss
+from .measuring import AnswerMetric
 from .row_order import LengthSampler
 from .saver import Saver
 
@@ -91,9 +92,11 @@ def own_optimizer(train: Train) -> tuple[type, dict[str, Any]] | None:
 class RecipeTrainer(Trainer):
     """A Trainer with the recipe's schedule and our way of saving."""
 
-    def __init__(self, job: JobContext, batch: Batch, saver: Saver, **options: Any) -> None:
+    def __init__(
+        self, job: JobContext, batch: Batch, saver: Saver, answers: AnswerMetric | None = None, **options: Any
+    ) -> None:
         super().__init__(**options, optimizer_cls_and_kwargs=own_optimizer(job.settings.train))
-        self._job, self._batch, self._saver = job, batch, saver
+        self._job, self._batch, self._saver, self._answers = job, batch, saver, answers
         self._is_causal = task_of(job.settings.task).model_class == "AutoModelForCausalLM"
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -131,6 +134,15 @@ class RecipeTrainer(Trainer):
         scale = self.accelerator.num_processes / num_items_in_batch if is_per_step else 1 / max(1, count)
         loss = (1 - epsilon) * loss + epsilon * scale * sums
         return (loss, outputs) if return_outputs else loss
+
+    def evaluation_loop(self, *arguments: Any, **options: Any) -> Any:
+        """Return transformers' loss and times, and the metric of answers where one is measured."""
+        output = super().evaluation_loop(*arguments, **options)
+        if self._answers is not None:
+            output.metrics.update(
+                self._answers.measure(self.model, is_sharded=self._job.settings.train.zero.stage == 3)
+            )
+        return output
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self._saver.save(self, is_stop=self.control.should_training_stop)
