@@ -12,10 +12,11 @@
         |-- DamagedError          1   a file is not what its marker or format says
         |-- IncompleteError       1   rows or shards are missing
         |-- FencedError           1   a newer attempt owns the stage
-        `-- NoRoomError           77  the disk is full; what was committed is safe
+        |-- NoRoomError           77  the disk is full; what was committed is safe
+        `-- DivergedError         78  the training no longer learns
 
 A job's exit code is all that the stage process learns of it: 0 done, 75 saved and
-stopped, 76 device out of memory, 77 no space left, anything else failed.
+stopped, 76 device out of memory, 77 no space left, 78 diverged, anything else failed.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from .redaction import redacted
 EXIT_STOPPED = 75
 EXIT_DEVICE_MEMORY = 76
 EXIT_NO_ROOM = 77
+EXIT_DIVERGED = 78
 _FAILED_WRITES = ("iostream error", "PytorchStreamWriter failed", "(os error 28)", "(os error 122)")
 
 
@@ -136,6 +138,16 @@ class NoRoomError(RunError):
     """The disk is full or over quota; what was committed before is safe."""
 
     exit_code = EXIT_NO_ROOM
+
+
+class DivergedError(RunError):
+    """The training no longer learns: its loss is no number, or far above its best."""
+
+    exit_code = EXIT_DIVERGED
+    advice = (
+        "`resume` would diverge in the same way: lower train.learning_rate, or lengthen the warm-up, and submit again; "
+        "`checkpoints consolidate` makes a model of the last good checkpoint"
+    )
 
 
 @contextmanager

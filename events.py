@@ -197,7 +197,8 @@ class CancelAsked(Event, kind="cancel"):
 class Started(Event, kind="attempt"):
     """An attempt began.
 
-    *job* is the launcher's job that started it; the sizes are those of a training's batch.
+    *job* is the launcher's job that started it; the sizes are those of a training's batch, and *fallbacks* are what it
+    gives up for device memory, with commas between.
     """
 
     job: str | None = None
@@ -207,6 +208,7 @@ class Started(Event, kind="attempt"):
     python: str | None = None
     micro_batch: int | None = None
     accumulation: int | None = None
+    fallbacks: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -287,6 +289,14 @@ class Problem(Event, kind="problem"):
     """Something is wrong that does not end the training."""
 
     message: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Diverged(Event, kind="diverged"):
+    """The training was stopped at *step*, because it no longer learned."""
+
+    step: int
+    message: str
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)

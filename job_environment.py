@@ -17,7 +17,7 @@ class JobEnvironment:
     The launcher gives the stage process *task*, and on this machine *job* (its id) and *devices* (a list as
     CUDA_VISIBLE_DEVICES has it). A point of a sweep gives its stage processes *sweep*, the sweep's run id. The stage
     process gives the job the rest: the number of the *attempt*, without which a job was started by hand, its batch
-    sizes, and on Slurm the path of the *stop_flag*.
+    sizes, the *fallbacks* that it takes for device memory, and on Slurm the path of the *stop_flag*.
     """
 
     task: int = 0
@@ -27,6 +27,7 @@ class JobEnvironment:
     attempt: int | None = None
     micro_batch: int | None = None
     accumulation: int | None = None
+    fallbacks: str | None = None
     stop_flag: str | None = None
 
     def to_env(self) -> dict[str, str]:

@@ -222,7 +222,7 @@ def _as_text(value: Plan) -> str:
     """Return a plan as text: stages, data, forecast beside the free space, warnings."""
     model, space = value.inputs.model, value.inputs.disk_space
     splits = [
-        [name, split.num_rows, format_size(split.num_bytes), split.path] for name, split in value.inputs.splits.items()
+        [name, split.num_rows, format_size(split.num_bytes), split.shown] for name, split in value.inputs.splits.items()
     ]
     storage = [[line.what, format_size(line.num_bytes), line.formula] for line in value.forecast.storage]
     others = (

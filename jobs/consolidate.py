@@ -5,20 +5,24 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from dataclasses import replace
 
 from .. import ledger
 from ..checkpoints.commit import best_committed, last_committed
 from ..checkpoints.consolidation.consolidate import consolidate as write_model
 from ..checkpoints.consolidation.manifest import MANIFEST_NAME, Manifest, verify_manifest
 from ..checkpoints.consolidation.options import ConsolidateOptions
+from ..checkpoints.formats.lora import UnmergeableError
+from ..checkpoints.formats.tensors import Source
 from ..checkpoints.integrity import open_verified
 from ..cluster import processes
 from ..errors import RunError
 from ..events import ModelWritten
-from ..files import make_private_dir
+from ..files import TEMPORARY_PREFIX, discard, make_private_dir
 from ..ledger_queries import has_model
 from ..recipes.retention import model_dtype
 from .context import JobContext, run_job
+from .merging import merge_with_peft
 
 
 def consolidate(job: JobContext) -> int:
@@ -53,24 +57,42 @@ def _write(job: JobContext) -> Manifest | None:
     print(f"sousbatch: the {spec.choose} checkpoint is step {chosen.step}, {measured}", flush=True)
     is_adapter = job.settings.adapter.method != "full"
     make_private_dir(job.paths.model(job.stage.name).parent)
+    base = model.dir_in(job.paths) if is_adapter else None
     options = ConsolidateOptions(
         dtype=model_dtype(job.settings),
         max_shard_bytes=int(spec.max_shard_gb * 1e9),
         num_workers=len(os.sched_getaffinity(0)),
         overflow=spec.overflow,
-        base_dir=model.dir_in(job.paths) if is_adapter else None,
+        base_dir=base,
         base_model=model.folder if model.has_weights else "",
         copy_from=chosen.path,
         is_verified=True,  # it costs seconds, after hours of training
     )
-    return write_model(
-        open_verified(chosen.path),
-        job.paths.model(job.stage.name),
-        options,
-        part=job.task,
-        num_parts=job.stage.num_tasks,
-        before_commit=job.check_fence,
-    )
+
+    def write(source: Source, options: ConsolidateOptions) -> Manifest | None:
+        return write_model(
+            source,
+            job.paths.model(job.stage.name),
+            options,
+            part=job.task,
+            num_parts=job.stage.num_tasks,
+            before_commit=job.check_fence,
+        )
+
+    try:
+        return write(open_verified(chosen.path), options)
+    except UnmergeableError as error:
+        if base is None:
+            raise
+        print(f"sousbatch: peft merges the adapter in memory: {error}", flush=True)
+    folder = job.paths.model(job.stage.name).parent / f"{TEMPORARY_PREFIX}{job.stage.name}.peft-{job.task}"
+    tokenizer = model.tokenizer_dir_in(job.paths)
+    adapter = open_verified(chosen.path, is_raw=True)
+    try:
+        merged = merge_with_peft(job.settings, adapter, base, tokenizer, folder)
+        return write(merged, replace(options, base_dir=None))
+    finally:
+        discard(folder)
 
 
 def _report(job: JobContext, manifest: Manifest) -> None:

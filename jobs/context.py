@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .. import ledger
-from ..errors import EXIT_DEVICE_MEMORY, EXIT_NO_ROOM, SousbatchError, UsageError, is_no_room
+from ..errors import EXIT_DEVICE_MEMORY, EXIT_DIVERGED, EXIT_NO_ROOM, SousbatchError, UsageError, is_no_room
 from ..events import Error
 from ..job_environment import JobEnvironment
 from ..ledger_queries import newest_attempt
+from ..recipes.fallbacks import with_fallbacks
 from ..recipes.plan import Batch, Plan, Stage, read_plan
 from ..recipes.schema import StageSettings
 from ..redaction import redacted
@@ -34,8 +35,8 @@ class JobContext:
 
     @property
     def settings(self) -> StageSettings:
-        """The recipe as this stage sees it."""
-        return self.stage.settings
+        """The recipe as this stage sees it, less what the attempt gives up."""
+        return with_fallbacks(self.stage.settings, self.batch.fallbacks if self.batch else ())
 
     def open_ledger(self, rank: int = 0) -> ledger.Ledger:
         """Open the ledger file of one rank of this job."""
@@ -84,7 +85,8 @@ def read_context(arguments: Sequence[str]) -> JobContext:
 def _batch(stage: Stage, given: JobEnvironment) -> Batch | None:
     if stage.batch is None or given.micro_batch is None or given.accumulation is None:
         return stage.batch
-    return replace(stage.batch, micro_batch=given.micro_batch, accumulation=given.accumulation)
+    fallbacks = tuple(given.fallbacks.split(",")) if given.fallbacks else ()
+    return replace(stage.batch, micro_batch=given.micro_batch, accumulation=given.accumulation, fallbacks=fallbacks)
 
 
 def say(text: str) -> None:
@@ -115,7 +117,7 @@ def run_job(kind: str, work: Callable[[JobContext], int], arguments: Sequence[st
 
 def _exit_code(error: BaseException) -> int:
     if isinstance(error, SousbatchError):
-        return error.exit_code if error.exit_code == EXIT_NO_ROOM else 1
+        return error.exit_code if error.exit_code in (EXIT_NO_ROOM, EXIT_DIVERGED) else 1
     if is_no_room(error):
         return EXIT_NO_ROOM
     if type(error).__name__ == "OutOfMemoryError" or "out of memory" in str(error).lower():

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..errors import EXIT_DEVICE_MEMORY, EXIT_NO_ROOM, EXIT_STOPPED
+from ..errors import EXIT_DEVICE_MEMORY, EXIT_DIVERGED, EXIT_NO_ROOM, EXIT_STOPPED
 from ..events import Ended, Event, Saved, Started, UnitCommitted
-from ..recipes.plan import Batch
+from ..recipes.fallbacks import smaller
+from ..recipes.plan import Batch, Stage
+from ..recipes.schema import StageSettings
 
 MAX_IDLE = 3  # starts in a row that commit nothing before a job gives up its place in the queue
 
@@ -58,18 +60,19 @@ def _batch_of(start: Started, batch: Batch | None) -> Batch | None:
     """Return *batch* with the sizes that an attempt started with."""
     if batch is None or start.micro_batch is None or start.accumulation is None:
         return batch
-    return replace(batch, micro_batch=start.micro_batch, accumulation=start.accumulation)
+    fallbacks = tuple(start.fallbacks.split(",")) if start.fallbacks else ()
+    return replace(batch, micro_batch=start.micro_batch, accumulation=start.accumulation, fallbacks=fallbacks)
 
 
-def first_batch(attempts: Sequence[Attempt], batch: Batch | None) -> Batch | None:
+def first_batch(attempts: Sequence[Attempt], stage: Stage) -> Batch | None:
     """Return the batch of a newly started job.
 
     It is that of the last attempt, or a smaller one if that ran out of device memory.
     """
     if not attempts or attempts[-1].batch is None:
-        return batch
-    last = attempts[-1]
-    return _halved(last.batch) or last.batch if last.exit_code == EXIT_DEVICE_MEMORY else last.batch
+        return stage.batch
+    last = attempts[-1].batch
+    return smaller(last, stage.settings) or last if attempts[-1].exit_code == EXIT_DEVICE_MEMORY else last
 
 
 def is_idle(attempts: Sequence[Attempt]) -> bool:
@@ -78,7 +81,7 @@ def is_idle(attempts: Sequence[Attempt]) -> bool:
     return len(tail) == MAX_IDLE and not any(attempt.progress for attempt in tail)
 
 
-def next_batch(attempt: Attempt) -> Batch | None | Stop:
+def next_batch(attempt: Attempt, settings: StageSettings) -> Batch | None | Stop:
     """Return the batch of the attempt that follows *attempt*, or why there is none.
 
     A crash is tried again only after progress, so that a crash loop ends by itself.
@@ -93,18 +96,17 @@ def next_batch(attempt: Attempt) -> Batch | None | Stop:
             exit_code=code, reason="no space left on the disk; what was committed is safe: free some and resume"
         )
     if code == EXIT_DEVICE_MEMORY:
-        smallest = " with a micro batch of 1" if attempt.batch else ""
-        return _halved(attempt.batch) or Stop(exit_code=code, reason=f"out of device memory{smallest}")
+        following = smaller(attempt.batch, settings) if attempt.batch else None
+        return following or Stop(exit_code=code, reason=_out_of_memory(attempt.batch))
+    if code == EXIT_DIVERGED:
+        return Stop(exit_code=code, reason="the training diverged; its last good checkpoint is kept")
     if attempt.progress == 0:
         return Stop(exit_code=code or 1, reason=f"exit code {code} without progress")
     return attempt.batch
 
 
-def _halved(batch: Batch | None) -> Batch | None:
-    """Return *batch* with half the micro batch and the same global batch."""
-    if batch is None or batch.micro_batch == 1:
-        return None
-    micro = batch.micro_batch // 2
-    while (batch.micro_batch * batch.accumulation) % micro:
-        micro -= 1
-    return replace(batch, micro_batch=micro, accumulation=batch.micro_batch * batch.accumulation // micro)
+def _out_of_memory(batch: Batch | None) -> str:
+    if batch is None:
+        return "out of device memory"
+    given_up = f" and {', '.join(batch.fallbacks)}" if batch.fallbacks else ""
+    return f"out of device memory with a micro batch of {batch.micro_batch}{given_up}"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from ..cluster.site import Site
-from ..errors import EXIT_DEVICE_MEMORY, EXIT_NO_ROOM
+from ..errors import EXIT_DEVICE_MEMORY, EXIT_DIVERGED, EXIT_NO_ROOM
 from ..events import Event
 from ..job_environment import JobEnvironment
 from ..recipes.plan import After, Plan, Stage
@@ -62,7 +62,12 @@ class JobState:
     seen_at: float = math.inf
 
 
-_MEANINGS = {EXIT_NO_ROOM: "found no space left on the disk", EXIT_DEVICE_MEMORY: "ran out of device memory"}
+_LONGEST_NOTICE_S = 600  # writing a checkpoint seldom takes longer
+_MEANINGS = {
+    EXIT_NO_ROOM: "found no space left on the disk",
+    EXIT_DEVICE_MEMORY: "ran out of device memory",
+    EXIT_DIVERGED: "stopped because the training diverged",
+}
 
 
 def how_ended(code: int) -> str:
@@ -87,6 +92,14 @@ class RankCommand:
 
     words: tuple[str, ...]
     variables: dict[str, str]
+
+
+def notice_s(time_min: float) -> float:
+    """Return how many seconds before its time limit a job is asked to save and stop.
+
+    A tenth of its time, a minute at least and ten at most, but never more than half of it.
+    """
+    return min(max(60, time_min * 6), _LONGEST_NOTICE_S, time_min * 30)
 
 
 class Placement(Protocol):

@@ -27,6 +27,7 @@ from ..checkpoints.capacity.reservations import shared_runs_dir, submitted_run
 from ..cluster import processes
 from ..errors import (
     EXIT_DEVICE_MEMORY,
+    EXIT_DIVERGED,
     EXIT_NO_ROOM,
     EXIT_STOPPED,
     FencedError,
@@ -77,7 +78,7 @@ class _Task:
         if refusal is not None:
             _say(refusal.reason)
             return refusal.exit_code
-        batch = first_batch(past, self._stage.batch)
+        batch = first_batch(past, self._stage)
         if self._kind.leaves == "checkpoints":  # a save counts what others are promised, and no rank asks for jobs
             with suppress(OSError, SousbatchError):
                 # not as watchers, who share an answer for half a minute
@@ -94,7 +95,7 @@ class _Task:
                     return following.exit_code
                 _say(
                     f"attempt {attempt.number} ended with exit code {attempt.exit_code}; "
-                    "the next one resumes where it stood"
+                    f"the next one resumes where it stood{_with_less(following)}"
                 )
                 batch = following
         finally:
@@ -102,7 +103,7 @@ class _Task:
 
     def _after(self, attempt: Attempt) -> Batch | None | Stop:
         """Return the batch of the next attempt, or why there is none."""
-        following = next_batch(attempt)
+        following = next_batch(attempt, self._stage.settings)
         if isinstance(following, Stop):
             return following
         if self._is_stopping:
@@ -140,6 +141,7 @@ class _Task:
                 python=platform.python_version(),
                 micro_batch=batch.micro_batch if batch else None,
                 accumulation=batch.accumulation if batch else None,
+                fallbacks=",".join(batch.fallbacks) or None if batch else None,
             )
         )
         _say(f"attempt {writer.number} of {self._stage.name} on {socket.gethostname()}")
@@ -176,7 +178,8 @@ class _Task:
     def _run_job(self, attempt: int, batch: Batch | None) -> int:
         given = replace(self._given, attempt=attempt, stop_flag=str(self._flag))
         if batch is not None:
-            given = replace(given, micro_batch=batch.micro_batch, accumulation=batch.accumulation)
+            fallbacks = ",".join(batch.fallbacks) or None
+            given = replace(given, micro_batch=batch.micro_batch, accumulation=batch.accumulation, fallbacks=fallbacks)
         self._running = []
         for command in self._where.commands(self._plan, self._paths, self._stage):
             own = processes.child_environment(os.environ | given.to_env() | command.variables)
@@ -210,12 +213,20 @@ class _Task:
         return [process.returncode for process in self._running]
 
 
+def _with_less(batch: Batch | None) -> str:
+    """Say with which sizes a training continues."""
+    if batch is None:
+        return ""
+    words = [f"micro batch {batch.micro_batch} x {batch.accumulation}", *batch.fallbacks]
+    return f", with {', '.join(words)}"
+
+
 def _worst(codes: Sequence[int]) -> int:
     """Return the one code that explains an attempt.
 
     What a rank said wins over how others died of it.
     """
-    for clear in (EXIT_NO_ROOM, EXIT_DEVICE_MEMORY):
+    for clear in (EXIT_NO_ROOM, EXIT_DEVICE_MEMORY, EXIT_DIVERGED):
         if clear in codes:
             return clear
     others = [code for code in codes if code not in (0, EXIT_STOPPED)]

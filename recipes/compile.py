@@ -276,8 +276,8 @@ def _gb(num_bytes: float) -> str:
 
 
 def _slurm_only(recipe: Recipe, site: Site) -> Iterator[str]:
-    """Warn of what only Slurm keeps: a time limit that is not kept would surprise."""
-    words = ("memory_gb", "time_min", "partition", "account", "qos", "constraint", "exclude", "reservation", "sbatch")
+    """Warn of what only Slurm keeps."""
+    words = ("memory_gb", "partition", "account", "qos", "constraint", "exclude", "reservation", "sbatch")
     asked = {f"resources {word}" for wanted in recipe.resources.values() for word in words if getattr(wanted, word)}
     if recipe.environment.container:
         asked.add("environment.container")

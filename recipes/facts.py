@@ -5,6 +5,7 @@ Pure data, part of the plan.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -57,10 +58,19 @@ class ModelFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SplitPart:
+    """A file that a split's file was made of, and its rows."""
+
+    name: str
+    num_rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class SplitFacts:
     """The facts of a data file.
 
-    *digest* is the sha256 of its bytes. The *nested* columns have a list or an object in some row.
+    *digest* is the sha256 of its bytes. The *nested* columns have a list or an object in some row. The *parts* are the
+    files that it was made of, in order; none where it is the user's own.
     """
 
     path: str
@@ -69,6 +79,28 @@ class SplitFacts:
     digest: str
     columns: tuple[str, ...]
     nested: tuple[str, ...] = ()
+    parts: tuple[SplitPart, ...] = ()
+
+    @property
+    def shown(self) -> str:
+        """What messages call the file: its path, or the files that it was made of."""
+        if not self.parts:
+            return self.path
+        more = f" and {len(self.parts) - 2} more files" if len(self.parts) > 2 else ""
+        return ", ".join(part.name for part in self.parts[:2]) + more
+
+    def places(self, numbers: Sequence[int]) -> str:
+        """Return such as "row 7, 9", with their rows in the files that they came from."""
+        return ", ".join(map(self.place, numbers)) if self.parts else f"row {', '.join(map(str, numbers))}"
+
+    def place(self, number: int) -> str:
+        """Return such as "row 7", with its row in the file that it came from."""
+        before = 0
+        for part in self.parts:
+            if number <= before + part.num_rows:
+                return f"row {number} (row {number - before} of {part.name})"
+            before += part.num_rows
+        return f"row {number}"
 
 
 @dataclass(frozen=True, kw_only=True)

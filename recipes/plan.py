@@ -23,7 +23,10 @@ from .stage_kinds import STAGE_KINDS, RowUse, StageKind
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """The batch of a train stage, in examples and optimizer steps."""
+    """The batch of a train stage, in examples and optimizer steps.
+
+    *fallbacks* are what an attempt has given up for device memory, beside its micro batch.
+    """
 
     world_size: int
     micro_batch: int
@@ -32,6 +35,7 @@ class Batch:
     steps_per_epoch: int
     warmup_steps: int
     save_every_steps: int
+    fallbacks: tuple[str, ...] = ()
 
     @property
     def global_batch(self) -> int:

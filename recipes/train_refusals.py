@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from .fallbacks import fallback_refusals
 from .plan import Stage
 from .schema import StageSettings
 from .tasks import task_of
@@ -24,6 +25,7 @@ def train_refusals(stage: Stage) -> Iterator[str]:
             f"train.label_smoothing has no effect on task {stage.settings.task}, whose answers are places in the text; "
             "set train.label_smoothing=0"
         )
+    yield from fallback_refusals(stage)
     if not train.master_weights:
         yield from _pure_refusals(stage.settings)
 

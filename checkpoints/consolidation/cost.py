@@ -64,5 +64,4 @@ def _num_bytes_read(shard: Shard) -> int:
 
 
 def _num_bytes_of(tensor: SourceTensor) -> int:
-    factors = (tensor.low_rank.a, tensor.low_rank.b) if tensor.low_rank is not None else ()
-    return tensor.num_elements * DTYPES[tensor.dtype].num_bytes + sum(map(_num_bytes_of, factors))
+    return tensor.num_elements * DTYPES[tensor.dtype].num_bytes + sum(map(_num_bytes_of, tensor.changes))

@@ -9,21 +9,23 @@ each configuration and set of names.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from ...errors import UsageError
 from ...user_folders import cached
-from ..formats.tensors import Source
+from ..formats.tensors import DTYPES, Segment, Source, SourceTensor, cut
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +49,40 @@ class Comparison:
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     misshapen: tuple[str, ...] = ()
+    forms: Mapping[str, Any] = field(default_factory=dict)
+
+
+def in_stored_form(source: Source, config: Mapping[str, Any]) -> Source:
+    """Return *source* in the form in which models of its class are stored.
+
+    It is what training writes, so its names are not doubted. transformers is asked only for a class that it may hold in
+    another form.
+    """
+    if not _may_be_stored_otherwise(config):
+        return source
+    return as_stored(source, _compared(source, config).forms)
+
+
+def _may_be_stored_otherwise(config: Mapping[str, Any]) -> bool:
+    """Say whether transformers' table of other forms names what is in *config*.
+
+    The table is read as text: importing it takes seconds.
+    """
+    names = {f'"{name}"' for name in _names_in(config)}
+    package = importlib.util.find_spec("transformers")
+    for place in (package.submodule_search_locations or ()) if package is not None else ():
+        with suppress(OSError):
+            text = (Path(place) / "conversion_mapping.py").read_text(encoding="utf-8")
+            return any(name in text for name in names)
+    return False
+
+
+def _names_in(config: Mapping[str, Any]) -> Iterator[str]:
+    yield from (str(config["model_type"]),) if "model_type" in config else ()
+    yield from (_named_class(config),) if _named_class(config) else ()
+    for section in config.values():
+        if isinstance(section, dict):
+            yield from _names_in(section)
 
 
 def fitted(source: Source, config: Mapping[str, Any]) -> Source:
@@ -76,7 +112,48 @@ def fitted(source: Source, config: Mapping[str, Any]) -> Source:
             comparison.architecture,
             _some(comparison.unexpected),
         )
-    return below(source, comparison.fits[0])
+    return as_stored(below(source, comparison.fits[0]), comparison.forms)
+
+
+def as_stored(source: Source, forms: Mapping[str, Any]) -> Source:
+    """Return the tensors of *source* as *forms* make them of those in memory.
+
+    A form has a shape and runs: (name in memory, first element, number of elements). What is stored already, or is made
+    of a tensor that an adapter changes, stays as it is.
+    """
+    held = {tensor.name: tensor for tensor in source.tensors}
+    made: dict[str, list[SourceTensor]] = {}
+    for name, (shape, runs) in forms.items():
+        parts = [held.get(run[0]) for run in runs]
+        if any(part is None or part.changes for part in parts) or len({part.dtype for part in parts if part}) != 1:
+            return source
+        first = held[runs[0][0]]
+        copies = [held[run[0]].working_copy for run in runs]
+        copy = None
+        if all(copies):
+            copy = replace(first.working_copy, name=name, shape=tuple(shape), segments=_joined(copies, runs))  # type: ignore[type-var]
+        stored = replace(
+            first,
+            name=name,
+            shape=tuple(shape),
+            segments=_joined([held[run[0]] for run in runs], runs),
+            working_copy=copy,
+        )
+        made.setdefault(runs[0][0], []).append(stored)
+    taken = {run[0] for _, runs in forms.values() for run in runs}
+    tensors = [
+        one for tensor in source.tensors for one in (made.get(tensor.name, []) if tensor.name in taken else [tensor])
+    ]
+    return replace(source, tensors=tuple(tensors))
+
+
+def _joined(parts: Sequence[SourceTensor | None], runs: Sequence[Sequence[Any]]) -> tuple[Segment, ...]:
+    return tuple(
+        segment
+        for part, (_, first, num) in zip(parts, runs, strict=True)
+        if part is not None
+        for segment in cut(part.segments, DTYPES[part.dtype].num_bytes, first, num)
+    )
 
 
 def below(source: Source, prefix: str) -> Source:
@@ -243,9 +320,20 @@ def _answer(config: dict[str, Any], names: _Shapes) -> dict[str, Any]:
             ],
         }
 
-    return {"architecture": found.__name__, "num_expected": len(expected)} | _best(
-        names, expected, getattr(found, "base_model_prefix", ""), loaded
-    )
+    return {
+        "architecture": found.__name__,
+        "num_expected": len(expected),
+        "forms": _forms(model),
+        **_best(names, expected, getattr(found, "base_model_prefix", ""), loaded),
+    }
+
+
+def _forms(model: Any) -> dict[str, Any]:
+    """Return the form of each tensor that is stored otherwise than in memory."""
+    from .layout import stored_forms
+
+    forms = stored_forms(model) or {}
+    return {name: form for name, form in forms.items() if [(name, 0)] != [run[:2] for run in form.runs]}
 
 
 def _best(

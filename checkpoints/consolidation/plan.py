@@ -16,7 +16,7 @@ from ..formats.detect import open_source
 from ..formats.lora import merge_adapter
 from ..formats.safetensors_file import Shard, plan_shards
 from ..formats.tensors import Source
-from .model_names import fitted
+from .model_names import fitted, in_stored_form
 from .options import ConsolidateOptions
 
 
@@ -57,9 +57,11 @@ def plan_consolidation(source: Source, options: ConsolidateOptions) -> Consolida
         base = _base_dir(source, options)
         source = _merged(source, base, source.adapter_config)
     copied_from = tuple(folder for folder in (base, options.copy_from) if folder is not None)
-    config = last_config(copied_from, CONFIG_NAME) if options.is_compared and source.content == "model" else None
-    if config is not None:
+    config = last_config(copied_from, CONFIG_NAME) if source.content == "model" else None
+    if config is not None and options.is_compared:
         source = fitted(source, config)
+    elif config is not None and base is None:
+        source = in_stored_form(source, config)
     source = _untied(source, copied_from)
     if not source.tensors:
         raise UsageError(f"{source.path}: holds no tensors")

@@ -163,7 +163,6 @@ def segments_by_file(tensors: Sequence[SourceTensor]) -> dict[Place, list[Segmen
     """
     found: dict[Place, list[Segment]] = {}
     for tensor in tensors:
-        parts = [tensor, *((tensor.low_rank.a, tensor.low_rank.b) if tensor.low_rank else ())]
-        for segment in (segment for part in parts for segment in part.segments):
+        for segment in (segment for part in (tensor, *tensor.changes) for segment in part.segments):
             found.setdefault(segment.path, []).append(segment)
     return found

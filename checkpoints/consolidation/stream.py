@@ -24,7 +24,7 @@ from ..formats.safetensors_file import PlacedTensor, Shard
 from ..formats.tensors import DTYPES
 from .cast import CastReport, cast_block
 from .checksums import CrcRecorder, Spans, all_of
-from .lora_delta import LoraDelta
+from .lora_delta import change_of
 from .manifest import ALGORITHM, ALGORITHMS, WeightFile
 from .reader import Reader, raise_descriptor_limit, segments_by_file
 from .torch_cast import Bytes, one_thread_each
@@ -207,11 +207,11 @@ class _Writer:
     def write(self, tensor: PlacedTensor, target: int) -> _Outcome:
         """Write a tensor at its place in *target*."""
         source, digest, loss = tensor.source, ALGORITHMS[ALGORITHM](), CastReport()
-        added = LoraDelta(self._reader, source.low_rank) if source.low_rank is not None else None
+        change = change_of(self._reader, source)
         for first, count in _blocks(tensor):
             values, dtype = self._read(tensor, first, count), source.dtype
-            if added is not None:
-                values, dtype = added.to(values, dtype, first // source.shape[1]), "float32"
+            if change is not None:
+                values, dtype = change.to(values, dtype, first // source.shape[1]), "float32"
             result = self._buffer(1, count * tensor.dtype.num_bytes)
             loss += cast_block(
                 *(values, dtype, result, tensor.dtype.name),
@@ -260,7 +260,7 @@ def _blocks(tensor: PlacedTensor) -> Iterator[tuple[int, int]]:
     """Yield (first element, count) of pieces that fit into a block."""
     source = tensor.source
     size = _BLOCK_BYTES // max(DTYPES[source.dtype].num_bytes, tensor.dtype.num_bytes)
-    if source.low_rank is not None:  # complete rows, because a row of the change is made at once
+    if source.changes:  # complete rows, because a row of the change is made at once
         row = source.shape[1]
         size = max(1, size // row) * row
     for first in range(0, source.num_elements, size):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ...errors import DamagedError
 from ...remote import Place, read_size
 from ..formats.safetensors_file import PlacedTensor, Shard, read_tensors
-from ..formats.tensors import DTYPES, LowRank, SourceTensor
+from ..formats.tensors import DTYPES, SourceTensor
 from .cast import bits_of
 from .reader import Reader, check_working_copy
 from .torch_cast import Bytes
@@ -25,6 +25,7 @@ _BLOCK_BYTES = 4 << 20
 # The step between neighbouring numbers, relative to them.
 _STEPS: Mapping[str, float] = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-20}
 _T = TypeVar("_T")
+_Numbers = NDArray[np.float64]
 
 
 def verify_shards(shards: Sequence[Shard], places: Sequence[Place], *, num_workers: int, clamp: bool) -> None:
@@ -67,15 +68,15 @@ def _check_header(shard: Shard, place: Place) -> None:
 def _check_tensor(tensor: PlacedTensor, place: Place, *, clamp: bool) -> None:
     source = tensor.source
     written = next(found for found in read_tensors(place) if found.name == source.name)
-    factors = _factors(source.low_rank) if source.low_rank is not None else None
+    changed = _changed(source) if source.changes else None
     with Reader() as reader, Reader() as back:
         for first, count in _pieces(source):
             values = reader.read(source, first, count)
             result = back.read(written, first, count)
-            if factors is not None:
-                is_same = _is_near(
-                    _numbers(result, written.dtype), _merged(values, source, factors, first), written.dtype
-                )
+            if changed is not None:
+                numbers = _numbers(values, source.dtype).astype(np.float64).reshape(-1, source.shape[1])
+                expected_rows = changed(numbers, first // source.shape[1]).ravel()
+                is_same = _is_near(_numbers(result, written.dtype), expected_rows, written.dtype)
             else:
                 expected = _cast(values, source.dtype, written.dtype, clamp)
                 is_same = bool(np.array_equal(expected, result))
@@ -88,7 +89,7 @@ def _check_tensor(tensor: PlacedTensor, place: Place, *, clamp: bool) -> None:
 
 def _pieces(tensor: SourceTensor) -> Iterable[tuple[int, int]]:
     size = _BLOCK_BYTES // DTYPES[tensor.dtype].num_bytes
-    if tensor.low_rank is not None:
+    if tensor.changes:
         size = max(1, size // tensor.shape[1]) * tensor.shape[1]
     return ((first, min(size, tensor.num_elements - first)) for first in range(0, tensor.num_elements, size))
 
@@ -118,20 +119,36 @@ def _cast(values: Bytes, source_dtype: str, dtype: str, clamp: bool) -> Bytes:
         return single.astype(np.dtype(dtype)).view(np.uint8)
 
 
-def _factors(low_rank: LowRank) -> NDArray[np.float64]:
-    """Return what an adapter adds to the whole weight, in float64."""
+def _changed(source: SourceTensor) -> Callable[[_Numbers, int], _Numbers]:
+    """Return what gives rows of the weight, from one on, as its adapter changes them."""
+    low_rank, rows = source.low_rank, source.rows
+    if rows is not None:
+        values, numbers = _whole(rows.values), np.asarray(rows.numbers)
+
+        def replaced(weights: _Numbers, first: int) -> _Numbers:
+            within = (numbers >= first) & (numbers < first + len(weights))
+            weights[numbers[within] - first] = values[within]
+            return weights
+
+        return replaced
+    assert low_rank is not None
+    product = low_rank.scaling * (_whole(low_rank.b) @ _whole(low_rank.a))
+    change = product.T if low_rank.is_transposed else product
+    magnitude = _whole(low_rank.magnitude).reshape(-1, 1) if low_rank.magnitude is not None else None
+
+    def added(weights: _Numbers, first: int) -> _Numbers:
+        total = weights + change[first : first + len(weights)]
+        if magnitude is not None:
+            total *= magnitude[first : first + len(weights)] / np.linalg.norm(total, axis=1, keepdims=True)
+        return np.asarray(total)
+
+    return added
+
+
+def _whole(part: SourceTensor) -> _Numbers:
     with Reader() as reader:
-        a, b = (
-            _numbers(reader.read(part, 0, part.num_elements), part.dtype).astype(np.float64).reshape(part.shape)
-            for part in (low_rank.a, low_rank.b)
-        )
-    change = low_rank.scaling * (b @ a)
-    return np.asarray(change.T if low_rank.is_transposed else change)
-
-
-def _merged(values: Bytes, source: SourceTensor, change: NDArray[np.float64], first: int) -> NDArray[np.float64]:
-    numbers = _numbers(values, source.dtype).astype(np.float64)
-    return np.asarray(numbers + change.ravel()[first : first + len(numbers)])
+        values = reader.read(part, 0, part.num_elements)
+    return np.asarray(_numbers(values, part.dtype).astype(np.float64).reshape(part.shape))
 
 
 def _is_near(found: NDArray[Any], expected: NDArray[np.float64], dtype: str) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from ...errors import UsageError
-from .tensors import LowRank, Source, SourceTensor, dtype_of
+from .tensors import LowRank, Rows, Source, SourceTensor, cut, dtype_of
 
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<kind>embedding_)?(?P<side>[AB])(?:\.weight)?")
@@ -19,11 +19,19 @@ _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<kind>embedding_)?(?P<side>[AB])(
 _TRAINING_NAMES = (
     (re.compile(r"\.(lora_[AB])\.([^.]+)\.weight$"), r".\1.weight"),
     (re.compile(r"\.(lora_embedding_[AB])\.([^.]+)$"), r".\1"),
+    (re.compile(r"\.(lora_magnitude_vector)\.([^.]+)(?:\.weight)?$"), r".\1"),
+    (re.compile(r"\.(token_adapter\.trainable_tokens_delta)\.([^.]+)$"), r".\1"),
     (re.compile(r"\.modules_to_save\.([^.]+)\."), r"."),
 )
+_NEW_HEADS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
+_ROWS = ".token_adapter.trainable_tokens_delta"
+_MAGNITUDE = ".lora_magnitude_vector"
+# Where peft saves resized embeddings it writes them also as they were before the training.
+_BEFORE = (".original_module.", ".token_adapter.base_layer.")
 # Options that change nothing of `W + scaling * B @ A`, and those that are computed below.
 _UNDERSTOOD = frozenset(
-    """peft_type r lora_alpha use_rslora rank_pattern alpha_pattern fan_in_fan_out modules_to_save
+    """peft_type r lora_alpha use_rslora use_dora rank_pattern alpha_pattern fan_in_fan_out modules_to_save
+    trainable_token_indices ensure_weight_tying
     init_lora_weights bias auto_mapping base_model_name_or_path corda_config eva_config exclude_modules
     inference_mode layers_pattern layers_to_transform loftq_config lora_dropout lora_ga_config
     megatron_core peft_version qalora_group_size revision runtime_config target_modules task_type""".split()
@@ -31,6 +39,10 @@ _UNDERSTOOD = frozenset(
 # Ways to start that leave the base as it was; the others move a part of it into the adapter.
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 _ADVICE = "merge it with peft's merge_and_unload() and consolidate the result"
+
+
+class UnmergeableError(UsageError):
+    """The adapter is one that only peft can merge, or its base is another one."""
 
 
 def is_adapter(source: Source) -> bool:
@@ -45,21 +57,23 @@ def as_adapter(source: Source, config: Mapping[str, object] | None) -> Source:
     none.
 
     Raises:
-        UsageError: another kind of adapter, more than one, or trained weights beside it.
+        UnmergeableError: another kind of adapter, more than one, or trained weights beside it.
     """
     if config is not None and config.get("bias", "none") != "none":
-        raise UsageError(f"{source.path}: trains biases beside the LoRA adapter; {_ADVICE}")
+        raise UnmergeableError(f"{source.path}: trains biases beside the LoRA adapter; {_ADVICE}")
     tensors: dict[str, SourceTensor] = {}
     for tensor in source.tensors:
-        name = _saved_name(tensor.name)
+        name = saved_name(tensor.name)
         if name is None and tensor.role == "trained":
-            raise UsageError(f"{source.path}: {tensor.name!r} is trained beside the LoRA adapter; {_ADVICE}")
+            raise UnmergeableError(f"{source.path}: {tensor.name!r} is trained beside the LoRA adapter; {_ADVICE}")
         if name in tensors:
-            raise UsageError(f"{source.path}: holds several adapters ({tensor.name!r} is a second one); {_ADVICE}")
+            raise UnmergeableError(
+                f"{source.path}: holds several adapters ({tensor.name!r} is a second one); {_ADVICE}"
+            )
         if name is not None:
             tensors[name] = replace(tensor, name=name)
     if not any(_FACTOR.fullmatch(name) for name in tensors):
-        raise UsageError(f"{source.path}: a peft model without LoRA weights; {_ADVICE}")
+        raise UnmergeableError(f"{source.path}: a peft model without LoRA weights; {_ADVICE}")
     return replace(
         source,
         content="adapter",
@@ -89,7 +103,7 @@ def _base_name(name: str) -> str | None:
 
     Return None for a weight of the adapter.
     """
-    if not name.startswith(_PREFIX) or _saved_name(name) is not None:
+    if not name.startswith(_PREFIX) or saved_name(name) is not None:
         return None
     return name.removeprefix(_PREFIX).replace(".base_layer.", ".").replace(".original_module.", ".")
 
@@ -97,34 +111,93 @@ def _base_name(name: str) -> str | None:
 def merge_adapter(adapter: Source, base: Source, config: Mapping[str, object]) -> Source:
     """Return the base with the adapter added: W + scaling * B @ A.
 
-    modules_to_save are taken whole. The base keeps its tensors' order. Nothing is computed here: see `LowRank`.
+    Layers that trained in full are taken whole, and rows that trained for tokens row by row. The base keeps its
+    tensors' order. Nothing is computed here: see `LowRank` and `Rows`.
 
     Raises:
-        UsageError: an option of the adapter that this sum does not cover, or a base that it
+        UnmergeableError: an option of the adapter that this sum does not cover, or a base that it
             does not fit; the message advises peft.
     """
     _check_options(config)
     merged = {tensor.name: tensor for tensor in base.tensors}
     factors: dict[str, dict[str, SourceTensor]] = {}
+    whole: dict[str, SourceTensor] = {}
     for tensor in adapter.tensors:
         match = _FACTOR.fullmatch(tensor.name)
+        name = tensor.name.removeprefix(_PREFIX)
         if match is not None:
             factors.setdefault(match["module"], {})[match["side"]] = tensor
-            continue
-        name = tensor.name.removeprefix(_PREFIX).replace(".base_layer.", ".")
-        _require(name, merged, base)
-        merged[name] = replace(tensor, name=name)
+        elif name.endswith(_MAGNITUDE):
+            factors.setdefault(tensor.name.removesuffix(_MAGNITUDE), {})["magnitude"] = tensor
+        elif name.endswith(_ROWS):
+            _replace_rows(name.removesuffix(_ROWS), tensor, merged, base, config)
+        elif not any(part in name for part in _BEFORE):
+            saved = name.replace(".base_layer.", ".").replace(".modules_to_save.", ".")
+            if saved not in whole or ".modules_to_save." in name:
+                whole[saved] = replace(tensor, name=saved)
+    for name, tensor in whole.items():
+        if not _is_new_head(name, config):
+            _require(name, merged, base)
+        merged[name] = tensor
     for module, sides in factors.items():
         name = module.removeprefix(_PREFIX)
         _require(f"{name}.weight", merged, base)
-        if set(sides) != {"A", "B"}:
-            raise UsageError(f"{adapter.path}: {module!r} has only one of lora_A and lora_B; {_ADVICE}")
+        if not {"A", "B"} <= set(sides):
+            raise UnmergeableError(f"{adapter.path}: {module!r} has only one of lora_A and lora_B; {_ADVICE}")
         low_rank = _low_rank(name, sides["A"], sides["B"], config)
+        if "magnitude" in sides:
+            low_rank = replace(low_rank, magnitude=sides["magnitude"])
+        if bool(config.get("use_dora")) != ("magnitude" in sides) or (low_rank.magnitude and low_rank.is_transposed):
+            raise UnmergeableError(f"{adapter.path}: {module!r} has magnitudes that are not merged here; {_ADVICE}")
         merged[f"{name}.weight"] = replace(_fitting(merged[f"{name}.weight"], low_rank), low_rank=low_rank)
     return replace(adapter, content="model", tensors=tuple(merged.values()), aliases=base.aliases)
 
 
-def _saved_name(name: str) -> str | None:
+def _is_new_head(name: str, config: Mapping[str, object]) -> bool:
+    """Say whether a tensor is of a head that the task brought: the base lacks it."""
+    saved = config.get("modules_to_save")
+    names = saved if isinstance(saved, list | tuple) else ()
+    return config.get("task_type") in _NEW_HEADS and any(f".{one}." in f".{name}" for one in names)
+
+
+def _replace_rows(
+    module: str, values: SourceTensor, merged: dict[str, SourceTensor], base: Source, config: Mapping[str, object]
+) -> None:
+    """Put the rows that trained in the place of a weight's own.
+
+    New ones come after them.
+    """
+    named = config.get("trainable_token_indices")
+    numbers = named if isinstance(named, list) else None
+    if isinstance(named, dict):
+        numbers = next((rows for name, rows in named.items() if f".{module}".endswith(f".{name}")), None)
+    name = f"{module}.weight"
+    if numbers is None and name not in merged:
+        return  # a tied layer, which is stored once
+    _require(name, merged, base)
+    weight = merged[name]
+    new = sorted(number for number in numbers or () if number >= weight.shape[0])
+    if numbers is None or values.shape != (len(numbers), *weight.shape[1:]) or len(weight.shape) != 2:
+        raise UnmergeableError(f"{name!r} has {values.shape} trained rows for {numbers}; {_ADVICE}")
+    if new != list(range(weight.shape[0], weight.shape[0] + len(new))):
+        raise UnmergeableError(f"{name!r} has {weight.shape[0]} rows, and not all that follow were trained; {_ADVICE}")
+    width = weight.shape[1]
+    segments = weight.segments
+    if new:  # read, and replaced
+        segments = (*segments, *cut(weight.segments, dtype_of(weight).num_bytes, 0, len(new) * width))
+    merged[name] = replace(
+        weight,
+        shape=(weight.shape[0] + len(new), width),
+        segments=segments,
+        rows=Rows(numbers=tuple(numbers), values=values),
+    )
+
+
+def saved_name(name: str) -> str | None:
+    """Return what peft's files call a parameter that it names *name* in training.
+
+    Return None for one that is no adapter's.
+    """
     for pattern, saved in _TRAINING_NAMES:
         if pattern.search(name):
             return pattern.sub(saved, name)
@@ -141,12 +214,12 @@ def _check_options(config: Mapping[str, object]) -> None:
         wrong.append("init_lora_weights")
     if wrong:
         named = ", ".join(f"{key}={config.get(key)!r}" for key in sorted(set(wrong)))
-        raise UsageError(f"the adapter has {named}, which is not merged here; {_ADVICE}")
+        raise UnmergeableError(f"the adapter has {named}, which is not merged here; {_ADVICE}")
 
 
 def _require(name: str, names: Iterable[str], base: Source) -> None:
     if name not in names:
-        raise UsageError(
+        raise UnmergeableError(
             f"{base.path}: has no {name!r}, which the adapter changes; give the base that it was trained on "
             f"(a weight that is tied is stored once, and cannot be changed alone: {_ADVICE})"
         )
@@ -155,10 +228,10 @@ def _require(name: str, names: Iterable[str], base: Source) -> None:
 def _low_rank(module: str, a: SourceTensor, b: SourceTensor, config: Mapping[str, object]) -> LowRank:
     rank = a.shape[0] if a.shape else 0
     if len(a.shape) != 2 or len(b.shape) != 2 or b.shape[1] != rank or not rank:
-        raise UsageError(f"{module!r} has LoRA factors of shape {a.shape} and {b.shape}; {_ADVICE}")
+        raise UnmergeableError(f"{module!r} has LoRA factors of shape {a.shape} and {b.shape}; {_ADVICE}")
     alpha = _of_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha"))
     if not isinstance(alpha, int | float):
-        raise UsageError(f"the adapter's lora_alpha is {alpha!r}, not a number")
+        raise UnmergeableError(f"the adapter's lora_alpha is {alpha!r}, not a number")
     scaling = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
     is_transposed = bool(config.get("fan_in_fan_out")) or ".lora_embedding_" in a.name
     return LowRank(a=a, b=b, scaling=scaling, is_transposed=is_transposed)
@@ -178,7 +251,7 @@ def _of_pattern(patterns: object, module: str, otherwise: object) -> object:
 def _fitting(weight: SourceTensor, low_rank: LowRank) -> SourceTensor:
     shape = (low_rank.b.shape[0], low_rank.a.shape[1])
     if weight.shape != (shape[::-1] if low_rank.is_transposed else shape) or not dtype_of(weight).is_float:
-        raise UsageError(
+        raise UnmergeableError(
             f"{weight.name!r} is {weight.dtype} of shape {weight.shape} in the base, the adapter adds "
             f"{shape}; give the base that it was trained on, not quantised"
         )

@@ -74,13 +74,22 @@ class Segment:
 class LowRank:
     """The change that a LoRA adapter adds to a weight: ``scaling * (b @ a)``.
 
-    It is transposed for a weight of (in, out).
+    It is transposed for a weight of (in, out). With a *magnitude* (DoRA) each row of the sum gets that length.
     """
 
     a: SourceTensor
     b: SourceTensor
     scaling: float
     is_transposed: bool
+    magnitude: SourceTensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Rows of a weight that an adapter puts in the place of its own."""
+
+    numbers: tuple[int, ...]
+    values: SourceTensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +97,8 @@ class SourceTensor:
     """One tensor of the model.
 
     Its segments, one after another, are its elements in row-major order. *working_copy* is the 16-bit copy that the
-    model trained with, where the checkpoint holds one beside the fp32 master; *low_rank* is added to the elements
-    before they are cast.
+    model trained with, where the checkpoint holds one beside the fp32 master; *low_rank* is added to the elements, and
+    *rows* replaced, before they are cast.
     """
 
     name: str
@@ -99,6 +108,13 @@ class SourceTensor:
     role: Role = "unknown"
     working_copy: SourceTensor | None = None
     low_rank: LowRank | None = None
+    rows: Rows | None = None
+
+    @property
+    def changes(self) -> tuple[SourceTensor, ...]:
+        """What is read besides the elements, to change them by whole rows."""
+        factors = (self.low_rank.a, self.low_rank.b, self.low_rank.magnitude) if self.low_rank else ()
+        return tuple(part for part in (*factors, self.rows.values if self.rows else None) if part is not None)
 
     @property
     def num_elements(self) -> int:

@@ -6,16 +6,19 @@ All ranks decide the same.
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ...events import Step
+from ...checkpoints import commit
+from ...errors import DivergedError
+from ...events import Diverged, Step
 from ...ledger import Ledger
 from ...recipes.plan import Batch
 from ...tracking.base import Trackers
 from ..context import JobContext, say
 from ..watchdog import Watchdog
+from . import guard
 from .collectives import Ranks
 
 _CHECK_EVERY_S = 1.0
@@ -51,8 +54,6 @@ class StepCallback(TrainerCallback):
         self._watchdog.step()
         step, train = state.global_step, self._job.settings.train
         is_due = step % self._batch.save_every_steps == 0 or step >= self._batch.steps
-        is_metric = is_due and self._job.settings.checkpoints.metric == "loss"
-        control.should_log = step % args.logging_steps == 0 or step == self._batch.steps or is_metric
         control.should_save = is_due
         control.should_evaluate = bool(train.eval_split) and (
             is_due or (train.eval_every_steps is not None and step % train.eval_every_steps == 0)
@@ -61,6 +62,8 @@ class StepCallback(TrainerCallback):
         if step >= self._next_check and self._is_asked(step) and step < self._batch.steps:
             self.is_stopped = True
             control.should_save, control.should_training_stop = True, True
+        # nothing is saved or measured of a training that has diverged: its loss is looked at before
+        control.should_log = step % args.logging_steps == 0 or control.should_save or control.should_evaluate
 
     def _is_asked(self, step: int) -> bool:
         """Ask rank 0 whether to stop, about once a second, at a step that all ranks know."""
@@ -95,7 +98,33 @@ class StepCallback(TrainerCallback):
             names = ("loss", "eval_loss", "learning_rate", self._job.settings.metric_in_logs)
             shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if name in names)
             say(f"step {state.global_step} of {self._batch.steps}: {shown}")
+        problem = self._problem(values, state, args)
         if self.ledger is not None:
             self.ledger.write(Step(step=state.global_step, values=values))
         if self._tracker is not None:
             self._tracker.log(state.global_step, values)
+        if problem is not None:
+            self.diverged(state.global_step, problem)
+
+    def _problem(self, values: dict[str, float], state: TrainerState, args: TrainingArguments) -> str | None:
+        """Return why the training has diverged by what was logged, on all ranks alike."""
+        if "loss" not in values:
+            return None
+        train = self._job.settings.train
+        found = guard.not_finite(values, is_scaled=bool(args.fp16))
+        if found is None and train.max_loss_rise is not None:
+            found = guard.rising(state.log_history, train.max_loss_rise, train.log_every_steps)
+        return found
+
+    def diverged(self, step: int, problem: str) -> NoReturn:
+        """End the training as diverged; every rank calls it.
+
+        Raises:
+            DivergedError: always.
+        """
+        last = commit.last_committed(self._job.paths.checkpoints(self._job.stage.name))
+        kept = f"the checkpoint of step {last.step} is kept" if last else "there is no checkpoint yet"
+        message = f"the training diverged at step {step}: {problem}; {kept}"
+        if self.ledger is not None:
+            self.ledger.write(Diverged(step=step, message=message))
+        raise DivergedError(message)

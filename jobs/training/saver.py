@@ -192,10 +192,12 @@ class Saver:
 
     def _write_beside(self, trainer: SavableTrainer, temporary: Path) -> None:
         model = trainer.accelerator.unwrap_model(trainer.model)
+        is_adapted = hasattr(model, "peft_config")
+        model.config.architectures = [type(model.get_base_model() if is_adapted else model).__name__]
         model.config.save_pretrained(temporary)
         if getattr(model, "generation_config", None) is not None:
             model.generation_config.save_pretrained(temporary)
-        if hasattr(model, "peft_config"):
+        if is_adapted:
             model.peft_config["default"].save_pretrained(temporary)
         self._tokenizer.save_pretrained(temporary)
 

@@ -49,6 +49,7 @@ def training_arguments(job: JobContext, batch: Batch) -> TrainingArguments:
         bf16=train.precision == "bfloat16" and train.master_weights,
         fp16=train.precision == "float16" and train.master_weights,
         logging_steps=train.log_every_steps,
+        logging_nan_inf_filter=False,  # it would show the last loss in place of one that is no number
         logging_strategy="no",  # the callback decides, so that the last step is logged, saved and measured too
         save_strategy="no",
         eval_strategy="no",

@@ -21,7 +21,7 @@ from ...cluster import processes
 from ...errors import EXIT_STOPPED
 from ...job_environment import JobEnvironment
 from ...run_folder import RunPaths
-from ..base import FINAL_WORDS, JobState, how_ended
+from ..base import FINAL_WORDS, JobState, how_ended, notice_s
 from .launcher import POLL_S, job_state, write_end
 from .machine import Share
 from .queue import Line
@@ -50,6 +50,8 @@ class _Job:
         self._shares: dict[int, Share] = {}
         self._looked, self._why = (0, 0.0), ""
         self._asked: set[int] = set()
+        self._late: set[int] = set()
+        self._began: dict[int, float] = {}
         self._codes: dict[int, int] = {}
 
     def run(self) -> int:
@@ -127,6 +129,7 @@ class _Job:
                 self._pass_on()
             else:
                 self._start_what_fits()
+            self._end_late_ones()
             self._reap()
             time.sleep(POLL_S if self._running or self._waiting else 0)
         return self._outcome()
@@ -175,6 +178,25 @@ class _Job:
                 start_new_session=True,
             )
         self._shares[task] = share
+        self._began[task] = time.monotonic()
+
+    def _end_late_ones(self) -> None:
+        """Ask tasks to save and stop before their time limit, and end them at it.
+
+        Slurm does the same.
+        """
+        minutes = self._spec.get("time_min")
+        if minutes is None:
+            return
+        for task, process in self._running.items():
+            left_s = minutes * 60 - (time.monotonic() - self._began[task])
+            if left_s < notice_s(minutes) and task not in self._late:
+                self._late.add(task)
+                if task not in self._asked:
+                    process.send_signal(signal.SIGTERM)
+                    self._asked.add(task)
+            if left_s < 0:
+                process.kill()  # its ranks die with it
 
     def _pass_on(self) -> None:
         """Ask the tasks to stop: once by SIGTERM, or now by SIGKILL.
@@ -191,6 +213,13 @@ class _Job:
             self._running[task].send_signal(signal.SIGTERM)
             self._asked.add(task)
 
+    def _late_outcome(self) -> JobState:
+        limit = f"its time limit, resources.time_min={self._spec['time_min']}"
+        codes = [self._codes[task] for task in self._late]
+        if any(code not in (0, EXIT_STOPPED) for code in codes):
+            return JobState(word="failed", reason=f"ended at {limit}, and could not stop before")
+        return JobState(word="stopped", reason=f"stopped before {limit}; `resume` continues")
+
     def _outcome(self) -> JobState:
         if self._has_lost_folder:
             return JobState(word="failed", reason=f"its run folder {self._run_dir} was deleted or moved away")
@@ -198,6 +227,8 @@ class _Job:
             return JobState(word="cancelled", reason="cancelled while waiting")
         if self._stop == "now":
             return JobState(word="cancelled", reason="cancelled")
+        if self._late and all(code == 0 or task in self._late for task, code in self._codes.items()):
+            return self._late_outcome()
         failed = [(task, code) for task, code in sorted(self._codes.items()) if code not in (0, EXIT_STOPPED)]
         if failed:
             task, code = failed[0]

@@ -102,6 +102,7 @@ class LocalLauncher:
             "num_devices": _need(request).devices,
             "device_names": {gpu.key: gpu.name for gpu in self._gpus_for(request)},
             "log_dir": request.log_dir,
+            "time_min": request.resources.time_min,
         }
         temporary = files.make_private_dir(files.temporary_path(folder))
         try:

@@ -10,8 +10,8 @@ from ...cluster.site import Partition, Site
 from ...recipes.plan import Stage
 from ...recipes.schema import Environment, Resources
 from ...run_folder import RunPaths
+from ..base import notice_s
 
-_WARNING_S = 600  # the longest notice before the time limit; writing a checkpoint seldom takes longer
 _GPU_OPTIONS = ("--gres", "--gpus", "-G")  # beginnings: --gpus-per-node and its kin, too
 _ONE_LINE = ("partition", "account", "qos", "constraint", "exclude", "reservation")
 
@@ -99,7 +99,7 @@ def _time(resources: Resources, partition: Partition | None) -> Iterator[str]:
     elif partition is not None:
         minutes = partition.default_minutes or partition.max_minutes
     if minutes is not None:
-        yield f"--signal=B:USR1@{int(min(max(60, minutes * 6), _WARNING_S, minutes * 30))}"
+        yield f"--signal=B:USR1@{int(notice_s(minutes))}"
 
 
 def container_words(environment: Environment, stage: Stage, paths: RunPaths) -> tuple[list[str], list[str]]:

@@ -6,13 +6,14 @@ They are those of `framed`: a prompt has `data.max_tokens`, a target that is enc
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 from ..facts import Inputs, Lengths
 from ..model_kinds import max_positions
 from ..plan import Stage
 from ..schema import StageSettings
-from .row_faults import some, where_of
+from .row_faults import Some, name_rows, where_of
 
 
 class _Limit(NamedTuple):
@@ -47,7 +48,7 @@ def framed_refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
         if too_many := [one for one in limits if one.positions and min(one.value, one.longest) > one.positions]:
             yield from (_beyond_positions(lengths, one) for one in too_many)
         elif lengths.long.num and _is_refused(settings, lengths):
-            yield _too_long(settings, lengths, limits)
+            yield _too_long(settings, lengths, limits, partial(name_rows, inputs.splits[lengths.split], lengths))
         elif lengths.empty.num == lengths.num_rows:
             yield f"{where_of(lengths)}: all {lengths.num_rows:,} rows are empty; check data.prompt and data.columns"
         elif not lengths.num_examples:
@@ -70,14 +71,14 @@ def _beyond_positions(lengths: Lengths, limit: _Limit) -> str:
     )
 
 
-def _too_long(settings: StageSettings, lengths: Lengths, limits: list[_Limit]) -> str:
+def _too_long(settings: StageSettings, lengths: Lengths, limits: list[_Limit], some: Some) -> str:
     above = [one for one in limits if one.longest > one.value]
     raised = " ".join(f"{one.key}={one.longest}" for one in above if not one.positions or one.longest <= one.positions)
     drops = lengths.use != "predict" and lengths.long.num < lengths.num_rows  # or nothing would be left
     ways = [raised] * bool(raised) + ["data.long_rows=drop"] * drops
     kept = " (predictions are never dropped)" if settings.data.long_rows == "drop" else ""
     return (
-        f"{where_of(lengths)}: {some(lengths.long, lengths, 'longer than', 'rows')} "
+        f"{where_of(lengths)}: {some(lengths.long, 'longer than', 'rows')} "
         f"{' or '.join(map(str, above))}, the longest has {' and '.join(f'{one.longest:,}' for one in above)} tokens; "
         f"set {', '.join([*ways, 'data.long_rows=cut_left'])} or data.long_rows=cut_right{kept}"
     )
@@ -90,11 +91,11 @@ def framed_warnings(stage: Stage, inputs: Inputs, *, empty: str) -> Iterator[str
     """
     settings, policy = stage.settings, stage.settings.data.long_rows
     for lengths in (one for one in inputs.lengths if one.stage == stage.name):
-        where = where_of(lengths)
+        where, some = where_of(lengths), partial(name_rows, inputs.splits[lengths.split], lengths)
         if lengths.long.num:
             done = "left out" if policy == "drop" else f"cut ({policy})"
             above = [str(one) for one in _limits(settings, lengths, inputs) if one.longest > one.value]
-            long = some(lengths.long, lengths, "longer than", "rows")
+            long = some(lengths.long, "longer than", "rows")
             yield f"{where}: {long} {' or '.join(above)}, and are {done}"
         if lengths.empty.num:
-            yield f"{where}: {some(lengths.empty, lengths, f'with an empty {empty}', 'rows')}"
+            yield f"{where}: {some(lengths.empty, f'with an empty {empty}', 'rows')}"

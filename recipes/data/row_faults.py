@@ -5,12 +5,15 @@ Tasks with prompts share them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
-from ..facts import Inputs, Lengths, Rows
+from ..facts import Inputs, Lengths, Rows, SplitFacts
 from ..model_kinds import max_positions
 from ..plan import Stage
 from ..schema import StageSettings
+
+Some = Callable[[Rows, str, str], str]  # says which rows of a split
 
 
 def row_refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
@@ -18,13 +21,14 @@ def row_refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
     settings = stage.settings
     for lengths in (one for one in inputs.lengths if one.stage == stage.name):
         positions = max_positions(inputs.model.config)
+        some = partial(name_rows, inputs.splits[lengths.split], lengths)
         if lengths.use == "predict":
-            yield from _prompt_refusals(settings, lengths, positions)
+            yield from _prompt_refusals(settings, some, lengths, positions)
         else:
-            yield from _training_refusals(settings, lengths, positions)
+            yield from _training_refusals(settings, some, lengths, positions)
 
 
-def _training_refusals(settings: StageSettings, lengths: Lengths, positions: int | None) -> Iterator[str]:
+def _training_refusals(settings: StageSettings, some: Some, lengths: Lengths, positions: int | None) -> Iterator[str]:
     data, where = settings.data, where_of(lengths)
     if lengths.long.num and data.long_rows == "refuse":
         raised = f"data.max_tokens={lengths.longest}, " if lengths.longest > data.max_tokens else ""
@@ -34,7 +38,7 @@ def _training_refusals(settings: StageSettings, lengths: Lengths, positions: int
         if data.pad_input_to and lengths.longest <= data.max_tokens:
             raised = f"a larger data.pad_input_to, {raised}"
         yield (
-            f"{where}: {some(lengths.long, lengths, 'longer than', 'rows')} {_limits(settings)}, the longest has "
+            f"{where}: {some(lengths.long, 'longer than', 'rows')} {_limits(settings)}, the longest has "
             f"{lengths.longest:,} tokens; set {raised}{drop}data.long_rows=cut_left or data.long_rows=cut_right"
         )
         return
@@ -54,7 +58,7 @@ def _training_refusals(settings: StageSettings, lengths: Lengths, positions: int
         )
 
 
-def _prompt_refusals(settings: StageSettings, lengths: Lengths, positions: int | None) -> Iterator[str]:
+def _prompt_refusals(settings: StageSettings, some: Some, lengths: Lengths, positions: int | None) -> Iterator[str]:
     where, answer = where_of(lengths), settings.predict.max_new_tokens
     if positions is not None and answer >= positions:
         yield (
@@ -64,7 +68,7 @@ def _prompt_refusals(settings: StageSettings, lengths: Lengths, positions: int |
         return
     if lengths.unlearnable.num:
         yield (
-            f"{where}: {some(lengths.unlearnable, lengths, 'without any token', 'prompts')}; give every row an input, "
+            f"{where}: {some(lengths.unlearnable, 'without any token', 'prompts')}; give every row an input, "
             "or data.prompt a fixed text"
         )
     if lengths.long.num and settings.data.long_rows in ("refuse", "drop"):
@@ -72,7 +76,7 @@ def _prompt_refusals(settings: StageSettings, lengths: Lengths, positions: int |
         is_context = positions is not None and lengths.longest + answer > positions
         lower = f", or a predict.max_new_tokens below {answer}" if is_context else ""
         yield (
-            f"{where}: {some(lengths.long, lengths, 'longer than', 'prompts')} {_prompt_limits(settings, positions)}, "
+            f"{where}: {some(lengths.long, 'longer than', 'prompts')} {_prompt_limits(settings, positions)}, "
             f"the longest has {lengths.longest:,} tokens; set data.long_rows=cut_left or data.long_rows=cut_right"
             f"{lower}{kept}"
         )
@@ -89,21 +93,20 @@ def row_warnings(stage: Stage, inputs: Inputs) -> Iterator[str]:
     settings = stage.settings
     for lengths in (one for one in inputs.lengths if one.stage == stage.name):
         where, policy = where_of(lengths), settings.data.long_rows
+        some = partial(name_rows, inputs.splits[lengths.split], lengths)
         if lengths.long.num and lengths.use == "predict":
             limit = _prompt_limits(settings, max_positions(inputs.model.config))
-            yield f"{where}: {some(lengths.long, lengths, 'longer than', 'prompts')} {limit}, and are cut ({policy})"
+            yield f"{where}: {some(lengths.long, 'longer than', 'prompts')} {limit}, and are cut ({policy})"
         elif lengths.long.num:
             done = "left out" if policy == "drop" else f"cut ({policy})"
-            yield f"{where}: {some(lengths.long, lengths, 'longer than', 'rows')} {_limits(settings)}, and are {done}"
+            yield f"{where}: {some(lengths.long, 'longer than', 'rows')} {_limits(settings)}, and are {done}"
         if lengths.use == "predict":
             continue
         if lengths.empty.num:
             what = "target" if settings.data.prompt else "text"
-            yield f"{where}: {some(lengths.empty, lengths, f'with an empty {what}', 'rows')}"
+            yield f"{where}: {some(lengths.empty, f'with an empty {what}', 'rows')}"
         if lengths.unlearnable.num:
-            yield (
-                f"{where}: {some(lengths.unlearnable, lengths, 'without a token to learn', 'rows')}, and are left out"
-            )
+            yield (f"{where}: {some(lengths.unlearnable, 'without a token to learn', 'rows')}, and are left out")
 
 
 def where_of(lengths: Lengths) -> str:
@@ -111,12 +114,11 @@ def where_of(lengths: Lengths) -> str:
     return f"stage {lengths.stage!r}, split {lengths.split!r}"
 
 
-def some(rows: Rows, lengths: Lengths, what: str, noun: str) -> str:
-    """Return such as "3 of 400 rows (1, 7, 9) are longer than"."""
+def name_rows(split: SplitFacts, lengths: Lengths, rows: Rows, what: str, noun: str) -> str:
+    """Return such as "3 of 400 rows (row 1, 7, 9) are longer than"."""
     more = f" and {rows.num - len(rows.first):,} more" if rows.num > len(rows.first) else ""
     verb = "are" if what.startswith("longer") else "come"
-    numbers = ", ".join(map(str, rows.first)) + more
-    return f"{rows.num:,} of {lengths.num_rows:,} {noun} (row {numbers}) {verb} {what}"
+    return f"{rows.num:,} of {lengths.num_rows:,} {noun} ({split.places(rows.first)}{more}) {verb} {what}"
 
 
 def _limits(settings: StageSettings) -> str:

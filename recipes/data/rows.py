@@ -48,7 +48,7 @@ def format_of(path: Path, name: str) -> str:
     is_packed = suffixes[-1:] and suffixes[-1] in PACKED
     suffix = "".join(suffixes[-2:-1] if is_packed else suffixes[-1:])
     if suffix not in _READERS or (is_packed and suffix == ".parquet"):
-        known = f"known: {', '.join(_READERS)}, and all but the last with {' or '.join(PACKED)} behind"
+        known = f"known: {', '.join(FORMATS)}, and all but the last with {' or '.join(PACKED)} behind"
         advice = _CONVERSIONS.get(suffixes[-1] if suffixes else "", "")
         raise UsageError(f"data file {name!r} has an unknown format; {known}{advice}")
     return suffix
@@ -286,6 +286,7 @@ def _parquet(path: Path, name: str) -> Iterator[Row]:
 
 
 _READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
-    **{".jsonl": _json, ".json": _json, ".csv": _csv, ".txt": _text, ".parquet": _parquet},
-    ".tsv": lambda path, name: _csv(path, name, "\t"),
+    **{".jsonl": _json, ".json": _json, ".csv": _csv, ".tsv": lambda path, name: _csv(path, name, "\t")},
+    **{".txt": _text, ".parquet": _parquet},
 }
+FORMATS = tuple(_READERS)

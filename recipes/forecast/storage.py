@@ -78,7 +78,9 @@ def checkpoint_of(settings: StageSettings, model: ModelFacts, batch: Batch) -> S
     """
     params, train = params_of(settings, model), settings.train
     measured = batch.save_every_steps, train.eval_every_steps or batch.steps
-    logs = batch.steps // train.log_every_steps + sum(batch.steps // every for every in measured if train.eval_split)
+    logs = batch.steps // train.log_every_steps + sum(
+        batch.steps // every * (bool(train.eval_split) + bool(every % train.log_every_steps)) for every in measured
+    )
     return checkpoint_size(
         states=engine_of(settings).state_bytes(settings, batch.world_size, moment_bytes(settings, model, params)),
         trainable=params.trainable,

@@ -1,4 +1,4 @@
-"""Shared parts of inspection: collect every reason, digest files and code."""
+"""Shared parts of inspection: collect every reason, digest files, make them once."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ... import files
-from ...errors import PlanError, UsageError
-from ...user_folders import cached
+from ...checkpoints.capacity.limits import read_limits, tightest
+from ...errors import PlanError, UsageError, is_no_room
+from ...user_folders import cache_dir, cached
 from ..schema import Recipe
 
 
@@ -22,6 +23,10 @@ def collect(reasons: list[str], look: Callable[[], Any]) -> Any:
         reasons += error.reasons
     except UsageError as error:
         reasons.append(str(error))
+    except OSError as error:
+        if not is_no_room(error):
+            raise
+        reasons.append(f"the cache {cache_dir()} is full; free some space, or set SOUSBATCH_CACHE to another folder")
     return None
 
 
@@ -33,6 +38,45 @@ def file_digest(path: Path) -> str:
     stat = path.stat()
     key = [str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino]
     return str(cached("digests", key, lambda: files.digest_file(path)))
+
+
+def made_once(path: Path, what: str, num_bytes: int, write: Callable[[IO[bytes]], None]) -> Path:
+    """Return the file *path* of the cache, which *write* fills where it is missing.
+
+    It will have *num_bytes* at least. Of several processes that want it one makes it, and the others wait.
+
+    Raises:
+        UsageError: the cache has no room for *what* it is.
+    """
+    if path.is_file():
+        return path
+    files.make_private_dir(path.parent)
+    with files.locked(path.with_name(f"{path.name}.lock")):
+        if path.is_file():
+            return path
+        limit = tightest(read_limits(path.parent))
+        if num_bytes > (limit.num_bytes or 0):
+            raise _no_room(what, f"can take {_gb(limit.num_bytes or 0)} ({limit.source})", num_bytes)
+        try:
+            with files.replacing(path) as stream:
+                write(stream)
+        except Exception as error:  # a full disk has many names, and those that fetch give it more
+            if not is_no_room(error):
+                raise
+            raise _no_room(what, "became full", num_bytes) from error
+    return path
+
+
+def _no_room(what: str, why: str, num_bytes: int) -> UsageError:
+    needs = f" of {_gb(num_bytes)} or more" if num_bytes else ""
+    return UsageError(
+        f"{what}: the cache {cache_dir()} {why}, and is to hold a copy{needs}; free some space, or set SOUSBATCH_CACHE "
+        "to a folder with more"
+    )
+
+
+def _gb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:,.3g} GB"
 
 
 def code_digest(recipe: Recipe) -> str:

@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from ... import files
-from ...errors import PlanError, UsageError, is_no_room, nearest
-from ...remote import parse_place, read_blocks
+from ...errors import PlanError, UsageError, nearest
 from ...user_folders import cache_dir, cached
 from ..data import generators
 from ..data.preparing import steps_of
@@ -24,6 +23,9 @@ from ..schema import Generator, Recipe, validate
 from ..stages import resolve_stages
 from ..tasks import Column, task_of
 from .cache import collect
+from .sources import find_source
+
+_FORMAT = 1  # raised when the facts of a file are found in another way
 
 
 def read_splits(recipe: Recipe) -> dict[str, SplitFacts]:
@@ -100,7 +102,7 @@ def _missing_split(name: str, needs: _Needs, known: Sequence[str]) -> str:
 def check_columns(name: str, found: SplitFacts, columns: Collection[Column]) -> Iterator[str]:
     """Yield why the split called *name* lacks *columns*, and that it is empty."""
     if found.num_rows == 0:
-        yield f"data file {found.path} of split {name!r} is empty; it needs at least one row"
+        yield f"data file {found.shown} of split {name!r} is empty; it needs at least one row"
         return
     for one in sorted(columns, key=lambda one: (one.name, one.named_by)):
         column, named_by = one.name, one.named_by
@@ -110,13 +112,15 @@ def check_columns(name: str, found: SplitFacts, columns: Collection[Column]) -> 
         if column in found.columns:
             continue
         rows = enumerate(read_rows(Path(found.path)), 1)
-        number, row = next((at, row) for at, row in rows if row.get(column) is None)
-        where = f"split {name!r}" if number == 1 else f"row {number} of split {name!r}"
+        number, row = next((at, row) for at, row in rows if _is_missing(row.get(column)))
+        where = f"split {name!r}" if number == 1 else f"{found.place(number)} of split {name!r}"
         if column in row:
-            yield f"{where} has null in column {column!r} ({named_by}) of {found.path}; give it a value or drop the row"
+            what = "null" if row[column] is None else "NaN"
+            advice = "give it a value or drop the row"
+            yield f"{where} has {what} in column {column!r} ({named_by}) of {found.shown}; {advice}"
             continue
         hint = f" ({nearest(column, row)})" if nearest(column, row) else ""
-        yield f"{where} has no column {column!r} ({named_by}); {found.path} has there: {', '.join(row)}{hint}"
+        yield f"{where} has no column {column!r} ({named_by}); {found.shown} has there: {', '.join(row)}{hint}"
 
 
 def _nested_column(name: str, found: SplitFacts, column: str, named_by: str) -> str:
@@ -125,63 +129,20 @@ def _nested_column(name: str, found: SplitFacts, column: str, named_by: str) -> 
     what = "a list" if isinstance(value, list) else "an object"
     later = "; conversations (messages) come with a later version" if column in ("messages", "conversations") else ""
     return (
-        f"row {number} of split {name!r} has {what} in column {column!r} ({named_by}) of {found.path}, and this "
-        f"version reads columns of text; write what the model reads and what it should answer as text columns{later}"
+        f"{found.place(number)} of split {name!r} has {what} in column {column!r} ({named_by}) of {found.shown}, and "
+        f"text is read from it; write what the model reads and what it should answer as text columns{later}"
     )
 
 
-def _local_file(split: str, text: str) -> Path:
-    """Return the local file of a split.
-
-    A file named by a URL is fetched into the cache once.
-    """
-    if "://" not in text:
-        path = Path(text).expanduser()
-        if not path.is_file():
-            raise UsageError(f"data.splits.{split}: {_why_no_file(text, path)}")
-        return path.resolve()
-    name = text.rsplit("/", 1)[-1]
-    path = cache_dir() / "data" / files.digest_of(text)[:16] / name
-    if not path.is_file():
-        files.make_private_dir(path.parent)
-        try:
-            with files.replacing(path) as target:
-                target.writelines(read_blocks(parse_place(text)))
-        except Exception as error:  # each store has errors of its own; hf:// alone has those of three libraries
-            if is_no_room(error):
-                raise
-            raise UsageError(
-                f"data.splits.{split}: {text!r} cannot be fetched: {_first_line(error.__cause__ or error)}"
-            ) from error
-    return path
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:300]}"
-
-
-def _why_no_file(text: str, path: Path) -> str:
-    if path.is_dir():
-        files_there = sorted(one.name for one in path.iterdir() if one.is_file())[:5]
-        there = f"; it holds {', '.join(files_there)}" if files_there else ""
-        return f"{text!r} is a folder; name one file of it{there}"
-    if any(sign in text for sign in "*?[,"):
-        joins = path.suffix in (".jsonl", ".txt")  # whole lines; others have a header, brackets or a footer
-        how = f", such as: cat part-*{path.suffix} > all{path.suffix}" if joins else " by the program that wrote them"
-        return f"{text!r} is no file, and one split is one file in this version; join several first{how}"
-    where = "" if Path(text).is_absolute() else "; relative paths start at the working folder, not at the recipe"
-    return f"file {text!r} does not exist: looked for {path.absolute()}{where}"
-
-
-def _split(name: str, text: str) -> SplitFacts:
-    path = _local_file(name, text)
+def _split(name: str, texts: str | tuple[str, ...]) -> SplitFacts:
+    source = find_source(name, (texts,) if isinstance(texts, str) else texts)
+    path = source.path
     stat = path.stat()
-    key = [str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino]
+    key = [_FORMAT, str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino]
     facts, faults = validate.build(SplitFacts, cached("splits", key, lambda: validate.to_plain(read_file(path))))
     if facts is None:
         raise UsageError(f"the cached facts of {path} are damaged: {faults[0]}; remove {cache_dir() / 'splits'}")
-    return facts
+    return replace(facts, parts=source.parts)
 
 
 def read_file(path: Path) -> SplitFacts:
@@ -192,9 +153,13 @@ def read_file(path: Path) -> SplitFacts:
     num_rows, columns, nested = 0, None, set[str]()
     for row in read_rows(path):
         num_rows += 1
-        nested.update(name for name, value in row.items() if isinstance(value, (list, dict)))
-        there = {name for name, value in row.items() if value is not None}  # a null is no value
-        columns = there if columns is None else columns & there
+        there = {name for name, value in row.items() if not _is_missing(value)}
+        if columns is None:
+            columns = there
+        elif columns != there:
+            columns &= there
+        if len(nested) < len(row):
+            nested.update(name for name, value in row.items() if isinstance(value, (list, dict)))
     return SplitFacts(
         path=str(path),
         num_rows=num_rows,
@@ -203,6 +168,11 @@ def read_file(path: Path) -> SplitFacts:
         columns=tuple(sorted(columns or ())),
         nested=tuple(sorted(nested)),
     )
+
+
+def _is_missing(value: object) -> bool:
+    """Say whether a value is none: null, or the NaN that pandas writes for it."""
+    return value is None or value != value
 
 
 def _generated(generator: Generator | None) -> dict[str, str]:

@@ -121,9 +121,10 @@ class Augment:
 class Data:
     """The rows: where they are and how they become tokens."""
 
-    splits: dict[str, str] = key(
+    splits: dict[str, str | tuple[str, ...]] = key(
         dict,
-        "split name -> file (.jsonl, .json, .csv, .txt, .parquet): a path, from the working folder on, or a URL",
+        "split name -> files (.jsonl, .json, .csv, .tsv, .txt, .parquet; .gz, .zst): a path from the working folder "
+        "on, a pattern, a URL, hf:NAME?config=C&split=S of `datasets`, or a list of these",
         also=("train_file", "dataset"),
     )
     generator: Generator | None = key(None, "make splits by rule; those of data.splits stand beside them")

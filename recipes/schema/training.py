@@ -114,6 +114,19 @@ class Train:
     )
     zero: Zero = key(Zero, "sharding by DeepSpeed")
     gradient_checkpointing: bool = key(False, "recompute activations to save memory")
+    on_out_of_memory: tuple[Literal["micro_batch", "gradient_checkpointing", "offload", "max_tokens"], ...] = key(
+        ("micro_batch", "gradient_checkpointing"),
+        "what an attempt gives up after one that ran out of device memory, the first that is left: it halves the micro "
+        "batch, recomputes activations, moves optimizer states to the host, or halves data.max_tokens, which changes "
+        "what is learned",
+        also=("auto_find_batch_size",),
+    )
+    max_loss_rise: float | None = key(
+        2.0,
+        "the training stops as diverged when the mean loss of 20 steps is this many times its best, and 1 above it; "
+        "null stops only where the loss is no number",
+        above=1,
+    )
     eval_split: str | None = key("validation", "split that is measured at every checkpoint; null for none")
     eval_every_steps: int | None = key(
         None, "it is measured every so many steps too, between checkpoints", also=("eval_steps",), at_least=1

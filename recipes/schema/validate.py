@@ -119,7 +119,7 @@ def _takes(hint: Any, field: dataclasses.Field[Any]) -> str:
     if (names := field.metadata["names"]) is not None:
         return f"list of {' | '.join(names)}"
     if origin in (Union, types.UnionType):
-        return f"{_takes(inner[0], field)}, or null"
+        return ", or ".join("null" if option is types.NoneType else _takes(option, field) for option in inner)
     if origin is Literal:
         return " | ".join(map(str, inner))
     if dataclasses.is_dataclass(hint):
@@ -181,7 +181,10 @@ def _value(hint: Any, value: Any, key: str, faults: list[Fault]) -> Any:
         return _plain(value, key, faults)
     if origin in (Union, types.UnionType):
         rest = [option for option in inner if option is not types.NoneType]
-        return None if value is None else _value(rest[0], value, key, faults)
+        lists = [option for option in rest if typing.get_origin(option) is tuple]
+        if value is None and len(rest) < len(inner):
+            return None
+        return _value(lists[0] if lists and isinstance(value, (list, tuple)) else rest[0], value, key, faults)
     if dataclasses.is_dataclass(hint):
         return _dataclass(typing.cast("type[Any]", hint), value, key, faults)
     if origin is Literal:

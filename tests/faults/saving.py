@@ -71,6 +71,7 @@ class Trainer:
         self.model = torch.nn.Linear(WIDTH, 1, bias=False)
         torch.nn.init.constant_(self.model.weight, STARTS_AT)
         self.model.config = Beside()
+        self.model.save_pretrained = self._save_model
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3, weight_decay=0)
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1.0)
         self.accelerator = self
@@ -78,8 +79,8 @@ class Trainer:
     def unwrap_model(self, model: Any) -> Any:
         return model
 
-    def save_model(self, output_dir: str, _internal_call: bool) -> None:
-        save_file({"weight": self.model.weight.data}, Path(output_dir) / "model.safetensors")
+    def _save_model(self, folder: Path, **options: bool) -> None:
+        save_file({"weight": self.model.weight.data}, Path(folder) / "model.safetensors")
 
     def _save_rng_state(self, folder: str) -> None:
         torch.save({"state": torch.zeros(100)}, Path(folder) / f"rng_state_{self.rank}.pt")

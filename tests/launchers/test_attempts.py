@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from sousbatch.errors import EXIT_DEVICE_MEMORY, EXIT_NO_ROOM, EXIT_STOPPED
+from sousbatch.errors import EXIT_DEVICE_MEMORY, EXIT_DIVERGED, EXIT_NO_ROOM, EXIT_STOPPED
 from sousbatch.events import KINDS, Event
 from sousbatch.launchers.attempts import Attempt, Stop, first_batch, next_batch, read_attempts
-from sousbatch.recipes.plan import Batch
+from sousbatch.recipes.fallbacks import with_fallbacks
+from sousbatch.recipes.plan import Batch, Stage
+from sousbatch.recipes.schema import Data, Resources, StageSettings, Train, Zero
+
+ONLY_HALVED = StageSettings(train=Train(on_out_of_memory=("micro_batch",)))
 
 
 def batch(micro: int, accumulation: int = 1, world_size: int = 2) -> Batch:
@@ -47,16 +52,21 @@ def event(kind: str, number: int = 1, role: str = "stage", stage: str = "train",
     ],
 )
 def test_an_end_leads_to_a_stop_or_to_another_try(code: int | None, progress: int, expected: Stop | None) -> None:
-    assert next_batch(attempt(code, progress)) == expected
+    assert next_batch(attempt(code, progress), ONLY_HALVED) == expected
 
 
 def test_no_room_stops_however_much_was_done() -> None:
-    stop = next_batch(attempt(EXIT_NO_ROOM, 5, batch(4)))
+    stop = next_batch(attempt(EXIT_NO_ROOM, 5, batch(4)), ONLY_HALVED)
     assert isinstance(stop, Stop) and stop.exit_code == EXIT_NO_ROOM and "free some and resume" in stop.reason
 
 
 def test_a_crash_after_progress_keeps_the_batch() -> None:
-    assert next_batch(attempt(1, 1, batch(6, 2))) == batch(6, 2)
+    assert next_batch(attempt(1, 1, batch(6, 2)), ONLY_HALVED) == batch(6, 2)
+
+
+def test_a_training_that_diverged_is_not_tried_again_whatever_it_saved() -> None:
+    stop = next_batch(attempt(EXIT_DIVERGED, 5, batch(4)), ONLY_HALVED)
+    assert isinstance(stop, Stop) and stop.exit_code == EXIT_DIVERGED and "last good checkpoint" in stop.reason
 
 
 @pytest.mark.parametrize("micro", [2, 3, 4, 5, 6, 7, 9, 12, 16, 25])
@@ -66,7 +76,7 @@ def test_out_of_device_memory_shrinks_the_micro_batch_down_to_1_and_keeps_the_gl
 ) -> None:
     first = current = batch(micro, accumulation)
     sizes = [micro]
-    while not isinstance(following := next_batch(attempt(EXIT_DEVICE_MEMORY, 0, current)), Stop):
+    while not isinstance(following := next_batch(attempt(EXIT_DEVICE_MEMORY, 0, current), ONLY_HALVED), Stop):
         assert following is not None and following.global_batch == first.global_batch
         assert following.micro_batch <= current.micro_batch / 2
         current = following
@@ -74,12 +84,58 @@ def test_out_of_device_memory_shrinks_the_micro_batch_down_to_1_and_keeps_the_gl
     assert sizes[-1] == 1 and following.reason == "out of device memory with a micro batch of 1"
 
 
+def stage(of: Batch | None) -> Stage:
+    return Stage(
+        name="train",
+        kind="train",
+        of=None,
+        resources=Resources(),
+        num_tasks=1,
+        after=(),
+        settings=ONLY_HALVED,
+        batch=of,
+    )
+
+
 def test_a_new_job_goes_on_with_the_last_batch_and_halves_it_if_that_ran_out_of_memory() -> None:
-    assert first_batch([], batch(8)) == batch(8)
-    assert first_batch([attempt(1, 0, batch(4, 2))], batch(8)) == batch(4, 2)
-    assert first_batch([attempt(EXIT_DEVICE_MEMORY, 0, batch(4, 2))], batch(8)) == batch(2, 4)
-    assert first_batch([attempt(EXIT_DEVICE_MEMORY, 0, batch(1, 8))], batch(8)) == batch(1, 8)
-    assert first_batch([attempt(EXIT_DEVICE_MEMORY)], None) is None
+    assert first_batch([], stage(batch(8))) == batch(8)
+    assert first_batch([attempt(1, 0, batch(4, 2))], stage(batch(8))) == batch(4, 2)
+    assert first_batch([attempt(EXIT_DEVICE_MEMORY, 0, batch(4, 2))], stage(batch(8))) == batch(2, 4)
+    assert first_batch([attempt(EXIT_DEVICE_MEMORY, 0, batch(1, 8))], stage(batch(8))) == batch(1, 8)
+    assert first_batch([attempt(EXIT_DEVICE_MEMORY)], stage(None)) is None
+
+
+def test_memory_is_given_up_in_the_order_of_the_recipe_until_nothing_is_left() -> None:
+    ladder = ("micro_batch", "gradient_checkpointing", "offload", "max_tokens")
+    train, data = Train(on_out_of_memory=ladder, zero=Zero(stage=2)), Data(max_tokens=300, long_rows="cut_right")
+    settings, current, found = StageSettings(train=train, data=data), batch(2), []
+    while not isinstance(following := next_batch(attempt(EXIT_DEVICE_MEMORY, 0, current), settings), Stop):
+        assert following is not None and following.global_batch == batch(2).global_batch
+        seen = with_fallbacks(settings, following.fallbacks)
+        found.append(
+            (
+                following.micro_batch,
+                seen.train.gradient_checkpointing,
+                seen.train.zero.offload,
+                seen.data.max_tokens,
+            )
+        )
+        current = following
+    assert found == [
+        (1, False, "none", 300),
+        (1, True, "none", 300),
+        (1, True, "optimizer", 300),
+        (1, True, "optimizer", 150),
+        (1, True, "optimizer", 75),
+    ]
+    assert following.reason.endswith(
+        "a micro batch of 1 and gradient_checkpointing, offload, max_tokens=150, max_tokens=75"
+    )
+
+
+def test_what_a_recipe_does_already_or_cannot_do_is_passed_over() -> None:
+    train = Train(on_out_of_memory=("offload", "gradient_checkpointing", "micro_batch"), gradient_checkpointing=True)
+    assert next_batch(attempt(EXIT_DEVICE_MEMORY, 0, batch(2)), StageSettings(train=train)) == batch(1, 2)
 
 
 def test_attempts_are_read_from_the_events_of_their_own_task() -> None:
@@ -90,14 +146,19 @@ def test_attempts_are_read_from_the_events_of_their_own_task() -> None:
         event("saved", role="job", step=1, content="full"),
         event("saved", role="job", step=1, content="weights"),  # no training resumes from these
         event("ended", exit_code=76),
-        event("attempt", number=2, micro_batch=2, accumulation=4),
+        event("attempt", number=2, micro_batch=2, accumulation=4, fallbacks="offload,max_tokens=64"),
         event("unit", number=2, role="job", unit=0, num_rows=1),
         event("ended", task=1, exit_code=0),
         event("saved", stage="train-more", role="job", step=1),
     ]
     assert read_attempts(events, "train", 0, batch(8)) == [
         Attempt(number=1, batch=batch(4, 2), exit_code=76, progress=2),
-        Attempt(number=2, batch=batch(2, 4), exit_code=None, progress=1),
+        Attempt(
+            number=2,
+            batch=replace(batch(2, 4), fallbacks=("offload", "max_tokens=64")),
+            exit_code=None,
+            progress=1,
+        ),
     ]
     assert read_attempts(events, "train", 1, None) == [Attempt(number=1, exit_code=0)]
     assert read_attempts(events, "merge", 0, None) == []

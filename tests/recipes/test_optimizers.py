@@ -76,6 +76,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "fused by DeepSpeed": ({"optimizer": "fused_adam"}, "works on a GPU only; set train.optimizer=adamw"),
     "factored and ZeRO": ({"optimizer": "adafactor", "zero": Zero(stage=2)}, "is not supported with ZeRO"),
     "tf32": ({"tf32": True}, "train.tf32 has no effect on a CPU; set train.tf32=false"),
+    "offload without ZeRO": ({"on_out_of_memory": ("offload",)}, "offload, which needs ZeRO; set train.zero.stage=2"),
+    "fewer tokens": ({"on_out_of_memory": ("max_tokens",)}, "set data.long_rows=cut_right"),
     "pure and ZeRO": ({"master_weights": False, "zero": Zero(stage=1)}, "is not supported with ZeRO"),
     "pure and float32": ({"master_weights": False, "precision": "float32"}, "has no meaning in float32"),
     "pure and compiled": ({"master_weights": False, "optimizer": "cpu_adam"}, "works on float32 masters"),

@@ -30,10 +30,6 @@ class SavableTrainer(Protocol):
     optimizer: Stateful
     lr_scheduler: Stateful
 
-    def save_model(self, output_dir: str, _internal_call: bool) -> None:
-        """Write the weights; called on the rank that writes."""
-        ...
-
     def _save_rng_state(self, output_dir: str) -> None: ...
 
     def _save_scaler(self, output_dir: str) -> None: ...

@@ -29,9 +29,15 @@ def wrap(trainer: Any) -> None:
 
 
 def save_state(trainer: SavableTrainer, folder: Path, *, is_writer: bool) -> None:
-    """Write the model and the optimizer's state on one rank."""
+    """Write the model and the optimizer's state on one rank.
+
+    The model is written as it is in memory: resuming reads it by these names. Of an adapter's model only what is
+    trained is written; peft would add the whole of resized embeddings.
+    """
     if is_writer:
-        trainer.save_model(str(folder), _internal_call=True)
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        is_adapted = hasattr(model, "peft_config")
+        model.save_pretrained(folder, **{"save_embedding_layers" if is_adapted else "save_original_format": False})
         torch.save(trainer.optimizer.state_dict(), folder / "optimizer.pt")
 
 

@@ -102,11 +102,9 @@ def test_a_large_weight_is_merged_in_blocks_of_whole_rows(tmp_path: Path, weight
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("use_dora", True),
         ("bias", "all"),
         ("peft_type", "IA3"),
         ("init_lora_weights", "pissa"),
-        ("trainable_token_indices", [1]),
         ("some_later_option", {"a": 1}),
     ],
 )

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from transformers import TrainerControl, TrainerState
 
+from sousbatch.errors import DivergedError
 from sousbatch.jobs.training.callback import StepCallback
 from sousbatch.recipes.plan import Batch
 from sousbatch.recipes.schema import Checkpoints, Model, Recipe, Train
+from sousbatch.run_folder import RunPaths
 
 BATCH = Batch(
     world_size=1, micro_batch=1, accumulation=1, steps=70, steps_per_epoch=10, warmup_steps=0, save_every_steps=20
@@ -26,7 +31,13 @@ class OneRank:
 
 def callback(*, is_asked: bool = False, checkpoints: Checkpoints | None = None, **train: Any) -> StepCallback:
     recipe = Recipe(name="r", model=Model(path="m"), train=Train(**train), checkpoints=checkpoints or Checkpoints())
-    job: Any = SimpleNamespace(recipe=recipe, settings=recipe, is_asked_to_stop=lambda: is_asked)
+    job: Any = SimpleNamespace(
+        recipe=recipe,
+        settings=recipe,
+        is_asked_to_stop=lambda: is_asked,
+        paths=RunPaths(root=Path("/no/such/run")),
+        stage=SimpleNamespace(name="train"),
+    )
     ranks: Any = OneRank()
     watchdog: Any = SimpleNamespace(step=lambda: None)
     return StepCallback(job, BATCH, ranks, None, None, watchdog)
@@ -52,10 +63,11 @@ def after_step(step: int, **options: Any) -> str:
         (10, {}, "l"),
         (20, {}, "lse"),
         (20, {"eval_split": None}, "ls"),
+        (15, {}, ""),
         (70, {}, "lset"),
-        (15, {"eval_every_steps": 15}, "e"),
+        (15, {"eval_every_steps": 15}, "le"),
         (15, {"eval_every_steps": 15, "eval_split": None}, ""),
-        (7, {"is_asked": True}, "st"),
+        (7, {"is_asked": True}, "lst"),
         (70, {"is_asked": True}, "lset"),
     ],
 )
@@ -63,12 +75,44 @@ def test_a_step_is_logged_measured_and_saved_when_it_is_due(step: int, options: 
     assert after_step(step, **options) == expected
 
 
-@pytest.mark.parametrize(("metric", "expected"), [("loss", "ls"), ("eval_loss", "s")])
-def test_a_save_is_logged_where_the_loss_is_its_metric(metric: Any, expected: str) -> None:
+@pytest.mark.parametrize("metric", ["loss", "eval_loss"])
+def test_a_loss_is_looked_at_before_every_save(metric: Any) -> None:
     control, arguments = TrainerControl(), SimpleNamespace(logging_steps=1000)
     found = callback(checkpoints=Checkpoints(metric=metric), eval_split=None)
     found.on_step_end(arguments, TrainerState(global_step=20), control)
-    assert ("l" if control.should_log else "") + ("s" if control.should_save else "") == expected
+    assert control.should_log and control.should_save
+
+
+def logged(values: dict[str, float], losses: list[float], *, fp16: bool = False, **train: Any) -> None:
+    state = TrainerState(global_step=40, log_history=[{"step": at, "loss": loss} for at, loss in enumerate(losses)])
+    callback(**train).on_log(SimpleNamespace(fp16=fp16), state, TrainerControl(), logs=values)
+
+
+@pytest.mark.parametrize("values", [{"loss": math.nan}, {"loss": math.inf}, {"loss": 1.0, "grad_norm": math.nan}])
+def test_a_loss_or_gradient_that_is_no_number_ends_the_training(values: dict[str, float]) -> None:
+    with pytest.raises(DivergedError, match=r"diverged at step 40.*; there is no checkpoint yet"):
+        logged(values, [])
+
+
+def test_an_infinite_gradient_is_nothing_unusual_where_gradients_are_scaled() -> None:
+    logged({"loss": 1.0, "grad_norm": math.inf}, [], fp16=True)
+
+
+@pytest.mark.parametrize(
+    ("losses", "train", "is_over"),
+    [
+        ([5.0, 4.0, 3.0, 2.0, 2.0, 2.0, 2.0], {}, False),
+        ([5.0, 4.0, 3.0, 2.0, 2.0, 9.0, 2.0], {}, False),  # one step that went wrong
+        ([5.0, 4.0, 3.0, 2.0, 2.0, 2.0, 9.0, 9.0, 9.0], {}, True),
+        ([5.0, 4.0, 3.0, 2.0, 2.0, 2.0, 9.0, 9.0, 9.0], {"max_loss_rise": None}, False),
+        ([5.0, 4.0, 3.0, 2.0, 2.0, 2.0, 9.0, 9.0, 9.0], {"max_loss_rise": 5.0}, False),
+        ([5.0, 4.0, 3.0, 0.01, 0.01, 0.01, 0.5, 0.5, 0.5], {}, False),  # many times nearly nothing
+        ([9.0, 9.0, 9.0], {}, False),
+    ],
+)
+def test_a_loss_far_above_its_best_ends_the_training(losses: list[float], train: Any, is_over: bool) -> None:
+    with pytest.raises(DivergedError, match="its loss rose from") if is_over else nullcontext():
+        logged({"loss": losses[-1]}, losses, **train)
 
 
 @pytest.mark.parametrize(("is_asked", "is_stopped"), [(True, True), (False, False)])

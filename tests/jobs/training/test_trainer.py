@@ -48,6 +48,8 @@ ELSEWHERE = {
     "eval_every_steps": "StepCallback.on_step_end",
     "label_smoothing": "RecipeTrainer.compute_loss",
     "group_by_length": "RecipeTrainer._get_train_sampler",
+    "on_out_of_memory": "launchers.attempts, by recipes.fallbacks",
+    "max_loss_rise": "StepCallback.on_log",
     "tf32": "an argument that transformers takes only beside a GPU",
 }
 

@@ -474,3 +474,19 @@ def test_a_run_folder_that_stays_elsewhere_ends_its_jobs(tmp_path: Path, monkeyp
     monkeypatch.setattr(job_process, "_AWAY_S", -1.0)
     assert job._is_stopping() and job._outcome().reason == f"its run folder {root} was deleted or moved away"
     os.close(job._held_dir)
+
+
+@pytest.mark.parametrize(
+    ("text", "word", "reason"),
+    [
+        ("trap 'exit 75' TERM; while :; do sleep 0.01; done", "stopped", "`resume` continues"),
+        ("trap '' TERM; while :; do sleep 0.01; done", "failed", "could not stop before"),
+        ("true", "done", ""),
+    ],
+)
+def test_a_job_is_stopped_before_its_time_limit_and_ended_at_it(
+    launcher: LocalLauncher, request_of: Callable[..., Request], text: str, word: str, reason: str
+) -> None:
+    limit: Any = 0.02  # of a minute
+    state = end(launcher, launcher.send(request_of(text, resources=Resources(device="cpu", time_min=limit)), "key", {}))
+    assert state.word == word and reason in state.reason

@@ -85,8 +85,8 @@ def test_without_files_to_evaluate_and_predict_the_ways_out_are_named(project: P
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        (".", "'.' is a folder; name one file of it; it holds small.yaml, test.jsonl"),
-        ("t*.jsonl", "one split is one file in this version; join several first, such as: cat part-*.jsonl"),
+        (".", "'.' is a folder; name its files, such as '*.jsonl'; it holds small.yaml, test.jsonl"),
+        ("x*.jsonl", "the pattern 'x*.jsonl' matches no file: looked in /"),
         ("no.jsonl", "no.jsonl; relative paths start at the working folder, not at the recipe"),
     ],
 )
@@ -158,6 +158,24 @@ def test_a_file_by_url_is_fetched_once(project: Path) -> None:
     first = read_splits(recipe)["test"]
     (project / "test.jsonl").unlink()
     assert read_splits(recipe)["test"] == first
+
+
+def test_a_row_of_several_files_is_named_with_the_file_that_it_came_from(project: Path) -> None:
+    (project / "part-1.csv").write_text("input,target\na,b\nc,d\n")
+    (project / "part-2.csv").write_text("input,answer\ne,f\n")
+    (reason,) = _reasons("data.splits.train=part-*.csv", ONLY_TRAIN)
+    assert reason.startswith("row 3 (row 1 of part-2.csv) of split 'train' has no column 'target'")
+    assert "part-1.csv, part-2.csv has there: input, answer" in reason
+    (project / "part-2.csv").write_text('{"input": "e", "target": NaN}\n')
+    (project / "part-2.csv").rename("part-2.jsonl")
+    (reason,) = _reasons("data.splits.train=[part-1.csv, part-2.jsonl]", ONLY_TRAIN)
+    assert reason.startswith("row 3 (row 1 of part-2.jsonl) of split 'train' has null in column 'target'")
+
+
+def test_nan_is_no_value(project: Path) -> None:
+    (project / "test.jsonl").write_text('{"input": "a", "target": "b"}\n{"input": "e", "target": NaN}\n')
+    (reason,) = _reasons()
+    assert reason.startswith("row 2 of split 'test' has NaN in column 'target' (data.columns.target) of ")
 
 
 def test_a_file_is_read_again_only_when_it_changed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
