@@ -10,6 +10,7 @@ from typing import Any
 from ...predictions.rows import PredictionRow
 from ...predictions.scoring import score_rows
 from ...recipes.data.rows import Row, read_rows
+from ...recipes.engines import engine_of
 from ...recipes.tasks import task_of
 from ..context import JobContext
 from ..generation.transformers_engine import TransformersEngine
@@ -28,11 +29,11 @@ class AnswerMetric:
         self._rows: list[tuple[int, Row]] = list(enumerate(islice(read_rows(Path(split.path)), split.num_rows)))
         (self._target,) = (column.name for column in self._task.columns(settings, "score"))
 
-    def measure(self, model: Any, *, is_sharded: bool) -> dict[str, float]:
+    def measure(self, model: Any) -> dict[str, float]:
         """Return {name in the logs: value}, the same on every rank; all ranks call it.
 
-        The parts of a model that *is_sharded* over the ranks compute together: then all ranks have as many rows, the
-        last one several times, and as many forward passes.
+        Ranks that hold a part of the weights each compute together. So all have as many rows, the last one several
+        times, and as many forward passes.
         """
         model.eval()
         ranks, rows = self._ranks, self._rows
@@ -41,7 +42,7 @@ class AnswerMetric:
         answered: list[tuple[int, dict[str, Any]]] = []
 
         def answer() -> None:
-            answered.extend(self._answered(model, mine, is_sharded=is_sharded))
+            answered.extend(self._answered(model, mine))
 
         ranks.do("answering rows to measure them", answer)
         found = dict(pair for part in ranks.gather(answered) for pair in part)
@@ -55,13 +56,12 @@ class AnswerMetric:
         )
         return {self._settings.metric_in_logs: value}
 
-    def _answered(
-        self, model: Any, rows: Sequence[tuple[int, Row]], *, is_sharded: bool
-    ) -> list[tuple[int, dict[str, Any]]]:
-        in_step = _InStep(model, self._ranks) if is_sharded and not self._task.generates else None
-        loaded = (
-            TransformersEngine(self._settings, model, self._tokenizer) if self._task.generates else in_step or model
-        )
+    def _answered(self, model: Any, rows: Sequence[tuple[int, Row]]) -> list[tuple[int, dict[str, Any]]]:
+        states = engine_of(self._settings).model_states(self._settings, self._ranks.size, 0)
+        in_step = _InStep(model, self._ranks) if states.weights.shared_by > 1 and not self._task.generates else None
+        loaded: Any = in_step or model
+        if self._task.generates:
+            loaded = TransformersEngine(self._settings, model, self._tokenizer)
         answerer = runtime_of(self._task).answerer(self._settings, loaded, self._tokenizer)
         found: list[tuple[int, dict[str, Any]]] = []
         size = self._settings.predict.unit_rows

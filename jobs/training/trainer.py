@@ -140,9 +140,7 @@ class RecipeTrainer(Trainer):
         """Return transformers' loss and times, and the metric of answers where one is measured."""
         output = super().evaluation_loop(*arguments, **options)
         if self._answers is not None:
-            output.metrics.update(
-                self._answers.measure(self.model, is_sharded=self._job.settings.train.zero.stage == 3)
-            )
+            output.metrics.update(self._answers.measure(self.model))
         return output
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

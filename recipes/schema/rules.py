@@ -239,9 +239,9 @@ def _sbatch(key: str, wanted: Resources) -> Iterator[Fault]:
 def _measured(view: StageSettings) -> Iterator[Fault]:
     """Return why the metric of `checkpoints.metric` cannot be measured while training."""
     key, name, task = "checkpoints.metric", view.checkpoints.metric, task_of(view.task)
-    problem, hint = METRICS.problem(name)
-    if problem:
-        yield Fault(key=key, problem=f"{problem}, loss, eval_loss", hint=hint or f"such as {task.metrics[0]}")
+    if METRICS.problem(name)[0]:
+        known = ("loss", "eval_loss", *METRICS)
+        yield Fault(key=key, problem=f"is {name!r}; known: {', '.join(known)}", hint=nearest(name, known))
         return
     if view.train.eval_split is None:
         hint = "set train.eval_split=SPLIT, or checkpoints.metric=loss"

@@ -179,8 +179,8 @@ class Checkpoints:
     keep_every_steps: int | None = key(None, "those at multiples of this stay for good", at_least=1)
     metric: str = key(
         "eval_loss",
-        "what best means: loss while training, eval_loss on train.eval_split, or a metric such as exact_match or rougeL "
-        "of the answers to its rows; several values, such as those of rouge, count by their mean",
+        "what best means: loss while training, eval_loss on train.eval_split, or a metric such as exact_match or "
+        "rougeL of the answers to its rows; several values, such as those of rouge, count by their mean",
         also=("metric_for_best_model", "monitor"),
     )
     goal: Goal | None = key(
