@@ -35,11 +35,12 @@ class Setting:
     words: int = 1024
     accumulation: int = 1
     is_checkpointed: bool = False
+    rank: int | None = None  # of a LoRA adapter, beside weights that are written for it
+    more: tuple[str, ...] = ()
 
-    def values(self, data: Path) -> list[str]:
-        """Return the recipe's values; two ranks where ZeRO shards."""
-        ranks = 2 if self.zero else 1
-        model = {
+    def sizes(self) -> dict[str, int]:
+        """Return what changes in the library's model."""
+        return {
             "hidden_size": self.hidden,
             "intermediate_size": 4 * self.hidden,
             "num_hidden_layers": self.layers,
@@ -48,6 +49,10 @@ class Setting:
             "head_dim": self.hidden // 8,
             "vocab_size": self.words,
         }
+
+    def values(self, data: Path) -> list[str]:
+        """Return the recipe's values; two ranks where ZeRO shards."""
+        ranks, model = 2 if self.zero else 1, self.sizes()
         return [
             "stages={train: {}}",
             "data.generator=null",
@@ -63,6 +68,9 @@ class Setting:
             f"resources.train.nodes={ranks}",
             f"environment.code=[{HERE / 'probe'}]",
             "tracking.mode=disabled",
+            *([f"adapter={{method: lora, rank: {self.rank}}}", "model.config={}"] if self.rank else []),
+            *([f"model={{path: {data.parent / 'base'}, from_scratch: false}}"] if self.rank else []),
+            *self.more,
         ]
 
 
@@ -74,12 +82,42 @@ SETTINGS = (
     Setting(zero=3, hidden=512, layers=8, micro_batch=1),
     Setting(zero=3, hidden=256, layers=8, micro_batch=8),
 )
+# No formula was fitted to these.
+HELD_OUT = (
+    Setting(zero=0, hidden=384, layers=6, micro_batch=4, words=4096),
+    Setting(zero=2, hidden=384, layers=6, micro_batch=4, words=4096),
+    Setting(zero=3, hidden=384, layers=10, micro_batch=2, words=8192),
+    Setting(zero=0, hidden=512, layers=8, micro_batch=4, words=1024, rank=16),
+    Setting(zero=0, hidden=512, layers=8, micro_batch=2, more=("train.optimizer=adamw_8bit",)),
+    Setting(
+        zero=0, hidden=512, layers=8, micro_batch=2, more=("train.master_weights=false", "train.precision=bfloat16")
+    ),
+)
 
 
 def write_rows(path: Path, num_rows: int) -> None:
     """Write rows of exactly TOKENS tokens: filled input, separator, target, end."""
     row = {"input": "a", "target": "a" * (TOKENS - INPUT_TOKENS - 2)}
     path.write_text("".join(json.dumps({"id": number, **row}) + "\n" for number in range(num_rows)))
+
+
+WRITE_BASE = """
+import sys
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+folder, out, *sizes = sys.argv[1:]
+changes = {name: int(value) for name, value in (size.split("=") for size in sizes)}
+AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, **changes)).save_pretrained(out)
+AutoTokenizer.from_pretrained(folder).save_pretrained(out)
+"""
+
+
+def write_base(setting: Setting, folder: Path) -> None:
+    """Write a model with weights, for an adapter to train beside."""
+    from sousbatch.recipes.catalog import LIBRARY_DIR
+
+    sizes = [f"{name}={value}" for name, value in setting.sizes().items()]
+    library = str(LIBRARY_DIR / "models" / "tiny-hangul")
+    subprocess.run([sys.executable, "-c", WRITE_BASE, library, str(folder / "base"), *sizes], check=True)
 
 
 def sousbatch(verb: str, setting: Setting, folder: Path, *options: str, **variables: str) -> str:
@@ -112,12 +150,16 @@ def main() -> None:
     print("MiB of a rank  ZeRO hidden layers rows  words  weights  grads  states  activ.  forecast measured  error")
     with tempfile.TemporaryDirectory(prefix="memory-") as temporary:
         write_rows(Path(temporary) / "train.jsonl", 64)
-        for number, setting in enumerate(SETTINGS):
+        for number, setting in enumerate((*SETTINGS, *HELD_OUT)):
             if only is not None and number not in only:
                 continue
+            if setting.rank:
+                write_base(setting, Path(temporary))
             lines, found = measure(setting, Path(temporary) / str(number))
             forecast, taken = sum(lines.values()), found["peak_bytes"] - found["before_bytes"]
             name = f"{setting.accumulation} x forward" + ", rec." * setting.is_checkpointed
+            name = ", ".join(text.rpartition("=")[2] for text in setting.more) or name
+            name = f"lora, rank {setting.rank}" if setting.rank else name
             shape = f"{setting.zero:>3}{setting.hidden:>7}{setting.layers:>7}{setting.micro_batch:>5}{setting.words:>7}"
             parts = "".join(f"{num_bytes / MIB:>8.0f}" for num_bytes in lines.values())
             error = f"{100 * (forecast / taken - 1):>+6.0f} %"

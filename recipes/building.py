@@ -7,11 +7,12 @@ device, in a process of its own (`inspect.architecture`): what cannot work is re
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..errors import UsageError, nearest
-from .forecast.parameters import is_frozen
+from .forecast.parameters import is_frozen, is_pattern, is_target
 from .new_tokens import add_rows, options_for_tokens, wrapping_rows
 from .schema import StageSettings
 from .tasks import TaskSpec, task_of
@@ -88,14 +89,15 @@ def _with_adapter(settings: StageSettings, task: TaskSpec, model: Any, options: 
     from peft import LoraConfig, TaskType, get_peft_model
 
     spec = settings.adapter
-    targets: Any = "all-linear" if "all-linear" in spec.target_modules else list(spec.target_modules)
     config = LoraConfig(
         r=spec.rank,
         lora_alpha=spec.alpha,
         lora_dropout=spec.dropout,
-        target_modules=targets,
+        use_rslora=spec.rslora,
+        use_dora=spec.dora,
+        target_modules=_targets(spec.target_modules),
         # peft trains a new head in full, and knows some of them only after it has chosen all linear layers
-        exclude_modules=list(task.head_modules) if task.has_new_head and targets == "all-linear" else None,
+        exclude_modules=list(task.head_modules) if task.has_new_head and "all-linear" in spec.target_modules else None,
         task_type=TaskType[task.peft_type],
         **options,
     )
@@ -108,6 +110,15 @@ def _with_adapter(settings: StageSettings, task: TaskSpec, model: Any, options: 
         raise UsageError(_refusal(settings, _kind(model), layers, str(error))) from error
     _check_targets(spec.target_modules, layers, adapted)
     return adapted
+
+
+def _targets(names: Sequence[str]) -> Any:
+    """Return names and patterns as peft takes them: all names, or one pattern."""
+    if "all-linear" in names:
+        return "all-linear"
+    if not any(map(is_pattern, names)):
+        return list(names)
+    return "|".join(f"(?:{one})" if is_pattern(one) else rf"(?:.*\.)?{re.escape(one)}" for one in names)
 
 
 def _check_saved(names: Sequence[str], model: Any) -> None:
@@ -132,11 +143,12 @@ def _linear_layers(model: Any) -> list[str]:
 def _check_targets(targets: Sequence[str], layers: Sequence[str], adapted: Any) -> None:
     """Refuse targets that match nothing; peft minds only if none does."""
     tuner, left = adapted.base_model, adapted.peft_config["default"].target_modules
-    if "all-linear" in targets or not isinstance(left, set | list):
+    if "all-linear" in targets:
         return
     for target in targets:
         # peft takes a name of the files, such as w1 of an expert, for the tensor in memory that holds it
-        if target in left and not any(f".{name}".endswith(f".{target}") for name in tuner.targeted_module_names):
+        is_replaced = isinstance(left, set | list) and target not in left
+        if not is_replaced and not any(is_target(name, target) for name in tuner.targeted_module_names):
             raise UsageError(_no_layer(target, layers))
 
 

@@ -67,11 +67,13 @@ def params_of(settings: StageSettings, model: ModelFacts) -> Params:
     whole = {*settings.adapter.modules_to_save, *(heads if task.has_new_head else ())}  # peft trains a new head so
     saved = [tensor for tensor in model.tensors if any(f".{name}." in f".{tensor.name}" for name in whole)]
     trainable = settings.adapter.rank * sum(sum(tensor.shape) for tensor in adapted) + sum(map(_numel, saved))
+    if settings.adapter.dora:
+        trainable += sum(tensor.shape[0] for tensor in adapted)  # a length for each output
     return Params(
         trainable=trainable,
         frozen=model.num_params,
         quantisable=sum(_numel(tensor) for tensor in model.tensors if takes_adapter(tensor, "all-linear", heads)),
-        num_tensors=2 * len(adapted) + len(saved),
+        num_tensors=(2 + settings.adapter.dora) * len(adapted) + len(saved),
     )
 
 
@@ -82,13 +84,25 @@ def _numel(tensor: TensorFacts) -> int:
 def takes_adapter(tensor: TensorFacts, target: str, heads: Collection[str]) -> bool:
     """Say whether *target* gives a linear layer's weight an adapter, by peft's rules.
 
-    A target is the end of a module's path; `all-linear` is every linear layer but the *heads*.
+    `all-linear` is every linear layer but the *heads*; see `is_target` for the others.
     """
     path = tensor.name.removesuffix(".weight")
     module = path.rsplit(".", 1)[-1]
     if len(tensor.shape) != 2 or "embed" in tensor.name or module in ("wte", "wpe", "shared"):
         return False
-    return f".{path}".endswith(f".{target}") or (target == "all-linear" and module not in heads)
+    return is_target(path, target) or (target == "all-linear" and module not in heads)
+
+
+def is_pattern(target: str) -> bool:
+    """Say whether a target is a regular expression, and no name."""
+    return re.fullmatch(r"[\w.-]+", target) is None
+
+
+def is_target(path: str, target: str) -> bool:
+    """Say whether *target* means the module at *path*: its end, or a pattern of all."""
+    if is_pattern(target):
+        return re.fullmatch(target, path) is not None
+    return f".{path}".endswith(f".{target}")
 
 
 def is_frozen(name: str, patterns: Sequence[str]) -> bool:

@@ -42,7 +42,15 @@ class Adapter:
     rank: int = key(16, "rank of the two factors", also=("r", "lora_r"), at_least=1)
     alpha: float = key(32.0, "scale: the product is multiplied by alpha / rank", also=("lora_alpha",), above=0)
     dropout: float = key(0.0, "dropout before the factors", also=("lora_dropout",), at_least=0, at_most=0.99)
-    target_modules: tuple[str, ...] = key(("all-linear",), "names of the layers that get an adapter")
+    rslora: bool = key(False, "divide alpha by the root of rank, so that high ranks learn too", also=("use_rslora",))
+    dora: bool = key(
+        False, "train the length of each layer's outputs beside their direction: a slower step", also=("use_dora",)
+    )
+    target_modules: tuple[str, ...] = key(
+        ("all-linear",),
+        "layers that get an adapter: ends of their names, patterns of whole names such as '.*(q_proj|v_proj)', or "
+        "all-linear",
+    )
     modules_to_save: tuple[str, ...] = key((), "layers that train in full beside the adapters")
 
 

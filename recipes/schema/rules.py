@@ -273,6 +273,16 @@ def _kept(view: StageSettings) -> Iterator[Fault]:
         )
 
 
+def _patterns(view: StageSettings) -> Iterator[Fault]:
+    """Return targets of an adapter that are no regular expressions."""
+    for number, target in enumerate(view.adapter.target_modules):
+        try:
+            re.compile(target)
+        except re.error as error:
+            problem = f"is {target!r}, which is no pattern: {error}"
+            yield Fault(key=f"adapter.target_modules.{number}", problem=problem, hint="such as .*(q_proj|v_proj)")
+
+
 def _unused_periods(schedule: Schedule) -> Iterator[Fault]:
     """Return the keys of a period that the shape of the schedule does not have."""
     without = {
@@ -303,6 +313,7 @@ def _sections(view: StageSettings) -> Iterator[Fault]:
         if getattr(train, name) is not None and train.eval_split is None:
             yield Fault(key=f"train.{name}", problem="needs train.eval_split", hint="such as validation")
     yield from _unused_periods(schedule)
+    yield from _patterns(view)
     yield from _kept(view)
     if predict.min_new_tokens > predict.max_new_tokens:
         problem = f"is {predict.min_new_tokens}, above max_new_tokens {predict.max_new_tokens}"

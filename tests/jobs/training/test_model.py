@@ -11,6 +11,8 @@ from transformers import GPTJConfig, GPTJForCausalLM, LlamaConfig, LlamaForCausa
 
 from sousbatch.errors import UsageError
 from sousbatch.jobs.training.model import build_model
+from sousbatch.recipes.facts import TensorFacts
+from sousbatch.recipes.forecast.parameters import takes_adapter
 from sousbatch.recipes.schema import Adapter, Model, Recipe, Train, Zero
 
 # peft calls transformers by names that are deprecated there, and ours serve the older ones too
@@ -191,3 +193,42 @@ def test_weights_have_the_dtype_in_which_their_engine_keeps_them(
     added = {name for name in trainable(model) if method == "lora"}
     base = {value.dtype for name, value in model.named_parameters() if name not in added}
     assert base == {dtype}
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        ((".*(q_proj|v_proj)",), {"q_proj", "v_proj"}),
+        ((r"model\.layers\.1\..*_proj", "o_proj"), {"o_proj", "gate_proj", "down_proj", "up_proj", "q_proj"}),
+        (("layers.0.self_attn.q_proj",), {"q_proj"}),
+    ],
+)
+def test_targets_are_names_and_patterns(folder: Path, targets: tuple[str, ...], expected: set[str]) -> None:
+    model = build(folder, adapter=Adapter(method="lora", rank=4, target_modules=targets))
+    layers = {name.partition(".lora_")[0] for name in trainable(model) if ".lora_" in name}
+    assert {name.rpartition(".")[2] for name in layers} >= expected
+    assert not any("layers.0.mlp" in name for name in layers)
+    estimated = [
+        name
+        for name, value in LlamaForCausalLM.from_pretrained(folder).named_parameters()
+        if any(
+            takes_adapter(TensorFacts(name=name, shape=tuple(value.shape), dtype="float32"), target, ())
+            for target in targets
+        )
+    ]
+    assert {f"base_model.model.{name}".removesuffix(".weight") for name in estimated} == layers
+
+
+def test_a_pattern_that_matches_no_layer_is_refused(folder: Path) -> None:
+    with pytest.raises(UsageError, match=r"no layer is called '\.\*qproj'; known: down_proj"):
+        build(folder, adapter=Adapter(method="lora", target_modules=("q_proj", ".*qproj")))
+
+
+def test_an_adapter_can_be_scaled_by_the_root_of_its_rank_and_train_lengths(folder: Path) -> None:
+    model = build(folder, adapter=Adapter(method="lora", rank=16, alpha=8, rslora=True, dora=True))
+    layer = model.base_model.model.model.layers[0].self_attn.q_proj
+    assert layer.scaling["default"] == 8 / 16**0.5
+    lengths = [name for name in trainable(model) if "lora_magnitude_vector" in name]
+    assert len(lengths) == 2 * 7
+    losses = trained(model)
+    assert losses[-1] < losses[0]

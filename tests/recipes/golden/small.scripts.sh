@@ -1,59 +1,59 @@
 #!/bin/bash
-# sousbatch @VERSION@: run 'fec5ef7e59ca', stage train
+# sousbatch @VERSION@: run '0e55272c5993', stage train
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/fec5ef7e59ca/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/0e55272c5993/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/fec5ef7e59ca train
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/0e55272c5993 train
 
 #!/bin/bash
-# sousbatch @VERSION@: run 'fec5ef7e59ca', stage consolidate
+# sousbatch @VERSION@: run '0e55272c5993', stage consolidate
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/fec5ef7e59ca/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/0e55272c5993/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/fec5ef7e59ca consolidate
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/0e55272c5993 consolidate
 
 #!/bin/bash
-# sousbatch @VERSION@: run 'fec5ef7e59ca', stage predict
+# sousbatch @VERSION@: run '0e55272c5993', stage predict
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/fec5ef7e59ca/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/0e55272c5993/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/fec5ef7e59ca predict
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/0e55272c5993 predict
 
 #!/bin/bash
-# sousbatch @VERSION@: run 'fec5ef7e59ca', stage merge
+# sousbatch @VERSION@: run '0e55272c5993', stage merge
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/fec5ef7e59ca/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/0e55272c5993/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/fec5ef7e59ca merge
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/0e55272c5993 merge
 
 #!/bin/bash
-# sousbatch @VERSION@: run 'fec5ef7e59ca', stage score
+# sousbatch @VERSION@: run '0e55272c5993', stage score
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/fec5ef7e59ca/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/0e55272c5993/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/fec5ef7e59ca score
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/0e55272c5993 score
