@@ -208,13 +208,17 @@ def _plan_rows(arguments: Namespace) -> int:
     from ..recipes.inspect.cache import code_digest
     from ..recipes.inspect.data import read_splits
     from ..recipes.inspect.lengths import show_samples
-    from ..recipes.inspect.model import read_model
+    from ..recipes.inspect.model import find_model, read_model
     from ..recipes.inspect.prepared import prepare_splits
+    from ..recipes.inspect.tokens import find_tokens
+    from ..recipes.stages import with_tokens
 
     recipe = compose(arguments.recipe, arguments.overrides)
     splits = read_splits(recipe)
     prepared = prepare_splits(recipe, splits, code_digest(recipe))
-    print(show_samples(recipe, read_model(recipe), splits, prepared, arguments.num_rows))
+    places = find_model(recipe)
+    recipe = with_tokens(recipe, find_tokens(recipe, places.tokenizer_folder, splits, prepared))
+    print(show_samples(recipe, read_model(recipe, places), splits, prepared, arguments.num_rows))
     return 0
 
 
@@ -233,11 +237,14 @@ def _as_text(value: Plan) -> str:
     space_line = f"{space.folder} has {format_size(max(0, space.free_bytes))} free ({space.source}{others})"
     storage.append(["peak", format_size(value.forecast.storage_peak_bytes), space_line])
     parts = [
-        f"{value.recipe.name} on {value.site.name}: run {value.run_id}, {model.num_params:,} parameters",
+        f"{value.recipe.name} on {value.site.name}: run {value.run_id}, {model.num_params:,} parameters"
+        + _trained(value),
         format_table([_stage_row(stage) for stage in value.stages], header=("stage", "kind", "where", "after", "")),
         format_table(splits, header=("data", "rows", "size", "file")),
         *_steps(value),
         *_lengths(value),
+        *_labels(value),
+        *_tokens(value),
         format_table(storage, header=("storage", "", "")),
     ]
     for name, lines in value.forecast.device.items():
@@ -283,6 +290,42 @@ def _some(rows: Rows) -> str:
     return f"{rows.num:,} (row {', '.join(map(str, rows.first))}{more})" if rows.num else ""
 
 
+def _trained(value: Plan) -> str:
+    """Return what share of the model its trainings train, where it is not all."""
+    from ..recipes.forecast.parameters import params_of
+
+    shares = {}
+    for stage in value.stages:
+        if stage.batch is not None:
+            params = params_of(stage.settings, value.inputs.model)
+            total = params.trainable + params.frozen
+            percent = f"{100 * params.trainable / total:.2g} %"
+            shares[stage.name] = f"trains {_short(params.trainable)} of {_short(total)} parameters ({percent})"
+            shares[stage.name] *= bool(params.frozen)
+    if len(set(shares.values())) == 1:
+        return "".join(f", {text}" for text in set(shares.values()) if text)
+    return "".join(f", {name} {text or 'trains all'}" for name, text in shares.items())
+
+
+def _short(number: int) -> str:
+    """Return a count with three digits, such as 1.23 M."""
+    for size, unit in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)
+
+
+def _tokens(value: Plan) -> list[str]:
+    """Return how many tokens are added from a file or the data, and what for."""
+    tokens = value.inputs.tokens
+    if tokens is None:
+        return []
+    return [
+        f"{len(tokens.added):,} tokens are added from {tokens.source}: a training row has {tokens.before:g} tokens "
+        f"before and {tokens.after:g} after, on average"
+    ]
+
+
 def _lengths(value: Plan) -> list[str]:
     """Return how long the rows of the data are in tokens, where they were counted."""
     rows = [
@@ -300,6 +343,22 @@ def _lengths(value: Plan) -> list[str]:
     )
 
 
+def _labels(value: Plan) -> list[str]:
+    """Return the labels of a classification, in the order of its probabilities."""
+    labels = value.inputs.labels
+    return [f"labels, in the order of a row's probabilities: {', '.join(map(repr, labels))}"] if labels else []
+
+
+def _example_words(stage: Stage) -> str:
+    """Return what an example of a train stage is."""
+    data, rows = stage.settings.data, stage.splits["train"]
+    if data.packing == "blocks":
+        return f"blocks of {data.max_tokens} tokens"
+    if data.packing == "rows" and rows.num_examples:
+        return f"packs of {rows.num_rows / rows.num_examples:.1f} rows"
+    return "rows"
+
+
 def _stage_row(stage: Stage) -> list[str]:
     wanted, batch = stage.resources, stage.batch
     counts = [(stage.num_tasks, "task"), (wanted.nodes, "node"), (wanted.devices_per_node, wanted.device)]
@@ -310,6 +369,6 @@ def _stage_row(stage: Stage) -> list[str]:
     if batch is not None:
         shares = f"{batch.world_size} ranks x {batch.micro_batch} x {batch.accumulation}"
         saves = f"a checkpoint every {batch.save_every_steps}"
-        what = f"{batch.steps} steps of {batch.global_batch} rows = {shares}, {saves}"
+        what = f"{batch.steps} steps of {batch.global_batch} {_example_words(stage)} = {shares}, {saves}"
     after = ", ".join(item.stage + (" (however it ends)" if item.condition == "any" else "") for item in stage.after)
     return [stage.name, stage.kind, where, after, what]

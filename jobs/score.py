@@ -13,6 +13,7 @@ from ..errors import NotFoundError
 from ..events import Scored
 from ..predictions.rows import PredictionRow, predictions_of
 from ..predictions.scoring import score_with_baseline
+from ..recipes.data.chat import input_of, target_of
 from ..recipes.data.rows import read_rows
 from ..recipes.tasks import task_of
 from .context import JobContext, run_job
@@ -21,14 +22,14 @@ from .context import JobContext, run_job
 def score(job: JobContext) -> int:
     """Write the stage's scores, and metrics.json over all score stages."""
     assert job.stage.predict_stage is not None, "a score stage works on the rows of a predict stage"
-    split, columns = job.stage.splits["score"], job.settings.data.columns
+    split, data = job.stage.splits["score"], job.settings.data
     (target,) = (column.name for column in task_of(job.settings.task).columns(job.settings, "score"))
     predictions = _predictions(job.paths.predictions_file(job.stage.predict_stage))
     rows = list(islice(read_rows(Path(split.path)), len(predictions)))
     found = score_with_baseline(
         predictions,
-        [row[target] for row in rows],
-        [row.get(columns.input) for row in rows],
+        [target_of(data, row, target) for row in rows],
+        [input_of(data, row) for row in rows],
         metrics=job.settings.score.metrics,
         tokenizer=job.settings.score.tokenizer,
     )

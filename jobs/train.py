@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..cluster import processes
 from ..errors import EXIT_STOPPED, RunError
 from ..events import Resumed
+from ..recipes.data.packing import for_use
 from ..recipes.plan import Batch
 from ..recipes.tasks import task_of
 from .context import JobContext, run_job
@@ -95,21 +96,22 @@ def _trainer(
     examples = runtime.examples(settings, Path(stage.splits["train"].path), tokenizer, None)
     eval_examples = None
     if evaluated := stage.splits.get("eval"):
-        eval_examples = runtime.examples(settings, Path(evaluated.path), tokenizer, evaluated.num_rows)
+        eval_settings = for_use(settings, "eval")
+        eval_examples = runtime.examples(eval_settings, Path(evaluated.path), tokenizer, evaluated.num_rows)
     model = build_model(settings, stage.model.dir_in(job.paths), tokenizer, has_weights=not stage.model.is_random)
     saver = Saver(job, batch, ranks, callback.ledger, tokenizer, log)
     trainer = RecipeTrainer(
         job,
         batch,
         saver,
+        callback,
         model=model,
         args=arguments,
         train_dataset=examples,
         eval_dataset=eval_examples,
         data_collator=runtime.collator(settings, tokenizer, model),
         compute_loss_func=runtime.loss(settings, examples) if runtime.loss else None,
-        callbacks=[callback],
-        answers=AnswerMetric(job, ranks, tokenizer, watchdog.step) if "predict" in stage.splits else None,
+        metric=AnswerMetric(job, ranks, tokenizer, watchdog.step) if "predict" in stage.splits else None,
     )
     trainer.remove_callback(PrinterCallback)  # it prints on every rank
     engine_of(settings).wrap(trainer)

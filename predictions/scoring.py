@@ -46,9 +46,9 @@ def score_with_baseline(
         for row, text in zip(rows, inputs, strict=True)
     ]
     scores = {MODEL: _scores(answers, chosen)}
-    if any(text is not None for text in inputs):
-        without_fields = {name: metric for name, metric in chosen.items() if not metric.fields}
-        scores[BASELINE] = _scores(replace(answers, rows=copied), without_fields)
+    of_texts = {name: metric for name, metric in chosen.items() if metric.has_baseline and not metric.fields}
+    if of_texts and any(text is not None for text in inputs):
+        scores[BASELINE] = _scores(replace(answers, rows=copied), of_texts)
     return scores
 
 

@@ -30,6 +30,10 @@ def prepare_model(settings: StageSettings, model: Any, tokenizer: Any) -> Any:
     """
     task = task_of(settings.task)
     new_rows = add_rows(model, tokenizer)
+    if task.has_new_head:  # the config still names the class that the weights were saved from
+        model.config.architectures = [type(model).__name__]
+    if task.has_labels and model.config.pad_token_id is None:  # a decoder finds the end of a text by it
+        model.config.pad_token_id = tokenizer.pad_token_id
     _freeze(settings.model.freeze, model)
     model.config.use_cache = False
     checkpointing = settings.train.gradient_checkpointing
@@ -45,7 +49,10 @@ def prepare_model(settings: StageSettings, model: Any, tokenizer: Any) -> Any:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=_CHECKPOINTING)
     if settings.adapter.method != "full":
         model.enable_input_require_grads()
-        model = _with_adapter(settings, task, model, options_for_tokens(settings, model, tokenizer, new_rows))
+        options = options_for_tokens(settings, model, tokenizer, new_rows)
+        model = _with_adapter(
+            settings, task, model, options | (_head_options(model, options) if task.has_new_head else {})
+        )
     return model
 
 
@@ -102,6 +109,8 @@ def _with_adapter(settings: StageSettings, task: TaskSpec, model: Any, options: 
         **options,
     )
     _check_saved(spec.modules_to_save, model)
+    if _saves_tied(spec.modules_to_save, model):  # else peft would train two copies of one tensor apart
+        config.ensure_weight_tying = True
     layers = _linear_layers(model)  # before peft wraps them
     try:
         with wrapping_rows(model):
@@ -110,6 +119,21 @@ def _with_adapter(settings: StageSettings, task: TaskSpec, model: Any, options: 
         raise UsageError(_refusal(settings, _kind(model), layers, str(error))) from error
     _check_targets(spec.target_modules, layers, adapted)
     return adapted
+
+
+def _head_options(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options of peft's `LoraConfig` that train a new head in full.
+
+    It is all beside the model's base, and the base's pooler, which models that were not trained to classify lack. peft
+    knows two names of heads only, and would give their inner layers an adapter that it cannot merge.
+    """
+    base = getattr(model, model.base_model_prefix)
+    parts = {name: module for name, module in model.named_children() if module is not base}
+    parts[f"{model.base_model_prefix}.pooler"] = getattr(base, "pooler", None)
+    heads = [name for name, module in parts.items() if module is not None and [*module.parameters()]]
+    saved = dict.fromkeys([*heads, *(options["modules_to_save"] or ())])
+    inner = "|".join(map(re.escape, heads))
+    return {"modules_to_save": list(saved), "exclude_modules": rf"({inner})(\..+)?"}
 
 
 def _targets(names: Sequence[str]) -> Any:
@@ -131,6 +155,14 @@ def _check_saved(names: Sequence[str], model: Any) -> None:
                 f"adapter.modules_to_save: {_kind(model)} has no module {wanted!r}"
                 + (f" ({hint})" if hint else f"; it has {', '.join(last)}")
             )
+
+
+def _saves_tied(names: Sequence[str], model: Any) -> bool:
+    words, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is None or head.weight is not words.weight:
+        return False
+    tied = [name for name, module in model.named_modules() if module is words or module is head]
+    return any(f".{name}".endswith(f".{wanted}") for name in tied for wanted in names)
 
 
 def _linear_layers(model: Any) -> list[str]:

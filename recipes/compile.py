@@ -13,13 +13,15 @@ from ..errors import PlanError
 from .engines import engine_of
 from .facts import Inputs, ModelFacts
 from .forecast.memory import forecast, host_memory
+from .forecast.parameters import merge_bytes
 from .forecast.storage import is_own_limit, model_of, with_dtype
+from .labels import with_labels
 from .optimizers import optimizer_refusals
 from .plan import After, Batch, Forecast, Plan, Stage, StageModel, StageSplit
-from .refusals import by_stage, doubts, misfits, node_memory, rank_memory
+from .refusals import by_stage, card_refusals, doubts, misfits, node_memory, rank_memory
 from .schema import Recipe, StageSettings
 from .schema.fields import unbuilt
-from .stages import ResolvedStage, RowsWanted, resolve_stages
+from .stages import ResolvedStage, RowsWanted, resolve_stages, with_tokens
 from .tasks import task_of, with_metrics
 from .train_refusals import train_refusals, train_warnings
 
@@ -33,18 +35,20 @@ def compile(recipe: Recipe, site: Site, inputs: Inputs) -> Plan:
     Raises:
         PlanError: every reason why it cannot work.
     """
+    recipe = with_labels(with_tokens(recipe, inputs.tokens), inputs.labels)
     recipe = with_metrics(with_dtype(recipe, inputs.model))
     stages = [_stage(one, site, inputs) for one in resolve_stages(recipe).values()]
     reasons = list(by_stage(stages, misfits, site))
     for stage in stages:
-        reasons += _refusals(stage, inputs)
+        reasons += [*_refusals(stage, inputs), *_merge_refusals(stage, site, inputs)]
+        reasons += card_refusals(stage, site) if stage.batch is not None else ()
     if reasons:
         raise PlanError(list(dict.fromkeys(reasons)))
     found = forecast(inputs, stages)
     reasons += _storage_refusals(stages, found, inputs)
     if reasons:
         raise PlanError(reasons)
-    warnings = list(by_stage(stages, doubts, site))
+    warnings = [*by_stage(stages, doubts, site), *_token_warnings(inputs)]
     warnings += [warning for stage in stages for warning in _warnings(recipe, site, inputs, stage, found)]
     return Plan(
         recipe=recipe,
@@ -157,6 +161,17 @@ def _refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
         yield f"stage {stage.name!r} has no model: no consolidate stage above it, and model.path has no weights"
 
 
+def _merge_refusals(stage: Stage, site: Site, inputs: Inputs) -> Iterator[str]:
+    """Refuse an adapter that can be merged in memory only, where that is too small."""
+    needed = merge_bytes(stage.settings, inputs.model) if stage.record.leaves == "model" else 0
+    if needed > (there := node_memory(stage, site)) > 0:
+        yield (
+            f"stage {stage.name!r}: this adapter can be merged in memory only, which takes {_gb(needed)}, and a node "
+            f"has {_gb(there)}; name layers of the attention alone in adapter.target_modules, or more memory in "
+            f"resources.{stage.name}.memory_gb"
+        )
+
+
 def _cpu_refusals(settings: StageSettings, stage: Stage) -> Iterator[str]:
     if settings.model.attention == "flash_attention_2":
         yield "model.attention flash_attention_2 needs a GPU; set model.attention=sdpa"
@@ -218,6 +233,15 @@ def _storage_refusals(stages: Sequence[Stage], found: Forecast, inputs: Inputs) 
         yield (
             f"not enough space: the run will hold {_gb(found.storage_peak_bytes)} and {where}; the largest part is "
             f"{largest.what}: choose another folder with --runs"
+        )
+
+
+def _token_warnings(inputs: Inputs) -> Iterator[str]:
+    tokens = inputs.tokens
+    if tokens is not None and tokens.after >= tokens.before:
+        yield (
+            f"model.add_tokens_from {tokens.source!r} makes no row shorter: {tokens.before:g} tokens a row before and "
+            f"{tokens.after:g} after; this tokenizer has words that the new tokens cut"
         )
 
 

@@ -26,12 +26,14 @@ class TrainedFacts:
     """Numbers of parameters of a model that was made ready to train.
 
     Adapters are included. QLoRA holds *quantisable* of the frozen ones in four bits. A checkpoint holds *num_tensors*.
+    Where only peft can merge the adapter, it *merges_in_memory*.
     """
 
     trainable: int
     frozen: int
     quantisable: int
     num_tensors: int
+    merges_in_memory: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +168,19 @@ class Prepared:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TokenFacts:
+    """The tokens that `model.add_tokens_from` adds.
+
+    *source* is its value. A row of the training text has so many tokens *before* and *after*, on average.
+    """
+
+    source: str
+    added: tuple[str, ...]
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class DiskSpace:
     """The free space of the runs directory, less what other runs were promised.
 
@@ -186,7 +201,8 @@ class Inputs:
     """The facts of a recipe's model, data and disk.
 
     *versions* are those of the packages that jobs will import. *settings_digest* stands for the settings that decided
-    what was read: they are facts of no other recipe.
+    what was read: they are facts of no other recipe. The *labels* of a classification are in the order of the model's
+    outputs.
     """
 
     model: ModelFacts
@@ -196,7 +212,9 @@ class Inputs:
     versions: dict[str, str] = field(default_factory=dict)
     lengths: tuple[Lengths, ...] = ()
     settings_digest: str = ""
+    labels: tuple[str, ...] = ()
     prepared: tuple[Prepared, ...] = ()
+    tokens: TokenFacts | None = None
 
     def split_of(self, stage: str, use: RowUse, split: str) -> SplitFacts:
         """Return the rows of a split as a stage uses them, prepared or not."""

@@ -57,7 +57,9 @@ def options_for_tokens(settings: StageSettings, model: Any, tokenizer: Any, new:
     ids = sorted({*new, *(int(tokenizer.convert_tokens_to_ids(token)) for token in settings.model.add_tokens)})
     rows: dict[str, list[int]] = {}
     for name, layer in embedding_layers(model):
-        if not ids or any(f".{name}".endswith(f".{one}") for one in (*saved, *spec.target_modules)):
+        tied = [one for one, module in model.named_modules() if getattr(module, "weight", None) is layer.weight]
+        others = (*spec.modules_to_save, *spec.target_modules)
+        if not ids or any(f".{one}".endswith(f".{other}") for one in tied for other in others):
             continue
         if getattr(layer, "bias", None) is None:
             rows[name] = ids

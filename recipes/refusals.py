@@ -13,6 +13,10 @@ from ..cluster.site import NodeKind, Partition, Site
 from ..errors import nearest
 from .plan import Stage
 
+# Cards older than Ampere, as Slurm's administrators call them.
+_WITHOUT_BFLOAT16 = re.compile(
+    r"(?i)(?<![a-z0-9])(k80|m60|p4|p40|p100|v100s?|t4|titan\w*|(gtx|rtx)?[ _-]?(10|20)[5678]0\w*)(?![a-z0-9])"
+)
 _ADVICE = re.compile(r"<(\w+=[^>]+)>")
 
 
@@ -123,6 +127,19 @@ def rank_memory(stage: Stage, site: Site) -> int:
     if partition is None:
         return site.gpu_memory_bytes
     return min((kind.gpu_memory_bytes for kind in partition.nodes if kind.gpus >= wanted.devices_per_node), default=0)
+
+
+def card_refusals(stage: Stage, site: Site) -> Iterator[str]:
+    """Refuse bfloat16 where the partition tells that no card of it computes in it."""
+    partition = site.partition(stage.resources.partition)
+    if partition is None or stage.resources.device != "gpu" or stage.settings.train.precision != "bfloat16":
+        return
+    types = {kind.gpu_type for kind in partition.nodes if kind.gpus}
+    if types and all(_WITHOUT_BFLOAT16.search(one) for one in types):
+        yield (
+            f"stage {stage.name!r}: train.precision bfloat16, and partition {partition.name!r} has "
+            f"{', '.join(sorted(types))}, which cannot compute in it; set train.precision=float16"
+        )
 
 
 def node_memory(stage: Stage, site: Site) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ..errors import RecipeError
+from .facts import TokenFacts
 from .schema import Recipe, Resources, StageSettings, StageSpec, validate
 from .stage_kinds import STAGE_KINDS, USUAL_KINDS, RowUse, StageKind
 
@@ -90,6 +91,14 @@ def _foreseeing(stage: ResolvedStage, recipe: Recipe, stages: Iterable[ResolvedS
         return stage
     changes = {section: getattr(follower.settings, section) for section in sections}
     return replace(stage, settings=replace(stage.settings, **changes))
+
+
+def with_tokens(recipe: Recipe, tokens: TokenFacts | None) -> Recipe:
+    """Return *recipe* with the tokens that planning found written out."""
+    if tokens is None:
+        return recipe
+    added = (*recipe.model.add_tokens, *tokens.added)
+    return replace(recipe, model=replace(recipe.model, add_tokens=added, add_tokens_from=None))
 
 
 def settings_of(recipe: Recipe) -> StageSettings:

@@ -52,7 +52,7 @@ def open_source(path: Place, *, is_raw: bool = False) -> Source:
     if found is None and adapter_path.is_file():
         return Source(
             path=path,
-            content="adapter",
+            content="model" if is_raw else "adapter",
             kind="peft adapter",
             tensors=tuple(read_tensors(adapter_path)),
             step=_step(path),

@@ -119,6 +119,7 @@ def merge_adapter(adapter: Source, base: Source, config: Mapping[str, object]) -
             does not fit; the message advises peft.
     """
     _check_options(config)
+    base = _named_alike(adapter, base, config)
     merged = {tensor.name: tensor for tensor in base.tensors}
     factors: dict[str, dict[str, SourceTensor]] = {}
     whole: dict[str, SourceTensor] = {}
@@ -136,6 +137,8 @@ def merge_adapter(adapter: Source, base: Source, config: Mapping[str, object]) -
             if saved not in whole or ".modules_to_save." in name:
                 whole[saved] = replace(tensor, name=saved)
     for name, tensor in whole.items():
+        if config.get("ensure_weight_tying") and name not in merged:
+            continue  # it is one with another layer, under whose name it is stored
         if not _is_new_head(name, config):
             _require(name, merged, base)
         merged[name] = tensor
@@ -151,6 +154,30 @@ def merge_adapter(adapter: Source, base: Source, config: Mapping[str, object]) -
             raise UnmergeableError(f"{adapter.path}: {module!r} has magnitudes that are not merged here; {_ADVICE}")
         merged[f"{name}.weight"] = replace(_fitting(merged[f"{name}.weight"], low_rank), low_rank=low_rank)
     return replace(adapter, content="model", tensors=tuple(merged.values()), aliases=base.aliases)
+
+
+def _named_alike(adapter: Source, base: Source, config: Mapping[str, object]) -> Source:
+    """Return *base* as the model names it that the adapter was trained in.
+
+    Files of a model that was saved without a head lack the first part of the names, such as `bert.`. Where the adapter
+    brings the whole head, that of the base is left out.
+    """
+    matches = (_FACTOR.fullmatch(tensor.name) for tensor in adapter.tensors)
+    modules = {match["module"].removeprefix(_PREFIX) for match in matches if match is not None}
+    stems = {f"{module.partition('.')[0]}." for module in modules}
+    names = {tensor.name for tensor in base.tensors}
+    if len(stems) == 1 and not any(name.startswith(stem) for stem in stems for name in names):
+        (stem,) = stems
+        if all(f"{module.removeprefix(stem)}.weight" in names for module in modules):
+            tensors = tuple(replace(tensor, name=stem + tensor.name) for tensor in base.tensors)
+            aliases = tuple((stem + name, stem + kept) for name, kept in base.aliases)
+            base = replace(base, tensors=tensors, aliases=aliases)
+    if config.get("task_type") not in _NEW_HEADS:
+        return base
+    kept = tuple(tensor for tensor in base.tensors if tensor.name.startswith(tuple(stems)))
+    return replace(
+        base, tensors=kept, aliases=tuple(p for p in base.aliases if all(n.startswith(tuple(stems)) for n in p))
+    )
 
 
 def _is_new_head(name: str, config: Mapping[str, object]) -> bool:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from ...recipes.schema import StageSettings
 
 
+IGNORED_LABEL = -100  # of tokens that count in no loss, as torch's cross entropy says it
+
+
 class Examples(Protocol):
     """The examples of a split, as a Trainer takes them."""
 

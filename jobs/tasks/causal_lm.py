@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import unicodedata
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain, islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,8 @@ from ...recipes.data.rows import Row, read_rows
 from ...recipes.schema import StageSettings
 from ...recipes.tasks import task_of
 from ..generation import Engine
-from . import TaskRuntime
-
-IGNORED_LABEL = -100
+from . import IGNORED_LABEL, Examples, TaskRuntime
+from .packed import Blocks, Packs, pack_batch
 
 
 class TokenRows(Dataset[dict[str, list[int]]]):
@@ -42,6 +41,16 @@ class TokenRows(Dataset[dict[str, list[int]]]):
     def __len__(self) -> int:
         return len(self._ids)
 
+    @property
+    def flat(self) -> array[int]:
+        """The ids of all rows, one after another."""
+        return self._ids.flat
+
+    @property
+    def lengths(self) -> list[int]:
+        """The tokens of each row."""
+        return self._ids.lengths
+
     def __getitem__(self, index: int) -> dict[str, list[int]]:
         ids, bounds = self._ids[index], self._spans[index]
         labels = [IGNORED_LABEL] * len(ids)
@@ -54,23 +63,36 @@ class Ragged:
     """Lists of whole numbers below 2**31, one after another in memory."""
 
     def __init__(self) -> None:
-        self._flat, self._ends = array("i"), array("q")
+        self.flat, self._ends = array("i"), array("q")
 
     def append(self, numbers: Iterable[int]) -> None:
         """Add one list."""
-        self._flat.extend(numbers)
-        self._ends.append(len(self._flat))
+        self.flat.extend(numbers)
+        self._ends.append(len(self.flat))
+
+    @property
+    def lengths(self) -> list[int]:
+        """The lengths of the lists."""
+        return [end - start for start, end in pairwise(chain([0], self._ends))]
 
     def __len__(self) -> int:
         return len(self._ends)
 
     def __getitem__(self, index: int) -> list[int]:
         start = self._ends[index - 1] if index else 0
-        return self._flat[start : self._ends[index]].tolist()
+        return self.flat[start : self._ends[index]].tolist()
 
 
-def load_examples(settings: StageSettings, path: Path, tokenizer: Any, limit: int | None = None) -> TokenRows:
-    """Return the examples of the data file at *path*.
+def load_examples(settings: StageSettings, path: Path, tokenizer: Any, limit: int | None = None) -> Examples:
+    """Return the examples of the data file at *path*: rows, packs or blocks."""
+    rows = load_rows(settings, path, tokenizer, limit)
+    shared: dict[str, Callable[[TokenRows, int], Examples]] = {"rows": Packs, "blocks": Blocks}
+    packing, size = settings.data.packing, settings.data.max_tokens
+    return rows if packing == "none" else shared[packing](rows, size)
+
+
+def load_rows(settings: StageSettings, path: Path, tokenizer: Any, limit: int | None = None) -> TokenRows:
+    """Return the rows of the data file at *path*.
 
     Rows with nothing to learn are left out.
 
@@ -106,17 +128,19 @@ def kept_rows(settings: StageSettings, rows: Iterable[Row], tokenizer: Any, name
 class Collator:
     """Pads a batch on the right.
 
-    Padding is neither attended to nor counted in the loss.
+    Padding is neither attended to nor counted in the loss. With *is_flat* packs of rows are joined instead.
     """
 
-    def __init__(self, pad: int) -> None:
-        self._pad = pad
+    def __init__(self, pad: int, *, is_flat: bool = False) -> None:
+        self._pad, self._is_flat = pad, is_flat
 
     def __call__(self, rows: Sequence[Mapping[str, list[int]]]) -> dict[str, torch.Tensor]:
         """Return int64 tensors of shape (rows, longest).
 
-        They are input_ids, attention_mask and labels.
+        They are input_ids, attention_mask and labels; of packs, position_ids in place of the mask.
         """
+        if "position_ids" in rows[0]:
+            return pack_batch(rows, self._pad, is_flat=self._is_flat)
         longest = max(len(row["input_ids"]) for row in rows)
 
         def padded(name: str, padding: int) -> torch.Tensor:
@@ -152,6 +176,8 @@ class GeneratingAnswerer:
 
 RUNTIME = TaskRuntime(
     examples=load_examples,
-    collator=lambda settings, tokenizer, model: Collator(pad_id(tokenizer)),
+    collator=lambda settings, tokenizer, model: Collator(
+        pad_id(tokenizer), is_flat=settings.model.attention == "flash_attention_2"
+    ),
     answerer=GeneratingAnswerer,
 )

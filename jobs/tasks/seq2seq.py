@@ -15,8 +15,8 @@ from torch.utils.data import Dataset
 
 from ...recipes.data.encode import pad_id
 from ...recipes.schema import StageSettings
-from . import TaskRuntime
-from .causal_lm import IGNORED_LABEL, GeneratingAnswerer, TokenRows, load_examples
+from . import IGNORED_LABEL, TaskRuntime
+from .causal_lm import GeneratingAnswerer, TokenRows, load_rows
 
 
 class PairRows(Dataset[dict[str, list[int]]]):
@@ -38,7 +38,7 @@ class PairRows(Dataset[dict[str, list[int]]]):
 
 
 def _load_pairs(settings: StageSettings, path: Path, tokenizer: Any, limit: int | None = None) -> PairRows:
-    return PairRows(load_examples(settings, path, tokenizer, limit))
+    return PairRows(load_rows(settings, path, tokenizer, limit))
 
 
 class PairCollator:

@@ -104,7 +104,7 @@ class StepCallback(TrainerCallback):
         if self._tracker is not None:
             self._tracker.log(state.global_step, values)
         if problem is not None:
-            self.diverged(state.global_step, problem)
+            self._diverge(state.global_step, problem)
 
     def _problem(self, values: dict[str, float], state: TrainerState, args: TrainingArguments) -> str | None:
         """Return why the training has diverged by what was logged, on all ranks alike."""
@@ -116,14 +116,19 @@ class StepCallback(TrainerCallback):
             found = guard.rising(state.log_history, train.max_loss_rise, train.log_every_steps)
         return found
 
-    def diverged(self, step: int, problem: str) -> NoReturn:
-        """End the training as diverged; every rank calls it.
+    def check_answers(self, step: int, answers: guard.Answers, loss: float) -> None:
+        """End the training when its answers have become filler; every rank calls it."""
+        if answers.is_text:
+            has = [self._ranks.largest(len(tokens)) for tokens in (answers.chosen, answers.wanted)]
+            if answers.became_filler(loss, is_varied=has[0] > 1 or has[1] <= 1):
+                self._diverge(step, "its answers to train.eval_split have become one token in all places")
 
-        Raises:
-            DivergedError: always.
-        """
-        last = commit.last_committed(self._job.paths.checkpoints(self._job.stage.name))
-        kept = f"the checkpoint of step {last.step} is kept" if last else "there is no checkpoint yet"
+    def _diverge(self, step: int, problem: str) -> NoReturn:
+        sign = -1 if self._job.settings.checkpoints.goal == "highest" else 1
+        saved = commit.committed(self._job.paths.checkpoints(self._job.stage.name))
+        measured = [(sign * one.metric, one.step) for one in saved if one.metric is not None]
+        good = min(measured)[1] if measured else saved[-1].step if saved else None
+        kept = "there is no checkpoint yet" if good is None else f"the checkpoint of step {good} is kept"
         message = f"the training diverged at step {step}: {problem}; {kept}"
         if self.ledger is not None:
             self.ledger.write(Diverged(step=step, message=message))

@@ -7,6 +7,18 @@ import torch
 _IGNORED_LABEL = -100
 
 
+def chosen_tokens(logits: torch.Tensor, labels: torch.Tensor, *, is_shifted: bool) -> tuple[set[int], set[int]]:
+    """Return the tokens that a model would answer, and those that it should.
+
+    They are taken where *labels* count, each after the right tokens before it.
+    """
+    if is_shifted:
+        logits, labels = logits[..., :-1, :], labels[..., 1:]
+    counts = labels != _IGNORED_LABEL
+    chosen, wanted = logits.argmax(-1)[counts], labels[counts]
+    return set(torch.unique(chosen).tolist()), set(torch.unique(wanted).tolist())
+
+
 def uniform_loss(logits: torch.Tensor, labels: torch.Tensor, *, is_shifted: bool) -> tuple[torch.Tensor, int]:
     """Return the summed cross-entropy against a uniform target, and its labels.
 

@@ -53,6 +53,8 @@ def _load(settings: StageSettings, task: TaskSpec, folder: Path, *, has_weights:
         options["quantization_config"] = _four_bits(train.precision)
     if settings.adapter.method != "full":
         dtype = getattr(torch, train.precision)
+    if task.has_new_head:  # a model that was trained on other labels has a head of another size
+        options["ignore_mismatched_sizes"] = True
     return model_class.from_pretrained(folder, config=config, dtype=dtype, **options)
 
 

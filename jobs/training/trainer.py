@@ -20,8 +20,10 @@ from ...recipes.schema import Train
 from ...recipes.tasks import task_of
 from ..context import JobContext
 from . import schedule
+from .callback import StepCallback
 from .engines import engine_of
-from .losses import uniform_loss
+from .guard import Answers
+from .losses import chosen_tokens, uniform_loss
 from .measuring import AnswerMetric
 from .row_order import LengthSampler
 from .saver import Saver
@@ -94,10 +96,18 @@ class RecipeTrainer(Trainer):
     """A Trainer with the recipe's schedule and our way of saving."""
 
     def __init__(
-        self, job: JobContext, batch: Batch, saver: Saver, answers: AnswerMetric | None = None, **options: Any
+        self,
+        job: JobContext,
+        batch: Batch,
+        saver: Saver,
+        callback: StepCallback,
+        metric: AnswerMetric | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(**options, optimizer_cls_and_kwargs=own_optimizer(job.settings.train))
-        self._job, self._batch, self._saver, self._answers = job, batch, saver, answers
+        super().__init__(**options, callbacks=[callback], optimizer_cls_and_kwargs=own_optimizer(job.settings.train))
+        self._job, self._batch, self._saver, self._callback = job, batch, saver, callback
+        self._answers = Answers(is_text=task_of(job.settings.task).generates)
+        self._metric = metric
         self._is_causal = task_of(job.settings.task).model_class == "AutoModelForCausalLM"
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -125,22 +135,35 @@ class RecipeTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return the loss, which is smoothed only while training."""
-        epsilon = self._job.settings.train.label_smoothing
-        if not (epsilon and model.training):
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        """Return the loss, which is smoothed only while training.
+
+        While evaluating, the first tokens that the model would answer are remembered.
+        """
+        epsilon, labels = self._job.settings.train.label_smoothing, inputs.get("labels")  # which a loss function takes
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        sums, count = uniform_loss(outputs["logits"], inputs["labels"], is_shifted=self._is_causal)
-        is_per_step = self.model_accepts_loss_kwargs and num_items_in_batch is not None  # as the model's own loss is
+        if not model.training and self._answers.is_wanted:
+            self._answers.add(*chosen_tokens(outputs["logits"], labels, is_shifted=self._is_causal))
+        if not (epsilon and model.training):
+            return (loss, outputs) if return_outputs else loss
+        sums, count = uniform_loss(outputs["logits"], labels, is_shifted=self._is_causal)
+        has_step_loss = self.model_accepts_loss_kwargs or self.compute_loss_func is not None
+        is_per_step = has_step_loss and num_items_in_batch is not None  # as the loss itself is
         scale = self.accelerator.num_processes / num_items_in_batch if is_per_step else 1 / max(1, count)
         loss = (1 - epsilon) * loss + epsilon * scale * sums
         return (loss, outputs) if return_outputs else loss
 
+    def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
+        """Measure the evaluation split, and end a training whose answers became filler."""
+        self._answers.begin()
+        found: dict[str, float] = super().evaluate(*arguments, **options)
+        self._callback.check_answers(self.state.global_step, self._answers, found["eval_loss"])
+        return found
+
     def evaluation_loop(self, *arguments: Any, **options: Any) -> Any:
         """Return transformers' loss and times, and the metric of answers where one is measured."""
         output = super().evaluation_loop(*arguments, **options)
-        if self._answers is not None:
-            output.metrics.update(self._answers.measure(self.model))
+        if self._metric is not None:
+            output.metrics.update(self._metric.measure(self.model))
         return output
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

@@ -27,6 +27,7 @@ from .machine import Share
 from .queue import Line
 
 _GRACE_S = 5.0
+_KILL_WAIT_S = 30.0  # beyond the time limit, for one that is saving: Slurm's own KillWait
 _LOOK_S = 1.0  # between looks at the line when nobody has changed it: a kill changes nothing
 _AWAY_S = 30.0  # how long a run folder may be elsewhere
 # A task that was asked to stop before it could listen, or while the recipe's set-up lines ran.
@@ -195,7 +196,7 @@ class _Job:
                 if task not in self._asked:
                     process.send_signal(signal.SIGTERM)
                     self._asked.add(task)
-            if left_s < 0:
+            if left_s < -min(_KILL_WAIT_S, notice_s(minutes)):
                 process.kill()  # its ranks die with it
 
     def _pass_on(self) -> None:

@@ -45,12 +45,14 @@ class Metric:
     *score* returns values by name; the name is that of a metric, alone or followed by `_` and more. A value is a
     number over all rows, or a list with a number for each row, whose mean is the score. *better* says which values
     are good. *needs* lists what it reads besides the predictions, *fields* what a task must have added to each row.
+    Without *has_baseline* copying the input says nothing, and is not measured.
     """
 
     score: Callable[[Answers], Mapping[str, float | Sequence[float]]]
     better: Literal["higher", "lower"]
     needs: tuple[Need, ...] = ("target",)
     fields: tuple[str, ...] = ()
+    has_baseline: bool = True
 
 
 METRICS: Registry[Metric] = Registry(
@@ -60,6 +62,9 @@ METRICS: Registry[Metric] = Registry(
         "character_accuracy": "predictions.metrics.text:CHARACTER_ACCURACY",
         "cer": "predictions.metrics.text:CER",
         "exact_match": "predictions.metrics.text:EXACT_MATCH",
+        "accuracy": "predictions.metrics.labels:ACCURACY",
+        "macro_f1": "predictions.metrics.labels:MACRO_F1",
+        "label_f1": "predictions.metrics.labels:LABEL_F1",
         "rouge": "predictions.metrics.text:ROUGE",
         "rouge1": "predictions.metrics.text:ROUGE_1",
         "rouge2": "predictions.metrics.text:ROUGE_2",

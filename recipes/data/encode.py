@@ -13,6 +13,8 @@ from typing import Any
 
 from ..schema import Columns
 from ..schema import Data as DataSpec
+from .chat import RowFault, question_of, render, turns_of, with_context
+from .prompts import CHAT, MESSAGES, TEMPLATES, has_turns
 from .rows import Row
 
 BATCH_ROWS = 1000  # that are tokenised at once: enough to keep every core busy, and some MB of memory
@@ -39,13 +41,16 @@ class Encoded:
     is_first: bool = True
     num_target_tokens: int = 0  # before any cut, of a target that is encoded apart
     remarks: tuple[str, ...] = ()
+    label: str | None = None  # what a classification learns of the row
 
     @property
     def num_learned(self) -> int:
         """Return how many tokens count in the loss.
 
-        The first token of a row never does, since nothing comes before it.
+        The first token of a row never does, since nothing comes before it. A label counts as one.
         """
+        if self.label is not None:
+            return 1
         return sum(end - max(begin, 1) for begin, end in self.learned if end > 1)
 
     @property
@@ -65,6 +70,8 @@ def is_kept(spec: DataSpec, row: Encoded) -> bool:
 
     It does where the row is not too long, or cut, and something in it is learned.
     """
+    if spec.packing == "blocks":  # its first token is learned from what comes before it
+        return not row.is_empty
     return row.num_learned > 0 and not (row.is_long and spec.long_rows in ("refuse", "drop"))
 
 
@@ -72,12 +79,18 @@ def render_prompt(spec: DataSpec, row: Row, tokenizer: Any) -> str:
     """Return the prompt of *row*.
 
     It is the template filled in, or the tokenizer's own chat template.
+
+    Raises:
+        ValueError: the row is no conversation, or the chat template refuses it.
     """
-    if spec.prompt == "chat":
-        messages = [{"role": "system", "content": spec.system}] if spec.system else []
-        messages.append({"role": "user", "content": str(row[spec.columns.input])})
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    return string.Formatter().vformat(spec.prompt, (), _ByName(spec.columns, row))
+    if spec.prompt == CHAT:
+        turns = [{"role": "user", "content": str(row[spec.columns.input])}]
+        return render(tokenizer, with_context(spec, turns), asks=True)
+    if spec.prompt == MESSAGES:
+        return render(tokenizer, with_context(spec, question_of(turns_of(row[spec.columns.messages]))), asks=True)
+    plain, with_input = TEMPLATES.get(spec.prompt, (spec.prompt, spec.prompt))
+    template = with_input if str(row.get(spec.columns.context) or "").strip() else plain
+    return string.Formatter().vformat(template, (), _ByName(spec.columns, row))
 
 
 class _ByName(dict[str, Any]):
@@ -143,7 +156,7 @@ def _joined(spec: DataSpec, prompt: Encoded, response: list[int]) -> Encoded:
 def fit(spec: DataSpec, row: Encoded, is_empty: bool, tokenizer: Any) -> Encoded:
     """Return *row*, cut to `data.max_tokens` on the side that the recipe names."""
     ids, learned = row.ids, row.learned
-    excess = len(ids) - spec.max_tokens
+    excess = len(ids) - spec.max_tokens if spec.packing != "blocks" else 0
     if excess > 0 and spec.long_rows in ("cut_left", "cut_right"):
         ids = _cut(spec, ids, spec.max_tokens, tokenizer)
         shift, first = 0, 0
@@ -176,8 +189,13 @@ def _has_begin(ids: Sequence[int], tokenizer: Any) -> bool:
 
 
 def _prompts(spec: DataSpec, rows: Sequence[Row], tokenizer: Any) -> list[list[int]]:
-    adds_specials = spec.prompt != "chat"  # a chat template writes its own
-    texts = [render_prompt(spec, row, tokenizer) for row in rows]
+    adds_specials = not has_turns(spec.prompt)  # a chat template writes its own
+    texts = []
+    for number, row in enumerate(rows, 1):
+        try:
+            texts.append(render_prompt(spec, row, tokenizer))
+        except ValueError as error:
+            raise RowFault(number, str(error)) from error
     found: list[list[int]] = tokenizer(texts, add_special_tokens=adds_specials)["input_ids"] if texts else []
     if adds_specials and tokenizer.eos_token_id is not None:
         found = [ids[:-1] if ids[-1:] == [tokenizer.eos_token_id] else ids for ids in found]

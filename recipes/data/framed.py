@@ -6,10 +6,13 @@ cut keeps these tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ..model_kinds import max_positions
 from ..schema import Data as DataSpec
+from ..schema import StageSettings
+from ..stage_kinds import RowUse
 from .encode import Encoded, render_prompt
 from .rows import Row
 
@@ -54,6 +57,15 @@ def _cut(spec: DataSpec, ids: list[int], longest: int, frame: Sequence[int]) -> 
     inner, room = ids[before : len(ids) - after], max(0, longest - len(frame))
     inner = inner[:room] if spec.long_rows == "cut_right" else inner[len(inner) - room :]
     return [*ids[:before], *inner, *ids[len(ids) - after :]][:longest]
+
+
+def longest_source(settings: StageSettings, use: RowUse, config: Mapping[str, Any]) -> int:
+    """Return the most tokens that a prompt may have.
+
+    The model's positions limit those that are answered.
+    """
+    positions = max_positions(config, "encoder") if use == "predict" else None
+    return min(settings.data.max_tokens, positions or settings.data.max_tokens)
 
 
 def encode_sources(spec: DataSpec, rows: Sequence[Row], tokenizer: Any, longest: int) -> list[Encoded]:

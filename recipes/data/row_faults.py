@@ -35,11 +35,12 @@ def _training_refusals(settings: StageSettings, some: Some, lengths: Lengths, po
         if positions and lengths.longest > positions:
             raised = ""
         drop = "data.long_rows=drop, " if lengths.long.num < lengths.num_rows else ""  # or nothing would be left
+        blocks = "" if data.prompt else "data.packing=blocks, "
         if data.pad_input_to and lengths.longest <= data.max_tokens:
             raised = f"a larger data.pad_input_to, {raised}"
         yield (
             f"{where}: {some(lengths.long, 'longer than', 'rows')} {_limits(settings)}, the longest has "
-            f"{lengths.longest:,} tokens; set {raised}{drop}data.long_rows=cut_left or data.long_rows=cut_right"
+            f"{lengths.longest:,} tokens; set {raised}{drop}{blocks}data.long_rows=cut_left or data.long_rows=cut_right"
         )
         return
     if lengths.empty.num == lengths.num_rows:
@@ -52,9 +53,11 @@ def _training_refusals(settings: StageSettings, some: Some, lengths: Lengths, po
             f"{_limits(settings)}, the longest has {lengths.longest:,} tokens; raise it, or check data.columns"
         )
     elif positions and lengths.longest_kept > positions:
+        is_packed = lengths.use == "train" and data.packing != "none"
+        what, drop = ("an example", "") if is_packed else ("a row", " and data.long_rows=drop")
         yield (
-            f"{where}: a row has {lengths.longest_kept:,} tokens and the model has {positions:,} positions; set "
-            f"data.max_tokens={positions} and data.long_rows=drop, or take a model with a longer context"
+            f"{where}: {what} has {lengths.longest_kept:,} tokens and the model has {positions:,} positions; set "
+            f"data.max_tokens={positions}{drop}, or take a model with a longer context"
         )
 
 
@@ -116,9 +119,14 @@ def where_of(lengths: Lengths) -> str:
 
 def name_rows(split: SplitFacts, lengths: Lengths, rows: Rows, what: str, noun: str) -> str:
     """Return such as "3 of 400 rows (row 1, 7, 9) are longer than"."""
-    more = f" and {rows.num - len(rows.first):,} more" if rows.num > len(rows.first) else ""
     verb = "are" if what.startswith("longer") else "come"
-    return f"{rows.num:,} of {lengths.num_rows:,} {noun} ({split.places(rows.first)}{more}) {verb} {what}"
+    return f"{rows.num:,} of {lengths.num_rows:,} {noun} ({places_of(split, rows)}) {verb} {what}"
+
+
+def places_of(split: SplitFacts, rows: Rows) -> str:
+    """Return such as "row 1, 7, 9 and 4 more"."""
+    more = f" and {rows.num - len(rows.first):,} more" if rows.num > len(rows.first) else ""
+    return f"{split.places(rows.first)}{more}"
 
 
 def _limits(settings: StageSettings) -> str:

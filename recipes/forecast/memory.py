@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ...checkpoints.formats.tensors import DTYPES
 from ..engines import engine_of
 from ..engines.base import StatePart
 from ..facts import Inputs, ModelFacts
+from ..model_kinds import kind_of
 from ..optimizers import moment_bytes
 from ..plan import Batch, Forecast, ForecastLine, Stage
 from ..schema import StageSettings
@@ -85,6 +87,8 @@ def _activations(settings: StageSettings, model: ModelFacts, batch: Batch) -> Fo
     query, key, value and their answer; gate, its SiLU, up, and their product.
     """
     config = model.config
+    if kind_of(config) == "encoder-decoder":
+        return _encoder_decoder_activations(settings, config, batch)
 
     def number(*names: str, default: int = 0) -> int:
         found = (config.get(name) for name in names)
@@ -93,7 +97,7 @@ def _activations(settings: StageSettings, model: ModelFacts, batch: Batch) -> Fo
     hidden, layers = number("hidden_size", "n_embd", "d_model"), number("num_hidden_layers", "n_layer", "num_layers")
     heads, (outputs, noun) = number("num_attention_heads", "n_head", default=1), task_of(settings.task).outputs(config)
     tokens, rows = settings.data.max_tokens, batch.micro_batch
-    width = DTYPES[settings.train.precision].num_bytes
+    width = _width(settings)
     is_gated = any("gate_proj" in tensor.name or "gate_up_proj" in tensor.name for tensor in model.tensors)
     inner = number("intermediate_size") if is_gated else 0
     layer = width * tokens * rows * (10 * hidden + 4 * inner if is_gated else 17 * hidden)
@@ -109,3 +113,33 @@ def _activations(settings: StageSettings, model: ModelFacts, batch: Batch) -> Fo
         total, layers_formula = layer * layers + logits, f"{layers} layers x ({formula})"
     formula = f"{rows} x {tokens} tokens x ({layers_formula} + 12 B x {outputs:,} {noun})"
     return ForecastLine(what="activations", num_bytes=total, formula=formula)
+
+
+def _encoder_decoder_activations(settings: StageSettings, config: Mapping[str, Any], batch: Batch) -> ForecastLine:
+    """Return what the forward pass of an encoder-decoder leaves for backward.
+
+    A layer of the encoder leaves 17 h numbers a source token, as in `_activations`. One of the decoder leaves 22 h a
+    target token, with the norm, query, and answer of its second attention, whose keys and values are 2 h a source
+    token. Outputs are those of the target tokens.
+    """
+    outputs, noun = task_of(settings.task).outputs(config)
+    hidden, width = int(config.get("d_model") or config.get("hidden_size") or 0), _width(settings)
+    encoder = int(config.get("encoder_layers") or config.get("num_layers") or 0)
+    decoder = int(config.get("decoder_layers") or config.get("num_decoder_layers") or encoder)
+    sources, targets, rows = settings.data.max_tokens, settings.data.max_target_tokens, batch.micro_batch
+    encoder_layer = width * hidden * 17 * sources
+    decoder_layer = width * hidden * (22 * targets + 2 * sources)
+    total = encoder * encoder_layer + decoder * decoder_layer
+    formula = f"{encoder} layers x 17 x {sources} tokens + {decoder} layers x (22 x {targets} + 2 x {sources} tokens)"
+    if settings.train.gradient_checkpointing:
+        total = max(encoder_layer, decoder_layer) + width * hidden * (encoder * sources + decoder * targets)
+        formula = f"the larger layer + {encoder} x {sources} + {decoder} x {targets} tokens"
+    return ForecastLine(
+        what="activations",
+        num_bytes=rows * (total + 12 * targets * outputs),
+        formula=f"{rows} x ({width} B x {hidden} x ({formula}) + 12 B x {targets} tokens x {outputs:,} {noun})",
+    )
+
+
+def _width(settings: StageSettings) -> int:
+    return DTYPES[settings.train.precision].num_bytes

@@ -45,6 +45,15 @@ def training_key(settings: StageSettings) -> str:
     return digest_of(deciding_settings(settings))
 
 
+def merge_bytes(settings: StageSettings, model: ModelFacts) -> int:
+    """Return the bytes that peft needs to merge an adapter: the model in float32.
+
+    Return 0 where the merge is streamed. The merged model also lies on the disk for a while.
+    """
+    found = model.trained.get(training_key(settings))
+    return 4 * model.num_params if found is not None and found.merges_in_memory else 0
+
+
 def params_of(settings: StageSettings, model: ModelFacts) -> Params:
     """Return how many parameters train and how many are frozen, adapters included.
 

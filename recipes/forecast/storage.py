@@ -23,7 +23,7 @@ from ..plan import Batch, CheckpointForecast, Forecast, ForecastLine, Stage
 from ..retention import model_dtype, num_best_kept, weights_dtype
 from ..schema import Adapter, Recipe, StageSettings
 from ..tasks import task_of
-from .parameters import params_of
+from .parameters import merge_bytes, params_of
 
 
 class Fit(NamedTuple):
@@ -193,6 +193,9 @@ def _beside(inputs: Inputs, stage: Stage) -> Iterator[ForecastLine]:
     if leaves == "model":
         size = model_of(settings, inputs.model)
         yield ForecastLine(what=f"model of {stage.name}", num_bytes=size.num_bytes, formula=size.formula)
+        if merged := merge_bytes(settings, inputs.model):
+            formula = f"4 B x {inputs.model.num_params:,}, for a while"
+            yield ForecastLine(what=f"merging of {stage.name}", num_bytes=merged, formula=formula)
     if leaves == "predictions":
         rows = stage.splits["predict"].num_rows
         row_bytes, row_formula = task_of(settings.task).row_bytes(settings)

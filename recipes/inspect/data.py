@@ -119,18 +119,25 @@ def check_columns(name: str, found: SplitFacts, columns: Collection[Column]) -> 
             advice = "give it a value or drop the row"
             yield f"{where} has {what} in column {column!r} ({named_by}) of {found.shown}; {advice}"
             continue
-        hint = f" ({nearest(column, row)})" if nearest(column, row) else ""
+        said = next((name for name in ("messages", "conversations") if name in row and name in found.nested), None)
+        hint = f"; {_as_turns(said)}" if said else f" ({nearest(column, row)})" if nearest(column, row) else ""
         yield f"{where} has no column {column!r} ({named_by}); {found.shown} has there: {', '.join(row)}{hint}"
+
+
+def _as_turns(column: str) -> str:
+    named = "" if column == "messages" else f" data.columns.messages={column}"
+    return f"for conversations set data.prompt=messages{named}"
 
 
 def _nested_column(name: str, found: SplitFacts, column: str, named_by: str) -> str:
     rows = enumerate(read_rows(Path(found.path)), 1)
     number, value = next((at, row[column]) for at, row in rows if isinstance(row.get(column), (list, dict)))
     what = "a list" if isinstance(value, list) else "an object"
-    later = "; conversations (messages) come with a later version" if column in ("messages", "conversations") else ""
+    is_said = isinstance(value, list) and value and isinstance(value[0], dict) and {"role", "from"} & value[0].keys()
+    turns = f"; {_as_turns(column)}" if is_said else ""
     return (
         f"{found.place(number)} of split {name!r} has {what} in column {column!r} ({named_by}) of {found.shown}, and "
-        f"text is read from it; write what the model reads and what it should answer as text columns{later}"
+        f"text is read from it; write what the model reads and what it should answer as text columns{turns}"
     )
 
 

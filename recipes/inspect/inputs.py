@@ -19,16 +19,19 @@ from ...checkpoints.capacity.limits import nearest_existing, read_limits, tighte
 from ...errors import PlanError, UsageError
 from ...remote import parse_place
 from ...tracking.base import TRACKERS
-from ..facts import DiskSpace, Inputs, Lengths, Prepared
+from ..facts import DiskSpace, Inputs, Lengths, ModelFacts, Prepared, SplitFacts, TokenFacts
+from ..labels import with_labels
 from ..schema import Recipe
 from ..schema.validate import to_plain
-from ..stages import resolve_stages
+from ..stages import resolve_stages, with_tokens
 from ..tasks import task_of
 from .cache import code_digest, collect
 from .data import read_splits
+from .labels import read_labels
 from .lengths import count_lengths
-from .model import read_model
+from .model import ModelPlaces, find_model, read_config, read_model
 from .prepared import Progress, prepare_splits
+from .tokens import find_tokens
 from .versions import versions_of
 
 
@@ -51,15 +54,17 @@ def inspect(
     """
     task_of(recipe.task)  # what it needs of model and data cannot be said of one that is refused
     reasons = list(_archive_reasons(recipe))
-    model = collect(reasons, lambda: read_model(recipe, variants))
+    places = collect(reasons, lambda: find_model(recipe))
     splits = collect(reasons, lambda: read_splits(recipe))
     code = collect(reasons, lambda: code_digest(recipe))
     prepared: tuple[Prepared, ...] | None = None
     if splits is not None and code is not None:
         prepared = collect(reasons, lambda: prepare_splits(recipe, splits, code, progress))
-    lengths: tuple[Lengths, ...] = ()
-    if model is not None and splits is not None and prepared is not None:
-        lengths = collect(reasons, lambda: count_lengths(recipe, model, splits, prepared, progress)) or ()
+    labels: tuple[str, ...] | None = ()
+    if places is not None and splits is not None and prepared is not None:
+        labels = collect(reasons, lambda: read_labels(recipe, read_config(recipe, places), splits, prepared))
+    labelled = [with_labels(one, labels or ()) for one in (recipe, *variants)]
+    model, tokens, lengths = _read_tokens(reasons, labelled[0], places, splits, prepared, progress, labelled[1:])
     uses_four_bits = any(stage.settings.adapter.method == "qlora" for stage in resolve_stages(recipe).values())
     if uses_four_bits and recipe.environment.python is None and importlib.util.find_spec("bitsandbytes") is None:
         reasons.append(f"adapter.method qlora needs bitsandbytes; {sys.executable} -m pip install bitsandbytes")
@@ -69,7 +74,15 @@ def inspect(
     unset = [name for name in recipe.environment.inherit if name not in os.environ]
     if unset:
         reasons.append(f"environment.inherit names {', '.join(unset)}, which this shell has not set; `export` it first")
-    if reasons or model is None or splits is None or prepared is None or code is None or versions is None:
+    if (
+        reasons
+        or model is None
+        or labels is None
+        or splits is None
+        or prepared is None
+        or code is None
+        or versions is None
+    ):
         raise PlanError(reasons)
     space = measure_disk_space(store, recipe.checkpoints.store_budget_gb, dead_runs)
     return Inputs(
@@ -81,7 +94,37 @@ def inspect(
         lengths=lengths,
         settings_digest=settings_digest(recipe),
         prepared=prepared,
+        labels=labels,
+        tokens=tokens,
     )
+
+
+def _read_tokens(
+    reasons: list[str],
+    recipe: Recipe,
+    places: ModelPlaces | None,
+    splits: dict[str, SplitFacts] | None,
+    prepared: tuple[Prepared, ...] | None,
+    progress: Progress | None,
+    variants: Sequence[Recipe],
+) -> tuple[ModelFacts | None, TokenFacts | None, tuple[Lengths, ...]]:
+    """Return the model, the tokens that are found for it, and the rows' lengths.
+
+    What could not be seen is None; *reasons* gets why.
+    """
+    if places is None:
+        return None, None, ()
+    num_reasons, tokens = len(reasons), None
+    if splits is not None and prepared is not None:
+        tokens = collect(reasons, lambda: find_tokens(recipe, places.tokenizer_folder, splits, prepared))
+    if len(reasons) > num_reasons:
+        return None, None, ()
+    recipe, variants = with_tokens(recipe, tokens), [with_tokens(one, tokens) for one in variants]
+    model = collect(reasons, lambda: read_model(recipe, places, variants))
+    if model is None or splits is None or prepared is None:
+        return model, tokens, ()
+    lengths = collect(reasons, lambda: count_lengths(recipe, model, splits, prepared, progress))
+    return model, tokens, lengths or ()
 
 
 # Sections and keys that change what is read; the other keys of their sections change nothing that is.

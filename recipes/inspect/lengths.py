@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -21,10 +22,13 @@ from typing import Any, Literal
 from ... import files
 from ...errors import UsageError
 from ...user_folders import recall, remember
+from ..data.chat import RowFault
 from ..data.encode import BATCH_ROWS, Encoded, is_kept
+from ..data.packing import for_use, num_blocks, packs_of
+from ..data.prompts import has_turns
 from ..data.rows import read_rows
 from ..facts import Lengths, ModelFacts, Prepared, Rows, SplitFacts
-from ..schema import Recipe, StageSettings, validate
+from ..schema import Data, Recipe, StageSettings, validate
 from ..stages import resolve_stages
 from ..tasks import task_of
 from .tokenizer import load_full, load_light, tokenizer_digest
@@ -72,7 +76,7 @@ def rows_to_count(
             digest=facts.digest,
             num_rows=rows.num_rows(facts.num_rows),
             limit=task_of(recipe.task).longest(stage.settings, rows.use, model.config),
-            settings=stage.settings,
+            settings=for_use(stage.settings, rows.use),
         )
         for stage in resolve_stages(recipe).values()
         for rows in stage.rows
@@ -102,7 +106,7 @@ def count_lengths(
     known = {key: recall("lengths", key) for key in keys}
     missing = {key: one for key, one in zip(keys, wanted, strict=True) if known[key] is None}
     if missing:
-        for key, value in zip(missing, _ask(recipe, folder, list(missing.values()), 0, progress), strict=True):
+        for key, value in zip(missing, _ask(recipe, model, splits, list(missing.values()), 0, progress), strict=True):
             remember("lengths", key, value)
             known[key] = value
     found = []
@@ -126,7 +130,7 @@ def show_samples(
         dataclasses.replace(one, num_rows=min(count, one.num_rows))
         for one in rows_to_count(recipe, model, splits, prepared)
     ]
-    return "\n\n".join(_ask(recipe, Path(model.tokenizer_folder), asked, count, None))
+    return "\n\n".join(_ask(recipe, model, splits, asked, count, None))
 
 
 def _deciding(one: RowsToCount) -> list[Any]:
@@ -141,13 +145,22 @@ def _deciding(one: RowsToCount) -> list[Any]:
     return [task.name, task.version, one.use == "predict", one.num_rows, one.limit, read]
 
 
-def _ask(recipe: Recipe, folder: Path, wanted: list[RowsToCount], count: int, progress: Progress | None) -> list[Any]:
+def _ask(
+    recipe: Recipe,
+    model: ModelFacts,
+    splits: dict[str, SplitFacts],
+    wanted: list[RowsToCount],
+    count: int,
+    progress: Progress | None,
+) -> list[Any]:
     """Count with the light tokenizer where it knows the ids.
 
     Otherwise count in a process of its own.
     """
-    uses_chat = any(one.settings.data.prompt == "chat" for one in wanted)
-    tokenizer = None if uses_chat else load_light(folder, recipe.model.add_tokens)
+    folder = Path(model.tokenizer_folder)
+    tokenizer = None
+    if not any(has_turns(one.settings.data.prompt) for one in wanted):
+        tokenizer = load_light(folder, recipe.model.add_tokens)
     if tokenizer is not None:
         report = progress or (lambda what, done, total: None)
         return [_answer(one, tokenizer, count, report) for one in wanted]
@@ -158,7 +171,12 @@ def _ask(recipe: Recipe, folder: Path, wanted: list[RowsToCount], count: int, pr
         "count": count,
         "wanted": [validate.to_plain(one) for one in wanted],
     }
-    return _ask_process(request, folder, progress)
+    answers = _ask_process(request, folder, progress)
+    for one, answer in zip(wanted, answers, strict=False):
+        if isinstance(answer, dict) and "fault" in answer:
+            place = splits[one.split].place(answer["row"])
+            raise UsageError(f"{place} of split {one.split!r} {answer['fault']}")
+    return answers
 
 
 def _ask_process(request: dict[str, Any], folder: Path, progress: Progress | None) -> list[Any]:
@@ -208,7 +226,11 @@ def main() -> None:
     for values in request["wanted"]:
         wanted, faults = validate.build(RowsToCount, values)
         assert wanted is not None, faults
-        answers.append(_answer(wanted, tokenizer, request["count"], report))
+        try:
+            answers.append(_answer(wanted, tokenizer, request["count"], report))
+        except RowFault as fault:
+            answers.append({"fault": fault.problem, "row": fault.number})
+            break
     print(json.dumps({"answer": answers}), flush=True)
 
 
@@ -222,7 +244,10 @@ def _answer(wanted: RowsToCount, tokenizer: Any, count: int, report: Progress) -
 def _encoded(wanted: RowsToCount, tokenizer: Any, report: Progress) -> Iterator[Encoded]:
     task, rows, done = task_of(wanted.settings.task), islice(read_rows(Path(wanted.path)), wanted.num_rows), 0
     while batch := list(islice(rows, BATCH_ROWS)):
-        yield from task.encode(wanted.settings, wanted.use, batch, tokenizer, wanted.limit)
+        try:
+            yield from task.encode(wanted.settings, wanted.use, batch, tokenizer, wanted.limit)
+        except RowFault as fault:
+            raise RowFault(done + fault.number, fault.problem) from fault
         done += len(batch)
         report(wanted.what, done, wanted.num_rows)
 
@@ -232,9 +257,10 @@ def _counted(wanted: RowsToCount, rows: Iterator[Encoded]) -> dict[str, Any]:
 
     Of any number of rows a few numbers are kept.
     """
-    is_prompt, policy = wanted.use == "predict", wanted.settings.data.long_rows
+    data, is_prompt = wanted.settings.data, wanted.use == "predict"
+    policy, is_joined = data.long_rows, data.packing == "blocks"
     seen: dict[str, tuple[int, list[int]]] = {"long": (0, []), "empty": (0, []), "unlearnable": (0, [])}
-    total = kept = longest = longest_kept = longest_target = 0
+    total, longest, longest_target, kept = 0, 0, 0, array("i")
 
     def note(kind: str, number: int) -> None:
         num, first = seen.get(kind, (0, []))
@@ -250,14 +276,26 @@ def _counted(wanted: RowsToCount, rows: Iterator[Encoded]) -> dict[str, Any]:
         for remark in row.remarks:
             note(remark, total)
         is_left_out = row.is_long and policy in ("refuse", "drop") and not is_prompt
-        if not is_left_out and not (row.ids if is_prompt else row.num_learned):
+        is_used = is_prompt or is_kept(data, row)
+        if not is_left_out and not (row.ids if is_prompt else row.num_learned) and not (is_used and is_joined):
             note("unlearnable", total)
-        if is_prompt or is_kept(wanted.settings.data, row):
-            kept, longest_kept = kept + 1, max(longest_kept, len(row.ids))
+        if is_used:
+            kept.append(len(row.ids))
     rows_of = {kind: validate.to_plain(Rows(num=num, first=tuple(first))) for kind, (num, first) in seen.items()}
     kinds = {kind: rows_of.pop(kind) for kind in ("long", "empty", "unlearnable")}
+    num_examples, longest_kept = _examples(data, kept)
     lengths = {"longest": longest, "longest_kept": longest_kept, "longest_target": longest_target}
-    return {"num_rows": total, "num_examples": kept, **lengths, **kinds, "remarks": rows_of}
+    return {"num_rows": total, "num_examples": num_examples, **lengths, **kinds, "remarks": rows_of}
+
+
+def _examples(data: Data, lengths: Sequence[int]) -> tuple[int, int]:
+    """Return how many examples rows of these lengths give, and the longest."""
+    if data.packing == "blocks":
+        return num_blocks(sum(lengths), data.max_tokens), min(sum(lengths), data.max_tokens)
+    if data.packing == "rows":
+        sums = [sum(lengths[row] for row in pack) for pack in packs_of(lengths, data.max_tokens)]
+        return len(sums), max(sums, default=0)
+    return len(lengths), max(lengths, default=0)
 
 
 def _shown(wanted: RowsToCount, number: int, row: Encoded, tokenizer: Any) -> str:
@@ -272,7 +310,8 @@ def _shown(wanted: RowsToCount, number: int, row: Encoded, tokenizer: Any) -> st
     if wanted.use == "predict":
         return "\n".join([head, *_marked("prompt", tokenizer.decode(row.ids))])
     parts = (_marked("learned" if is_learned else "masked", tokenizer.decode(ids)) for is_learned, ids in row.parts)
-    return "\n".join([head, *(line for lines in parts for line in lines)])
+    label = _marked("label", row.label) if row.label is not None else []
+    return "\n".join([head, *(line for lines in parts for line in lines), *label])
 
 
 def _marked(word: str, text: str) -> list[str]:

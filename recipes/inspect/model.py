@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ from ...checkpoints.formats.tensors import DTYPES_BY_TAG
 from ...errors import DamagedError, PlanError, UsageError
 from ...files import digest_of
 from ...user_folders import cached
+from ..data.prompts import has_turns
 from ..facts import ModelFacts, TensorFacts, TrainedFacts
 from ..forecast.parameters import deciding_settings
-from ..schema import Model, Recipe, StageSettings
+from ..schema import Recipe, StageSettings
 from ..stages import resolve_stages
 from ..tasks import misfit, task_of
 from .cache import file_digest
@@ -33,23 +35,50 @@ from .model_folder import TOKENIZER_FILES, find_folder
 from .tokenizer import tokenizer_digest
 
 
-def read_model(recipe: Recipe, variants: Sequence[Recipe] = ()) -> ModelFacts:
+@dataclass(frozen=True, kw_only=True)
+class ModelPlaces:
+    """The folders of a model and its tokenizer.
+
+    *is_cached* says that a cache holds the model.
+    """
+
+    folder: Path
+    tokenizer_folder: Path
+    is_cached: bool
+
+
+def find_model(recipe: Recipe) -> ModelPlaces:
+    """Return where the recipe's model is, fetched and converted where it must be.
+
+    Raises:
+        UsageError: the model or its tokenizer does not exist, or cannot be used.
+    """
+    spec = recipe.model
+    folder, is_cached = find_folder("model.path", spec.path, spec.revision, has_code=spec.trust_remote_code)
+    if not spec.from_scratch or not (folder / "config.json").is_file():
+        found = folder
+        folder = converted("model.path", spec.path, found)
+        is_cached = is_cached or folder != found
+    tokenizer_folder = folder
+    if spec.tokenizer:
+        named, _ = find_folder("model.tokenizer", spec.tokenizer)
+        tokenizer_folder = converted("model.tokenizer", spec.tokenizer, named) if named.is_file() else named
+    return ModelPlaces(folder=folder, tokenizer_folder=tokenizer_folder, is_cached=is_cached)
+
+
+def read_model(recipe: Recipe, places: ModelPlaces, variants: Sequence[Recipe] = ()) -> ModelFacts:
     """Return what the recipe's model is: folder, identity, tensors, what trains.
 
     The *variants* of the recipe train the same model otherwise.
 
     Raises:
-        UsageError: it does not exist, is incomplete, or is not of a kind that can be trained here.
+        UsageError: it is incomplete, or is not of a kind that can be trained here.
     """
     spec, task = recipe.model, task_of(recipe.task)
-    folder, is_cached = _model_folder(spec)
+    folder, tokenizer_folder = places.folder, places.tokenizer_folder
     config = _read_config(spec.path, folder)
     if problem := misfit(task, config):
         raise UsageError(f"model.path {spec.path!r} {problem}")
-    tokenizer_folder = folder
-    if spec.tokenizer:
-        named, _ = find_folder("model.tokenizer", spec.tokenizer)
-        tokenizer_folder = converted("model.tokenizer", spec.tokenizer, named) if named.is_file() else named
     _check_tokenizer(recipe, tokenizer_folder)
     weights = sorted(folder.glob("*.safetensors"))
     stored = [tensor for path in weights for tensor in _tensors_in(path)]
@@ -62,7 +91,7 @@ def read_model(recipe: Recipe, variants: Sequence[Recipe] = ()) -> ModelFacts:
     is_plain = all(one == deciding_settings(StageSettings(task=recipe.task)) for one in trainings)
     found, trained = sorted(stored, key=lambda tensor: tensor.name), dict[str, TrainedFacts]()
     if not weights or spec.from_scratch or spec.config or task.has_new_head or not is_plain:
-        built = _build(recipe, trainings, folder, tokenizer_folder)
+        built = _build(recipe, trainings, stored, folder, tokenizer_folder)
         dtypes, usual = {tensor.name: tensor.dtype for tensor in stored}, stored[0].dtype if stored else "float32"
         found = [
             TensorFacts(name=name, shape=tuple(shape), dtype=dtypes.get(name, usual))
@@ -79,17 +108,15 @@ def read_model(recipe: Recipe, variants: Sequence[Recipe] = ()) -> ModelFacts:
         config=config,
         trained=trained,
         beside_bytes=sum(path.stat().st_size for path in _beside(folder, tokenizer_folder)),
-        cached_bytes=0 if not is_cached else sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+        cached_bytes=0
+        if not places.is_cached
+        else sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
     )
 
 
-def _model_folder(spec: Model) -> tuple[Path, bool]:
-    """Return the folder of the model, and whether a cache holds it."""
-    found, is_cached = find_folder("model.path", spec.path, spec.revision, has_code=spec.trust_remote_code)
-    if spec.from_scratch and (found / "config.json").is_file():
-        return found, is_cached
-    folder = converted("model.path", spec.path, found)
-    return folder, is_cached or folder != found
+def read_config(recipe: Recipe, places: ModelPlaces) -> dict[str, Any]:
+    """Return the config of the recipe's model, with the recipe's changes."""
+    return {**_read_config(recipe.model.path, places.folder), **recipe.model.config}
 
 
 def _beside(folder: Path, tokenizer_folder: Path) -> list[Path]:
@@ -137,13 +164,16 @@ def _adapter_advice(name: str, folder: Path) -> str:
 def _check_tokenizer(recipe: Recipe, folder: Path) -> None:
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise UsageError(f"{folder} has no tokenizer ({', '.join(TOKENIZER_FILES)}); name one with model.tokenizer")
-    uses_chat = any(stage.settings.data.prompt == "chat" for stage in resolve_stages(recipe).values())
+    prompts = {stage.settings.data.prompt for stage in resolve_stages(recipe).values()}
     config = folder / "tokenizer_config.json"
     has_template = (folder / "chat_template.jinja").is_file() or (
         config.is_file() and "chat_template" in config.read_text(encoding="utf-8")
     )
-    if uses_chat and not has_template:
-        raise UsageError(f"data.prompt is chat, but the tokenizer in {folder} has no chat template; write a template")
+    for prompt in sorted(filter(has_turns, prompts)) if not has_template else ():
+        raise UsageError(
+            f"data.prompt is {prompt}, but the tokenizer in {folder} has no chat template; take the model's -instruct "
+            "form, put a chat_template.jinja there, or set data.prompt=alpaca or a template of your own"
+        )
 
 
 def _tensors_in(path: Path) -> list[TensorFacts]:
@@ -176,7 +206,13 @@ def _trainings(recipes: Sequence[Recipe]) -> list[dict[str, Any]]:
     ]
 
 
-def _build(recipe: Recipe, trainings: Sequence[dict[str, Any]], folder: Path, tokenizer_folder: Path) -> dict[str, Any]:
+def _build(
+    recipe: Recipe,
+    trainings: Sequence[dict[str, Any]],
+    stored: Sequence[TensorFacts],
+    folder: Path,
+    tokenizer_folder: Path,
+) -> dict[str, Any]:
     """Return what `architecture` finds when it builds the model for *trainings*.
 
     The answer is remembered.
@@ -187,6 +223,7 @@ def _build(recipe: Recipe, trainings: Sequence[dict[str, Any]], folder: Path, to
         "changes": spec.config,
         "trusts": spec.trust_remote_code,
         "add_tokens": spec.add_tokens,
+        "stored": {tensor.name: (tensor.shape, tensor.dtype) for tensor in stored},
         "trainings": {digest_of(one): one for one in trainings},
     }
     code = [(path.name, file_digest(path)) for path in sorted(folder.glob("*.py"))] if spec.trust_remote_code else []

@@ -60,8 +60,8 @@ class StageSettings:
 
     task: str = key(
         "causal_lm",
-        "what the model learns: causal_lm, seq2seq (for encoder-decoders), question_answering, or a task of another "
-        "package; classification comes later",
+        "what the model learns: causal_lm (a prompt and what follows it), seq2seq (for encoder-decoders), "
+        "classification, question_answering, or a task of another package",
     )
     seed: int = key(0, "seed of weights, order of rows and sampling", at_least=0, at_most=2**32 - 1)
     model: Model = key(Model, "the model to start from")

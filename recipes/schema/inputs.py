@@ -17,14 +17,20 @@ class Model:
         "hub id, local folder or URL, GGUF file, or library:NAME for one that this package ships or finds installed",
         also=("model_name_or_path", "pretrained_model_name_or_path", "base_model"),
     )
-    add_tokens_from: str | None = key(None, "file of tokens to add, one a line, or spm:N to train them", later=True)
+    add_tokens_from: str | None = key(
+        None,
+        "tokens to add: a file with one a line, a SentencePiece .model or .vocab, or spm:N for N that a SentencePiece "
+        "model of the training text finds; those that the tokenizer has are left out",
+    )
     revision: str | None = key(None, "branch, tag or commit of a hub model")
     from_scratch: bool = key(False, "take only the architecture; weights are drawn from the seed")
     config: dict[str, Any] = key(dict, "values that replace those of the model's own config")
     tokenizer: str | None = key(
         None, "where the tokenizer is; the model's own when not given", also=("tokenizer_name",)
     )
-    add_tokens: tuple[str, ...] = key((), "tokens to add; embeddings are resized before any adapter")
+    add_tokens: tuple[str, ...] = key(
+        (), "tokens to add; embeddings are resized before any adapter, and the new rows train beside it"
+    )
     attention: Literal["eager", "sdpa", "flash_attention_2"] | None = key(
         None, "attention kernel; transformers chooses when not given", also=("attn_implementation",)
     )
@@ -62,6 +68,11 @@ class Columns:
     input: str = key("input", "what the model reads", also=("input_column", "prompt_column"))
     target: str = key("target", "what it should answer", also=("target_column", "output", "response_column"))
     text: str = key("text", "plain text, for continued pretraining: data.prompt is empty")
+    messages: str = key(
+        "messages",
+        "a conversation: a list of turns {role, content} or {from, value}; data.prompt is messages",
+        also=("conversations", "column_messages"),
+    )
     context: str = key("context", "the passage, for question answering", also=("context_column",))
     question: str = key("question", "the question, for question answering", also=("question_column",))
     answers: str = key(
@@ -139,16 +150,26 @@ class Data:
     columns: Columns = key(Columns, "how the columns are called")
     prompt: str = key(
         "{input}",
-        "template over the columns; `chat` uses the tokenizer's own; empty trains on plain text",
+        "template over the columns, or a name: alpaca, plain, chat (the tokenizer's own), messages (the column of that "
+        "name, by the tokenizer's own); empty trains on plain text",
         also=("template", "prompt_template"),
     )
-    system: str | None = key(None, "system message of a chat prompt")
+    system: str | None = key(None, "system message of a chat; a row's own comes before it")
+    examples: tuple[dict[str, str], ...] = key(
+        (), "turns before each row's own in a chat: {input, target} of each", also=("few_shot", "num_fewshot")
+    )
     loss_on: Literal["response", "all"] = key("response", "which tokens count in the loss", also=("train_on_inputs",))
     max_tokens: int = key(
         512,
         "longest row in tokens, prompt and response together; of seq2seq and classification the longest prompt",
         also=("max_seq_length", "cutoff_len", "max_length"),
         at_least=8,
+    )
+    packing: Literal["none", "blocks", "rows"] = key(
+        "none",
+        "how rows share an example of max_tokens, so that there is no padding: blocks joins plain text with end tokens "
+        "and cuts it; rows puts training rows side by side, each of which sees itself alone",
+        also=("sample_packing", "group_texts"),
     )
     max_target_tokens: int = key(
         128,

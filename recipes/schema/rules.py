@@ -20,7 +20,7 @@ from ...run_folder import NAME_PATTERN
 from ..data.preparing import step_faults
 from ..stage_kinds import RECIPE_KINDS, STAGE_KINDS, RowUse, StageKind
 from ..stages import fitting_sources, kind_name, resolve_stages, settings_of, stages_of
-from ..tasks import TASKS, is_later, task_faults, task_of
+from ..tasks import TASKS, task_faults, task_of
 from . import QuestionAnswering, Recipe, Resources, Schedule, StageSettings, validate
 
 # sbatch options that a run depends on, and what to write instead.
@@ -39,6 +39,15 @@ _OWNED = {
     **dict.fromkeys(("signal", "requeue"), "leave it out: a run depends on being warned and requeued"),
     **dict.fromkeys(("export", "export-file"), "name the variables in environment.variables or environment.inherit"),
     **dict.fromkeys(("wrap", "job-name", "clusters"), "leave it out"),
+}
+# Variables that W&B reads and each job sets, and what to write instead.
+_TRACKED = {
+    "WANDB_MODE": "and set tracking.mode",
+    "WANDB_PROJECT": "and set tracking.project",
+    "WANDB_ENTITY": "and set tracking.entity",
+    "WANDB_TAGS": "and set tracking.tags",
+    **dict.fromkeys(("WANDB_RUN_ID", "WANDB_NAME", "WANDB_RUN_GROUP", "WANDB_JOB_TYPE"), "the run decides it"),
+    **dict.fromkeys(("WANDB_RESUME", "WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR"), "its files lie in the run"),
 }
 # A value that a line of shell spells out; one that it reads from elsewhere begins with $ or `.
 _ASSIGNED = re.compile(r"""(?<![\w$])([A-Za-z_]\w*)=["']?([^\s"'$`;]+)""")
@@ -67,7 +76,7 @@ def _basics(recipe: Recipe) -> Iterator[Fault]:
     if not recipe.data.splits and recipe.data.generator is None:
         yield Fault(key="data.splits", problem="is missing", hint="such as {train: train.jsonl, test: test.jsonl}")
     problem, hint = TASKS.problem(recipe.task)
-    if problem and not is_later(recipe.task):
+    if problem:
         yield Fault(key="task", problem=problem, hint=hint)
     if recipe.question_answering != QuestionAnswering() and recipe.task != "question_answering":
         yield Fault(
@@ -81,6 +90,9 @@ def _variables(recipe: Recipe) -> Iterator[Fault]:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 hint = "letters, digits and '_', no digit first"
                 yield Fault(key=f"environment.{key}", problem=f"has {name!r}, which is no variable's name", hint=hint)
+            elif name in _TRACKED:
+                problem = f"has {name}, which the job sets by the recipe's own key"
+                yield Fault(key=f"environment.{key}", problem=problem, hint=f"leave it out, {_TRACKED[name]}")
 
 
 def _secrets(recipe: Recipe) -> Iterator[Fault]:
@@ -254,7 +266,7 @@ def _measured(view: StageSettings) -> Iterator[Fault]:
 def _kept(view: StageSettings) -> Iterator[Fault]:
     """Return what is wrong with the checkpoints that are to stay."""
     spec = view.checkpoints
-    if view.measures_answers and not is_later(view.task):
+    if view.measures_answers:
         yield from _measured(view)
     if spec.keep_best > 1 and not view.is_measured:
         problem = f"is {spec.keep_best}, and nothing measures {spec.metric}"

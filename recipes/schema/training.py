@@ -71,7 +71,7 @@ class Train:
     )
     global_batch: int = key(
         32,
-        "rows of one step, over all ranks",
+        "rows of one step, over all ranks; with data.packing, packs or blocks",
         also=("total_batch_size", "global_batch_size", "gradient_accumulation_steps", "accumulate_grad_batches"),
         at_least=1,
     )
@@ -145,6 +145,11 @@ class Train:
         also=("label_smoothing_factor",),
         at_least=0,
         at_most=0.99,
+    )
+    class_weights: Any = key(
+        None,
+        "weights of the labels in the loss of a classification: balanced, or {label: weight}",
+        also=("class_weight", "label_weights"),
     )
     neftune_alpha: float | None = key(
         None,

@@ -46,8 +46,9 @@ class TaskSpec:
     *version* is raised when the same settings and rows are encoded or answered in another way. *runtime* is the module
     of the other half. *model_class* is a class of transformers, *kinds* are those of the models that it fits, all
     where none is named, *peft_type* is a TaskType of peft, and *head_modules* are the linear layers that get no
-    adapter from `all-linear`.
-    *has_new_head* says that pretrained weights lack the head.
+    adapter from `all-linear`. *has_new_head* says that pretrained weights lack the head, *has_labels* that planning
+    collects the labels of the target column into the model's config, *can_pack* that rows can share an example
+    (`data.packing`).
 
     A task that *generates* lets an engine answer with tokens. *decides* lists the settings that decide a prediction
     besides those of the engine; *reads* lists the sections of the settings that *encode* reads. *fields* are what its
@@ -62,6 +63,8 @@ class TaskSpec:
     peft_type: str
     head_modules: tuple[str, ...] = ()
     has_new_head: bool = False
+    has_labels: bool = False
+    can_pack: bool = False
     generates: bool
     decides: tuple[str, ...]
     reads: tuple[str, ...]
@@ -87,21 +90,18 @@ class TaskSpec:
 OWN_TASKS = {
     "causal_lm": "recipes.tasks.causal_lm:TASK",
     "seq2seq": "recipes.tasks.seq2seq:TASK",
+    "classification": "recipes.tasks.classification:TASK",
     "question_answering": "recipes.tasks.question_answering:TASK",
 }
 TASKS: Registry[TaskSpec] = Registry("task", "sousbatch.tasks", OWN_TASKS)
-# These can be written down; planning refuses them.
-LATER = ("classification",)
 
 
 def task_of(name: str) -> TaskSpec:
     """Return the task called *name*.
 
     Raises:
-        UsageError: there is none, only a later version has it, or it is no TaskSpec.
+        UsageError: there is none, or it is no TaskSpec.
     """
-    if is_later(name):
-        raise UsageError(f"task {name!r} can be written down but not run by this version; known: {', '.join(TASKS)}")
     task = TASKS.load(name)
     if not isinstance(task, TaskSpec) or task.name != name:
         raise UsageError(f"what is installed as task {name!r} is not a TaskSpec of that name")
@@ -141,11 +141,6 @@ def misfit(task: TaskSpec, config: Mapping[str, Any]) -> str | None:
     )
 
 
-def is_later(name: str) -> bool:
-    """Return whether a recipe may name this task and only a later version runs it."""
-    return name in LATER and TASKS.first_known([name]) is None
-
-
 def with_metrics(recipe: Recipe) -> Recipe:
     """Return *recipe* with the metrics of its score stages.
 
@@ -156,15 +151,27 @@ def with_metrics(recipe: Recipe) -> Recipe:
     return replace(recipe, score=replace(recipe.score, metrics=task_of(recipe.task).metrics))
 
 
-def task_faults(settings: StageSettings, uses: Sequence[RowUse]) -> Iterator[Fault]:
-    """Yield what the task of the settings finds wrong in them.
+def _packing_faults(settings: StageSettings, task: TaskSpec) -> Iterator[Fault]:
+    key, packing = "data.packing", settings.data.packing
+    if not task.can_pack:
+        yield Fault(
+            key=key, problem=f"is {packing}, and examples of {task.name} are one row each", hint="set it to none"
+        )
+    elif packing == "blocks" and settings.data.prompt:
+        hint = "set data.prompt='', or data.packing=rows"
+        yield Fault(key=key, problem="is blocks, which joins plain text, and data.prompt has a template", hint=hint)
+    if getattr(settings.train, "group_by_length", False):
+        yield Fault(
+            key="train.group_by_length", problem=f"does nothing with data.packing={packing}", hint="leave it out"
+        )
 
-    Nothing of a task that comes later is found.
-    """
-    if is_later(settings.task):
-        return
+
+def task_faults(settings: StageSettings, uses: Sequence[RowUse]) -> Iterator[Fault]:
+    """Yield what the task of the settings finds wrong in them."""
     task = task_of(settings.task)
     yield from task.faults(settings, uses)
+    if settings.data.packing != "none" and "train" in uses:
+        yield from _packing_faults(settings, task)
     for number, name in enumerate(settings.score.metrics):
         if name not in task.metrics and (missing := set(METRICS.load(name).fields) - set(task.fields)):
             has = ", ".join(task.fields) or "none"

@@ -7,13 +7,17 @@ instead, and has nothing to answer.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ...errors import Fault
 from ...predictions.metrics import DEFAULT_METRICS
+from ..data.chat import question_of, turns_of
+from ..data.conversations import encode_conversations
 from ..data.encode import Encoded, encode_prompts, encode_rows
-from ..data.prompts import prompt_columns, prompt_faults
-from ..data.row_faults import row_refusals, row_warnings
+from ..data.packing import pack_refusal
+from ..data.prompts import MESSAGES, prompt_columns, prompt_faults
+from ..data.row_faults import name_rows, row_refusals, row_warnings
 from ..data.rows import Row
 from ..facts import Inputs
 from ..model_kinds import max_positions
@@ -22,11 +26,14 @@ from ..schema import Predict, StageSettings
 from ..stage_kinds import RowUse
 from . import Column, TaskSpec
 
+UNANSWERED = "unanswered"  # the remark on a conversation that ends with no answer
 _DRAWING = ("temperature", "top_k", "top_p")
 
 
 def _columns(settings: StageSettings, use: RowUse) -> list[Column]:
     columns = settings.data.columns
+    if settings.data.prompt == MESSAGES:
+        return [Column(named_by="data.columns.messages", name=columns.messages, may_nest=True)]
     target = Column(named_by="data.columns.target", name=columns.target)
     read = [Column(named_by=key, name=name) for key, name in prompt_columns(settings.data)]
     if use == "score":
@@ -55,8 +62,31 @@ def _encode(
     settings: StageSettings, use: RowUse, rows: Sequence[Row], tokenizer: Any, longest: int | None
 ) -> list[Encoded]:
     if use == "predict":
-        return encode_prompts(settings.data, rows, tokenizer, longest)
-    return encode_rows(settings.data, rows, tokenizer)
+        prompts = encode_prompts(settings.data, rows, tokenizer, longest)
+        if settings.data.prompt != MESSAGES:
+            return prompts
+        turns = [turns_of(row[settings.data.columns.messages]) for row in rows]
+        return [
+            prompt if question_of(said) != said else replace(prompt, remarks=(UNANSWERED,))
+            for prompt, said in zip(prompts, turns, strict=True)
+        ]
+    encode = encode_conversations if settings.data.prompt == MESSAGES else encode_rows
+    return encode(settings.data, rows, tokenizer)
+
+
+def _refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
+    yield from row_refusals(stage, inputs)
+    if "train" in stage.splits and (reason := pack_refusal(stage.settings, inputs.model.config)):
+        yield reason
+    scored = stage.splits.get("score")
+    asked = [one for one in inputs.lengths if scored and one.use == "predict" and one.split == scored.name]
+    for lengths in asked[:1]:
+        if rows := lengths.remarks.get(UNANSWERED):
+            split = inputs.splits[lengths.split]
+            yield (
+                f"{name_rows(split, lengths, rows, 'without an answer at their end', 'conversations')}, and nothing to "
+                f"compare a prediction with; leave stage {stage.name!r} out, or end them with what the assistant says"
+            )
 
 
 def _warnings(stage: Stage, inputs: Inputs) -> Iterator[str]:
@@ -93,9 +123,11 @@ TASK = TaskSpec(
     kinds=("decoder",),
     peft_type="CAUSAL_LM",
     head_modules=("lm_head",),
+    can_pack=True,
     generates=True,
     decides=(
         *("data.columns.input", "data.columns.context", "data.columns.text", "data.prompt", "data.system"),
+        *("data.columns.messages", "data.examples"),
         *("data.pad_input_to", "data.separator", "data.long_rows", "predict.post"),
         *("model.add_tokens", "model.trust_remote_code"),
     ),
@@ -105,7 +137,7 @@ TASK = TaskSpec(
     columns=_columns,
     longest=_longest,
     encode=_encode,
-    refusals=row_refusals,
+    refusals=_refusals,
     warnings=_warnings,
     outputs=word_outputs,
     row_bytes=row_bytes,

@@ -7,12 +7,12 @@ An encoder reads the prompt, and a decoder learns, or writes, the target. It is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ...errors import Fault
 from ..data.encode import Encoded
-from ..data.framed import encode_pairs, encode_sources
+from ..data.framed import encode_pairs, encode_sources, longest_source
 from ..data.framed_faults import framed_refusals, framed_warnings
 from ..data.prompts import plain_prompt_faults, prompt_columns
 from ..data.rows import Row
@@ -33,11 +33,6 @@ def _columns(settings: StageSettings, use: RowUse) -> list[Column]:
 
 def _faults(settings: StageSettings, uses: Sequence[RowUse]) -> Iterator[Fault]:
     yield from plain_prompt_faults(settings.data, "seq2seq")
-
-
-def _longest(settings: StageSettings, use: RowUse, config: Mapping[str, Any]) -> int:
-    positions = max_positions(config, "encoder") if use == "predict" else None
-    return min(settings.data.max_tokens, positions or settings.data.max_tokens)
 
 
 def _encode(
@@ -99,7 +94,7 @@ TASK = TaskSpec(
     metrics=("rouge",),
     faults=_faults,
     columns=_columns,
-    longest=_longest,
+    longest=longest_source,
     encode=_encode,
     refusals=_refusals,
     warnings=_warnings,

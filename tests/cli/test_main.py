@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -227,6 +228,18 @@ def test_a_plan_shows_stages_data_storage_and_memory(sousbatch: Run, project: Pa
     heads = [part.split("\n")[0].split("  ")[0] for part in out.split("\n\n")[1:]]
     assert (code, err, heads) == (0, "", ["stage", "data", "all rows checked", "storage", "memory of a rank of train"])
     assert "6 steps of 4 rows = 1 ranks x 1 x 4" in out
+
+
+def test_a_plan_says_what_share_of_the_model_trains(
+    sousbatch: Run, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def built(question: dict[str, Any]) -> dict[str, Any]:
+        numbers = {"trainable": 1_234_567, "frozen": 133_765_433, "quantisable": 0, "num_tensors": 4}
+        return {"config": {}, "tensors": [["a", [5]]], "trained": dict.fromkeys(question["trainings"], numbers)}
+
+    monkeypatch.setattr("sousbatch.recipes.inspect.model._run_architecture", built)
+    _, out, _ = sousbatch("plan", "small.yaml", "adapter=lora")
+    assert out.splitlines()[0].endswith(", 5 parameters, trains 1.23 M of 135 M parameters (0.91 %)")
 
 
 def test_a_script_is_what_each_stage_is_sent(sousbatch: Run, project: Path) -> None:

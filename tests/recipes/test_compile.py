@@ -17,7 +17,8 @@ from sousbatch.cluster.site import NodeKind, Partition, this_machine
 from sousbatch.errors import PlanError
 from sousbatch.recipes.compile import compile
 from sousbatch.recipes.compose import compose
-from sousbatch.recipes.facts import Inputs
+from sousbatch.recipes.facts import Inputs, TrainedFacts
+from sousbatch.recipes.forecast.parameters import training_key
 from sousbatch.recipes.inspect.inputs import inspect
 from sousbatch.recipes.plan import Plan, read_plan
 from sousbatch.recipes.schema import Recipe, Resources, StageSpec
@@ -328,9 +329,37 @@ def test_the_plan_of_the_small_recipe_has_no_warning(small: ModuleType) -> None:
 
 @pytest.mark.parametrize(
     "override",
-    ["predict.engine=vllm", "predict.length_ratio=0.14", "model.add_tokens_from=words.txt"],
+    ["predict.engine=vllm", "predict.length_ratio=0.14"],
 )
 def test_what_comes_later_can_be_composed_and_is_refused_by_its_key(project: Path, override: str) -> None:
     recipe = compose("./small.yaml", [override])
     with pytest.raises(PlanError, match=override.split("=")[0].replace(".", r"\.") + " can be written down"):
         compile(recipe, this_machine(), inspect(recipe, project))
+
+
+def test_an_adapter_that_peft_must_merge_needs_the_models_memory_and_space(small: ModuleType) -> None:
+    recipe = _changed(small.RECIPE, {"adapter.method": "lora"})
+    facts = TrainedFacts(trainable=90, frozen=904, quantisable=0, num_tensors=4, merges_in_memory=True)
+    inputs = _changed(small.INPUTS, {"model.trained": {training_key(recipe): facts}})
+    line = next(line for line in compile(recipe, small.SITE, inputs).forecast.storage if "merging" in line.what)
+    assert (line.what, line.num_bytes) == ("merging of consolidate", 4 * 904)
+    site = replace(small.SITE, memory_bytes=4 * 904 - 1)
+    with pytest.raises(PlanError, match="stage 'consolidate': this adapter can be merged in memory only"):
+        compile(recipe, site, inputs)
+
+
+@pytest.mark.parametrize(
+    ("card", "is_refused"), [("v100", True), ("nvidia_t4", True), ("rtx2080ti", True), ("a100", False), ("", False)]
+)
+def test_bfloat16_is_refused_where_the_partition_tells_of_older_cards(
+    small: ModuleType, card: str, is_refused: bool
+) -> None:
+    node = NodeKind(count=4, cpus=32, memory_mb=100_000, gpus=4, gpu_type=card)
+    partition = Partition(name="gpu", is_default=True, nodes=(node,))
+    site = replace(small.GPU_SITE, launcher="slurm", partitions=(partition,))
+    recipe = _changed(_on_gpus(small.RECIPE), {"train.precision": "bfloat16"})
+    if not is_refused:
+        compile(recipe, site, small.INPUTS)
+        return
+    with pytest.raises(PlanError, match=f"partition 'gpu' has {card}, .*set train.precision=float16"):
+        compile(recipe, site, small.INPUTS)

@@ -139,6 +139,10 @@ SOUND = {
     "no model": ("model: {path: ''}", "model.path is missing"),
     "no data": ("data: {splits: {}}", "data.splits is missing"),
     "code folders of one name": ("environment: {code: [a/src, b/src/]}", "environment.code has 2 folders called 'src'"),
+    "a variable that W&B gets from the recipe": (
+        "environment: {variables: {WANDB_MODE: online}}",
+        "has WANDB_MODE, which the job sets by the recipe's own key (leave it out, and set tracking.mode)",
+    ),
     "code folder without a name": ("environment: {code: [..]}", "give the folder by its name"),
     "a name that leads out of the runs": ("name: ../../x", "name is '../../x'"),
     "a stage that leads out of its run": ("stages: {../x: {kind: train}}", "stages.../x is no name for a stage"),

@@ -99,3 +99,11 @@ def test_what_only_peft_can_merge_is_an_error_of_its_own(tmp_path: Path) -> None
     get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], bias="all")).save_pretrained(tmp_path / "adapter")
     with pytest.raises(UnmergeableError, match="bias='all'"):
         consolidate(open_source(tmp_path / "adapter"), tmp_path / "out", ConsolidateOptions(base_dir=tmp_path / "base"))
+
+
+def test_a_file_of_peft_without_its_configuration_is_written_as_it_stands(tmp_path: Path, weights: Weights) -> None:
+    made("rows of a model as it was", tmp_path)
+    (tmp_path / "adapter" / "adapter_config.json").unlink()
+    consolidate(open_source(tmp_path / "adapter", is_raw=True), tmp_path / "out", ConsolidateOptions(dtype="float32"))
+    ours, theirs = weights(tmp_path / "out"), weights(tmp_path / "adapter")
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)

@@ -43,7 +43,7 @@ NOT_DECIDING = {
     *("data.splits", "data.clean", "data.generator.name", "data.generator.seed"),
     *("data.generator.num_train", "data.generator.num_validation", "data.generator.num_test"),
     # of training
-    *("data.columns.target", "data.loss_on", "data.max_tokens", "data.max_target_tokens"),
+    *("data.columns.target", "data.loss_on", "data.max_tokens", "data.packing", "data.max_target_tokens"),
     *("data.augment.name", "data.augment.copies", "data.augment.seed"),
     *("data.select.function", "data.select.sample", "data.select.seed"),
     *("data.select.bm25.queries", "data.select.bm25.k", "data.select.bm25.column"),

@@ -12,7 +12,8 @@ from transformers import AutoTokenizer
 
 import sousbatch.recipes
 from sousbatch.errors import RunError
-from sousbatch.jobs.tasks.causal_lm import IGNORED_LABEL, Collator, load_examples
+from sousbatch.jobs.tasks import IGNORED_LABEL
+from sousbatch.jobs.tasks.causal_lm import Collator, load_examples
 from sousbatch.recipes.data.encode import encode_prompts, render_prompt
 from sousbatch.recipes.schema import Columns, Data, Recipe
 

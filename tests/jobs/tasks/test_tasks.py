@@ -15,7 +15,7 @@ from peft import TaskType
 import sousbatch.recipes
 from sousbatch.jobs.tasks import TaskRuntime, load_answerer, runtime_of
 from sousbatch.jobs.training.model import load_tokenizer
-from sousbatch.recipes.schema import Data, Predict, StageSettings
+from sousbatch.recipes.schema import Data, Model, Predict, StageSettings
 from sousbatch.recipes.tasks import TASKS, TaskSpec, task_of
 
 TINY = Path(sousbatch.recipes.__file__).parent / "library/models/tiny-hangul"
@@ -23,6 +23,7 @@ TEXTS = ["가", "나다라 마바", "사아자차카 타"]
 # Settings that fit each task, and one row of its data for a text.
 CASES: dict[str, tuple[Data, Any]] = {
     "seq2seq": (Data(max_tokens=32, max_target_tokens=32), lambda text: {"input": text, "target": text}),
+    "classification": (Data(max_tokens=64), lambda text: {"input": text, "target": len(text) > 1}),
     "causal_lm": (Data(max_tokens=64), lambda text: {"input": text, "target": text}),
     "question_answering": (
         Data(max_tokens=256),
@@ -31,12 +32,15 @@ CASES: dict[str, tuple[Data, Any]] = {
     "windows": (Data(prompt="", max_tokens=4), lambda text: {"text": [text, text]}),
 }
 
+LABELS = {"id2label": {0: "false", 1: "true"}, "label2id": {"false": 0, "true": 1}}
+
 # Configs of models for tasks that the tiny decoder does not fit, with the ids of its tokenizer.
 _SIZES = {"d_model": 16, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_position_embeddings": 64}
 _HEADS = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
 _IDS = {"vocab_size": 512, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 CONFIGS: dict[str, Any] = {
-    "seq2seq": transformers.BartConfig(**_SIZES, **_HEADS, **_IDS, decoder_start_token_id=2, forced_eos_token_id=2)
+    "seq2seq": transformers.BartConfig(**_SIZES, **_HEADS, **_IDS, decoder_start_token_id=2, forced_eos_token_id=2),
+    "classification": transformers.GPT2Config(n_embd=16, n_layer=1, n_head=2, **_IDS, **LABELS),
 }
 
 
@@ -78,7 +82,12 @@ def case(
     return Case(
         task=task,
         runtime=runtime_of(task),
-        settings=StageSettings(task=task.name, data=data, predict=Predict(max_new_tokens=4)),
+        settings=StageSettings(
+            task=task.name,
+            model=Model(config=LABELS if task.has_labels else {}),
+            data=data,
+            predict=Predict(max_new_tokens=4),
+        ),
         rows=list(enumerate(map(row, TEXTS))),
         data_path=path,
         model_dir=model_dirs[task.model_class],

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers.trainer_pt_utils import LabelSmoother
 
-from sousbatch.jobs.training.losses import uniform_loss
+from sousbatch.jobs.training.losses import chosen_tokens, uniform_loss
 
 
 @pytest.mark.parametrize(("shape", "is_shifted"), [((2, 5), True), ((2, 5), False), ((6,), False)])
@@ -23,3 +23,10 @@ def test_label_smoothing_is_that_of_transformers(shape: tuple[int, ...], is_shif
     plain = torch.nn.functional.cross_entropy(of.reshape(-1, 7), kept.reshape(-1))
     uniform, count = uniform_loss(logits, labels, is_shifted=is_shifted)
     assert float(0.8 * plain + 0.2 * uniform / count) == pytest.approx(float(expected))
+
+
+def test_what_a_model_would_answer_is_read_where_labels_count() -> None:
+    labels = torch.tensor([[-100, 4, 2, -100]])
+    logits = torch.nn.functional.one_hot(torch.tensor([[3, 5, 0, 6]]), 7).float()
+    assert chosen_tokens(logits, labels, is_shifted=True) == ({3, 5}, {4, 2})
+    assert chosen_tokens(logits, labels, is_shifted=False) == ({5, 0}, {4, 2})

@@ -38,6 +38,14 @@ def test_activations_are_summed_over_layers(small: ModuleType) -> None:
     assert eager == _memory(small)["activations"] + 2 * 5 * 2 * 32 * 32 * 2 * 2
 
 
+def test_encoder_and_decoder_each_have_their_layers_and_tokens(small: ModuleType) -> None:
+    config = {"is_encoder_decoder": True, "d_model": 8, "encoder_layers": 3, "decoder_layers": 1, "vocab_size": 32}
+    data = replace(small.RECIPE.data, max_tokens=32, max_target_tokens=10)
+    lines = device_memory(replace(small.RECIPE, task="seq2seq", data=data), replace(small.MODEL, config=config), BATCH)
+    encoder, decoder, logits = 3 * 17 * 32, 22 * 10 + 2 * 32, 12 * 10 * 32
+    assert lines[-1].num_bytes == 2 * (4 * 8 * (encoder + decoder) + logits)
+
+
 def test_recomputing_keeps_one_layer_and_the_inputs(small: ModuleType) -> None:
     train = replace(small.RECIPE.train, gradient_checkpointing=True)
     tokens, logits = 2 * 32 * 8, 12 * 2 * 32 * 32

@@ -1,59 +1,59 @@
 #!/bin/bash
-# sousbatch @VERSION@: run 'da8dcef1fb2e', stage train
+# sousbatch @VERSION@: run '5cb6736e0814', stage train
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/da8dcef1fb2e/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/5cb6736e0814/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/da8dcef1fb2e train
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/5cb6736e0814 train
 
 #!/bin/bash
-# sousbatch @VERSION@: run 'da8dcef1fb2e', stage consolidate
+# sousbatch @VERSION@: run '5cb6736e0814', stage consolidate
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/da8dcef1fb2e/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/5cb6736e0814/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/da8dcef1fb2e consolidate
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/5cb6736e0814 consolidate
 
 #!/bin/bash
-# sousbatch @VERSION@: run 'da8dcef1fb2e', stage predict
+# sousbatch @VERSION@: run '5cb6736e0814', stage predict
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/da8dcef1fb2e/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/5cb6736e0814/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/da8dcef1fb2e predict
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/5cb6736e0814 predict
 
 #!/bin/bash
-# sousbatch @VERSION@: run 'da8dcef1fb2e', stage merge
+# sousbatch @VERSION@: run '5cb6736e0814', stage merge
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/da8dcef1fb2e/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/5cb6736e0814/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/da8dcef1fb2e merge
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/5cb6736e0814 merge
 
 #!/bin/bash
-# sousbatch @VERSION@: run 'da8dcef1fb2e', stage score
+# sousbatch @VERSION@: run '5cb6736e0814', stage score
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/da8dcef1fb2e/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/5cb6736e0814/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/da8dcef1fb2e score
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/5cb6736e0814 score

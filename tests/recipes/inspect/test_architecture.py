@@ -52,6 +52,7 @@ def ask(kind: tuple[str, dict[str, Any]], tokenizer_folder: Path, tmp_path: Path
         "changes": {},
         "trusts": False,
         "add_tokens": settings.model.add_tokens,
+        "stored": {},
         "trainings": {"one": deciding_settings(settings)},
     }
     return answer(question | asked)
@@ -179,3 +180,43 @@ def test_a_model_that_the_class_of_the_task_does_not_know_is_refused(tokenizer_f
 def test_gradient_checkpointing_is_tried(tokenizer_folder: Path, tmp_path: Path) -> None:
     settings = StageSettings(train=Train(gradient_checkpointing=True))
     assert "trainable" in ask(LLAMA, tokenizer_folder, tmp_path, settings=settings)["trained"]["one"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "expected"),
+    [
+        (LLAMA, lora(modules_to_save=("lm_head",)), False),
+        (MIXTRAL, lora(target_modules=("q_proj",)), False),
+        (MIXTRAL, lora(), True),
+    ],
+)
+def test_it_is_known_before_the_training_who_will_merge_the_adapter(
+    kind: Any, settings: StageSettings, expected: bool, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    plain = ask(kind, tokenizer_folder, tmp_path, trainings={})
+    stored = {name: (shape, "float32") for name, shape in plain["tensors"]}
+    found = ask(kind, tokenizer_folder, tmp_path, settings=settings, stored=stored)["trained"]["one"]
+    assert found["merges_in_memory"] is expected
+
+
+@pytest.mark.parametrize("saved", ["embed_tokens", "lm_head"])
+def test_a_tied_layer_that_trains_in_full_stays_tied(saved: str, tokenizer_folder: Path, tmp_path: Path) -> None:
+    settings = lora(target_modules=("q_proj",), modules_to_save=(saved,))
+    tied = ("llama", {"num_key_value_heads": 2, "tie_word_embeddings": True})
+    plain = ask(tied, tokenizer_folder, tmp_path, trainings={})
+    stored = {name: (shape, "float32") for name, shape in plain["tensors"]}
+    found = ask(tied, tokenizer_folder, tmp_path, settings=settings, stored=stored)["trained"]["one"]
+    assert found["trainable"] == 2 * 2 * (16 + 16) + 64 * 16 and not found["merges_in_memory"]
+
+
+@pytest.mark.parametrize("saved", ["embed_tokens", "lm_head"])
+def test_new_tokens_of_a_tied_layer_that_trains_in_full_need_no_rows(
+    saved: str, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    settings = StageSettings(
+        model=Model(add_tokens=("[A]", "[B]")),
+        adapter=Adapter(method="lora", rank=2, target_modules=("q_proj",), modules_to_save=(saved,)),
+    )
+    tied = ("llama", {"num_key_value_heads": 2, "tie_word_embeddings": True})
+    found = ask(tied, tokenizer_folder, tmp_path, settings=settings)["trained"]["one"]
+    assert found["trainable"] == 2 * 2 * (16 + 16) + 66 * 16

@@ -37,9 +37,9 @@ def test_a_model_from_scratch_takes_the_shapes_of_its_config(project: Path, monk
 MODELS = {
     "not shipped": (
         ["model.path=library:tiny-hangull"],
-        "'library:tiny-hangull' is unknown; shipped: tiny-bart, tiny-bert, tiny-hangul, tiny-llama (did",
+        "tiny-bart, tiny-bert, tiny-hangul, tiny-llama (did you mean 'tiny-hangul'?)",
     ),
-    "outside the library": (["model.path=library:../models"], "is unknown; shipped"),
+    "outside the library": (["model.path=library:../models"], "is unknown; known"),
     "no folder": (
         ["model.path=/none/here"],
         "'/none/here' does not exist: looked for /none/here; give a local folder, a hub id",
@@ -145,7 +145,7 @@ def test_a_chat_prompt_needs_a_template(project: Path) -> None:
     [
         ("adapter_config.json", '{"base_model_name_or_path": "org/base"}', "is an adapter"),
         ("adapter_config.json", "[", "is an adapter whose adapter_config.json cannot be read"),
-        ("model.gguf", "GGUF", "a GGUF file, whose weights are quantised for inference and cannot train"),
+        ("model.gguf", "GGUF", "cannot be dequantised: it is damaged, or no GGUF file"),
     ],
 )
 def test_a_folder_that_is_no_model_says_what_it_is(project: Path, name: str, content: str, reason: str) -> None:

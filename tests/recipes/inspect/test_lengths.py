@@ -16,6 +16,7 @@ import pytest
 
 from sousbatch.cluster.site import Site
 from sousbatch.errors import PlanError
+from sousbatch.jobs.tasks.causal_lm import load_examples
 from sousbatch.recipes.catalog import LIBRARY_DIR
 from sousbatch.recipes.compile import compile
 from sousbatch.recipes.compose import compose
@@ -248,3 +249,38 @@ def test_the_limit_that_a_row_is_beyond_is_the_one_to_raise(
     _rows(project, "train", [{"input": "a b c d", "target": "e"}, GOOD])
     reasons = _reasons(TRAIN_ONLY, *limits)
     assert advised in reasons and not_advised not in reasons.partition("; set ")[2]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "num", "longest"),
+    [
+        (["data.packing=rows"], 2, 32),
+        (["data.packing=blocks", "data.prompt=''", "data.columns.text=input"], 2, 32),
+        ([], 8, 14),
+    ],
+    ids=["rows", "blocks", "none"],
+)
+def test_examples_of_packed_rows_are_counted_as_the_job_makes_them(
+    project: Path, overrides: list[str], num: int, longest: int
+) -> None:
+    words = [9, 3, 8, 12, 1, 7, 5, 3]
+    _rows(project, "train", [{"input": " ".join(["word"] * count), "target": "answer"} for count in words])
+    plan = _plan(TRAIN_ONLY, "train.global_batch=1", "train.epochs=1", *overrides)
+    found, stage = plan.inputs.lengths_of("train", "train"), plan.stage("train")
+    assert found is not None and (found.num_examples, found.longest_kept) == (num, longest)
+    assert (stage.steps, stage.splits["train"].num_rows) == (num, 8)
+    examples = load_examples(
+        stage.settings, project / "train.jsonl", load_full(project / "model", (), trusts_code=False)
+    )
+    assert len(examples) == num
+
+
+def test_packs_longer_than_the_models_positions_are_refused(project: Path) -> None:
+    _rows(project, "train", [GOOD] * 900)
+    reason = _reasons(TRAIN_ONLY, "data.packing=rows", "data.max_tokens=1000")
+    assert "an example has " in reason and "set data.max_tokens=" in reason and "long_rows" not in reason
+
+
+def test_a_long_plain_text_is_refused_with_blocks_as_a_way_out(project: Path) -> None:
+    _rows(project, "train", [LONG])
+    assert "data.packing=blocks" in _reasons(TRAIN_ONLY, "data.prompt=''", "data.columns.text=input")

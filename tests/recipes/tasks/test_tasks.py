@@ -97,13 +97,6 @@ def test_a_run_has_one_task(project: Path) -> None:
         compose("./small.yaml", ["+stages={predict: {set: {task: causal_lm}}}"])
 
 
-@pytest.mark.parametrize("later", ["classification"])
-def test_a_task_of_a_later_version_can_be_written_down_and_is_refused_when_planned(later: str, project: Path) -> None:
-    recipe = compose("./small.yaml", [f"task={later}"])
-    with pytest.raises(UsageError, match=f"task '{later}' can be written down but not run by this version"):
-        inspect(recipe, project)
-
-
 def test_what_is_no_task_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     other = Registry("task", "sousbatch.tasks", {"other": "recipes.tasks.causal_lm:TASK"})
     monkeypatch.setattr(tasks, "TASKS", other)
