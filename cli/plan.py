@@ -12,6 +12,7 @@ from ..errors import UsageError
 from ..run_folder import run_paths
 from ..user_folders import runs_dir
 from .parser import Parser, add_recipe_arguments, count, define
+from .plan_data import USES, read_inputs, show_data
 from .progress import row_progress
 from .tables import format_size, format_table
 
@@ -31,12 +32,18 @@ def define_plan(parser: Parser) -> None:
         "plan hangul-restoration train.global_batch=64 --json",
         "plan hangul-restoration --script",
         "plan hangul-restoration --rows 3",
+        "plan my-recipe.yaml --data",
         "plan my-recipe.yaml --fit --site a100x4-40gb",
     )
     add_recipe_arguments(parser).add_argument(
         "--site",
         metavar="SITE",
         help="plan for a machine that is elsewhere: a YAML file, or one of the library's",
+    )
+    parser.add_argument(
+        "--data",
+        action="store_true",
+        help="lengths of the rows, what is cut, what padding costs, and rows that training has seen; also as --json",
     )
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument("--json", action="store_true", help="the whole plan as JSON")
@@ -175,9 +182,13 @@ def _as_proposals(proposals: Sequence[Proposal], recipe: str) -> str:
 
 
 def _plan(arguments: Namespace) -> int:
-    from ..errors import PlanError
+    from ..errors import PlanError, UsageError
     from ..launchers.registry import launcher_of
 
+    if arguments.data:
+        if arguments.num_rows or arguments.fit or arguments.script:
+            raise UsageError("--data goes with --json alone; leave --rows, --fit and --script out")
+        return show_data(arguments)
     if arguments.num_rows:
         return _plan_rows(arguments)
     if arguments.fit:
@@ -204,21 +215,9 @@ def _plan(arguments: Namespace) -> int:
 
 def _plan_rows(arguments: Namespace) -> int:
     """Show rows as the model sees them; no site is asked, and no lengths are counted."""
-    from ..recipes.compose import compose
-    from ..recipes.inspect.cache import code_digest
-    from ..recipes.inspect.data import read_splits
     from ..recipes.inspect.lengths import show_samples
-    from ..recipes.inspect.model import find_model, read_model
-    from ..recipes.inspect.prepared import prepare_splits
-    from ..recipes.inspect.tokens import find_tokens
-    from ..recipes.stages import with_tokens
 
-    recipe = compose(arguments.recipe, arguments.overrides)
-    splits = read_splits(recipe)
-    prepared = prepare_splits(recipe, splits, code_digest(recipe))
-    places = find_model(recipe)
-    recipe = with_tokens(recipe, find_tokens(recipe, places.tokenizer_folder, splits, prepared))
-    print(show_samples(recipe, read_model(recipe, places), splits, prepared, arguments.num_rows))
+    print(show_samples(*read_inputs(arguments), arguments.num_rows))
     return 0
 
 
@@ -256,9 +255,6 @@ def _as_text(value: Plan) -> str:
     return "\n\n".join([*parts, *(f"warning: {warning}" for warning in value.warnings)])
 
 
-_USES = {"train": "trains", "eval": "evaluates", "predict": "predicts", "score": "scores"}
-
-
 def _steps(value: Plan) -> list[str]:
     """Return what the steps of `data` did, where there are any.
 
@@ -269,7 +265,7 @@ def _steps(value: Plan) -> list[str]:
         shown.setdefault(
             one.rows.path,
             [
-                [f"{one.stage} {_USES[one.use]} {one.split}", f"{one.num_source_rows:,} rows", "", "", ""],
+                [f"{one.stage} {USES[one.use]} {one.split}", f"{one.num_source_rows:,} rows", "", "", ""],
                 *(_step_row(step) for step in one.steps),
                 ["", f"{one.rows.num_rows:,} rows are used", "", "", one.rows.path],
             ],
@@ -330,7 +326,7 @@ def _lengths(value: Plan) -> list[str]:
     """Return how long the rows of the data are in tokens, where they were counted."""
     rows = [
         [
-            f"{one.stage} {_USES[one.use]} {one.split}",
+            f"{one.stage} {USES[one.use]} {one.split}",
             one.num_examples,
             one.num_rows,
             one.longest,

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from ...errors import UsageError
 from ..schema import Data
-from .chat import ASSISTANT, RowFault, Turn, refusal, render, turns_of, with_context
-from .encode import Encoded, Span, fit
+from .chat import ASSISTANT, RowFault, Turn, question_of, refusal, render, turns_of, with_context
+from .encode import Encoded, Span, fit, fit_prompts
 from .rows import Row
 
+UNANSWERED = "unanswered"  # the remark on a conversation that ends with no answer
 _MARK = re.compile(r"\{%-?\s*generation\b")
 
 
@@ -29,8 +32,6 @@ def encode_conversations(spec: Data, rows: Sequence[Row], tokenizer: Any) -> lis
     Raises:
         RowFault: a row is no conversation, or the template does not take it.
     """
-    if not getattr(tokenizer, "is_fast", False):
-        raise UsageError("data.prompt=messages needs a tokenizer that tells where its tokens lie (tokenizer.json)")
     found = []
     for number, row in enumerate(rows, 1):
         try:
@@ -56,15 +57,67 @@ def _with_spans(tokenizer: Any, turns: Sequence[Turn], num_shown: int) -> tuple[
     Its first *num_shown* answers are examples, and not learned. A token counts where it holds a sign of an answer: that
     of the mask of transformers leaves out the last bytes of a Korean syllable.
     """
-    find = _marked_text if _MARK.search(str(tokenizer.chat_template)) else _written_text
-    text, said = find(tokenizer, turns)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    text, said = _said(tokenizer, turns)
+    ids, places = _tokenised(tokenizer, text, [begin for begin, _ in said])
     spans = []
     for begin, end in said[num_shown:]:
-        inside = [at for at, (first, last) in enumerate(encoded["offset_mapping"]) if last > begin and first < end]
+        inside = [at for at, (first, last) in enumerate(places) if last > begin and first < end]
         if inside:
             spans.append((inside[0], inside[-1] + 1))
-    return list(encoded["input_ids"]), spans
+    return ids, spans
+
+
+def encode_questions(spec: Data, rows: Sequence[Row], tokenizer: Any, limit: int | None) -> list[Encoded]:
+    """Return what precedes the answer that each conversation of *rows* ends with.
+
+    A conversation that ends with none is asked as it stands, with the remark `UNANSWERED`. The ids are those with which
+    training begins the answer.
+
+    Raises:
+        RowFault: a row is no conversation, or the template does not take it.
+    """
+    found, remarks = [], []
+    for number, row in enumerate(rows, 1):
+        try:
+            turns = turns_of(row[spec.columns.messages])
+            asked = with_context(spec, question_of(turns))
+            text, begins = render(tokenizer, asked, asks=True), list[int]()
+            with suppress(ValueError):  # then only what precedes a learned answer would be told from it
+                before, said = _said(tokenizer, asked)
+                begins = [begin for begin, _ in said] if text.startswith(before) else []
+            found.append(_tokenised(tokenizer, text, begins)[0])
+            remarks.append((UNANSWERED,) if question_of(turns) == turns else ())
+        except ValueError as error:
+            raise RowFault(number, str(error)) from error
+    prompts = fit_prompts(spec, found, tokenizer, limit)
+    return [replace(prompt, remarks=remark) for prompt, remark in zip(prompts, remarks, strict=True)]
+
+
+def _tokenised(tokenizer: Any, text: str, begins: Sequence[int]) -> tuple[list[int], list[Span]]:
+    """Return the ids of *text*, and where each lies in it.
+
+    No token reaches over the begin of an answer, since a prompt ends there: a template may end it with a blank.
+    """
+    if not tokenizer.is_fast:
+        raise UsageError("data.prompt=messages needs a tokenizer that tells where its tokens lie (tokenizer.json)")
+    ids, places, cuts = list[int](), list[Span](), list[int]()
+    for _ in range(2):
+        ids, places = [], []
+        for begin, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
+            encoded = tokenizer(text[begin:end], add_special_tokens=False, return_offsets_mapping=True)
+            ids += encoded["input_ids"]
+            places += [(begin + first, begin + last) for first, last in encoded["offset_mapping"]]
+        crossed = sorted({at for at in begins for first, last in places if first < at < last})
+        if not crossed:
+            break
+        cuts = crossed
+    return ids, places
+
+
+def _said(tokenizer: Any, turns: Sequence[Turn]) -> tuple[str, list[Span]]:
+    """Return the text of turns, and which signs of it the assistant says."""
+    find = _marked_text if _MARK.search(str(tokenizer.chat_template)) else _written_text
+    return find(tokenizer, turns)
 
 
 def _written_text(tokenizer: Any, turns: Sequence[Turn]) -> tuple[str, list[Span]]:

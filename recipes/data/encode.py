@@ -13,8 +13,8 @@ from typing import Any
 
 from ..schema import Columns
 from ..schema import Data as DataSpec
-from .chat import RowFault, question_of, render, turns_of, with_context
-from .prompts import CHAT, MESSAGES, TEMPLATES, has_turns
+from .chat import RowFault, render, with_context
+from .prompts import CHAT, TEMPLATES, has_turns
 from .rows import Row
 
 BATCH_ROWS = 1000  # that are tokenised at once: enough to keep every core busy, and some MB of memory
@@ -68,10 +68,12 @@ class Encoded:
 def is_kept(spec: DataSpec, row: Encoded) -> bool:
     """Say whether training uses *row*.
 
-    It does where the row is not too long, or cut, and something in it is learned.
+    It does where the row is not too long, or cut, and something in it is learned besides its end.
     """
+    if row.is_empty:
+        return False
     if spec.packing == "blocks":  # its first token is learned from what comes before it
-        return not row.is_empty
+        return True
     return row.num_learned > 0 and not (row.is_long and spec.long_rows in ("refuse", "drop"))
 
 
@@ -81,13 +83,11 @@ def render_prompt(spec: DataSpec, row: Row, tokenizer: Any) -> str:
     It is the template filled in, or the tokenizer's own chat template.
 
     Raises:
-        ValueError: the row is no conversation, or the chat template refuses it.
+        ValueError: the chat template refuses the row.
     """
     if spec.prompt == CHAT:
         turns = [{"role": "user", "content": str(row[spec.columns.input])}]
         return render(tokenizer, with_context(spec, turns), asks=True)
-    if spec.prompt == MESSAGES:
-        return render(tokenizer, with_context(spec, question_of(turns_of(row[spec.columns.messages]))), asks=True)
     plain, with_input = TEMPLATES.get(spec.prompt, (spec.prompt, spec.prompt))
     template = with_input if str(row.get(spec.columns.context) or "").strip() else plain
     return string.Formatter().vformat(template, (), _ByName(spec.columns, row))
@@ -105,12 +105,17 @@ class _ByName(dict[str, Any]):
 
 
 def encode_prompts(spec: DataSpec, rows: Sequence[Row], tokenizer: Any, limit: int | None) -> list[Encoded]:
-    """Return the rows' prompts.
+    """Return the rows' prompts, fitted as `fit_prompts` does."""
+    return fit_prompts(spec, _prompts(spec, rows, tokenizer), tokenizer, limit)
+
+
+def fit_prompts(spec: DataSpec, found: Sequence[list[int]], tokenizer: Any, limit: int | None) -> list[Encoded]:
+    """Return the ids of prompts as prompts.
 
     Prompts above *limit* tokens, or `data.pad_input_to`, are long. A long prompt is cut where `data.long_rows` names a
     side, before padding and separator, which stay.
     """
-    found, separator = _prompts(spec, rows, tokenizer), _separator(spec, tokenizer)
+    separator = _separator(spec, tokenizer)
     longest = min(spec.pad_input_to or 1 << 40, (limit or 1 << 40) - len(separator))
     return [_prompt(spec, ids, separator, max(1, longest), tokenizer) for ids in found]
 

@@ -98,4 +98,4 @@ def framed_warnings(stage: Stage, inputs: Inputs, *, empty: str) -> Iterator[str
             long = some(lengths.long, "longer than", "rows")
             yield f"{where}: {long} {' or '.join(above)}, and are {done}"
         if lengths.empty.num:
-            yield f"{where}: {some(lengths.empty, f'with an empty {empty}', 'rows')}"
+            yield f"{where}: {some(lengths.empty, f'with an empty {empty}', 'rows')}, and are left out"

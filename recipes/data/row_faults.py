@@ -107,7 +107,7 @@ def row_warnings(stage: Stage, inputs: Inputs) -> Iterator[str]:
             continue
         if lengths.empty.num:
             what = "target" if settings.data.prompt else "text"
-            yield f"{where}: {some(lengths.empty, f'with an empty {what}', 'rows')}"
+            yield f"{where}: {some(lengths.empty, f'with an empty {what}', 'rows')}, and are left out"
         if lengths.unlearnable.num:
             yield (f"{where}: {some(lengths.unlearnable, 'without a token to learn', 'rows')}, and are left out")
 

@@ -52,7 +52,7 @@ def inspect(
         UsageError: this version does not have the task.
         PlanError: every reason why the model or the data cannot be used.
     """
-    task_of(recipe.task)  # what it needs of model and data cannot be said of one that is refused
+    task = task_of(recipe.task)  # what it needs of model and data cannot be said of one that is refused
     reasons = list(_archive_reasons(recipe))
     places = collect(reasons, lambda: find_model(recipe))
     splits = collect(reasons, lambda: read_splits(recipe))
@@ -61,7 +61,7 @@ def inspect(
     if splits is not None and code is not None:
         prepared = collect(reasons, lambda: prepare_splits(recipe, splits, code, progress))
     labels: tuple[str, ...] | None = ()
-    if places is not None and splits is not None and prepared is not None:
+    if task.has_labels and places is not None and splits is not None and prepared is not None:
         labels = collect(reasons, lambda: read_labels(recipe, read_config(recipe, places), splits, prepared))
     labelled = [with_labels(one, labels or ()) for one in (recipe, *variants)]
     model, tokens, lengths = _read_tokens(reasons, labelled[0], places, splits, prepared, progress, labelled[1:])
@@ -83,7 +83,7 @@ def inspect(
         or code is None
         or versions is None
     ):
-        raise PlanError(reasons)
+        raise PlanError(list(dict.fromkeys(reasons)))
     space = measure_disk_space(store, recipe.checkpoints.store_budget_gb, dead_runs)
     return Inputs(
         model=model,

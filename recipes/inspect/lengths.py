@@ -27,6 +27,7 @@ from ..data.encode import BATCH_ROWS, Encoded, is_kept
 from ..data.packing import for_use, num_blocks, packs_of
 from ..data.prompts import has_turns
 from ..data.rows import read_rows
+from ..data.statistics import LengthCounts
 from ..facts import Lengths, ModelFacts, Prepared, Rows, SplitFacts
 from ..schema import Data, Recipe, StageSettings, validate
 from ..stages import resolve_stages
@@ -36,7 +37,7 @@ from .tokenizer import load_full, load_light, tokenizer_digest
 Progress = Callable[[str, int, int], None]  # what is counted, rows done, rows in all
 Use = Literal["train", "eval", "predict"]
 
-_FORMAT = 4  # raised when rows are counted in another way
+_FORMAT = 5  # raised when rows are counted in another way
 _NUM_NAMED = 5
 
 
@@ -99,6 +100,28 @@ def count_lengths(
     Raises:
         UsageError: the tokenizer cannot be loaded or cannot take the rows.
     """
+    found = []
+    for one, values in count_rows(recipe, model, splits, prepared, progress):
+        place = {"stage": one.stage, "use": one.use, "split": one.split, "limit": one.limit}
+        counted = {name: value for name, value in values.items() if name != "statistics"}
+        lengths, faults = validate.build(Lengths, {**counted, **place})
+        if lengths is None:
+            raise UsageError(f"the cached counts of {one.path} are damaged: {faults[0]}; remove the cache")
+        found.append(lengths)
+    return tuple(found)
+
+
+def count_rows(
+    recipe: Recipe,
+    model: ModelFacts,
+    splits: dict[str, SplitFacts],
+    prepared: Sequence[Prepared],
+    progress: Progress | None = None,
+) -> list[tuple[RowsToCount, dict[str, Any]]]:
+    """Return what was counted of all rows, as plain values of `Lengths`.
+
+    Beside them are the counts of each length, under "statistics".
+    """
     folder = Path(model.tokenizer_folder)
     wanted = rows_to_count(recipe, model, splits, prepared)
     decides = [_FORMAT, tokenizer_digest(folder), recipe.model.add_tokens]
@@ -109,14 +132,7 @@ def count_lengths(
         for key, value in zip(missing, _ask(recipe, model, splits, list(missing.values()), 0, progress), strict=True):
             remember("lengths", key, value)
             known[key] = value
-    found = []
-    for key, one in zip(keys, wanted, strict=True):
-        place = {"stage": one.stage, "use": one.use, "split": one.split, "limit": one.limit}
-        lengths, faults = validate.build(Lengths, {**known[key], **place})
-        if lengths is None:
-            raise UsageError(f"the cached counts of {one.path} are damaged: {faults[0]}; remove the cache")
-        found.append(lengths)
-    return tuple(found)
+    return [(one, known[key]) for key, one in zip(keys, wanted, strict=True)]
 
 
 def show_samples(
@@ -262,6 +278,8 @@ def _counted(wanted: RowsToCount, rows: Iterator[Encoded]) -> dict[str, Any]:
     seen: dict[str, tuple[int, list[int]]] = {"long": (0, []), "empty": (0, []), "unlearnable": (0, [])}
     total, longest, longest_target, kept = 0, 0, 0, array("i")
 
+    statistics = LengthCounts()
+
     def note(kind: str, number: int) -> None:
         num, first = seen.get(kind, (0, []))
         seen[kind] = (num + 1, [*first, number] if len(first) < _NUM_NAMED else first)
@@ -281,11 +299,24 @@ def _counted(wanted: RowsToCount, rows: Iterator[Encoded]) -> dict[str, Any]:
             note("unlearnable", total)
         if is_used:
             kept.append(len(row.ids))
+        statistics.add(
+            num_tokens=row.num_tokens,
+            num_kept=len(row.ids) if is_used else None,
+            num_prompt=len(row.ids) - row.num_learned,
+            num_learned=0 if is_prompt else row.num_learned,
+        )
     rows_of = {kind: validate.to_plain(Rows(num=num, first=tuple(first))) for kind, (num, first) in seen.items()}
     kinds = {kind: rows_of.pop(kind) for kind in ("long", "empty", "unlearnable")}
     num_examples, longest_kept = _examples(data, kept)
     lengths = {"longest": longest, "longest_kept": longest_kept, "longest_target": longest_target}
-    return {"num_rows": total, "num_examples": num_examples, **lengths, **kinds, "remarks": rows_of}
+    return {
+        "num_rows": total,
+        "num_examples": num_examples,
+        **lengths,
+        **kinds,
+        "remarks": rows_of,
+        "statistics": statistics.to_plain(),
+    }
 
 
 def _examples(data: Data, lengths: Sequence[int]) -> tuple[int, int]:

@@ -160,7 +160,7 @@ def _packing_faults(settings: StageSettings, task: TaskSpec) -> Iterator[Fault]:
     elif packing == "blocks" and settings.data.prompt:
         hint = "set data.prompt='', or data.packing=rows"
         yield Fault(key=key, problem="is blocks, which joins plain text, and data.prompt has a template", hint=hint)
-    if getattr(settings.train, "group_by_length", False):
+    if settings.train.group_by_length:
         yield Fault(
             key="train.group_by_length", problem=f"does nothing with data.packing={packing}", hint="leave it out"
         )

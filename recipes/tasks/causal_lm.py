@@ -7,13 +7,11 @@ instead, and has nothing to answer.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from ...errors import Fault
 from ...predictions.metrics import DEFAULT_METRICS
-from ..data.chat import question_of, turns_of
-from ..data.conversations import encode_conversations
+from ..data.conversations import UNANSWERED, encode_conversations, encode_questions
 from ..data.encode import Encoded, encode_prompts, encode_rows
 from ..data.packing import pack_refusal
 from ..data.prompts import MESSAGES, prompt_columns, prompt_faults
@@ -26,7 +24,6 @@ from ..schema import Predict, StageSettings
 from ..stage_kinds import RowUse
 from . import Column, TaskSpec
 
-UNANSWERED = "unanswered"  # the remark on a conversation that ends with no answer
 _DRAWING = ("temperature", "top_k", "top_p")
 
 
@@ -61,16 +58,11 @@ def _longest(settings: StageSettings, use: RowUse, config: Mapping[str, Any]) ->
 def _encode(
     settings: StageSettings, use: RowUse, rows: Sequence[Row], tokenizer: Any, longest: int | None
 ) -> list[Encoded]:
+    is_said = settings.data.prompt == MESSAGES
     if use == "predict":
-        prompts = encode_prompts(settings.data, rows, tokenizer, longest)
-        if settings.data.prompt != MESSAGES:
-            return prompts
-        turns = [turns_of(row[settings.data.columns.messages]) for row in rows]
-        return [
-            prompt if question_of(said) != said else replace(prompt, remarks=(UNANSWERED,))
-            for prompt, said in zip(prompts, turns, strict=True)
-        ]
-    encode = encode_conversations if settings.data.prompt == MESSAGES else encode_rows
+        ask = encode_questions if is_said else encode_prompts
+        return ask(settings.data, rows, tokenizer, longest)
+    encode = encode_conversations if is_said else encode_rows
     return encode(settings.data, rows, tokenizer)
 
 
@@ -92,6 +84,12 @@ def _refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
 def _warnings(stage: Stage, inputs: Inputs) -> Iterator[str]:
     yield from row_warnings(stage, inputs)
     yield from drawing_warnings(stage)
+    data, train = stage.settings.data, stage.settings.train
+    if "train" in stage.splits and data.packing != "none" and train.neftune_alpha:
+        yield (
+            f"stage {stage.name!r}: train.neftune_alpha is noise within alpha / sqrt(tokens x width) of an example; "
+            f"with data.packing={data.packing} that has up to {data.max_tokens} tokens: rows get less noise"
+        )
 
 
 def drawing_warnings(stage: Stage) -> Iterator[str]:

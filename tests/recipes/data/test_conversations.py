@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from sousbatch.recipes.data.chat import RowFault, input_of, target_of, turns_of
-from sousbatch.recipes.data.conversations import encode_conversations
-from sousbatch.recipes.data.encode import encode_prompts, is_kept, render_prompt
+from sousbatch.recipes.data.conversations import encode_conversations, encode_questions
+from sousbatch.recipes.data.encode import is_kept, render_prompt
 from sousbatch.recipes.schema import Data
 
 HEAD = "{% for m in messages %}<|{{ m.role }}|>\n"
@@ -70,14 +70,34 @@ def test_a_prompt_is_what_precedes_the_last_answer_and_training_begins_with_it(b
     row = {"messages": [{"role": "system", "content": "own"}, *KOREAN]}
     spec = replace(SPEC, system="not this")
     (prompt,), (trained,) = (
-        encode_prompts(spec, [row], bytes_tokenizer, None),
+        encode_questions(spec, [row], bytes_tokenizer, None),
         encode_conversations(spec, [row], bytes_tokenizer),
     )
     assert trained.ids[: len(prompt.ids)] == prompt.ids and trained.learned[-1][0] == len(prompt.ids)
     assert bytes_tokenizer.decode(prompt.ids).startswith("<|system|>\nown</s>")
     assert (target_of(spec, row, "messages"), input_of(spec, row)) == ("그럼", "또?")
-    (asked,) = encode_prompts(spec, [{"messages": SHARED}], bytes_tokenizer, None)
+    (asked,) = encode_questions(spec, [{"messages": SHARED}], bytes_tokenizer, None)
     assert bytes_tokenizer.decode(asked.ids).endswith("more</s>\n<|assistant|>\n")
+
+
+def test_a_prompt_that_ends_with_a_blank_is_that_of_training(bytes_tokenizer: Any) -> None:
+    """A tokenizer with words joins the blank with the first word of an answer, where both are one text."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<unk>", "</s>", *(sign for sign in "abcdefghijklmnopqrstuvwxyz:ĊĠ"), "Ġy", "Ġn"]
+    merges = [("Ġ", "y"), ("Ġ", "n")]
+    inner = Tokenizer(models.BPE({word: number for number, word in enumerate(words)}, merges, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    turns = [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 2, "hyin", strict=True)]
+    (trained,) = encode_conversations(SPEC, [{"messages": turns}], tokenizer)
+    (asked,) = encode_questions(SPEC, [{"messages": turns}], tokenizer, None)
+    assert trained.ids[: len(asked.ids)] == asked.ids and trained.learned[1][0] == len(asked.ids)
 
 
 def test_rows_whose_answers_are_gone_are_not_trained_on(bytes_tokenizer: Any) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import pytest
 
 from sousbatch.cluster.site import Site
-from sousbatch.errors import PlanError
+from sousbatch.errors import PlanError, RecipeError
 from sousbatch.jobs.tasks.causal_lm import load_examples
 from sousbatch.recipes.catalog import LIBRARY_DIR
 from sousbatch.recipes.compile import compile
@@ -86,7 +86,9 @@ def test_steps_are_counted_from_the_rows_that_remain(project: Path, policy: str,
 
 def test_empty_targets_are_told_and_all_of_them_refused(project: Path) -> None:
     _rows(project, "train", [GOOD, GOOD | {"target": " "}])
-    assert any("1 of 2 rows (row 2) come with an empty target" in text for text in _plan(TRAIN_ONLY).warnings)
+    assert any(
+        "1 of 2 rows (row 2) come with an empty target, and are left out" in text for text in _plan(TRAIN_ONLY).warnings
+    )
     _rows(project, "train", [GOOD | {"target": ""}] * 3)
     assert "all 3 rows are empty in column 'target'; name another with data.columns.target" in _reasons(TRAIN_ONLY)
 
@@ -284,3 +286,10 @@ def test_packs_longer_than_the_models_positions_are_refused(project: Path) -> No
 def test_a_long_plain_text_is_refused_with_blocks_as_a_way_out(project: Path) -> None:
     _rows(project, "train", [LONG])
     assert "data.packing=blocks" in _reasons(TRAIN_ONLY, "data.prompt=''", "data.columns.text=input")
+
+
+def test_packs_get_less_noise_than_rows_and_are_not_grouped_by_length(project: Path) -> None:
+    plan = _plan(TRAIN_ONLY, "data.packing=rows", "train.neftune_alpha=5")
+    assert [warning for warning in plan.warnings if "rows get less noise" in warning]
+    with pytest.raises(RecipeError, match="train.group_by_length does nothing with data.packing=rows"):
+        _plan(TRAIN_ONLY, "data.packing=rows", "train.group_by_length=true")

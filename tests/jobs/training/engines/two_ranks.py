@@ -1,7 +1,7 @@
 """Train with each sharding engine on two real ranks, and print as JSON what the engines' contract speaks of.
 
-`two_ranks.py FOLDER {"name": ZERO_STAGE}`: each case trains two steps with `jobs.train` and saves at both; then the
-second checkpoint is removed, and a second attempt resumes at the first.
+`two_ranks.py FOLDER {"name": [ZERO_STAGE, OPTIMIZER]}`: each case trains two steps with `jobs.train` and saves at both;
+then the second checkpoint is removed, and a second attempt resumes at the first.
 """
 
 from __future__ import annotations
@@ -136,14 +136,16 @@ def both_ranks(run: Path, out: Path, attempt: int) -> None:
             raise SystemExit(f"a rank of attempt {attempt} ended with status {status}")
 
 
-def facts_of(folder: Path, zero_stage: int) -> dict[str, Any]:
+def facts_of(folder: Path, zero_stage: int, optimizer: str) -> dict[str, Any]:
     import torch
     from safetensors.torch import load_file
 
     out, run = folder / f"out-{zero_stage}", folder / f"runs/tiny/{zero_stage:012d}"
     out.mkdir()
     run.mkdir(parents=True)
-    (run / "plan.json").write_text(command("plan", "recipe.yaml", f"train.zero.stage={zero_stage}", "--json"))
+    (run / "plan.json").write_text(
+        command("plan", "recipe.yaml", f"train.zero.stage={zero_stage}", f"train.optimizer={optimizer}", "--json")
+    )
     both_ranks(run, out, 1)
     first, second = sorted((run / "checkpoints/train").glob("step-*"))
     num_bytes = sum(path.stat().st_size for path in second.rglob("*") if path.is_file())
@@ -154,16 +156,15 @@ def facts_of(folder: Path, zero_stage: int) -> dict[str, Any]:
     return {
         "num_bytes": num_bytes,
         "unequal": [name for name, value in full.items() if not torch.equal(value, model[name])],
-        "num_tensors": len(full),
-        "num_params": sum(value.numel() for value in full.values()),
+        "shapes": {name: list(value.shape) for name, value in full.items()},
         "saw": {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")},
     }
 
 
-def main(folder: Path, cases: dict[str, int]) -> None:
+def main(folder: Path, cases: dict[str, tuple[int, str]]) -> None:
     os.chdir(folder)
     prepare(folder)
-    print(json.dumps({name: facts_of(folder, zero_stage) for name, zero_stage in cases.items()}))
+    print(json.dumps({name: facts_of(folder, *case) for name, case in cases.items()}))
 
 
 if __name__ == "__main__":

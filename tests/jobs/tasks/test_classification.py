@@ -1,0 +1,58 @@
+"""Classifying in the jobs: weights of labels, the loss of a step, and what an answer holds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import AutoTokenizer, GPT2Config, GPT2ForSequenceClassification
+
+import sousbatch.recipes
+from sousbatch.jobs.tasks.classification import RUNTIME, balanced_weights
+from sousbatch.recipes.labels import with_labels
+from sousbatch.recipes.schema import Model, Recipe, StageSettings, Train
+
+TINY = Path(sousbatch.recipes.__file__).parent / "library/models/tiny-hangul"
+SETTINGS: StageSettings = with_labels(Recipe(task="classification", model=Model(path="x")), ("no", "yes"))
+LOGITS = {"logits": torch.tensor([[2.0, 1.0], [0.0, 3.0], [1.0, 1.0]])}
+LABELS = torch.tensor([0, 1, 0])
+
+
+def loss(weights: Any, *, num_items: Any = None) -> torch.Tensor:
+    assert RUNTIME.loss is not None
+    settings = replace(SETTINGS, train=Train(class_weights=weights))
+    examples: Any = SimpleNamespace(labels=LABELS.tolist())
+    return RUNTIME.loss(settings, examples)(LOGITS, LABELS, num_items)
+
+
+def test_balanced_weights_let_all_labels_count_alike() -> None:
+    assert balanced_weights([0, 0, 0, 1], 2) == [4 / 6, 2.0]
+    assert balanced_weights([0, 0], 2)[1] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("given", "weights"),
+    [(None, [1.0, 1.0]), ("balanced", [0.75, 1.5]), ({"yes": 3}, [1.0, 3.0])],
+)
+def test_the_loss_weighs_each_row_by_its_label(given: Any, weights: list[float]) -> None:
+    rows = cross_entropy(LOGITS["logits"], LABELS, reduction="none") * torch.tensor(weights)[LABELS]
+    assert torch.allclose(loss(given), rows.mean())
+    assert torch.allclose(loss(given, num_items=6), rows.sum() / 6)
+
+
+def test_an_answer_is_the_likeliest_label_with_the_probability_of_each() -> None:
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=512, n_embd=16, n_layer=1, n_head=2, **SETTINGS.model.config)
+    model = GPT2ForSequenceClassification(config).eval()
+    assert model.config.pad_token_id is None
+    rows = [(0, {"input": "가나다"}), (1, {"input": ""}), (2, {"input": "마"})]
+    answers = RUNTIME.answerer(SETTINGS, model, AutoTokenizer.from_pretrained(TINY)).answer(rows)
+    for answer in answers:
+        likeliest = max(range(2), key=answer["probabilities"].__getitem__)
+        assert answer["prediction"] == ("no", "yes")[likeliest]
+        assert sum(answer["probabilities"]) == pytest.approx(1, abs=1e-5)
