@@ -26,7 +26,7 @@ test-faults: $(STAMP)
 
 # Every task, method, sharding and precision together, on tiny models: at most 25 minutes.
 test-matrix: $(STAMP)
-	$(PYTEST) -m matrix $(TESTS)
+	$(PYTEST) -m "matrix or cell" $(TESTS)
 
 # What needs a GPU, with the Python whose torch knows the card, and the other packages, test tools too: PYTHON=python3
 test-gpu: build/as/sousbatch

@@ -9,6 +9,8 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,9 @@ from ..cluster import processes
 from ..errors import EXIT_STOPPED, RunError
 from ..events import Resumed
 from ..recipes.data.packing import for_use
+from ..recipes.optimizers import OPTIMIZERS
 from ..recipes.plan import Batch
+from ..recipes.schema import StageSettings
 from ..recipes.tasks import task_of
 from .context import JobContext, run_job
 from .tasks import runtime_of
@@ -36,11 +40,12 @@ def train(job: JobContext) -> int:
         raise RunError(f"stage {job.stage.name!r} has no batch in its plan")
     # torch warns at each collective of DeepSpeed's, on each rank
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.*")
-    from .training import resume
-    from .training.callback import StepCallback
-    from .training.collectives import Ranks
-    from .training.engines import engine_of
-    from .training.trainer import training_arguments
+    with _hidden(*_unused_packages(job.settings)):
+        from .training import resume
+        from .training.callback import StepCallback
+        from .training.collectives import Ranks
+        from .training.engines import engine_of
+        from .training.trainer import training_arguments
 
     watchdog = Watchdog(job.stage.resources.stall_min, rank=int(os.environ.get("RANK", "0")))
     engine_of(job.settings).start_process_group(job.stage.resources.device)
@@ -71,6 +76,27 @@ def train(job: JobContext) -> int:
     if tracker is not None:
         tracker.finish(code)
     return code
+
+
+def _unused_packages(settings: StageSettings) -> tuple[str, ...]:
+    """Return packages that would be imported, and that this training does not use.
+
+    transformers and peft import them wherever they are installed.
+    """
+    uses_bits = settings.adapter.method == "qlora" or OPTIMIZERS[settings.train.optimizer].package == "bitsandbytes"
+    return ("datasets",) if uses_bits else ("datasets", "bitsandbytes")
+
+
+@contextmanager
+def _hidden(*packages: str) -> Iterator[None]:
+    """Let no module import *packages* meanwhile: each takes every rank a second."""
+    hidden = [name for name in packages if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
 
 
 def _trainer(

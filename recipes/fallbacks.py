@@ -64,7 +64,12 @@ def fallback_refusals(stage: Stage) -> Iterator[str]:
             "train.on_out_of_memory has offload, which needs ZeRO; set train.zero.stage=2 or "
             "train.on_out_of_memory=[micro_batch,gradient_checkpointing]"
         )
-    if "max_tokens" in allowed and not settings.data.long_rows.startswith("cut"):
+    if "max_tokens" in allowed and settings.data.packing != "none":
+        yield (
+            f"train.on_out_of_memory has max_tokens, and data.packing {settings.data.packing} makes other examples; "
+            "set train.on_out_of_memory=[micro_batch,gradient_checkpointing]"
+        )
+    elif "max_tokens" in allowed and not settings.data.long_rows.startswith("cut"):
         yield (
             f"train.on_out_of_memory has max_tokens, and data.long_rows {settings.data.long_rows} shortens no row; "
             "set data.long_rows=cut_right or train.on_out_of_memory=[micro_batch,gradient_checkpointing]"

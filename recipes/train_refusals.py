@@ -25,6 +25,12 @@ def train_refusals(stage: Stage) -> Iterator[str]:
             f"train.label_smoothing has no effect on task {stage.settings.task}, whose answers are places in the text; "
             "set train.label_smoothing=0"
         )
+    packing = stage.settings.data.packing
+    if train.group_by_length and packing != "none":
+        yield (
+            f"train.group_by_length has no use with data.packing {packing}, which fills every example; set "
+            "train.group_by_length=false"
+        )
     yield from fallback_refusals(stage)
     if not train.master_weights:
         yield from _pure_refusals(stage.settings)

@@ -17,6 +17,8 @@ from ...recipes.inspect.tokenizer import load_full
 from ...recipes.schema import StageSettings
 from ...recipes.tasks import TaskSpec, task_of
 
+_REPACKS = "support_avx512bf16_for_cpu"
+
 
 def load_tokenizer(settings: StageSettings, folder: Path) -> Any:
     """Return the tokenizer of *folder* with the recipe's tokens added."""
@@ -55,7 +57,11 @@ def _load(settings: StageSettings, task: TaskSpec, folder: Path, *, has_weights:
         dtype = getattr(torch, train.precision)
     if task.has_new_head:  # a model that was trained on other labels has a head of another size
         options["ignore_mismatched_sizes"] = True
-    return model_class.from_pretrained(folder, config=config, dtype=dtype, **options)
+    model = model_class.from_pretrained(folder, config=config, dtype=dtype, **options)
+    for layer in model.modules():  # on a CPU bitsandbytes repacks and rounds 4-bit weights when they are evaluated
+        if hasattr(layer, _REPACKS):
+            setattr(layer, _REPACKS, False)
+    return model
 
 
 def _four_bits(precision: str) -> Any:

@@ -180,6 +180,30 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[dict[str, Any]], dict[str, Any]]]:
+    """Train as a request to forked_trainings.py says, and return what it saw."""
+    folder = tmp_path_factory.mktemp("forked")
+    own = {f"SOUSBATCH_{name}": str(folder / name.lower()) for name in ("STATE", "RUNS", "CACHE")}
+    with subprocess.Popen(
+        [sys.executable, "-P", "-W", "ignore", Path(__file__).with_name("forked_trainings.py"), folder],
+        env=os.environ | own | {"OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+
+        def ask(request: dict[str, Any]) -> dict[str, Any]:
+            print(json.dumps(request), file=process.stdin, flush=True)
+            seen = dict(json.loads(process.stdout.readline()))
+            assert "failed" not in seen, seen["failed"]
+            return seen
+
+        yield ask
+        process.stdin.close()
+
+
+@pytest.fixture(scope="session")
 def small() -> list[str]:
     return SMALL
 

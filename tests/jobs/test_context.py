@@ -7,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from sousbatch import ledger
-from sousbatch.errors import EXIT_NO_ROOM
-from sousbatch.jobs.context import run_job
+from sousbatch.errors import EXIT_DEVICE_MEMORY, EXIT_NO_ROOM
+from sousbatch.jobs.context import JobContext, run_job
 from sousbatch.jobs.score import score
 from sousbatch.recipes.plan_summary import read_summary
 from sousbatch.run_folder import RunPaths
@@ -38,3 +39,24 @@ def test_a_score_without_an_inode_left_says_that_there_is_no_room(
         for number in range(100):
             (few_inodes / str(number)).touch()
     assert run_job("score", score, [str(paths.root), names["score"]]) == EXIT_NO_ROOM
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("HIP error: out of memory"), MemoryError()]
+)
+def test_a_device_without_memory_has_an_exit_code_of_its_own(
+    sousbatch: Callable[..., tuple[int, str, str]], project: Path, tmp_path: Path, error: Exception
+) -> None:
+    """By it the stage process halves the micro batch."""
+
+    def work(job: JobContext) -> int:
+        raise error
+
+    _, out, _ = sousbatch("plan", "small.yaml", "--json")
+    paths = RunPaths(root=tmp_path / "runs/small/0123456789ab")
+    paths.root.mkdir(parents=True)
+    paths.plan.write_text(out)
+    ledger.open_attempt(paths.ledger_dir, "train", 0).close()
+    expected = 1 if isinstance(error, MemoryError) else EXIT_DEVICE_MEMORY
+    assert run_job("train", work, [str(paths.root), "train"]) == expected
+    assert [event.exit_code for event in ledger.read(paths.ledger_dir) if event.kind == "error"] == [expected]

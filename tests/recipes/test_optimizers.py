@@ -98,6 +98,12 @@ def test_what_cannot_work_is_refused_when_planning(small: ModuleType, train: dic
     assert reason in _reasons(small, recipe)
 
 
+def test_packed_rows_are_not_grouped_by_length_nor_shortened(small: ModuleType) -> None:
+    train = Train(global_batch=8, group_by_length=True, on_out_of_memory=("max_tokens",))
+    found = _reasons(small, replace(small.RECIPE, train=train, data=replace(small.RECIPE.data, packing="rows")))
+    assert "set train.group_by_length=false" in found and "makes other examples" in found
+
+
 def test_an_optimizer_of_a_package_that_jobs_lack_is_refused(small: ModuleType) -> None:
     recipe = replace(small.RECIPE, train=Train(global_batch=8, optimizer="adamw_8bit"))
     assert "needs the package bitsandbytes" in _reasons(small, recipe, versions={"torch": "2"})

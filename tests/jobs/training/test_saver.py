@@ -23,7 +23,7 @@ FAULTS = Path(__file__).parents[2] / "faults"
 @pytest.mark.parametrize(
     ("how", "zero_stage", "count"),
     [
-        ("kill", 3, 2),
+        ("kill", 0, 2),
         ("ENOSPC", 0, 2),
         pytest.param("kill", 3, 100, marks=pytest.mark.faults),
         pytest.param("kill", 0, 40, marks=pytest.mark.faults),

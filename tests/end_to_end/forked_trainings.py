@@ -1,0 +1,336 @@
+"""Train for the tests on two forked ranks: `forked_trainings.py FOLDER`, one JSON request per line of stdin.
+
+Everything is imported once. Each request and each of its ranks is a fork, so that a training takes seconds; nothing but
+the launcher is left out. A request names a function below in `do`, the model (class of its config, its own class,
+sizes), the rows of each split and the overrides. One line of JSON says what was seen.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+RECIPE = """\
+name: tiny
+task: {task}
+model: {{path: model}}
+data: {{splits: {{train: train.jsonl, validation: validation.jsonl, test: validation.jsonl}}, max_tokens: 32}}
+train: {{steps: 4, global_batch: 4, micro_batch: 1, learning_rate: 0.01, log_every_steps: 1}}
+checkpoints: {{every_steps: 2}}
+consolidate: {{choose: last}}
+predict: {{max_new_tokens: 4}}
+tracking: {{mode: disabled}}
+resources: {{default: {{device: cpu}}, train: {{device: cpu, nodes: 1, devices_per_node: 2}}}}
+"""
+WORDS = ["<pad>", "<s>", "</s>", "<unk>", *map(str, range(28))]
+
+
+def prepare() -> None:
+    """Import what every rank needs before the forks."""
+    warnings.simplefilter("ignore")
+    os.environ |= {"DS_ACCELERATOR": "cpu", "DS_IGNORE_CUDA_DETECTION": "1", "DS_SKIP_CUDA_CHECK": "1"}
+    import bitsandbytes  # noqa: F401
+    import deepspeed
+    import deepspeed.ops
+    import functorch.compile  # noqa: F401  # 580 modules
+    import torch
+    from transformers import BartForConditionalGeneration, LlamaForCausalLM  # noqa: F401
+
+    import sousbatch.checkpoints.consolidation.consolidate
+    import sousbatch.jobs.generation.transformers_engine
+    import sousbatch.jobs.training.callback
+    import sousbatch.jobs.training.resume
+    import sousbatch.jobs.training.trainer  # noqa: F401
+    from sousbatch.recipes.inspect import architecture, model
+
+    torch.set_num_threads(1)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # planning asks this of a process of its own, which would import everything again
+    model._run_architecture = lambda question: json.loads(json.dumps(architecture.answer(question)))
+
+
+def write_project(request: dict[str, Any]) -> None:
+    """Write model, tokenizer, rows and recipe into the working directory."""
+    import torch
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    torch.manual_seed(0)
+    config = getattr(transformers, request["config"])(vocab_size=len(WORDS), **request["sizes"])
+    getattr(transformers, request["class"])(config).save_pretrained("model")
+    if request.get("is_random"):
+        Path("model/model.safetensors").unlink()
+    words = {word: number for number, word in enumerate(WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    options = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    if request["config"] == "BertConfig":  # an encoder reads <s> question </s> passage </s>
+        options |= {"cls_token": "<s>", "sep_token": "</s>"}
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=[("<s>", 1), ("</s>", 2)]
+        )
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options).save_pretrained("model")
+    Path("recipe.yaml").write_text(RECIPE.format(task=request["task"]))
+    for split, rows in request["rows"].items():
+        Path(f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def command(*arguments: str) -> tuple[int, str, str]:
+    """Return the exit code of a command line, and what it prints."""
+    from sousbatch.cli.main import main
+
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        code = main(arguments)
+    return code, out.getvalue(), err.getvalue()
+
+
+class Refused(Exception):
+    """Planning refused the recipe."""
+
+
+def start_run(folder: Path, request: dict[str, Any]) -> Path:
+    """Plan, and return the run's folder below *folder*."""
+    code, plan, refusal = command("plan", "recipe.yaml", *request["overrides"], "--json")
+    if code != 0:
+        raise Refused(refusal)
+    run = folder / "tiny/0123456789ab"
+    run.mkdir(parents=True)
+    (run / "plan.json").write_text(plan)
+    return run
+
+
+def train_on_two_ranks(
+    run: Path, stage: str = "train", *, at_each_step: Callable[[int, int], None] | None = None
+) -> list[int]:
+    """Make the next attempt of a training and return how each rank ended.
+
+    *at_each_step* is called with rank and step before each micro batch.
+    """
+    from sousbatch import ledger
+    from sousbatch.cluster.ports import free_port
+    from sousbatch.run_folder import RunPaths
+
+    attempt = ledger.open_attempt(RunPaths(root=run).ledger_dir, stage, 0)
+    attempt.close()
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    pids = []
+    for rank in range(2):
+        pid = os.fork()
+        if pid == 0:
+            code = 99
+            try:
+                own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "SOUSBATCH_ATTEMPT": str(attempt.number)}
+                os.environ |= place | own
+                code = work_as_rank(run, stage, rank, at_each_step)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        pids.append(pid)
+    codes: dict[int, int] = {}
+    while len(codes) < 2:
+        pid, status = os.wait()
+        codes[pid] = os.waitstatus_to_exitcode(status)
+        if codes[pid] not in (0, 75):  # the other one would wait for it
+            time.sleep(1)
+            [os.kill(other, signal.SIGKILL) for other in pids if other not in codes]
+    return [codes[pid] for pid in pids]
+
+
+def work_as_rank(run: Path, stage: str, rank: int, at_each_step: Callable[[int, int], None] | None) -> int:
+    """Train as one rank; rank 0 keeps the weights of the last step as the engine gathers them."""
+    import torch
+
+    from sousbatch.jobs.context import run_job
+    from sousbatch.jobs.train import train
+    from sousbatch.jobs.training.trainer import RecipeTrainer
+
+    save, step = RecipeTrainer._save_checkpoint, RecipeTrainer.training_step
+
+    def save_and_gather(self: Any, model: Any, trial: Any) -> None:
+        save(self, model, trial)
+        if self.state.global_step == self._batch.steps:
+            named = dict(self.accelerator.unwrap_model(self.model).named_parameters())
+            gathered = self._saver._engine.gathered(self, named)
+            full = {name: value.detach().float().clone() for name, value in gathered if value.is_floating_point()}
+            if rank == 0:
+                torch.save(full, f"{stage}.pt")
+
+    def look_and_step(self: Any, *arguments: Any, **options: Any) -> Any:
+        if at_each_step is not None:
+            at_each_step(rank, self.state.global_step)
+        return step(self, *arguments, **options)
+
+    RecipeTrainer._save_checkpoint, RecipeTrainer.training_step = save_and_gather, look_and_step
+    return run_job("train", train, [str(run), stage])
+
+
+def expect(found: Any, expected: Any, what: str) -> None:
+    assert found == expected, f"{what} ended with {found}"
+
+
+def do_job(run: Path, kind: str, stage: str = "") -> int:
+    """Run the job of a stage in this process."""
+    from importlib import import_module
+
+    from sousbatch.jobs.context import run_job
+
+    return run_job(kind, getattr(import_module(f"sousbatch.jobs.{kind}"), kind), [str(run), stage or kind])
+
+
+def losses(run: Path) -> dict[str, float]:
+    """Return the losses of a training by step and kind."""
+    found = {}
+    for path in sorted((run / "ledger").glob("job.train-*")):
+        for event in map(json.loads, path.read_text().splitlines()):
+            if event["kind"] == "step":
+                found |= {f"{kind} {event['step']}": event[kind] for kind in ("loss", "eval_loss") if kind in event}
+    return found
+
+
+def compare(model_class: Any, base: Path, trained: Path, model: Path) -> dict[str, Any]:
+    """Return what is unequal between the *trained* weights and a consolidated *model*, and what training changed.
+
+    An adapter's product is added to its layer of the *base*.
+    """
+    import torch
+
+    weights = torch.load(trained)
+    before = {name: value.detach() for name, value in model_class.from_pretrained(base).float().named_parameters()}
+    after = dict(before) if any(name.startswith("base_model.") for name in weights) else weights
+    for name in weights if after is not weights else ():
+        place = name.removeprefix("base_model.model.")
+        if ".lora_A." in name:
+            layer = place.partition(".lora_A.")[0] + ".weight"
+            product = weights[name.replace(".lora_A.", ".lora_B.")] @ weights[name]
+            after[layer] = before[layer] + 2.0 * product  # alpha / rank
+        elif ".modules_to_save.default." in name:
+            after[place.replace(".modules_to_save.default", "")] = weights[name]
+    found, told = model_class.from_pretrained(model, output_loading_info=True)
+    unequal = [
+        name
+        for name, value in found.named_parameters()
+        if not torch.allclose(value.float(), after[name].to(value.dtype).float(), rtol=2e-3, atol=1e-6)
+    ]
+    return {
+        "unequal": unequal,
+        "missing": sorted(told["missing_keys"]),
+        "changed": [name for name, value in after.items() if name in before and not torch.equal(value, before[name])],
+        "dtype": str(found.dtype),
+    }
+
+
+def num_predicted(run: Path) -> int:
+    return len((run / "predictions/predict/predictions.jsonl").read_text().splitlines())
+
+
+def stop_and_resume(request: dict[str, Any]) -> dict[str, Any]:
+    """Train undisturbed; train again with a stop after the first step; make a model of that, predict, merge, score."""
+    import transformers
+
+    from sousbatch.run_folder import RunPaths
+
+    undisturbed, run = (start_run(Path(name).absolute(), request) for name in ("undisturbed", "resumed"))
+    expect(train_on_two_ranks(undisturbed), [0, 0], "the training without a stop")
+    flag = RunPaths(root=run).stop_flag("train", 0)
+    flag.parent.mkdir(parents=True, exist_ok=True)
+    flag.touch()
+    expect(train_on_two_ranks(run)[0], 75, "the training with a stop")
+    flag.unlink()
+    expect(train_on_two_ranks(run), [0, 0], "the training that was resumed")
+    for kind in ("consolidate", "predict", "merge", "score"):
+        expect(do_job(run, kind), 0, kind)
+    model_class = getattr(transformers, request["class"])
+    found = compare(model_class, Path("model"), Path("train.pt"), run / "model/consolidate")
+    return found | {"losses": losses(undisturbed), "resumed": losses(run), "rows": num_predicted(run)}
+
+
+def train_in_a_chain(request: dict[str, Any]) -> dict[str, Any]:
+    """Train, make a model, tune an adapter on that model, merge it in, and predict with the result."""
+    import transformers
+
+    run = start_run(Path("runs").absolute(), request)
+    expect(train_on_two_ranks(run), [0, 0], "train")
+    expect(do_job(run, "consolidate"), 0, "consolidate")
+    expect(train_on_two_ranks(run, "tune"), [0, 0], "tune")
+    for kind, stage in (("consolidate", "merged"), ("predict", ""), ("merge", "")):
+        expect(do_job(run, kind, stage), 0, stage or kind)
+    model_class = getattr(transformers, request["class"])
+    found = compare(model_class, run / "model/consolidate", Path("tune.pt"), run / "model/merged")
+    return found | {"rows": num_predicted(run)}
+
+
+def fill_the_disk(request: dict[str, Any]) -> dict[str, Any]:
+    """Train on the file system of *disk*, which is full from step 3 on; then consolidate there, and free it."""
+    from sousbatch.checkpoints import commit
+
+    disk = Path(request["disk"])
+    run = start_run(disk, request)
+
+    def fill(rank: int, step: int) -> None:
+        if rank == 0 and step == 3:
+            with (disk / "others").open("wb") as others:
+                room = os.fstatvfs(others.fileno())
+                os.posix_fallocate(others.fileno(), 0, room.f_bavail * room.f_frsize)
+
+    if request["lies"]:  # as where a quota counts
+        os.statvfs = lambda path: SimpleNamespace(f_bavail=10**9, f_frsize=4096, f_favail=10**9, f_files=10**9)
+    codes = train_on_two_ranks(run, at_each_step=fill)
+    kept = commit.committed(run / "checkpoints/train")
+    found = {
+        "codes": codes,
+        "kept": [[one.step, one.content] for one in kept],
+        "wrong": [problem for one in kept for problem in commit.verify(one)],
+        "left": [path.name for path in run.glob("checkpoints/train/.*") if path.name != ".writer"],
+        "consolidate": do_job(run, "consolidate"),
+    }
+    (disk / "others").unlink()
+    found["after it is freed"] = do_job(run, "consolidate")
+    return found | {"step": json.loads((run / "model/consolidate/manifest.json").read_text())["step"]}
+
+
+def answer(request: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Do a request in a process of its own; return what it saw, how planning refused it, or how it failed."""
+    folder.mkdir()
+    pid = os.fork()
+    if pid == 0:
+        os.chdir(folder)
+        log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        [os.dup2(log, number) for number in (0, 1, 2)]
+        try:
+            write_project(request)
+            seen = globals()[request["do"]](request)
+            Path("seen.json").write_text(json.dumps(seen))
+        except Refused as refusal:
+            Path("seen.json").write_text(json.dumps({"refused": str(refusal)}))
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    if (folder / "seen.json").exists():
+        return dict(json.loads((folder / "seen.json").read_text()))
+    return {"failed": (folder / "log").read_text(errors="replace")[-6000:]}
+
+
+def main(folder: Path) -> None:
+    os.chdir(folder)
+    prepare()
+    for number, line in enumerate(iter(sys.stdin.readline, "")):
+        print(json.dumps(answer(json.loads(line), folder / f"request-{number}")), flush=True)
+    os._exit(0)  # to take down all that was imported takes a second
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
