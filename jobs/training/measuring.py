@@ -19,7 +19,10 @@ from .collectives import Ranks
 
 
 class AnswerMetric:
-    """Answers the first rows of `train.eval_split`, which the ranks share, and scores them."""
+    """Answers the first rows of `train.eval_split`, and scores them.
+
+    The ranks share the rows.
+    """
 
     def __init__(self, job: JobContext, ranks: Ranks, tokenizer: Any, progress: Callable[[], None]) -> None:
         """Read the rows; *progress* is called after some of them are answered."""
@@ -30,7 +33,9 @@ class AnswerMetric:
         (self._target,) = (column.name for column in self._task.columns(settings, "score"))
 
     def measure(self, model: Any) -> dict[str, float]:
-        """Return {name in the logs: value}, the same on every rank; all ranks call it.
+        """Return {name in the logs: value}, the same on every rank.
+
+        All ranks call it.
 
         Ranks that hold a part of the weights each compute together. So all have as many rows, the last one several
         times, and as many forward passes.
@@ -76,7 +81,7 @@ class AnswerMetric:
 
 
 class _InStep:
-    """A sharded model whose ranks compute together: one that is done computes on until all are.
+    """A sharded model, whose ranks compute together until all are done.
 
     The number of forward passes depends on the rows, such as on their windows; `generate` keeps its ranks together.
     """

@@ -160,7 +160,7 @@ class RecipeTrainer(Trainer):
         return found
 
     def evaluation_loop(self, *arguments: Any, **options: Any) -> Any:
-        """Return transformers' loss and times, and the metric of answers where one is measured."""
+        """Return transformers' loss and times, and the metric of answers, if any."""
         output = super().evaluation_loop(*arguments, **options)
         if self._metric is not None:
             output.metrics.update(self._metric.measure(self.model))

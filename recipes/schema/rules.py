@@ -249,7 +249,7 @@ def _sbatch(key: str, wanted: Resources) -> Iterator[Fault]:
 
 
 def _measured(view: StageSettings) -> Iterator[Fault]:
-    """Return why the metric of `checkpoints.metric` cannot be measured while training."""
+    """Return why `checkpoints.metric` cannot be measured while training."""
     key, name, task = "checkpoints.metric", view.checkpoints.metric, task_of(view.task)
     if METRICS.problem(name)[0]:
         known = ("loss", "eval_loss", *METRICS)
