@@ -81,7 +81,7 @@ class StageSettings:
 
     @property
     def metric_in_logs(self) -> str:
-        """The name that the value of `checkpoints.metric` has in logs, ledger and trackers."""
+        """The name of the value of `checkpoints.metric` in logs and trackers."""
         return f"eval_{self.checkpoints.metric}" if self.measures_answers else self.checkpoints.metric
 
     @property
