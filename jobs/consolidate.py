@@ -50,7 +50,7 @@ def _is_reported(job: JobContext, manifest: Manifest) -> bool:
 def _write(job: JobContext) -> Manifest | None:
     assert job.stage.train_stage is not None, "a consolidate stage works on a train stage"
     folder, spec, model = job.paths.checkpoints(job.stage.train_stage), job.settings.consolidate, job.stage.model
-    chosen = best_committed(folder, job.settings.checkpoints.goal) if spec.choose == "best" else last_committed(folder)
+    chosen = best_committed(folder, job.settings.goal) if spec.choose == "best" else last_committed(folder)
     if chosen is None:
         raise RunError(f"{folder} has no committed checkpoint; `sousbatch resume {job.paths.run_id}` trains on")
     measured = f"metric {chosen.metric:.6g}" if chosen.metric is not None else "not measured"

@@ -63,7 +63,7 @@ def train(job: JobContext) -> int:
     tracker = job.open_trackers() if ranks.rank == 0 else None
     callback = StepCallback(job, job.batch, ranks, ledger, tracker, watchdog)
     log = tracker.log if tracker is not None else lambda step, values: None
-    saver, trainer = _trainer(job, job.batch, ranks, arguments, callback, log)
+    saver, trainer = _trainer(job, job.batch, ranks, arguments, callback, log, watchdog)
     if ledger is not None and last is not None:
         ledger.write(Resumed(step=last.step))
     try:
@@ -100,11 +100,18 @@ def _hidden(*packages: str) -> Iterator[None]:
 
 
 def _trainer(
-    job: JobContext, batch: Batch, ranks: Ranks, arguments: Any, callback: StepCallback, log: Log
+    job: JobContext,
+    batch: Batch,
+    ranks: Ranks,
+    arguments: Any,
+    callback: StepCallback,
+    log: Log,
+    watchdog: Watchdog,
 ) -> tuple[Saver, Trainer]:
     from transformers import PrinterCallback
 
     from .training.engines import engine_of
+    from .training.measuring import AnswerMetric
     from .training.model import build_model, load_tokenizer
     from .training.saver import Saver
     from .training.trainer import RecipeTrainer
@@ -130,6 +137,7 @@ def _trainer(
         eval_dataset=eval_examples,
         data_collator=runtime.collator(settings, tokenizer, model),
         compute_loss_func=runtime.loss(settings, examples) if runtime.loss else None,
+        metric=AnswerMetric(job, ranks, tokenizer, watchdog.step) if "predict" in stage.splits else None,
     )
     trainer.remove_callback(PrinterCallback)  # it prints on every rank
     engine_of(settings).wrap(trainer)

@@ -66,6 +66,17 @@ def score_texts(
     return _scores(answers, _loaded(metrics, answers))
 
 
+def score_rows(
+    rows: Sequence[PredictionRow], targets: Sequence[Any], inputs: Sequence[Any], *, metric: str, tokenizer: Tokenizer
+) -> float:
+    """Return the one value of *metric*, the mean of its `headlines`."""
+    _check(rows, targets, tokenizer)
+    answers = Answers(rows=rows, targets=targets, inputs=inputs, tokenizer=tokenizer)
+    scores = _scores(answers, _loaded([metric], answers))
+    names = headlines(scores)
+    return fsum(scores[name] for name in names) / len(names)
+
+
 def label(score: str) -> str:
     """Return a score's name as tables show it, marked where lower is better."""
     words = score.split("_")

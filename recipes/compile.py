@@ -25,6 +25,7 @@ from .stages import ResolvedStage, RowsWanted, resolve_stages, with_tokens
 from .tasks import task_of, with_metrics
 from .train_refusals import train_refusals, train_warnings
 
+_MANY_ANSWERS = 500  # generated while all ranks wait
 _TASK_BYTES = 40_000_000_000  # of the consolidated model: 120 GB move, 2 minutes at 1 GB/s
 
 
@@ -265,6 +266,12 @@ def _warnings(recipe: Recipe, site: Site, inputs: Inputs, stage: Stage, found: F
         return
     yield from train_warnings(stage)
     yield from _storage_warnings(stage, found)
+    if "predict" in stage.splits and (num_rows := stage.splits["predict"].num_rows) > _MANY_ANSWERS:
+        if task_of(stage.settings.task).generates:
+            yield (
+                f"stage {stage.name!r} generates {num_rows:,} answers each time it measures "
+                f"{stage.settings.checkpoints.metric}; train.metric_rows={_MANY_ANSWERS} takes less"
+            )
     wanted, ranks = stage.resources, stage.resources.nodes * stage.resources.devices_per_node
     total, there = sum(line.num_bytes for line in found.device[stage.name]), rank_memory(stage, site)
     if total > there > 0:

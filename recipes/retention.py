@@ -18,7 +18,7 @@ def retention_rules(settings: StageSettings) -> RetentionRules:
         keep_last=spec.keep_last,
         keep_best=num_best_kept(settings),
         keep_every_steps=spec.keep_every_steps,
-        goal=spec.goal,
+        goal=settings.goal,
         strips=spec.thin,
         archives=spec.archive_url is not None,
     )

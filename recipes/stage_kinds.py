@@ -63,7 +63,10 @@ STAGE_KINDS: dict[str, StageKind] = {
             leaves="checkpoints",
             source="consolidate",
             takes_source="named",
-            reads=("model", "adapter", "data", "train", "checkpoints", "consolidate", "question_answering"),
+            reads=(
+                *("model", "adapter", "data", "train", "checkpoints", "consolidate", "question_answering"),
+                *("predict", "score"),  # where a metric of answers is measured
+            ),
             foresees=("consolidate",),  # weights that are kept alone have the dtype that the model will have
             rows=("train", "eval"),
             starts_from_model=True,

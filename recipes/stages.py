@@ -15,7 +15,7 @@ from .schema import Recipe, Resources, StageSettings, StageSpec, validate
 from .stage_kinds import STAGE_KINDS, USUAL_KINDS, RowUse, StageKind
 
 _SMOKE: dict[str, dict[str, Any]] = {
-    "train": {"steps": 2, "eval_rows": 8},
+    "train": {"steps": 2, "eval_rows": 8, "metric_rows": 8},
     "checkpoints": {"every_steps": 1},
     "predict": {"rows": 8, "max_new_tokens": 8, "min_new_tokens": 0},
 }
@@ -155,6 +155,10 @@ def _rows(settings: StageSettings, kind: StageKind) -> Iterable[RowsWanted]:
         "predict": RowsWanted(use="predict", split=predict.split, most=predict.rows, key="predict.split"),
         "score": RowsWanted(use="score", split=predict.split, most=predict.rows, key="score"),
     }
+    if "train" in kind.rows and settings.measures_answers:
+        most = train.metric_rows or train.eval_rows
+        wanted["predict"] = RowsWanted(use="predict", split=train.eval_split or "", most=most, key="train.eval_split")
+        return (wanted[use] for use in (*kind.rows, "predict") if wanted[use].split)
     return (wanted[use] for use in kind.rows if wanted[use].split)
 
 

@@ -80,7 +80,7 @@ class TransformersEngine:
         half = len(prompts) // 2
         return self._generate(prompts[:half], positions[:half]) + self._generate(prompts[half:], positions[half:])
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: what a model keeps from it could not be used by a training that goes on
     def _generate_batch(self, prompts: list[list[int]], positions: list[int]) -> list[str]:
         # padding inside a prompt is attended to, that beside it is not; an encoder counts positions from the left
         side = "right" if self._is_encoder_decoder else "left"

@@ -133,7 +133,7 @@ class SpanAnswerer:
                 found[place] = values
         return found
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _forward(self, windows: list[Window]) -> list[NDArray[np.float32]]:
         """Compute one batch; one that is too large for the device is computed in halves."""
         batch = self._collate([{"input_ids": one.ids, "token_type_ids": one.type_ids} for one in windows])

@@ -80,9 +80,8 @@ class StepCallback(TrainerCallback):
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         patience = self._job.settings.train.patience
-        spec = self._job.settings.checkpoints
-        sign = 1 if spec.goal == "lowest" else -1
-        found = [sign * entry[spec.metric] for entry in state.log_history if spec.metric in entry]
+        name, sign = self._job.settings.metric_in_logs, 1 if self._job.settings.goal == "lowest" else -1
+        found = [sign * entry[name] for entry in state.log_history if name in entry]
         if patience is not None and found and len(found) - 1 - found.index(min(found)) >= patience:
             control.should_training_stop = True
             control.should_save = True  # what was learned since the last save, where this is none
@@ -96,11 +95,8 @@ class StepCallback(TrainerCallback):
             if isinstance(value, (int, float)) and name != "total_flos"
         }
         if self._ranks.rank == 0 and values.keys() & {"loss", "eval_loss"}:
-            shown = ", ".join(
-                f"{name} {value:.4g}"
-                for name, value in values.items()
-                if name in ("loss", "eval_loss", "learning_rate")
-            )
+            names = ("loss", "eval_loss", "learning_rate", self._job.settings.metric_in_logs)
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if name in names)
             say(f"step {state.global_step} of {self._batch.steps}: {shown}")
         problem = self._problem(values, state, args)
         if self.ledger is not None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from ...errors import FencedError, NoRoomError, RunError, is_no_room
 
+T = TypeVar("T")
 _OK, _STORAGE, _FAILED, _FENCED, _NO_ROOM = range(5)
 
 
@@ -22,6 +24,7 @@ class Ranks:
     def __init__(self) -> None:
         self.is_many = dist.is_initialized() and dist.get_world_size() > 1
         self.rank = dist.get_rank() if self.is_many else 0
+        self.size = dist.get_world_size() if self.is_many else 1
         self._group = dist.new_group(backend="gloo") if self.is_many else None
 
     def from_first(self, numbers: list[int]) -> list[int]:
@@ -56,6 +59,14 @@ class Ranks:
             raise FencedError(f"a newer attempt took over while {what}") from cause
         failure = StorageError if worst == _STORAGE else RunError
         raise failure(f"{what} failed" + (f": {cause}" if cause else " on another rank; its log says why")) from cause
+
+    def gather(self, value: T) -> list[T]:
+        """Return the values of all ranks, by rank, on every rank."""
+        if not self.is_many:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value, group=self._group)
+        return found
 
     def largest(self, value: float) -> float:
         """Return the largest of all ranks' values."""

@@ -222,7 +222,7 @@ class Saver:
             temporary,
             step=step,
             attempt=self._job.attempt,
-            metric=_metric(trainer, step, self._job.settings.checkpoints.metric),
+            metric=_metric(trainer, step, self._job.settings.metric_in_logs),
             world_size=trainer.args.world_size,
             check_fence=self._job.check_fence,
             content=content,

@@ -24,6 +24,7 @@ from .callback import StepCallback
 from .engines import engine_of
 from .guard import Answers
 from .losses import chosen_tokens, uniform_loss
+from .measuring import AnswerMetric
 from .row_order import LengthSampler
 from .saver import Saver
 
@@ -94,10 +95,19 @@ def own_optimizer(train: Train) -> tuple[type, dict[str, Any]] | None:
 class RecipeTrainer(Trainer):
     """A Trainer with the recipe's schedule and our way of saving."""
 
-    def __init__(self, job: JobContext, batch: Batch, saver: Saver, callback: StepCallback, **options: Any) -> None:
+    def __init__(
+        self,
+        job: JobContext,
+        batch: Batch,
+        saver: Saver,
+        callback: StepCallback,
+        metric: AnswerMetric | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(**options, callbacks=[callback], optimizer_cls_and_kwargs=own_optimizer(job.settings.train))
         self._job, self._batch, self._saver, self._callback = job, batch, saver, callback
         self._answers = Answers(is_text=task_of(job.settings.task).generates)
+        self._metric = metric
         self._is_causal = task_of(job.settings.task).model_class == "AutoModelForCausalLM"
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -148,6 +158,13 @@ class RecipeTrainer(Trainer):
         found: dict[str, float] = super().evaluate(*arguments, **options)
         self._callback.check_answers(self.state.global_step, self._answers, found["eval_loss"])
         return found
+
+    def evaluation_loop(self, *arguments: Any, **options: Any) -> Any:
+        """Return transformers' loss and times, and the metric of answers, if any."""
+        output = super().evaluation_loop(*arguments, **options)
+        if self._metric is not None:
+            output.metrics.update(self._metric.measure(self.model))
+        return output
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self._saver.save(self, is_stop=self.control.should_training_stop)

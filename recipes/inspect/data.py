@@ -68,7 +68,7 @@ def _needed(recipe: Recipe) -> dict[str, _Needs]:
         for rows in stage.rows:
             needs, identity = needed[rows.split], stage.settings.data.columns.id
             needs.keys.add(rows.key)
-            if rows.use == "predict" and identity:
+            if stage.kind.leaves == "predictions" and identity:
                 needs.columns.add(Column(named_by="data.columns.id", name=identity))
             steps = steps_of(stage.settings, rows.use)
             if steps is None or not steps.own_functions:  # which may make columns; they are checked when that is done

@@ -130,7 +130,8 @@ def _read_tokens(
 # Sections and keys that change what is read; the other keys of their sections change nothing that is.
 READ_SECTIONS = ("model", "data", "adapter")
 READ_KEYS = (
-    *("train.split", "train.eval_split", "train.eval_rows"),
+    *("train.split", "train.eval_split", "train.eval_rows", "train.metric_rows"),
+    "checkpoints.metric",
     *("predict.split", "predict.rows", "predict.max_new_tokens"),
 )
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ...checkpoints.retention.policies import Goal
+from ...predictions.metrics import METRICS
 from ..stage_kinds import RECIPE_KINDS
 from .execution import Environment, Resources, Tracking
 from .fields import key
@@ -71,6 +73,24 @@ class StageSettings:
     predict: Predict = key(Predict, "what is predicted", also=("generation", "decode"))
     question_answering: QuestionAnswering = key(QuestionAnswering, "windows and spans, for that task alone")
     score: Score = key(Score, "how it is measured")
+
+    @property
+    def measures_answers(self) -> bool:
+        """Whether best means a metric of answers, and no loss."""
+        return self.checkpoints.metric not in ("loss", "eval_loss")
+
+    @property
+    def metric_in_logs(self) -> str:
+        """The name of the value of `checkpoints.metric` in logs and trackers."""
+        return f"eval_{self.checkpoints.metric}" if self.measures_answers else self.checkpoints.metric
+
+    @property
+    def goal(self) -> Goal:
+        """Which end of `checkpoints.metric` is best."""
+        if self.checkpoints.goal is not None:
+            return self.checkpoints.goal
+        is_higher = self.measures_answers and METRICS.load(self.checkpoints.metric).better == "higher"
+        return "highest" if is_higher else "lowest"
 
     @property
     def is_measured(self) -> bool:

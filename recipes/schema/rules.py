@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import Fault, nearest
+from ...predictions.metrics import METRICS
 from ...redaction import holds_secret, is_secret
 from ...run_folder import NAME_PATTERN
 from ..data.preparing import step_faults
 from ..stage_kinds import RECIPE_KINDS, STAGE_KINDS, RowUse, StageKind
 from ..stages import fitting_sources, kind_name, resolve_stages, settings_of, stages_of
-from ..tasks import TASKS, task_faults
+from ..tasks import TASKS, task_faults, task_of
 from . import QuestionAnswering, Recipe, Resources, Schedule, StageSettings, validate
 
 # sbatch options that a run depends on, and what to write instead.
@@ -193,8 +194,9 @@ def _views(recipe: Recipe) -> list[Fault]:
     faults, common = list[Fault](), settings_of(recipe)
     found: dict[str | None, list[Fault]] = {}
     for name, stage in resolve_stages(recipe).items():
+        uses_here = tuple(rows.use for rows in stage.rows)
 
-        def ask(settings: StageSettings, uses: Sequence[RowUse] = stage.kind.rows) -> list[Fault]:
+        def ask(settings: StageSettings, uses: Sequence[RowUse] = uses_here) -> list[Fault]:
             return [*_sections(settings), *step_faults(settings.data), *task_faults(settings, uses)]
 
         found[name], of_all = ask(stage.settings), ask(common)
@@ -246,9 +248,26 @@ def _sbatch(key: str, wanted: Resources) -> Iterator[Fault]:
             yield Fault(key=f"{key}.sbatch", problem=f"has --{option[1]}", hint=hint)
 
 
+def _measured(view: StageSettings) -> Iterator[Fault]:
+    """Return why `checkpoints.metric` cannot be measured while training."""
+    key, name, task = "checkpoints.metric", view.checkpoints.metric, task_of(view.task)
+    if METRICS.problem(name)[0]:
+        known = ("loss", "eval_loss", *METRICS)
+        yield Fault(key=key, problem=f"is {name!r}; known: {', '.join(known)}", hint=nearest(name, known))
+        return
+    if view.train.eval_split is None:
+        hint = "set train.eval_split=SPLIT, or checkpoints.metric=loss"
+        yield Fault(key=key, problem=f"is {name!r}, and there is no train.eval_split to answer", hint=hint)
+    if missing := set(METRICS.load(name).fields) - set(task.fields):
+        problem = f"is {name!r}, which needs {', '.join(sorted(missing))} in each answer; {task.name} adds none"
+        yield Fault(key=key, problem=problem, hint=f"such as {task.metrics[0]}")
+
+
 def _kept(view: StageSettings) -> Iterator[Fault]:
     """Return what is wrong with the checkpoints that are to stay."""
     spec = view.checkpoints
+    if view.measures_answers:
+        yield from _measured(view)
     if spec.keep_best > 1 and not view.is_measured:
         problem = f"is {spec.keep_best}, and nothing measures {spec.metric}"
         yield Fault(

@@ -132,6 +132,9 @@ class Train:
         None, "it is measured every so many steps too, between checkpoints", also=("eval_steps",), at_least=1
     )
     eval_rows: int | None = key(None, "at most so many rows of it", at_least=1)
+    metric_rows: int | None = key(
+        None, "at most so many rows of it are answered for checkpoints.metric; eval_rows when not given", at_least=1
+    )
     patience: int | None = key(
         None, "stop after so many measurements without a better metric", also=("early_stopping_patience",), at_least=1
     )
@@ -179,12 +182,15 @@ class Checkpoints:
     keep_last: int = key(1, "newest ones that stay", also=("save_total_limit", "total_limit"), at_least=1)
     keep_best: int = key(1, "best ones by the metric that stay", also=("save_top_k",), at_least=0)
     keep_every_steps: int | None = key(None, "those at multiples of this stay for good", at_least=1)
-    metric: Literal["eval_loss", "loss"] = key(
+    metric: str = key(
         "eval_loss",
-        "what best means: on train.eval_split, or while training",
+        "what best means: loss while training, eval_loss on train.eval_split, or a metric such as exact_match or "
+        "rougeL of the answers to its rows; several values, such as those of rouge, count by their mean",
         also=("metric_for_best_model", "monitor"),
     )
-    goal: Goal = key("lowest", "which end of the metric is best", also=("greater_is_better",))
+    goal: Goal | None = key(
+        None, "which end of the metric is best; its own when not given", also=("greater_is_better",)
+    )
     thin: bool = key(
         False,
         "best ones and those of every so many steps keep their weights only; else only where space is needed",

@@ -152,6 +152,18 @@ SOUND = {
     "prompt that holds the answer": ("data: {prompt: '{input} {target}'}", "data.prompt reads the target column"),
     "restarts without a period": ("train: {schedule: {name: cosine_restarts}}", "schedule cosine_restarts needs it"),
     "patience without a split": ("train: {patience: 3, eval_split: null}", "train.patience needs train.eval_split"),
+    "an unknown metric": (
+        "checkpoints: {metric: rouge9}",
+        "checkpoints.metric is 'rouge9'; known: loss, eval_loss, character_accuracy",
+    ),
+    "a metric without a split": (
+        "checkpoints: {metric: rougeL}\ntrain: {eval_split: null}",
+        "checkpoints.metric is 'rougeL', and there is no train.eval_split to answer",
+    ),
+    "a metric without a prompt": (
+        "data: {prompt: '', splits: {train: a}}\ncheckpoints: {metric: rougeL}\nstages: {train: {}}",
+        "data.prompt is empty",
+    ),
     "shortest above longest": ("predict: {min_new_tokens: 9, max_new_tokens: 8}", "above max_new_tokens 8"),
     "sampling beams": ("predict: {sample: true, num_beams: 4}", "draw tokens or search beams"),
     "answers for another task": ("question_answering: {n_best: 3}", "has no meaning for task causal_lm"),

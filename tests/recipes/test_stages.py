@@ -65,6 +65,18 @@ def test_what_a_stage_sets_itself_wins_over_what_it_inherits(small: ModuleType) 
     assert _resolved(small, train=train, consolidate=consolidate)["consolidate"].settings.checkpoints.goal == "lowest"
 
 
+def test_a_metric_of_answers_is_measured_on_the_first_rows_of_the_evaluated_split(small: ModuleType) -> None:
+    def uses(**train: Any) -> dict[str, tuple[str, int | None]]:
+        stage = _set(checkpoints={"metric": "rougeL"}, train={"eval_split": "validation", **train})
+        found = _resolved(small, train=stage, consolidate=StageSpec())
+        assert found["consolidate"].settings.goal == "highest"
+        return {rows.use: (rows.split, rows.most) for rows in found["train"].rows}
+
+    assert uses(eval_rows=5)["predict"] == uses(eval_rows=5)["eval"] == ("validation", 5)
+    assert uses(eval_rows=5, metric_rows=2)["predict"] == ("validation", 2)
+    assert "predict" not in {rows.use for rows in _resolved(small, train=StageSpec())["train"].rows}
+
+
 def test_what_a_stage_does_not_inherit_is_the_recipes(small: ModuleType) -> None:
     found = _resolved(small, train=_set(consolidate={"dtype": "float32"}), consolidate=StageSpec())
     assert found["consolidate"].settings.consolidate.dtype is None

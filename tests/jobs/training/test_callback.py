@@ -115,6 +115,24 @@ def test_a_loss_far_above_its_best_ends_the_training(losses: list[float], train:
         logged({"loss": losses[-1]}, losses, **train)
 
 
+@pytest.mark.parametrize(
+    ("metric", "goal", "values", "is_exhausted"),
+    [
+        ("exact_match", None, [0.1, 0.2], False),
+        ("exact_match", None, [0.2, 0.1], True),
+        ("cer", None, [0.1, 0.2], True),
+        ("exact_match", "lowest", [0.1, 0.2], True),
+    ],
+)
+def test_patience_follows_a_metric_in_its_own_direction(
+    metric: str, goal: Any, values: list[float], is_exhausted: bool
+) -> None:
+    found, control = callback(checkpoints=Checkpoints(metric=metric, goal=goal), patience=1), TrainerControl()
+    history = [{"eval_loss": 1.0, f"eval_{metric}": value} for value in values]
+    found.on_evaluate(SimpleNamespace(), TrainerState(log_history=history), control)
+    assert control.should_training_stop is is_exhausted
+
+
 @pytest.mark.parametrize(("is_asked", "is_stopped"), [(True, True), (False, False)])
 def test_a_training_that_was_asked_to_stop_says_so(is_asked: bool, is_stopped: bool) -> None:
     found = callback(is_asked=is_asked)

@@ -37,6 +37,8 @@ ELSEWHERE = {
     "split": "jobs.train gives the trainer its rows",
     "eval_split": "jobs.train gives the trainer its rows, StepCallback says when",
     "eval_rows": "jobs.train gives the trainer its rows",
+    "class_weights": "the task's own loss",
+    "metric_rows": "recipes.stages, for AnswerMetric",
     "steps": "recipes.compile counts them: Batch.steps",
     "epochs": "recipes.compile counts them: Batch.steps",
     "global_batch": "recipes.compile divides it: Batch.accumulation",

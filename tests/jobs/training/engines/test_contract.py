@@ -77,6 +77,15 @@ def test_the_largest_weight_is_in_the_part_of_one_rank(trained: dict[str, Any], 
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_every_rank_measures_the_same_answers_at_each_step(trained: dict[str, Any], case: str) -> None:
+    saw = trained[case]["saw"]
+    for attempt_and_step, num_steps in (("1-1", 1), ("1-2", 2), ("2-2", 2)):
+        first, second = (saw[f"{attempt_and_step}-{rank}"]["metrics"] for rank in (0, 1))
+        assert first == second and len(first) == num_steps
+    assert saw["2-2-0"]["metrics"] == saw["1-2-0"]["metrics"]
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_a_checkpoint_has_the_planned_size(trained: dict[str, Any], case: str) -> None:
     """Within the 2 % of the forecast."""
     found, (zero_stage, optimizer) = trained[case], CASES[case]

@@ -22,9 +22,10 @@ from typing import Any
 RECIPE = """\
 name: tiny
 model: {path: model}
-data: {splits: {train: train.jsonl}, max_tokens: 32}
-train: {steps: 2, global_batch: 4, micro_batch: 1, precision: bfloat16, learning_rate: 0.01, eval_split: null}
-checkpoints: {every_steps: 1, keep_last: 2, metric: loss}
+data: {splits: {train: train.jsonl, validation: validation.jsonl}, max_tokens: 32}
+train: {steps: 2, global_batch: 4, micro_batch: 1, precision: bfloat16, learning_rate: 0.01}
+checkpoints: {every_steps: 1, keep_last: 2, metric: character_accuracy}
+predict: {max_new_tokens: 3}
 resources: {default: {device: cpu}, train: {device: cpu, nodes: 1, devices_per_node: 2}}
 stages: {train: {}}
 """
@@ -56,7 +57,8 @@ def prepare(folder: Path) -> None:
     options = {"unk_token": "<unk>", "eos_token": "</s>"}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options).save_pretrained(folder / "model")
     rows = [{"input": f"{number} {number + 1}", "target": f"{number + 2}"} for number in range(8)]
-    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for split, number in (("train", 8), ("validation", 3)):  # which two ranks do not share evenly
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:number]))
     (folder / "recipe.yaml").write_text(RECIPE)
 
 
@@ -94,6 +96,7 @@ def look(trainer: Any, path: Path) -> None:
     named = dict(trainer.accelerator.unwrap_model(trainer.model).named_parameters())
     full = {name: value.detach().float().clone() for name, value in engine.gathered(trainer, named)}
     facts = {
+        "metrics": [one["eval_character_accuracy"] for one in trainer.state.log_history if "eval_loss" in one],
         "digest": hashlib.sha256(b"".join(value.numpy().tobytes() for value in full.values())).hexdigest(),
         "shapes": all(engine.full_shape(named[name]) == tuple(value.shape) for name, value in full.items()),
         "largest_part": max(float(engine.local_part(value).abs().max()) for value in named.values()),

@@ -1,0 +1,103 @@
+"""Measure the answers of the model in training by a metric of its task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ...predictions.rows import PredictionRow
+from ...predictions.scoring import score_rows
+from ...recipes.data.rows import Row, read_rows
+from ...recipes.engines import engine_of
+from ...recipes.tasks import task_of
+from ..context import JobContext
+from ..generation.transformers_engine import TransformersEngine
+from ..tasks import runtime_of
+from .collectives import Ranks
+
+
+class AnswerMetric:
+    """Answers the first rows of `train.eval_split`, and scores them.
+
+    The ranks share the rows.
+    """
+
+    def __init__(self, job: JobContext, ranks: Ranks, tokenizer: Any, progress: Callable[[], None]) -> None:
+        """Read the rows; *progress* is called after some of them are answered."""
+        settings, split = job.settings, job.stage.splits["predict"]
+        self._settings, self._ranks, self._tokenizer, self._progress = settings, ranks, tokenizer, progress
+        self._task = task_of(settings.task)
+        self._rows: list[tuple[int, Row]] = list(enumerate(islice(read_rows(Path(split.path)), split.num_rows)))
+        (self._target,) = (column.name for column in self._task.columns(settings, "score"))
+
+    def measure(self, model: Any) -> dict[str, float]:
+        """Return {name in the logs: value}, the same on every rank.
+
+        All ranks call it.
+
+        Ranks that hold a part of the weights each compute together. So all have as many rows, the last one several
+        times, and as many forward passes.
+        """
+        model.eval()
+        ranks, rows = self._ranks, self._rows
+        most = -(-len(rows) // ranks.size)
+        mine = [rows[min(place, len(rows) - 1)] for place in range(ranks.rank, most * ranks.size, ranks.size)]
+        answered: list[tuple[int, dict[str, Any]]] = []
+
+        def answer() -> None:
+            answered.extend(self._answered(model, mine))
+
+        ranks.do("answering rows to measure them", answer)
+        found = dict(pair for part in ranks.gather(answered) for pair in part)
+        predictions = [PredictionRow.from_json(found[place], position=place) for place, _ in rows]
+        value = score_rows(
+            predictions,
+            [row[self._target] for _, row in rows],
+            [row.get(self._settings.data.columns.input) for _, row in rows],
+            metric=self._settings.checkpoints.metric,
+            tokenizer=self._settings.score.tokenizer,
+        )
+        return {self._settings.metric_in_logs: value}
+
+    def _answered(self, model: Any, rows: Sequence[tuple[int, Row]]) -> list[tuple[int, dict[str, Any]]]:
+        states = engine_of(self._settings).model_states(self._settings, self._ranks.size, 0)
+        in_step = _InStep(model, self._ranks) if states.weights.shared_by > 1 and not self._task.generates else None
+        loaded: Any = in_step or model
+        if self._task.generates:
+            loaded = TransformersEngine(self._settings, model, self._tokenizer)
+        answerer = runtime_of(self._task).answerer(self._settings, loaded, self._tokenizer)
+        found: list[tuple[int, dict[str, Any]]] = []
+        size = self._settings.predict.unit_rows
+        for first in range(0, len(rows), size):
+            some = rows[first : first + size]
+            answers = answerer.answer(some)
+            found += [(place, answer) for (place, _), answer in zip(some, answers, strict=True)]
+            self._progress()
+        if in_step is not None:
+            in_step.finish()
+        return found
+
+
+class _InStep:
+    """A sharded model, whose ranks compute together until all are done.
+
+    The number of forward passes depends on the rows, such as on their windows; `generate` keeps its ranks together.
+    """
+
+    def __init__(self, model: Any, ranks: Ranks) -> None:
+        self._model, self._ranks, self._last = model, ranks, dict[str, Any]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def __call__(self, **inputs: Any) -> Any:
+        self._ranks.largest(1.0)
+        self._last = inputs
+        return self._model(**inputs)
+
+    def finish(self) -> None:
+        """Compute until no rank has more to compute."""
+        while self._ranks.largest(0.0):
+            self._model(**self._last)
