@@ -103,8 +103,6 @@ def _with_adapter(settings: StageSettings, task: TaskSpec, model: Any, options: 
         use_rslora=spec.rslora,
         use_dora=spec.dora,
         target_modules=_targets(spec.target_modules),
-        # peft trains a new head in full, and knows some of them only after it has chosen all linear layers
-        exclude_modules=list(task.head_modules) if task.has_new_head and "all-linear" in spec.target_modules else None,
         task_type=TaskType[task.peft_type],
         **options,
     )

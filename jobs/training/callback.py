@@ -118,7 +118,7 @@ class StepCallback(TrainerCallback):
 
     def check_answers(self, step: int, answers: guard.Answers, loss: float) -> None:
         """End the training when its answers have become filler; every rank calls it."""
-        if answers.is_text:
+        if answers.is_text and self._job.settings.train.max_loss_rise is not None:
             has = [self._ranks.largest(len(tokens)) for tokens in (answers.chosen, answers.wanted)]
             if answers.became_filler(loss, is_varied=has[0] > 1 or has[1] <= 1):
                 self._diverge(step, "its answers to train.eval_split have become one token in all places")

@@ -123,8 +123,8 @@ class Train:
     )
     max_loss_rise: float | None = key(
         2.0,
-        "the training stops as diverged when the mean loss of 20 steps is this many times its best, and 1 above it; "
-        "null stops only where the loss is no number",
+        "the training stops as diverged when the mean loss of 20 steps is this many times its best, and 1 above it, "
+        "or when its answers have become one token; null stops only where the loss is no number",
         above=1,
     )
     eval_split: str | None = key("validation", "split that is measured at every checkpoint; null for none")
@@ -146,7 +146,7 @@ class Train:
         at_least=0,
         at_most=0.99,
     )
-    class_weights: Any = key(
+    class_weights: Literal["balanced"] | dict[str, float] | None = key(
         None,
         "weights of the labels in the loss of a classification: balanced, or {label: weight}",
         also=("class_weight", "label_weights"),

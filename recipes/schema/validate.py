@@ -181,10 +181,11 @@ def _value(hint: Any, value: Any, key: str, faults: list[Fault]) -> Any:
         return _plain(value, key, faults)
     if origin in (Union, types.UnionType):
         rest = [option for option in inner if option is not types.NoneType]
-        lists = [option for option in rest if typing.get_origin(option) is tuple]
         if value is None and len(rest) < len(inner):
             return None
-        return _value(lists[0] if lists and isinstance(value, (list, tuple)) else rest[0], value, key, faults)
+        wanted = tuple if isinstance(value, (list, tuple)) else dict if isinstance(value, Mapping) else None
+        fitting = [option for option in rest if wanted is not None and typing.get_origin(option) is wanted]
+        return _value((fitting or rest)[0], value, key, faults)
     if dataclasses.is_dataclass(hint):
         return _dataclass(typing.cast("type[Any]", hint), value, key, faults)
     if origin is Literal:

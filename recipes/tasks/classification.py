@@ -38,9 +38,7 @@ def _columns(settings: StageSettings, use: RowUse) -> list[Column]:
 def _faults(settings: StageSettings, uses: Sequence[RowUse]) -> Iterator[Fault]:
     yield from plain_prompt_faults(settings.data, "classification")
     weights = settings.train.class_weights
-    is_right = weights in (None, "balanced") or isinstance(weights, dict)
-    values = weights.values() if isinstance(weights, dict) else ()
-    if not is_right or not all(isinstance(value, (int, float)) and value > 0 for value in values):
+    if isinstance(weights, dict) and not all(value > 0 for value in weights.values()):
         hint = "balanced, or a positive number for each label, such as {yes: 1, no: 3}"
         yield Fault(key="train.class_weights", problem=f"is {weights!r}", hint=hint)
     if "num_labels" in settings.model.config:

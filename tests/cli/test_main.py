@@ -29,13 +29,19 @@ def _said(run: Run, *arguments: str) -> str:
 
 
 BAD_RECIPES = {
-    "unknown recipe": (["smal"], "recipe 'smal' is unknown; known: hangul-restoration"),
+    "unknown recipe": (["smal"], "recipe 'smal' is unknown; known: classification, "),
     "no such file": (["./smal.yaml"], "recipe file './smal.yaml' does not exist"),
     "unknown key": (["small.yaml", "trian.steps=1"], "trian is not a key (did you mean 'train'?)"),
     "word of transformers": (["small.yaml", "num_train_epochs=3"], "here it is train.epochs"),
     "word of a colleague": (["small.yaml", "train.lr=1"], "here it is train.learning_rate"),
-    "unknown task": (["small.yaml", "task=causal"], "task is 'causal'; known: causal_lm (did you mean 'causal_lm'?)"),
-    "task of later": (["small.yaml", "task=seq2seq"], "can be written down but not run by this version"),
+    "unknown task": (
+        ["small.yaml", "task=causal"],
+        "task is 'causal'; known: causal_lm, seq2seq, classification, question_answering (did you mean 'causal_lm'?)",
+    ),
+    "task of another kind": (
+        ["small.yaml", "task=seq2seq"],
+        "and task seq2seq takes an encoder-decoder; set task=causal_lm",
+    ),
     "no such model": (["small.yaml", "model.path=./none"], "model.path './none' does not exist"),
     "missing split": (["small.yaml", "predict.split=tets"], "is not in data.splits; known: train, validation, test"),
     "missing column": (["small.yaml", "data.columns.target=answer"], "has no column 'answer' (data.columns.target)"),
@@ -100,7 +106,8 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize(
-    ("variable", "words"), [("SOUSBATCH_CACHE", "no space left on device"), ("SOUSBATCH_RUNS", "not enough space: ")]
+    ("variable", "words"),
+    [("SOUSBATCH_CACHE", "is full; free some space, or set sousbatch_cache"), ("SOUSBATCH_RUNS", "not enough space: ")],
 )
 def test_a_full_disk_is_answered_in_one_line(
     sousbatch: Run, project: Path, full_disk: Path, monkeypatch: pytest.MonkeyPatch, variable: str, words: str

@@ -39,6 +39,7 @@ WORDS = ["<pad>", "<s>", "</s>", "<unk>", *map(str, range(28))]
 def prepare() -> None:
     """Import what every rank needs before the forks."""
     warnings.simplefilter("ignore")
+    os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # torch refuses threads of a forked process now and then
     os.environ |= {"DS_ACCELERATOR": "cpu", "DS_IGNORE_CUDA_DETECTION": "1", "DS_SKIP_CUDA_CHECK": "1"}
     import bitsandbytes  # noqa: F401
     import deepspeed

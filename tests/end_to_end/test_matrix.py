@@ -150,7 +150,7 @@ def test_on_a_full_disk_a_training_goes_on_and_the_reserve_takes_its_weights(
     forked: Ask, mount_tmpfs: Callable[[str], Path], lies: bool
 ) -> None:
     row = TASKS["causal_lm"] | {"sizes": TASKS["causal_lm"]["sizes"] | {"hidden_size": 128, "intermediate_size": 256}}
-    overrides = ["train.steps=8", "checkpoints.max_skipped=null"]
+    overrides = ["train.steps=8", "train.learning_rate=0.001", "checkpoints.max_skipped=null"]
     disk = str(mount_tmpfs("size=24m"))
     seen = forked(
         {"do": "fill_the_disk", "task": "causal_lm", "overrides": overrides, "disk": disk, "lies": lies} | row

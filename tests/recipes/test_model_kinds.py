@@ -57,5 +57,6 @@ def test_a_model_of_another_kind_is_told_the_task_that_fits() -> None:
     assert misfit(dataclasses.replace(task, kinds=()), {"model_type": "t5"}) is None
     said = misfit(dataclasses.replace(task, name="other", kinds=("encoder",)), {"model_type": "llama"})
     assert (
-        said == "is a decoder (llama), and task other takes an encoder; set task=causal_lm or task=question_answering"
+        said == "is a decoder (llama), and task other takes an encoder; set task=causal_lm or "
+        "task=classification or task=question_answering"
     )

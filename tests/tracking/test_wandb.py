@@ -17,7 +17,7 @@ ALLOWED = {
     "tracking/base.py": "the table",
     "recipes/schema/execution.py": "help of the keys",
     "recipes/schema/rules.py": "a W&B key written into the recipe is refused",
-    "recipes/inspect/inputs.py": "a folder that is no code of the user",
+    "recipes/inspect/cache.py": "a folder that is no code of the user",
     "redaction.py": "what a key looks like",
     "cli/doctor.py": "what is installed, and whether there is a key",
 }

@@ -37,7 +37,7 @@ def test_a_model_from_scratch_takes_the_shapes_of_its_config(project: Path, monk
 MODELS = {
     "not shipped": (
         ["model.path=library:tiny-hangull"],
-        "tiny-bart, tiny-bert, tiny-hangul, tiny-llama (did you mean 'tiny-hangul'?)",
+        "tiny-bart, tiny-bert, tiny-hangul, tiny-hangul-chat, tiny-llama (did you mean 'tiny-hangul'?)",
     ),
     "outside the library": (["model.path=library:../models"], "is unknown; known"),
     "no folder": (

@@ -133,6 +133,6 @@ def test_a_model_without_a_trained_head_is_not_asked() -> None:
 
 @pytest.mark.parametrize("weights", ["most", "{좋다: 0}", "3"])
 def test_class_weights_are_balanced_or_a_number_for_each_label(weights: str) -> None:
-    with pytest.raises(RecipeError, match="balanced, or a positive number for each label"):
+    with pytest.raises(RecipeError, match="balanced"):
         compose("./small.yaml", [*BERT, f"train.class_weights={weights}"])
     assert "train.class_weights names '그저'" in said(plan, "train.class_weights={그저: 2}")
