@@ -21,7 +21,7 @@ from sousbatch.recipes.data.generators import GENERATORS
 from sousbatch.recipes.inspect.inputs import inspect
 from sousbatch.recipes.schema import validate
 from sousbatch.recipes.site_file import read_site_file
-from sousbatch.recipes.stages import smoke
+from sousbatch.recipes.stages import resolve_stages, smoke
 
 NAMES = sorted(path.stem for path in LIBRARY_DIR.glob("*.yaml"))
 SITE = Site(
@@ -44,7 +44,7 @@ OWN = {
     "korquad-qa": ("tiny-bert", "questions"),
     "news-summarization-lora": ("tiny-llama", "dialogues"),
 }
-PACKAGED = "smollm2-korean-qa"  # its model is that of a package, which takes 12 s to dequantise: see the long tests
+PACKAGED = "smollm2-korean-qa"  # its model takes 12 s to dequantise
 
 
 @pytest.fixture(scope="module")
@@ -109,13 +109,19 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != PACKAGED])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_recipe_has_its_own_name_a_description_and_stages_that_fit(name: str) -> None:
+    recipe = compose(name)
+    assert recipe.name == name and recipe.description and resolve_stages(recipe)
+
+
+# The small ones and that of a package run as a whole in the long tests.
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith("-small") and name != PACKAGED])
 def test_a_shipped_recipe_compiles_as_it_is_as_a_smoke_run_and_for_every_profile(
     ready, name: str, tmp_path: Path
 ) -> None:
     own = ready(name)
     recipe = compose(name, own)
-    assert recipe.name == name and recipe.description
     inputs = inspect(recipe, tmp_path)
     assert compile(recipe, SITE, inputs).warnings == ()
     short = smoke(recipe)
