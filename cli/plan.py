@@ -76,6 +76,8 @@ def make_plan(arguments: Namespace, *, is_smoke: bool = False) -> Plan:
 
     folder = runs_dir(arguments.runs)
     dead_runs = reservations.dead_runs(folder, watcher)
+    if getattr(arguments, "sweep", None) and getattr(arguments, "fit", None):
+        raise UsageError("--fit chooses settings of one run, and --sweep makes many; write the settings as overrides")
     if getattr(arguments, "sweep", None):
         from ..recipes.sweep import plan_sweep
 
@@ -194,9 +196,13 @@ def _plan(arguments: Namespace) -> int:
     if arguments.fit:
         print(_as_proposals(make_proposals(arguments), arguments.recipe))
         return 0
+    if arguments.site and arguments.script:
+        raise UsageError(
+            "--script is the text that would be sent from here, and --site plans for elsewhere; give one of them"
+        )
     plan = make_plan(arguments)
     if arguments.site:
-        print(_as_text(plan))
+        print(plan.to_json() if arguments.json else _as_text(plan), end="" if arguments.json else "\n")
         return 0
     launcher, runs = launcher_of(plan), runs_dir(arguments.runs)
     requests = launcher.prepare(plan, run_paths(runs, plan.recipe.name, plan.run_id))

@@ -71,6 +71,8 @@ def propose(variants: Mapping[str, tuple[Recipe, Inputs]], site: Site) -> list[P
     misses: list[Proposal] = []
     reasons: dict[str, None] = {}
     given, _ = next(iter(variants.values()))
+    if not _train_stages(given):
+        raise PlanError(["no stage of the recipe trains, so there is nothing to fit"])
     for method, (recipe, inputs) in variants.items():
         wide = _on_all_devices(recipe, site)
         for held in _ways_to_hold(wide, method):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -159,3 +160,21 @@ def test_a_site_that_is_elsewhere_is_planned_for_by_name(sousbatch, project: Pat
     assert code == 0 and "small on h100" in out and "disk_gb" in out
     code, _, err = sousbatch("plan", "small.yaml", "--site", "cpu", "resources.default.device=gpu")
     assert code == 2 and "cpu has none" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    {
+        "nothing trains": (["plan", "--fit", "stages={predict: {}, merge: {}}"], "no stage of the recipe trains"),
+        "a script for elsewhere": (["plan", "--site", "cpu", "--script"], "give one of them"),
+        "many runs": (["submit", "--fit", "1", "--sweep", "seed=1,2"], "write the settings as overrides"),
+    }.values(),
+)
+def test_what_cannot_be_fitted_is_one_clear_line(sousbatch, project: Path, words: list[str], said: str) -> None:
+    code, _, err = sousbatch(words[0], "small.yaml", *words[1:])
+    assert code == 2 and said in err and err.count("\n") == 1
+
+
+def test_the_plan_for_a_site_elsewhere_is_json_where_asked_for(sousbatch, project: Path) -> None:
+    code, out, _ = sousbatch("plan", "small.yaml", "--site", "cpu", "--json")
+    assert code == 0 and json.loads(out)["site"]["name"] == "cpu"
