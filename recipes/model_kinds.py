@@ -42,6 +42,11 @@ def kind_of(config: Mapping[str, Any]) -> ModelKind:
     return "encoder" if model_type in _ENCODERS and not config.get("is_decoder") else "decoder"
 
 
+def is_known(config: Mapping[str, Any]) -> bool:
+    """Say whether it is certain that a config's model reads text, and of what kind it is."""
+    return config.get("model_type") in _ENCODERS | _ENCODER_DECODERS
+
+
 def overflows_in_float16(config: Mapping[str, Any]) -> bool:
     """Say whether it computes values beyond float16's range: T5 and its kin."""
     return config.get("model_type") in _WITHOUT_POSITIONS
