@@ -217,9 +217,12 @@ def _storage_refusals(stages: Sequence[Stage], found: Forecast, inputs: Inputs) 
     where = f"{space.folder} can take {_gb(max(0, space.free_bytes))} ({space.source})"
     largest = max(found.storage, key=lambda line: line.num_bytes)
     for name, kept in found.checkpoints.items():
+        settings = next(stage.settings for stage in stages if stage.name == name)
+        if kept.fits and kept.save_level == "none" and settings.checkpoints.keep_steps:
+            steps = ", ".join(map(str, settings.checkpoints.keep_steps))
+            yield f"not enough space for the checkpoints of steps {steps} of stage {name!r}: {kept.change}"
         if kept.fits:
             continue
-        settings = next(stage.settings for stage in stages if stage.name == name)
         what = f"not enough space: not even the weights of stage {name!r}, {_gb(kept.least_bytes)}, fit into"
         if is_own_limit(settings, kept.free_bytes):
             yield f"{what} checkpoints.budget_gb={kept.free_bytes / 1e9:g}: {kept.change}"

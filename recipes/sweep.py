@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from .compile import compile, stage_model
 from .compose import recipe_of, values_of
 from .inspect.inputs import READ_KEYS, inspect
 from .inspect.lengths import Progress
+from .inspect.run_models import ALL, PREFIX, each_checkpoint
 from .plan import Plan, Point, Stage, Sweep, Variant
 from .schema import Recipe, Resources
 from .stages import settings_of, smoke
@@ -55,7 +56,7 @@ def plan_sweep(
         PlanError: a point that was checked cannot run here.
     """
     faults: list[Fault] = []
-    axes = [tuple(dict.fromkeys(axis)) for axis in overrides.axes(sweep, faults)]
+    axes = [tuple(dict.fromkeys(_with_each_checkpoint(axis))) for axis in overrides.axes(sweep, faults)]
     faults += [
         Fault(key=axis[0], problem="cannot be swept", hint="all points share one name and one request")
         for axis in axes
@@ -82,6 +83,16 @@ def plan_sweep(
     whole = Sweep(variants=tuple(made), points=tuple(points), is_smoke=is_smoke)
     plans = {index: _checked(whole, index, site) for index in sample}
     return _joined(whole, list(plans.values()), site)
+
+
+def _with_each_checkpoint(axis: Sequence[str]) -> Iterator[str]:
+    """Yield the values of an axis; `run:ID@all` stands for each checkpoint of a run."""
+    for text in axis:
+        key, _, value = text.partition("=")
+        if value.startswith(PREFIX) and value.endswith(ALL):
+            yield from (f"{key}={name}" for name in each_checkpoint(key, value))
+        else:
+            yield text
 
 
 def _is_early(text: str, folder: Path) -> bool:
