@@ -158,7 +158,8 @@ def _refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
         yield from engine_of(settings).refusals(settings, inputs.model)
         yield from _parameter_refusals(settings, stage)
     elif stage.record.starts_from_model and stage.model.is_random:
-        yield f"stage {stage.name!r} has no model: no consolidate stage above it, and model.path has no weights"
+        why = "model.from_scratch is true" if settings.model.from_scratch else "model.path has no weights"
+        yield f"stage {stage.name!r} has no model: no consolidate stage above it, and {why}"
 
 
 def _merge_refusals(stage: Stage, site: Site, inputs: Inputs) -> Iterator[str]:

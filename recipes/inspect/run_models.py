@@ -96,7 +96,7 @@ def _train_stage(plan: Plan, name: str | None) -> Stage:
 
 
 def _made(what: str, paths: RunPaths, plan: Plan, train: Stage, chosen: Checkpoint) -> Path:
-    """Return the model of a checkpoint of *train*, as a consolidate stage on it makes it."""
+    """Return the model of a checkpoint, as a consolidate stage would make it."""
     follower = (one for one in plan.stages if one.of == train.name and one.record.leaves == "model")
     stage = next(follower, train)
     base = train.model.dir_in(paths) if train.settings.adapter.method != "full" else None
