@@ -218,7 +218,7 @@ def _sources(units: Iterable[Unit]) -> tuple[dict[str, str | int], ...]:
 
 
 def _complete_report(out_path: Path, key: str, change_key: str) -> MergeReport | None:
-    """Return the report of the complete output of both keys, if there is one already."""
+    """Return the report of the complete output of both keys, if there is one."""
     try:
         found = read_json(report_path(out_path))
         if not found.pop("is_complete") or (found["key"], found["change"]) != (key, change_key):
