@@ -251,7 +251,7 @@ def writing(out_path: Path) -> Iterator[tuple[IO[bytes], Path]]:
 
 
 def settle(report: MergeReport, temporary: Path, stream: IO[bytes], out_path: Path) -> MergeReport:
-    """Write the report, and give the merged rows their name: `.partial` if not all are there.
+    """Write the report and give the merged rows their name, `.partial` if some lack.
 
     Raises:
         IncompleteError: rows are missing; what is there stays in `.partial`.
