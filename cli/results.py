@@ -22,6 +22,7 @@ def describe_results(plan: Plan, paths: RunPaths) -> str:
             rows.append((f"model ({stage.name})", paths.model(stage.name)))
         if paths.predictions_file(stage.name).is_file():
             rows.append((f"predictions ({stage.name})", paths.predictions_file(stage.name)))
+        rows += [(f"submission ({stage.name})", path) for path in paths.submission_files(stage.name)]
     if plan.sweep is not None:
         return describe_points(plan, paths)
     text = ""
