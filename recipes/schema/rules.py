@@ -19,6 +19,7 @@ from ...predictions.metrics import METRICS
 from ...redaction import holds_secret, is_secret
 from ...run_folder import NAME_PATTERN
 from ..data.preparing import step_faults
+from ..decodings import decoding_faults, decodings_of
 from ..stage_kinds import RECIPE_KINDS, STAGE_KINDS, RowUse, StageKind
 from ..stages import fitting_sources, kind_name, resolve_stages, settings_of, stages_of
 from ..tasks import TASKS, task_faults, task_of
@@ -198,7 +199,12 @@ def _views(recipe: Recipe) -> list[Fault]:
         uses_here = tuple(rows.use for rows in stage.rows)
 
         def ask(settings: StageSettings, uses: Sequence[RowUse] = uses_here) -> list[Fault]:
-            return [*_sections(settings), *step_faults(settings.data), *task_faults(settings, uses)]
+            return [
+                *_sections(settings),
+                *step_faults(settings.data),
+                *task_faults(settings, uses),
+                *_decodings(settings, uses),
+            ]
 
         found[name], of_all = ask(stage.settings), ask(common)
         for fault in found[name]:
@@ -207,6 +213,18 @@ def _views(recipe: Recipe) -> list[Fault]:
             elif fault not in found.get(stage.of, ()):  # else it is said of the stage that it comes from
                 faults.append(replace(fault, key=f"stages.{name}.set.{fault.key}"))
     return list(dict.fromkeys(faults))
+
+
+def _decodings(view: StageSettings, uses: Sequence[RowUse]) -> Iterator[Fault]:
+    """Return what is wrong with each decoding, as it would be alone."""
+    if not view.predict.decodings:
+        return
+    faults = list(decoding_faults(view))
+    yield from faults
+    for name, one in decodings_of(view).items() if not faults else ():
+        for fault in (*_sections(one), *task_faults(one, uses)):
+            if fault.key.startswith("predict."):
+                yield replace(fault, key=f"predict.decodings.{name}.{fault.key.removeprefix('predict.')}")
 
 
 def _sources(recipe: Recipe) -> Iterator[Fault]:
