@@ -36,9 +36,9 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenLogprobs:
-    """Natural logarithms of the model's own probabilities, before any setting changes them.
+    """Natural logarithms of the probabilities of an answer's tokens.
 
-    *chosen* has one number for each token, *top* the likeliest (id, log-probability) pairs of each.
+    They are the model's own, before any setting changes them. *chosen* has one number for each token, *top* the likeliest (id, log-probability) pairs of each.
     """
 
     chosen: Sequence[float]
