@@ -38,7 +38,8 @@ class Prompt:
 class TokenLogprobs:
     """Natural logarithms of the probabilities of an answer's tokens.
 
-    They are the model's own, before any setting changes them. *chosen* has one number for each token, *top* the likeliest (id, log-probability) pairs of each.
+    They are the model's own, before any setting changes them. *chosen* has one number for each token, *top* the
+    likeliest (id, log-probability) pairs of each.
     """
 
     chosen: Sequence[float]
