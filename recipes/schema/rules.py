@@ -20,6 +20,7 @@ from ...redaction import holds_secret, is_secret
 from ...run_folder import NAME_PATTERN
 from ..data.preparing import step_faults
 from ..decodings import decoding_faults, decodings_of
+from ..generation import engine_faults
 from ..stage_kinds import RECIPE_KINDS, STAGE_KINDS, RowUse, StageKind
 from ..stages import fitting_sources, kind_name, resolve_stages, settings_of, stages_of
 from ..tasks import TASKS, task_faults, task_of
@@ -199,12 +200,7 @@ def _views(recipe: Recipe) -> list[Fault]:
         uses_here = tuple(rows.use for rows in stage.rows)
 
         def ask(settings: StageSettings, uses: Sequence[RowUse] = uses_here) -> list[Fault]:
-            return [
-                *_sections(settings),
-                *step_faults(settings.data),
-                *task_faults(settings, uses),
-                *_decodings(settings, uses),
-            ]
+            return [*_stage_faults(settings, uses), *step_faults(settings.data), *_decodings(settings, uses)]
 
         found[name], of_all = ask(stage.settings), ask(common)
         for fault in found[name]:
@@ -215,6 +211,13 @@ def _views(recipe: Recipe) -> list[Fault]:
     return list(dict.fromkeys(faults))
 
 
+def _stage_faults(view: StageSettings, uses: Sequence[RowUse]) -> Iterator[Fault]:
+    yield from _sections(view)
+    if "predict" in uses and task_of(view.task).generates:
+        yield from engine_faults(view)
+    yield from task_faults(view, uses)
+
+
 def _decodings(view: StageSettings, uses: Sequence[RowUse]) -> Iterator[Fault]:
     """Return what is wrong with each decoding, as it would be alone."""
     if not view.predict.decodings:
@@ -222,7 +225,7 @@ def _decodings(view: StageSettings, uses: Sequence[RowUse]) -> Iterator[Fault]:
     faults = list(decoding_faults(view))
     yield from faults
     for name, one in decodings_of(view).items() if not faults else ():
-        for fault in (*_sections(one), *task_faults(one, uses)):
+        for fault in _stage_faults(one, uses):
             if fault.key.startswith("predict."):
                 yield replace(fault, key=f"predict.decodings.{name}.{fault.key.removeprefix('predict.')}")
 
