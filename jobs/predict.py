@@ -59,8 +59,11 @@ def _open(job: JobContext, decoding: str, ledger: Ledger) -> _Work:
     layout = open_layout(folder, key, num_rows, job.settings.predict.unit_rows)
     done = committed_units(folder, layout, key)
     missing = [number for number in units_of_task(layout, job.task, job.stage.num_tasks) if number not in done]
-    size = {"num_rows": num_rows, "unit_rows": layout.unit_rows, "num_committed": len(done)}
-    ledger.write(PredictionStarted(key=key, decoding=decoding, **size))
+    ledger.write(
+        PredictionStarted(
+            key=key, decoding=decoding, num_rows=num_rows, unit_rows=layout.unit_rows, num_committed=len(done)
+        )
+    )
     return _Work(job=job, decoding=decoding, key=key, folder=folder, layout=layout, missing=missing)
 
 
