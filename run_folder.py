@@ -153,7 +153,7 @@ class RunPaths:
         return self.root / "predictions" / stage
 
     def predictions_file(self, stage: str, decoding: str = "") -> Path:
-        """Return the file of the merged predictions of a predict stage, or of one of its decodings."""
+        """Return the merged predictions of a predict stage, or of one decoding."""
         return self.predictions(stage) / f"predictions{decoding and '.'}{decoding}.jsonl"
 
     def unit_dirs(self) -> list[Path]:
@@ -161,7 +161,7 @@ class RunPaths:
         return sorted(path for path in self.root.glob("predictions/*/*") if path.is_dir())
 
     def stage_metrics(self, stage: str, decoding: str = "") -> Path:
-        """Return the file of the scores of one score stage, or of one decoding of its predictions."""
+        """Return the scores of one score stage, or of one decoding."""
         return self.metrics_dir / f"{stage}{decoding and '@'}{decoding}.json"
 
 

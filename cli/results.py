@@ -34,7 +34,8 @@ def describe_results(plan: Plan, paths: RunPaths) -> str:
         for stage, results in itertools.groupby(read_scores(paths).items(), lambda item: item[0].partition("@")[0]):
             found = {name.partition("@")[2]: result for name, result in results}
             first = next(iter(found.values()))
-            scores = {name: result["scores"] for name, result in found.items()}
+            order = [name for stage_ in plan.stages for name in decodings_of(stage_.settings) if name in found]
+            scores = {name: found[name]["scores"] for name in order}
             table = format_decodings(scores) if "" not in found else format_scores(first["scores"])
             text += f"\n\n{stage}: {first['num_rows']} rows of {first['split']}\n{table}"
     return format_table(rows) + text
@@ -70,7 +71,7 @@ def format_scores(found: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def format_decodings(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """Return one line for each decoding, and one for the copied input if there is one."""
+    """Return one line for each decoding, and one for the copied input."""
     first = next(iter(found.values()))
     names = headlines(first[MODEL])
     lines = {name: scores[MODEL] for name, scores in found.items()}

@@ -17,7 +17,10 @@ from .generation.prediction_key import prediction_key
 
 
 def merge(job: JobContext) -> int:
-    """Write predictions.jsonl beside the units, one for each decoding, or raise with the missing rows named."""
+    """Write predictions.jsonl beside the units, or name the missing rows.
+
+    Each decoding has a file of its own.
+    """
     assert job.stage.predict_stage is not None, "a merge stage works on a predict stage"
     ledger, tracker = job.open_ledger(), job.open_trackers()
     lost = list[IncompleteError]()
@@ -38,7 +41,7 @@ def merge(job: JobContext) -> int:
 
 
 def _merged(job: JobContext, source: Stage, decoding: str) -> tuple[str, MergeReport]:
-    """Merge the predictions of one decoding of the stage *source*; return their key, and the report."""
+    """Merge one decoding of the stage *source*; return its key and the report."""
     rest, what = f"sousbatch resume {job.paths.run_id}", f" of {decoding}" if decoding else ""
     try:
         key = prediction_key(job.paths, source)

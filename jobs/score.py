@@ -22,7 +22,10 @@ from .context import JobContext, run_job
 
 
 def score(job: JobContext) -> int:
-    """Write the stage's scores, of each decoding, and metrics.json over all score stages."""
+    """Write the stage's scores, and metrics.json over all score stages.
+
+    Each decoding has scores of its own.
+    """
     assert job.stage.predict_stage is not None, "a score stage works on the rows of a predict stage"
     ledger, tracker = job.open_ledger(), job.open_trackers()
     files.make_private_dir(job.paths.metrics_dir)

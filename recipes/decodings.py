@@ -24,7 +24,10 @@ _SECTION = "predict."
 
 
 def decodings_of(settings: StageSettings) -> dict[str, StageSettings]:
-    """Return the settings of each decoding by its name; one called "" where the recipe names none."""
+    """Return the settings of each decoding by its name.
+
+    Where the recipe names none there is one, called "".
+    """
     if not settings.predict.decodings:
         return {"": settings}
     return {
@@ -67,7 +70,10 @@ def decoding_faults(view: StageSettings) -> Iterator[Fault]:
 
 
 def decoding_keys(view: StageSettings) -> set[str]:
-    """Return the keys of `predict` that a decoding may change: those that decide what the engine generates."""
+    """Return the keys of `predict` that a decoding may change.
+
+    They are those that decide what the engine generates.
+    """
     if ENGINES.problem(view.predict.engine)[0]:
         return set()
     decides = ENGINES.load(view.predict.engine).decides
@@ -75,7 +81,10 @@ def decoding_keys(view: StageSettings) -> set[str]:
 
 
 def decodings_of_axes(axes: Sequence[Sequence[Change]], view: StageSettings) -> dict[str, dict[str, Any]]:
-    """Return the decodings that the points of a sweep are; none where an axis changes more than decoding."""
+    """Return the decodings that the points of a sweep are.
+
+    There are none where an axis changes more than decoding.
+    """
     keys = {f"{_SECTION}{key}" for key in decoding_keys(view)} if task_of(view.task).generates else set()
     if view.predict.decodings or not all(change.key in keys for axis in axes for change in axis):
         return {}

@@ -91,7 +91,10 @@ def plan_sweep(
 
 
 def _decodings(name: str, texts: Sequence[str], axes: Sequence[Sequence[str]], is_smoke: bool) -> Recipe | None:
-    """Return the one recipe that a sweep over decoding is: nothing else is done twice, and each model loads once."""
+    """Return the one recipe that a sweep over decoding alone is.
+
+    Its model is trained once and loaded once.
+    """
     values, faults = values_of(name, texts)
     recipe = recipe_of(copy.deepcopy(values), list(faults))
     found = decodings_of_axes([overrides.parse(axis, faults) for axis in axes], recipe)
