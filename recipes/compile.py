@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from ..cluster.site import Site
 from ..errors import PlanError
+from .data.row_faults import unknown_warnings
 from .engines import engine_of
 from .facts import Inputs, ModelFacts
 from .forecast.memory import forecast, host_memory
@@ -262,6 +263,7 @@ def _storage_warnings(stage: Stage, found: Forecast) -> Iterator[str]:
 def _warnings(recipe: Recipe, site: Site, inputs: Inputs, stage: Stage, found: Forecast) -> Iterator[str]:
     yield from _slurm_only(recipe, site)
     yield from task_of(stage.settings.task).warnings(stage, inputs)
+    yield from unknown_warnings(stage, inputs)
     if stage.batch is None:
         return
     yield from train_warnings(stage)

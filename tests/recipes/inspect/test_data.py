@@ -50,7 +50,7 @@ MISSING = {
     "evaluated": (["train.eval_split=dev"], "split 'dev' (train.eval_split) is not in data.splits"),
     "no file": (["data.splits.test=none.jsonl"], "data.splits.test: file 'none.jsonl' does not exist: looked for /"),
     "input": (["data.columns.input=inptu", ONLY_PREDICT], "split 'test' has no column 'inptu' (data.columns.input);"),
-    "id": (["data.columns.id=key"], "split 'test' has no column 'key' (data.columns.id);"),
+    "id": (["data.columns.id=key"], "text; set data.columns.id=null where rows have no names"),
     "in the prompt": (["data.prompt='{genre}'", ONLY_PREDICT], "split 'test' has no column 'genre' (data.prompt);"),
     "plain text": (["data.prompt=''", ONLY_TRAIN], "split 'train' has no column 'text' (data.columns.text);"),
 }
