@@ -22,6 +22,7 @@ from .compile import compile, stage_model
 from .compose import recipe_of, values_of
 from .inspect.inputs import READ_KEYS, inspect
 from .inspect.lengths import Progress
+from .inspect.run_models import ALL, each_checkpoint
 from .plan import Plan, Point, Stage, Sweep, Variant
 from .schema import Recipe, Resources
 from .stages import settings_of, smoke
@@ -55,7 +56,9 @@ def plan_sweep(
         PlanError: a point that was checked cannot run here.
     """
     faults: list[Fault] = []
-    axes = [tuple(dict.fromkeys(axis)) for axis in overrides.axes(sweep, faults)]
+    axes = [
+        tuple(dict.fromkeys(axis)) for axis in overrides.axes([_with_each_checkpoint(text) for text in sweep], faults)
+    ]
     faults += [
         Fault(key=axis[0], problem="cannot be swept", hint="all points share one name and one request")
         for axis in axes
@@ -70,7 +73,7 @@ def plan_sweep(
         shared = tuple(chosen[index] for index in early)
         number = variants.setdefault(shared, len(variants))
         rest = tuple(text for index, text in enumerate(chosen) if index not in early)
-        points.append(Point(variant=number, overrides=rest, label=" ".join(chosen)))
+        points.append(Point(variant=number, overrides=rest, label=" ".join(chosen).replace("\\:", ":")))
     look = partial(inspect, store=store, progress=progress, dead_runs=dead_runs)
     sample = _sample(axes)
     made = []
@@ -82,6 +85,15 @@ def plan_sweep(
     whole = Sweep(variants=tuple(made), points=tuple(points), is_smoke=is_smoke)
     plans = {index: _checked(whole, index, site) for index in sample}
     return _joined(whole, list(plans.values()), site)
+
+
+def _with_each_checkpoint(text: str) -> str:
+    """Return an axis in which `run:ID@all` has become each checkpoint of that run."""
+    key, _, values = text.partition("=")
+    if ALL not in values:
+        return text
+    shown = (each_checkpoint(key, one) if one.endswith(ALL) else [one] for one in values.split(","))
+    return f"{key}={','.join(itertools.chain.from_iterable(shown))}"
 
 
 def _is_early(text: str, folder: Path) -> bool:

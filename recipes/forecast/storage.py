@@ -167,16 +167,16 @@ def _parts(settings: StageSettings, model: ModelFacts, stage: Stage, fit: Fit) -
     spec, num_best, batch = settings.checkpoints, num_best_kept(settings), stage.batch
     size, weights = checkpoint_of(settings, model, batch), weights_of(settings, model)
     full, light = (size.num_bytes, size.formula), (weights.num_bytes, f"weights: {weights.formula}")
-    saves = math.ceil(batch.steps / batch.save_every_steps)
-    older = num_best + (
-        batch.steps // math.lcm(spec.keep_every_steps, batch.save_every_steps) if spec.keep_every_steps else 0
-    )
+    extra = sum(step % batch.save_every_steps != 0 and step != batch.steps for step in spec.keep_steps)
+    saves = math.ceil(batch.steps / batch.save_every_steps) + extra
+    older = num_best + len(spec.keep_steps)
+    older += batch.steps // math.lcm(spec.keep_every_steps, batch.save_every_steps) if spec.keep_every_steps else 0
     if fit.keeps_all and spec.thin:
         newest = min(saves, spec.keep_last + 1)
         return [(newest, *full), (min(saves - newest, older), *light)]
     if fit.keeps_all:
         return [(min(saves, spec.keep_last + older + 1), *full)]
-    held = least_held(fit.level, min(1, num_best))
+    held = least_held(fit.level, min(1, num_best) + len(spec.keep_steps))
     num_full = min(saves, held.num_full)
     return [(num_full, *full), (min(saves - num_full, held.num_weights), *light)]
 

@@ -13,6 +13,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from ...checkpoints.choice import is_choice, step_named
 from ...errors import Fault, nearest
 from ...predictions.metrics import METRICS
 from ...redaction import holds_secret, is_secret
@@ -273,9 +274,16 @@ def _kept(view: StageSettings) -> Iterator[Fault]:
         yield Fault(
             key="checkpoints.keep_best", problem=problem, hint="set train.eval_split=SPLIT, or checkpoints.metric=loss"
         )
+    if not is_choice(view.consolidate.choose):
+        hint = "best, last, or a step such as step-200"
+        yield Fault(key="consolidate.choose", problem=f"is {view.consolidate.choose!r}", hint=hint)
     if spec.keep_best == 0 and view.consolidate.choose == "best" and view.is_measured:
         problem = "is 0, and consolidate.choose is best"
         yield Fault(key="checkpoints.keep_best", problem=problem, hint="keep 1, or set consolidate.choose=last")
+    if view.train.patience is not None and (spec.keep_steps or step_named(view.consolidate.choose)):
+        problem = "may end the training before a step whose checkpoint is wanted"
+        hint = "leave out checkpoints.keep_steps and choose best or last, or set train.patience=null"
+        yield Fault(key="train.patience", problem=problem, hint=hint)
     url = spec.archive_url
     if url is not None and "://" not in url and not url.startswith("/"):
         yield Fault(
