@@ -115,7 +115,7 @@ def row_warnings(stage: Stage, inputs: Inputs) -> Iterator[str]:
 
 
 def unknown_warnings(stage: Stage, inputs: Inputs) -> Iterator[str]:
-    """Yield which rows are in signs that the tokenizer does not know, so that the model sees nothing of them."""
+    """Yield which rows hold much that the tokenizer does not know."""
     for lengths in (one for one in inputs.lengths if one.stage == stage.name):
         if lengths.num_unknown > _MUCH_UNKNOWN * lengths.num_tokens:
             share = max(1, round(100 * lengths.num_unknown / lengths.num_tokens))

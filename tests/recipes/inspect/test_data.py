@@ -50,7 +50,7 @@ MISSING = {
     "evaluated": (["train.eval_split=dev"], "split 'dev' (train.eval_split) is not in data.splits"),
     "no file": (["data.splits.test=none.jsonl"], "data.splits.test: file 'none.jsonl' does not exist: looked for /"),
     "input": (["data.columns.input=inptu", ONLY_PREDICT], "split 'test' has no column 'inptu' (data.columns.input);"),
-    "id": (["data.columns.id=key"], "text; set data.columns.id=null where rows have no names"),
+    "id": (["data.columns.id=key"], "split 'test' has no column 'key' (data.columns.id);"),
     "in the prompt": (["data.prompt='{genre}'", ONLY_PREDICT], "split 'test' has no column 'genre' (data.prompt);"),
     "plain text": (["data.prompt=''", ONLY_TRAIN], "split 'train' has no column 'text' (data.columns.text);"),
 }
@@ -66,6 +66,10 @@ def test_what_is_missing_is_named_with_the_key_that_asks_for_it(
 
 def test_the_nearest_split_is_named(project: Path) -> None:
     assert "(did you mean 'test'?)" in _reasons("predict.split=tets")[0]
+
+
+def test_rows_may_have_no_names(project: Path) -> None:
+    assert _reasons("data.columns.id=key")[0].endswith("; set data.columns.id=null where rows have no names")
 
 
 def test_a_column_of_lists_is_refused_and_not_read_as_text(project: Path) -> None:
