@@ -186,3 +186,10 @@ def run_of_checkpoints(folder: Path) -> RunPaths | None:
     folder = folder.resolve()
     paths = RunPaths(root=folder.parent.parent)
     return paths if paths.plan.is_file() and folder == paths.checkpoints(folder.name) else None
+
+
+def run_of_units(folder: Path) -> RunPaths | None:
+    """Return the run with a predict stage that writes its units to *folder*, if any."""
+    folder = folder.resolve()
+    paths = RunPaths(root=folder.parent.parent.parent)
+    return paths if paths.plan.is_file() and folder.parent == paths.predictions(folder.parent.name) else None

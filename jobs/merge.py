@@ -21,13 +21,15 @@ def merge(job: JobContext) -> int:
     folder = job.paths.predictions(source.name)
     try:
         key = prediction_key(job.paths, source)
-        report = merge_units(folder / key, job.paths.predictions_file(source.name))
+        rest = f"sousbatch resume {job.paths.run_id}"
+        report = merge_units(folder / key, job.paths.predictions_file(source.name), rest=rest)
     except NotFoundError as error:
         num_rows = source.splits["predict"].num_rows
         raise IncompleteError(
-            f"all {num_rows} rows are missing: stage {source.name!r} committed none ({error})"
+            f"all {num_rows} rows are missing: stage {source.name!r} committed none ({error}); "
+            f"they are computed by `sousbatch resume {job.paths.run_id}`"
         ) from error
-    print(f"sousbatch: {report}", flush=True)
+    print("\n  ".join([f"sousbatch: {report}", *report.writers()]), flush=True)
     ledger = job.open_ledger()
     facts: dict[str, Any] = {"num_rows": report.num_rows, "num_bytes": report.num_bytes, "sha256": report.sha256}
     ledger.write(Merged(key=key, **facts))
