@@ -13,7 +13,7 @@ from ..model_kinds import max_positions
 from ..plan import Stage
 from ..schema import StageSettings
 
-_MUCH_UNKNOWN = 0.02  # of the tokens: a rare sign here and there is usual
+_MUCH_UNKNOWN = 0.05  # of the tokens: a rare sign here and there is usual
 
 Some = Callable[[Rows, str, str], str]  # says which rows of a split
 

@@ -44,7 +44,7 @@ def load_full(folder: Path, add_tokens: Sequence[str], *, trusts_code: bool) -> 
 
 
 def unknown_id(tokenizer: Any) -> int | None:
-    """Return the id of what *tokenizer* does not know, None where it has no id of its own.
+    """Return the id of unknown text, None where it has no id of its own.
 
     GPT-2's is that of its end token.
     """
