@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from ...checkpoints.formats.tensors import FloatDtype
 from ...predictions.metrics import METRICS, Tokenizer
@@ -16,7 +15,7 @@ class Predict:
 
     split: str = key("test", "split to predict")
     rows: int | None = key(None, "only the first rows of it", at_least=1)
-    engine: Literal["transformers", "vllm"] = key("transformers", "what generates", later=True)
+    engine: str = key("transformers", "what generates text: transformers, or an engine of another package")
     length_ratio: float | None = key(None, "longest answer as a share of its prompt's tokens", above=0, later=True)
     chunk_tokens: int | None = key(None, "generate so many at a time and continue from the last sentences", later=True)
     stop: tuple[str, ...] = key((), "texts at which an answer ends", later=True)

@@ -19,6 +19,7 @@ from ...predictions.metrics import METRICS
 from ...redaction import holds_secret, is_secret
 from ...run_folder import NAME_PATTERN
 from ..data.preparing import step_faults
+from ..generation import engine_faults
 from ..stage_kinds import RECIPE_KINDS, STAGE_KINDS, RowUse, StageKind
 from ..stages import fitting_sources, kind_name, resolve_stages, settings_of, stages_of
 from ..tasks import TASKS, task_faults, task_of
@@ -198,7 +199,9 @@ def _views(recipe: Recipe) -> list[Fault]:
         uses_here = tuple(rows.use for rows in stage.rows)
 
         def ask(settings: StageSettings, uses: Sequence[RowUse] = uses_here) -> list[Fault]:
-            return [*_sections(settings), *step_faults(settings.data), *task_faults(settings, uses)]
+            generates = "predict" in uses and task_of(settings.task).generates
+            of_engine = engine_faults(settings) if generates else ()
+            return [*_sections(settings), *of_engine, *step_faults(settings.data), *task_faults(settings, uses)]
 
         found[name], of_all = ask(stage.settings), ask(common)
         for fault in found[name]:
