@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from ..cluster.site import Site
 from ..errors import PlanError
+from .data.row_faults import unknown_warnings
 from .decodings import decoded
 from .engines import engine_of
 from .facts import Inputs, ModelFacts
@@ -270,6 +271,7 @@ def _warnings(recipe: Recipe, site: Site, inputs: Inputs, stage: Stage, found: F
     yield from _slurm_only(recipe, site)
     for one in decoded(stage).values():
         yield from task_of(stage.settings.task).warnings(one, inputs)
+    yield from unknown_warnings(stage, inputs)
     if stage.batch is None:
         return
     yield from train_warnings(stage)
