@@ -72,7 +72,6 @@ def test_one_loaded_model_answers_every_decoding_and_each_is_merged_and_scored(
     loads, true_load = [], predicting.load_model
     monkeypatch.setattr(predicting, "load_model", lambda *given: loads.append(1) or true_load(*given))
     for name, work in (("predict", predicting.predict), ("merge", merging.merge), ("score", scoring.score)):
-        ledger.open_attempt(paths.ledger_dir, name, 0).close()
         assert run_job(name, work, [str(paths.root), name]) == 0
     assert loads == [1]
     for decoding in ("one", "two"):
