@@ -18,6 +18,7 @@ from ...errors import Fault, nearest
 from ...predictions.metrics import METRICS
 from ...redaction import holds_secret, is_secret
 from ...run_folder import NAME_PATTERN
+from ...run_index import RUN_PREFIX
 from ..data.preparing import step_faults
 from ..decodings import decoding_faults, decodings_of
 from ..generation import engine_faults
@@ -76,6 +77,9 @@ def _basics(recipe: Recipe) -> Iterator[Fault]:
         yield Fault(key="name", problem=f"is {recipe.name!r}", hint=f"{_NAME_HINT}, such as name: {like}")
     if not recipe.model.path:
         yield Fault(key="model.path", problem="is missing", hint="a hub id, a local folder, or library:NAME")
+    if recipe.model.from_scratch and recipe.model.path.startswith(RUN_PREFIX):
+        problem = f"is true, and model.path {recipe.model.path!r} is a trained model"
+        yield Fault(key="model.from_scratch", problem=problem, hint="set model.from_scratch=false")
     if not recipe.data.splits and recipe.data.generator is None:
         yield Fault(key="data.splits", problem="is missing", hint="such as {train: train.jsonl, test: test.jsonl}")
     problem, hint = TASKS.problem(recipe.task)
