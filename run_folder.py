@@ -71,7 +71,7 @@ class RunPaths:
         return self.root / "files"
 
     def used_file(self, path: str, digest: str) -> Path:
-        """Return the copy of a file that jobs read, of its *path* and sha256 at submission."""
+        """Return the copy of a file that jobs read, by its *path* and sha256."""
         return self.used_files_dir / digest[:8] / Path(path).name
 
     @property
@@ -161,25 +161,25 @@ class RunPaths:
         """Return the folder of a predict stage, with one folder per prediction key."""
         return self.root / "predictions" / stage
 
-    def predictions_file(self, stage: str) -> Path:
-        """Return the file of the merged predictions of a predict stage."""
-        return self.predictions(stage) / "predictions.jsonl"
+    def predictions_file(self, stage: str, decoding: str = "") -> Path:
+        """Return the merged predictions of a predict stage, or of one decoding."""
+        return self.predictions(stage) / f"predictions{decoding and '.'}{decoding}.jsonl"
 
-    def submission_file(self, stage: str, suffix: str) -> Path:
-        """Return the file of a predict stage's `predict.output`; its *suffix* begins with a point."""
-        return self.predictions(stage) / f"submission{suffix}"
+    def submission_file(self, stage: str, suffix: str, decoding: str = "") -> Path:
+        """Return the file of `predict.output`; its *suffix* begins with a point."""
+        return self.predictions(stage) / f"submission{decoding and '.'}{decoding}{suffix}"
 
     def submission_files(self, stage: str) -> list[Path]:
-        """Return the files that `predict.output` of a predict stage has left: one, or none."""
+        """Return the files of `predict.output` that are there, one a decoding."""
         return sorted(self.predictions(stage).glob("submission.*"))
 
     def unit_dirs(self) -> list[Path]:
         """Return the prediction folders of all predict stages."""
         return sorted(path for path in self.root.glob("predictions/*/*") if path.is_dir())
 
-    def stage_metrics(self, stage: str) -> Path:
-        """Return the file of the scores of one score stage."""
-        return self.metrics_dir / f"{stage}.json"
+    def stage_metrics(self, stage: str, decoding: str = "") -> Path:
+        """Return the scores of one score stage, or of one decoding."""
+        return self.metrics_dir / f"{stage}{decoding and '@'}{decoding}.json"
 
 
 def run_paths(runs_dir: Path, recipe_name: str, run_id: str) -> RunPaths:

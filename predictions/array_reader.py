@@ -1,4 +1,4 @@
-"""Read shards that are no lines of text: Parquet, arrays of numpy, and files of `torch.save`.
+"""Read shards that are no lines of text: Parquet, numpy and `torch.save`.
 
 Their rows become lines of JSON in a temporary file, which `shard_merge` puts in order. Nothing that a file holds is
 run: numpy reads no pickles here, and those of torch are read by the closed list of `checkpoints.formats.unpickler`.
@@ -28,9 +28,9 @@ Row = dict[str, Any]
 
 
 def scan_arrays(path: Path, index_field: str | None, spool: Path) -> Shard:
-    """Write the rows of a shard into *spool* and find them there; without *index_field* the first has index 0.
+    """Write the rows of a shard into *spool* and find them there.
 
-    A file that is cut off holds no row: that is one of its faults.
+    Without *index_field* the first has index 0. A file that is cut off holds no row: that is one of its faults.
 
     Raises:
         UsageError: the rows have no such field, or the file holds no rows.
@@ -128,7 +128,7 @@ def _parquet(path: Path, index_field: str | None) -> Iterator[tuple[list[bytes],
 
 
 def _has_nan(batch: Any) -> bool:
-    """Say whether a number of a batch may be NaN or infinite; those within lists and objects may."""
+    """Say whether a number of a batch may be NaN or infinite, as those in lists may."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -194,7 +194,7 @@ def _loaded(path: Path) -> Any:
 
 
 def _npy(path: Path) -> Iterator[Row]:
-    """Yield a row for each item of the first axis; fields of a structured array are fields of the row."""
+    """Yield a row for each item of the first axis, with the fields of a structured one."""
     found = _loaded(path)
     if found.ndim == 0:
         raise UsageError(f"{path} holds one value, and no rows")
@@ -214,7 +214,7 @@ def _stored(path: Path) -> Any:
 
 
 def _pt(path: Path, num_indices: int | None) -> Iterator[Row]:
-    """Yield the rows of a tensor, of columns, or of a list of rows or batches of any of these."""
+    """Yield the rows of a tensor, of columns, or of a list of rows or batches."""
     value = _values(_stored(path))
     rows = list(_rows(value, num_indices)) if not isinstance(value, np.ndarray) else None
     if rows is None:
@@ -277,7 +277,7 @@ def _plain(value: Any) -> Any:
 
 
 def _values(value: Any) -> Any:
-    """Return a stored tensor as an array that lies in the file, anything else as it is."""
+    """Return a stored tensor as an array in the file, anything else as it is."""
     from ..checkpoints.formats.unpickler import StoredTensor
 
     if not isinstance(value, StoredTensor):

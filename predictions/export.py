@@ -1,4 +1,4 @@
-"""Write merged predictions as another file: CSV, tabs, JSON lines, one JSON object, Parquet.
+"""Write merged predictions as another file: a table, or one JSON object.
 
 The JSONL file stays the one that counts: it alone keeps every value as it was predicted.
 """
@@ -141,9 +141,10 @@ def _write_object(rows: Rows, columns: Sequence[str], stream: IO[bytes], path: P
 
 
 def selected(rows: Rows, inputs: Rows | None, columns: Mapping[str, str]) -> Rows:
-    """Return *rows* with *columns*: name in the file -> field, else column of the input row at the same place.
+    """Return *rows* with *columns*: name in the file -> field.
 
-    The rows raise a UsageError where one has no such field.
+    A field that a row does not have is the column of the input row at the same place. The rows raise a
+    UsageError where one has no such field.
     """
 
     def made() -> Iterator[Row]:

@@ -1,4 +1,4 @@
-"""Say which rows each rank had, where shards do not say it: the order of a named sampler.
+"""Say which rows each rank had, by the order of a named sampler.
 
 Ranks get the same number of rows by repeating some, as padding. Padding stands at the end of a rank's rows, and is
 dropped by its place: a repeated row may be answered in other words.
@@ -23,7 +23,10 @@ PADDING = -1
 
 
 def rows_of_rank(sampler: Sampler, num_rows: int, rank: int, num_ranks: int, batch_rows: int = 1) -> NDArray[np.int64]:
-    """Return the rows of a rank in its order, with -1 for padding; only *batches* has *batch_rows* above 1."""
+    """Return the rows of a rank in its order, with -1 for padding.
+
+    Only the sampler "batches" has *batch_rows* above 1.
+    """
     import numpy as np  # slow, and the command line only asks for the names
 
     if sampler == "contiguous":

@@ -1,4 +1,4 @@
-"""Say what `predict.output` writes: the columns, where each comes from, and the rows' order.
+"""Say what `predict.output` writes: its columns, their sources, the rows' order.
 
 Planning asks it before anything runs, and the merge writes by it.
 """
@@ -24,9 +24,10 @@ _BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """The file to write: name of a column -> field of a prediction, or column of its row.
+    """The file to write, with the source of each column by its name.
 
-    Rows are placed by the column *by*, in the order of the template in *place*, which the user calls *template*.
+    A source is a field of a prediction, or a column of its row. Rows are placed by the column *by*, in the
+    order of the template in *place*, which the user calls *template*.
     """
 
     columns: Mapping[str, str]
@@ -143,7 +144,9 @@ def _ids(table: Table) -> Iterator[Any]:
 
 
 def write_output(table: Table, merged: Path, out: Path, inputs: Rows | None, *, is_part: bool = False) -> None:
-    """Write the predictions of a merged file as *table*; *inputs* are the rows that were predicted.
+    """Write the predictions of a merged file as *table*.
+
+    *inputs* are the rows that were predicted.
 
     Raises:
         UsageError: the ids are not those of the template, or a row lacks a column.

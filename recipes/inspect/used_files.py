@@ -1,4 +1,4 @@
-"""Read the user's files that the merge of predictions works with, before anything is queued.
+"""Read the user's files that the merge works with, before anything is queued.
 
 These are the template of `predict.output`, and the regular expressions and own functions of `predict.post`. Run as
 `python -m sousbatch.recipes.inspect.used_files`, it imports the functions of a JSON list on stdin: that is done in the
@@ -88,7 +88,7 @@ def _use_output(
 
 
 def _use_functions(found: dict[str, UsedFile], recipe: Recipe, names: Sequence[str]) -> None:
-    """Import the own functions as the merge will: a module of the working folder alone."""
+    """Import the own functions as the merge will, those of the working folder alone."""
     if not names:
         return
     folders = [str(folder) for folder in code_folders(recipe)]
@@ -114,7 +114,7 @@ def _move(folder: Path) -> str:
 
 
 def _import(recipe: Recipe, names: Sequence[str], folders: Sequence[str]) -> str:
-    """Return why the functions cannot be imported in the Python of the jobs; nothing where they can."""
+    """Return why the Python of the jobs cannot import the functions, else nothing."""
     spec = recipe.environment
     python = sys.executable if spec.container else spec.python or sys.executable
     path = os.pathsep.join(filter(None, [*folders, os.environ.get("PYTHONPATH")]))

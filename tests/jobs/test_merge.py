@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,8 +74,10 @@ def test_a_merge_names_the_rows_that_its_predict_stage_did_not_commit(run: tuple
 
 
 @pytest.fixture
-def repaired(project: Path, tmp_path: Path) -> tuple[RunPaths, Callable[[], None]]:
+def repaired(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[RunPaths, Callable[[], None]]:
     """A submitted run whose merge repairs texts and writes a contest's file, and what commits its units."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "fix", raising=False)
     (project / "rules.tsv").write_text("되요\t돼요\n")
     (project / "fix.py").write_text("def tidy(text, row):\n    return f'{1 / len(text) and text} ({row[\"input\"]})'\n")
     (project / "sample.csv").write_text("ID,answer\n" + "".join(f"test {number},?\n" for number in (3, 0, 4, 1, 2)))
@@ -124,7 +127,7 @@ def test_a_repair_that_raises_names_the_row_and_loses_nothing(
     assert "predict.post: fix:tidy failed at row 1 of split 'test': ZeroDivisionError" in _merge(paths)
     assert not paths.predictions_file("predict").exists() and paths.submission_files("predict") == []
     (units,) = paths.unit_dirs()
-    (project / "fix.py").write_text("def tidy(text, row):\n    return row['input']\n")
-    code, out, err = sousbatch("predictions", "merge", str(units), "--out", "p.jsonl", "--post", "fix:tidy")
+    (project / "better.py").write_text("def tidy(text, row):\n    return row['input']\n")
+    code, out, err = sousbatch("predictions", "merge", str(units), "--out", "p.jsonl", "--post", "better:tidy")
     assert (code, err) == (0, "") and "5 of 5 rows" in out
     assert json.loads(Path("p.jsonl").read_text().splitlines()[4])["prediction"] == "test 4"
