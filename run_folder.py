@@ -164,6 +164,10 @@ class RunPaths:
         """Return the file of the scores of one score stage."""
         return self.metrics_dir / f"{stage}.json"
 
+    def stage_examples(self, stage: str) -> Path:
+        """Return the file of the worst, best and random rows of one score stage."""
+        return self.metrics_dir / f"{stage}.rows.jsonl"
+
 
 def run_paths(runs_dir: Path, recipe_name: str, run_id: str) -> RunPaths:
     """Return the paths of a run in the folder that holds all runs.

@@ -1,6 +1,7 @@
-"""Measure predictions in blocks of rows, in one process or several, and sum what is measured.
+"""Measure predictions in blocks of rows, and sum what is measured.
 
-No more than a few blocks are in memory. Sums are exact: neither the blocks nor the processes change a score.
+One process does it, or several. No more than a few blocks are in memory. Sums are exact: neither the blocks nor the
+processes change a score.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from functools import partial
 from itertools import chain, islice
 from math import fsum, isfinite
 from multiprocessing.connection import wait
-from typing import Any
+from typing import Any, Union, cast
 
 from ..errors import RunError, UsageError
-from .metrics import METRICS, Answers, Column, Metric, Tokenizer
+from .metrics import METRICS, Answers, Metric
+from .metrics.tokenizers import Tokenizer
 from .rows import PredictionRow
 
+Column = Union["array[float]", Sequence[str | None]]  # noqa: UP007 - an array takes no index when it runs
 Columns = dict[str, dict[str, Column]]  # of each metric, by the names of metrics
 Scores = dict[str, float]
 _Call = Callable[[Sequence["Case"]], "tuple[Columns, Columns]"]
@@ -33,7 +36,10 @@ _ALONE_BLOCKS = 8  # starting the processes takes longer than to measure fewer
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A prediction, and what it is measured against. *input* is None where the row has none."""
+    """A prediction, and what it is measured against.
+
+    *input* is None where the row has none.
+    """
 
     row: PredictionRow
     target: Any
@@ -42,7 +48,10 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A block of cases with the columns of their metrics, and those of the copied inputs."""
+    """A block of cases with the columns of their metrics.
+
+    *baseline* has those of the copied inputs.
+    """
 
     cases: Sequence[Case]
     model: Columns
@@ -51,7 +60,10 @@ class Measured:
 
 @dataclass(kw_only=True)
 class Tally:
-    """The sums of the columns over all blocks so far, as exact parts or as counts of texts."""
+    """The sums of the columns over all blocks so far.
+
+    They are exact parts, or counts of texts.
+    """
 
     num_rows: int = 0
     sums: dict[str, dict[str, list[float] | Counter[str]]] = field(default_factory=dict)
@@ -68,7 +80,9 @@ class Tally:
                 if isinstance(column, array):
                     sums[name] = exact_parts([*(before or ()), *column])
                 else:
-                    sums[name] = Counter(before) + Counter(text for text in column if text is not None)
+                    counts: Counter[str] = Counter() if before is None else cast("Counter[str]", before)
+                    counts.update(text for text in column if text is not None)
+                    sums[name] = counts
 
     def scores(self, metrics: Mapping[str, Metric]) -> Scores:
         """Return the scores by name."""
@@ -81,14 +95,21 @@ class Tally:
 
 
 def scores_of(name: str, metric: Metric, sums: Mapping[str, Any], num_rows: float) -> Scores:
-    """Return the scores of one metric from the sums of its columns over *num_rows* rows."""
-    if metric.total is None:
+    """Return the scores of a metric from the sums of its columns.
+
+    The sums are over *num_rows* rows.
+    """
+    total = metric.total
+    if total is None:
         return {column: value / num_rows for column, value in sums.items()}
-    return _guarded(name, lambda: dict(metric.total(sums)))
+    return cast("Scores", _guarded(name, lambda: dict(total(sums))))
 
 
 def scores_of_row(metrics: Mapping[str, Metric], columns: Columns, place: int) -> Scores:
-    """Return the scores of the row at *place* of a block, as of a file with this row alone."""
+    """Return the scores of the row at *place* of a block.
+
+    They are those of a file with this row alone.
+    """
     found: Scores = {}
     for name, by_name in columns.items():
         values = {column: values[place] for column, values in by_name.items()}
@@ -161,7 +182,10 @@ def _block(cases: Sequence[Case], columns: tuple[Columns, Columns]) -> Measured:
 
 
 def _end_with_parent() -> None:
-    """End this process when its parent dies: it waits for work on a pipe that it holds open itself."""
+    """End this process when its parent dies.
+
+    It waits for work on a pipe that it holds open itself, and would wait for ever.
+    """
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -188,7 +212,10 @@ def _blocks(cases: Iterable[Case]) -> Iterator[list[Case]]:
 def _columns(
     cases: Sequence[Case], *, metrics: Sequence[str], tokenizer: Tokenizer, baseline: bool
 ) -> tuple[Columns, Columns]:
-    """Return the columns of the model, and those of the copied inputs where *baseline* says so."""
+    """Return the columns of the model and of the copied inputs.
+
+    Without *baseline* the latter are empty.
+    """
     answers = Answers(
         rows=[case.row for case in cases],
         targets=[case.target for case in cases],

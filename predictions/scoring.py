@@ -14,8 +14,8 @@ from typing import Any, TypeVar, get_args
 
 from ..errors import UsageError, nearest
 from .measure import Case, Measured, Scores, Tally, measure
-from .metrics import DEFAULT_METRICS, METRICS, Metric, Tokenizer
-from .metrics.tokenizers import tokenizer_problem
+from .metrics import DEFAULT_METRICS, METRICS, Metric
+from .metrics.tokenizers import Tokenizer, tokenizer_problem
 from .rows import PredictionRow
 
 T = TypeVar("T")
@@ -26,7 +26,9 @@ _NONE: Any = object()
 
 
 class Scoring:
-    """Scores cases by *metrics* while they are read: each block is passed on, and its sums are kept.
+    """Scores cases while they are read.
+
+    Each measured block is passed on, and its sums are kept.
 
     Raises:
         UsageError: a metric or the tokenizer is unknown, or cannot be used here.
@@ -40,9 +42,10 @@ class Scoring:
         workers: int | None = None,
         baseline: bool = True,
     ) -> None:
-        """Load the metrics; *workers* is the number of processes, by default that of the cores at hand.
+        """Load the metrics.
 
-        Without *baseline* the copied inputs are not measured.
+        *workers* is the number of processes, by default that of the cores at hand. Without *baseline* the copied inputs
+        are not measured.
         """
         _check_tokenizer(tokenizer)
         self.metrics: dict[str, Metric] = {name: METRICS.load(name) for name in metrics}
@@ -157,7 +160,7 @@ def score_rows(
 
 
 def headline(scores: Scores) -> float:
-    """Return the one value by which models or rows are compared: the mean of the `headlines`."""
+    """Return the value by which rows are compared: the mean of the `headlines`."""
     names = headlines(scores)
     return fsum(scores[name] for name in names) / len(names)
 

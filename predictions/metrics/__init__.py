@@ -19,12 +19,14 @@ from ..rows import PredictionRow
 from .tokenizers import TOKENIZERS, Tokenizer
 
 Need = Literal["target", "input", "tokenizer"]
-Column = Sequence[float] | Sequence[str | None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """A block of texts to measure: predictions and, at the same positions, targets and inputs."""
+    """A block of rows to measure.
+
+    Targets and inputs stand at the positions of their predictions.
+    """
 
     rows: Sequence[PredictionRow]
     targets: Sequence[Any]
@@ -58,7 +60,7 @@ class Metric:
     input says nothing, and is not measured.
     """
 
-    score: Callable[[Answers], Mapping[str, Column]]
+    score: Callable[[Answers], Mapping[str, Sequence[Any]]]
     better: Literal["higher", "lower"]
     total: Callable[[Mapping[str, Any]], Mapping[str, float]] | None = None
     needs: tuple[Need, ...] = ("target",)

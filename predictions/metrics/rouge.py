@@ -38,8 +38,10 @@ def _grams(size: int, text: Sequence[str], target: Sequence[str]) -> Parts:
         Counter(tokens if size == 1 else zip(*(tokens[start:] for start in range(size)), strict=False))
         for tokens in (text, target)
     )
-    num_shared = sum(min(ours[gram], theirs[gram]) for gram in ours.keys() & theirs.keys())
-    return _parts(num_shared, len(text) - size + 1, len(target) - size + 1)
+    shared, num_ours, num_theirs = ours.keys() & theirs.keys(), len(text) - size + 1, len(target) - size + 1
+    if len(ours) == num_ours or len(theirs) == num_theirs:  # one text repeats nothing: each is shared once
+        return _parts(len(shared), num_ours, num_theirs)
+    return _parts(sum(min(ours[gram], theirs[gram]) for gram in shared), num_ours, num_theirs)
 
 
 def _subsequence(text: Sequence[str], target: Sequence[str]) -> Parts:
@@ -77,7 +79,10 @@ def _places(target: Sequence[str], text: Sequence[str]) -> set[int]:
 
 
 def _summary(text: Sequence[Sequence[str]], target: Sequence[Sequence[str]]) -> Parts:
-    """Return the parts of ROUGE-Lsum; no token counts more often than either text has it."""
+    """Return the parts of ROUGE-Lsum.
+
+    No token counts more often than either text has it.
+    """
     ours, theirs = (Counter(token for line in lines for token in line) for lines in (text, target))
     num_shared, left = 0, ours & theirs
     for line in target:

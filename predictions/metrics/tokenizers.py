@@ -34,7 +34,13 @@ _TABLE = _Table()
 
 def tokenize_words(text: str) -> list[str]:
     """Return the runs of letters, marks and digits of any script, in lower case."""
-    return text.lower().translate(_TABLE).split()
+    words: list[str] = []
+    for word in text.lower().split():
+        if word.isalnum():  # the usual case, five times as fast
+            words.append(word)
+        else:
+            words += word.translate(_TABLE).split()
+    return words
 
 
 def tokenize_characters(text: str) -> list[str]:
@@ -43,7 +49,9 @@ def tokenize_characters(text: str) -> list[str]:
 
 
 def tokenize_morphemes(text: str) -> list[str]:
-    """Return the Korean morphemes by Kiwi (`kiwipiepy`), in lower case, without punctuation.
+    """Return the Korean morphemes, in lower case, without punctuation.
+
+    Kiwi finds them (package `kiwipiepy`).
 
     Raises:
         UsageError: the package is not installed.

@@ -1,4 +1,6 @@
-"""BLEU and chrF, counted by the package `sacrebleu`, as shares of 1 where it prints percent.
+"""BLEU and chrF, counted by the package `sacrebleu`.
+
+They are shares of 1 where it prints percent.
 
 | metric | over all rows                                                                                    |
 |--------|--------------------------------------------------------------------------------------------------|
@@ -27,7 +29,8 @@ _BLEU_TOKENIZERS = {"words": "13a", "characters": "char", "morphemes": "none"}
 @cache
 def _sacrebleu(name: str, **options: Any) -> Any:
     try:
-        from sacrebleu.metrics import BLEU, CHRF
+        from sacrebleu.metrics.bleu import BLEU
+        from sacrebleu.metrics.chrf import CHRF
     except ImportError as error:
         raise UsageError("it needs sacrebleu: pip install 'sousbatch[scoring]'") from error
     return {"bleu": BLEU, "chrf": CHRF}[name](**options)

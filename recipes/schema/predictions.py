@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ...checkpoints.formats.tensors import FloatDtype
-from ...predictions.metrics import METRICS, Tokenizer
+from ...predictions.metrics import METRICS
+from ...predictions.metrics.tokenizers import Tokenizer
 from .fields import key
 
 
