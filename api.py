@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from . import files, run_index, user_folders
 from .errors import NotFoundError, PlanError, RunError, UsageError
 from .errors import SousbatchError as SousbatchError  # one of the public names
-from .run_folder import RunPaths
+from .run_folder import RunPaths, run_of_units
 
 if TYPE_CHECKING:
     from .checkpoints.consolidation.manifest import Manifest
@@ -357,7 +357,8 @@ def merge_predictions(
     if missing := [str(path) for path in given if not path.exists()]:
         raise NotFoundError(f"{', '.join(missing)}: no such file or folder")
     if len(given) == 1 and is_unit_folder(given[0]):
-        return merge_units(given[0], target)
+        run = run_of_units(given[0])
+        return merge_units(given[0], target, rest=f"sousbatch resume {run.run_id}" if run else "")
     return merge_shards(find_shards(given), target, num_rows=num_rows, index_field=index_field)
 
 

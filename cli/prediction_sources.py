@@ -10,6 +10,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -146,28 +147,30 @@ def _of_run(name: str, arguments: Namespace) -> list[Source]:
 
 
 def _of_stages(paths: RunPaths, name: str, arguments: Namespace) -> list[Source]:
+    from ..recipes.decodings import decodings_of
     from ..recipes.plan import read_plan
     from ..recipes.scored_rows import cases_of_stage
 
-    plan = read_plan(paths.plan)
     found = []
-    for stage in plan.stages:
+    stages = read_plan(paths.plan).stages
+    for stage in stages:
         if "score" not in stage.splits or stage.predict_stage is None:
             continue
-        found.append(
-            Source(
-                name=f"{name} {stage.name}",
-                predictions=paths.predictions_file(stage.predict_stage),
-                data=Path(stage.splits["score"].path),
-                cases=lambda stage=stage: cases_of_stage(stage, paths),  # type: ignore[misc]
-                metrics=stage.settings.score.metrics,
-                tokenizer=stage.settings.score.tokenizer,
+        for decoding in decodings_of(stage.settings):
+            found.append(
+                Source(
+                    name=" ".join(filter(None, (name, stage.name, decoding))),
+                    predictions=paths.predictions_file(stage.predict_stage, decoding),
+                    data=Path(stage.splits["score"].path),
+                    cases=partial(cases_of_stage, stage, paths, decoding),
+                    metrics=stage.settings.score.metrics,
+                    tokenizer=stage.settings.score.tokenizer,
+                )
             )
-        )
     if arguments.data is not None or not found:
         if arguments.data is None and arguments.needs_target:
             raise UsageError(f"run {name} has no score stage; name the rows that it predicted with --data FILE")
-        merged = [paths.predictions_file(stage.name) for stage in plan.stages]
+        merged = [paths.predictions_file(one.name, way) for one in stages for way in decodings_of(one.settings)]
         found = [replace(_of_file(path, arguments), name=name) for path in merged if path.is_file()]
         if not found:
             raise NotFoundError(f"run {name} has no merged predictions yet")

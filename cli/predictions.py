@@ -58,7 +58,8 @@ def _merge(arguments: Namespace) -> int:
     if arguments.in_file_order:
         _check_order(arguments.paths)
     field = None if arguments.in_file_order else arguments.index
-    print(merge_predictions(arguments.paths, out, num_rows=arguments.rows, index_field=field))
+    report = merge_predictions(arguments.paths, out, num_rows=arguments.rows, index_field=field)
+    print("\n  ".join([str(report), *report.writers()]))
     return _export(out, arguments.export)
 
 

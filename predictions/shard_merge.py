@@ -17,13 +17,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import NotFoundError, UsageError, no_room_named
-from ..files import replacing
-from .merge import MergeReport, partial_path, settle
+from ..errors import NotFoundError, UsageError
+from .merge import MergeReport, settle, writing
 from .rows import INDEX
 from .shard_reader import MAX_FAULTS, Shard, has_fields, scan_csv, scan_jsonl
 
@@ -57,24 +57,26 @@ def merge_shards(
     header = _one_header(shards)
     rows = _Rows(shards)
     ranking = _rank(rows.index, num_rows)
-    num_bytes, sha256 = _write(rows, ranking.kept, header, partial_path(out_path))
-    differing = _differing(rows, ranking)
-    report = MergeReport(
-        num_rows=ranking.num_rows,
-        num_written=len(ranking.kept),
-        num_bytes=num_bytes,
-        sha256=sha256,
-        missing=_gaps(rows.index[ranking.kept], ranking.num_rows),
-        conflicts=_runs(np.unique(rows.index[ranking.again[differing]])),
-        num_duplicates=len(ranking.again),
-        num_incomplete=sum(shard.num_incomplete for shard in shards),
-        num_corrupt=sum(shard.num_corrupt for shard in shards),
-        num_unexpected=len(ranking.unexpected),
-        is_end_known=num_rows is not None,
-        faults=_faults(shards, rows, ranking, differing),
-        sources=rows.sources,
-    )
-    return settle(report, out_path)
+    with writing(out_path) as (stream, temporary):
+        sha256 = _write(rows, ranking.kept, header, stream)
+        num_bytes = stream.tell()
+        differing = _differing(rows, ranking)
+        report = MergeReport(
+            num_rows=ranking.num_rows,
+            num_written=len(ranking.kept),
+            num_bytes=num_bytes,
+            sha256=sha256,
+            missing=_gaps(rows.index[ranking.kept], ranking.num_rows),
+            conflicts=_runs(np.unique(rows.index[ranking.again[differing]])),
+            num_duplicates=len(ranking.again),
+            num_incomplete=sum(shard.num_incomplete for shard in shards),
+            num_corrupt=sum(shard.num_corrupt for shard in shards),
+            num_unexpected=len(ranking.unexpected),
+            is_end_known=num_rows is not None,
+            faults=_faults(shards, rows, ranking, differing),
+            sources=rows.sources,
+        )
+        return settle(report, temporary, stream, out_path)
 
 
 def find_shards(paths: Sequence[Path]) -> list[Path]:
@@ -220,22 +222,22 @@ def _rank(index: _Numbers, num_rows: int | None) -> _Ranking:
     return _Ranking(num_rows=num_rows, kept=kept, again=order[~is_first], first=first, unexpected=unexpected)
 
 
-def _write(rows: _Rows, kept: _Numbers, header: bytes, path: Path) -> tuple[int, str]:
-    """Write the kept rows; return the number of bytes and their sha256."""
+def _write(rows: _Rows, kept: _Numbers, header: bytes, stream: IO[bytes]) -> str:
+    """Write the kept rows; return their sha256."""
     digest = hashlib.sha256()
-    with no_room_named(str(path)), replacing(path) as stream, ThreadPoolExecutor(1) as pool:
 
-        def put(block: bytes) -> None:
-            digest.update(block)  # both free the interpreter's lock, so that gathering continues
-            stream.write(block)
+    def put(block: bytes) -> None:
+        digest.update(block)  # both free the interpreter's lock, so that gathering continues
+        stream.write(block)
 
-        writing = pool.submit(put, header)
+    with ThreadPoolExecutor(1) as pool:
+        pending = pool.submit(put, header)
         for positions in rows.blocks(kept):
             block = b"\n".join([*rows.lines(positions), b""])
-            writing.result()
-            writing = pool.submit(put, block)
-        writing.result()
-        return stream.tell(), digest.hexdigest()
+            pending.result()
+            pending = pool.submit(put, block)
+        pending.result()
+    return digest.hexdigest()
 
 
 def _gaps(index: _Numbers, num_rows: int) -> tuple[range, ...]:

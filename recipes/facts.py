@@ -120,6 +120,7 @@ class Lengths:
     *longest* is a row's length before any cut, *longest_kept* after it; *longest_target* is that of a target that is
     encoded apart from its source. Rows are *long* above *limit*, have an *empty* target, or nothing to *learn* (of
     prompts: no token). *remarks* has the rows of each remark of the task. The *num_rows* give the job *num_examples*.
+    Of *num_tokens* that the job sees the tokenizer does not know *num_unknown*.
     """
 
     stage: str
@@ -134,6 +135,8 @@ class Lengths:
     long: Rows = Rows()
     empty: Rows = Rows()
     unlearnable: Rows = Rows()
+    num_tokens: int = 0
+    num_unknown: int = 0
     remarks: dict[str, Rows] = field(default_factory=dict)
 
 

@@ -17,7 +17,7 @@ from .plan import Stage
 from .tasks import task_of
 
 
-def cases_of_stage(stage: Stage, paths: RunPaths) -> Iterator[Case]:
+def cases_of_stage(stage: Stage, paths: RunPaths, decoding: str = "") -> Iterator[Case]:
     """Yield what a score stage measures.
 
     Each prediction comes with its target and input.
@@ -27,7 +27,11 @@ def cases_of_stage(stage: Stage, paths: RunPaths) -> Iterator[Case]:
         UsageError: they are not as many as the rows.
     """
     assert stage.predict_stage is not None, "a score stage works on the rows of a predict stage"
-    path, split, data = paths.predictions_file(stage.predict_stage), stage.splits["score"], stage.settings.data
+    path, split, data = (
+        paths.predictions_file(stage.predict_stage, decoding),
+        stage.splits["score"],
+        stage.settings.data,
+    )
     if not path.is_file():
         raise NotFoundError(f"{path} does not exist: the merge stage has not completed it")
     (target,) = (column.name for column in task_of(stage.settings.task).columns(stage.settings, "score"))
