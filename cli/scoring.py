@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .. import files
 from ..errors import UsageError
 from ..predictions.rows import ID, INDEX, NO_ID
-from ..predictions.scoring import BASELINE, MODEL, WHO, headlines, is_lower_better, label
+from ..predictions.scoring import BASELINE, MODEL, WHO, headlines, label
 from .parser import Parser, count, define, positive_count
 from .prediction_sources import Source, add_source_arguments, find_sources, scoring_of
 from .results import format_score, format_scores
@@ -34,6 +34,7 @@ class Scored:
 
     source: Source
     num_rows: int
+    lower_is_better: frozenset[str]
     scores: Mapping[str, Mapping[str, float]]
     intervals: Mapping[str, Interval]
     sample: Sample | None
@@ -121,6 +122,7 @@ def _scored(source: Source, arguments: Namespace) -> Scored:
     return Scored(
         source=source,
         num_rows=scoring.num_rows,
+        lower_is_better=scoring.lower_is_better,
         scores=scores,
         intervals=found,
         sample=sample,
@@ -212,7 +214,7 @@ def _print_csv(found: list[Scored]) -> None:
         for who, scores in one.scores.items():
             for name, value in scores.items():
                 ends = one.intervals.get(name, ("", "")) if who == MODEL else ("", "")
-                better = "lower" if is_lower_better(name) else "higher"
+                better = "lower" if name in one.lower_is_better else "higher"
                 writer.writerow((one.source.name, who, one.num_rows, name, better, value, *ends))
 
 

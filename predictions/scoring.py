@@ -49,6 +49,10 @@ class Scoring:
         """
         _check_tokenizer(tokenizer)
         self.metrics: dict[str, Metric] = {name: METRICS.load(name) for name in metrics}
+        for name, metric in self.metrics.items():
+            if metric.problem:
+                raise UsageError(f"metric {name!r} {metric.problem}")
+        self.lower_is_better: frozenset[str] = frozenset()
         self.num_rows, self._has_input = 0, False
         self._tokenizer: Tokenizer = tokenizer
         self._wants_baseline = baseline
@@ -82,6 +86,8 @@ class Scoring:
         if not self.num_rows:
             raise UsageError("there are no predictions to score")
         found = {MODEL: self._model.scores(self.metrics)}
+        lower = {name: metric for name, metric in self.metrics.items() if metric.better == "lower"}
+        self.lower_is_better = frozenset(self._model.scores(lower))
         if self._has_input and (copied := self._baseline.scores(self.metrics)):
             found[BASELINE] = copied
         return found
@@ -167,16 +173,12 @@ def headline(scores: Scores) -> float:
 
 def label(score: str) -> str:
     """Return a score's name as tables show it, marked where lower is better."""
-    return f"{score} (lower is better)" if is_lower_better(score) else score
-
-
-def is_lower_better(score: str) -> bool:
-    """Say whether lower is better by a score's name."""
     words = score.split("_")
     name = METRICS.first_known(["_".join(words[:count]) for count in range(len(words), 0, -1)])
     with suppress(UsageError):  # a third-party metric that cannot be imported now; its scores are still shown
-        return name is not None and METRICS.load(name).better == "lower"
-    return False
+        if name is not None and METRICS.load(name).better == "lower":
+            return f"{score} (lower is better)"
+    return score
 
 
 def headlines(scores: Mapping[str, float]) -> list[str]:

@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from typing import Any, Literal
 
 from ...plugins import Registry
@@ -57,7 +58,7 @@ class Metric:
     has *total*: it gets {column: its sum over all rows}, and returns the scores by name. A column of texts has counts
     as its sum, {text: rows with it}, without None. *better* says which scores are good. *needs* lists what *score*
     reads besides the predictions, *fields* what a task must have added to each row. Without *has_baseline* copying the
-    input says nothing, and is not measured.
+    input says nothing, and is not measured. *packages* are those that it imports, beside ours.
     """
 
     score: Callable[[Answers], Mapping[str, Sequence[Any]]]
@@ -66,6 +67,13 @@ class Metric:
     needs: tuple[Need, ...] = ("target",)
     fields: tuple[str, ...] = ()
     has_baseline: bool = True
+    packages: tuple[str, ...] = ()
+
+    @property
+    def problem(self) -> str:
+        """Why it cannot be used here, or nothing."""
+        missing = [name for name in self.packages if find_spec(name) is None]
+        return f"needs {missing[0]}: pip install 'sousbatch[scoring]'" if missing else ""
 
 
 METRICS: Registry[Metric] = Registry(

@@ -18,7 +18,6 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from ...errors import UsageError
 from . import Answers, Metric
 from .tokenizers import tokenize_morphemes
 
@@ -28,11 +27,9 @@ _BLEU_TOKENIZERS = {"words": "13a", "characters": "char", "morphemes": "none"}
 
 @cache
 def _sacrebleu(name: str, **options: Any) -> Any:
-    try:
-        from sacrebleu.metrics.bleu import BLEU
-        from sacrebleu.metrics.chrf import CHRF
-    except ImportError as error:
-        raise UsageError("it needs sacrebleu: pip install 'sousbatch[scoring]'") from error
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
+
     return {"bleu": BLEU, "chrf": CHRF}[name](**options)
 
 
@@ -71,5 +68,5 @@ def _chrf(sums: Mapping[str, float]) -> dict[str, float]:
     return {"chrf": _sacrebleu("chrf")._compute_score_from_stats(counts).score / 100}
 
 
-BLEU = Metric(score=_bleu_counts, total=_bleu, better="higher", needs=("target", "tokenizer"))
-CHRF = Metric(score=_chrf_counts, total=_chrf, better="higher")
+BLEU = Metric(score=_bleu_counts, total=_bleu, better="higher", needs=("target", "tokenizer"), packages=("sacrebleu",))
+CHRF = Metric(score=_chrf_counts, total=_chrf, better="higher", packages=("sacrebleu",))

@@ -76,4 +76,6 @@ class Score:
     """The metrics of predictions against the target column."""
 
     metrics: tuple[str, ...] = key((), "what is measured; the usual metrics of the task when not given", names=METRICS)
-    tokenizer: Tokenizer = key("words", "units of ROUGE; both keep Hangul, unlike the usual tokenizer")
+    tokenizer: Tokenizer = key(
+        "words", "units of ROUGE and BLEU; all keep Hangul, unlike the usual tokenizer; morphemes need kiwipiepy"
+    )
