@@ -152,17 +152,17 @@ class RunPaths:
         """Return the folder of a predict stage, with one folder per prediction key."""
         return self.root / "predictions" / stage
 
-    def predictions_file(self, stage: str) -> Path:
-        """Return the file of the merged predictions of a predict stage."""
-        return self.predictions(stage) / "predictions.jsonl"
+    def predictions_file(self, stage: str, decoding: str = "") -> Path:
+        """Return the merged predictions of a predict stage, or of one decoding."""
+        return self.predictions(stage) / f"predictions{decoding and '.'}{decoding}.jsonl"
 
     def unit_dirs(self) -> list[Path]:
         """Return the prediction folders of all predict stages."""
         return sorted(path for path in self.root.glob("predictions/*/*") if path.is_dir())
 
-    def stage_metrics(self, stage: str) -> Path:
-        """Return the file of the scores of one score stage."""
-        return self.metrics_dir / f"{stage}.json"
+    def stage_metrics(self, stage: str, decoding: str = "") -> Path:
+        """Return the scores of one score stage, or of one decoding."""
+        return self.metrics_dir / f"{stage}{decoding and '@'}{decoding}.json"
 
 
 def run_paths(runs_dir: Path, recipe_name: str, run_id: str) -> RunPaths:

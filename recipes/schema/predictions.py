@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ...checkpoints.formats.tensors import FloatDtype
 from ...predictions.metrics import METRICS, Tokenizer
@@ -33,6 +34,11 @@ class Predict:
     top_p: float = key(1.0, "draw among the likeliest that hold this probability", above=0, at_most=1)
     num_beams: int | None = key(
         None, "beams; 1 is greedy. When not given, an encoder-decoder has its own number, others have 1", at_least=1
+    )
+    decodings: dict[str, dict[str, Any]] = key(
+        dict,
+        "several ways to decode, by name, each with other values of keys above, such as "
+        "{greedy: {}, beams: {num_beams: 4}}: the model is loaded once, and each has predictions and scores",
     )
     repetition_penalty: float | None = key(
         None, "above 1 makes used tokens less likely; when not given, an encoder-decoder's own, else 1", above=0

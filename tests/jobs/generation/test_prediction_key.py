@@ -48,6 +48,7 @@ NOT_DECIDING = {
     *("data.select.bm25.queries", "data.select.bm25.k", "data.select.bm25.column"),
     # how the work is shared
     *("predict.unit_rows", "predict.batch_rows"),
+    "predict.decodings",  # each has settings and a key of its own
     # of another task
     *("question_answering.stride_tokens", "question_answering.max_question_tokens"),
     *("question_answering.max_answer_tokens", "question_answering.n_best", "question_answering.null_threshold"),
