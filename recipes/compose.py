@@ -43,6 +43,7 @@ def values_of(name: str, texts: Sequence[str] = ()) -> tuple[dict[str, Any], lis
     values = _over(_site_defaults(faults), _compose_files(path, groups))
     for item in others:
         overrides.lay_over(values, item, faults)
+    faults += overrides.without_effect(values, others)
     values.setdefault("name", path.stem)
     return values, faults
 
