@@ -194,7 +194,7 @@ def _loaded(path: Path) -> Any:
 
 
 def _npy(path: Path) -> Iterator[Row]:
-    """Yield a row for each item of the first axis, with the fields of a structured one."""
+    """Yield a row for each item of the first axis, with its fields if it has any."""
     found = _loaded(path)
     if found.ndim == 0:
         raise UsageError(f"{path} holds one value, and no rows")

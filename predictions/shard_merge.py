@@ -155,7 +155,7 @@ def _number_in_file_order(shards: Sequence[Shard]) -> None:
 
 
 def _deal_out(shards: Sequence[Shard], num_rows: int, dealing: Dealing) -> int:
-    """Give the rows of each rank their positions; return how much padding was dropped.
+    """Give the rows of each rank their positions; return how much was padding.
 
     A shard that ends early lacks its last rows, which get reported as missing.
     """
