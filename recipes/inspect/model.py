@@ -244,7 +244,7 @@ def _run_architecture(question: Mapping[str, Any]) -> Any:
     done = subprocess.run(command, input=text, capture_output=True, text=True, env=environment)
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise UsageError(f"model {question['folder']!r} cannot be built: {reason}")
+        raise UsageError(f"model.path {question['folder']!r} cannot be trained here: {reason}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
