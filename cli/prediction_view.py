@@ -129,9 +129,8 @@ def _lines(row: ShownRow, width: int) -> Iterator[str]:
     for name, value in texts.items():
         if value is None:
             continue
-        shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         head = name
-        for line in wrap(_cut(shown), width - margin):
+        for line in wrap(cut_text(value), width - margin):
             yield f"{head.ljust(margin)}{line}".rstrip()
             head = ""
 
@@ -142,7 +141,9 @@ def _shown_scores(row: ShownRow) -> Iterator[tuple[str, float]]:
     return ((name, row.scores[name]) for name in headlines(row.scores))
 
 
-def _cut(text: str) -> str:
+def cut_text(value: object) -> str:
+    """Return a value of a row as text with escapes, cut where it is long."""
+    text = "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     escaped = escape_text(text[:MAX_CHARACTERS])
     return escaped if len(text) <= MAX_CHARACTERS else f"{escaped} … ({len(text):,} characters)"
 

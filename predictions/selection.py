@@ -116,7 +116,8 @@ def read_examples(path: Path) -> dict[str, list[dict[str, Any]]]:
     try:
         for line in path.read_bytes().splitlines():
             row = files.parse_json(line)
-            found.setdefault(row.pop("why"), []).append(row)
-    except (OSError, ValueError, KeyError, AttributeError):
+            if all(isinstance(value, float) for value in row["scores"].values()) and INDEX in row:
+                found.setdefault(row.pop("why"), []).append(row)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return {}
     return found
