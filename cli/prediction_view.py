@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
-from ..predictions.rows import ID, INDEX
+from ..predictions.rows import ID, INDEX, RAW_PREDICTION
 from .parser import Parser, count, define
 from .prediction_sources import add_source_arguments, find_sources, scoring_of
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MAX_CHARACTERS = 2000  # of a text that is shown
 _JOINERS = "\u200c\u200d"  # within words of Persian, and within emoji
-_LABELS = {"raw_prediction": "before steps"}
+_LABELS = {RAW_PREDICTION: "before post"}
 _WHY = {
     "worst": "worst rows",
     "best": "best rows",

@@ -19,9 +19,9 @@ from .. import files, ledger
 from ..checkpoints.commit import committed
 from ..events import CheckpointEvent, Event, Kept, Problem, Saved, Skipped, Step
 from ..ledger_queries import CheckpointLifetime, checkpoint_lifetimes, timed
-from ..predictions.rows import INDEX, PREDICTION
+from ..predictions.rows import INDEX, PREDICTION, RAW_PREDICTION
 from ..predictions.scoring import MODEL, WHO, headlines, label
-from ..predictions.selection import RAW, read_examples
+from ..predictions.selection import read_examples
 from ..recipes.plan import Plan
 from ..recipes.plan_summary import PlanSummary
 from ..run_folder import RunPaths
@@ -136,7 +136,11 @@ def _stage_rows(states: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 def _example_table(chosen: Sequence[Mapping[str, Any]]) -> str:
     """Return rows with their texts side by side, each in its own direction."""
-    texts = [name for name in ("input", "target", RAW, PREDICTION) if any(row.get(name) is not None for row in chosen)]
+    texts = [
+        name
+        for name in ("input", "target", RAW_PREDICTION, PREDICTION)
+        if any(row.get(name) is not None for row in chosen)
+    ]
     scores = headlines(chosen[0]["scores"]) if chosen else []
     head = "".join(f"<th>{escape(name.replace('_', ' '))}</th>" for name in (INDEX, *texts, *scores))
     body = "".join(
