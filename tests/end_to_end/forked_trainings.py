@@ -259,7 +259,7 @@ def compare(request: dict[str, Any], run: Path, *, base: Path = Path("model"), t
             if name not in of_base["missing_keys"]
             and (value.shape != after[name].shape or not torch.equal(value, after[name]))
         ],
-        "other names": sorted(names[0] ^ names[1] - of_base["missing_keys"]),
+        "other names": sorted((names[0] ^ names[1]) - {*of_base["missing_keys"], *of_base["unexpected_keys"]}),
         "dtype": str(found.dtype),
     }
 
