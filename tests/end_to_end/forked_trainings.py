@@ -20,6 +20,7 @@ from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +32,8 @@ name: tiny
 task: {task}
 model: {{path: model}}
 data: {{splits: {{train: train.jsonl, validation: validation.jsonl, test: validation.jsonl}}, max_tokens: 32}}
-train: {{steps: 4, global_batch: 4, micro_batch: 1, learning_rate: 0.01, log_every_steps: 1}}
+train:
+  {{steps: 4, global_batch: 4, micro_batch: 1, learning_rate: 0.01, log_every_steps: 1, zero: {{config: {zero}}}}}
 checkpoints: {{every_steps: 2}}
 consolidate: {{choose: last}}
 predict: {{max_new_tokens: 4}}
@@ -51,6 +53,14 @@ PREPARED = (
     *("sousbatch.checkpoints.consolidation.consolidate", "sousbatch.jobs.generation.transformers_engine"),
     *("sousbatch.cli.plan", "sousbatch.launchers.submission", "sousbatch.recipes.compose"),
 )
+# ZeRO-3 would keep models as small as these whole on every rank.
+ZERO = {
+    "zero_optimization": {
+        "stage3_param_persistence_threshold": 0,
+        "stage3_max_live_parameters": 0,
+        "stage3_max_reuse_distance": 0,
+    }
+}
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", *map(str, range(28))]
 
 
@@ -96,7 +106,7 @@ def write_project(request: dict[str, Any]) -> None:
             single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=[("<s>", 1), ("</s>", 2)]
         )
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options).save_pretrained("model")
-    Path("recipe.yaml").write_text(RECIPE.format(task=request["task"]))
+    Path("recipe.yaml").write_text(RECIPE.format(task=request["task"], zero=json.dumps(ZERO)))
     for split, rows in request["rows"].items():
         Path(f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -212,13 +222,11 @@ def losses(run: Path) -> dict[str, float]:
     return found
 
 
-def merged_by_peft(run: Path, stage: str, model: Any, weights: dict[str, Any]) -> dict[str, Any]:
+def merged_by_peft(settings: Any, model: Any, weights: dict[str, Any]) -> dict[str, Any]:
     """Return the parameters of *model* after an adapter with the trained *weights* is merged into it by peft itself."""
     from sousbatch.jobs.training.model import load_tokenizer
     from sousbatch.recipes.building import prepare_model
-    from sousbatch.recipes.plan import read_plan
 
-    settings = read_plan(run / "plan.json").stage(stage).settings
     # into the base as it was before it was quantised
     settings = replace(settings, adapter=replace(settings.adapter, method="lora"))
     adapted = prepare_model(settings, model, load_tokenizer(settings, Path("model")))
@@ -237,11 +245,13 @@ def compare(request: dict[str, Any], run: Path, *, base: Path = Path("model"), t
     import transformers
     from safetensors.torch import load_file
 
+    from sousbatch.recipes.plan import read_plan
+
     model_class, weights = getattr(transformers, request["class"]), torch.load(f"{train}.pt")
-    model, of_base = model_class.from_pretrained(base, output_loading_info=True)
+    settings = read_plan(run / "plan.json").stage(train).settings
+    model, of_base = model_class.from_pretrained(base, output_loading_info=True, **settings.model.config)
     before = {name: value.detach().clone() for name, value in model.float().named_parameters()}
-    is_adapter = any(name.startswith("base_model.") for name in weights)
-    after = merged_by_peft(run, train, model, weights) if is_adapter else weights
+    after = weights if settings.adapter.method == "full" else merged_by_peft(settings, model, weights)
     folder = run / "model" / consolidate
     found, told = model_class.from_pretrained(folder, output_loading_info=True)
     unequal = [
@@ -249,7 +259,7 @@ def compare(request: dict[str, Any], run: Path, *, base: Path = Path("model"), t
         for name, value in found.named_parameters()
         if not torch.allclose(value.float(), after[name].to(value.dtype).float(), rtol=2e-3, atol=1e-6)
     ]
-    names = [{*load_file(path / "model.safetensors")} for path in (base, folder)]
+    names = [{*chain(*map(load_file, path.glob("*.safetensors")))} for path in (base, folder)]
     return {
         "unequal": unequal,
         "missing": sorted({*told["missing_keys"], *told["unexpected_keys"]}),
@@ -265,7 +275,7 @@ def compare(request: dict[str, Any], run: Path, *, base: Path = Path("model"), t
 
 
 def num_predicted(run: Path) -> int:
-    return len((run / "predictions/predict/predictions.jsonl").read_text().splitlines())
+    return sum(len(path.read_text().splitlines()) for path in run.glob("predictions/*/predictions.jsonl"))
 
 
 def stop(run: Path) -> None:
@@ -291,12 +301,14 @@ def kill(run: Path) -> None:
 
 def stop_and_resume(request: dict[str, Any]) -> dict[str, Any]:
     """Train undisturbed; train again with a stop or a kill; make a model of that, predict, merge, score."""
+    from sousbatch.recipes.plan import read_plan
+
     undisturbed, run = (start_run(Path(name).absolute(), request) for name in ("undisturbed", "resumed"))
     expect(train_on_two_ranks(undisturbed), [0, 0], "the training without a stop")
     (kill if request.get("is_killed") else stop)(run)
     expect(train_on_two_ranks(run), [0, 0], "the training that was resumed")
-    for kind in ("consolidate", "predict", "merge", "score"):
-        expect(do_job(run, kind), 0, kind)
+    for stage in read_plan(run / "plan.json").stages[1:]:
+        expect(do_job(run, stage.kind, stage.name), 0, stage.name)
     found = compare(request, run, train="train", consolidate="consolidate")
     return found | {"losses": losses(undisturbed), "resumed": losses(run), "rows": num_predicted(run)}
 

@@ -63,7 +63,7 @@ ADDED = ("model.add_tokens=['[A]','[B]']",)
 PURE = ("train.precision=bfloat16", "train.master_weights=false")
 SEQ2SEQ, CLASSIFIES = {"task": "seq2seq"}, {"task": "classification", "rows": _LABELS}
 WEIGHTED = ("train.class_weights=balanced", "train.label_smoothing=0.1")
-PLAIN = ("data.prompt=''", "data.packing=blocks", "data.max_tokens=8")
+PLAIN = ("data.prompt=''", "data.packing=blocks", "data.max_tokens=8", "stages={train: {}, consolidate: {}}")
 SHARDED = (0, 2, 3)
 # Name of the combination -> stages of ZeRO, model, overrides, and what else the request has.
 CASES: dict[str, tuple[tuple[int, ...], str, tuple[str, ...], dict[str, Any]]] = {
@@ -95,7 +95,7 @@ CASES: dict[str, tuple[tuple[int, ...], str, tuple[str, ...], dict[str, Any]]] =
     ),
     "new tokens, all trained": (SHARDED, "tied", ADDED, {}),
     "DoRA": (SHARDED, "llama", (*LORA, "adapter.dora=true"), {}),
-    "DoRA, quantised": (SHARDED, "llama", (*QLORA, "adapter.dora=true"), {}),
+    "DoRA, quantised": ((0, 2), "llama", (*QLORA, "adapter.dora=true"), {}),
     "DoRA of rank-stabilised factors": ((0,), "gpt2", (*LORA, "adapter.dora=true", "adapter.rslora=true"), {}),
     "transposed layers": ((0, 3), "gpt2", LORA, {}),
     "transposed layers, quantised": ((0, 2), "gpt2", QLORA, {}),
@@ -110,11 +110,10 @@ CASES: dict[str, tuple[tuple[int, ...], str, tuple[str, ...], dict[str, Any]]] =
     "packed rows": (SHARDED, "llama", ("data.packing=rows", "train.label_smoothing=0.1", "train.global_batch=2"), {}),
     "packed rows with an adapter": ((0, 3), "llama", (*LORA, "data.packing=rows", "train.global_batch=2"), {}),
     "blocks of plain text": (SHARDED, "llama", PLAIN, {"rows": _TEXTS}),
-    "pure bfloat16": (SHARDED, "llama", PURE, {}),
-    "an adapter in pure bfloat16": ((0, 2), "llama", (*LORA, *PURE), {}),
+    "pure bfloat16": ((0,), "llama", PURE, {}),
     "8-bit optimizer": (SHARDED, "llama", ("train.optimizer=adamw_8bit",), {}),
-    "paged 8-bit optimizer": ((0,), "llama", (*QLORA, "train.optimizer=paged_adamw_8bit"), {}),
-    "adafactor": ((0, 2), "llama", ("train.optimizer=adafactor",), {}),
+    "8-bit optimizer, quantised": ((0, 2), "llama", (*QLORA, "train.optimizer=adamw_8bit"), {}),
+    "adafactor": ((0,), "llama", ("train.optimizer=adafactor",), {}),
     "recomputed activations": (SHARDED, "llama", ("train.gradient_checkpointing=true",), {}),
     "recomputed activations, quantised": ((0, 3), "llama", (*QLORA, "train.gradient_checkpointing=true"), {}),
     "noise on embeddings": (SHARDED, "llama", ("train.neftune_alpha=5",), {}),
