@@ -227,8 +227,9 @@ def merged_by_peft(settings: Any, model: Any, weights: dict[str, Any]) -> dict[s
     from sousbatch.jobs.training.model import load_tokenizer
     from sousbatch.recipes.building import prepare_model
 
-    # into the base as it was before it was quantised
-    settings = replace(settings, adapter=replace(settings.adapter, method="lora"))
+    # into the base as it was before it was quantised, and all in float32
+    adapter, train = replace(settings.adapter, method="lora"), replace(settings.train, precision="float32")
+    settings = replace(settings, adapter=adapter, train=train)
     adapted = prepare_model(settings, model, load_tokenizer(settings, Path("model")))
     for name, value in adapted.named_parameters():
         if value.requires_grad:
