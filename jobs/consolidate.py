@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from dataclasses import replace
 
 from .. import ledger
-from ..checkpoints.commit import best_committed, last_committed
+from ..checkpoints.choice import choose_checkpoint
 from ..checkpoints.consolidation.consolidate import consolidate as write_model
 from ..checkpoints.consolidation.manifest import MANIFEST_NAME, Manifest, verify_manifest
 from ..checkpoints.consolidation.options import ConsolidateOptions
@@ -16,11 +15,11 @@ from ..checkpoints.formats.lora import UnmergeableError
 from ..checkpoints.formats.tensors import Source
 from ..checkpoints.integrity import open_verified
 from ..cluster import processes
-from ..errors import RunError
+from ..errors import NotFoundError, RunError
 from ..events import ModelWritten
 from ..files import TEMPORARY_PREFIX, discard, make_private_dir
 from ..ledger_queries import has_model
-from ..recipes.retention import model_dtype
+from ..recipes.retention import consolidate_options
 from .context import JobContext, run_job
 from .merging import merge_with_peft
 
@@ -50,24 +49,16 @@ def _is_reported(job: JobContext, manifest: Manifest) -> bool:
 def _write(job: JobContext) -> Manifest | None:
     assert job.stage.train_stage is not None, "a consolidate stage works on a train stage"
     folder, spec, model = job.paths.checkpoints(job.stage.train_stage), job.settings.consolidate, job.stage.model
-    chosen = best_committed(folder, job.settings.goal) if spec.choose == "best" else last_committed(folder)
-    if chosen is None:
-        raise RunError(f"{folder} has no committed checkpoint; `sousbatch resume {job.paths.run_id}` trains on")
+    try:
+        chosen = choose_checkpoint(folder, spec.choose, job.settings.goal)
+    except NotFoundError as error:
+        raise RunError(f"{error}; `sousbatch resume {job.paths.run_id}` trains on") from error
     measured = f"metric {chosen.metric:.6g}" if chosen.metric is not None else "not measured"
-    print(f"sousbatch: the {spec.choose} checkpoint is step {chosen.step}, {measured}", flush=True)
+    print(f"sousbatch: the chosen checkpoint ({spec.choose}) is step {chosen.step}, {measured}", flush=True)
     is_adapter = job.settings.adapter.method != "full"
     make_private_dir(job.paths.model(job.stage.name).parent)
     base = model.dir_in(job.paths) if is_adapter else None
-    options = ConsolidateOptions(
-        dtype=model_dtype(job.settings),
-        max_shard_bytes=int(spec.max_shard_gb * 1e9),
-        num_workers=len(os.sched_getaffinity(0)),
-        overflow=spec.overflow,
-        base_dir=base,
-        base_model=model.folder if model.has_weights else "",
-        copy_from=chosen.path,
-        is_verified=True,  # it costs seconds, after hours of training
-    )
+    options = consolidate_options(job.stage, chosen, base)
 
     def write(source: Source, options: ConsolidateOptions) -> Manifest | None:
         return write_model(

@@ -8,18 +8,30 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 from ..errors import DamagedError, IncompleteError, no_room_named
-from ..files import read_json, replacing, sync_dir, write_json
+from ..files import read_json, sync_dir, temporary_path, write_json
 from .units import Unit, missing_ranges, read_layout, survey_units
 
 _BLOCK_BYTES = 1 << 20
 _NUM_NAMED = 5
+_NUM_WRITERS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """A change of each row that is merged; *key* stands for all that decides it.
+
+    *line* returns the new line of a row, from the old one and the row's position.
+    """
+
+    key: str
+    line: Callable[[bytes, int], bytes]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +39,15 @@ class MergeReport:
     """The report on a merge, and on the faults of its input.
 
     `num_rows` counts the rows that there should be, `num_written` those in the output.
-    Duplicate, incomplete and corrupt rows are dropped and counted; they do harm only where no
-    intact copy of the row exists. `faults` names the first of what was not used.
+    Padding is dropped by its place. Duplicate, incomplete and corrupt rows are dropped and counted; they do harm only
+    where no intact copy of the row exists. `faults` names the first of what was not used, `sources` says who wrote
+    what, and `rest` is the command that computes the missing rows. `change` is the key of what changed each row.
     """
 
     output: str = ""
     key: str = ""
+    change: str = ""
+    rest: str = ""
     num_rows: int
     num_written: int
     num_bytes: int
@@ -40,6 +55,7 @@ class MergeReport:
     missing: tuple[range, ...] = ()
     conflicts: tuple[range, ...] = ()
     num_duplicates: int = 0
+    num_padding: int = 0
     num_incomplete: int = 0
     num_corrupt: int = 0
     num_unexpected: int = 0
@@ -75,7 +91,20 @@ class MergeReport:
         for what in ("unexpected", "incomplete", "corrupt"):
             if count := getattr(self, f"num_{what}"):
                 parts.append(f"{what} rows: {count:,}")
+        if self.rest and self.missing:
+            parts.append(f"the rest is computed by `{self.rest}`")
         return "; ".join([*parts, *self.faults[:_NUM_NAMED]])
+
+    def writers(self) -> Iterator[str]:
+        """Yield a line for each of the first sources: who wrote how much."""
+        for source in self.sources[:_NUM_WRITERS]:
+            if "path" in source:
+                yield f"{source['path']}: {source['num_rows']:,} rows"
+            else:
+                where = f"task {source['task']}, attempt {source['attempt']}, on {source['host']}"
+                yield f"{where}: {source['num_units']:,} units"
+        if len(self.sources) > _NUM_WRITERS:
+            yield f"and {len(self.sources) - _NUM_WRITERS:,} more, in the report"
 
 
 def format_rows(ranges: Iterable[range], limit: int | None = None) -> str:
@@ -96,25 +125,29 @@ def partial_path(out_path: Path) -> Path:
     return out_path.with_name(out_path.name + ".partial")
 
 
-def merge_units(folder: Path, out_path: Path) -> MergeReport:
+def merge_units(folder: Path, out_path: Path, *, change: Change | None = None, rest: str = "") -> MergeReport:
     """Join the units of a folder, in order, checking each one's digest.
 
-    Memory does not grow with the rows. A complete output of the same key is final: it is
+    Memory does not grow with the rows. A complete output of the same key and *change* is final: it is
     known by its report, and left alone. A unit whose bytes have changed since they were
-    committed is set aside as `.damaged`, so that a resume predicts it again.
+    committed is set aside as `.damaged`, so that a resume predicts it again. Several merges into one file may run at
+    once. *rest* is the command that computes what is missing.
 
     Raises:
         IncompleteError: units are missing or damaged; the rest is in `.partial`.
+        UsageError: the change failed at a row; nothing is written.
     """
     key, layout = read_layout(folder)
-    if (done := _complete_report(out_path, key)) is not None:
+    change_key = change.key if change else ""
+    if (done := _complete_report(out_path, key, change_key)) is not None:
         return done
     units, faults = survey_units(folder, layout, key)
     digest = hashlib.sha256()
-    with no_room_named(str(out_path)), replacing(partial_path(out_path)) as stream:
+    with writing(out_path) as (stream, temporary):
         for unit in list(units.values()):
             start, digest_before = stream.tell(), digest.copy()
-            if _copy_body(unit, stream, digest) == unit.sha256:
+            copied = _copy_body(unit, stream, digest) if change is None else _change_body(unit, stream, digest, change)
+            if copied:
                 continue
             stream.seek(start)
             stream.truncate()
@@ -122,22 +155,25 @@ def merge_units(folder: Path, out_path: Path) -> MergeReport:
             del units[unit.number]
             os.replace(unit.path, f"{unit.path}.damaged")
             faults += (f"{unit.path}.damaged: its bytes have changed since it was committed",)
-        num_bytes = stream.tell()
-    report = MergeReport(
-        key=key,
-        num_rows=layout.num_rows,
-        num_written=sum(unit.num_rows for unit in units.values()),
-        num_bytes=num_bytes,
-        sha256=digest.hexdigest(),
-        missing=missing_ranges(layout, units),
-        faults=faults,
-        sources=_sources(units.values()),
-    )
-    return settle(report, out_path)
+        report = MergeReport(
+            key=key,
+            change=change_key,
+            rest=rest,
+            num_rows=layout.num_rows,
+            num_written=sum(unit.num_rows for unit in units.values()),
+            num_bytes=stream.tell(),
+            sha256=digest.hexdigest(),
+            missing=missing_ranges(layout, units),
+            faults=faults,
+            sources=_sources(units.values()),
+        )
+        if not report.is_complete and (done := _complete_report(out_path, key, change_key)) is not None:
+            return done  # another merge was quicker, and saw more
+        return settle(report, temporary, stream, out_path)
 
 
-def _copy_body(unit: Unit, stream: IO[bytes], digest: hashlib._Hash) -> str:
-    """Copy a unit's rows and extend the *digest* of all; return the unit's own."""
+def _copy_body(unit: Unit, stream: IO[bytes], digest: hashlib._Hash) -> bool:
+    """Copy a unit's rows and extend the *digest* of all; say whether they are intact."""
     own_digest = hashlib.sha256()
     with unit.path.open("rb", buffering=0) as source:
         source.seek(unit.body_offset)
@@ -145,23 +181,48 @@ def _copy_body(unit: Unit, stream: IO[bytes], digest: hashlib._Hash) -> str:
             own_digest.update(block)
             digest.update(block)
             stream.write(block)
-    return own_digest.hexdigest()
+    return own_digest.hexdigest() == unit.sha256
+
+
+def _change_body(unit: Unit, stream: IO[bytes], digest: hashlib._Hash, change: Change) -> bool:
+    """Do the same with each row changed; what is not intact is not looked into."""
+    own_digest = hashlib.sha256()
+    with unit.path.open("rb") as source:
+        source.seek(unit.body_offset)
+        while block := source.read(_BLOCK_BYTES):
+            own_digest.update(block)
+        if own_digest.hexdigest() != unit.sha256:
+            return False
+        source.seek(unit.body_offset)
+        for number, line in enumerate(source, unit.first_row):
+            changed = change.line(line, number)
+            digest.update(changed)
+            stream.write(changed)
+    return True
 
 
 def _sources(units: Iterable[Unit]) -> tuple[dict[str, str | int], ...]:
-    """Count the units that each task wrote, on each host, in each attempt."""
-    counts = Counter((unit.host, unit.task, unit.attempt) for unit in units)
+    """Return which rows each task wrote, on each host, in each attempt."""
+    found: dict[tuple[str, int, int], list[Unit]] = {}
+    for unit in units:
+        found.setdefault((unit.host, unit.task, unit.attempt), []).append(unit)
     return tuple(
-        {"host": host, "task": task, "attempt": attempt, "num_units": num_units}
-        for (host, task, attempt), num_units in sorted(counts.items())
+        {
+            "host": host,
+            "task": task,
+            "attempt": attempt,
+            "num_units": len(written),
+            "rows": format_rows(range(one.first_row, one.first_row + one.num_rows) for one in written),
+        }
+        for (host, task, attempt), written in sorted(found.items())
     )
 
 
-def _complete_report(out_path: Path, key: str) -> MergeReport | None:
-    """Return the report of the complete output of *key*, if there is one already."""
+def _complete_report(out_path: Path, key: str, change_key: str) -> MergeReport | None:
+    """Return the report of the complete output of both keys, if there is one."""
     try:
         found = read_json(report_path(out_path))
-        if not found.pop("is_complete") or found["key"] != key:
+        if not found.pop("is_complete") or (found["key"], found["change"]) != (key, change_key):
             return None
         if out_path.stat().st_size != found["num_bytes"]:
             return None
@@ -176,21 +237,36 @@ def _complete_report(out_path: Path, key: str) -> MergeReport | None:
         return None
 
 
-def settle(report: MergeReport, out_path: Path) -> MergeReport:
-    """Write the report, and give the `.partial` file its name if all is there.
+@contextmanager
+def writing(out_path: Path) -> Iterator[tuple[IO[bytes], Path]]:
+    """Yield a stream for the rows of *out_path*, and its file, whose name is its own.
+
+    `settle` gives it another name; what has none at the end is removed. A full disk is named.
+    """
+    temporary = temporary_path(out_path)
+    try:
+        with no_room_named(str(out_path)), temporary.open("wb") as stream:
+            yield stream, temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def settle(report: MergeReport, temporary: Path, stream: IO[bytes], out_path: Path) -> MergeReport:
+    """Write the report and give the merged rows their name, `.partial` if some lack.
 
     Raises:
         IncompleteError: rows are missing; what is there stays in `.partial`.
         DamagedError: the sources contradict each other; the same.
     """
+    stream.flush()
+    os.fsync(stream.fileno())
     partial = partial_path(out_path)
+    report = replace(report, output=(out_path if report.is_complete else partial).name)
+    os.replace(temporary, out_path if report.is_complete else partial)
+    sync_dir(out_path.parent)
+    write_json(report_path(out_path), report.as_json())
     if not report.is_complete:
-        report = replace(report, output=partial.name)
-        write_json(report_path(out_path), report.as_json())
         kind = DamagedError if report.is_contradictory else IncompleteError
         raise kind(f"{report}; details in {report_path(out_path)}")
-    os.replace(partial, out_path)
-    sync_dir(out_path.parent)
-    report = replace(report, output=out_path.name)
-    write_json(report_path(out_path), report.as_json())
+    partial.unlink(missing_ok=True)
     return report

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 
 from ..cluster.site import Site
 from ..errors import PlanError
+from .data.row_faults import unknown_warnings
+from .decodings import decoded
 from .engines import engine_of
 from .facts import Inputs, ModelFacts
 from .forecast.memory import forecast, host_memory
@@ -40,7 +42,9 @@ def compile(recipe: Recipe, site: Site, inputs: Inputs) -> Plan:
     stages = [_stage(one, site, inputs) for one in resolve_stages(recipe).values()]
     reasons = list(by_stage(stages, misfits, site))
     for stage in stages:
-        reasons += [*_refusals(stage, inputs), *_merge_refusals(stage, site, inputs)]
+        for one in decoded(stage).values():
+            reasons += _refusals(one, inputs)
+        reasons += _merge_refusals(stage, site, inputs)
         reasons += card_refusals(stage, site) if stage.batch is not None else ()
     if reasons:
         raise PlanError(list(dict.fromkeys(reasons)))
@@ -158,7 +162,8 @@ def _refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
         yield from engine_of(settings).refusals(settings, inputs.model)
         yield from _parameter_refusals(settings, stage)
     elif stage.record.starts_from_model and stage.model.is_random:
-        yield f"stage {stage.name!r} has no model: no consolidate stage above it, and model.path has no weights"
+        why = "model.from_scratch is true" if settings.model.from_scratch else "model.path has no weights"
+        yield f"stage {stage.name!r} has no model: no consolidate stage above it, and {why}"
 
 
 def _merge_refusals(stage: Stage, site: Site, inputs: Inputs) -> Iterator[str]:
@@ -217,9 +222,12 @@ def _storage_refusals(stages: Sequence[Stage], found: Forecast, inputs: Inputs) 
     where = f"{space.folder} can take {_gb(max(0, space.free_bytes))} ({space.source})"
     largest = max(found.storage, key=lambda line: line.num_bytes)
     for name, kept in found.checkpoints.items():
+        settings = next(stage.settings for stage in stages if stage.name == name)
+        if kept.fits and kept.save_level == "none" and settings.checkpoints.keep_steps:
+            steps = ", ".join(map(str, settings.checkpoints.keep_steps))
+            yield f"not enough space for the checkpoints of steps {steps} of stage {name!r}: {kept.change}"
         if kept.fits:
             continue
-        settings = next(stage.settings for stage in stages if stage.name == name)
         what = f"not enough space: not even the weights of stage {name!r}, {_gb(kept.least_bytes)}, fit into"
         if is_own_limit(settings, kept.free_bytes):
             yield f"{what} checkpoints.budget_gb={kept.free_bytes / 1e9:g}: {kept.change}"
@@ -261,7 +269,9 @@ def _storage_warnings(stage: Stage, found: Forecast) -> Iterator[str]:
 
 def _warnings(recipe: Recipe, site: Site, inputs: Inputs, stage: Stage, found: Forecast) -> Iterator[str]:
     yield from _slurm_only(recipe, site)
-    yield from task_of(stage.settings.task).warnings(stage, inputs)
+    for one in decoded(stage).values():
+        yield from task_of(stage.settings.task).warnings(one, inputs)
+    yield from unknown_warnings(stage, inputs)
     if stage.batch is None:
         return
     yield from train_warnings(stage)

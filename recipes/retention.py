@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 
+from ..checkpoints.commit import Checkpoint
+from ..checkpoints.consolidation.options import ConsolidateOptions
 from ..checkpoints.formats.tensors import FloatDtype
 from ..checkpoints.retention.policies import RetentionRules, standard_rules
 from ..checkpoints.rotation import RemovalOptions
 from ..run_folder import RunPaths
+from .plan import Stage
 from .schema import StageSettings
 
 
@@ -18,6 +23,7 @@ def retention_rules(settings: StageSettings) -> RetentionRules:
         keep_last=spec.keep_last,
         keep_best=num_best_kept(settings),
         keep_every_steps=spec.keep_every_steps,
+        keep_steps=spec.keep_steps,
         goal=settings.goal,
         strips=spec.thin,
         archives=spec.archive_url is not None,
@@ -58,3 +64,21 @@ def weights_dtype(settings: StageSettings) -> FloatDtype:
 def model_dtype(settings: StageSettings) -> FloatDtype:
     """Return the dtype of the consolidated model, which the settings of a plan name."""
     return settings.consolidate.dtype or "float16"
+
+
+def consolidate_options(stage: Stage, chosen: Checkpoint, base: Path | None) -> ConsolidateOptions:
+    """Return how *stage* makes a model of the *chosen* checkpoint.
+
+    An adapter is merged into *base*.
+    """
+    spec, model = stage.settings.consolidate, stage.model
+    return ConsolidateOptions(
+        dtype=model_dtype(stage.settings),
+        max_shard_bytes=int(spec.max_shard_gb * 1e9),
+        num_workers=len(os.sched_getaffinity(0)),
+        overflow=spec.overflow,
+        base_dir=base,
+        base_model=model.folder if model.has_weights else "",
+        copy_from=chosen.path,
+        is_verified=True,  # it costs seconds, after hours of training
+    )

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from ..checkpoints.choice import step_named
 from ..errors import RecipeError
 from .facts import TokenFacts
 from .schema import Recipe, Resources, StageSettings, StageSpec, validate
@@ -77,7 +78,18 @@ def resolve_stages(recipe: Recipe) -> dict[str, ResolvedStage]:
             settings=settings,
             rows=tuple(_rows(settings, kind)),
         )
-    return {name: _foreseeing(stage, recipe, found.values()) for name, stage in found.items()}
+    seen = {name: _foreseeing(stage, recipe, found.values()) for name, stage in found.items()}
+    return {name: _keeping(stage, seen.values()) for name, stage in seen.items()}
+
+
+def _keeping(stage: ResolvedStage, stages: Iterable[ResolvedStage]) -> ResolvedStage:
+    """Return *stage*, which keeps the checkpoints that others choose by their step."""
+    chosen = [step_named(one.settings.consolidate.choose) for one in stages if one.of == stage.name]
+    if stage.kind.leaves != "checkpoints" or not any(chosen):
+        return stage
+    spec = stage.settings.checkpoints
+    steps = tuple(sorted({*spec.keep_steps, *filter(None, chosen)}))
+    return replace(stage, settings=replace(stage.settings, checkpoints=replace(spec, keep_steps=steps)))
 
 
 def _foreseeing(stage: ResolvedStage, recipe: Recipe, stages: Iterable[ResolvedStage]) -> ResolvedStage:
@@ -192,6 +204,10 @@ def smoke(recipe: Recipe) -> Recipe:
     """Return the recipe cut down to try the whole chain: 2 steps and 8 rows a stage."""
     values = validate.to_plain(recipe)
     _merge(values, {**_SMOKE, "stages": {name: {"set": _SMOKE} for name, spec in recipe.stages.items() if spec.set}})
+    for section in (values, *(spec["set"] for spec in values["stages"].values())):
+        for decoding in section.get("predict", {}).get("decodings", {}).values():
+            for name in _SMOKE["predict"].keys() & decoding:
+                del decoding[name]
     changed, faults = validate.build(Recipe, values)
     if changed is None:
         raise RecipeError(recipe.name, faults)

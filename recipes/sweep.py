@@ -20,8 +20,10 @@ from . import overrides
 from .catalog import find_recipe
 from .compile import compile, stage_model
 from .compose import recipe_of, values_of
+from .decodings import decodings_of_axes
 from .inspect.inputs import READ_KEYS, inspect
 from .inspect.lengths import Progress
+from .inspect.run_models import ALL, each_checkpoint
 from .plan import Plan, Point, Stage, Sweep, Variant
 from .schema import Recipe, Resources
 from .stages import settings_of, smoke
@@ -55,7 +57,9 @@ def plan_sweep(
         PlanError: a point that was checked cannot run here.
     """
     faults: list[Fault] = []
-    axes = [tuple(dict.fromkeys(axis)) for axis in overrides.axes(sweep, faults)]
+    axes = [
+        tuple(dict.fromkeys(axis)) for axis in overrides.axes([_with_each_checkpoint(text) for text in sweep], faults)
+    ]
     faults += [
         Fault(key=axis[0], problem="cannot be swept", hint="all points share one name and one request")
         for axis in axes
@@ -63,6 +67,9 @@ def plan_sweep(
     ]
     if faults:
         raise RecipeError(name, faults)
+    look = partial(inspect, store=store, progress=progress, dead_runs=dead_runs)
+    if (recipe := _decodings(name, texts, axes, is_smoke)) is not None:
+        return compile(recipe, site, look(recipe))
     early = [index for index, axis in enumerate(axes) if _is_early(axis[0], find_recipe(name).parent)]
     variants: dict[tuple[str, ...], int] = {}
     points = []
@@ -70,8 +77,7 @@ def plan_sweep(
         shared = tuple(chosen[index] for index in early)
         number = variants.setdefault(shared, len(variants))
         rest = tuple(text for index, text in enumerate(chosen) if index not in early)
-        points.append(Point(variant=number, overrides=rest, label=" ".join(chosen)))
-    look = partial(inspect, store=store, progress=progress, dead_runs=dead_runs)
+        points.append(Point(variant=number, overrides=rest, label=" ".join(chosen).replace("\\:", ":")))
     sample = _sample(axes)
     made = []
     for shared, number in variants.items():
@@ -82,6 +88,31 @@ def plan_sweep(
     whole = Sweep(variants=tuple(made), points=tuple(points), is_smoke=is_smoke)
     plans = {index: _checked(whole, index, site) for index in sample}
     return _joined(whole, list(plans.values()), site)
+
+
+def _decodings(name: str, texts: Sequence[str], axes: Sequence[Sequence[str]], is_smoke: bool) -> Recipe | None:
+    """Return the one recipe that a sweep over decoding alone is.
+
+    Its model is trained once and loaded once.
+    """
+    values, faults = values_of(name, texts)
+    recipe = recipe_of(copy.deepcopy(values), list(faults))
+    found = decodings_of_axes([overrides.parse(axis, faults) for axis in axes], recipe)
+    if not found:
+        return None
+    section = values.setdefault("predict", {})
+    longest = [one["max_new_tokens"] for one in found.values() if isinstance(one.get("max_new_tokens"), int)]
+    section.update({"decodings": found} | ({"max_new_tokens": max(longest)} if longest else {}))
+    return _small(recipe_of(values, faults), is_smoke)
+
+
+def _with_each_checkpoint(text: str) -> str:
+    """Return an axis in which `run:ID@all` has become each checkpoint of that run."""
+    key, _, values = text.partition("=")
+    if ALL not in values:
+        return text
+    shown = (each_checkpoint(key, one) if one.endswith(ALL) else [one] for one in values.split(","))
+    return f"{key}={','.join(itertools.chain.from_iterable(shown))}"
 
 
 def _is_early(text: str, folder: Path) -> bool:
@@ -127,8 +158,10 @@ def point_recipe(sweep: Sweep, index: int) -> Recipe:
 
 def _laid_over(variant: dict[str, Any], point: Point, is_smoke: bool) -> Recipe:
     values, faults = copy.deepcopy(variant), list[Fault]()
-    for item in overrides.parse(point.overrides, faults):
+    items = overrides.parse(point.overrides, faults)
+    for item in items:
         overrides.lay_over(values, item, faults)
+    faults += overrides.without_effect(values, items)
     return _small(recipe_of(values, faults), is_smoke)
 
 

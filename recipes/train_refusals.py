@@ -31,6 +31,8 @@ def train_refusals(stage: Stage) -> Iterator[str]:
             f"train.group_by_length has no use with data.packing {packing}, which fills every example; set "
             "train.group_by_length=false"
         )
+    if late := [step for step in stage.settings.checkpoints.keep_steps if step > stage.steps]:
+        yield f"stage {stage.name!r} ends at step {stage.steps}, and the checkpoint of step {late[0]} is wanted"
     yield from fallback_refusals(stage)
     if not train.master_weights:
         yield from _pure_refusals(stage.settings)

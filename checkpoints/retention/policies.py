@@ -122,6 +122,24 @@ class KeepEverySteps(RetentionPolicy):
 
 
 @dataclass(frozen=True)
+class KeepSteps(RetentionPolicy):
+    """Keep those of some steps, which are wanted later.
+
+    They may lose their training state, but never go.
+    """
+
+    steps: tuple[int, ...]
+
+    @property
+    def num_protected(self) -> int:
+        return len(self.steps)
+
+    def select(self, checkpoints: Sequence[Checkpoint]) -> Mapping[int, Kept]:
+        kept = Kept(reason="its step is to be kept", value=(3,), at_most="strip")
+        return {place: kept for place, one in enumerate(checkpoints) if one.step in self.steps}
+
+
+@dataclass(frozen=True)
 class Pinned(RetentionPolicy):
     """Keep those that a user pinned, as they are."""
 
@@ -169,11 +187,12 @@ def standard_rules(
     keep_last: int = 1,
     keep_best: int = 1,
     keep_every_steps: int | None = None,
+    keep_steps: tuple[int, ...] = (),
     goal: Goal = "lowest",
     strips: bool = False,
     archives: bool = False,
 ) -> RetentionRules:
     """Return the rules that a recipe's keys and the command line can say."""
-    policies = (Pinned(), KeepLast(keep_last), KeepBest(keep_best, goal))
+    policies = (Pinned(), KeepLast(keep_last), KeepBest(keep_best, goal), KeepSteps(keep_steps))
     every = (KeepEverySteps(keep_every_steps),) if keep_every_steps else ()
     return RetentionRules(policy=AnyOf((*policies, *every)), strips=strips, archives=archives)

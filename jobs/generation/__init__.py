@@ -1,6 +1,6 @@
-"""Engines that generate text: one record each, and what every engine can do.
+"""Generation engines in the jobs: what each of them takes, and what it returns.
 
-A new engine is a record here and a module with `load`, which returns an Engine.
+The half of an engine that planning reads is in `recipes.generation`.
 """
 
 from __future__ import annotations
@@ -9,12 +9,54 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
-from ...errors import UsageError
+from ...recipes.generation import ENGINES
 
 if TYPE_CHECKING:
     from ...recipes.schema import StageSettings
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prompt:
+    """Token ids to be continued.
+
+    Drawing is seeded by the recipe's seed, *row* (the position in the input), *sample* (which of several answers) and
+    the number of a token in its answer, which starts at *first*. *max_characters* lets an engine stop as soon as the
+    text is longer; it need not.
+    """
+
+    ids: Sequence[int]
+    row: int
+    max_new_tokens: int
+    max_characters: int | None = None
+    sample: int = 0
+    first: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenLogprobs:
+    """Natural logarithms of the probabilities of an answer's tokens.
+
+    They are the model's own, before any setting changes them. *chosen* has one number for each token, *top* the
+    likeliest (id, log-probability) pairs of each.
+    """
+
+    chosen: Sequence[float]
+    top: Sequence[Sequence[tuple[int, float]]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Generation:
+    """What follows a prompt: token ids without the end token.
+
+    It *ended* at a token or text that stops, or at its limit. The ids may go on beyond a stop text or the most
+    characters: the text is cut by who decodes it (`generation.texts`).
+    """
+
+    ids: list[int]
+    ended: Literal["stop", "length"]
+    logprobs: TokenLogprobs | None = None
 
 
 class Engine(Protocol):
@@ -24,57 +66,23 @@ class Engine(Protocol):
     def config(self) -> Mapping[str, Any]:
         """The model's config."""
 
-    def generate(self, prompts: Sequence[list[int]], positions: Sequence[int]) -> list[str]:
-        """Return what follows each prompt of token ids.
+    def generate(self, prompts: Sequence[Prompt]) -> list[Generation]:
+        """Return what follows each prompt, in their order.
 
-        *positions* are those of the rows, which seed the drawing. A text depends on its own prompt and position alone,
-        not on the prompts that are generated with it.
+        It depends on the prompt and the settings alone, not on the prompts that are generated with it.
+
+        Raises:
+            RunError: the model's scores of a row are no numbers, or one row is too large for the device's memory.
         """
 
-
-@dataclass(frozen=True, kw_only=True)
-class EngineSpec:
-    """The properties of an engine. This module imports without the engine.
-
-    *version* is raised when the same settings give other text; *decides* lists the settings that decide it.
-    """
-
-    name: str
-    version: int
-    decides: tuple[str, ...]
-    module: str
-
-
-ENGINES: dict[str, EngineSpec] = {
-    engine.name: engine
-    for engine in (
-        EngineSpec(
-            name="transformers",
-            version=1,
-            decides=(
-                *("predict.max_new_tokens", "predict.min_new_tokens", "predict.num_beams"),
-                *("predict.sample", "predict.temperature", "predict.top_k", "predict.top_p", "seed"),
-                *("predict.repetition_penalty", "predict.no_repeat_ngram"),
-                *("predict.length_ratio", "predict.chunk_tokens", "predict.stop"),
-                "model.attention",  # kernels round differently
-            ),
-            module=f"{__name__}.transformers_engine",
-        ),
-    )
-}
-
-
-def engine_of(name: str) -> EngineSpec:
-    """Return the engine called *name*."""
-    if name not in ENGINES:
-        raise UsageError(f"predict.engine {name!r} is not built in this version; known: {', '.join(ENGINES)}")
-    return ENGINES[name]
+    def with_settings(self, settings: StageSettings) -> Engine:
+        """Return the same loaded model with other settings of `predict`."""
 
 
 def load_engine(
     settings: StageSettings, model_dir: Path, tokenizer: Any, *, model_class: str, device: str, dtype: str
 ) -> Engine:
     """Return the engine of the settings, with the model of *model_dir* on *device*."""
-    module = import_module(engine_of(settings.predict.engine).module)
+    module = import_module(ENGINES.load(settings.predict.engine).runtime)
     loaded = module.load(settings, model_dir, tokenizer, model_class=model_class, device=device, dtype=dtype)
     return cast("Engine", loaded)

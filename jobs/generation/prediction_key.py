@@ -9,12 +9,12 @@ from pathlib import Path
 from ...checkpoints.consolidation.manifest import read_manifest
 from ...errors import NotFoundError
 from ...files import digest_of, read_json
+from ...recipes.generation import ENGINES, EngineSpec
 from ...recipes.inspect.cache import file_digest
 from ...recipes.plan import Stage
 from ...recipes.schema.validate import to_plain
 from ...recipes.tasks import TaskSpec, task_of
 from ...run_folder import RunPaths
-from . import EngineSpec, engine_of
 
 # Which rows are answered, by what, and what goes into a line besides the answer.
 _ALWAYS = ("task", "data.columns.id", "predict.split", "predict.rows", "predict.engine", "predict.dtype")
@@ -38,7 +38,7 @@ def prediction_key(paths: RunPaths, stage: Stage) -> str:
     """
     settings, model_dir = stage.settings, stage.model.dir_in(paths)
     task = task_of(settings.task)
-    engine = engine_of(settings.predict.engine) if task.generates else None
+    engine = ENGINES.load(settings.predict.engine) if task.generates else None
     parts = [
         [task.version, engine and engine.version],
         {key: to_plain(attrgetter(key)(settings)) for key in deciding_keys(task, engine)},

@@ -18,6 +18,7 @@ from transformers.generation.logits_process import TemperatureLogitsWarper, TopK
 
 from ...recipes.data.encode import pad_id
 from ...recipes.schema import Predict, StageSettings
+from . import Generation, Prompt
 
 
 def load(
@@ -48,57 +49,71 @@ class TransformersEngine:
         self._is_encoder_decoder = bool(model.config.is_encoder_decoder)
         self._pad = pad_id(tokenizer)
         self._generation = _generation_config(settings.predict, model, tokenizer, self._pad)
+        ends = self._generation.eos_token_id
+        self._ends = frozenset(ends if isinstance(ends, list) else [ends])
 
     @property
     def config(self) -> Mapping[str, Any]:
         """The model's config."""
         return dict(self._model.config.to_dict())
 
-    def generate(self, prompts: Sequence[list[int]], positions: Sequence[int]) -> list[str]:
+    def with_settings(self, settings: StageSettings) -> TransformersEngine:
+        """Return the same model with other settings of `predict`."""
+        return TransformersEngine(settings, self._model, self._tokenizer)
+
+    def generate(self, prompts: Sequence[Prompt]) -> list[Generation]:
         """Return what follows each prompt; those of like length share a batch."""
-        by_length = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
-        answers = [""] * len(prompts)
+        by_length = sorted(range(len(prompts)), key=lambda place: len(prompts[place].ids))
+        found: dict[int, Generation] = {}
         size = self._settings.predict.batch_rows
         for first in range(0, len(prompts), size):
             places = by_length[first : first + size]
-            texts = self._generate([prompts[place] for place in places], [positions[place] for place in places])
-            for place, text in zip(places, texts, strict=True):
-                answers[place] = text
-        return answers
+            made = self._generate([prompts[place] for place in places])
+            found.update(zip(places, made, strict=True))
+        return [found[place] for place in range(len(prompts))]
 
-    def _generate(self, prompts: list[list[int]], positions: list[int]) -> list[str]:
+    def _generate(self, prompts: list[Prompt]) -> list[Generation]:
         """Continue one batch.
 
         A batch that is too large for the device is continued in halves.
         """
         try:
-            return self._generate_batch(prompts, positions)
+            return self._generate_batch(prompts)
         except torch.OutOfMemoryError:
             if len(prompts) == 1:
                 raise
         torch.cuda.empty_cache()
         half = len(prompts) // 2
-        return self._generate(prompts[:half], positions[:half]) + self._generate(prompts[half:], positions[half:])
+        return self._generate(prompts[:half]) + self._generate(prompts[half:])
 
     @torch.no_grad()  # not inference_mode: what a model keeps from it could not be used by a training that goes on
-    def _generate_batch(self, prompts: list[list[int]], positions: list[int]) -> list[str]:
+    def _generate_batch(self, prompts: list[Prompt]) -> list[Generation]:
         # padding inside a prompt is attended to, that beside it is not; an encoder counts positions from the left
         side = "right" if self._is_encoder_decoder else "left"
-        ids = _padded(prompts, self._pad, side)
-        mask = _padded([[1] * len(prompt) for prompt in prompts], 0, side)
+        ids = _padded([prompt.ids for prompt in prompts], self._pad, side)
+        mask = _padded([[1] * len(prompt.ids) for prompt in prompts], 0, side)
         device, predict = self._model.device, self._settings.predict
+        positions = [prompt.row for prompt in prompts]
         output = self._model.generate(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
             generation_config=self._generation,
             logits_processor=_sampling(predict, self._settings.seed, positions) if predict.sample else None,
         )
-        num_read = 0 if self._is_encoder_decoder else ids.shape[1]
-        return list(self._tokenizer.batch_decode(output[:, num_read:], skip_special_tokens=True))
+        num_read = 1 if self._is_encoder_decoder else ids.shape[1]  # a decoder reads its start token
+        found = zip(prompts, output[:, num_read:].tolist(), strict=True)
+        return [self._ended(row[: prompt.max_new_tokens]) for prompt, row in found]
+
+    def _ended(self, ids: list[int]) -> Generation:
+        """Return the answer in *ids*: what comes before the first end token."""
+        for place, token in enumerate(ids):
+            if token in self._ends:
+                return Generation(ids=ids[:place], ended="stop")
+        return Generation(ids=ids, ended="length")
 
 
-def _padded(rows: Sequence[list[int]], value: int, side: str) -> torch.Tensor:
-    tensors = [torch.tensor(row) for row in rows]
+def _padded(rows: Sequence[Sequence[int]], value: int, side: str) -> torch.Tensor:
+    tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
     return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=side)
 
 

@@ -21,7 +21,7 @@ from ...recipes.data.encode import BATCH_ROWS, Encoded, is_kept, pad_id
 from ...recipes.data.rows import Row, read_rows
 from ...recipes.schema import StageSettings
 from ...recipes.tasks import task_of
-from ..generation import Engine
+from ..generation import Engine, Prompt
 from . import IGNORED_LABEL, Examples, TaskRuntime
 from .packed import Blocks, Packs, pack_batch
 
@@ -170,7 +170,13 @@ class GeneratingAnswerer:
         """
         asked = [row for _, row in rows]
         found = self._task.encode(self._settings, "predict", asked, self._tokenizer, self._longest)
-        texts = self._engine.generate([prompt.ids for prompt in found], [position for position, _ in rows])
+        most = self._settings.predict.max_new_tokens
+        prompts = [
+            Prompt(ids=prompt.ids, row=position, max_new_tokens=most)
+            for prompt, (position, _) in zip(found, rows, strict=True)
+        ]
+        made = self._engine.generate(prompts)
+        texts = self._tokenizer.batch_decode([one.ids for one in made], skip_special_tokens=True)
         return [{PREDICTION: unicodedata.normalize("NFC", text)} for text in texts]
 
 

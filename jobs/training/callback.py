@@ -53,7 +53,11 @@ class StepCallback(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._watchdog.step()
         step, train = state.global_step, self._job.settings.train
-        is_due = step % self._batch.save_every_steps == 0 or step >= self._batch.steps
+        is_due = (
+            step % self._batch.save_every_steps == 0
+            or step in self._job.settings.checkpoints.keep_steps
+            or step >= self._batch.steps
+        )
         control.should_save = is_due
         control.should_evaluate = bool(train.eval_split) and (
             is_due or (train.eval_every_steps is not None and step % train.eval_every_steps == 0)

@@ -80,7 +80,7 @@ def refusals(settings: StageSettings, model: ModelFacts) -> Iterator[str]:
         )
     if settings.adapter.method == "qlora" and settings.adapter.dora and zero.stage == 3:
         yield (
-            "adapter.dora over 4-bit weights fails with train.zero.stage 3: peft reads these weights past the sharding; "
+            "adapter.dora over 4-bit weights fails with train.zero.stage 3: peft reads them past the sharding; "
             "set train.zero.stage=2, adapter=lora or adapter.dora=false"
         )
     if zero.offload == "both" and zero.stage != 3:

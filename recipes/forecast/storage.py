@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from ...checkpoints.formats.tensors import FloatDtype
 from ...checkpoints.retention.save_level import SAVE_LEVELS, SaveLevel, least_held
 from ...checkpoints.sizes import Size, checkpoint_size, model_size
+from ..decodings import decodings_of
 from ..engines import engine_of
 from ..facts import Inputs, ModelFacts
 from ..model_kinds import overflows_in_float16
@@ -167,16 +168,16 @@ def _parts(settings: StageSettings, model: ModelFacts, stage: Stage, fit: Fit) -
     spec, num_best, batch = settings.checkpoints, num_best_kept(settings), stage.batch
     size, weights = checkpoint_of(settings, model, batch), weights_of(settings, model)
     full, light = (size.num_bytes, size.formula), (weights.num_bytes, f"weights: {weights.formula}")
-    saves = math.ceil(batch.steps / batch.save_every_steps)
-    older = num_best + (
-        batch.steps // math.lcm(spec.keep_every_steps, batch.save_every_steps) if spec.keep_every_steps else 0
-    )
+    extra = sum(step % batch.save_every_steps != 0 and step != batch.steps for step in spec.keep_steps)
+    saves = math.ceil(batch.steps / batch.save_every_steps) + extra
+    older = num_best + len(spec.keep_steps)
+    older += batch.steps // math.lcm(spec.keep_every_steps, batch.save_every_steps) if spec.keep_every_steps else 0
     if fit.keeps_all and spec.thin:
         newest = min(saves, spec.keep_last + 1)
         return [(newest, *full), (min(saves - newest, older), *light)]
     if fit.keeps_all:
         return [(min(saves, spec.keep_last + older + 1), *full)]
-    held = least_held(fit.level, min(1, num_best))
+    held = least_held(fit.level, min(1, num_best) + len(spec.keep_steps))
     num_full = min(saves, held.num_full)
     return [(num_full, *full), (min(saves - num_full, held.num_weights), *light)]
 
@@ -198,9 +199,10 @@ def _beside(inputs: Inputs, stage: Stage) -> Iterator[ForecastLine]:
             yield ForecastLine(what=f"merging of {stage.name}", num_bytes=merged, formula=formula)
     if leaves == "predictions":
         rows = stage.splits["predict"].num_rows
-        row_bytes, row_formula = task_of(settings.task).row_bytes(settings)
-        formula = f"2 (units, merged) x {rows:,} rows x {row_formula}"
-        yield ForecastLine(what=f"predictions of {stage.name}", num_bytes=2 * rows * row_bytes, formula=formula)
+        sizes = [task_of(one.task).row_bytes(one) for one in decodings_of(settings).values()]
+        formula = f"2 (units, merged) x {rows:,} rows x {' + '.join(text for _, text in sizes)}"
+        num_bytes = 2 * rows * sum(size for size, _ in sizes)
+        yield ForecastLine(what=f"predictions of {stage.name}", num_bytes=num_bytes, formula=formula)
 
 
 def _forecast_checkpoints(model: ModelFacts, stages: Sequence[Stage], free_bytes: int) -> dict[str, CheckpointForecast]:

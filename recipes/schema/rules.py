@@ -13,11 +13,16 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from ...checkpoints.choice import is_choice, step_named
 from ...errors import Fault, nearest
 from ...predictions.metrics import METRICS
 from ...redaction import holds_secret, is_secret
 from ...run_folder import NAME_PATTERN
+from ...run_index import RUN_PREFIX
+from ..data.post import problem_of
 from ..data.preparing import step_faults
+from ..decodings import decoding_faults, decodings_of
+from ..generation import engine_faults
 from ..stage_kinds import RECIPE_KINDS, STAGE_KINDS, RowUse, StageKind
 from ..stages import fitting_sources, kind_name, resolve_stages, settings_of, stages_of
 from ..tasks import TASKS, task_faults, task_of
@@ -73,6 +78,9 @@ def _basics(recipe: Recipe) -> Iterator[Fault]:
         yield Fault(key="name", problem=f"is {recipe.name!r}", hint=f"{_NAME_HINT}, such as name: {like}")
     if not recipe.model.path:
         yield Fault(key="model.path", problem="is missing", hint="a hub id, a local folder, or library:NAME")
+    if recipe.model.from_scratch and recipe.model.path.startswith(RUN_PREFIX):
+        problem = f"is true, and model.path {recipe.model.path!r} is a trained model"
+        yield Fault(key="model.from_scratch", problem=problem, hint="set model.from_scratch=false")
     if not recipe.data.splits and recipe.data.generator is None:
         yield Fault(key="data.splits", problem="is missing", hint="such as {train: train.jsonl, test: test.jsonl}")
     problem, hint = TASKS.problem(recipe.task)
@@ -197,7 +205,7 @@ def _views(recipe: Recipe) -> list[Fault]:
         uses_here = tuple(rows.use for rows in stage.rows)
 
         def ask(settings: StageSettings, uses: Sequence[RowUse] = uses_here) -> list[Fault]:
-            return [*_sections(settings), *step_faults(settings.data), *task_faults(settings, uses)]
+            return [*_stage_faults(settings, uses), *step_faults(settings.data), *_decodings(settings, uses)]
 
         found[name], of_all = ask(stage.settings), ask(common)
         for fault in found[name]:
@@ -206,6 +214,25 @@ def _views(recipe: Recipe) -> list[Fault]:
             elif fault not in found.get(stage.of, ()):  # else it is said of the stage that it comes from
                 faults.append(replace(fault, key=f"stages.{name}.set.{fault.key}"))
     return list(dict.fromkeys(faults))
+
+
+def _stage_faults(view: StageSettings, uses: Sequence[RowUse]) -> Iterator[Fault]:
+    yield from _sections(view)
+    if "predict" in uses and task_of(view.task).generates:
+        yield from engine_faults(view)
+    yield from task_faults(view, uses)
+
+
+def _decodings(view: StageSettings, uses: Sequence[RowUse]) -> Iterator[Fault]:
+    """Return what is wrong with each decoding, as it would be alone."""
+    if not view.predict.decodings:
+        return
+    faults = list(decoding_faults(view))
+    yield from faults
+    for name, one in decodings_of(view).items() if not faults else ():
+        for fault in _stage_faults(one, uses):
+            if fault.key.startswith("predict."):
+                yield replace(fault, key=f"predict.decodings.{name}.{fault.key.removeprefix('predict.')}")
 
 
 def _sources(recipe: Recipe) -> Iterator[Fault]:
@@ -251,7 +278,7 @@ def _sbatch(key: str, wanted: Resources) -> Iterator[Fault]:
 def _measured(view: StageSettings) -> Iterator[Fault]:
     """Return why `checkpoints.metric` cannot be measured while training."""
     key, name, task = "checkpoints.metric", view.checkpoints.metric, task_of(view.task)
-    if METRICS.problem(name)[0]:
+    if METRICS.problem(name)[0] or METRICS.is_path(name):
         known = ("loss", "eval_loss", *METRICS)
         yield Fault(key=key, problem=f"is {name!r}; known: {', '.join(known)}", hint=nearest(name, known))
         return
@@ -273,9 +300,16 @@ def _kept(view: StageSettings) -> Iterator[Fault]:
         yield Fault(
             key="checkpoints.keep_best", problem=problem, hint="set train.eval_split=SPLIT, or checkpoints.metric=loss"
         )
+    if not is_choice(view.consolidate.choose):
+        hint = "best, last, or a step such as step-200"
+        yield Fault(key="consolidate.choose", problem=f"is {view.consolidate.choose!r}", hint=hint)
     if spec.keep_best == 0 and view.consolidate.choose == "best" and view.is_measured:
         problem = "is 0, and consolidate.choose is best"
         yield Fault(key="checkpoints.keep_best", problem=problem, hint="keep 1, or set consolidate.choose=last")
+    if view.train.patience is not None and (spec.keep_steps or step_named(view.consolidate.choose)):
+        problem = "may end the training before a step whose checkpoint is wanted"
+        hint = "leave out checkpoints.keep_steps and choose best or last, or set train.patience=null"
+        yield Fault(key="train.patience", problem=problem, hint=hint)
     url = spec.archive_url
     if url is not None and "://" not in url and not url.startswith("/"):
         yield Fault(
@@ -330,6 +364,13 @@ def _sections(view: StageSettings) -> Iterator[Fault]:
     if predict.min_new_tokens > predict.max_new_tokens:
         problem = f"is {predict.min_new_tokens}, above max_new_tokens {predict.max_new_tokens}"
         yield Fault(key="predict.min_new_tokens", problem=problem)
+    for number, name in enumerate(predict.post):
+        problem, hint = problem_of(name)
+        if problem:
+            yield Fault(key=f"predict.post.{number}", problem=problem, hint=hint)
+    if predict.post and task_of(view.task).has_labels:
+        problem = f"changes texts, and the predictions of {view.task} are labels"
+        yield Fault(key="predict.post", problem=problem, hint="leave it out")
     if predict.sample and (predict.num_beams or 1) > 1:
         problem = f"is {predict.num_beams} with predict.sample"
         yield Fault(key="predict.num_beams", problem=problem, hint="draw tokens or search beams, not both")

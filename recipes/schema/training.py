@@ -182,6 +182,9 @@ class Checkpoints:
     keep_last: int = key(1, "newest ones that stay", also=("save_total_limit", "total_limit"), at_least=1)
     keep_best: int = key(1, "best ones by the metric that stay", also=("save_top_k",), at_least=0)
     keep_every_steps: int | None = key(None, "those at multiples of this stay for good", at_least=1)
+    keep_steps: tuple[int, ...] = key(
+        (), "a checkpoint is made after each of these steps, and its weights stay whatever happens", at_least=1
+    )
     metric: str = key(
         "eval_loss",
         "what best means: loss while training, eval_loss on train.eval_split, or a metric such as exact_match or "
@@ -217,7 +220,7 @@ class Consolidate:
     An adapter is merged into its base; its checkpoints keep it apart.
     """
 
-    choose: Literal["best", "last"] = key("best", "which checkpoint")
+    choose: str = key("best", "which checkpoint: best, last, or such as step-200, which then stays")
     dtype: FloatDtype | None = key(
         None,
         f"{DTYPE_HELP}; when not given bfloat16 for a model whose own weights are bfloat16, else float16",

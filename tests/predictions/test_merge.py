@@ -4,13 +4,16 @@ import errno
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sousbatch.errors import IncompleteError, NoRoomError, NotFoundError
+from sousbatch.predictions import merge as merging
 from sousbatch.predictions.merge import format_rows, merge_units, partial_path, report_path
 from sousbatch.predictions.units import committed_units, open_layout, read_layout, unit_path, write_unit
 
@@ -46,8 +49,10 @@ def test_units_are_joined_in_order_byte_for_byte(
 
 def test_the_report_says_who_wrote_what(predicted: Path, out: Path) -> None:
     report = merge_units(predicted, out)
-    said = [(source["task"], source["attempt"], source["num_units"]) for source in report.sources]
-    assert said == [(0, 1, 3), (1, 1, 2)]
+    said = [(source["task"], source["attempt"], source["num_units"], source["rows"]) for source in report.sources]
+    assert said == [(0, 1, 3, "0-4,10-14,20-21"), (1, 1, 2, "5-9,15-19")]
+    host = report.sources[0]["host"]
+    assert list(report.writers()) == [f"task {task}, attempt 1, on {host}: {3 - task} units" for task in (0, 1)]
     assert read_report(out) == report.as_json() | {"faults": [], "sources": list(report.sources)}
 
 
@@ -63,6 +68,43 @@ def test_missing_units_are_named_and_nothing_is_cut_or_filled(
     report = read_report(out)
     assert (report["missing"], report["is_complete"]) == ("5-14,20-21", False)
     assert report["output"] == "predictions.jsonl.partial"
+
+
+def test_the_command_that_computes_the_rest_is_named(predicted: Path, out: Path) -> None:
+    unit_path(predicted, 1).unlink()
+    with pytest.raises(IncompleteError, match="missing rows: 5-9; the rest is computed by `sousbatch resume abc`"):
+        merge_units(predicted, out, rest="sousbatch resume abc")
+    assert read_report(out)["rest"] == "sousbatch resume abc"
+
+
+def test_merges_into_one_file_at_once_all_end_with_the_same_file(predicted: Path, out: Path) -> None:
+    starts = threading.Barrier(4)
+
+    def merge(_: int) -> int:
+        starts.wait()
+        return merge_units(predicted, out).num_written
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(merge, range(4))) == [22] * 4
+    assert sorted(path.name for path in out.parent.iterdir()) == [predicted.name, out.name, report_path(out).name]
+
+
+def test_a_merge_that_saw_less_leaves_the_complete_file_of_another(
+    predicted: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A unit is committed after the first merge has looked, and a second merge overtakes it."""
+    hidden, looked = unit_path(predicted, 1).rename(predicted / "hidden"), merging.survey_units
+
+    def overtaken(*arguments: Any) -> Any:
+        found = looked(*arguments)
+        if hidden.exists():
+            hidden.rename(unit_path(predicted, 1))
+            assert merge_units(predicted, out).is_complete
+        return found
+
+    monkeypatch.setattr(merging, "survey_units", overtaken)
+    assert merge_units(predicted, out).num_written == 22
+    assert not partial_path(out).exists() and read_report(out)["is_complete"]
 
 
 def test_a_merge_after_the_gap_is_filled_removes_the_partial_file(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-from sousbatch.errors import RecipeError
+from sousbatch.errors import PlanError, RecipeError
 from sousbatch.recipes.compile import compile
 from sousbatch.recipes.facts import Lengths
 from sousbatch.recipes.plan import Plan
@@ -107,3 +108,32 @@ def test_the_rows_that_are_kept_are_the_examples_of_a_split(small: ModuleType) -
 def test_a_set_that_fits_no_schema_is_a_fault_of_the_recipe(small: ModuleType) -> None:
     with pytest.raises(RecipeError, match="train.steps is 'many'"):
         _resolved(small, train=_set(train={"steps": "many"}))
+
+
+def test_a_step_that_a_consolidate_stage_chooses_stays_and_is_counted(small: ModuleType) -> None:
+    chosen = _set(consolidate={"choose": "step-7"})
+    found = _compiled(small, train=StageSpec(), last=StageSpec(kind="consolidate"), consolidate=chosen)
+    assert found.stage("train").settings.checkpoints.keep_steps == (7,)
+    usual = _compiled(small, train=StageSpec(), last=StageSpec(kind="consolidate"))
+    sizes = [plan.forecast.checkpoints["train"].full_bytes for plan in (found, usual)]
+    assert sizes[0] > sizes[1]
+
+
+@pytest.mark.parametrize(
+    ("choice", "more", "says"),
+    [
+        ("step-700", {}, "ends at step 26, and the checkpoint of step 700 is wanted"),
+        ("step-07x", {}, r"consolidate.choose is 'step-07x' \(best, last, or a step such as step-200\)"),
+        ("step-7", {"patience": 2}, "train.patience may end the training before a step whose checkpoint is wanted"),
+    ],
+)
+def test_a_step_that_may_never_be_is_refused(small: ModuleType, choice: str, more: dict[str, Any], says: str) -> None:
+    recipe = replace(
+        small.RECIPE, stages={"train": _set(train=more), "consolidate": _set(consolidate={"choose": choice})}
+    )
+    faults = rules.faults_of(recipe)
+    if faults:
+        assert re.search(says, " ".join(map(str, faults)))
+        return
+    with pytest.raises(PlanError, match=says):
+        compile(recipe, small.SITE, small.INPUTS)

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from sousbatch.cluster.site import Site
-from sousbatch.jobs import generation
 from sousbatch.jobs.generation.prediction_key import deciding_keys, prediction_key
-from sousbatch.recipes import tasks
+from sousbatch.recipes import generation, tasks
 from sousbatch.recipes.compile import compile
 from sousbatch.recipes.facts import DiskSpace, Inputs, ModelFacts, SplitFacts, TensorFacts
 from sousbatch.recipes.plan import Plan, Stage
@@ -23,6 +22,8 @@ from sousbatch.recipes.schema import (
     Data,
     Generator,
     Model,
+    Output,
+    Predict,
     Recipe,
     Resources,
     Select,
@@ -49,12 +50,15 @@ NOT_DECIDING = {
     *("data.select.bm25.queries", "data.select.bm25.k", "data.select.bm25.column"),
     # how the work is shared
     *("predict.unit_rows", "predict.batch_rows"),
+    # what becomes of the answers as they are merged
+    *("predict.post", "predict.output.template", "predict.output.columns", "predict.output.format"),
+    "predict.decodings",  # each has settings and a key of its own
     # of another task
     *("question_answering.stride_tokens", "question_answering.max_question_tokens"),
     *("question_answering.max_answer_tokens", "question_answering.n_best", "question_answering.null_threshold"),
     *("data.columns.question", "data.columns.answers", "data.columns.answer_start"),
 }
-DECIDING = deciding_keys(tasks.task_of("causal_lm"), generation.engine_of("transformers"))
+DECIDING = deciding_keys(tasks.task_of("causal_lm"), generation.TRANSFORMERS)
 KEYS = [option.key for option in validate.options(Recipe) if not option.takes.startswith("section")]
 SEEN = [key for key in KEYS if key.split(".")[0] not in SECTIONS]
 
@@ -85,6 +89,7 @@ def plan(tmp_path: Path) -> Plan:
         name="small",
         model=Model(path=str(tmp_path)),
         data=Data(generator=Generator(), augment=Augment(), select=Select(bm25=Bm25())),
+        predict=Predict(output=Output()),
         stages={"predict": StageSpec()},
         resources={"default": Resources(device="cpu")},
     )
@@ -137,7 +142,7 @@ def test_a_deciding_key_changes_the_prediction_key_and_no_other_does(
     other_task = dataclasses.replace(tasks.task_of("causal_lm"), name="causal_lmx")
     known = {"causal_lm": tasks.task_of("causal_lm"), "causal_lmx": other_task}
     monkeypatch.setattr(tasks.TASKS, "load", known.__getitem__)
-    monkeypatch.setitem(generation.ENGINES, "vllm", generation.ENGINES["transformers"])
+    monkeypatch.setattr(generation.ENGINES, "load", lambda name: generation.TRANSFORMERS)
     changed = _changed(plan, key, _other(plan.recipe, key))
     assert (_key(changed) != _key(plan)) == (key in DECIDING)
 
@@ -152,7 +157,7 @@ def test_other_weights_rows_tokenizers_and_versions_change_the_prediction_key(
         before.append(_key(dataclasses.replace(plan, stages=(changed,))))
     (Path(stage.model.folder) / "model.safetensors").write_bytes(b"other weights")
     before.append(_key(plan))
-    engine = generation.ENGINES["transformers"]
-    monkeypatch.setitem(generation.ENGINES, "transformers", dataclasses.replace(engine, version=engine.version + 1))
+    engine = dataclasses.replace(generation.TRANSFORMERS, version=generation.TRANSFORMERS.version + 1)
+    monkeypatch.setattr(generation.ENGINES, "load", lambda name: engine)
     before.append(_key(plan))
     assert len(set(before)) == len(before)

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 import sousbatch.recipes
+from sousbatch.jobs.generation import Prompt
 from sousbatch.jobs.generation.transformers_engine import TransformersEngine
 from sousbatch.jobs.tasks.seq2seq import PairCollator, token_loss
 from sousbatch.recipes.schema import Data, Predict, StageSettings
@@ -77,7 +78,8 @@ def test_an_answer_is_what_the_decoder_writes_whole(model: Any, monkeypatch: pyt
     loaded = engine(model)
     tokens = model.generate(torch.tensor([[5, 6, 2]]), max_new_tokens=6, do_sample=False, num_beams=1)[0]
     expected = AutoTokenizer.from_pretrained(TINY).decode(tokens, skip_special_tokens=True)
-    assert loaded.generate([[5, 6, 2]], [0]) == [expected]
+    (made,) = loaded.generate([Prompt(ids=[5, 6, 2], row=0, max_new_tokens=6)])
+    assert AutoTokenizer.from_pretrained(TINY).decode(made.ids, skip_special_tokens=True) == expected
 
 
 def test_an_encoder_decoder_keeps_its_own_way_to_generate_where_the_recipe_is_silent() -> None:
