@@ -151,7 +151,7 @@ def _new_heads(model: Any) -> list[str]:
 
 
 def full_layers(settings: StageSettings, model: Any) -> list[str]:
-    """Return the names of the layers that train in full beside an adapter, which are not to be quantised."""
+    """Return the names of the layers that train in full beside an adapter."""
     heads = _new_heads(model) if task_of(settings.task).has_new_head else []
     wanted = settings.adapter.modules_to_save
     return [

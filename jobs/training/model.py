@@ -67,7 +67,10 @@ def _load(settings: StageSettings, task: TaskSpec, folder: Path, *, has_weights:
 
 
 def _kept_whole(settings: StageSettings, model_class: Any, config: Any, options: dict[str, Any]) -> list[str]:
-    """Return the layers that are not quantised: those that transformers leaves, and those that train in full."""
+    """Return the layers that are not quantised.
+
+    These are those that transformers leaves, and those that train in full.
+    """
     from transformers.modeling_utils import set_quantized_state
     from transformers.quantizers.base import get_keys_to_not_convert
 
