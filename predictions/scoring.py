@@ -19,8 +19,8 @@ from .metrics.tokenizers import Tokenizer, tokenizer_problem
 from .rows import RAW_PREDICTION, PredictionRow
 
 T = TypeVar("T")
-MODEL, BEFORE, BASELINE = "model", "before_post", "copy_input"
-WHO = {MODEL: "model", BEFORE: "before post", BASELINE: "copying the input"}  # how tables call them
+MODEL, BEFORE_POST, BASELINE = "model", "before_post", "copy_input"
+WHO = {MODEL: "model", BEFORE_POST: "before predict.post", BASELINE: "copying the input"}  # how tables call them
 _DETAILS = ("_precision", "_recall")
 _NONE: Any = object()
 
@@ -93,7 +93,7 @@ class Scoring:
         lower = {name: metric for name, metric in self.metrics.items() if metric.better == "lower"}
         self.lower_is_better = frozenset(self._model.scores(lower))
         if self._has_raw and (before := self._before.scores(self.metrics)):
-            found[BEFORE] = before
+            found[BEFORE_POST] = before
         if self._has_input and (copied := self._baseline.scores(self.metrics)):
             found[BASELINE] = copied
         return found
