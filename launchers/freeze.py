@@ -160,7 +160,7 @@ def _identity(plan: Plan, paths: RunPaths, group: RunPaths, label: str) -> RunId
 
 
 def _changes(plan: Plan) -> list[str]:
-    """Return the keys in which the run differs from the recipe of its name, such as "seed=2"."""
+    """Return what sets the run apart from the recipe of its name: "seed=2"."""
     from ..recipes.compose import compose
     from ..recipes.reference import differences
 
@@ -178,7 +178,7 @@ def _changes(plan: Plan) -> list[str]:
 
 
 def _tracked_config(plan: Plan) -> dict[str, Any]:
-    """Return what a tracked run is listed with: the whole recipe, and what the run was made of."""
+    """Return the recipe and what the run was made of, as a tracker lists it."""
     recipe, inputs = validate.to_plain(plan.recipe), plan.inputs
     train = next((stage for stage in plan.stages if stage.batch is not None), None)
     made_of = {
