@@ -5,9 +5,10 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from .. import files, ledger
-from ..errors import RunError, UsageError
+from ..errors import RunError, SousbatchError, UsageError
 from ..events import Accepted, Event, Frozen, of
 from ..recipes.inspect.cache import code_digest_of, code_files
 from ..recipes.inspect.model import model_digest
@@ -20,6 +21,7 @@ from ..run_index import remember_run
 from ..tracking.identity import RunIdentity, write_identity
 from .base import Launcher, Request
 
+_MOST_TOLD = 8
 _AGAIN = "`resume` would end in the same way: put it back, or submit the recipe with --again, which makes another run"
 _PUT_BACK = (
     "put back what it was and `resume`, or submit the recipe again, which makes another run of what is there now"
@@ -27,11 +29,18 @@ _PUT_BACK = (
 
 
 def freeze(
-    plan: Plan, launcher: Launcher, paths: RunPaths, *, within: RunPaths | None = None, point: int | None = None
+    plan: Plan,
+    launcher: Launcher,
+    paths: RunPaths,
+    *,
+    within: RunPaths | None = None,
+    point: int | None = None,
+    label: str = "",
 ) -> None:
     """Write all that the jobs will read, plan.json last: it makes the folder a run.
 
-    The run of a *point* lies *within* that of its sweep, whose copy of the code it shares.
+    The run of a *point* lies *within* that of its sweep, whose copy of the code it shares; *label* is what sets the
+    point apart.
 
     Raises:
         UsageError: the code was edited since the plan was made.
@@ -49,9 +58,12 @@ def freeze(
         raise UsageError("the code in environment.code was edited while it was being submitted; submit again")
     if within is None:
         _freeze_steps(plan, paths)
+        _freeze_files(plan, paths)
+    elif within.used_files_dir.is_dir() and not paths.used_files_dir.exists():
+        paths.used_files_dir.symlink_to(within.used_files_dir)
     requests = _write_requests(launcher.prepare(plan, paths), paths)
     files.write_text(paths.recipe, to_yaml(plan.recipe))
-    write_identity(_identity(plan, paths, within or paths), paths.tracking_dir)
+    write_identity(_identity(plan, paths, within or paths, label), paths.tracking_dir)
     client, frozen = ledger.open_client(paths.ledger_dir), plan.to_json()
     client.write(Frozen(plan=files.digest_of(frozen), point=point, requests=requests))
     client.close()
@@ -73,6 +85,18 @@ def _freeze_steps(plan: Plan, paths: RunPaths) -> None:
         if files.digest_file(target) != digest:
             files.remove_tree(paths.steps_dir)
             raise UsageError(f"{source}, which prepared the data, was edited while being submitted; submit again")
+
+
+def _freeze_files(plan: Plan, paths: RunPaths) -> None:
+    """Copy the files that jobs will read."""
+    every = [plan.inputs, *(variant.inputs for variant in (plan.sweep.variants if plan.sweep else ()))]
+    for one in (used for inputs in every for used in inputs.used_files.values()):
+        target = paths.used_file(one.path, one.digest)
+        files.make_private_dir(target.parent)
+        shutil.copyfile(one.path, target)
+        if files.digest_file(target) != one.digest:
+            files.remove_tree(paths.used_files_dir)
+            raise UsageError(f"{one.path} was edited while it was being submitted; submit again")
 
 
 def verify(paths: RunPaths, plan: Plan, stage: Stage, *, is_point: bool = False) -> None:
@@ -114,6 +138,10 @@ def verify(paths: RunPaths, plan: Plan, stage: Stage, *, is_point: bool = False)
         now = model_digest(Path(model.folder), Path(model.tokenizer_folder), stage.settings.model.config)
         if now != model.digest:
             raise RunError(f"the model in {model.folder} was changed or removed after submission", advice=_PUT_BACK)
+    for used in plan.inputs.used_files.values():
+        frozen_file = paths.used_file(used.path, used.digest)
+        if not frozen_file.is_file() or files.digest_file(frozen_file) != used.digest:
+            raise RunError(f"{frozen_file}, a copy of {used.path}, was changed after submission", advice=_AGAIN)
     for split in stage.splits.values():
         where = f"data file {split.path} (split {split.name!r})"
         if not Path(split.path).is_file():
@@ -122,9 +150,56 @@ def verify(paths: RunPaths, plan: Plan, stage: Stage, *, is_point: bool = False)
             raise RunError(f"{where} was changed after submission", advice=_PUT_BACK)
 
 
-def _identity(plan: Plan, paths: RunPaths, group: RunPaths) -> RunIdentity:
+def _identity(plan: Plan, paths: RunPaths, group: RunPaths, label: str) -> RunIdentity:
     shown = validate.to_plain(plan.recipe.tracking)
-    return RunIdentity(recipe=paths.recipe_name, run=paths.run_id, group=group.run_id, **shown)
+    shown |= {name: tuple(shown[name]) for name in ("trackers", "tags")}
+    told = label.split(" ") if label else _changes(plan)
+    return RunIdentity(
+        recipe=paths.recipe_name,
+        run=paths.run_id,
+        group=group.run_id,
+        folder=str(paths.root),
+        told=tuple(told[:_MOST_TOLD]),
+        config=_tracked_config(plan),
+        **shown,
+    )
+
+
+def _changes(plan: Plan) -> list[str]:
+    """Return what sets the run apart from the recipe of its name: "seed=2"."""
+    from ..recipes.compose import compose
+    from ..recipes.reference import differences
+
+    try:
+        found = differences(compose(plan.recipe.name), plan.recipe)
+    except SousbatchError:  # it came from a file elsewhere
+        return []
+    untold = ("resources", "tracking", "environment", "description")  # and what planning settles
+    settled = ("consolidate.dtype", "score.metrics")
+    return [
+        f"{key}={value}"
+        for key, _, value in found
+        if key.split(".")[0] not in untold and key not in settled and not isinstance(value, (dict, list))
+    ]
+
+
+def _tracked_config(plan: Plan) -> dict[str, Any]:
+    """Return the recipe and what the run was made of, as a tracker lists it."""
+    recipe, inputs = validate.to_plain(plan.recipe), plan.inputs
+    train = next((stage for stage in plan.stages if stage.batch is not None), None)
+    made_of = {
+        "site": plan.site.name,
+        "version": plan.version,
+        "code": inputs.code_digest,
+        "data": {name: split.digest for name, split in inputs.splits.items()},
+        "model": inputs.model.digest,
+        "num_params": inputs.model.num_params,
+        "versions": inputs.versions,
+        "world_size": train.batch.world_size if train and train.batch else None,
+        "steps": train.steps if train else None,
+        "storage_bytes": plan.forecast.storage_peak_bytes,
+    }
+    return {key: value for key, value in recipe.items() if key not in ("tracking", "stages")} | {"made_of": made_of}
 
 
 def accept_environment(plan: Plan, launcher: Launcher, paths: RunPaths) -> None:

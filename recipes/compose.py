@@ -73,7 +73,7 @@ def _site_defaults(faults: list[Fault]) -> dict[str, Any]:
     import yaml
 
     path, known = config_file(), ("resources", "environment", "tracking")
-    others = ("gpu_memory_gb",)  # what is said of the cluster, see site_file
+    others = ("gpu_memory_gb", "device_hour_price")  # what is said of the cluster, see site_file
     try:
         text = path.read_text(encoding="utf-8")
         check_size(path, text)

@@ -6,8 +6,29 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...checkpoints.formats.tensors import FloatDtype
-from ...predictions.metrics import METRICS, Tokenizer
+from ...predictions.export import Format
+from ...predictions.metrics import METRICS
+from ...predictions.metrics.tokenizers import Tokenizer
 from .fields import key
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """The file of predictions that is handed in."""
+
+    template: str | None = key(
+        None, "a file with the columns, and the ids in the order of the rows, such as sample_submission.csv"
+    )
+    columns: dict[str, str] = key(
+        dict,
+        "column of the file -> field of a prediction (prediction, id, index, ...) or column of its row; when not "
+        "given, the template's columns by their names, else every field",
+    )
+    format: Format | None = key(
+        None,
+        "csv (RFC 4180), csv_bom (with the mark that Excel looks for), tsv, jsonl, json ({id: prediction}) or parquet; "
+        "the template's when not given, else csv",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +41,13 @@ class Predict:
     length_ratio: float | None = key(None, "longest answer as a share of its prompt's tokens", above=0, later=True)
     chunk_tokens: int | None = key(None, "generate so many at a time and continue from the last sentences", later=True)
     stop: tuple[str, ...] = key((), "texts at which an answer ends", later=True)
-    post: tuple[str, ...] = key((), "steps over every answer", later=True)
+    post: tuple[str, ...] = key(
+        (),
+        "steps over every answer as it is merged, which keep the text before beside it: strip, first_line, "
+        "special_tokens, cut_chars:N, replace:FILE (a pattern, a tab and its replacement a line), those of data.clean "
+        "that change texts, or own functions, as module:function: a text, or a text and its row -> a text",
+    )
+    output: Output | None = key(None, "one more file of the merged predictions, such as a contest wants it")
     dtype: FloatDtype | None = key(None, "arithmetic; the model's own type on a GPU, float32 on a CPU when not given")
     unit_rows: int = key(256, "rows that are committed at once: what a kill can lose", at_least=1)
     batch_rows: int = key(
@@ -75,4 +102,6 @@ class Score:
     """The metrics of predictions against the target column."""
 
     metrics: tuple[str, ...] = key((), "what is measured; the usual metrics of the task when not given", names=METRICS)
-    tokenizer: Tokenizer = key("words", "units of ROUGE; both keep Hangul, unlike the usual tokenizer")
+    tokenizer: Tokenizer = key(
+        "words", "units of ROUGE and BLEU; all keep Hangul, unlike the usual tokenizer; morphemes need kiwipiepy"
+    )

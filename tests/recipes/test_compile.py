@@ -252,6 +252,12 @@ def test_a_quantised_mixture_of_experts_is_refused_under_zero_3(small: ModuleTyp
         compile(recipe, small.GPU_SITE, inputs)
 
 
+def test_lengths_of_four_bit_layers_under_zero3_are_refused_with_what_to_set(small: ModuleType) -> None:
+    changes = {"adapter.method": "qlora", "adapter.dora": True, "train.zero.stage": 3}
+    with pytest.raises(PlanError, match="adapter.dora over 4-bit weights fails.*set train.zero.stage=2"):
+        compile(_changed(_on_gpus(small.RECIPE), changes), small.SITE, small.INPUTS)
+
+
 def test_gpus_are_refused_where_there_are_none(small: ModuleType) -> None:
     with pytest.raises(PlanError) as caught:
         compile(_on_gpus(small.RECIPE), small.SITE, small.INPUTS)
@@ -329,7 +335,7 @@ def test_the_plan_of_the_small_recipe_has_no_warning(small: ModuleType) -> None:
 
 @pytest.mark.parametrize(
     "override",
-    ["predict.post=[x]", "predict.length_ratio=0.14"],
+    ["predict.length_ratio=0.14"],
 )
 def test_what_comes_later_can_be_composed_and_is_refused_by_its_key(project: Path, override: str) -> None:
     recipe = compose("./small.yaml", [override])
