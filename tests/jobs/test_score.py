@@ -73,4 +73,4 @@ def test_scores_are_written_and_shown_but_for_a_job_run_by_hand(
     (row,) = json.loads(out)["row"]
     assert (code, row["index"], row["prediction"], row["scores"]) == (0, 1, "답답", {"toy_length": 2.0})
     values = {f"{who}/toy_length": value["toy_length"] for who, value in scores.items()}
-    assert shown == ({} if is_by_hand else {f"{run.run_id}-score-ended-0": values})
+    assert shown == ({} if is_by_hand else {f"{run.run_id}-ended-0": values})
