@@ -132,7 +132,7 @@ READ_SECTIONS = ("model", "data", "adapter")
 READ_KEYS = (
     *("train.split", "train.eval_split", "train.eval_rows", "train.metric_rows"),
     "checkpoints.metric",
-    *("predict.split", "predict.rows", "predict.max_new_tokens"),
+    *("predict.split", "predict.rows", "predict.max_new_tokens", "predict.chunk_tokens"),
 )
 
 

@@ -47,7 +47,7 @@ NOT_DECIDING = {
     *("data.select.function", "data.select.sample", "data.select.seed"),
     *("data.select.bm25.queries", "data.select.bm25.k", "data.select.bm25.column"),
     # how the work is shared
-    *("predict.unit_rows", "predict.batch_rows"),
+    *("predict.unit_rows", "predict.batch_rows", "predict.batch_tokens"),
     # of another task
     *("question_answering.stride_tokens", "question_answering.max_question_tokens"),
     *("question_answering.max_answer_tokens", "question_answering.n_best", "question_answering.null_threshold"),
