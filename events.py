@@ -385,6 +385,7 @@ class PredictionStarted(Event, kind="layout"):
     unit_rows: int | None = None
     num_committed: int | None = None
     key: str | None = None
+    decoding: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -393,12 +394,14 @@ class UnitCommitted(Event, kind="unit"):
 
     unit: int
     num_rows: int
+    decoding: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Merged(Event, kind="merged"):
     """The complete predictions file was written."""
 
+    decoding: str = ""
     key: str | None = None
     num_rows: int | None = None
     num_bytes: int | None = None
@@ -409,6 +412,7 @@ class Merged(Event, kind="merged"):
 class Scored(Event, kind="scored"):
     """Scores were computed: for the model and for its baseline, by metric."""
 
+    decoding: str = ""
     split: str | None = None
     num_rows: int | None = None
     scores: dict[str, Any] | None = None

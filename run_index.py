@@ -16,6 +16,8 @@ from .errors import NotFoundError, UsageError
 from .run_folder import RunPaths
 from .user_folders import state_dir
 
+RUN_PREFIX = "run:"  # before the name of a run, where another name may stand, too
+
 
 def _index_dir() -> Path:
     return state_dir() / "runs"

@@ -127,10 +127,10 @@ def _named(text: str) -> Recipe:
     """Return the recipe called *text*, or that of the run behind `run:`."""
     from ..recipes.compose import compose
     from ..recipes.plan import read_plan
-    from ..run_index import find_run
+    from ..run_index import RUN_PREFIX, find_run
 
-    if text.startswith("run:"):
-        return read_plan(find_run(text.removeprefix("run:")).plan).recipe
+    if text.startswith(RUN_PREFIX):
+        return read_plan(find_run(text.removeprefix(RUN_PREFIX)).plan).recipe
     return compose(text)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..predictions.scoring import MODEL, WHO, headlines, label
+from ..predictions.scoring import BASELINE, MODEL, WHO, headlines, label
 from ..run_folder import RunPaths
 from .tables import format_table
 
@@ -16,19 +17,28 @@ if TYPE_CHECKING:
 
 def describe_results(plan: Plan, paths: RunPaths) -> str:
     """Return where a run's model, predictions and scores lie, and the scores."""
+    from ..recipes.decodings import decodings_of
+
     rows: list[tuple[str, object]] = []
     for stage in plan.stages:
         if paths.model(stage.name).is_dir():
             rows.append((f"model ({stage.name})", paths.model(stage.name)))
-        if paths.predictions_file(stage.name).is_file():
-            rows.append((f"predictions ({stage.name})", paths.predictions_file(stage.name)))
+        for decoding in decodings_of(stage.settings):
+            if (merged := paths.predictions_file(stage.name, decoding)).is_file():
+                rows.append((f"predictions ({decoding or stage.name})", merged))
+        rows += [(f"submission ({stage.name})", path) for path in paths.submission_files(stage.name)]
     if plan.sweep is not None:
         return describe_points(plan, paths)
     text = ""
     if paths.metrics.is_file():
         rows.append(("scores", paths.metrics))
-        for name, result in read_scores(paths).items():
-            text += f"\n\n{name}: {result['num_rows']} rows of {result['split']}\n{format_scores(result['scores'])}"
+        for stage, results in itertools.groupby(read_scores(paths).items(), lambda item: item[0].partition("@")[0]):
+            found = {name.partition("@")[2]: result for name, result in results}
+            first = next(iter(found.values()))
+            order = [name for stage_ in plan.stages for name in decodings_of(stage_.settings) if name in found]
+            scores = {name: found[name]["scores"] for name in order}
+            table = format_decodings(scores) if "" not in found else format_scores(first["scores"])
+            text += f"\n\n{stage}: {first['num_rows']} rows of {first['split']}\n{table}"
     return format_table(rows) + text
 
 
@@ -59,6 +69,16 @@ def format_scores(found: Mapping[str, Mapping[str, float]]) -> str:
     shown = [who for who in WHO if who in found]
     rows = [[label(name), *(format_score(found[who].get(name)) for who in shown)] for name in headlines(found[MODEL])]
     return format_table(rows, header=("", *(WHO[who] for who in shown)))
+
+
+def format_decodings(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """Return one line for each decoding, and one for the copied input."""
+    first = next(iter(found.values()))
+    names = headlines(first[MODEL])
+    lines = {name: scores[MODEL] for name, scores in found.items()}
+    lines |= {WHO[BASELINE]: first[BASELINE]} if BASELINE in first else {}
+    rows = [[who, *(format_score(scores.get(name)) for name in names)] for who, scores in lines.items()]
+    return format_table(rows, header=("decoding", *map(label, names)))
 
 
 def format_score(value: float | None) -> str:

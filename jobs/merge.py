@@ -1,43 +1,114 @@
-"""Join units into one complete file: `python -m sousbatch.jobs.merge RUN STAGE`."""
+"""Join units into one complete file: `python -m sousbatch.jobs.merge RUN STAGE`.
+
+Here the recipe's `predict.post` repairs the texts, and `predict.output` is written.
+"""
 
 from __future__ import annotations
 
 import signal
 import sys
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from ..cluster import processes
 from ..errors import IncompleteError, NotFoundError
 from ..events import Merged
-from ..predictions.merge import merge_units
+from ..predictions.export import SUFFIXES
+from ..predictions.merge import Change, MergeReport, merge_units
+from ..recipes.data.output import fields_of, table_of, write_output
+from ..recipes.data.post import change_of
+from ..recipes.data.rows import read_rows
+from ..recipes.decodings import decoded
+from ..recipes.plan import Stage
 from .context import JobContext, run_job
 from .generation.prediction_key import prediction_key
 
 
 def merge(job: JobContext) -> int:
-    """Write predictions.jsonl beside the units, or raise with the missing rows named."""
+    """Write predictions.jsonl beside the units, or name the missing rows.
+
+    Each decoding has a file of its own.
+    """
     assert job.stage.predict_stage is not None, "a merge stage works on a predict stage"
-    source = job.plan.stage(job.stage.predict_stage)
-    folder = job.paths.predictions(source.name)
+    ledger, tracker = job.open_ledger(), job.open_trackers()
+    lost = list[IncompleteError]()
+    for decoding, source in decoded(job.plan.stage(job.stage.predict_stage)).items():
+        try:
+            key, report = _merged(job, source, decoding)
+        except IncompleteError as error:  # the others are complete, and are to be had
+            lost.append(error)
+            continue
+        facts: dict[str, Any] = {"num_rows": report.num_rows, "num_bytes": report.num_bytes, "sha256": report.sha256}
+        ledger.write(Merged(key=key, decoding=decoding, **facts))
+        tracker.summary({f"{decoding}/{name}" if decoding else name: value for name, value in facts.items()})
+    ledger.close()
+    tracker.finish(1 if lost else 0)
+    if lost:
+        raise lost[0] if len(lost) == 1 else IncompleteError("\n".join(map(str, lost)))
+    return 0
+
+
+def _merged(job: JobContext, source: Stage, decoding: str) -> tuple[str, MergeReport]:
+    """Merge one decoding of the stage *source*; return its key and the report."""
+    rest, what = f"sousbatch resume {job.paths.run_id}", f" of {decoding}" if decoding else ""
     try:
         key = prediction_key(job.paths, source)
-        rest = f"sousbatch resume {job.paths.run_id}"
-        report = merge_units(folder / key, job.paths.predictions_file(source.name), rest=rest)
+        units, merged = job.paths.predictions(source.name) / key, job.paths.predictions_file(source.name, decoding)
+        report = merge_units(units, merged, change=_change(job, source), rest=rest)
     except NotFoundError as error:
         num_rows = source.splits["predict"].num_rows
         raise IncompleteError(
-            f"all {num_rows} rows are missing: stage {source.name!r} committed none ({error}); "
-            f"they are computed by `sousbatch resume {job.paths.run_id}`"
+            f"all {num_rows} rows{what} are missing: stage {source.name!r} committed none ({error}); "
+            f"they are computed by `{rest}`"
         ) from error
     print("\n  ".join([f"sousbatch: {report}", *report.writers()]), flush=True)
-    ledger = job.open_ledger()
-    facts: dict[str, Any] = {"num_rows": report.num_rows, "num_bytes": report.num_bytes, "sha256": report.sha256}
-    ledger.write(Merged(key=key, **facts))
-    ledger.close()
-    tracker = job.open_trackers()
-    tracker.summary(facts)
-    tracker.finish(0)
-    return 0
+    if source.settings.predict.output is not None:
+        print(f"sousbatch: {_write_output(job, source, decoding)}", flush=True)
+    return key, report
+
+
+def _change(job: JobContext, source: Stage) -> Change | None:
+    """Return what `predict.post` does to rows, by the files that were frozen."""
+    post, split = source.settings.predict.post, source.splits["predict"]
+    if not post:
+        return None
+    used = job.plan.inputs.used_files
+    for name in post:
+        if name in used:  # an own function of the working folder
+            sys.path.insert(0, str(_place(job, name).parent))
+    digests = {name: one.digest for name, one in used.items()} | {"code": job.plan.inputs.code_digest}
+    rows = read_rows(Path(split.path))
+    return change_of(post, split.name, digests, lambda name: _place(job, name), rows)
+
+
+def _place(job: JobContext, name: str) -> Path:
+    used = job.plan.inputs.used_files[name]
+    return job.paths.used_file(used.path, used.digest)
+
+
+def _write_output(job: JobContext, source: Stage, decoding: str) -> Path:
+    """Write the file of `predict.output` and return it."""
+    settings, output, split = source.settings, source.settings.predict.output, source.splits["predict"]
+    assert output is not None, "a stage with an output"
+    facts, columns = job.plan.inputs.split_of(source.name, "predict", split.name), settings.data.columns
+    table = table_of(
+        fields=fields_of(settings),
+        inputs=facts.columns,
+        columns=output.columns,
+        template=output.template,
+        place=_place(job, output.template) if output.template is not None else None,
+        format=output.format,
+        identity=columns.id,
+        target=columns.target,
+    )
+    merged = job.paths.predictions_file(source.name, decoding)
+    path = job.paths.submission_file(source.name, SUFFIXES[table.format], decoding)
+    rows = Path(split.path)
+    write_output(
+        table, merged, path, lambda: islice(read_rows(rows), split.num_rows), is_part=split.num_rows < facts.num_rows
+    )
+    return path
 
 
 def main() -> int:

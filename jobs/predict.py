@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from ..cluster import processes
 from ..errors import EXIT_STOPPED, RunError
@@ -18,10 +20,23 @@ from ..ledger import Ledger
 from ..predictions.rows import ID, PredictionRow
 from ..predictions.units import Layout, committed_units, open_layout, units_of_task, write_unit
 from ..recipes.data.rows import Row, read_rows
+from ..recipes.decodings import decoded
 from .context import JobContext, run_job
 from .generation.prediction_key import dtype_of, prediction_key
-from .tasks import load_answerer
+from .tasks import load_model
 from .watchdog import Watchdog
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """The units of this task that one decoding lacks; *job* has its settings."""
+
+    job: JobContext
+    decoding: str
+    key: str
+    folder: Path
+    layout: Layout
+    missing: list[int]
 
 
 def predict(job: JobContext) -> int:
@@ -29,44 +44,65 @@ def predict(job: JobContext) -> int:
 
     Return 0, or 75 when asked to stop.
     """
+    ledger = job.open_ledger()
+    works = [_open(replace(job, stage=stage), name, ledger) for name, stage in decoded(job.stage).items()]
+    works = [work for work in works if work.missing]
+    code = _answer(job, works, ledger) if works else 0
+    ledger.close()
+    return code
+
+
+def _open(job: JobContext, decoding: str, ledger: Ledger) -> _Work:
     num_rows = job.stage.splits["predict"].num_rows
     key = prediction_key(job.paths, job.stage)
     folder = job.paths.predictions(job.stage.name) / key
     layout = open_layout(folder, key, num_rows, job.settings.predict.unit_rows)
     done = committed_units(folder, layout, key)
     missing = [number for number in units_of_task(layout, job.task, job.stage.num_tasks) if number not in done]
-    ledger = job.open_ledger()
-    ledger.write(PredictionStarted(key=key, num_rows=num_rows, unit_rows=layout.unit_rows, num_committed=len(done)))
-    code = _answer(job, key, folder, layout, missing, ledger) if missing else 0
-    ledger.close()
-    return code
+    ledger.write(
+        PredictionStarted(
+            key=key, decoding=decoding, num_rows=num_rows, unit_rows=layout.unit_rows, num_committed=len(done)
+        )
+    )
+    return _Work(job=job, decoding=decoding, key=key, folder=folder, layout=layout, missing=missing)
 
 
-def _answer(job: JobContext, key: str, folder: Path, layout: Layout, missing: list[int], ledger: Ledger) -> int:
+def _answer(job: JobContext, works: Sequence[_Work], ledger: Ledger) -> int:
+    """Answer the missing units of each decoding in turn, with one loaded model."""
     model_dir = job.stage.model.dir_in(job.paths)
     device = "cpu" if job.stage.resources.device == "cpu" else "cuda"
     dtype = dtype_of(job.stage, model_dir)
-    answerer = load_answerer(job.settings, model_dir, job.stage.model.tokenizer_dir_in(job.paths), device, dtype)
-    tracker, watchdog, code = job.open_trackers(), Watchdog(job.stage.resources.stall_min), 0
-    for count, (number, rows) in enumerate(_units(job, layout, missing), 1):
-        if job.is_asked_to_stop():
-            code = EXIT_STOPPED
-            break
-        answers = answerer.answer(rows)
-        column = job.settings.data.columns.id
-        lines = [
-            PredictionRow.from_json({**answer, **({ID: row[column]} if column else {})}, position=index)
-            for (index, row), answer in zip(rows, answers, strict=True)
-        ]
-        job.check_fence()
-        unit = write_unit(folder, layout, number, lines, key, job.attempt, job.task)
-        ledger.write(UnitCommitted(unit=number, num_rows=unit.num_rows))
-        print(f"sousbatch: unit {number} is committed, {count} of {len(missing)} of this task", flush=True)
-        tracker.log(count, {"rows": unit.num_rows})
-        watchdog.step()
+    loaded = load_model(job.settings, model_dir, job.stage.model.tokenizer_dir_in(job.paths), device, dtype)
+    tracker, watchdog, code, count = job.open_trackers(), Watchdog(job.stage.resources.stall_min), 0, 0
+    total = sum(len(work.missing) for work in works)
+    for work in works:
+        answerer = loaded.answerer(work.job.settings)
+        for number, rows in _units(job, work.layout, work.missing):
+            if job.is_asked_to_stop():
+                code = EXIT_STOPPED
+                break
+            lines = _lines(job, rows, answerer.answer(rows))
+            job.check_fence()
+            unit = write_unit(work.folder, work.layout, number, lines, work.key, job.attempt, job.task)
+            ledger.write(UnitCommitted(unit=number, num_rows=unit.num_rows, decoding=work.decoding))
+            count += 1
+            of = f" of {work.decoding}" if work.decoding else ""
+            print(f"sousbatch: unit {number}{of} is committed, {count} of {total} of this task", flush=True)
+            tracker.log(count, {"rows": unit.num_rows})
+            watchdog.step()
     watchdog.close()
     tracker.finish(code)
     return code
+
+
+def _lines(
+    job: JobContext, rows: Sequence[tuple[int, Row]], answers: Sequence[Mapping[str, Any]]
+) -> list[PredictionRow]:
+    column = job.settings.data.columns.id
+    return [
+        PredictionRow.from_json({**answer, **({ID: row[column]} if column else {})}, position=index)
+        for (index, row), answer in zip(rows, answers, strict=True)
+    ]
 
 
 def _units(job: JobContext, layout: Layout, wanted: list[int]) -> Iterator[tuple[int, list[tuple[int, Row]]]]:

@@ -256,9 +256,9 @@ def _progress(facts: Facts) -> tuple[int, int]:
     if unit == "steps":
         return last_step(facts.events), stage.steps
     if unit == "rows":
-        rows = {event.unit: event.num_rows for event in of(facts.events, UnitCommitted)}
-        totals = [event.num_rows for event in of(facts.events, PredictionStarted)]
-        return sum(rows.values()), totals[-1] if totals else 0
+        rows = {(event.decoding, event.unit): event.num_rows for event in of(facts.events, UnitCommitted)}
+        totals = {event.decoding: event.num_rows for event in of(facts.events, PredictionStarted)}
+        return sum(rows.values()), sum(totals.values())
     if unit == "points" or (unit == "parts" and stage.num_tasks > 1):
         return len(done_tasks(facts.events, stage.name)), stage.num_tasks
     return 0, 0

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 
 from ..cluster.site import Site
 from ..errors import PlanError
+from .data.row_faults import unknown_warnings
+from .decodings import decoded
 from .engines import engine_of
 from .facts import Inputs, ModelFacts
 from .forecast.memory import forecast, host_memory
@@ -40,7 +42,9 @@ def compile(recipe: Recipe, site: Site, inputs: Inputs) -> Plan:
     stages = [_stage(one, site, inputs) for one in resolve_stages(recipe).values()]
     reasons = list(by_stage(stages, misfits, site))
     for stage in stages:
-        reasons += [*_refusals(stage, inputs), *_merge_refusals(stage, site, inputs)]
+        for one in decoded(stage).values():
+            reasons += _refusals(one, inputs)
+        reasons += _merge_refusals(stage, site, inputs)
         reasons += card_refusals(stage, site) if stage.batch is not None else ()
     if reasons:
         raise PlanError(list(dict.fromkeys(reasons)))
@@ -265,7 +269,9 @@ def _storage_warnings(stage: Stage, found: Forecast) -> Iterator[str]:
 
 def _warnings(recipe: Recipe, site: Site, inputs: Inputs, stage: Stage, found: Forecast) -> Iterator[str]:
     yield from _slurm_only(recipe, site)
-    yield from task_of(stage.settings.task).warnings(stage, inputs)
+    for one in decoded(stage).values():
+        yield from task_of(stage.settings.task).warnings(one, inputs)
+    yield from unknown_warnings(stage, inputs)
     if stage.batch is None:
         return
     yield from train_warnings(stage)

@@ -120,6 +120,7 @@ class Lengths:
     *longest* is a row's length before any cut, *longest_kept* after it; *longest_target* is that of a target that is
     encoded apart from its source. Rows are *long* above *limit*, have an *empty* target, or nothing to *learn* (of
     prompts: no token). *remarks* has the rows of each remark of the task. The *num_rows* give the job *num_examples*.
+    Of *num_tokens* that the job sees the tokenizer does not know *num_unknown*.
     """
 
     stage: str
@@ -134,6 +135,8 @@ class Lengths:
     long: Rows = Rows()
     empty: Rows = Rows()
     unlearnable: Rows = Rows()
+    num_tokens: int = 0
+    num_unknown: int = 0
     remarks: dict[str, Rows] = field(default_factory=dict)
 
 
@@ -165,6 +168,14 @@ class Prepared:
     rows: SplitFacts
     steps: tuple[StepCount, ...]
     sources: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UsedFile:
+    """A user's file that jobs read from a copy; *digest* is its sha256."""
+
+    path: str
+    digest: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +213,7 @@ class Inputs:
 
     *versions* are those of the packages that jobs will import. *settings_digest* stands for the settings that decided
     what was read: they are facts of no other recipe. The *labels* of a classification are in the order of the model's
-    outputs.
+    outputs. The *used_files* are those that the merge of predictions reads, by the names that the recipe gives them.
     """
 
     model: ModelFacts
@@ -215,6 +226,7 @@ class Inputs:
     labels: tuple[str, ...] = ()
     prepared: tuple[Prepared, ...] = ()
     tokens: TokenFacts | None = None
+    used_files: dict[str, UsedFile] = field(default_factory=dict)
 
     def split_of(self, stage: str, use: RowUse, split: str) -> SplitFacts:
         """Return the rows of a split as a stage uses them, prepared or not."""

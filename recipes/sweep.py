@@ -20,6 +20,7 @@ from . import overrides
 from .catalog import find_recipe
 from .compile import compile, stage_model
 from .compose import recipe_of, values_of
+from .decodings import decodings_of_axes
 from .inspect.inputs import READ_KEYS, inspect
 from .inspect.lengths import Progress
 from .inspect.run_models import ALL, each_checkpoint
@@ -66,6 +67,9 @@ def plan_sweep(
     ]
     if faults:
         raise RecipeError(name, faults)
+    look = partial(inspect, store=store, progress=progress, dead_runs=dead_runs)
+    if (recipe := _decodings(name, texts, axes, is_smoke)) is not None:
+        return compile(recipe, site, look(recipe))
     early = [index for index, axis in enumerate(axes) if _is_early(axis[0], find_recipe(name).parent)]
     variants: dict[tuple[str, ...], int] = {}
     points = []
@@ -74,7 +78,6 @@ def plan_sweep(
         number = variants.setdefault(shared, len(variants))
         rest = tuple(text for index, text in enumerate(chosen) if index not in early)
         points.append(Point(variant=number, overrides=rest, label=" ".join(chosen).replace("\\:", ":")))
-    look = partial(inspect, store=store, progress=progress, dead_runs=dead_runs)
     sample = _sample(axes)
     made = []
     for shared, number in variants.items():
@@ -85,6 +88,22 @@ def plan_sweep(
     whole = Sweep(variants=tuple(made), points=tuple(points), is_smoke=is_smoke)
     plans = {index: _checked(whole, index, site) for index in sample}
     return _joined(whole, list(plans.values()), site)
+
+
+def _decodings(name: str, texts: Sequence[str], axes: Sequence[Sequence[str]], is_smoke: bool) -> Recipe | None:
+    """Return the one recipe that a sweep over decoding alone is.
+
+    Its model is trained once and loaded once.
+    """
+    values, faults = values_of(name, texts)
+    recipe = recipe_of(copy.deepcopy(values), list(faults))
+    found = decodings_of_axes([overrides.parse(axis, faults) for axis in axes], recipe)
+    if not found:
+        return None
+    section = values.setdefault("predict", {})
+    longest = [one["max_new_tokens"] for one in found.values() if isinstance(one.get("max_new_tokens"), int)]
+    section.update({"decodings": found} | ({"max_new_tokens": max(longest)} if longest else {}))
+    return _small(recipe_of(values, faults), is_smoke)
 
 
 def _with_each_checkpoint(text: str) -> str:
@@ -139,8 +158,10 @@ def point_recipe(sweep: Sweep, index: int) -> Recipe:
 
 def _laid_over(variant: dict[str, Any], point: Point, is_smoke: bool) -> Recipe:
     values, faults = copy.deepcopy(variant), list[Fault]()
-    for item in overrides.parse(point.overrides, faults):
+    items = overrides.parse(point.overrides, faults)
+    for item in items:
         overrides.lay_over(values, item, faults)
+    faults += overrides.without_effect(values, items)
     return _small(recipe_of(values, faults), is_smoke)
 
 

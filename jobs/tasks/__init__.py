@@ -73,17 +73,30 @@ def runtime_of(task: TaskSpec) -> TaskRuntime:
     return runtime
 
 
-def load_answerer(settings: StageSettings, model_dir: Path, tokenizer_dir: Path, device: str, dtype: str) -> Answerer:
-    """Return the answerer with the model of *model_dir*, on *device*, in *dtype*."""
-    from ..generation import load_engine
-    from ..generation.transformers_engine import load_model
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A model that a task answers with; an engine where the task generates."""
+
+    task: TaskSpec
+    model: Any
+    tokenizer: Any
+
+    def answerer(self, settings: StageSettings) -> Answerer:
+        """Return what answers rows with other *settings* of `predict`."""
+        model = self.model.with_settings(settings) if self.task.generates else self.model
+        return runtime_of(self.task).answerer(settings, model, self.tokenizer)
+
+
+def load_model(settings: StageSettings, model_dir: Path, tokenizer_dir: Path, device: str, dtype: str) -> Loaded:
+    """Return the model of *model_dir*, on *device*, in *dtype*."""
+    from ..generation import load_engine, transformers_engine
     from ..training.model import load_tokenizer
 
     task, tokenizer = task_of(settings.task), load_tokenizer(settings, tokenizer_dir)
-    if task.generates:
-        model: Any = load_engine(
-            settings, model_dir, tokenizer, model_class=task.model_class, device=device, dtype=dtype
-        )
-    else:
-        model = load_model(settings, model_dir, task.model_class, device, dtype)
-    return runtime_of(task).answerer(settings, model, tokenizer)
+    places = {"model_class": task.model_class, "device": device, "dtype": dtype}
+    model: Any = (
+        load_engine(settings, model_dir, tokenizer, **places)
+        if task.generates
+        else transformers_engine.load_model(settings, model_dir, **places)
+    )
+    return Loaded(task=task, model=model, tokenizer=tokenizer)

@@ -13,6 +13,8 @@ from ..model_kinds import max_positions
 from ..plan import Stage
 from ..schema import StageSettings
 
+_MUCH_UNKNOWN = 0.05  # of the tokens: a rare sign here and there is usual
+
 Some = Callable[[Rows, str, str], str]  # says which rows of a split
 
 
@@ -112,6 +114,18 @@ def row_warnings(stage: Stage, inputs: Inputs) -> Iterator[str]:
             yield f"{where}: {some(lengths.empty, f'with an empty {what}', 'rows')}, and are left out"
         if lengths.unlearnable.num:
             yield (f"{where}: {some(lengths.unlearnable, 'without a token to learn', 'rows')}, and are left out")
+
+
+def unknown_warnings(stage: Stage, inputs: Inputs) -> Iterator[str]:
+    """Yield which rows hold much that the tokenizer does not know."""
+    for lengths in (one for one in inputs.lengths if one.stage == stage.name):
+        if lengths.num_unknown > _MUCH_UNKNOWN * lengths.num_tokens:
+            share = max(1, round(100 * lengths.num_unknown / lengths.num_tokens))
+            yield (
+                f"{where_of(lengths)}: the tokenizer does not know {share} % of the tokens, and the model sees all of "
+                "these as one; plan --rows 1 shows them. Take a tokenizer made for such text (model.tokenizer), or "
+                "add what it lacks (model.add_tokens_from)"
+            )
 
 
 def where_of(lengths: Lengths) -> str:

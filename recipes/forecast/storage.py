@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from ...checkpoints.formats.tensors import FloatDtype
 from ...checkpoints.retention.save_level import SAVE_LEVELS, SaveLevel, least_held
 from ...checkpoints.sizes import Size, checkpoint_size, model_size
+from ..decodings import decodings_of
 from ..engines import engine_of
 from ..facts import Inputs, ModelFacts
 from ..model_kinds import overflows_in_float16
@@ -198,9 +199,10 @@ def _beside(inputs: Inputs, stage: Stage) -> Iterator[ForecastLine]:
             yield ForecastLine(what=f"merging of {stage.name}", num_bytes=merged, formula=formula)
     if leaves == "predictions":
         rows = stage.splits["predict"].num_rows
-        row_bytes, row_formula = task_of(settings.task).row_bytes(settings)
-        formula = f"2 (units, merged) x {rows:,} rows x {row_formula}"
-        yield ForecastLine(what=f"predictions of {stage.name}", num_bytes=2 * rows * row_bytes, formula=formula)
+        sizes = [task_of(one.task).row_bytes(one) for one in decodings_of(settings).values()]
+        formula = f"2 (units, merged) x {rows:,} rows x {' + '.join(text for _, text in sizes)}"
+        num_bytes = 2 * rows * sum(size for size, _ in sizes)
+        yield ForecastLine(what=f"predictions of {stage.name}", num_bytes=num_bytes, formula=formula)
 
 
 def _forecast_checkpoints(model: ModelFacts, stages: Sequence[Stage], free_bytes: int) -> dict[str, CheckpointForecast]:

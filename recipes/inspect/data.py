@@ -121,6 +121,8 @@ def check_columns(name: str, found: SplitFacts, columns: Collection[Column]) -> 
             continue
         said = next((name for name in ("messages", "conversations") if name in row and name in found.nested), None)
         hint = f"; {_as_turns(said)}" if said else f" ({nearest(column, row)})" if nearest(column, row) else ""
+        if named_by == "data.columns.id" and not hint:
+            hint = "; set data.columns.id=null where rows have no names"
         yield f"{where} has no column {column!r} ({named_by}); {found.shown} has there: {', '.join(row)}{hint}"
 
 

@@ -19,7 +19,7 @@ from ...checkpoints.capacity.limits import nearest_existing, read_limits, tighte
 from ...errors import PlanError, UsageError
 from ...remote import parse_place
 from ...tracking.base import TRACKERS
-from ..facts import DiskSpace, Inputs, Lengths, ModelFacts, Prepared, SplitFacts, TokenFacts
+from ..facts import DiskSpace, Inputs, Lengths, ModelFacts, Prepared, SplitFacts, TokenFacts, UsedFile
 from ..labels import with_labels
 from ..schema import Recipe
 from ..schema.validate import to_plain
@@ -31,7 +31,9 @@ from .labels import read_labels
 from .lengths import count_lengths
 from .model import ModelPlaces, find_model, read_config, read_model
 from .prepared import Progress, prepare_splits
+from .scorers import scoring_reasons
 from .tokens import find_tokens
+from .used_files import read_used_files
 from .versions import versions_of
 
 
@@ -60,6 +62,9 @@ def inspect(
     prepared: tuple[Prepared, ...] | None = None
     if splits is not None and code is not None:
         prepared = collect(reasons, lambda: prepare_splits(recipe, splits, code, progress))
+    used: dict[str, UsedFile] | None = None
+    if splits is not None and prepared is not None:
+        used = collect(reasons, lambda: read_used_files(recipe, splits, prepared))
     labels: tuple[str, ...] | None = ()
     if task.has_labels and places is not None and splits is not None and prepared is not None:
         labels = collect(reasons, lambda: read_labels(recipe, read_config(recipe, places), splits, prepared))
@@ -68,6 +73,7 @@ def inspect(
     uses_four_bits = any(stage.settings.adapter.method == "qlora" for stage in resolve_stages(recipe).values())
     if uses_four_bits and recipe.environment.python is None and importlib.util.find_spec("bitsandbytes") is None:
         reasons.append(f"adapter.method qlora needs bitsandbytes; {sys.executable} -m pip install bitsandbytes")
+    reasons += scoring_reasons(recipe)
     versions = collect(reasons, lambda: versions_of(recipe.environment))
     for name in recipe.tracking.trackers:
         collect(reasons, partial(TRACKERS.load, name))
@@ -80,6 +86,7 @@ def inspect(
         or labels is None
         or splits is None
         or prepared is None
+        or used is None
         or code is None
         or versions is None
     ):
@@ -96,6 +103,7 @@ def inspect(
         prepared=prepared,
         labels=labels,
         tokens=tokens,
+        used_files=used,
     )
 
 
@@ -133,6 +141,7 @@ READ_KEYS = (
     *("train.split", "train.eval_split", "train.eval_rows", "train.metric_rows"),
     "checkpoints.metric",
     *("predict.split", "predict.rows", "predict.max_new_tokens", "predict.chunk_tokens"),
+    *("predict.post", "predict.output"),
 )
 
 
@@ -141,7 +150,7 @@ def settings_digest(recipe: Recipe) -> str:
     stages = {
         name: [
             *(to_plain(getattr(stage.settings, section)) for section in READ_SECTIONS),
-            attrgetter(*READ_KEYS)(stage.settings),
+            to_plain(attrgetter(*READ_KEYS)(stage.settings)),
         ]
         for name, stage in resolve_stages(recipe).items()
     }

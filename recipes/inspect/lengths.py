@@ -32,12 +32,12 @@ from ..facts import Lengths, ModelFacts, Prepared, Rows, SplitFacts
 from ..schema import Data, Recipe, StageSettings, validate
 from ..stages import resolve_stages
 from ..tasks import task_of
-from .tokenizer import load_full, load_light, tokenizer_digest
+from .tokenizer import load_full, load_light, tokenizer_digest, unknown_id
 
 Progress = Callable[[str, int, int], None]  # what is counted, rows done, rows in all
 Use = Literal["train", "eval", "predict"]
 
-_FORMAT = 5  # raised when rows are counted in another way
+_FORMAT = 6  # raised when rows are counted in another way
 _NUM_NAMED = 5
 
 
@@ -254,7 +254,7 @@ def _answer(wanted: RowsToCount, tokenizer: Any, count: int, report: Progress) -
     rows = _encoded(wanted, tokenizer, report)
     if count:
         return "\n\n".join(_shown(wanted, number, row, tokenizer) for number, row in enumerate(rows, 1))
-    return _counted(wanted, rows)
+    return _counted(wanted, rows, unknown_id(tokenizer))
 
 
 def _encoded(wanted: RowsToCount, tokenizer: Any, report: Progress) -> Iterator[Encoded]:
@@ -268,7 +268,7 @@ def _encoded(wanted: RowsToCount, tokenizer: Any, report: Progress) -> Iterator[
         report(wanted.what, done, wanted.num_rows)
 
 
-def _counted(wanted: RowsToCount, rows: Iterator[Encoded]) -> dict[str, Any]:
+def _counted(wanted: RowsToCount, rows: Iterator[Encoded], unknown: int | None) -> dict[str, Any]:
     """Count rows of each kind, and examples.
 
     Of any number of rows a few numbers are kept.
@@ -276,7 +276,7 @@ def _counted(wanted: RowsToCount, rows: Iterator[Encoded]) -> dict[str, Any]:
     data, is_prompt = wanted.settings.data, wanted.use == "predict"
     policy, is_joined = data.long_rows, data.packing == "blocks"
     seen: dict[str, tuple[int, list[int]]] = {"long": (0, []), "empty": (0, []), "unlearnable": (0, [])}
-    total, longest, longest_target, kept = 0, 0, 0, array("i")
+    total, longest, longest_target, num_unknown, kept = 0, 0, 0, 0, array("i")
 
     statistics = LengthCounts()
 
@@ -299,6 +299,7 @@ def _counted(wanted: RowsToCount, rows: Iterator[Encoded]) -> dict[str, Any]:
             note("unlearnable", total)
         if is_used:
             kept.append(len(row.ids))
+            num_unknown += 0 if unknown is None else row.ids.count(unknown)
         statistics.add(
             num_tokens=row.num_tokens,
             num_kept=len(row.ids) if is_used else None,
@@ -313,6 +314,8 @@ def _counted(wanted: RowsToCount, rows: Iterator[Encoded]) -> dict[str, Any]:
         "num_rows": total,
         "num_examples": num_examples,
         **lengths,
+        "num_tokens": sum(kept),
+        "num_unknown": num_unknown,
         **kinds,
         "remarks": rows_of,
         "statistics": statistics.to_plain(),

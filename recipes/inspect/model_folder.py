@@ -18,10 +18,11 @@ from ...checkpoints.formats.pickled_model import PICKLED_INDEX_NAME, PICKLED_NAM
 from ...checkpoints.formats.safetensors_file import INDEX_NAME
 from ...errors import SousbatchError, UsageError, nearest
 from ...remote import Place, RemotePath, list_folder, map_in_threads, parse_place, read_blocks, read_size, read_stamp
+from ...run_index import RUN_PREFIX
 from ..catalog import LIBRARY_DIR
 from .conversion import BESIDE
 from .model_cache import check_space, made_once
-from .run_models import PREFIX, find_run_model
+from .run_models import find_run_model
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def find_folder(key: str, name: str, revision: str | None = None, *, has_code: b
     """
     if name.startswith("library:"):
         return _shipped(key, name), False
-    if name.startswith(PREFIX):
+    if name.startswith(RUN_PREFIX):
         return find_run_model(key, name)
     if "://" in name:
         return _from_url(key, name, has_code=has_code)

@@ -28,7 +28,6 @@ from .model_cache import made_once
 
 logger = logging.getLogger(__name__)
 
-PREFIX = "run:"
 ALL = "@all"  # every checkpoint of a train stage, as the values of a sweep
 _NAME = re.compile(r"run:(?P<run>.+?)(:(?P<stage>[a-z0-9-]+))?(@(?P<choice>[a-z0-9-]+))?")
 

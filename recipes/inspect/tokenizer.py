@@ -43,6 +43,16 @@ def load_full(folder: Path, add_tokens: Sequence[str], *, trusts_code: bool) -> 
     return tokenizer
 
 
+def unknown_id(tokenizer: Any) -> int | None:
+    """Return the id of unknown text, None where it has no id of its own.
+
+    GPT-2's is that of its end token.
+    """
+    found: int | None = tokenizer.unk_token_id
+    others = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id)
+    return None if found in others else found
+
+
 class LightTokenizer:
     """The tokenizer that `encode` needs, over the `tokenizers` package."""
 
@@ -52,6 +62,7 @@ class LightTokenizer:
         self.bos_token_id: int | None = ids["bos_token"]
         self.eos_token_id: int | None = ids["eos_token"]
         self.cls_token_id: int | None = ids["cls_token"]
+        self.unk_token_id: int | None = ids["unk_token"]
         self.pad_token_id: int | None = ids["pad_token"] if ids["pad_token"] is not None else ids["eos_token"]
 
     def __call__(

@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ...checkpoints.formats.tensors import FloatDtype
-from ...predictions.metrics import METRICS, Tokenizer
+from ...predictions.export import Format
+from ...predictions.metrics import METRICS
+from ...predictions.metrics.tokenizers import Tokenizer
 from .fields import key
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """The file of predictions that is handed in."""
+
+    template: str | None = key(
+        None, "a file with the columns, and the ids in the order of the rows, such as sample_submission.csv"
+    )
+    columns: dict[str, str] = key(
+        dict,
+        "column of the file -> field of a prediction (prediction, id, index, ...) or column of its row; when not "
+        "given, the template's columns by their names, else every field",
+    )
+    format: Format | None = key(
+        None,
+        "csv (RFC 4180), csv_bom (with the mark that Excel looks for), tsv, jsonl, json ({id: prediction}) or parquet; "
+        "the template's when not given, else csv",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +38,13 @@ class Predict:
     split: str = key("test", "split to predict")
     rows: int | None = key(None, "only the first rows of it", at_least=1)
     engine: str = key("transformers", "what generates text: transformers, or an engine of another package")
-    post: tuple[str, ...] = key((), "steps over every answer", later=True)
+    post: tuple[str, ...] = key(
+        (),
+        "steps over every answer as it is merged, which keep the text before beside it: strip, first_line, "
+        "special_tokens, cut_chars:N, replace:FILE (a pattern, a tab and its replacement a line), those of data.clean "
+        "that change texts, or own functions, as module:function: a text, or a text and its row -> a text",
+    )
+    output: Output | None = key(None, "one more file of the merged predictions, such as a contest wants it")
     dtype: FloatDtype | None = key(None, "arithmetic; the model's own type on a GPU, float32 on a CPU when not given")
     unit_rows: int = key(256, "rows that are committed at once: what a kill can lose", at_least=1)
     batch_rows: int = key(
@@ -72,6 +99,11 @@ class Predict:
         "beams; 1 is greedy. When not given, an encoder-decoder has its own number, others and keep_logprobs have 1",
         at_least=1,
     )
+    decodings: dict[str, dict[str, Any]] = key(
+        dict,
+        "several ways to decode, by name, each with other values of keys above, such as "
+        "{greedy: {}, beams: {num_beams: 4}}: the model is loaded once, and each has predictions and scores",
+    )
     repetition_penalty: float | None = key(
         None, "above 1 makes used tokens less likely; when not given, an encoder-decoder's own, else 1", above=0
     )
@@ -120,4 +152,6 @@ class Score:
     """The metrics of predictions against the target column."""
 
     metrics: tuple[str, ...] = key((), "what is measured; the usual metrics of the task when not given", names=METRICS)
-    tokenizer: Tokenizer = key("words", "units of ROUGE; both keep Hangul, unlike the usual tokenizer")
+    tokenizer: Tokenizer = key(
+        "words", "units of ROUGE and BLEU; all keep Hangul, unlike the usual tokenizer; morphemes need kiwipiepy"
+    )

@@ -18,7 +18,10 @@ from ...errors import Fault, nearest
 from ...predictions.metrics import METRICS
 from ...redaction import holds_secret, is_secret
 from ...run_folder import NAME_PATTERN
+from ...run_index import RUN_PREFIX
+from ..data.post import problem_of
 from ..data.preparing import step_faults
+from ..decodings import decoding_faults, decodings_of
 from ..generation import engine_faults
 from ..stage_kinds import RECIPE_KINDS, STAGE_KINDS, RowUse, StageKind
 from ..stages import fitting_sources, kind_name, resolve_stages, settings_of, stages_of
@@ -75,6 +78,9 @@ def _basics(recipe: Recipe) -> Iterator[Fault]:
         yield Fault(key="name", problem=f"is {recipe.name!r}", hint=f"{_NAME_HINT}, such as name: {like}")
     if not recipe.model.path:
         yield Fault(key="model.path", problem="is missing", hint="a hub id, a local folder, or library:NAME")
+    if recipe.model.from_scratch and recipe.model.path.startswith(RUN_PREFIX):
+        problem = f"is true, and model.path {recipe.model.path!r} is a trained model"
+        yield Fault(key="model.from_scratch", problem=problem, hint="set model.from_scratch=false")
     if not recipe.data.splits and recipe.data.generator is None:
         yield Fault(key="data.splits", problem="is missing", hint="such as {train: train.jsonl, test: test.jsonl}")
     problem, hint = TASKS.problem(recipe.task)
@@ -199,9 +205,7 @@ def _views(recipe: Recipe) -> list[Fault]:
         uses_here = tuple(rows.use for rows in stage.rows)
 
         def ask(settings: StageSettings, uses: Sequence[RowUse] = uses_here) -> list[Fault]:
-            generates = "predict" in uses and task_of(settings.task).generates
-            of_engine = engine_faults(settings) if generates else ()
-            return [*_sections(settings), *of_engine, *step_faults(settings.data), *task_faults(settings, uses)]
+            return [*_stage_faults(settings, uses), *step_faults(settings.data), *_decodings(settings, uses)]
 
         found[name], of_all = ask(stage.settings), ask(common)
         for fault in found[name]:
@@ -210,6 +214,25 @@ def _views(recipe: Recipe) -> list[Fault]:
             elif fault not in found.get(stage.of, ()):  # else it is said of the stage that it comes from
                 faults.append(replace(fault, key=f"stages.{name}.set.{fault.key}"))
     return list(dict.fromkeys(faults))
+
+
+def _stage_faults(view: StageSettings, uses: Sequence[RowUse]) -> Iterator[Fault]:
+    yield from _sections(view)
+    if "predict" in uses and task_of(view.task).generates:
+        yield from engine_faults(view)
+    yield from task_faults(view, uses)
+
+
+def _decodings(view: StageSettings, uses: Sequence[RowUse]) -> Iterator[Fault]:
+    """Return what is wrong with each decoding, as it would be alone."""
+    if not view.predict.decodings:
+        return
+    faults = list(decoding_faults(view))
+    yield from faults
+    for name, one in decodings_of(view).items() if not faults else ():
+        for fault in _stage_faults(one, uses):
+            if fault.key.startswith("predict."):
+                yield replace(fault, key=f"predict.decodings.{name}.{fault.key.removeprefix('predict.')}")
 
 
 def _sources(recipe: Recipe) -> Iterator[Fault]:
@@ -255,7 +278,7 @@ def _sbatch(key: str, wanted: Resources) -> Iterator[Fault]:
 def _measured(view: StageSettings) -> Iterator[Fault]:
     """Return why `checkpoints.metric` cannot be measured while training."""
     key, name, task = "checkpoints.metric", view.checkpoints.metric, task_of(view.task)
-    if METRICS.problem(name)[0]:
+    if METRICS.problem(name)[0] or METRICS.is_path(name):
         known = ("loss", "eval_loss", *METRICS)
         yield Fault(key=key, problem=f"is {name!r}; known: {', '.join(known)}", hint=nearest(name, known))
         return
@@ -341,6 +364,13 @@ def _sections(view: StageSettings) -> Iterator[Fault]:
     if predict.min_new_tokens > predict.max_new_tokens:
         problem = f"is {predict.min_new_tokens}, above max_new_tokens {predict.max_new_tokens}"
         yield Fault(key="predict.min_new_tokens", problem=problem)
+    for number, name in enumerate(predict.post):
+        problem, hint = problem_of(name)
+        if problem:
+            yield Fault(key=f"predict.post.{number}", problem=problem, hint=hint)
+    if predict.post and task_of(view.task).has_labels:
+        problem = f"changes texts, and the predictions of {view.task} are labels"
+        yield Fault(key="predict.post", problem=problem, hint="leave it out")
     beams = predict.num_beams or 1
     if predict.sample and beams > 1:
         problem = f"is {beams} with predict.sample"

@@ -91,7 +91,7 @@ TASK = TaskSpec(
     generates=True,
     decides=(
         *("data.columns.input", "data.columns.context", "data.columns.text", "data.prompt"),
-        *("data.max_tokens", "data.long_rows", "predict.post"),
+        *("data.max_tokens", "data.long_rows"),
         *GENERATED,
         *("model.add_tokens", "model.trust_remote_code"),
     ),

@@ -22,6 +22,8 @@ from sousbatch.recipes.schema import (
     Data,
     Generator,
     Model,
+    Output,
+    Predict,
     Recipe,
     Resources,
     Select,
@@ -48,6 +50,9 @@ NOT_DECIDING = {
     *("data.select.bm25.queries", "data.select.bm25.k", "data.select.bm25.column"),
     # how the work is shared
     *("predict.unit_rows", "predict.batch_rows", "predict.batch_tokens"),
+    # what becomes of the answers as they are merged
+    *("predict.post", "predict.output.template", "predict.output.columns", "predict.output.format"),
+    "predict.decodings",  # each has settings and a key of its own
     # of another task
     *("question_answering.stride_tokens", "question_answering.max_question_tokens"),
     *("question_answering.max_answer_tokens", "question_answering.n_best", "question_answering.null_threshold"),
@@ -84,6 +89,7 @@ def plan(tmp_path: Path) -> Plan:
         name="small",
         model=Model(path=str(tmp_path)),
         data=Data(generator=Generator(), augment=Augment(), select=Select(bm25=Bm25())),
+        predict=Predict(output=Output()),
         stages={"predict": StageSpec()},
         resources={"default": Resources(device="cpu")},
     )

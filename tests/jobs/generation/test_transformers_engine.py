@@ -37,9 +37,9 @@ def model_dir(tmp_path_factory):
 
 
 def answers(recipe, model_dir, rows):
-    from sousbatch.jobs.tasks import load_answerer
+    from sousbatch.jobs.tasks import load_model
 
-    return load_answerer(recipe, model_dir, TINY, "cpu", "float32").answer(rows)
+    return load_model(recipe, model_dir, TINY, "cpu", "float32").answerer(recipe).answer(rows)
 
 
 @pytest.mark.parametrize("sample", [False, True])

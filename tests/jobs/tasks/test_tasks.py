@@ -13,7 +13,7 @@ import transformers
 from peft import TaskType
 
 import sousbatch.recipes
-from sousbatch.jobs.tasks import TaskRuntime, load_answerer, runtime_of
+from sousbatch.jobs.tasks import TaskRuntime, load_model, runtime_of
 from sousbatch.jobs.training.model import load_tokenizer
 from sousbatch.recipes.schema import Data, Model, Predict, StageSettings
 from sousbatch.recipes.tasks import TASKS, TaskSpec, task_of
@@ -113,7 +113,7 @@ def test_its_batches_have_a_loss_in_its_model(case: Case) -> None:
 
 
 def test_a_row_gets_the_same_prediction_whatever_is_asked_with_it(case: Case) -> None:
-    answerer = load_answerer(case.settings, case.model_dir, TINY, "cpu", "float32")
+    answerer = load_model(case.settings, case.model_dir, TINY, "cpu", "float32").answerer(case.settings)
     together = answerer.answer(case.rows)
     assert [answerer.answer([row])[0] for row in reversed(case.rows)] == together[::-1]
     assert all(answer.keys() == {"prediction", *case.task.fields} for answer in together)

@@ -68,6 +68,10 @@ def test_the_nearest_split_is_named(project: Path) -> None:
     assert "(did you mean 'test'?)" in _reasons("predict.split=tets")[0]
 
 
+def test_rows_may_have_no_names(project: Path) -> None:
+    assert _reasons("data.columns.id=key")[0].endswith("; set data.columns.id=null where rows have no names")
+
+
 def test_a_column_of_lists_is_refused_and_not_read_as_text(project: Path) -> None:
     """str() of a list of messages would train on Python's brackets and quotes."""
     path = project / "train.jsonl"

@@ -93,6 +93,15 @@ def test_empty_targets_are_told_and_all_of_them_refused(project: Path) -> None:
     assert "all 3 rows are empty in column 'target'; name another with data.columns.target" in _reasons(TRAIN_ONLY)
 
 
+def test_text_that_the_tokenizer_does_not_know_is_told(project: Path) -> None:
+    folder, told = json.dumps(str(TINY)), "the tokenizer does not know"
+    _rows(project, "train", [{"input": "Где ты", "target": "да"}] * 2)
+    (warning,) = [text for text in _plan(TRAIN_ONLY, f"model.tokenizer={folder}").warnings if told in text]
+    assert "stage 'train', split 'train': the tokenizer does not know 78 % of the tokens" in warning
+    _rows(project, "train", [{"input": "방이", "target": "좋다"}] * 2)
+    assert not [text for text in _plan(TRAIN_ONLY, f"model.tokenizer={folder}").warnings if told in text]
+
+
 def test_prompts_are_held_against_the_models_context_and_never_dropped(project: Path) -> None:
     _rows(project, "test", [GOOD, LONG])
     for policy in ("refuse", "drop"):

@@ -95,3 +95,8 @@ def test_a_run_without_a_model_says_how_to_take_its_checkpoint(sousbatch: Run, e
     _, _, err = sousbatch("plan", "small.yaml", "model.path=run:0123456789ab")
     assert "has no finished model yet" in err
     assert "run:0123456789ab@last" in err
+
+
+def test_a_trained_model_is_not_taken_for_its_shape_alone(sousbatch: Run, project: Path) -> None:
+    _, _, err = sousbatch("plan", "small.yaml", "model.path=run:1", "model.from_scratch=true")
+    assert "model.from_scratch is true, and model.path 'run:1' is a trained model (set model.from_scratch=false)" in err
