@@ -24,10 +24,11 @@ def uniforms(seed: int, streams: Sequence[tuple[int, int, int]], num_steps: int)
     is a hash of seed, row and sample.
     """
     rows, samples, firsts = np.array(streams, dtype=np.uint64).reshape(-1, 3).T
-    start: NDArray[np.uint64] = np.array([seed], dtype=np.uint64) + np.uint64(_GAMMA)
+    start = np.array([(seed + _GAMMA) % 2**64], dtype=np.uint64)
     state = _mixed(_mixed(_mixed(start) ^ rows) ^ samples)
-    steps = firsts[:, None] + np.arange(1, num_steps + 1, dtype=np.uint64)
-    bits = _mixed(state[:, None] + steps * np.uint64(_GAMMA))
+    steps: NDArray[np.uint64] = np.add(firsts[:, None], np.arange(1, num_steps + 1), dtype=np.uint64, casting="unsafe")
+    outputs: NDArray[np.uint64] = state[:, None] + steps * np.uint64(_GAMMA)
+    bits = _mixed(outputs)
     return torch.from_numpy(((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52)
 
 
