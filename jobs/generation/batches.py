@@ -1,4 +1,7 @@
-"""Work in batches that fit: so many rows, so many tokens, and no more than device memory has held."""
+"""Work in batches that fit.
+
+They hold so many rows, so many tokens, and no more than device memory has held.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,7 @@ class Batches:
         return [found[place] for place in range(len(sizes))]
 
     def _take(self, waiting: Sequence[int], sizes: Sequence[tuple[int, int]]) -> tuple[list[int], int]:
-        """Return the first places that share a batch, at least one, and the tokens of that batch."""
+        """Return the first places that share a batch, and the tokens of that batch."""
         new = read = num_tokens = 0
         places: list[int] = []
         for place in waiting[: self._rows]:

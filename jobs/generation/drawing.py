@@ -1,6 +1,7 @@
-"""Draw tokens by inverse transform, with one uniform number for each row and step.
+"""Draw tokens by inverse transform.
 
-The number is a function of counters alone, so a row draws the same in every batch, on every rank.
+One uniform number decides a token of a row. It is a function of counters alone, so a row draws the same in every
+batch, on every rank.
 """
 
 from __future__ import annotations
@@ -43,10 +44,11 @@ def _mixed(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def draw(
     scores: torch.Tensor, uniform: torch.Tensor, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
 ) -> torch.Tensor:
-    """Return a token for each row of *scores* (rows, vocabulary), as *uniform* (rows) says.
+    """Return a token for each row of *scores* (rows, vocabulary).
 
-    The token is the one in whose share of the distribution the number falls. Tokens that are as likely as the last one
-    of the *top_k*, or of the *top_p*, stay too: which of them would go could depend on the batch.
+    The token is the one in whose share of the distribution the number of *uniform* (rows) falls. Tokens that are as
+    likely as the last one of the *top_k*, or of the *top_p*, stay too: which of them would go could depend on the
+    batch.
     """
     best = scores.amax(-1, keepdim=True)
     weights = torch.sub(scores, best).div_(temperature).exp_()
@@ -67,7 +69,7 @@ def draw(
 def _nucleus(
     scores: torch.Tensor, best: torch.Tensor, total: torch.Tensor, temperature: float, top_p: float
 ) -> torch.Tensor:
-    """Return the least score of the likeliest tokens that hold *top_p* of *total*.
+    """Return the least score of the tokens that hold *top_p* of *total*.
 
     Few do mostly, so only few are sorted at first.
     """
@@ -98,13 +100,13 @@ def _largest(scores: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _least_of(values: torch.Tensor, shares: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
-    """Return the first of *values*, which fall, at which the rising *shares* reach *goal*."""
+    """Return the first of *values* at which the rising *shares* reach *goal*."""
     place = torch.searchsorted(shares, goal).clamp_max(values.shape[-1] - 1)
     return values.gather(-1, place)
 
 
 def _inverse(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """Return where each row's running sum of *weights* passes its share *uniform* of the total.
+    """Return where each row's running sum passes its share of the total.
 
     A float32 running sum of a large vocabulary loses tokens, one in float64 takes long. So blocks are summed up first;
     one of them is looked into.
@@ -118,16 +120,19 @@ def _inverse(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
 
 
 def _sums(weights: torch.Tensor) -> torch.Tensor:
-    """Return the sum of each block of *weights*, in float64; the last block may be shorter."""
+    """Return the sum of each block of *weights*, in float64.
+
+    The last block may be shorter.
+    """
     cut = weights.shape[-1] // _BLOCK * _BLOCK
     parts = [weights[:, :cut].reshape(len(weights), -1, _BLOCK).sum(-1), weights[:, cut:].sum(-1, keepdim=True)]
     return torch.cat(parts if cut else parts[1:], -1).double()
 
 
 def _find(ends: torch.Tensor, share: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return which part of the running sums *ends* holds *share* of the total, and the share within that part.
+    """Return which part holds *share* of the total, and the share within it.
 
-    A part without weight is never found.
+    *ends* are running sums, up to the end of each part.     A part without weight is never found.
     """
     goal = share.clamp(0, 1 - 1e-15) * ends[:, -1:]
     place = torch.searchsorted(ends, goal, right=True).clamp_max(ends.shape[-1] - 1)

@@ -1,4 +1,7 @@
-"""What transformers' `generate` asks after each step: which token, whether to stop, what to keep."""
+"""Take part in each step of transformers' `generate`.
+
+It asks which token comes next, whether a row ends, and what is kept of the step.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,10 @@ class Choice(LogitsProcessor):
             self._uniforms = uniforms(settings.seed, streams, max(one.max_new_tokens for one in prompts)).to(device)
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """Return scores of shape (rows, vocabulary), in which a drawn token is the largest."""
+        """Return scores of shape (rows, vocabulary).
+
+        That of a drawn token is the largest.
+        """
         step = input_ids.shape[-1] - self._num_read
         best = scores.amax(-1).view(len(self.first_bad), -1)  # of each beam; NaN where any score is
         is_bad = ~best.isfinite().all(-1)
@@ -59,7 +65,10 @@ class Choice(LogitsProcessor):
 
 
 class Limits(StoppingCriteria):
-    """Ends a row, or a beam of it, at its own most tokens, at a stop text, or at its most characters."""
+    """Ends a row, or a beam of it, at its own limits.
+
+    They are its most tokens, a stop text, and its most characters.
+    """
 
     eos_token_id = None  # this name has `generate` fill rows that have ended with padding
 
@@ -98,9 +107,10 @@ class Limits(StoppingCriteria):
 
 
 class Record(StoppingCriteria):
-    """Keeps the log-probabilities of the chosen token and of the *count* likeliest of each step.
+    """Keeps the log-probabilities of each step.
 
-    They come from the model's own outputs, which nothing has changed yet.
+    They are those of the chosen token and of the *count* likeliest ones, and come from the model's own outputs, which
+    nothing has changed yet.
     """
 
     def __init__(self, model: Any, count: int) -> None:

@@ -1,4 +1,4 @@
-"""From token ids to the text of an answer: decoded, in Unicode NFC, cut where it ends."""
+"""Decode the text of an answer, and find where it ends."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def num_tokens_within(tokenizer: Any, ids: Sequence[int], num_characters: int) -
 
 
 def last_sentences(text: str, count: int) -> int:
-    """Return where the last *count* complete sentences of *text* begin, with what follows them unfinished.
+    """Return where the last *count* complete sentences of *text* begin.
 
-    A line is a sentence too. With fewer sentences it is the beginning of the text.
+    What follows them is unfinished. A line is a sentence too. With fewer sentences it is the beginning of the text.
     """
     ends = [found.end() for found in _END.finditer(text)]
     return ends[-count - 1] if len(ends) > count else 0

@@ -105,7 +105,10 @@ class TransformersEngine:
         return record.add_to(answers) if record is not None else answers
 
     def _ended(self, ids: list[int]) -> Generation:
-        """Return the answer in *ids*: what comes before the first end token, or before the padding."""
+        """Return the answer in *ids*.
+
+        It is what comes before the first end token, or before the padding.
+        """
         for place, token in enumerate(ids):
             if token in self._ends:
                 return Generation(ids=ids[:place], ended="stop")

@@ -1,4 +1,7 @@
-"""Answer rows with what an engine generates: how much is asked for, and what is made of it."""
+"""Answer rows with what an engine generates.
+
+How much is asked for and what is made of it is decided here, for every engine.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +73,10 @@ class GeneratingAnswerer:
         return cut(decode(self._tokenizer, made.ids), self._spec.stop, prompt.max_characters)
 
     def _limits(self, rows: Sequence[Row], prompts: Sequence[int]) -> list[tuple[int, int | None]]:
-        """Return the most tokens, and the most characters if they are limited, of each row's answer."""
+        """Return the most tokens and characters of each row's answer.
+
+        None stands for any number of characters.
+        """
         spec = self._spec
         if spec.length_ratio is None:
             return [(spec.max_new_tokens, spec.max_characters)] * len(rows)

@@ -123,7 +123,10 @@ def word_outputs(config: Mapping[str, Any]) -> tuple[int, str]:
 
 
 def row_bytes(settings: StageSettings) -> tuple[int, str]:
-    """Return the bytes of one row of generated text, with its other samples and log-probabilities."""
+    """Return the bytes of one row of generated text.
+
+    Its other samples and its log-probabilities count.
+    """
     spec = settings.predict
     tokens, samples = spec.max_new_tokens, 1 + (spec.samples if spec.samples > 1 else 0)
     each = 4 * samples + (_TOKEN_BYTES + _TOP_BYTES * spec.keep_logprobs if spec.keep_logprobs else 0)
