@@ -167,7 +167,7 @@ def survey_units(folder: Path, layout: Layout, key: str) -> tuple[dict[int, Unit
 
 
 def read_units(folder: Path, layout: Layout, key: str, faults: list[str]) -> Iterator[Unit]:
-    """Yield the committed units in order; *faults* gets a line for each other unit file."""
+    """Yield the committed units in order; *faults* gets the other unit files."""
     with os.scandir(folder) as entries:
         numbers = sorted(int(match[1]) for entry in entries if (match := _UNIT_NAME.fullmatch(entry.name)))
     for number in numbers:
