@@ -1,6 +1,6 @@
 """`sousbatch predictions` and its verb `merge`.
 
-`scoring` has the verb `score`, `prediction_view` has `show`.
+`scoring` has the verb `score`, `ensembling` has `ensemble`, `prediction_view` has `show`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 from ..errors import NotFoundError, UsageError
 from ..predictions.rows import INDEX
 from ..predictions.samplers import SAMPLERS
+from .ensembling import define_ensemble
 from .parser import Parser, add_command, add_verbs, count, define
 from .prediction_view import define_show
 from .scoring import define_score
@@ -22,6 +23,7 @@ def define_predictions(parser: Parser) -> None:
     verbs = add_verbs(parser)
     _define_merge(add_command(verbs, "merge", "join shards into one file in row order, or name what is missing"))
     define_score(add_command(verbs, "score", "measure predictions against a data file, or those of runs"))
+    define_ensemble(add_command(verbs, "ensemble", "join the predictions of several models"))
     define_show(add_command(verbs, "show", "show rows with their input, target, prediction and scores"))
 
 
