@@ -7,7 +7,7 @@ point of the group `sousbatch.generation_engines`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..errors import Fault
@@ -53,7 +53,14 @@ TRANSFORMERS = EngineSpec(
     can_search_beams=True,
     can_keep_logprobs=True,
 )
-OWN_ENGINES = {"transformers": "recipes.generation:TRANSFORMERS"}
+ZERO3 = replace(
+    TRANSFORMERS,
+    name="zero3",
+    runtime="sousbatch.jobs.generation.zero3_engine",
+    kinds=("decoder",),
+    spans_devices=True,
+)
+OWN_ENGINES = {name: f"recipes.generation:{name.upper()}" for name in ("transformers", "zero3")}
 ENGINES: Registry[EngineSpec] = Registry(
     "generation engine", "sousbatch.generation_engines", OWN_ENGINES, of=EngineSpec
 )

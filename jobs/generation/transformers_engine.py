@@ -22,7 +22,7 @@ from . import Generation, Prompt
 
 
 def load(
-    settings: StageSettings, model_dir: Path, tokenizer: Any, *, model_class: str, device: str, dtype: str
+    settings: StageSettings, model_dir: Path, tokenizer: Any, *, model_class: str, device: str, dtype: str, **_: Any
 ) -> TransformersEngine:
     """Return the engine with the model of *model_dir*.
 

@@ -21,6 +21,9 @@ class Predict:
     chunk_tokens: int | None = key(None, "generate so many at a time and continue from the last sentences", later=True)
     stop: tuple[str, ...] = key((), "texts at which an answer ends", later=True)
     post: tuple[str, ...] = key((), "steps over every answer", later=True)
+    offload: bool = key(
+        False, "engine zero3 keeps the weights in host memory, and brings a layer to the devices when it is its turn"
+    )
     dtype: FloatDtype | None = key(None, "arithmetic; the model's own type on a GPU, float32 on a CPU when not given")
     unit_rows: int = key(256, "rows that are committed at once: what a kill can lose", at_least=1)
     batch_rows: int = key(
