@@ -164,6 +164,10 @@ class RunPaths:
         """Return the scores of one score stage, or of one decoding."""
         return self.metrics_dir / f"{stage}{decoding and '@'}{decoding}.json"
 
+    def stage_examples(self, stage: str, decoding: str = "") -> Path:
+        """Return the worst, best and random rows of one score stage, or of one decoding."""
+        return self.metrics_dir / f"{stage}{decoding and '@'}{decoding}.rows.jsonl"
+
 
 def run_paths(runs_dir: Path, recipe_name: str, run_id: str) -> RunPaths:
     """Return the paths of a run in the folder that holds all runs.

@@ -36,6 +36,7 @@ COMMANDS = {
     "plan": ("plan", "show what would run: stages, resources, memory and storage; check every row of the data"),
     "submit": ("submit", "plan a recipe, then run it"),
     "status": ("status", "show the state of runs"),
+    "runs": ("run_table", "list what ran: what differs, scores, cost; the best run by a score, seeds together"),
     "logs": ("logs", "print the logs of a stage"),
     "cancel": ("runs", "end the jobs of a run"),
     "resume": ("submit", "resume an interrupted run"),

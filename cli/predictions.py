@@ -1,4 +1,7 @@
-"""`sousbatch predictions` and its verb `merge`; `scoring` has the verb `score`."""
+"""`sousbatch predictions` and its verb `merge`.
+
+`scoring` has the verb `score`, `prediction_view` has `show`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from pathlib import Path
 from ..errors import UsageError
 from ..predictions.rows import INDEX
 from .parser import Parser, add_command, add_verbs, count, define
+from .prediction_view import define_show
 from .scoring import define_score
 
 
@@ -16,7 +20,8 @@ def define_predictions(parser: Parser) -> None:
     define(parser, None, "predictions merge shards/rank*.jsonl --out predictions.jsonl")
     verbs = add_verbs(parser)
     _define_merge(add_command(verbs, "merge", "join shards into one file in row order, or name what is missing"))
-    define_score(add_command(verbs, "score", "measure predictions against a data file"))
+    define_score(add_command(verbs, "score", "measure predictions against a data file, or those of runs"))
+    define_show(add_command(verbs, "show", "show rows with their input, target, prediction and scores"))
 
 
 def _define_merge(merge: Parser) -> None:

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import signal
 import sys
-from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from .. import files
 from ..cluster import processes
-from ..errors import NotFoundError
 from ..events import Scored
-from ..predictions.rows import PredictionRow, predictions_of
-from ..predictions.scoring import score_with_baseline
-from ..recipes.data.chat import input_of, target_of
-from ..recipes.data.rows import read_rows
+from ..predictions.scoring import Scoring
+from ..predictions.selection import NUM_EXAMPLES, Selection, write_examples
 from ..recipes.decodings import decodings_of
-from ..recipes.tasks import task_of
+from ..recipes.scored_rows import cases_of_stage
 from .context import JobContext, run_job
 
 
@@ -46,26 +41,15 @@ def score(job: JobContext) -> int:
 
 def _scored(job: JobContext, decoding: str) -> dict[str, Any]:
     """Return the split, the number of rows and the scores of one decoding."""
-    assert job.stage.predict_stage is not None, "a score stage works on the rows of a predict stage"
-    split, data = job.stage.splits["score"], job.settings.data
-    (target,) = (column.name for column in task_of(job.settings.task).columns(job.settings, "score"))
-    predictions = _predictions(job.paths.predictions_file(job.stage.predict_stage, decoding))
-    rows = list(islice(read_rows(Path(split.path)), len(predictions)))
-    found = score_with_baseline(
-        predictions,
-        [target_of(data, row, target) for row in rows],
-        [input_of(data, row) for row in rows],
-        metrics=job.settings.score.metrics,
-        tokenizer=job.settings.score.tokenizer,
-    )
-    return {"split": split.name, "num_rows": len(rows), "scores": found}
-
-
-def _predictions(path: Path) -> list[PredictionRow]:
-    try:
-        return predictions_of(read_rows(path), path)
-    except FileNotFoundError as error:
-        raise NotFoundError(f"{path} does not exist: the merge stage has not completed it") from error
+    split, spec = job.stage.splits["score"], job.settings.score
+    scoring = Scoring(spec.metrics, spec.tokenizer)
+    examples = Selection(metrics=scoring.metrics, worst=NUM_EXAMPLES, best=NUM_EXAMPLES, random=NUM_EXAMPLES)
+    for block in scoring.measure(cases_of_stage(job.stage, job.paths, decoding)):
+        examples.add(block)
+    result = {"split": split.name, "num_rows": scoring.num_rows, "scores": scoring.scores()}
+    job.check_fence()
+    write_examples(job.paths.stage_examples(job.stage.name, decoding), examples)
+    return result
 
 
 def main() -> int:

@@ -7,7 +7,7 @@ code that looks inside uses this type.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import DamagedError, RunError, UsageError
 
 INDEX, ID, PREDICTION = "index", "id", "prediction"
-NO_ID: Any = object()  # an id may be null, or NaN
+NO_ID: Any = ...  # an id may be null, or NaN; this is no JSON, and stays itself in another process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,18 +65,19 @@ class PredictionRow:
         )
 
 
-def predictions_of(rows: Iterable[Mapping[str, Any]], path: Path, *, field: str = PREDICTION) -> list[PredictionRow]:
-    """Return the predictions of a file's *rows*, which must be in input order.
+def predictions_of(
+    rows: Iterable[Mapping[str, Any]], path: Path, *, field: str = PREDICTION
+) -> Iterator[PredictionRow]:
+    """Yield the predictions of a file's *rows*, which must be in input order.
 
     Raises:
         UsageError: a row has no prediction.
         DamagedError: the rows are not in order, or some are missing.
     """
-    found = []
     for position, values in enumerate(rows):
         if values.get(field) is None:
             raise UsageError(f"row {position + 1} of {path} has no {field!r}; it has: {', '.join(values)}")
-        found.append(PredictionRow.from_json(values, position=position, field=field))
-        if found[-1].index != position:
+        found = PredictionRow.from_json(values, position=position, field=field)
+        if found.index != position:
             raise DamagedError(f"{path} is not in row order; `sousbatch predictions merge` puts it in order")
-    return found
+        yield found

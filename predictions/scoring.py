@@ -1,24 +1,132 @@
 """Score predictions against targets, beside the score of copying the input.
 
-What a metric measures is its own (`metrics`); here its values become scores. Cleaning texts is another step's.
+What a metric measures is its own (`metrics`), and `measure` sums it; here the sums become scores. Cleaning texts is
+another step's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from math import fsum
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from ..errors import UsageError, nearest
-from .metrics import DEFAULT_METRICS, METRICS, Answers, Metric, Tokenizer
+from .measure import Case, Measured, Scores, Tally, measure
+from .metrics import DEFAULT_METRICS, METRICS, Metric
+from .metrics.tokenizers import Tokenizer, tokenizer_problem
 from .rows import PredictionRow
 
-Scores = dict[str, float]
+T = TypeVar("T")
 MODEL, BASELINE = "model", "copy_input"
 WHO = {MODEL: "model", BASELINE: "copying the input"}  # how tables call them
 _DETAILS = ("_precision", "_recall")
+_NONE: Any = object()
+
+
+class Scoring:
+    """Scores cases while they are read.
+
+    Each measured block is passed on, and its sums are kept.
+
+    Raises:
+        UsageError: a metric or the tokenizer is unknown, or cannot be used here.
+    """
+
+    def __init__(
+        self,
+        metrics: Sequence[str] = DEFAULT_METRICS,
+        tokenizer: Tokenizer = "words",
+        *,
+        workers: int | None = None,
+        baseline: bool = True,
+    ) -> None:
+        """Load the metrics.
+
+        *workers* is the number of processes, by default that of the cores at hand. Without *baseline* the copied inputs
+        are not measured.
+        """
+        _check_tokenizer(tokenizer)
+        self.metrics: dict[str, Metric] = {name: METRICS.load(name) for name in metrics}
+        for name, metric in self.metrics.items():
+            if metric.problem:
+                raise UsageError(f"metric {name!r} {metric.problem}")
+        self.lower_is_better: frozenset[str] = frozenset()
+        self.num_rows, self._has_input = 0, False
+        self._tokenizer: Tokenizer = tokenizer
+        self._wants_baseline = baseline
+        self._workers = workers or len(os.sched_getaffinity(0))
+        self._model, self._baseline = Tally(), Tally()
+
+    def measure(self, cases: Iterable[Case]) -> Iterator[Measured]:
+        """Yield the measured blocks of all *cases*.
+
+        Raises:
+            UsageError: a metric failed, or a row lacks what it needs.
+        """
+        blocks = measure(
+            cases, list(self.metrics), self._tokenizer, workers=self._workers, baseline=self._wants_baseline
+        )
+        for block in blocks:
+            self._model.add(block.model, len(block.cases))
+            self._baseline.add(block.baseline, len(block.cases))
+            self._has_input = self._has_input or any(case.input is not None for case in block.cases)
+            self.num_rows += len(block.cases)
+            yield block
+
+    def scores(self) -> dict[str, Scores]:
+        """Return the scores of the "model" and those of "copy_input".
+
+        The latter are there where some row has an input, for metrics that need no fields of a task.
+
+        Raises:
+            UsageError: there were no rows.
+        """
+        if not self.num_rows:
+            raise UsageError("there are no predictions to score")
+        found = {MODEL: self._model.scores(self.metrics)}
+        lower = {name: metric for name, metric in self.metrics.items() if metric.better == "lower"}
+        self.lower_is_better = frozenset(self._model.scores(lower))
+        if self._has_input and (copied := self._baseline.scores(self.metrics)):
+            found[BASELINE] = copied
+        return found
+
+
+def score_cases(
+    cases: Iterable[Case],
+    *,
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    tokenizer: Tokenizer = "words",
+    workers: int | None = 1,
+    baseline: bool = True,
+) -> dict[str, Scores]:
+    """Return the scores of the "model" and those of "copy_input", as `Scoring` does."""
+    scoring = Scoring(metrics, tokenizer, workers=workers, baseline=baseline)
+    for _ in scoring.measure(cases):
+        pass
+    return scoring.scores()
+
+
+def paired(predictions: Iterable[T], rows: Iterable[Any]) -> Iterator[tuple[T, Any]]:
+    """Yield predictions with the rows of the data, which are as many.
+
+    Raises:
+        UsageError: they are not.
+    """
+    left, right = iter(predictions), iter(rows)
+    num_pairs = 0
+    while True:
+        prediction, row = next(left, _NONE), next(right, _NONE)
+        if prediction is _NONE or row is _NONE:
+            break
+        num_pairs += 1
+        yield prediction, row
+    more = [
+        num_pairs + (first is not _NONE) + sum(1 for _ in rest) for first, rest in ((prediction, left), (row, right))
+    ]
+    if more[0] != more[1]:
+        raise UsageError(f"{more[0]:,} predictions cannot be scored against {more[1]:,} targets")
 
 
 def score_with_baseline(
@@ -28,28 +136,12 @@ def score_with_baseline(
     *,
     metrics: Sequence[str] = DEFAULT_METRICS,
     tokenizer: Tokenizer = "words",
+    baseline: bool = True,
 ) -> dict[str, Scores]:
-    """Return the scores of the "model" and those of "copy_input".
-
-    An input is None where a row has none; where no row has one, there is no "copy_input". A metric that needs fields
-    of a task has no score for the copied input.
-
-    Raises:
-        UsageError: there is nothing to score, the numbers of rows differ, a metric or tokenizer is unknown, or a
-            row lacks what a metric needs.
-    """
-    _check(rows, targets, tokenizer)
-    answers = Answers(rows=rows, targets=targets, inputs=inputs, tokenizer=tokenizer)
-    chosen = _loaded(metrics, answers)
-    copied = [
-        PredictionRow(index=row.index, prediction="" if text is None else text)
-        for row, text in zip(rows, inputs, strict=True)
-    ]
-    scores = {MODEL: _scores(answers, chosen)}
-    of_texts = {name: metric for name, metric in chosen.items() if metric.has_baseline and not metric.fields}
-    if of_texts and any(text is not None for text in inputs):
-        scores[BASELINE] = _scores(replace(answers, rows=copied), of_texts)
-    return scores
+    """Return the scores of rows in memory, as `score_cases` does."""
+    pairs = paired(rows, zip(targets, inputs, strict=True))
+    cases = (Case(row=row, target=target, input=text) for row, (target, text) in pairs)
+    return score_cases(cases, metrics=metrics, tokenizer=tokenizer, baseline=baseline)
 
 
 def score_texts(
@@ -59,20 +151,22 @@ def score_texts(
     metrics: Sequence[str] = DEFAULT_METRICS,
     tokenizer: Tokenizer = "words",
 ) -> Scores:
-    """Return the scores of texts, as `score_with_baseline` does those of rows."""
+    """Return the scores of texts, as `score_cases` does those of rows."""
     rows = [PredictionRow(index=index, prediction=text) for index, text in enumerate(predictions)]
-    _check(rows, targets, tokenizer)
-    answers = Answers(rows=rows, targets=targets, inputs=targets, tokenizer=tokenizer)
-    return _scores(answers, _loaded(metrics, answers))
+    found = score_with_baseline(rows, targets, targets, metrics=metrics, tokenizer=tokenizer, baseline=False)
+    return found[MODEL]
 
 
 def score_rows(
     rows: Sequence[PredictionRow], targets: Sequence[Any], inputs: Sequence[Any], *, metric: str, tokenizer: Tokenizer
 ) -> float:
     """Return the one value of *metric*, the mean of its `headlines`."""
-    _check(rows, targets, tokenizer)
-    answers = Answers(rows=rows, targets=targets, inputs=inputs, tokenizer=tokenizer)
-    scores = _scores(answers, _loaded([metric], answers))
+    found = score_with_baseline(rows, targets, inputs, metrics=[metric], tokenizer=tokenizer, baseline=False)
+    return headline(found[MODEL])
+
+
+def headline(scores: Scores) -> float:
+    """Return the value by which rows are compared: the mean of the `headlines`."""
     names = headlines(scores)
     return fsum(scores[name] for name in names) / len(names)
 
@@ -92,43 +186,11 @@ def headlines(scores: Mapping[str, float]) -> list[str]:
     return [name for name in scores if not name.endswith(_DETAILS)]
 
 
-def _scores(answers: Answers, metrics: Mapping[str, Metric]) -> Scores:
-    scores: Scores = {}
-    for metric_name, metric in metrics.items():
-        try:
-            found = metric.score(answers)
-        except Exception as error:  # whatever a third-party metric raises, its name is what a user can act on
-            raise UsageError(f"metric {metric_name!r} failed: {type(error).__name__}: {error}") from error
-        for name, value in found.items():
-            scores[name] = fsum(value) / len(value) if isinstance(value, Sequence) else value
-    return scores
-
-
-def _check(rows: Sequence[PredictionRow], targets: Sequence[Any], tokenizer: str) -> None:
-    if len(rows) != len(targets):
-        raise UsageError(f"{len(rows):,} predictions cannot be scored against {len(targets):,} targets")
-    if not rows:
-        raise UsageError("there are no predictions to score")
+def _check_tokenizer(tokenizer: str) -> None:
     if tokenizer not in (known := get_args(Tokenizer)):
         hint = nearest(tokenizer, known)
         raise UsageError(
             f"tokenizer {tokenizer!r} is unknown; known: {', '.join(known)}" + (f" ({hint})" if hint else "")
         )
-
-
-def _loaded(names: Sequence[str], answers: Answers) -> dict[str, Metric]:
-    metrics = {name: METRICS.load(name) for name in names}
-    for name, metric in metrics.items():
-        _check_needs(name, metric, answers)
-    return metrics
-
-
-def _check_needs(name: str, metric: Metric, answers: Answers) -> None:
-    if "input" in metric.needs and None in answers.inputs:
-        raise UsageError(f"metric {name!r} needs the input of each row; row {answers.inputs.index(None)} has none")
-    for row in answers.rows if metric.fields else ():
-        if missing := [field for field in metric.fields if field not in row.fields]:
-            has = ", ".join(row.fields) or "none"
-            raise UsageError(
-                f"metric {name!r} needs the field {missing[0]!r} of a prediction; row {row.index} has {has}"
-            )
+    if problem := tokenizer_problem(tokenizer):
+        raise UsageError(f"tokenizer {tokenizer!r} {problem}")

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..errors import UsageError, nearest
-from .forecast.parameters import is_frozen, is_pattern, is_target
+from .forecast.parameters import is_frozen, is_pattern, is_target, missing_layers
 from .new_tokens import add_rows, options_for_tokens, wrapping_rows
 from .schema import StageSettings
 from .tasks import TaskSpec, task_of
@@ -69,6 +69,8 @@ def _freeze(patterns: Sequence[str], model: Any) -> None:
     stored = stored_names(model)
     names = {name: (name, *stored.get(name, ())) for name, _ in model.named_parameters()}
     for pattern in patterns:
+        if reason := missing_layers(pattern, names):
+            raise UsageError(f"model.freeze: {reason}")
         if not any(is_frozen(name, [pattern]) for name in _all(names.values())):
             known = next(iter(names))
             raise UsageError(f"model.freeze: no parameter matches {pattern!r}; they are called like {known}")

@@ -43,6 +43,7 @@ def values_of(name: str, texts: Sequence[str] = ()) -> tuple[dict[str, Any], lis
     values = _over(_site_defaults(faults), _compose_files(path, groups))
     for item in others:
         overrides.lay_over(values, item, faults)
+    faults += overrides.without_effect(values, others)
     values.setdefault("name", path.stem)
     return values, faults
 
@@ -72,7 +73,7 @@ def _site_defaults(faults: list[Fault]) -> dict[str, Any]:
     import yaml
 
     path, known = config_file(), ("resources", "environment", "tracking")
-    others = ("gpu_memory_gb",)  # what is said of the cluster, see site_file
+    others = ("gpu_memory_gb", "device_hour_price")  # what is said of the cluster, see site_file
     try:
         text = path.read_text(encoding="utf-8")
         check_size(path, text)

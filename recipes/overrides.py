@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,14 @@ _FUNCTIONS = "bool choice extend_list float glob int interval json_str range shu
 _GROUPING = re.compile(rf"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|\b(?:{"|".join(_FUNCTIONS)})\s*\(|[()=]""", re.DOTALL)
 _APOSTROPHE = re.compile(r"(?<=\w)'(?=\w)")
 _SPELT = re.compile("Qz([0-9a-f]+)zQ")
+
+
+_WINS_OVER = {
+    "train.epochs": "train.steps",
+    "train.schedule.period_epochs": "train.schedule.period_steps",
+    "train.schedule.warmup_ratio": "train.schedule.warmup_steps",
+    "checkpoints.every_epochs": "checkpoints.every_steps",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +173,21 @@ def split_groups(parsed: Sequence[Change], folder: Path, faults: list[Fault]) ->
 def _files_of_group(group: str, folder: Path) -> set[str]:
     places = [place / group for place in (folder, *search_dirs())] if "." not in group else []
     return {file.stem for place in places if place.is_dir() for file in place.glob("*.yaml")}
+
+
+def without_effect(values: Mapping[str, Any], items: Sequence[Change]) -> Iterator[Fault]:
+    """Yield the overrides beside which the recipe gives a key that wins over them."""
+    given = {item.key for item in items}
+    for item in items:
+        winner = _WINS_OVER.get(item.key)
+        if winner is None or winner in given or item.is_delete or item.value is None:
+            continue
+        place: Any = values
+        for name in winner.split("."):
+            place = place.get(name) if isinstance(place, Mapping) else None
+        if place is not None:
+            problem, hint = f"has no effect: the recipe gives {winner}={place}, which wins", f"add {winner}=null"
+            yield Fault(key=item.text, problem=problem, hint=hint)
 
 
 def lay_over(values: dict[str, Any], item: Change, faults: list[Fault]) -> None:

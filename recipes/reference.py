@@ -67,18 +67,18 @@ def differences(first: Recipe, second: Recipe) -> list[tuple[str, Any, Any]]:
 
     None stands for a key that one of them does not have. Their names are no difference.
     """
-    left, right = (dict(_flat(to_plain(replace(recipe, name="")))) for recipe in (first, second))
+    left, right = (dict(flat(to_plain(replace(recipe, name="")))) for recipe in (first, second))
     keys = [*left, *(key for key in right if key not in left)]
     return [(key, left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)]
 
 
-def _flat(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+def flat(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the dotted keys of nested mappings with their values.
 
     An empty mapping is a value.
     """
     if isinstance(values, Mapping) and values:
         for name, value in values.items():
-            yield from _flat(value, f"{key}.{name}" if key else str(name))
+            yield from flat(value, f"{key}.{name}" if key else str(name))
     else:
         yield key, values

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ..cluster.site import NodeKind, Partition, Site
 from ..errors import NotFoundError, RecipeError, UsageError, nearest
@@ -111,17 +112,37 @@ def with_gpu_memory(site: Site) -> Site:
     return replace(site, partitions=partitions)
 
 
-def _gpu_memories() -> Mapping[str, float]:
+def device_hour_price() -> float | None:
+    """Return what an hour of one device costs, where the user's own file says it.
+
+    Raises:
+        UsageError: its value is not a number above 0.
+    """
+    found = _of_user("device_hour_price")
+    if found is None:
+        return None
+    if not _is_positive(found):
+        raise UsageError(f"{config_file()}: device_hour_price is {found!r}; write a number above 0, such as 1.9")
+    return float(found)
+
+
+def _of_user(name: str) -> Any:
     path = config_file()
     values = _values(path) if path.is_file() else {}
-    found = values.get("gpu_memory_gb") if isinstance(values, dict) else None
+    return values.get(name) if isinstance(values, dict) else None
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+
+
+def _gpu_memories() -> Mapping[str, float]:
+    found = _of_user("gpu_memory_gb")
     if found is None:
         return {}
-    is_right = isinstance(found, dict) and all(
-        isinstance(size, (int, float)) and not isinstance(size, bool) and size > 0 for size in found.values()
-    )
-    if not is_right:
+    if not (isinstance(found, dict) and all(map(_is_positive, found.values()))):
         raise UsageError(
-            f"{path}: gpu_memory_gb is {found!r}; write GB by type of GPU or by partition, such as {{a100: 40}}"
+            f"{config_file()}: gpu_memory_gb is {found!r}; write GB by type of GPU or by partition, such as "
+            "{a100: 40}"
         )
     return {str(name): float(size) for name, size in found.items()}

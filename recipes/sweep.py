@@ -158,8 +158,10 @@ def point_recipe(sweep: Sweep, index: int) -> Recipe:
 
 def _laid_over(variant: dict[str, Any], point: Point, is_smoke: bool) -> Recipe:
     values, faults = copy.deepcopy(variant), list[Fault]()
-    for item in overrides.parse(point.overrides, faults):
+    items = overrides.parse(point.overrides, faults)
+    for item in items:
         overrides.lay_over(values, item, faults)
+    faults += overrides.without_effect(values, items)
     return _small(recipe_of(values, faults), is_smoke)
 
 

@@ -94,7 +94,7 @@ _TOKENIZER = {
     "version": "1.0",
     "added_tokens": _SPECIALS,
     "pre_tokenizer": {"type": "WhitespaceSplit"},
-    "model": {"type": "WordLevel", "vocab": {"<unk>": 0, "<s>": 1, "</s>": 2}, "unk_token": "<unk>"},
+    "model": {"type": "WordLevel", "vocab": {"<unk>": 0, "<s>": 1, "</s>": 2, "word": 3}, "unk_token": "word"},
 } | dict.fromkeys(("truncation", "padding", "normalizer", "post_processor", "decoder"))
 _TOKENIZER_CONFIG = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>", "eos_token": "</s>"}
 _RECIPE = """\

@@ -2,7 +2,8 @@
 
 To add a metric: a `Metric` in a file here, and one row in `METRICS`. The recipe key `score.metrics` and
 `predictions score --metric` then take its name, and tests/predictions/test_metrics_contract.py tests it.
-A metric of a third-party package is an entry point of the group `sousbatch.metrics` that names such a record.
+A metric of a third-party package is an entry point of the group `sousbatch.metrics` that names such a record, and one
+of the user's own code is `module:NAME`.
 """
 
 from __future__ import annotations
@@ -11,18 +12,22 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from typing import Any, Literal
 
 from ...plugins import Registry
 from ..rows import PredictionRow
+from .tokenizers import TOKENIZERS, Tokenizer
 
-Tokenizer = Literal["words", "characters"]
 Need = Literal["target", "input", "tokenizer"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """Texts to measure: predictions and, at the same positions, targets and inputs."""
+    """A block of rows to measure.
+
+    Targets and inputs stand at the positions of their predictions.
+    """
 
     rows: Sequence[PredictionRow]
     targets: Sequence[Any]
@@ -37,22 +42,38 @@ class Answers:
             for row, target in zip(self.rows, self.targets, strict=True)
         ]
 
+    @cached_property
+    def tokens(self) -> list[tuple[list[str], list[str]]]:
+        """The same pairs, split by the tokenizer."""
+        split = TOKENIZERS[self.tokenizer]
+        return [(split(text), split(target)) for text, target in self.texts]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
     """One way to measure predictions.
 
-    *score* returns values by name; the name is that of a metric, alone or followed by `_` and more. A value is a
-    number over all rows, or a list with a number for each row, whose mean is the score. *better* says which values
-    are good. *needs* lists what it reads besides the predictions, *fields* what a task must have added to each row.
-    Without *has_baseline* copying the input says nothing, and is not measured.
+    *score* gets a block of rows, and returns columns by name: lists with a value for each row. A score is the mean of
+    a column; the column's name is that of the metric, alone or followed by `_` and more. A score that is no such mean
+    has *total*: it gets {column: its sum over all rows}, and returns the scores by name. A column of texts has counts
+    as its sum, {text: rows with it}, without None. *better* says which scores are good. *needs* lists what *score*
+    reads besides the predictions, *fields* what a task must have added to each row. Without *has_baseline* copying the
+    input says nothing, and is not measured. *packages* are those that it imports, beside ours.
     """
 
-    score: Callable[[Answers], Mapping[str, float | Sequence[float]]]
+    score: Callable[[Answers], Mapping[str, Sequence[Any]]]
     better: Literal["higher", "lower"]
+    total: Callable[[Mapping[str, Any]], Mapping[str, float]] | None = None
     needs: tuple[Need, ...] = ("target",)
     fields: tuple[str, ...] = ()
     has_baseline: bool = True
+    packages: tuple[str, ...] = ()
+
+    @property
+    def problem(self) -> str:
+        """Why it cannot be used here, or nothing."""
+        missing = [name for name in self.packages if find_spec(name) is None]
+        return f"needs {missing[0]}: pip install 'sousbatch[scoring]'" if missing else ""
 
 
 METRICS: Registry[Metric] = Registry(
@@ -61,19 +82,24 @@ METRICS: Registry[Metric] = Registry(
     {
         "character_accuracy": "predictions.metrics.text:CHARACTER_ACCURACY",
         "cer": "predictions.metrics.text:CER",
+        "wer": "predictions.metrics.text:WER",
         "exact_match": "predictions.metrics.text:EXACT_MATCH",
         "accuracy": "predictions.metrics.labels:ACCURACY",
         "macro_f1": "predictions.metrics.labels:MACRO_F1",
         "label_f1": "predictions.metrics.labels:LABEL_F1",
-        "rouge": "predictions.metrics.text:ROUGE",
-        "rouge1": "predictions.metrics.text:ROUGE_1",
-        "rouge2": "predictions.metrics.text:ROUGE_2",
-        "rougeL": "predictions.metrics.text:ROUGE_L",
+        "rouge": "predictions.metrics.rouge:ROUGE",
+        "rouge1": "predictions.metrics.rouge:ROUGE_1",
+        "rouge2": "predictions.metrics.rouge:ROUGE_2",
+        "rougeL": "predictions.metrics.rouge:ROUGE_L",
+        "rougeLsum": "predictions.metrics.rouge:ROUGE_LSUM",
+        "bleu": "predictions.metrics.translation:BLEU",
+        "chrf": "predictions.metrics.translation:CHRF",
         "squad_em": "predictions.metrics.question_answering:SQUAD_EM",
         "squad_f1": "predictions.metrics.question_answering:SQUAD_F1",
         "korquad_em": "predictions.metrics.question_answering:KORQUAD_EM",
         "korquad_f1": "predictions.metrics.question_answering:KORQUAD_F1",
     },
     of=Metric,
+    takes_paths=True,
 )
 DEFAULT_METRICS = ("character_accuracy", "cer", "exact_match", "rouge")

@@ -12,7 +12,8 @@ The labels are those of the targets and of the predictions; one that is never fo
 from __future__ import annotations
 
 import unicodedata
-from collections import Counter
+from collections.abc import Mapping
+from math import fsum
 from typing import Any
 
 from . import Answers, Metric
@@ -41,22 +42,32 @@ def _accuracy(answers: Answers) -> dict[str, list[float]]:
     return {"accuracy": [float(found == target) for found, target in _pairs(answers)]}
 
 
-def _f1_of_labels(answers: Answers) -> dict[str, float]:
+def _labels(answers: Answers) -> dict[str, list[str | None]]:
     pairs = _pairs(answers)
-    right = Counter(target for found, target in pairs if found == target)
-    seen = Counter(label for pair in pairs for label in pair)  # 2 TP + FP + FN
-    return {label: 2 * right[label] / seen[label] for label in sorted(seen)}
+    return {
+        "found": [found for found, _ in pairs],
+        "target": [target for _, target in pairs],
+        "right": [target if found == target else None for found, target in pairs],
+    }
 
 
-def _macro_f1(answers: Answers) -> dict[str, float]:
-    values = _f1_of_labels(answers).values()
-    return {"macro_f1": sum(values) / len(values)}
+def _f1_of_labels(counts: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    found, target, right = (counts[name] for name in ("found", "target", "right"))
+    return {
+        label: 2 * right.get(label, 0) / (found.get(label, 0) + target.get(label, 0))
+        for label in sorted(found.keys() | target.keys())
+    }
 
 
-def _label_f1(answers: Answers) -> dict[str, float]:
-    return {f"label_f1_{label}": value for label, value in _f1_of_labels(answers).items()}
+def _macro_f1(counts: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    values = _f1_of_labels(counts).values()
+    return {"macro_f1": fsum(values) / len(values)}
+
+
+def _label_f1(counts: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    return {f"label_f1_{label}": value for label, value in _f1_of_labels(counts).items()}
 
 
 ACCURACY = Metric(score=_accuracy, better="higher", has_baseline=False)
-MACRO_F1 = Metric(score=_macro_f1, better="higher", has_baseline=False)
-LABEL_F1 = Metric(score=_label_f1, better="higher", has_baseline=False)
+MACRO_F1 = Metric(score=_labels, total=_macro_f1, better="higher", has_baseline=False)
+LABEL_F1 = Metric(score=_labels, total=_label_f1, better="higher", has_baseline=False)

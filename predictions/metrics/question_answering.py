@@ -91,16 +91,28 @@ def _character_f1(text: str, target: str) -> float:
     return _f1(text.replace(" ", ""), target.replace(" ", ""))
 
 
-def _squad(name: str, compare: Callable[[str, str], float], answers: Answers) -> dict[str, list[float]]:
-    is_second = any(not answer_texts(target) for target in answers.targets)
-    return {name: _best(answers, _squad_normalised, compare, leaves_out_empty=is_second)}
+def _squad(compare: Callable[[str, str], float], answers: Answers) -> dict[str, list[float]]:
+    return {
+        "first": _best(answers, _squad_normalised, compare),
+        "second": _best(answers, _squad_normalised, compare, leaves_out_empty=True),
+        "unanswerable": [float(not answer_texts(target)) for target in answers.targets],
+        "rows": [1.0] * len(answers.rows),
+    }
+
+
+def _by_version(name: str, sums: Mapping[str, float]) -> dict[str, float]:
+    return {name: sums["second" if sums["unanswerable"] else "first"] / sums["rows"]}
 
 
 def _korquad(name: str, compare: Callable[[str, str], float], answers: Answers) -> dict[str, list[float]]:
     return {name: _best(answers, _korquad_normalised, compare)}
 
 
-SQUAD_EM = Metric(score=partial(_squad, "squad_em", _is_equal), better="higher")
-SQUAD_F1 = Metric(score=partial(_squad, "squad_f1", _word_f1), better="higher")
+def _squad_metric(name: str, compare: Callable[[str, str], float]) -> Metric:
+    return Metric(score=partial(_squad, compare), total=partial(_by_version, name), better="higher")
+
+
+SQUAD_EM = _squad_metric("squad_em", _is_equal)
+SQUAD_F1 = _squad_metric("squad_f1", _word_f1)
 KORQUAD_EM = Metric(score=partial(_korquad, "korquad_em", _is_equal), better="higher")
 KORQUAD_F1 = Metric(score=partial(_korquad, "korquad_f1", _character_f1), better="higher")

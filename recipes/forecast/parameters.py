@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,6 +112,15 @@ def is_target(path: str, target: str) -> bool:
     if is_pattern(target):
         return re.fullmatch(target, path) is not None
     return f".{path}".endswith(f".{target}")
+
+
+def missing_layers(pattern: str, names: Iterable[str]) -> str:
+    """Say which layer of a span *names* lack, "" where they have all of them."""
+    span = _LAYERS.fullmatch(pattern)
+    numbers = [int(found[1]) for name in names if (found := _LAYER_IN_NAME.search(f".{name}"))]
+    if span is None or not numbers or int(span[2]) <= max(numbers):
+        return ""
+    return f"{pattern!r} names layer {span[2]}, and the model's layers are 0 to {max(numbers)}"
 
 
 def is_frozen(name: str, patterns: Sequence[str]) -> bool:

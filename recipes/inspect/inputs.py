@@ -31,6 +31,7 @@ from .labels import read_labels
 from .lengths import count_lengths
 from .model import ModelPlaces, find_model, read_config, read_model
 from .prepared import Progress, prepare_splits
+from .scorers import scoring_reasons
 from .tokens import find_tokens
 from .versions import versions_of
 
@@ -68,6 +69,7 @@ def inspect(
     uses_four_bits = any(stage.settings.adapter.method == "qlora" for stage in resolve_stages(recipe).values())
     if uses_four_bits and recipe.environment.python is None and importlib.util.find_spec("bitsandbytes") is None:
         reasons.append(f"adapter.method qlora needs bitsandbytes; {sys.executable} -m pip install bitsandbytes")
+    reasons += scoring_reasons(recipe)
     versions = collect(reasons, lambda: versions_of(recipe.environment))
     for name in recipe.tracking.trackers:
         collect(reasons, partial(TRACKERS.load, name))

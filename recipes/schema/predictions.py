@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...checkpoints.formats.tensors import FloatDtype
-from ...predictions.metrics import METRICS, Tokenizer
+from ...predictions.metrics import METRICS
+from ...predictions.metrics.tokenizers import Tokenizer
 from .fields import key
 
 
@@ -78,4 +79,6 @@ class Score:
     """The metrics of predictions against the target column."""
 
     metrics: tuple[str, ...] = key((), "what is measured; the usual metrics of the task when not given", names=METRICS)
-    tokenizer: Tokenizer = key("words", "units of ROUGE; both keep Hangul, unlike the usual tokenizer")
+    tokenizer: Tokenizer = key(
+        "words", "units of ROUGE and BLEU; all keep Hangul, unlike the usual tokenizer; morphemes need kiwipiepy"
+    )

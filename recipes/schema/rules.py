@@ -277,7 +277,7 @@ def _sbatch(key: str, wanted: Resources) -> Iterator[Fault]:
 def _measured(view: StageSettings) -> Iterator[Fault]:
     """Return why `checkpoints.metric` cannot be measured while training."""
     key, name, task = "checkpoints.metric", view.checkpoints.metric, task_of(view.task)
-    if METRICS.problem(name)[0]:
+    if METRICS.problem(name)[0] or METRICS.is_path(name):
         known = ("loss", "eval_loss", *METRICS)
         yield Fault(key=key, problem=f"is {name!r}; known: {', '.join(known)}", hint=nearest(name, known))
         return

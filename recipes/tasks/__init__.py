@@ -173,6 +173,8 @@ def task_faults(settings: StageSettings, uses: Sequence[RowUse]) -> Iterator[Fau
     if settings.data.packing != "none" and "train" in uses:
         yield from _packing_faults(settings, task)
     for number, name in enumerate(settings.score.metrics):
+        if METRICS.is_path(name):
+            continue  # it is looked at where it will run (`inspect.scorers`)
         if name not in task.metrics and (missing := set(METRICS.load(name).fields) - set(task.fields)):
             has = ", ".join(task.fields) or "none"
             problem = (

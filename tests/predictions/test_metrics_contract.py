@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
 
 from sousbatch.errors import UsageError
+from sousbatch.predictions.measure import Case, scores_of
 from sousbatch.predictions.metrics import DEFAULT_METRICS, METRICS, Answers, Metric
 from sousbatch.predictions.rows import PredictionRow
-from sousbatch.predictions.scoring import BASELINE, MODEL, label, score_with_baseline
+from sousbatch.predictions.scoring import BASELINE, MODEL, label, score_cases, score_with_baseline
 
 TARGETS = ["방이 깨끗하고 좋아요", "조금 시끄러웠지만 괜찮았습니다", "The quick brown fox", "바다 전망"]
 WORSE = ["방이 더럽고 좋아요", "조금 시끄러웠습니다", "The slow brown fox", "바다 전망이 최고"]
@@ -39,32 +41,46 @@ def named(request: pytest.FixtureRequest, third_party: Callable[..., None]) -> t
     return request.param, METRICS.load(request.param)
 
 
-def test_values_are_finite_and_named_after_the_metric(named: tuple[str, Metric]) -> None:
+def scores_of_block(name: str, metric: Metric, answers: Answers) -> dict[str, float]:
+    sums = {
+        column: sum(values) if isinstance(values[0], (int, float)) else Counter(filter(None, values))
+        for column, values in metric.score(answers).items()
+    }
+    return scores_of(name, metric, sums, len(answers.rows))
+
+
+def test_scores_are_finite_and_named_after_the_metric(named: tuple[str, Metric]) -> None:
     name, metric = named
     answers = answers_of(WORSE, 0.5)
-    values = metric.score(answers)
-    assert values and all(value_name.startswith(name) for value_name in values)
-    assert {label(value_name).endswith("(lower is better)") for value_name in values} == {metric.better == "lower"}
-    for value in values.values():
-        numbers = value if isinstance(value, Sequence) else [value]
-        assert all(isinstance(number, float) and math.isfinite(number) for number in numbers)
-        assert not isinstance(value, Sequence) or len(value) == len(answers.rows)
-    assert metric.score(answers_of(WORSE, 0.5)) == values
+    assert all(len(column) == len(answers.rows) for column in metric.score(answers).values())
+    scores = scores_of_block(name, metric, answers)
+    assert scores and all(score.startswith(name) for score in scores)
+    assert {label(score).endswith("(lower is better)") for score in scores} == {metric.better == "lower"}
+    assert all(isinstance(value, float) and math.isfinite(value) for value in scores.values())
+    assert scores_of_block(name, metric, answers_of(WORSE, 0.5)) == scores
 
 
-def test_better_predictions_get_better_values(named: tuple[str, Metric]) -> None:
-    _, metric = named
+def test_better_predictions_get_better_scores(named: tuple[str, Metric]) -> None:
+    name, metric = named
     right, worse, wrong = (
-        {name: _mean(value) for name, value in metric.score(answers_of(texts, quality)).items()}
+        scores_of_block(name, metric, answers_of(texts, quality))
         for texts, quality in ((TARGETS, 1.0), (WORSE, 0.5), (WRONG, 0.0))
     )
     sign = 1 if metric.better == "higher" else -1
-    for name in right:
-        assert sign * right[name] > sign * worse[name] >= sign * wrong[name], name
+    for score in right:
+        assert sign * right[score] > sign * worse[score] >= sign * wrong[score], score
 
 
-def _mean(value: float | Sequence[float]) -> float:
-    return sum(value) / len(value) if isinstance(value, Sequence) else value
+def test_blocks_change_no_score(named: tuple[str, Metric], monkeypatch: pytest.MonkeyPatch) -> None:
+    name, _ = named
+    cases = [
+        Case(row=row, target=target, input=text)
+        for _ in range(7)
+        for row, target, text in zip(answers_of(WORSE, 0.1).rows, TARGETS, WRONG, strict=True)
+    ]
+    whole = score_cases(cases, metrics=[name])
+    monkeypatch.setattr("sousbatch.predictions.measure._BLOCK_ROWS", 3)
+    assert score_cases(cases, metrics=[name]) == whole
 
 
 def test_what_a_metric_does_not_need_changes_nothing(named: tuple[str, Metric]) -> None:

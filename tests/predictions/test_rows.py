@@ -72,4 +72,4 @@ def test_what_is_not_the_predictions_of_all_rows_in_order_is_refused(
     rows: list[dict[str, Any]], error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words):
-        predictions_of(rows, FILE)
+        list(predictions_of(rows, FILE))

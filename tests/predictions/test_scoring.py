@@ -7,7 +7,7 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from sousbatch.errors import UsageError
-from sousbatch.predictions.metrics.text import tokenize_characters, tokenize_words
+from sousbatch.predictions.metrics.tokenizers import tokenize_characters, tokenize_words
 from sousbatch.predictions.rows import PredictionRow
 from sousbatch.predictions.scoring import score_texts, score_with_baseline
 

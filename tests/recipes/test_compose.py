@@ -110,6 +110,11 @@ def test_a_reference_sees_what_was_overridden(tmp_path: Path) -> None:
     assert compose(path, ["train.steps=9"]).checkpoints.every_steps == 9
 
 
+def test_epochs_hold_once_steps_are_taken_away(tmp_path: Path) -> None:
+    path = _write(tmp_path, BASE + "train: {steps: 5}\n")
+    assert compose(path, ["train.epochs=2", "train.steps=null"]).train.steps is None
+
+
 def test_a_value_is_taken_away_with_a_tilde(tmp_path: Path) -> None:
     assert compose(_write(tmp_path, BASE + "train: {steps: 5}\n"), ["~train.steps"]).train.steps is None
 
@@ -124,10 +129,14 @@ def test_a_value_is_taken_away_with_a_tilde(tmp_path: Path) -> None:
         ("seed.more=1", "seed.more=1 goes too deep (seed is 5, which has no keys)"),
         ("~train.stesp", "~train.stesp takes away what the recipe does not give"),
         ("train.stesp=1", "train.stesp is not a key (did you mean 'steps'?)"),
+        (
+            "train.epochs=2",
+            "train.epochs=2 has no effect: the recipe gives train.steps=5, which wins (add train.steps=",
+        ),
     ],
 )
 def test_a_wrong_override_is_a_fault(tmp_path: Path, override: str, fault: str) -> None:
-    (found,) = _faults(_write(tmp_path, BASE + "seed: 5\n"), override)
+    (found,) = _faults(_write(tmp_path, BASE + "seed: 5\ntrain: {steps: 5}\n"), override)
     assert fault in found
 
 

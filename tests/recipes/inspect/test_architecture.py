@@ -106,7 +106,7 @@ PROBLEMS: dict[str, tuple[tuple[str, dict[str, Any]], StageSettings, str]] = {
     "a pattern without a parameter": (
         LLAMA,
         StageSettings(model=Model(freeze=("layers:0-0", "layers:4-9"))),
-        "model.freeze: no parameter matches 'layers:4-9'; they are called like model.embed_tokens.weight",
+        "model.freeze: 'layers:4-9' names layer 9, and the model's layers are 0 to 1",
     ),
     "nothing left": (LLAMA, StageSettings(model=Model(freeze=("*",))), "leaves nothing to train"),
     "experts with dropout": (

@@ -1,0 +1,149 @@
+"""`sousbatch runs`: which of my runs was best, why, and where is its model."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sousbatch import ledger
+from sousbatch.events import Ended, ModelWritten, Saved, Started, Step
+from sousbatch.files import make_private_dir, write_json
+from sousbatch.run_folder import RunPaths
+from sousbatch.run_index import remember_run
+
+Run = Callable[..., tuple[int, str, str]]
+Make = Callable[..., RunPaths]
+DONE = ("train", "consolidate", "predict", "merge", "score")
+
+
+@pytest.fixture
+def make(sousbatch: Run, project: Path, tmp_path: Path) -> Make:
+    """Return what makes a run that has ended, or stopped after some of its stages."""
+    _, out, _ = sousbatch("plan", "small.yaml", "--json")
+    plain: dict[str, Any] = json.loads(out)
+
+    def made(
+        run_id: str, *, changes: dict[str, Any], scores: dict[str, dict[str, float]], done: tuple[str, ...] = DONE
+    ) -> RunPaths:
+        paths, plan = RunPaths(root=tmp_path / "runs" / "small" / run_id), json.loads(json.dumps(plain))
+        for key, value in changes.items():
+            section, _, name = key.rpartition(".")
+            (plan["recipe"][section] if section else plan["recipe"])[name] = value
+        make_private_dir(paths.root.parent)
+        make_private_dir(paths.root)
+        write_json(paths.plan, plan)
+        remember_run(paths)
+        for stage in done:
+            attempt = ledger.open_attempt(paths.ledger_dir, stage, 0)
+            attempt.write(Started(host="here"))
+            job = ledger.open_job(paths.ledger_dir, stage, 0, attempt.number)
+            if stage == "train":
+                for step in (1, 2, 3):
+                    job.write(Step(step=step, values={"loss": 1 / step}))
+                job.write(Saved(step=3, metric=0.25, held_bytes=3000))
+            if stage == "consolidate":
+                job.write(ModelWritten(num_bytes=500))
+            job.close()
+            attempt.write(Ended(exit_code=0))
+            attempt.close()
+        if scores:
+            found = {name: {"split": "test", "num_rows": 5, "scores": {"model": one}} for name, one in scores.items()}
+            write_json(paths.metrics, found)
+        return paths
+
+    return made
+
+
+def test_runs_show_what_differs_and_the_best_first(sousbatch: Run, make: Make) -> None:
+    make("aaa", changes={"train.learning_rate": 0.1}, scores={"score": {"cer": 0.5, "exact_match": 0.1}})
+    make("bbb", changes={"train.learning_rate": 0.2}, scores={"score": {"cer": 0.2, "exact_match": 0.4}})
+    make("ccc", changes={"train.learning_rate": 0.3}, scores={}, done=("train",))
+    _, out, _ = sousbatch("runs", "--sort", "cer")
+    lines = [line.split() for line in out.splitlines()]
+    assert lines[0][:5] == ["run", "state", "sent", "train.learning_rate", "steps"]
+    assert [line[0] for line in lines[1:]] == ["bbb", "aaa", "ccc"]  # of cer less is better; no score comes last
+    assert lines[1][4:8] == ["0.2", "3/6", "0.3333", "0.25"]
+    assert lines[1][-2:] == ["3.5", "kB"]
+    _, out, _ = sousbatch("runs", "--sort", "exact_match")
+    assert [line.split()[0] for line in out.splitlines()[1:]] == ["bbb", "aaa", "ccc"]
+
+
+def test_the_best_run_is_told_with_what_sets_it_apart_and_its_model(sousbatch: Run, make: Make) -> None:
+    make("aaa", changes={"seed": 1}, scores={"score": {"cer": 0.5}})
+    best = make("bbb", changes={"seed": 2}, scores={"score": {"cer": 0.2}})
+    _, out, _ = sousbatch("runs", "small", "--best", "cer")
+    assert out.splitlines() == [
+        "run     bbb",
+        "cer     0.2",
+        "next    0.5 of aaa, among 2 runs",
+        "seed    2",
+        f"folder  {best.root}",
+        f"model   {best.model('consolidate')}",
+        "",
+        "predict with it again: model.path=run:bbb",
+    ]
+
+
+def test_seeds_of_one_recipe_stand_together(sousbatch: Run, make: Make) -> None:
+    for seed, value in ((1, 0.1), (2, 0.3)):
+        make(f"a{seed}", changes={"seed": seed}, scores={"score": {"cer": value}})
+    make("b", changes={"seed": 1, "train.learning_rate": 0.5}, scores={"score": {"cer": 0.9}})
+    _, out, _ = sousbatch("runs", "--seeds")
+    assert "0.2000 ± 0.1414" in out
+    assert len(out.splitlines()) == 3
+
+
+def test_each_decoding_has_a_row(sousbatch: Run, make: Make) -> None:
+    decodings = {"greedy": {}, "beams": {"num_beams": 4}}
+    scores = {"score@greedy": {"cer": 0.4}, "score@beams": {"cer": 0.3}}
+    make("aaa", changes={"predict.decodings": decodings}, scores=scores)
+    _, out, _ = sousbatch("runs", "--json")
+    rows = {row["decoding"]: (row["recipe_values"]["predict.num_beams"], row["scores"]) for row in json.loads(out)}
+    assert rows == {"greedy": (None, {"cer": 0.4}), "beams": (4, {"cer": 0.3})}
+
+
+def test_runs_are_chosen_by_values_and_written_as_csv(sousbatch: Run, make: Make) -> None:
+    make("aaa", changes={"seed": 1}, scores={"score": {"cer": 0.5}})
+    make("bbb", changes={"seed": 2}, scores={})
+    _, out, _ = sousbatch("runs", "--where", "seed=1", "--csv")
+    (row,) = csv.DictReader(io.StringIO(out))
+    assert (row["run"], row["scores.cer"], row["seed"], row["state"]) == ("aaa", "0.5", "1", "done")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--where", "sed=1"], "--where sed: no recipe of these runs has that key (did you mean 'seed'?)"),
+        (["--sort", "cerr"], "'cerr' is no column of these runs (did you mean 'cer'?)"),
+        (["nobody"], "run 'nobody' does not exist"),
+    ],
+)
+def test_what_runs_do_not_have_is_refused_with_what_they_have(
+    sousbatch: Run, make: Make, words: list[str], says: str
+) -> None:
+    make("aaa", changes={}, scores={"score": {"cer": 0.5}})
+    code, _, err = sousbatch("runs", *words)
+    assert code != 0
+    assert says in err
+
+
+def test_a_damaged_run_hides_no_other(sousbatch: Run, make: Make) -> None:
+    make("aaa", changes={}, scores={"score": {"cer": 0.5}})
+    make("bbb", changes={}, scores={}).plan.write_text("{")
+    _, out, _ = sousbatch("runs")
+    assert [line.split()[:2] for line in out.splitlines()[1:]] == [["aaa", "done"], ["bbb", "unknown"]]
+
+
+def test_a_price_makes_costs(sousbatch: Run, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make("aaa", changes={}, scores={})
+    monkeypatch.setenv("SOUSBATCH_CONFIG", str(tmp_path / "config.yaml"))
+    (tmp_path / "config.yaml").write_text("device_hour_price: 2.5\n")
+    assert "cost" in sousbatch("runs")[1]
+    (tmp_path / "config.yaml").write_text("device_hour_price: cheap\n")
+    assert "device_hour_price is 'cheap'; write a number above 0, such as 1.9" in sousbatch("runs")[2]
