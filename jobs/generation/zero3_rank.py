@@ -26,6 +26,7 @@ from ..training.model import load_tokenizer
 from . import Prompt
 from .transformers_engine import TransformersEngine
 
+
 class InStep:
     """Has all ranks run the model at the same time, as ZeRO-3's gathering of each layer needs it.
 

@@ -12,12 +12,37 @@ from .fields import key
 
 
 @dataclass(frozen=True, kw_only=True)
+class Vllm:
+    """The settings of engine vllm, which shares memory and steps among at most `predict.batch_rows` rows."""
+
+    memory_share: float = key(
+        0.9, "share of each device's memory that it takes", also=("gpu_memory_utilization",), above=0, at_most=1
+    )
+    max_tokens: int | None = key(
+        None,
+        "most tokens of a prompt with its answer; when not given, the model's positions, or as many as memory holds",
+        also=("max_model_len",),
+        at_least=2,
+    )
+    prefix_caching: bool = key(True, "compute once what several prompts begin with", also=("enable_prefix_caching",))
+
+    def limit(self, positions: int | None) -> int | None:
+        """Return how many of the model's *positions* may be used; None where nothing limits them."""
+        return min((most for most in (positions, self.max_tokens) if most is not None), default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Predict:
     """The settings of predictions, and of how tokens are chosen."""
 
     split: str = key("test", "split to predict")
     rows: int | None = key(None, "only the first rows of it", at_least=1)
-    engine: str = key("transformers", "what generates text: transformers, or an engine of another package")
+    engine: str = key(
+        "transformers",
+        "what generates text: transformers; vllm, where it is installed, for speed; zero3 for a model that is larger "
+        "than a device; or an engine of another package",
+    )
+    vllm: Vllm = key(Vllm, "of engine vllm alone")
     length_ratio: float | None = key(None, "longest answer as a share of its prompt's tokens", above=0, later=True)
     chunk_tokens: int | None = key(None, "generate so many at a time and continue from the last sentences", later=True)
     stop: tuple[str, ...] = key((), "texts at which an answer ends", later=True)

@@ -47,7 +47,8 @@ NOT_DECIDING = {
     *("data.select.function", "data.select.sample", "data.select.seed"),
     *("data.select.bm25.queries", "data.select.bm25.k", "data.select.bm25.column"),
     # how the work is shared
-    *("predict.unit_rows", "predict.batch_rows"),
+    *("predict.unit_rows", "predict.batch_rows", "predict.offload"),
+    *("predict.vllm.memory_share", "predict.vllm.max_tokens", "predict.vllm.prefix_caching"),  # of another engine
     "predict.decodings",  # each has settings and a key of its own
     # of another task
     *("question_answering.stride_tokens", "question_answering.max_question_tokens"),
