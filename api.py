@@ -7,8 +7,10 @@ Each does what a command does, prints nothing, and raises the errors of `sousbat
 from __future__ import annotations
 
 import os
+import secrets
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +24,8 @@ from .run_folder import RunPaths, run_of_units
 if TYPE_CHECKING:
     from .checkpoints.consolidation.manifest import Manifest
     from .launchers.states import StageState
-    from .predictions.merge import MergeReport
+    from .predictions.merge import Change, MergeReport
+    from .predictions.samplers import Sampler
     from .recipes.facts import Inputs
     from .recipes.plan import Plan
     from .recipes.schema import Recipe
@@ -331,15 +334,22 @@ def merge_predictions(
     *,
     num_rows: int | None = None,
     index_field: str | None = "index",
+    sampler: Sampler | None = None,
+    batch_rows: int = 1,
+    post: Sequence[str] = (),
 ) -> MergeReport:
     """Join prediction shards into the one file *out*, in the order of their rows.
 
     Return what was found.
 
     Args:
-        paths: shards (.jsonl or .csv), folders of them, or one folder of units that a predict stage wrote.
+        paths: shards (.jsonl, .csv, .parquet, .npy, .pt), folders of them, or one folder of units of a predict stage.
         num_rows: how many rows there must be; without it missing last rows cannot be seen.
         index_field: the field that holds a row's position; None joins the shards as they are named.
+        sampler: what dealt out the rows to the ranks, whose shards have no index: "contiguous", "interleaved",
+            "distributed" (PyTorch's DistributedSampler) or "batches" (accelerate's data loaders); it needs *num_rows*.
+        batch_rows: rows of a batch of one rank, for "batches".
+        post: steps as in the recipe's `predict.post`, over the units of a predict stage.
 
     Raises:
         IncompleteError: rows are missing; the others are in a file beside *out* that ends in `.partial`.
@@ -347,7 +357,7 @@ def merge_predictions(
         NotFoundError: a path does not exist, or no shards are there.
     """
     from .predictions.merge import merge_units
-    from .predictions.shard_merge import find_shards, merge_shards
+    from .predictions.shard_merge import Dealing, find_shards, merge_shards
     from .predictions.units import is_unit_folder
 
     _check_list("paths", paths)
@@ -358,8 +368,36 @@ def merge_predictions(
         raise NotFoundError(f"{', '.join(missing)}: no such file or folder")
     if len(given) == 1 and is_unit_folder(given[0]):
         run = run_of_units(given[0])
-        return merge_units(given[0], target, rest=f"sousbatch resume {run.run_id}" if run else "")
-    return merge_shards(find_shards(given), target, num_rows=num_rows, index_field=index_field)
+        rest = f"sousbatch resume {run.run_id}" if run else ""
+        return merge_units(given[0], target, change=_change(post, given[0]), rest=rest)
+    if post:
+        raise UsageError("post changes the texts of a folder of units, and these are shards of another trainer")
+    dealing = None if sampler is None else Dealing(sampler=sampler, batch_rows=batch_rows)
+    return merge_shards(find_shards(given), target, num_rows=num_rows, index_field=index_field, dealing=dealing)
+
+
+def _change(post: Sequence[str], units: Path) -> Change | None:
+    """Return the change that *post* makes of the rows of a folder of units.
+
+    The input rows are those that the run of the folder predicted, where it lies in one.
+    """
+    from .recipes.data.post import change_of, files_in
+    from .recipes.data.rows import read_rows
+    from .recipes.plan import read_plan
+
+    _check_list("post", post)
+    if not post:
+        return None
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # own functions, as planning finds them
+    split, run = "", run_of_units(units)
+    rows: Iterator[Mapping[str, Any]] = iter(())
+    if run is not None:
+        found = read_plan(run.plan).stage(units.resolve().parent.name).splits["predict"]
+        split, rows = found.name, read_rows(Path(found.path))
+    digests = {name: files.digest_file(Path(name)) for name in files_in(post) if Path(name).is_file()}
+    digests["always"] = secrets.token_hex(4)  # own functions may have changed: the output is made anew
+    return change_of(post, split, digests, Path, rows)
 
 
 def score(

@@ -66,6 +66,15 @@ class RunPaths:
         return self.root / "steps"
 
     @property
+    def used_files_dir(self) -> Path:
+        """The user's files that jobs read, as they were at submission."""
+        return self.root / "files"
+
+    def used_file(self, path: str, digest: str) -> Path:
+        """Return the copy of a file that jobs read, by its *path* and sha256."""
+        return self.used_files_dir / digest[:8] / Path(path).name
+
+    @property
     def ledger_dir(self) -> Path:
         """One append-only file per writer."""
         return self.root / "ledger"
@@ -155,6 +164,14 @@ class RunPaths:
     def predictions_file(self, stage: str, decoding: str = "") -> Path:
         """Return the merged predictions of a predict stage, or of one decoding."""
         return self.predictions(stage) / f"predictions{decoding and '.'}{decoding}.jsonl"
+
+    def submission_file(self, stage: str, suffix: str, decoding: str = "") -> Path:
+        """Return the file of `predict.output`; its *suffix* begins with a point."""
+        return self.predictions(stage) / f"submission{decoding and '.'}{decoding}{suffix}"
+
+    def submission_files(self, stage: str) -> list[Path]:
+        """Return the files of `predict.output` that are there, one a decoding."""
+        return sorted(self.predictions(stage).glob("submission.*"))
 
     def unit_dirs(self) -> list[Path]:
         """Return the prediction folders of all predict stages."""

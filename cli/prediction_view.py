@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
-from ..predictions.rows import ID, INDEX
+from ..predictions.rows import ID, INDEX, RAW_PREDICTION
 from .parser import Parser, count, define
 from .prediction_sources import add_source_arguments, find_sources, scoring_of
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MAX_CHARACTERS = 2000  # of a text that is shown
 _JOINERS = "\u200c\u200d"  # within words of Persian, and within emoji
-_LABELS = {"raw_prediction": "before steps"}
+_LABELS = {RAW_PREDICTION: "before post"}
 _WHY = {
     "worst": "worst rows",
     "best": "best rows",
@@ -129,9 +129,8 @@ def _lines(row: ShownRow, width: int) -> Iterator[str]:
     for name, value in texts.items():
         if value is None:
             continue
-        shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         head = name
-        for line in wrap(_cut(shown), width - margin):
+        for line in wrap(cut_text(value), width - margin):
             yield f"{head.ljust(margin)}{line}".rstrip()
             head = ""
 
@@ -142,7 +141,9 @@ def _shown_scores(row: ShownRow) -> Iterator[tuple[str, float]]:
     return ((name, row.scores[name]) for name in headlines(row.scores))
 
 
-def _cut(text: str) -> str:
+def cut_text(value: object) -> str:
+    """Return a value of a row as text with escapes, cut where it is long."""
+    text = "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     escaped = escape_text(text[:MAX_CHARACTERS])
     return escaped if len(text) <= MAX_CHARACTERS else f"{escaped} … ({len(text):,} characters)"
 

@@ -19,12 +19,15 @@ from .. import files, ledger
 from ..checkpoints.commit import committed
 from ..events import CheckpointEvent, Event, Kept, Problem, Saved, Skipped, Step
 from ..ledger_queries import CheckpointLifetime, checkpoint_lifetimes, timed
-from ..predictions.scoring import MODEL, WHO, label
+from ..predictions.rows import INDEX, PREDICTION, RAW_PREDICTION
+from ..predictions.scoring import MODEL, WHO, headlines, label
+from ..predictions.selection import read_examples
 from ..recipes.plan import Plan
 from ..recipes.plan_summary import PlanSummary
 from ..run_folder import RunPaths
 from ..run_index import find_run
 from .parser import RUN_HELP, Parser, define
+from .prediction_view import cut_text
 from .results import format_score, read_scores
 from .tables import format_size
 
@@ -50,6 +53,7 @@ h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2.2rem; } p, td { 
 table { border-collapse: collapse; width: 100%; } td, th { text-align: left; padding: .25rem .8rem .25rem 0;
   border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums; }
 svg { width: 100%; height: auto; } text { font: 11px system-ui, sans-serif; fill: var(--soft); }
+.text { max-width: 22rem; } h3 { font-size: 1rem; }
 .soft { color: var(--soft); } .key { display: inline-block; margin-right: 1.2rem; }
 .key i { display: inline-block; width: .8rem; height: .8rem; margin-right: .35rem; vertical-align: -1px; }
 """
@@ -112,7 +116,10 @@ def render_page(plan: Plan | PlanSummary, paths: RunPaths, states: Mapping[str, 
             (label(metric), *(format_score(result["scores"][who].get(metric)) for who in shown))
             for metric in result["scores"][MODEL]
         ]
+        stage, _, decoding = name.partition("@")
+        examples = read_examples(paths.stage_examples(stage, decoding))
         parts.append(f"<h2>{escape(name)}</h2>" + _table(("", *(WHO[who] for who in shown)), rows))
+        parts += [f"<h3>{why} rows of {escape(name)}</h3>{_example_table(chosen)}" for why, chosen in examples.items()]
     title = escape(f"{paths.recipe_name} {paths.run_id}")
     return (
         f'<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">'
@@ -125,6 +132,25 @@ def _stage_rows(states: Mapping[str, Any]) -> list[tuple[str, ...]]:
         (name, state.word, f"{state.step}/{state.total}" if state.total else "", state.reason)
         for name, state in states.items()
     ]
+
+
+def _example_table(chosen: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows with their texts side by side, each in its own direction."""
+    texts = [
+        name
+        for name in ("input", "target", RAW_PREDICTION, PREDICTION)
+        if any(row.get(name) is not None for row in chosen)
+    ]
+    scores = headlines(chosen[0]["scores"]) if chosen else []
+    head = "".join(f"<th>{escape(name.replace('_', ' '))}</th>" for name in (INDEX, *texts, *scores))
+    body = "".join(
+        f"<tr><td>{escape(str(row[INDEX]))}</td>"
+        + "".join(f"<td dir=auto class=text>{escape(cut_text(row.get(name)))}</td>" for name in texts)
+        + "".join(f"<td>{format_score(row['scores'].get(name))}</td>" for name in scores)
+        + "</tr>"
+        for row in chosen
+    )
+    return f"<table><tr>{head}</tr>{body}</table>"
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -26,6 +26,7 @@ def describe_results(plan: Plan, paths: RunPaths) -> str:
         for decoding in decodings_of(stage.settings):
             if (merged := paths.predictions_file(stage.name, decoding)).is_file():
                 rows.append((f"predictions ({decoding or stage.name})", merged))
+        rows += [(f"submission ({stage.name})", path) for path in paths.submission_files(stage.name)]
     if plan.sweep is not None:
         return describe_points(plan, paths)
     text = ""

@@ -1,15 +1,24 @@
-"""Join units into one complete file: `python -m sousbatch.jobs.merge RUN STAGE`."""
+"""Join units into one complete file: `python -m sousbatch.jobs.merge RUN STAGE`.
+
+Here the recipe's `predict.post` repairs the texts, and `predict.output` is written.
+"""
 
 from __future__ import annotations
 
 import signal
 import sys
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from ..cluster import processes
 from ..errors import IncompleteError, NotFoundError
 from ..events import Merged
-from ..predictions.merge import MergeReport, merge_units
+from ..predictions.export import SUFFIXES
+from ..predictions.merge import Change, MergeReport, merge_units
+from ..recipes.data.output import fields_of, table_of, write_output
+from ..recipes.data.post import change_of
+from ..recipes.data.rows import read_rows
 from ..recipes.decodings import decoded
 from ..recipes.plan import Stage
 from .context import JobContext, run_job
@@ -46,7 +55,7 @@ def _merged(job: JobContext, source: Stage, decoding: str) -> tuple[str, MergeRe
     try:
         key = prediction_key(job.paths, source)
         units, merged = job.paths.predictions(source.name) / key, job.paths.predictions_file(source.name, decoding)
-        report = merge_units(units, merged, rest=rest)
+        report = merge_units(units, merged, change=_change(job, source), rest=rest)
     except NotFoundError as error:
         num_rows = source.splits["predict"].num_rows
         raise IncompleteError(
@@ -54,7 +63,52 @@ def _merged(job: JobContext, source: Stage, decoding: str) -> tuple[str, MergeRe
             f"they are computed by `{rest}`"
         ) from error
     print("\n  ".join([f"sousbatch: {report}", *report.writers()]), flush=True)
+    if source.settings.predict.output is not None:
+        print(f"sousbatch: {_write_output(job, source, decoding)}", flush=True)
     return key, report
+
+
+def _change(job: JobContext, source: Stage) -> Change | None:
+    """Return what `predict.post` does to rows, by the files that were frozen."""
+    post, split = source.settings.predict.post, source.splits["predict"]
+    if not post:
+        return None
+    used = job.plan.inputs.used_files
+    for name in post:
+        if name in used:  # an own function of the working folder
+            sys.path.insert(0, str(_place(job, name).parent))
+    digests = {name: one.digest for name, one in used.items()} | {"code": job.plan.inputs.code_digest}
+    rows = read_rows(Path(split.path))
+    return change_of(post, split.name, digests, lambda name: _place(job, name), rows)
+
+
+def _place(job: JobContext, name: str) -> Path:
+    used = job.plan.inputs.used_files[name]
+    return job.paths.used_file(used.path, used.digest)
+
+
+def _write_output(job: JobContext, source: Stage, decoding: str) -> Path:
+    """Write the file of `predict.output` and return it."""
+    settings, output, split = source.settings, source.settings.predict.output, source.splits["predict"]
+    assert output is not None, "a stage with an output"
+    facts, columns = job.plan.inputs.split_of(source.name, "predict", split.name), settings.data.columns
+    table = table_of(
+        fields=fields_of(settings),
+        inputs=facts.columns,
+        columns=output.columns,
+        template=output.template,
+        place=_place(job, output.template) if output.template is not None else None,
+        format=output.format,
+        identity=columns.id,
+        target=columns.target,
+    )
+    merged = job.paths.predictions_file(source.name, decoding)
+    path = job.paths.submission_file(source.name, SUFFIXES[table.format], decoding)
+    rows = Path(split.path)
+    write_output(
+        table, merged, path, lambda: islice(read_rows(rows), split.num_rows), is_part=split.num_rows < facts.num_rows
+    )
+    return path
 
 
 def main() -> int:

@@ -49,6 +49,9 @@ def freeze(
         raise UsageError("the code in environment.code was edited while it was being submitted; submit again")
     if within is None:
         _freeze_steps(plan, paths)
+        _freeze_files(plan, paths)
+    elif within.used_files_dir.is_dir() and not paths.used_files_dir.exists():
+        paths.used_files_dir.symlink_to(within.used_files_dir)
     requests = _write_requests(launcher.prepare(plan, paths), paths)
     files.write_text(paths.recipe, to_yaml(plan.recipe))
     write_identity(_identity(plan, paths, within or paths), paths.tracking_dir)
@@ -73,6 +76,18 @@ def _freeze_steps(plan: Plan, paths: RunPaths) -> None:
         if files.digest_file(target) != digest:
             files.remove_tree(paths.steps_dir)
             raise UsageError(f"{source}, which prepared the data, was edited while being submitted; submit again")
+
+
+def _freeze_files(plan: Plan, paths: RunPaths) -> None:
+    """Copy the files that jobs will read."""
+    every = [plan.inputs, *(variant.inputs for variant in (plan.sweep.variants if plan.sweep else ()))]
+    for one in (used for inputs in every for used in inputs.used_files.values()):
+        target = paths.used_file(one.path, one.digest)
+        files.make_private_dir(target.parent)
+        shutil.copyfile(one.path, target)
+        if files.digest_file(target) != one.digest:
+            files.remove_tree(paths.used_files_dir)
+            raise UsageError(f"{one.path} was edited while it was being submitted; submit again")
 
 
 def verify(paths: RunPaths, plan: Plan, stage: Stage, *, is_point: bool = False) -> None:
@@ -108,6 +123,10 @@ def verify(paths: RunPaths, plan: Plan, stage: Stage, *, is_point: bool = False)
         now = model_digest(Path(model.folder), Path(model.tokenizer_folder), stage.settings.model.config)
         if now != model.digest:
             raise RunError(f"the model in {model.folder} was changed or removed after submission", advice=_PUT_BACK)
+    for used in plan.inputs.used_files.values():
+        frozen_file = paths.used_file(used.path, used.digest)
+        if not frozen_file.is_file() or files.digest_file(frozen_file) != used.digest:
+            raise RunError(f"{frozen_file}, a copy of {used.path}, was changed after submission", advice=_AGAIN)
     for split in stage.splits.values():
         where = f"data file {split.path} (split {split.name!r})"
         if not Path(split.path).is_file():

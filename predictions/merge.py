@@ -39,9 +39,9 @@ class MergeReport:
     """The report on a merge, and on the faults of its input.
 
     `num_rows` counts the rows that there should be, `num_written` those in the output.
-    Duplicate, incomplete and corrupt rows are dropped and counted; they do harm only where no
-    intact copy of the row exists. `faults` names the first of what was not used, `sources` says who wrote what, and
-    `rest` is the command that computes the missing rows. `change` is the key of what changed each row, if anything did.
+    Padding is dropped by its place. Duplicate, incomplete and corrupt rows are dropped and counted; they do harm only
+    where no intact copy of the row exists. `faults` names the first of what was not used, `sources` says who wrote
+    what, and `rest` is the command that computes the missing rows. `change` is the key of what changed each row.
     """
 
     output: str = ""
@@ -55,6 +55,7 @@ class MergeReport:
     missing: tuple[range, ...] = ()
     conflicts: tuple[range, ...] = ()
     num_duplicates: int = 0
+    num_padding: int = 0
     num_incomplete: int = 0
     num_corrupt: int = 0
     num_unexpected: int = 0

@@ -15,6 +15,7 @@ from typing import Any
 from ..errors import DamagedError, RunError, UsageError
 
 INDEX, ID, PREDICTION = "index", "id", "prediction"
+RAW_PREDICTION = "raw_prediction"  # the text before `predict.post`
 NO_ID: Any = ...  # an id may be null, or NaN; this is no JSON, and stays itself in another process
 
 

@@ -16,12 +16,11 @@ from typing import Any
 from .. import files
 from .measure import Case, Measured, Scores, scores_of_row
 from .metrics import Metric
-from .rows import ID, INDEX, NO_ID, PREDICTION
+from .rows import ID, INDEX, NO_ID, PREDICTION, RAW_PREDICTION
 from .scoring import headline
 
 MAX_FOUND = 100  # rows that a search keeps
 NUM_EXAMPLES = 5  # of each kind, in a run's report
-RAW = "raw_prediction"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +34,7 @@ class ShownRow:
         """Return the row as JSON values."""
         row = self.case.row
         identifier = {} if row.id is NO_ID else {ID: row.id}
-        before = {RAW: row.fields[RAW]} if RAW in row.fields else {}
+        before = {RAW_PREDICTION: row.fields[RAW_PREDICTION]} if RAW_PREDICTION in row.fields else {}
         texts = {"input": self.case.input, "target": self.case.target, PREDICTION: row.prediction, **before}
         return {INDEX: row.index, **identifier, **texts, "scores": self.scores}
 
@@ -97,7 +96,7 @@ class Selection:
 
 
 def _has(case: Case, text: str) -> bool:
-    texts = (case.input, case.target, case.row.prediction, case.row.fields.get(RAW))
+    texts = (case.input, case.target, case.row.prediction, case.row.fields.get(RAW_PREDICTION))
     return any(text in str(one) for one in texts if one is not None)
 
 
@@ -116,7 +115,8 @@ def read_examples(path: Path) -> dict[str, list[dict[str, Any]]]:
     try:
         for line in path.read_bytes().splitlines():
             row = files.parse_json(line)
-            found.setdefault(row.pop("why"), []).append(row)
-    except (OSError, ValueError, KeyError, AttributeError):
+            if all(isinstance(value, float) for value in row["scores"].values()) and INDEX in row:
+                found.setdefault(row.pop("why"), []).append(row)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return {}
     return found

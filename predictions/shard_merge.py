@@ -2,7 +2,7 @@
 
 Shards may be damaged in any way. Pass 1 (`scan`) parses every row to learn its index and where it lies; pass 2
 gathers the rows' own bytes in order, so that nothing is written in other words. Memory is about 50 bytes a row
-of any size. JSONL shards, or CSV shards that share one header.
+of any size. JSONL shards, CSV shards that share one header, or Parquet, .npy and .pt (`array_reader`).
 """
 
 from __future__ import annotations
@@ -17,14 +17,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import NotFoundError, UsageError
+from ..errors import NotFoundError, UsageError, no_room_named
+from ..files import TEMPORARY_PREFIX
+from .array_reader import SUFFIXES, is_companion, scan_arrays
 from .merge import MergeReport, settle, writing
 from .rows import INDEX
+from .samplers import PADDING, Sampler, rows_of_rank
 from .shard_reader import MAX_FAULTS, Shard, has_fields, scan_csv, scan_jsonl
 
 _Numbers = NDArray[np.int64]
@@ -32,12 +36,26 @@ _Numbers = NDArray[np.int64]
 _GATHER_BYTES = 1 << 20  # what the processor's cache holds: 8 MiB took 1.4 times as long
 
 
+@dataclass(frozen=True, kw_only=True)
+class Dealing:
+    """How rows were dealt out to the shards, one a rank, in the order of the ranks."""
+
+    sampler: Sampler
+    batch_rows: int = 1
+
+
 def merge_shards(
-    paths: Sequence[Path], out_path: Path, *, num_rows: int | None = None, index_field: str | None = INDEX
+    paths: Sequence[Path],
+    out_path: Path,
+    *,
+    num_rows: int | None = None,
+    index_field: str | None = INDEX,
+    dealing: Dealing | None = None,
 ) -> MergeReport:
     """Join shards in the order of their rows' index.
 
-    Without *index_field* rows stay in the order of the shards and lines. The first copy of a row wins; a second one
+    Without *index_field* rows stay in the order of the shards and lines, or have the positions that *dealing* says,
+    which needs *num_rows*. The first copy of a row wins; a second one
     is dropped where it is the same, and makes the result unclean where it is not. Without *num_rows* it is unknown
     whether the last rows are missing. A cut CSV record that is continued by another one can pass for a row; a JSONL
     line cannot.
@@ -48,9 +66,28 @@ def merge_shards(
         UsageError: there are no shards, or of two formats, or without the index; or they are to be joined as they
             stand, and lines of them are broken, so that nobody knows how many rows these were.
     """
-    scan = scan_csv if _is_csv(paths, out_path) else scan_jsonl
-    shards = [scan(path, index_field) for path in paths]
-    if index_field is None:
+    kinds = _kinds(paths, out_path)
+    if dealing is not None and num_rows is None:
+        raise UsageError(f"--sampler {dealing.sampler} says which row is which by the number of all: give --rows, too")
+    index_field = None if dealing is not None else index_field
+    with TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=out_path.parent) as spools, no_room_named(str(out_path)):
+        shards = []
+        for number, path in enumerate(paths):
+            if kinds & set(SUFFIXES):
+                shards.append(scan_arrays(path, index_field, Path(spools, str(number))))
+            else:
+                shards.append((scan_csv if ".csv" in kinds else scan_jsonl)(path, index_field))
+        return _join(shards, out_path, num_rows, index_field, dealing)
+
+
+def _join(
+    shards: list[Shard], out_path: Path, num_rows: int | None, index_field: str | None, dealing: Dealing | None
+) -> MergeReport:
+    num_padding = 0
+    if dealing is not None:
+        assert num_rows is not None, "which was asked for"
+        num_padding = _deal_out(shards, num_rows, dealing)
+    elif index_field is None:
         _number_in_file_order(shards)
     elif not any(shard.index for shard in shards):
         _check_has_index(shards, index_field)
@@ -69,6 +106,7 @@ def merge_shards(
             missing=_gaps(rows.index[ranking.kept], ranking.num_rows),
             conflicts=_runs(np.unique(rows.index[ranking.again[differing]])),
             num_duplicates=len(ranking.again),
+            num_padding=num_padding,
             num_incomplete=sum(shard.num_incomplete for shard in shards),
             num_corrupt=sum(shard.num_corrupt for shard in shards),
             num_unexpected=len(ranking.unexpected),
@@ -86,14 +124,17 @@ def find_shards(paths: Sequence[Path]) -> list[Path]:
         NotFoundError: there are none.
     """
     found = [file for path in paths for file in (_shards_in(path) if path.is_dir() else [path])]
+    found = [path for path in found if not is_companion(path)]
     if not found:
-        raise NotFoundError(f"{', '.join(map(str, paths))}: no .jsonl or .csv shards there")
+        raise NotFoundError(f"{', '.join(map(str, paths))}: no {', '.join(('.jsonl', '.csv', *SUFFIXES))} shards there")
     return found
 
 
 def _shards_in(folder: Path) -> list[Path]:
-    found = list(folder.glob("*.jsonl")) or list(folder.glob("*.csv"))
-    return sorted(found, key=lambda path: by_number(path.name))
+    for suffix in (".jsonl", ".csv", *SUFFIXES):
+        if found := [path for path in folder.glob(f"*{suffix}") if not is_companion(path)]:
+            return sorted(found, key=lambda path: by_number(path.name))
+    return []
 
 
 def by_number(text: str) -> list[str | int]:
@@ -113,6 +154,30 @@ def _number_in_file_order(shards: Sequence[Shard]) -> None:
         first += len(shard.index)
 
 
+def _deal_out(shards: Sequence[Shard], num_rows: int, dealing: Dealing) -> int:
+    """Give the rows of each rank their positions; return how much was padding.
+
+    A shard that ends early lacks its last rows, which get reported as missing.
+    """
+    num_padding = 0
+    for rank, shard in enumerate(shards):
+        if shard.num_corrupt:
+            raise UsageError(f"positions after a broken line are unknown: {shard.faults[0]}; fix or remove the line")
+        rows = rows_of_rank(dealing.sampler, num_rows, rank, len(shards), dealing.batch_rows)
+        if len(shard.index) > len(rows):
+            raise UsageError(
+                f"{shard.path} has {len(shard.index):,} rows, and rank {rank} of {len(shards)} has {len(rows):,} of "
+                f"{num_rows:,} by --sampler {dealing.sampler}; name every shard once, in the order of the ranks, with "
+                "the right --rows and --batch-rows"
+            )
+        rows = rows[: len(shard.index)]
+        num_real = int((rows != PADDING).sum())  # padding stands at the end
+        num_padding += len(rows) - num_real
+        shard.index = array("q", rows[:num_real].tobytes())
+        del shard.offset[num_real:], shard.length[num_real:]
+    return num_padding
+
+
 def _check_has_index(shards: Sequence[Shard], index_field: str) -> None:
     """Refuse intact rows without the field; the report names the broken ones."""
     for shard in shards:
@@ -122,16 +187,19 @@ def _check_has_index(shards: Sequence[Shard], index_field: str) -> None:
                 raise UsageError(f"{shard.path} has no field {index_field!r}; {has_fields(list(row))}")
 
 
-def _is_csv(paths: Sequence[Path], out_path: Path) -> bool:
-    """Say which of the two formats the shards have; refuse what cannot be merged."""
+def _kinds(paths: Sequence[Path], out_path: Path) -> set[str]:
+    """Return the endings of the shards' names; refuse what cannot be merged."""
     if not paths:
         raise UsageError("there are no shards to merge")
     if lost := [str(path) for path in paths if not path.is_file()]:
         raise NotFoundError(f"no such shard: {', '.join(lost)}")
-    suffixes = {path.suffix.lower() for path in (*paths, out_path)}
-    if ".csv" in suffixes and len(suffixes) > 1:
-        raise UsageError(f"CSV shards merge into a CSV file; here are {', '.join(sorted(suffixes))}")
-    return ".csv" in suffixes
+    kinds = {path.suffix.lower() for path in paths}
+    all_kinds = kinds | {out_path.suffix.lower()}
+    if ".csv" in all_kinds and len(all_kinds) > 1:
+        raise UsageError(f"CSV shards merge into a CSV file; here are {', '.join(sorted(all_kinds))}")
+    if kinds & set(SUFFIXES) and (len(kinds) > 1 or all_kinds & set(SUFFIXES) != kinds or len(all_kinds) != 2):
+        raise UsageError(f"{', '.join(sorted(kinds))} shards merge into a .jsonl file, and are all of one format")
+    return kinds
 
 
 def _one_header(shards: Sequence[Shard]) -> bytes:
@@ -149,6 +217,7 @@ class _Rows:
 
     def __init__(self, shards: Sequence[Shard]) -> None:
         self._paths = [shard.path for shard in shards]
+        self._data = [shard.data for shard in shards]
         self._ends = np.cumsum([len(shard.index) for shard in shards])
         self.index = _moved([shard.index for shard in shards])
         self._offset = _moved([shard.offset for shard in shards])
@@ -162,8 +231,12 @@ class _Rows:
 
     def place(self, position: int) -> str:
         """Name the file and byte where a row starts."""
-        path = self._paths[int(np.searchsorted(self._ends, position, side="right"))]
-        return f"{path}: byte {self._offset[position]:,}"
+        number = int(np.searchsorted(self._ends, position, side="right"))
+        path = self._paths[number]
+        if self._data[number] is None:
+            return f"{path}: byte {self._offset[position]:,}"
+        before = int(self._ends[number - 1]) if number else 0
+        return f"{path}: its row {position - before:,}"
 
     def blocks(self, positions: _Numbers) -> Iterator[_Numbers]:
         """Cut *positions* into blocks whose lines take about 1 MiB."""
@@ -180,7 +253,7 @@ class _Rows:
             starts = self._offset[positions[slots]]
             stops = starts + self._length[positions[slots]] - 1
             with (
-                self._paths[number].open("rb") as stream,
+                (self._data[number] or self._paths[number]).open("rb") as stream,
                 mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ) as data,
             ):
                 for slot, start, stop in zip(slots.tolist(), starts.tolist(), stops.tolist(), strict=True):

@@ -30,10 +30,12 @@ MAX_FAULTS = 20
 class Shard:
     """The rows of one file, in the order read.
 
-    A row's length counts its newline, also where the last line lacks it.
+    A row's length counts its newline, also where the last line lacks it. The rows lie in *data* where that is not the
+    file itself.
     """
 
     path: Path
+    data: Path | None = None
     header: bytes = b""
     index: array[int] = field(default_factory=lambda: array("q"))
     offset: array[int] = field(default_factory=lambda: array("q"))
@@ -174,8 +176,8 @@ def scan_csv(path: Path, index_field: str | None) -> Shard:
 def has_fields(names: Sequence[str]) -> str:
     """Say which fields there are, and what to do where none is the index."""
     return (
-        f"it has {', '.join(names)}; name the field of a row's position with --index FIELD, or join the shards in the "
-        "order in which they are named with --in-file-order"
+        f"it has {', '.join(names)}; name the field of a row's position with --index FIELD, join the shards in the "
+        "order in which they are named with --in-file-order, or name what dealt out the rows with --sampler"
     )
 
 

@@ -171,6 +171,14 @@ class Prepared:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UsedFile:
+    """A user's file that jobs read from a copy; *digest* is its sha256."""
+
+    path: str
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class TokenFacts:
     """The tokens that `model.add_tokens_from` adds.
 
@@ -205,7 +213,7 @@ class Inputs:
 
     *versions* are those of the packages that jobs will import. *settings_digest* stands for the settings that decided
     what was read: they are facts of no other recipe. The *labels* of a classification are in the order of the model's
-    outputs.
+    outputs. The *used_files* are those that the merge of predictions reads, by the names that the recipe gives them.
     """
 
     model: ModelFacts
@@ -218,6 +226,7 @@ class Inputs:
     labels: tuple[str, ...] = ()
     prepared: tuple[Prepared, ...] = ()
     tokens: TokenFacts | None = None
+    used_files: dict[str, UsedFile] = field(default_factory=dict)
 
     def split_of(self, stage: str, use: RowUse, split: str) -> SplitFacts:
         """Return the rows of a split as a stage uses them, prepared or not."""

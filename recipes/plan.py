@@ -238,6 +238,7 @@ class Plan:
         data = {name: split.digest for name, split in self.inputs.splits.items()}
         decided = [deciding, self.inputs.model.digest, data, self.inputs.code_digest]
         decided += [[one.stage, one.use, one.rows.digest, sorted(one.sources.values())] for one in self.inputs.prepared]
+        decided += [[name, one.digest] for name, one in sorted(self.inputs.used_files.items())]
         if self.sweep is not None:
             points = [(point.variant, point.overrides) for point in self.sweep.points]
             decided += [points, [variant.values for variant in self.sweep.variants]]

@@ -19,7 +19,7 @@ from ...checkpoints.capacity.limits import nearest_existing, read_limits, tighte
 from ...errors import PlanError, UsageError
 from ...remote import parse_place
 from ...tracking.base import TRACKERS
-from ..facts import DiskSpace, Inputs, Lengths, ModelFacts, Prepared, SplitFacts, TokenFacts
+from ..facts import DiskSpace, Inputs, Lengths, ModelFacts, Prepared, SplitFacts, TokenFacts, UsedFile
 from ..labels import with_labels
 from ..schema import Recipe
 from ..schema.validate import to_plain
@@ -33,6 +33,7 @@ from .model import ModelPlaces, find_model, read_config, read_model
 from .prepared import Progress, prepare_splits
 from .scorers import scoring_reasons
 from .tokens import find_tokens
+from .used_files import read_used_files
 from .versions import versions_of
 
 
@@ -61,6 +62,9 @@ def inspect(
     prepared: tuple[Prepared, ...] | None = None
     if splits is not None and code is not None:
         prepared = collect(reasons, lambda: prepare_splits(recipe, splits, code, progress))
+    used: dict[str, UsedFile] | None = None
+    if splits is not None and prepared is not None:
+        used = collect(reasons, lambda: read_used_files(recipe, splits, prepared))
     labels: tuple[str, ...] | None = ()
     if task.has_labels and places is not None and splits is not None and prepared is not None:
         labels = collect(reasons, lambda: read_labels(recipe, read_config(recipe, places), splits, prepared))
@@ -82,6 +86,7 @@ def inspect(
         or labels is None
         or splits is None
         or prepared is None
+        or used is None
         or code is None
         or versions is None
     ):
@@ -98,6 +103,7 @@ def inspect(
         prepared=prepared,
         labels=labels,
         tokens=tokens,
+        used_files=used,
     )
 
 
@@ -134,7 +140,7 @@ READ_SECTIONS = ("model", "data", "adapter")
 READ_KEYS = (
     *("train.split", "train.eval_split", "train.eval_rows", "train.metric_rows"),
     "checkpoints.metric",
-    *("predict.split", "predict.rows", "predict.max_new_tokens"),
+    *("predict.split", "predict.rows", "predict.max_new_tokens", "predict.post", "predict.output"),
 )
 
 
@@ -143,7 +149,7 @@ def settings_digest(recipe: Recipe) -> str:
     stages = {
         name: [
             *(to_plain(getattr(stage.settings, section)) for section in READ_SECTIONS),
-            attrgetter(*READ_KEYS)(stage.settings),
+            to_plain(attrgetter(*READ_KEYS)(stage.settings)),
         ]
         for name, stage in resolve_stages(recipe).items()
     }

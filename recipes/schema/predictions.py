@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...checkpoints.formats.tensors import FloatDtype
+from ...predictions.export import Format
 from ...predictions.metrics import METRICS
 from ...predictions.metrics.tokenizers import Tokenizer
 from .fields import key
@@ -32,6 +33,25 @@ class Vllm:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Output:
+    """The file of predictions that is handed in."""
+
+    template: str | None = key(
+        None, "a file with the columns, and the ids in the order of the rows, such as sample_submission.csv"
+    )
+    columns: dict[str, str] = key(
+        dict,
+        "column of the file -> field of a prediction (prediction, id, index, ...) or column of its row; when not "
+        "given, the template's columns by their names, else every field",
+    )
+    format: Format | None = key(
+        None,
+        "csv (RFC 4180), csv_bom (with the mark that Excel looks for), tsv, jsonl, json ({id: prediction}) or parquet; "
+        "the template's when not given, else csv",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Predict:
     """The settings of predictions, and of how tokens are chosen."""
 
@@ -46,7 +66,13 @@ class Predict:
     length_ratio: float | None = key(None, "longest answer as a share of its prompt's tokens", above=0, later=True)
     chunk_tokens: int | None = key(None, "generate so many at a time and continue from the last sentences", later=True)
     stop: tuple[str, ...] = key((), "texts at which an answer ends", later=True)
-    post: tuple[str, ...] = key((), "steps over every answer", later=True)
+    post: tuple[str, ...] = key(
+        (),
+        "steps over every answer as it is merged, which keep the text before beside it: strip, first_line, "
+        "special_tokens, cut_chars:N, replace:FILE (a pattern, a tab and its replacement a line), those of data.clean "
+        "that change texts, or own functions, as module:function: a text, or a text and its row -> a text",
+    )
+    output: Output | None = key(None, "one more file of the merged predictions, such as a contest wants it")
     offload: bool = key(
         False, "engine zero3 keeps the weights in host memory, and brings a layer to the devices when it is its turn"
     )

@@ -19,6 +19,7 @@ from ...predictions.metrics import METRICS
 from ...redaction import holds_secret, is_secret
 from ...run_folder import NAME_PATTERN
 from ...run_index import RUN_PREFIX
+from ..data.post import problem_of
 from ..data.preparing import step_faults
 from ..decodings import decoding_faults, decodings_of
 from ..generation import engine_faults
@@ -363,6 +364,13 @@ def _sections(view: StageSettings) -> Iterator[Fault]:
     if predict.min_new_tokens > predict.max_new_tokens:
         problem = f"is {predict.min_new_tokens}, above max_new_tokens {predict.max_new_tokens}"
         yield Fault(key="predict.min_new_tokens", problem=problem)
+    for number, name in enumerate(predict.post):
+        problem, hint = problem_of(name)
+        if problem:
+            yield Fault(key=f"predict.post.{number}", problem=problem, hint=hint)
+    if predict.post and task_of(view.task).has_labels:
+        problem = f"changes texts, and the predictions of {view.task} are labels"
+        yield Fault(key="predict.post", problem=problem, hint="leave it out")
     if predict.sample and (predict.num_beams or 1) > 1:
         problem = f"is {predict.num_beams} with predict.sample"
         yield Fault(key="predict.num_beams", problem=problem, hint="draw tokens or search beams, not both")

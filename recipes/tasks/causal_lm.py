@@ -126,7 +126,7 @@ TASK = TaskSpec(
     decides=(
         *("data.columns.input", "data.columns.context", "data.columns.text", "data.prompt", "data.system"),
         *("data.columns.messages", "data.examples"),
-        *("data.pad_input_to", "data.separator", "data.long_rows", "predict.post"),
+        *("data.pad_input_to", "data.separator", "data.long_rows"),
         *("model.add_tokens", "model.trust_remote_code"),
     ),
     reads=("data",),

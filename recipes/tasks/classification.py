@@ -112,7 +112,7 @@ TASK = TaskSpec(
     generates=False,
     decides=(
         *("data.columns.input", "data.columns.context", "data.columns.text", "data.prompt"),
-        *("data.max_tokens", "data.long_rows", "predict.post"),
+        *("data.max_tokens", "data.long_rows"),
         *("model.add_tokens", "model.trust_remote_code", "model.attention"),
     ),
     reads=("data",),

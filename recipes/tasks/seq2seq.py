@@ -87,7 +87,7 @@ TASK = TaskSpec(
     generates=True,
     decides=(
         *("data.columns.input", "data.columns.context", "data.columns.text", "data.prompt"),
-        *("data.max_tokens", "data.long_rows", "predict.post"),
+        *("data.max_tokens", "data.long_rows"),
         *("model.add_tokens", "model.trust_remote_code"),
     ),
     reads=("data",),

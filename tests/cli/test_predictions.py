@@ -84,4 +84,4 @@ def test_an_export_of_unknown_format_is_refused_before_merging(sousbatch: Run, t
     shard, out = tmp_path / "rank0.jsonl", tmp_path / "merged.jsonl"
     shard.write_text('{"index": 0, "prediction": "a"}\n')
     code, _, err = sousbatch("predictions", "merge", str(shard), "--out", str(out), "--export", "t.xlsx")
-    assert code == 2 and "known: .csv, .parquet" in err and not out.exists()
+    assert code == 2 and "known: .csv, .tsv, .jsonl, .json, .parquet" in err and not out.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -117,3 +118,18 @@ def test_what_is_said_at_every_save_is_one_row_of_the_page(run: RunPaths) -> Non
     writer.close()
     text = render_page(read_plan(run.plan), run, {})
     assert re.findall(r"<td>it is damaged(.*?)</td>", text) == [" (said 30 times, last at 0 s)", ""]
+
+
+def test_rows_of_a_score_stage_are_shown_without_markup_or_marks_of_direction(run: RunPaths) -> None:
+    run.metrics_dir.mkdir(parents=True)
+    scores = {"score": {"split": "test", "num_rows": 9, "scores": {"model": {"cer": 0.5}}}}
+    run.metrics.write_text(json.dumps(scores))
+    texts = {"input": "<script>alert(1)</script>", "target": "שלום\u202e", "prediction": "가" * 5000}
+    row = {"why": "worst", "index": 7, **texts, "scores": {"cer": 0.25}}
+    run.stage_examples("score").write_text(json.dumps(row) + "\n{damaged")
+    assert "worst rows" not in render_page(read_plan(run.plan), run, {})
+    run.stage_examples("score").write_text(json.dumps(row) + "\n")
+    text = render_page(read_plan(run.plan), run, {})
+    Checker().feed(text)
+    assert "worst rows of score" in text and "&lt;script&gt;alert(1)" in text and "<script>" not in text
+    assert "<td dir=auto class=text>שלום\\u202e</td>" in text and "(5,000 characters)" in text and "0.250" in text

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from sousbatch import ledger
-from sousbatch.events import Error
+from sousbatch import api, files, ledger
+from sousbatch.cli.results import describe_results
+from sousbatch.events import Error, of
 from sousbatch.jobs.context import run_job
 from sousbatch.jobs.generation.prediction_key import prediction_key
 from sousbatch.jobs.merge import merge
+from sousbatch.launchers.freeze import freeze
+from sousbatch.launchers.registry import launcher_of
 from sousbatch.predictions.rows import PredictionRow
 from sousbatch.predictions.units import open_layout, write_unit
 from sousbatch.recipes.plan import Plan, read_plan
 from sousbatch.run_folder import RunPaths
 
 OWN_ROWS = "stages={predict: {set: {predict: {split: train, rows: 7, unit_rows: 3}}}, merge: {}}"
+
+
+POST = (
+    "predict.post=['replace:rules.tsv', 'fix:tidy']",
+    "predict.output={template: sample.csv, columns: {ID: input, answer: prediction}}",
+)
 
 
 @pytest.fixture
@@ -35,9 +46,8 @@ def run(sousbatch: Callable[..., tuple[int, str, str]], project: Path, tmp_path:
 def _merge(paths: RunPaths) -> str:
     """Run the job and return why it failed, or nothing."""
     code = run_job("merge", merge, [str(paths.root), "merge"])
-    last = ledger.read(paths.ledger_dir)[-1]
-    assert (code == 0) == (not isinstance(last, Error))
-    return last.message if isinstance(last, Error) else ""
+    errors = of(ledger.read(paths.ledger_dir), Error)
+    return errors[-1].message if code else ""
 
 
 def test_a_merge_without_any_unit_names_the_rows_of_its_predict_stage(run: tuple[RunPaths, Plan]) -> None:
@@ -61,3 +71,63 @@ def test_a_merge_names_the_rows_that_its_predict_stage_did_not_commit(run: tuple
     answer(2)
     assert _merge(paths) == ""
     assert len(paths.predictions_file("predict").read_text().splitlines()) == 7
+
+
+@pytest.fixture
+def repaired(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[RunPaths, Callable[[], None]]:
+    """A submitted run whose merge repairs texts and writes a contest's file, and what commits its units."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "fix", raising=False)
+    (project / "rules.tsv").write_text("되요\t돼요\n")
+    (project / "fix.py").write_text("def tidy(text, row):\n    return f'{1 / len(text) and text} ({row[\"input\"]})'\n")
+    (project / "sample.csv").write_text("ID,answer\n" + "".join(f"test {number},?\n" for number in (3, 0, 4, 1, 2)))
+    recipe = api.compose("small.yaml", [*POST, "stages={predict: {}, merge: {}}"])
+    plan = api.compile(recipe, api.inspect(recipe), launcher="local")
+    paths = RunPaths(root=tmp_path / "runs" / "small" / plan.run_id)
+    files.make_private_dir(paths.root)
+    freeze(plan, launcher_of(plan), paths)
+    ledger.open_attempt(paths.ledger_dir, "merge", 0).close()
+
+    def commit(text: str = "되요") -> None:
+        key = prediction_key(paths, plan.stage("predict"))
+        layout = open_layout(paths.predictions("predict") / key, key, 5, 2)
+        for unit in range(3):
+            rows = [PredictionRow(index=index, prediction=text) for index in layout.rows_of(unit)]
+            write_unit(paths.predictions("predict") / key, layout, unit, rows, key, 1, 0)
+
+    return paths, commit
+
+
+def test_a_merge_repairs_texts_and_writes_the_contest_s_file_by_what_was_submitted(
+    repaired: tuple[RunPaths, Callable[[], None]], project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths, commit = repaired
+    for name in ("rules.tsv", "fix.py", "sample.csv"):
+        (project / name).write_text("edited after submission")
+    commit()
+    assert _merge(paths) == ""
+    rows = [json.loads(line) for line in paths.predictions_file("predict").read_text().splitlines()]
+    assert [(row["prediction"], row["raw_prediction"]) for row in rows] == [
+        (f"돼요 (test {number})", "되요") for number in range(5)
+    ]
+    (submission,) = paths.submission_files("predict")
+    assert submission.read_text().splitlines() == [
+        "ID,answer",
+        *(f"test {number},돼요 (test {number})" for number in (3, 0, 4, 1, 2)),
+    ]
+    assert str(submission) in capsys.readouterr().out
+    assert str(submission) in describe_results(read_plan(paths.plan), paths)
+
+
+def test_a_repair_that_raises_names_the_row_and_loses_nothing(
+    repaired: tuple[RunPaths, Callable[..., None]], project: Path, sousbatch: Callable[..., tuple[int, str, str]]
+) -> None:
+    paths, commit = repaired
+    commit("")
+    assert "predict.post: fix:tidy failed at row 1 of split 'test': ZeroDivisionError" in _merge(paths)
+    assert not paths.predictions_file("predict").exists() and paths.submission_files("predict") == []
+    (units,) = paths.unit_dirs()
+    (project / "better.py").write_text("def tidy(text, row):\n    return row['input']\n")
+    code, out, err = sousbatch("predictions", "merge", str(units), "--out", "p.jsonl", "--post", "better:tidy")
+    assert (code, err) == (0, "") and "5 of 5 rows" in out
+    assert json.loads(Path("p.jsonl").read_text().splitlines()[4])["prediction"] == "test 4"

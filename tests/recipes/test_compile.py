@@ -329,7 +329,7 @@ def test_the_plan_of_the_small_recipe_has_no_warning(small: ModuleType) -> None:
 
 @pytest.mark.parametrize(
     "override",
-    ["predict.post=[x]", "predict.length_ratio=0.14"],
+    ["predict.length_ratio=0.14"],
 )
 def test_what_comes_later_can_be_composed_and_is_refused_by_its_key(project: Path, override: str) -> None:
     recipe = compose("./small.yaml", [override])

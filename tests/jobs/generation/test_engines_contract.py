@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 import sousbatch.recipes
-from sousbatch.errors import RunError
 from sousbatch.jobs.generation import Engine, Prompt, load_engine
 from sousbatch.recipes.schema import Data, Model, Predict, Recipe, StageSettings
 from sousbatch.recipes.stages import settings_of

@@ -22,6 +22,8 @@ from sousbatch.recipes.schema import (
     Data,
     Generator,
     Model,
+    Output,
+    Predict,
     Recipe,
     Resources,
     Select,
@@ -49,6 +51,8 @@ NOT_DECIDING = {
     # how the work is shared
     *("predict.unit_rows", "predict.batch_rows", "predict.offload"),
     *("predict.vllm.memory_share", "predict.vllm.max_tokens", "predict.vllm.prefix_caching"),  # of another engine
+    # what becomes of the answers as they are merged
+    *("predict.post", "predict.output.template", "predict.output.columns", "predict.output.format"),
     "predict.decodings",  # each has settings and a key of its own
     # of another task
     *("question_answering.stride_tokens", "question_answering.max_question_tokens"),
@@ -86,6 +90,7 @@ def plan(tmp_path: Path) -> Plan:
         name="small",
         model=Model(path=str(tmp_path)),
         data=Data(generator=Generator(), augment=Augment(), select=Select(bm25=Bm25())),
+        predict=Predict(output=Output()),
         stages={"predict": StageSpec()},
         resources={"default": Resources(device="cpu")},
     )

@@ -1,59 +1,59 @@
 #!/bin/bash
-# sousbatch @VERSION@: run 'cb9e3f26fb54', stage train
+# sousbatch @VERSION@: run '3e8ee2c661a9', stage train
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/cb9e3f26fb54/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/3e8ee2c661a9/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/cb9e3f26fb54 train
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/3e8ee2c661a9 train
 
 #!/bin/bash
-# sousbatch @VERSION@: run 'cb9e3f26fb54', stage consolidate
+# sousbatch @VERSION@: run '3e8ee2c661a9', stage consolidate
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/cb9e3f26fb54/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/3e8ee2c661a9/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/cb9e3f26fb54 consolidate
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/3e8ee2c661a9 consolidate
 
 #!/bin/bash
-# sousbatch @VERSION@: run 'cb9e3f26fb54', stage predict
+# sousbatch @VERSION@: run '3e8ee2c661a9', stage predict
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/cb9e3f26fb54/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/3e8ee2c661a9/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/cb9e3f26fb54 predict
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/3e8ee2c661a9 predict
 
 #!/bin/bash
-# sousbatch @VERSION@: run 'cb9e3f26fb54', stage merge
+# sousbatch @VERSION@: run '3e8ee2c661a9', stage merge
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/cb9e3f26fb54/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/3e8ee2c661a9/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/cb9e3f26fb54 merge
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/3e8ee2c661a9 merge
 
 #!/bin/bash
-# sousbatch @VERSION@: run 'cb9e3f26fb54', stage score
+# sousbatch @VERSION@: run '3e8ee2c661a9', stage score
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/cb9e3f26fb54/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/3e8ee2c661a9/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/cb9e3f26fb54 score
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/3e8ee2c661a9 score

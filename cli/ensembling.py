@@ -1,0 +1,146 @@
+"""`sousbatch predictions ensemble`: join the predictions of several models."""
+
+from __future__ import annotations
+
+import argparse
+from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from ..errors import UsageError
+from ..predictions.metrics.tokenizers import Tokenizer
+from ..predictions.rows import PredictionRow, predictions_of
+from ..recipes.data.rows import read_rows
+from ..run_index import find_run
+from .parser import RUN_HELP, Parser, define
+
+if TYPE_CHECKING:
+    from ..predictions.ensemble import Member
+
+
+def define_ensemble(ensemble: Parser) -> None:
+    """Define `predictions ensemble`."""
+    define(
+        ensemble,
+        _ensemble,
+        "predictions ensemble 3f2a 91cc 77b0 --out voted.jsonl --weights 2,1,1",
+        "predictions ensemble a.jsonl b.jsonl c.jsonl --out voted.jsonl --by risk --metric chrf",
+    )
+    ensemble.add_argument(
+        "paths", nargs="+", metavar="FILE|RUN", help=f"merged predictions (.jsonl), or a run: {RUN_HELP}"
+    )
+    ensemble.add_argument("--out", required=True, metavar="FILE", help="the joined predictions (.jsonl)")
+    ensemble.add_argument(
+        "--by",
+        choices=("probabilities", "spans", "risk", "majority"),
+        help="how rows are joined (default: by what they have: probabilities of labels, spans, else risk, which takes "
+        "the text that is most like the others)",
+    )
+    ensemble.add_argument(
+        "--of",
+        choices=("probabilities", "logits"),
+        default="probabilities",
+        help="whether the mean is of probabilities or of logits (default probabilities)",
+    )
+    ensemble.add_argument("--weights", type=_numbers, metavar="W,W", help="one for each model (default: all alike)")
+    ensemble.add_argument(
+        "--labels",
+        action="append",
+        metavar="A,B",
+        help="labels in the order of the probabilities, once for all files or once for each; a run knows its own",
+    )
+    ensemble.add_argument("--metric", default="rouge", metavar="NAME", help="likeness of --by risk (default rouge)")
+    ensemble.add_argument(
+        "--tokenizer", choices=get_args(Tokenizer), default="words", help="units of that metric (default words)"
+    )
+    ensemble.add_argument(
+        "--null-threshold",
+        type=float,
+        metavar="X",
+        help="of spans: no answer where its score is above the best span's by more than this (default: never)",
+    )
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(float(one) for one in text.split(","))
+    except ValueError:
+        values = ()
+    if not values or not all(0 < value < float("inf") for value in values):
+        raise argparse.ArgumentTypeError(f"must be numbers above 0 with commas between, such as 2,1,1, not {text!r}")
+    return values
+
+
+def _ensemble(arguments: Namespace) -> int:
+    from ..predictions.ensemble import Ensemble, labels_told, way_of, write_joined
+
+    if len(arguments.paths) < 2:
+        raise UsageError("an ensemble needs two models or more, and one is named")
+    weights = arguments.weights or (1.0,) * len(arguments.paths)
+    if len(weights) != len(arguments.paths):
+        raise UsageError(f"--weights has {len(weights)} numbers for {len(arguments.paths)} models")
+    out = Path(arguments.out).expanduser().absolute()
+    members = _members(arguments)
+    first = next(iter(members[0].read()), None)
+    if first is None:
+        raise UsageError(f"{members[0].name} has no rows")
+    way = arguments.by or way_of(first)
+    ensemble = Ensemble(
+        way=way,
+        weights=weights,
+        of=arguments.of,
+        metric=arguments.metric,
+        tokenizer=arguments.tokenizer,
+        null_threshold=arguments.null_threshold,
+    )
+    if way == "probabilities":
+        members = [one if one.labels else replace(one, labels=labels_told(one)) for one in members]
+    num_rows = write_joined(ensemble.joined(members), out)
+    print(f"{out}: {num_rows:,} rows of {len(members)} models, by {way}" + f" of {arguments.of}" * (way == "spans"))
+    return 0
+
+
+def _members(arguments: Namespace) -> list[Member]:
+    given = [tuple(text.split(",")) for text in arguments.labels or ()]
+    if len(given) not in (0, 1, len(arguments.paths)):
+        raise UsageError(f"--labels is given {len(given)} times for {len(arguments.paths)} models; once, or for each")
+    labels = given * len(arguments.paths) if len(given) == 1 else given or [()] * len(arguments.paths)
+    found = [_member(path, own) for path, own in zip(arguments.paths, labels, strict=True)]
+    digests = {digest: name for member, digest in found if digest for name in [member.name]}
+    if len(digests) > 1:
+        raise UsageError(f"{' and '.join(digests.values())} predicted rows of different data")
+    return [member for member, _ in found]
+
+
+def _member(named: str, labels: tuple[str, ...]) -> tuple[Member, str]:
+    """Return what *named* is, and the digest of the data that a run predicted."""
+    from ..predictions.ensemble import Member
+
+    if Path(named).is_file():
+        return Member(name=named, read=partial(_rows, Path(named)), labels=labels), ""
+    from ..recipes.decodings import decodings_of
+    from ..recipes.plan import read_plan
+
+    paths = find_run(named, newest=True)
+    plan = read_plan(paths.plan)
+    merged = {
+        paths.predictions_file(stage.name, way): stage.splits["predict"].digest
+        for stage in plan.stages
+        if "predict" in stage.splits
+        for way in decodings_of(stage.settings)
+    }
+    there = [path for path in merged if path.is_file()]
+    if len(there) != 1:
+        has = (
+            f"several predictions; name one of: {', '.join(map(str, there))}" if there else "no merged predictions yet"
+        )
+        raise UsageError(f"run {paths.run_id} has {has}")
+    read = partial(_rows, there[0])
+    return Member(name=paths.run_id, read=read, labels=labels or plan.inputs.labels), merged[there[0]]
+
+
+def _rows(path: Path) -> Iterator[PredictionRow]:
+    return predictions_of(read_rows(path), path)

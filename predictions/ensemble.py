@@ -1,0 +1,293 @@
+"""Join the predictions of several models into one file, row by row.
+
+| way           | what is joined                                                                             |
+|---------------|--------------------------------------------------------------------------------------------|
+| probabilities | the probabilities of the labels, or their logits; labels are matched by name                |
+| spans         | the scores of the spans in `n_best`, and of no answer                                      |
+| risk          | texts: the one that is most like the others by a metric (minimum Bayes risk)               |
+| majority      | texts or labels: the one that most models gave                                             |
+
+Means are weighted, in double precision. Of equals the one of the model that was named first is taken, of its labels the
+first one. Logits of probabilities are their logarithms, which are the model's logits less one number for each row.
+
+Sources: Kumar and Byrne 2004 for the risk, where each answer is also a sample of what is right.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice, zip_longest
+from pathlib import Path
+from typing import Any, Literal
+
+from .. import files
+from ..errors import UsageError, no_room_named
+from .measure import Case, measure, scores_of_row
+from .metrics import METRICS
+from .metrics.tokenizers import Tokenizer
+from .rows import NO_ID, PredictionRow
+from .scoring import headline
+
+Way = Literal["probabilities", "spans", "risk", "majority"]
+Of = Literal["probabilities", "logits"]
+_BLOCK_ROWS = 256
+_LEAST = 5e-7  # a probability that was rounded to 0 at six digits
+_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """The predictions of one model, which *read* yields from the first one on.
+
+    *labels* are in the order of its probabilities; without them each row names them, as {label: probability}.
+    """
+
+    name: str
+    read: Callable[[], Iterable[PredictionRow]]
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ensemble:
+    """How rows are joined.
+
+    *weights* are one for each member; *metric* and *tokenizer* are those of the risk.
+    """
+
+    way: Way
+    weights: tuple[float, ...]
+    of: Of = "probabilities"
+    metric: str = "rouge"
+    tokenizer: Tokenizer = "words"
+    null_threshold: float | None = None
+
+    def joined(self, members: Sequence[Member]) -> Iterator[PredictionRow]:
+        """Yield the joined rows.
+
+        Raises:
+            UsageError: the members do not answer the same rows, or their labels differ.
+        """
+        total = math.fsum(self.weights)
+        weights = [weight / total for weight in self.weights]
+        rows = _aligned(members)
+        while block := list(islice(rows, _BLOCK_ROWS)):
+            if self.way == "risk":
+                yield from self._least_risk(block, weights)
+            for answers in block if self.way != "risk" else ():
+                if self.way == "majority":
+                    yield _row(answers, prediction=_majority(answers, weights))
+                elif self.way == "spans":
+                    yield _spans(members, answers, weights, self.of, self.null_threshold)
+                else:
+                    yield _probabilities(members, answers, weights, self.of)
+
+    def _least_risk(
+        self, block: Sequence[Sequence[PredictionRow]], weights: Sequence[float]
+    ) -> Iterator[PredictionRow]:
+        metric = METRICS.load(self.metric)
+        sign, size = 1 if metric.better == "higher" else -1, len(weights)
+        pairs = [(one, other) for one in range(size) for other in range(size)]
+        cases = (
+            Case(row=answers[one], target=answers[other].prediction, input=None)
+            for answers in block
+            for one, other in pairs
+        )
+        values = [
+            sign * headline(scores_of_row({self.metric: metric}, part.model, place))
+            for part in measure(cases, [self.metric], self.tokenizer, baseline=False)
+            for place in range(len(part.cases))
+        ]
+        for number, answers in enumerate(block):
+            mine = iter(values[number * len(pairs) : (number + 1) * len(pairs)])
+            gains = [_mean(islice(mine, size), weights) for _ in range(size)]
+            yield _row(answers, prediction=answers[gains.index(max(gains))].prediction)
+
+
+def _aligned(members: Sequence[Member]) -> Iterator[tuple[PredictionRow, ...]]:
+    """Yield the members' answers to each row."""
+    first = members[0]
+    for number, answers in enumerate(zip_longest(*(member.read() for member in members))):
+        for member, answer in zip(members, answers, strict=True):
+            if answer is None:
+                longer = next(one for one, other in zip(members, answers, strict=True) if other is not None)
+                raise UsageError(f"{member.name} ends after {number:,} rows, and {longer.name} has more")
+            if answer.id is not NO_ID and answers[0].id is not NO_ID and answer.id != answers[0].id:
+                raise UsageError(
+                    f"row {number} has the id {answers[0].id!r} in {first.name} and {answer.id!r} in {member.name}: "
+                    "they do not answer the same rows"
+                )
+        yield answers
+
+
+def _row(answers: Sequence[PredictionRow], *, prediction: Any, **fields: Any) -> PredictionRow:
+    identifier = next((answer.id for answer in answers if answer.id is not NO_ID), NO_ID)
+    return PredictionRow(index=answers[0].index, id=identifier, prediction=prediction, fields=fields)
+
+
+def _majority(answers: Sequence[PredictionRow], weights: Sequence[float]) -> Any:
+    votes: dict[str, float] = {}
+    for answer, weight in zip(answers, weights, strict=True):
+        votes[str(answer.prediction)] = votes.get(str(answer.prediction), 0.0) + weight
+    most = max(votes.values())
+    return next(one.prediction for one in answers if math.isclose(votes[str(one.prediction)], most))
+
+
+def _probabilities(
+    members: Sequence[Member], answers: Sequence[PredictionRow], weights: Sequence[float], of: Of
+) -> PredictionRow:
+    found = [_by_label(member, answer, of) for member, answer in zip(members, answers, strict=True)]
+    labels = list(found[0])
+    for member, values in zip(members, found, strict=True):
+        if values.keys() != found[0].keys():
+            only = [sorted(one) for one in (found[0].keys() - values.keys(), values.keys() - found[0].keys())]
+            raise UsageError(
+                f"the labels differ: only {members[0].name} has {', '.join(only[0]) or 'none'}, "
+                f"only {member.name} has {', '.join(only[1]) or 'none'}"
+            )
+    means = [_mean([values[label] for values in found], weights) for label in labels]
+    if of == "logits":
+        means = _softmax(means)
+    best = labels[means.index(max(means))]
+    return _row(answers, prediction=best, probabilities=means)
+
+
+def _by_label(member: Member, answer: PredictionRow, of: Of) -> dict[str, float]:
+    """Return a row's probabilities or logits by label."""
+    where = f"row {answer.index} of {member.name}"
+    is_raw = of == "logits" and "logits" in answer.fields
+    values = answer.fields.get("logits" if is_raw else "probabilities")
+    if isinstance(values, Mapping):
+        by_label = {str(label): value for label, value in values.items()}
+    elif isinstance(values, list):
+        if len(values) != len(member.labels):
+            raise UsageError(f"{where} has {len(values)} probabilities, and there are {len(member.labels)} labels")
+        by_label = dict(zip(member.labels, values, strict=True))
+    else:
+        has = ", ".join(answer.fields) or "none"
+        raise UsageError(f"{where} has no probabilities of labels; its fields: {has}")
+    if not all(type(value) in (int, float) for value in by_label.values()):
+        raise UsageError(
+            f"{where} holds no number for each label; log-probabilities of tokens cannot be joined, since their ids "
+            "mean something with one tokenizer alone: join texts, with --by risk"
+        )
+    if not all(map(math.isfinite, by_label.values())):
+        raise UsageError(f"{where} has a probability that is no number: {by_label}")
+    if is_raw:
+        return by_label
+    if abs(math.fsum(by_label.values()) - 1) > _TOLERANCE or min(by_label.values()) < 0:
+        raise UsageError(f"{where} has probabilities that do not add up to 1: {by_label}")
+    best = max(by_label, key=lambda label: by_label[label])
+    if by_label.get(str(answer.prediction), 0.0) < by_label[best] - _TOLERANCE:
+        raise UsageError(
+            f"{where} predicts {answer.prediction!r}, and the likeliest is {best!r}; check the order of the labels"
+        )
+    return {label: math.log(max(value, _LEAST)) for label, value in by_label.items()} if of == "logits" else by_label
+
+
+def _mean(values: Iterable[float], weights: Sequence[float]) -> float:
+    return math.fsum(weight * value for weight, value in zip(weights, values, strict=True))
+
+
+def _softmax(values: Sequence[float]) -> list[float]:
+    most = max(values)
+    powers = [math.exp(value - most) for value in values]
+    total = math.fsum(powers)
+    return [power / total for power in powers]
+
+
+def _spans(
+    members: Sequence[Member],
+    answers: Sequence[PredictionRow],
+    weights: Sequence[float],
+    of: Of,
+    null_threshold: float | None,
+) -> PredictionRow:
+    """Join the spans of a row; None stands for no answer.
+
+    A span that a model does not list has the score of its last one as logit, and no probability.
+    """
+    found = [_by_span(member, answer) for member, answer in zip(members, answers, strict=True)]
+    spans = list(dict.fromkeys(span for scores in found for span in scores if span is not None))
+    if of == "probabilities":
+        shares = [dict(zip(scores, _softmax(list(scores.values())), strict=True)) for scores in found]
+        joined = {
+            span: math.log(max(_mean([share.get(span, 0.0) for share in shares], weights), 1e-300))
+            for span in (None, *spans)
+        }
+    else:
+        joined = {
+            span: _mean([scores.get(span, min(scores.values())) for scores in found], weights)
+            for span in (None, *spans)
+        }
+    null_score = joined.pop(None)
+    ranked = sorted(joined, key=lambda span: -joined[span])
+    n_best: list[dict[str, Any]] = [
+        {"text": text, "score": joined[start, text], "start": start} for start, text in filter(None, ranked)
+    ]
+    is_null = not n_best or (null_threshold is not None and null_score - n_best[0]["score"] > null_threshold)
+    best: dict[str, Any] = {"text": "", "score": null_score, "start": None} if is_null else n_best[0]
+    more = {"start": best["start"], "score": best["score"], "null_score": null_score, "n_best": n_best}
+    return _row(answers, prediction=best["text"], **more)
+
+
+def _by_span(member: Member, answer: PredictionRow) -> dict[tuple[int, str] | None, float]:
+    fields, where = answer.fields, f"row {answer.index} of {member.name}"
+    try:
+        scores: dict[tuple[int, str] | None, float] = {None: fields["null_score"]}
+        scores |= {(one["start"], one["text"]): one["score"] for one in fields["n_best"]}
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"{where} has no spans: it needs null_score and n_best, as question answering has") from error
+    if not all(isinstance(one, (int, float)) and math.isfinite(one) for one in scores.values()):
+        raise UsageError(f"{where} has a span whose score is no number")
+    return scores
+
+
+def way_of(row: PredictionRow) -> Way:
+    """Return how predictions like *row* are joined unless it is said."""
+    if "n_best" in row.fields and "null_score" in row.fields:
+        return "spans"
+    return "probabilities" if {"probabilities", "logits"} & row.fields.keys() else "risk"
+
+
+def labels_told(member: Member) -> tuple[str, ...]:
+    """Return the labels in the order of the probabilities.
+
+    The predictions of all rows tell it: each is the likeliest label. There are none where the rows name them.
+
+    Raises:
+        UsageError: a label is never predicted, or the rows contradict each other.
+    """
+    found: dict[int, str] = {}
+    size, name = 0, member.name
+    for row in member.read():
+        values = row.fields.get("probabilities", row.fields.get("logits"))
+        if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
+            return ()
+        size, most = len(values), max(values)
+        if values.count(most) == 1:
+            label = found.setdefault(values.index(most), str(row.prediction))
+            if label != str(row.prediction):
+                raise UsageError(
+                    f"{name}: probability {values.index(most)} is the largest where {label!r} is predicted, and in row "
+                    f"{row.index}, where {row.prediction!r} is: they are not those of the predictions"
+                )
+    if len(found) < size or len(set(found.values())) < size:
+        raise UsageError(
+            f"{name} does not tell the labels of all {size} probabilities; name them in their order: --labels A,B,..."
+        )
+    return tuple(found[place] for place in range(size))
+
+
+def write_joined(rows: Iterable[PredictionRow], out: Path) -> int:
+    """Write joined rows to *out*, which appears when it is complete.
+
+    Return how many they are.
+    """
+    num_rows = 0
+    with no_room_named(str(out)), files.replacing(out) as stream:
+        for row in rows:
+            stream.write(row.to_line())
+            num_rows += 1
+    return num_rows

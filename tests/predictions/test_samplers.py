@@ -1,0 +1,120 @@
+"""Rows of shards without an index are found as the real samplers deal them out, and padding is dropped by its place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate import PartialState
+from accelerate.data_loader import BatchSamplerShard
+from torch.utils.data import BatchSampler, DistributedSampler, SequentialSampler
+
+from sousbatch.errors import IncompleteError, UsageError
+from sousbatch.predictions.samplers import SAMPLERS, Sampler, rows_of_rank
+from sousbatch.predictions.shard_merge import Dealing, merge_shards
+
+SIZES = [(1, 1), (3, 4), (13, 3), (16, 4), (17, 4), (100, 7)]
+
+
+def _distributed(num_rows: int, rank: int, num_ranks: int) -> list[int]:
+    return list(DistributedSampler(range(num_rows), num_ranks, rank, shuffle=False))  # type: ignore[arg-type]
+
+
+def _contiguous(num_rows: int, rank: int, num_ranks: int) -> list[int]:
+    state = PartialState(cpu=True)
+    state.num_processes, state.process_index = num_ranks, rank
+    try:
+        with state.split_between_processes(list(range(num_rows)), apply_padding=True) as part:
+            return list(part)
+    finally:
+        PartialState._reset_state()
+
+
+def _batches(num_rows: int, rank: int, num_ranks: int) -> list[int]:
+    batches = BatchSampler(SequentialSampler(range(num_rows)), 3, drop_last=False)
+    return [row for batch in BatchSamplerShard(batches, num_ranks, rank) for row in batch]
+
+
+REAL: dict[Sampler, Callable[[int, int, int], list[int]]] = {
+    "distributed": _distributed,
+    "contiguous": _contiguous,
+    "batches": _batches,
+}
+
+
+@pytest.mark.parametrize(("num_rows", "num_ranks"), SIZES)
+@pytest.mark.parametrize("sampler", REAL)
+def test_rows_are_those_of_the_real_sampler_and_each_is_real_once(
+    sampler: Sampler, num_rows: int, num_ranks: int
+) -> None:
+    if num_ranks == 1 and sampler == "contiguous":
+        return  # it splits nothing then
+    seen: list[int] = []
+    for rank in range(num_ranks):
+        ours = rows_of_rank(sampler, num_rows, rank, num_ranks, 3 if sampler == "batches" else 1).tolist()
+        theirs = REAL[sampler](num_rows, rank, num_ranks)
+        assert len(ours) == len(theirs)
+        assert [(our, their) for our, their in zip(ours, theirs, strict=True) if our not in (their, -1)] == []
+        seen += [row for row in ours if row >= 0]
+    assert sorted(seen) == list(range(num_rows))
+
+
+def test_in_turn_is_the_same_without_padding() -> None:
+    rows = [rows_of_rank("interleaved", 5, rank, 3).tolist() for rank in range(3)]
+    assert rows == [[0, 3], [1, 4], [2]]
+
+
+def _write(folder: Path, sampler: Sampler, num_rows: int, num_ranks: int) -> list[Path]:
+    """Write shards as ranks do that answer padding, too: each in other words."""
+    paths = [folder / f"rank{rank}.jsonl" for rank in range(num_ranks)]
+    for rank, path in enumerate(paths):
+        rows = rows_of_rank(sampler, num_rows, rank, num_ranks)
+        path.write_text("".join(f'{{"p": "{row if row >= 0 else "padding"}"}}\n' for row in rows))
+    return paths
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_shards_are_joined_by_the_sampler(sampler: Sampler, tmp_path: Path) -> None:
+    paths, out = _write(tmp_path, sampler, 13, 4), tmp_path / "out.jsonl"
+    report = merge_shards(paths, out, num_rows=13, dealing=Dealing(sampler=sampler))
+    assert [json.loads(line)["p"] for line in out.read_text().splitlines()] == [str(row) for row in range(13)]
+    assert (report.num_padding, report.num_duplicates) == (0 if sampler == "interleaved" else 3, 0)
+
+
+def test_a_shard_that_ends_early_lacks_its_last_rows(tmp_path: Path) -> None:
+    paths, out = _write(tmp_path, "distributed", 13, 4), tmp_path / "out.jsonl"
+    paths[1].write_text("".join(paths[1].read_text().splitlines(keepends=True)[:2]) + '{"p": "cut')
+    with pytest.raises(IncompleteError, match="missing rows: 9; incomplete rows: 1"):
+        merge_shards(paths, out, num_rows=13, dealing=Dealing(sampler="distributed"))
+
+
+@pytest.mark.parametrize(
+    ("options", "change", "message"),
+    [
+        ({"num_rows": None}, None, "give --rows, too"),
+        ({"num_rows": 12}, None, "rank0.jsonl has 4 rows, and rank 0 of 4 has 3 of 12 by --sampler distributed"),
+        ({}, '{"p": \n{"p": 1}\n', "positions after a broken line are unknown"),
+    ],
+)
+def test_what_does_not_fit_the_sampler_is_refused(
+    options: dict[str, Any], change: str | None, message: str, tmp_path: Path
+) -> None:
+    paths = _write(tmp_path, "distributed", 13, 4)
+    if change is not None:
+        paths[2].write_text(change)
+    with pytest.raises(UsageError, match=message):
+        merge_shards(
+            paths, tmp_path / "o.jsonl", **{"num_rows": 13, "dealing": Dealing(sampler="distributed"), **options}
+        )
+
+
+def test_the_command_line_names_the_sampler(tmp_path: Path, sousbatch: Callable[..., tuple[int, str, str]]) -> None:
+    _write(tmp_path, "distributed", 13, 12)
+    arguments = ("--sampler", "distributed", "--rows", "13", "--out", str(tmp_path / "out") + ".jsonl")
+    code, out, err = sousbatch("predictions", "merge", str(tmp_path), *arguments)
+    assert (code, err) == (0, "") and "13 of 13 rows" in out
+    code, _, err = sousbatch("predictions", "merge", *sorted(map(str, tmp_path.glob("rank*"))), *arguments)
+    assert code == 2 and "alphabetical order" in err
