@@ -129,7 +129,7 @@ def spans_devices(settings: StageSettings) -> bool:
 
 
 def engine_refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
-    """Yield why the engine of a predict stage cannot work with its Python, devices or model."""
+    """Yield why an engine cannot work with the Python, devices or model it gets."""
     settings, wanted = stage.settings, stage.resources
     if stage.record.leaves != "predictions" or not task_of(settings.task).generates:
         return

@@ -89,9 +89,9 @@ def load_engine(
     dtype: str,
     num_devices: int = 1,
 ) -> Engine:
-    """Return the engine of the settings, with the model of *model_dir* on the task's devices.
+    """Return the engine of the settings, with the model of *model_dir*.
 
-    There are *num_devices*, each a *device* of torch: "cpu" or "cuda".
+    The task has *num_devices*, each a *device* of torch: "cpu" or "cuda".
     """
     module = import_module(ENGINES.load(settings.predict.engine).runtime)
     places = {"model_class": model_class, "device": device, "dtype": dtype, "num_devices": num_devices}

@@ -1,4 +1,4 @@
-"""Generate with vLLM, which shares each device's memory among rows as they need it.
+"""Generate with vLLM, which gives each row memory as it grows.
 
 vLLM starts processes of its own below this one: a scheduler, and a worker for each device of the task.
 """
@@ -31,7 +31,9 @@ def load(
     dtype: str,
     num_devices: int = 1,
 ) -> VllmEngine:
-    """Return the engine with the model of *model_dir*, each layer cut into *num_devices* parts.
+    """Return the engine with the model of *model_dir*.
+
+    Each layer is cut into *num_devices* parts.
 
     Raises:
         RunError: vLLM cannot load the model, or has no memory for it.
@@ -129,7 +131,7 @@ class VllmEngine:
 
 
 def _end_ids(model_dir: Path, tokenizer: Any) -> tuple[int, ...]:
-    """Return the tokens at which the model ends an answer, its tokenizer's where it names none."""
+    """Return the tokens that end an answer: the model's, else its tokenizer's."""
     path = model_dir / "generation_config.json"
     found = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
     found = tokenizer.eos_token_id if found is None else found

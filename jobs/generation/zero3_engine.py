@@ -1,4 +1,4 @@
-"""Generate with a model that DeepSpeed's ZeRO-3 shards over the devices of a task.
+"""Generate with a model that ZeRO-3 shards over the devices of a task.
 
 This half runs in the job's process. It starts a process for each device (`zero3_rank`), deals out the prompts and puts
 the answers in order.
@@ -89,7 +89,10 @@ def _generation(values: Mapping[str, Any]) -> Generation:
 
 
 class _Ranks:
-    """The processes, one for each device. They end with this object, and with this process."""
+    """The processes, one for each device.
+
+    They end with this object, and with this process.
+    """
 
     def __init__(self, count: int, device: str) -> None:
         self.count = count

@@ -1,4 +1,4 @@
-"""One rank of the engine zero3: `python -m sousbatch.jobs.generation.zero3_rank PIPE`.
+"""Run a rank of zero3: `python -m sousbatch.jobs.generation.zero3_rank PIPE`.
 
 It holds its part of the model and answers the prompts that come through the pipe, with transformers' `generate`.
 """
@@ -28,9 +28,9 @@ from .transformers_engine import TransformersEngine
 
 
 class InStep:
-    """Has all ranks run the model at the same time, as ZeRO-3's gathering of each layer needs it.
+    """Has all ranks run the model at the same time.
 
-    A rank without rows computes one token and throws it away, until no rank has any. So the ranks may have batches of
+    ZeRO-3 gathers each layer from all of them when it is its turn. A rank without rows computes one token and throws it away, until no rank has any. So the ranks may have batches of
     other sizes and numbers. With transformers' `synced_gpus` a rank that is done would go on with its own rows, beyond
     the positions that the model has, and wait at the end of each batch. An encoder-decoder would need more: it leaves
     out layers whose outputs it remembers.

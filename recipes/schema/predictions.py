@@ -14,7 +14,7 @@ from .fields import key
 
 @dataclass(frozen=True, kw_only=True)
 class Vllm:
-    """The settings of engine vllm, which shares memory and steps among at most `predict.batch_rows` rows."""
+    """The settings of engine vllm."""
 
     memory_share: float = key(
         0.9, "share of each device's memory that it takes", also=("gpu_memory_utilization",), above=0, at_most=1
@@ -28,7 +28,7 @@ class Vllm:
     prefix_caching: bool = key(True, "compute once what several prompts begin with", also=("enable_prefix_caching",))
 
     def limit(self, positions: int | None) -> int | None:
-        """Return how many of the model's *positions* may be used; None where nothing limits them."""
+        """Return how many of the model's *positions* may be used; None means all."""
         return min((most for most in (positions, self.max_tokens) if most is not None), default=None)
 
 
