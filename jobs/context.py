@@ -50,13 +50,21 @@ class JobContext:
         """Say whether the stage process wants the job to save and leave."""
         return self.paths.stop_flag(self.stage.name, self.task).exists()
 
-    def open_trackers(self) -> Trackers:
-        """Open the trackers of this task; a job that is run by hand has none."""
+    def open_trackers(self, *, beside_others: bool = False) -> Trackers:
+        """Open the trackers of this task; a job that is run by hand has none.
+
+        One that works *beside_others* has them only where the recipe wants a tracked run for each task.
+        """
         if JobEnvironment.from_env(os.environ).attempt is None:
             return Trackers()
         task = self.task if self.stage.num_tasks > 1 else None
         return start(
-            self.paths.tracking_dir, stage=self.stage.name, kind=self.stage.kind, task=task, attempt=self.attempt
+            self.paths.tracking_dir,
+            stage=self.stage.name,
+            kind=self.stage.kind,
+            task=task,
+            attempt=self.attempt,
+            beside_others=beside_others,
         )
 
 

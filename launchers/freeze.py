@@ -5,9 +5,10 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from .. import files, ledger
-from ..errors import RunError, UsageError
+from ..errors import RunError, SousbatchError, UsageError
 from ..events import Accepted, Event, Frozen, of
 from ..recipes.inspect.cache import code_digest_of, code_files
 from ..recipes.inspect.model import model_digest
@@ -20,6 +21,7 @@ from ..run_index import remember_run
 from ..tracking.identity import RunIdentity, write_identity
 from .base import Launcher, Request
 
+_MOST_TOLD = 8
 _AGAIN = "`resume` would end in the same way: put it back, or submit the recipe with --again, which makes another run"
 _PUT_BACK = (
     "put back what it was and `resume`, or submit the recipe again, which makes another run of what is there now"
@@ -27,11 +29,18 @@ _PUT_BACK = (
 
 
 def freeze(
-    plan: Plan, launcher: Launcher, paths: RunPaths, *, within: RunPaths | None = None, point: int | None = None
+    plan: Plan,
+    launcher: Launcher,
+    paths: RunPaths,
+    *,
+    within: RunPaths | None = None,
+    point: int | None = None,
+    label: str = "",
 ) -> None:
     """Write all that the jobs will read, plan.json last: it makes the folder a run.
 
-    The run of a *point* lies *within* that of its sweep, whose copy of the code it shares.
+    The run of a *point* lies *within* that of its sweep, whose copy of the code it shares; *label* is what sets the
+    point apart.
 
     Raises:
         UsageError: the code was edited since the plan was made.
@@ -54,7 +63,7 @@ def freeze(
         paths.used_files_dir.symlink_to(within.used_files_dir)
     requests = _write_requests(launcher.prepare(plan, paths), paths)
     files.write_text(paths.recipe, to_yaml(plan.recipe))
-    write_identity(_identity(plan, paths, within or paths), paths.tracking_dir)
+    write_identity(_identity(plan, paths, within or paths, label), paths.tracking_dir)
     client, frozen = ledger.open_client(paths.ledger_dir), plan.to_json()
     client.write(Frozen(plan=files.digest_of(frozen), point=point, requests=requests))
     client.close()
@@ -135,9 +144,56 @@ def verify(paths: RunPaths, plan: Plan, stage: Stage, *, is_point: bool = False)
             raise RunError(f"{where} was changed after submission", advice=_PUT_BACK)
 
 
-def _identity(plan: Plan, paths: RunPaths, group: RunPaths) -> RunIdentity:
+def _identity(plan: Plan, paths: RunPaths, group: RunPaths, label: str) -> RunIdentity:
     shown = validate.to_plain(plan.recipe.tracking)
-    return RunIdentity(recipe=paths.recipe_name, run=paths.run_id, group=group.run_id, **shown)
+    shown |= {name: tuple(shown[name]) for name in ("trackers", "tags")}
+    told = label.split(" ") if label else _changes(plan)
+    return RunIdentity(
+        recipe=paths.recipe_name,
+        run=paths.run_id,
+        group=group.run_id,
+        folder=str(paths.root),
+        told=tuple(told[:_MOST_TOLD]),
+        config=_tracked_config(plan),
+        **shown,
+    )
+
+
+def _changes(plan: Plan) -> list[str]:
+    """Return what sets the run apart from the recipe of its name: "seed=2"."""
+    from ..recipes.compose import compose
+    from ..recipes.reference import differences
+
+    try:
+        found = differences(compose(plan.recipe.name), plan.recipe)
+    except SousbatchError:  # it came from a file elsewhere
+        return []
+    untold = ("resources", "tracking", "environment", "description")  # and what planning settles
+    settled = ("consolidate.dtype", "score.metrics")
+    return [
+        f"{key}={value}"
+        for key, _, value in found
+        if key.split(".")[0] not in untold and key not in settled and not isinstance(value, (dict, list))
+    ]
+
+
+def _tracked_config(plan: Plan) -> dict[str, Any]:
+    """Return the recipe and what the run was made of, as a tracker lists it."""
+    recipe, inputs = validate.to_plain(plan.recipe), plan.inputs
+    train = next((stage for stage in plan.stages if stage.batch is not None), None)
+    made_of = {
+        "site": plan.site.name,
+        "version": plan.version,
+        "code": inputs.code_digest,
+        "data": {name: split.digest for name, split in inputs.splits.items()},
+        "model": inputs.model.digest,
+        "num_params": inputs.model.num_params,
+        "versions": inputs.versions,
+        "world_size": train.batch.world_size if train and train.batch else None,
+        "steps": train.steps if train else None,
+        "storage_bytes": plan.forecast.storage_peak_bytes,
+    }
+    return {key: value for key, value in recipe.items() if key not in ("tracking", "stages")} | {"made_of": made_of}
 
 
 def accept_environment(plan: Plan, launcher: Launcher, paths: RunPaths) -> None:

@@ -40,7 +40,8 @@ def open_point(sweep: Plan, paths: RunPaths, index: int) -> tuple[Plan, RunPaths
     files.make_private_dir(own.root)
     with files.locked(own.lock):
         if not own.plan.is_file():
-            freeze(plan, launcher_of(plan), own, within=paths, point=index)
+            label = sweep.sweep.points[index].label if sweep.sweep else ""
+            freeze(plan, launcher_of(plan), own, within=paths, point=index, label=label)
     frozen = [event.point for event in of(ledger.read(own.ledger_dir), Frozen)]
     return plan, own, index in frozen
 

@@ -19,8 +19,8 @@ from .metrics.tokenizers import Tokenizer, tokenizer_problem
 from .rows import PredictionRow
 
 T = TypeVar("T")
-MODEL, BASELINE = "model", "copy_input"
-WHO = {MODEL: "model", BASELINE: "copying the input"}  # how tables call them
+MODEL, BEFORE_POST, BASELINE = "model", "before_post", "copy_input"
+WHO = {MODEL: "model", BEFORE_POST: "before predict.post", BASELINE: "copying the input"}  # how tables call them
 _DETAILS = ("_precision", "_recall")
 _NONE: Any = object()
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..errors import UsageError, nearest
+from .engines import engine_of
 from .forecast.parameters import is_frozen, is_pattern, is_target, missing_layers
 from .new_tokens import add_rows, options_for_tokens, wrapping_rows
 from .schema import StageSettings
@@ -95,6 +96,7 @@ def _all(groups: Iterable[Iterable[str]]) -> Iterator[str]:
 
 
 def _with_adapter(settings: StageSettings, task: TaskSpec, model: Any, options: dict[str, Any]) -> Any:
+    import torch
     from peft import LoraConfig, TaskType, get_peft_model
 
     spec = settings.adapter
@@ -118,22 +120,44 @@ def _with_adapter(settings: StageSettings, task: TaskSpec, model: Any, options: 
     except ValueError as error:
         raise UsageError(_refusal(settings, _kind(model), layers, str(error))) from error
     _check_targets(spec.target_modules, layers, adapted)
+    # peft copies layers that train in full in the dtype of the frozen ones; ZeRO wants one dtype
+    dtype = getattr(torch, engine_of(settings).working_dtype(settings))
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
     return adapted
 
 
 def _head_options(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return options of peft's `LoraConfig` that train a new head in full.
 
-    It is all beside the model's base, and the base's pooler, which models that were not trained to classify lack. peft
-    knows two names of heads only, and would give their inner layers an adapter that it cannot merge.
+    peft knows two names of heads only, and would give their inner layers an adapter that it cannot merge.
+    """
+    heads = _new_heads(model)
+    saved = dict.fromkeys([*heads, *(options["modules_to_save"] or ())])
+    inner = "|".join(map(re.escape, heads))
+    return {"modules_to_save": list(saved), "exclude_modules": rf"({inner})(\..+)?"}
+
+
+def _new_heads(model: Any) -> list[str]:
+    """Return the names of a model's new layers.
+
+    These are all beside its base, and the base's pooler, which models that were not trained to classify lack.
     """
     base = getattr(model, model.base_model_prefix)
     parts = {name: module for name, module in model.named_children() if module is not base}
     parts[f"{model.base_model_prefix}.pooler"] = getattr(base, "pooler", None)
-    heads = [name for name, module in parts.items() if module is not None and [*module.parameters()]]
-    saved = dict.fromkeys([*heads, *(options["modules_to_save"] or ())])
-    inner = "|".join(map(re.escape, heads))
-    return {"modules_to_save": list(saved), "exclude_modules": rf"({inner})(\..+)?"}
+    return [name for name, module in parts.items() if module is not None and [*module.parameters()]]
+
+
+def full_layers(settings: StageSettings, model: Any) -> list[str]:
+    """Return the names of the layers that train in full beside an adapter."""
+    heads = _new_heads(model) if task_of(settings.task).has_new_head else []
+    wanted = settings.adapter.modules_to_save
+    return [
+        *heads,
+        *(name for name, _ in model.named_modules() if any(f".{name}".endswith(f".{one}") for one in wanted)),
+    ]
 
 
 def _targets(names: Sequence[str]) -> Any:

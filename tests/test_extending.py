@@ -73,6 +73,8 @@ def test_the_installed_tracker_shows_a_run(tmp_path: Path) -> None:
         name="r",
         group="r",
         job_type="train",
+        prefix="",
+        notes="",
         project="p",
         entity=None,
         tags=(),

@@ -80,16 +80,21 @@ class Trackers:
             self._running.pop(name, None)
 
 
-def start(folder: Path, *, stage: str, kind: str, task: int | None, attempt: int) -> Trackers:
+def start(
+    folder: Path, *, stage: str, kind: str, task: int | None, attempt: int, beside_others: bool = False
+) -> Trackers:
     """Start what the run with tracking folder *folder* named at submission.
 
-    *task* is None where the stage has only one.
+    *task* is None where the stage has only one. A task that runs *beside_others* which show the same is shown only
+    where each task has a tracked run of its own.
     """
     trackers = Trackers()
     try:
         run = read_identity(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         _warn("tracking is off, since the identity of the run cannot be read: %r", error)
+        return trackers
+    if beside_others and run.per != "task":
         return trackers
     for name in run.trackers if run.mode != "disabled" else ():
         trackers.start(name, run.of_task(stage, kind, task, folder, attempt))

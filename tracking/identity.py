@@ -7,23 +7,29 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..files import make_private_dir, read_json, write_json
+
+Per = Literal["run", "stage", "task"]
+_MOST_LETTERS, _MOST_TAG_LETTERS = 128, 64  # a tracker may refuse longer ones
 
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """The tracked run of one task of a stage.
+    """The tracked run that a task of a stage shows its numbers in.
 
-    Attempts of the task share the *id*, so that they draw one curve. *folder* is where a tracker leaves its files,
-    *mode* whether it may use the network, *config* what the run is listed with.
+    Attempts share the *id*, so that they draw one curve; so do the stages of a run, whose names stand before their
+    values as the *prefix*. *folder* is where a tracker leaves its files, *mode* whether it may use the network,
+    *config* what the run is listed with, *notes* how to find and resume it.
     """
 
     id: str
     name: str
     group: str
     job_type: str
+    prefix: str
+    notes: str
     project: str
     entity: str | None
     tags: tuple[str, ...]
@@ -36,12 +42,18 @@ class Identity:
 class RunIdentity:
     """What the tracked runs of a run share. The points of a sweep have one *group*.
 
-    *trackers* are the names of those that show the run; none do where *mode* is `disabled`.
+    *trackers* are the names of those that show the run; none do where *mode* is `disabled`. There is one tracked run
+    *per* run, stage or task. *told* is what sets the run apart from others of its recipe, such as "seed=2", and
+    *config* what it was made of.
     """
 
     recipe: str
     run: str
     group: str
+    per: Per
+    folder: str
+    told: tuple[str, ...]
+    config: dict[str, Any]
     mode: str
     trackers: tuple[str, ...]
     project: str
@@ -50,17 +62,22 @@ class RunIdentity:
 
     def of_task(self, stage: str, kind: str, task: int | None, folder: Path, attempt: int) -> Identity:
         """Return the identity of a task; *task* is None where *stage* has only one."""
+        is_whole, is_task = self.per == "run", self.per == "task" and task is not None
+        said = f"{self.recipe} {' '.join(self.told) or self.run[:6]}"
+        named = f"{self.run}-{stage}-{task}" if is_task else f"{self.run}-{stage}"
         return Identity(
-            id=f"{self.run}-{stage}" + ("" if task is None else f"-{task}"),
-            name=f"{self.recipe} {stage}",
+            id=self.run if is_whole else named,
+            name=(said if is_whole else f"{said} {stage}")[:_MOST_LETTERS],
             group=f"{self.recipe}-{self.group}",
-            job_type=kind,
+            job_type="run" if is_whole else kind,
+            prefix=f"{stage}/" if is_whole else "",
+            notes=f"{self.folder}\n`sousbatch status {self.run}`, `sousbatch resume {self.run}`",
             project=self.project,
             entity=self.entity,
-            tags=self.tags,
+            tags=(*self.tags, *(text[:_MOST_TAG_LETTERS] for text in self.told)),
             mode=self.mode,
             folder=folder,
-            config={"run": self.run, "recipe": self.recipe, "stage": stage, "attempt": attempt},
+            config=self.config | {"run": self.run, f"attempt/{stage}-{task or 0}": attempt},
         )
 
 
@@ -76,4 +93,4 @@ def read_identity(folder: Path) -> RunIdentity:
         OSError, ValueError, KeyError or TypeError: there is none, or it is damaged.
     """
     found = read_json(folder / "identity.json")
-    return RunIdentity(**found | {name: tuple(found[name]) for name in ("trackers", "tags")})
+    return RunIdentity(**found | {name: tuple(found[name]) for name in ("trackers", "tags", "told")})

@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from ..errors import EXIT_STOPPED
 from .identity import Identity
 
 _QUIET = {
@@ -21,9 +22,10 @@ _QUIET = {
 
 
 class WandbTracker:
-    """One W&B run."""
+    """A W&B run, or what one stage shows in it."""
 
     _run: Any
+    _prefix: str
 
     def start(self, identity: Identity) -> None:
         """Open the run; attempts after the first one resume it."""
@@ -31,19 +33,27 @@ class WandbTracker:
 
         import wandb
 
-        self._run = wandb.init(config=identity.config)
-        self._run.define_metric("*", step_metric="step")
+        self._prefix = identity.prefix
+        self._run = wandb.init()
+        # an attempt adds itself to what earlier ones wrote, and may have other values of what is not the recipe's
+        self._run.config.update(identity.config, allow_val_change=True)
+        self._run.define_metric(f"{self._prefix}*", step_metric=f"{self._prefix}step")
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Add a row, without W&B's own step: W&B drops the rows of a repeated step."""
-        self._run.log({"step": step, **values})
+        self._run.log({f"{self._prefix}{name}": value for name, value in {"step": step, **values}.items()})
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Set values of the run's summary."""
-        self._run.summary.update(values)
+        self._run.summary.update({f"{self._prefix}{name}": value for name, value in values.items()})
 
     def finish(self, exit_code: int) -> None:
-        """Write what is left, and end the run."""
+        """Write what is left, and end the run.
+
+        One that saved and left for another attempt is preempted, and not failed.
+        """
+        if exit_code == EXIT_STOPPED:
+            self._run.mark_preempting()
         self._run.finish(exit_code=exit_code)
 
 
@@ -55,6 +65,7 @@ def _variables(identity: Identity) -> dict[str, str]:
         "WANDB_NAME": identity.name,
         "WANDB_RUN_GROUP": identity.group,
         "WANDB_JOB_TYPE": identity.job_type,
+        "WANDB_NOTES": identity.notes,
         "WANDB_RESUME": "allow",
         "WANDB_DIR": str(identity.folder),
         "WANDB_DATA_DIR": str(identity.folder / "data"),

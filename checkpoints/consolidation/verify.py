@@ -24,6 +24,8 @@ from .torch_cast import Bytes
 _BLOCK_BYTES = 4 << 20
 # The step between neighbouring numbers, relative to them.
 _STEPS: Mapping[str, float] = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-20}
+# The step between the numbers next to 0, where they are not relative; the others' are too small to matter.
+_LEAST_STEP = {"float16": 2.0**-24}
 _T = TypeVar("_T")
 _Numbers = NDArray[np.float64]
 
@@ -153,4 +155,5 @@ def _whole(part: SourceTensor) -> _Numbers:
 
 def _is_near(found: NDArray[Any], expected: NDArray[np.float64], dtype: str) -> bool:
     largest = float(np.abs(expected).max(initial=0.0))
-    return bool(np.allclose(found.astype(np.float64), expected, rtol=_STEPS[dtype], atol=1e-6 * largest))
+    least = max(1e-6 * largest, _LEAST_STEP.get(dtype, 0.0))
+    return bool(np.allclose(found.astype(np.float64), expected, rtol=_STEPS[dtype], atol=least))

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ...recipes.building import prepare_model
+from ...recipes.building import full_layers, prepare_model
 from ...recipes.engines import engine_of
 from ...recipes.inspect.tokenizer import load_full
 from ...recipes.schema import StageSettings
@@ -52,7 +52,9 @@ def _load(settings: StageSettings, task: TaskSpec, folder: Path, *, has_weights:
     if not has_weights:
         return model_class.from_config(config, dtype=dtype, **options)
     if settings.adapter.method == "qlora":
-        options["quantization_config"] = _four_bits(train.precision)
+        options["quantization_config"] = _four_bits(
+            train.precision, _kept_whole(settings, model_class, config, options)
+        )
     if settings.adapter.method != "full":
         dtype = getattr(torch, train.precision)
     if task.has_new_head:  # a model that was trained on other labels has a head of another size
@@ -64,11 +66,25 @@ def _load(settings: StageSettings, task: TaskSpec, folder: Path, *, has_weights:
     return model
 
 
-def _four_bits(precision: str) -> Any:
+def _kept_whole(settings: StageSettings, model_class: Any, config: Any, options: dict[str, Any]) -> list[str]:
+    """Return the layers that are not quantised.
+
+    These are those that transformers leaves, and those that train in full.
+    """
+    from transformers.modeling_utils import set_quantized_state
+    from transformers.quantizers.base import get_keys_to_not_convert
+
+    with torch.device("meta"), set_quantized_state():  # else ZeRO-3 would cut it
+        empty = model_class.from_config(config, **options)
+    return [*get_keys_to_not_convert(empty), *full_layers(settings, empty)]
+
+
+def _four_bits(precision: str, kept_whole: list[str]) -> Any:
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
         load_in_4bit=True,
+        llm_int8_skip_modules=kept_whole,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=getattr(torch, precision),

@@ -78,6 +78,11 @@ def refusals(settings: StageSettings, model: ModelFacts) -> Iterator[str]:
             f"adapter qlora with train.zero.stage 3 fails on a mixture of {experts} experts: ZeRO-3 waits for "
             "experts that got no token; set train.zero.stage=2, or adapter=lora"
         )
+    if settings.adapter.method == "qlora" and settings.adapter.dora and zero.stage == 3:
+        yield (
+            "adapter.dora over 4-bit weights fails with train.zero.stage 3: peft reads them past the sharding; "
+            "set train.zero.stage=2, adapter=lora or adapter.dora=false"
+        )
     if zero.offload == "both" and zero.stage != 3:
         yield (
             "train.zero.offload both moves parameters to host memory, which only train.zero.stage=3 shards; set "

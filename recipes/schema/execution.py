@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ...tracking.base import TRACKERS
+from ...tracking.identity import Per
 from .fields import key
 
 
@@ -85,6 +86,7 @@ class Tracking:
 
     trackers: tuple[str, ...] = key(("wandb",), "what shows them", also=("report_to",), names=TRACKERS)
     mode: Literal["offline", "disabled"] = key("offline", "offline leaves files, for W&B those of `wandb sync`")
+    per: Per = key("run", "what has a tracked run of its own: the run with all its stages, each stage, or each task")
     project: str = key("sousbatch", "W&B project", also=("wandb_project",))
     entity: str | None = key(None, "W&B team or user")
     tags: tuple[str, ...] = key((), "W&B tags")

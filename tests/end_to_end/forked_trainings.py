@@ -7,6 +7,7 @@ sizes), the rows of each split and the overrides. One line of JSON says what was
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import os
@@ -17,22 +18,49 @@ import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
+from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+from sousbatch.errors import EXIT_STOPPED
 
 RECIPE = """\
 name: tiny
 task: {task}
 model: {{path: model}}
 data: {{splits: {{train: train.jsonl, validation: validation.jsonl, test: validation.jsonl}}, max_tokens: 32}}
-train: {{steps: 4, global_batch: 4, micro_batch: 1, learning_rate: 0.01, log_every_steps: 1}}
+train:
+  {{steps: 4, global_batch: 4, micro_batch: 1, learning_rate: 0.01, log_every_steps: 1, zero: {{config: {zero}}}}}
 checkpoints: {{every_steps: 2}}
 consolidate: {{choose: last}}
 predict: {{max_new_tokens: 4}}
 tracking: {{mode: disabled}}
 resources: {{default: {{device: cpu}}, train: {{device: cpu, nodes: 1, devices_per_node: 2}}}}
 """
+# What every rank and every job imports; each alone takes tenths of a second.
+PREPARED = (
+    *("bitsandbytes", "functorch.compile", "hydra", "rapidfuzz", "rouge_score.rouge_scorer"),
+    *("deepspeed.module_inject.auto_ep_layer", "deepspeed.runtime.superoffload.superoffload_stage3"),
+    *("deepspeed.runtime.zero.muon.muon_optimizer", "torch.distributed.algorithms.ddp_comm_hooks"),
+    *("peft.tuners.lora.bnb", "peft.utils.transformers_weight_conversion"),
+    *(f"transformers.models.{name}.modeling_{name}" for name in ("bart", "bert", "gpt2", "llama", "mixtral", "t5")),
+    *(f"sousbatch.jobs.{name}" for name in ("train", "consolidate", "predict", "merge", "score")),
+    *(f"sousbatch.jobs.tasks.{name}" for name in ("causal_lm", "seq2seq", "question_answering", "classification")),
+    *(f"sousbatch.jobs.training.{name}" for name in ("callback", "model", "resume", "trainer")),
+    *("sousbatch.checkpoints.consolidation.consolidate", "sousbatch.jobs.generation.transformers_engine"),
+    *("sousbatch.cli.plan", "sousbatch.launchers.submission", "sousbatch.recipes.compose"),
+)
+# ZeRO-3 would keep models as small as these whole on every rank.
+ZERO = {
+    "zero_optimization": {
+        "stage3_param_persistence_threshold": 0,
+        "stage3_max_live_parameters": 0,
+        "stage3_max_reuse_distance": 0,
+    }
+}
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", *map(str, range(28))]
 
 
@@ -41,24 +69,20 @@ def prepare() -> None:
     warnings.simplefilter("ignore")
     os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # torch refuses threads of a forked process now and then
     os.environ |= {"DS_ACCELERATOR": "cpu", "DS_IGNORE_CUDA_DETECTION": "1", "DS_SKIP_CUDA_CHECK": "1"}
-    import bitsandbytes  # noqa: F401
-    import deepspeed
     import deepspeed.ops
-    import functorch.compile  # noqa: F401  # 580 modules
     import torch
-    from transformers import BartForConditionalGeneration, LlamaForCausalLM  # noqa: F401
+    from transformers import AutoModelForCausalLM
 
-    import sousbatch.checkpoints.consolidation.consolidate
-    import sousbatch.jobs.generation.transformers_engine
-    import sousbatch.jobs.training.callback
-    import sousbatch.jobs.training.resume
-    import sousbatch.jobs.training.trainer  # noqa: F401
     from sousbatch.recipes.inspect import architecture, model
 
+    for name in PREPARED:
+        import_module(name)
+    AutoModelForCausalLM._model_mapping.keys()  # 300 modules of configs
     torch.set_num_threads(1)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # planning asks this of a process of its own, which would import everything again
     model._run_architecture = lambda question: json.loads(json.dumps(architecture.answer(question)))
+    gc.freeze()  # else each collection in a fork would copy the memory of all that was imported
 
 
 def write_project(request: dict[str, Any]) -> None:
@@ -69,7 +93,7 @@ def write_project(request: dict[str, Any]) -> None:
 
     torch.manual_seed(0)
     config = getattr(transformers, request["config"])(vocab_size=len(WORDS), **request["sizes"])
-    getattr(transformers, request["class"])(config).save_pretrained("model")
+    getattr(transformers, request.get("base", request["class"]))(config).save_pretrained("model")
     if request.get("is_random"):
         Path("model/model.safetensors").unlink()
     words = {word: number for number, word in enumerate(WORDS)}
@@ -82,7 +106,7 @@ def write_project(request: dict[str, Any]) -> None:
             single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=[("<s>", 1), ("</s>", 2)]
         )
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options).save_pretrained("model")
-    Path("recipe.yaml").write_text(RECIPE.format(task=request["task"]))
+    Path("recipe.yaml").write_text(RECIPE.format(task=request["task"], zero=json.dumps(ZERO)))
     for split, rows in request["rows"].items():
         Path(f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -143,7 +167,7 @@ def train_on_two_ranks(
     while len(codes) < 2:
         pid, status = os.wait()
         codes[pid] = os.waitstatus_to_exitcode(status)
-        if codes[pid] not in (0, 75):  # the other one would wait for it
+        if codes[pid] not in (0, EXIT_STOPPED):  # the other one would wait for it
             time.sleep(1)
             [os.kill(other, signal.SIGKILL) for other in pids if other not in codes]
     return [codes[pid] for pid in pids]
@@ -183,8 +207,6 @@ def expect(found: Any, expected: Any, what: str) -> None:
 
 def do_job(run: Path, kind: str, stage: str = "") -> int:
     """Run the job of a stage in this process."""
-    from importlib import import_module
-
     from sousbatch.jobs.context import run_job
 
     return run_job(kind, getattr(import_module(f"sousbatch.jobs.{kind}"), kind), [str(run), stage or kind])
@@ -200,76 +222,122 @@ def losses(run: Path) -> dict[str, float]:
     return found
 
 
-def compare(model_class: Any, base: Path, trained: Path, model: Path) -> dict[str, Any]:
-    """Return what is unequal between the *trained* weights and a consolidated *model*, and what training changed.
+def merged_by_peft(settings: Any, model: Any, weights: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters of *model* after an adapter with the trained *weights* is merged into it by peft itself."""
+    from sousbatch.jobs.training.model import load_tokenizer
+    from sousbatch.recipes.building import prepare_model
 
-    An adapter's product is added to its layer of the *base*.
+    # into the base as it was before it was quantised, and all in float32
+    adapter, train = replace(settings.adapter, method="lora"), replace(settings.train, precision="float32")
+    settings = replace(settings, adapter=adapter, train=train)
+    adapted = prepare_model(settings, model, load_tokenizer(settings, Path("model")))
+    for name, value in adapted.named_parameters():
+        if value.requires_grad:
+            value.data.copy_(weights.pop(name))
+    return dict(adapted.merge_and_unload().named_parameters())
+
+
+def compare(request: dict[str, Any], run: Path, *, base: Path = Path("model"), train: str, consolidate: str) -> Any:
+    """Return what is unequal between the weights that were trained and the model that was made of them.
+
+    Also what training changed, and the names of files' tensors that only one of base and model has.
     """
     import torch
+    import transformers
+    from safetensors.torch import load_file
 
-    weights = torch.load(trained)
-    before = {name: value.detach() for name, value in model_class.from_pretrained(base).float().named_parameters()}
-    after = dict(before) if any(name.startswith("base_model.") for name in weights) else weights
-    for name in weights if after is not weights else ():
-        place = name.removeprefix("base_model.model.")
-        if ".lora_A." in name:
-            layer = place.partition(".lora_A.")[0] + ".weight"
-            product = weights[name.replace(".lora_A.", ".lora_B.")] @ weights[name]
-            after[layer] = before[layer] + 2.0 * product  # alpha / rank
-        elif ".modules_to_save.default." in name:
-            after[place.replace(".modules_to_save.default", "")] = weights[name]
-    found, told = model_class.from_pretrained(model, output_loading_info=True)
+    from sousbatch.recipes.plan import read_plan
+
+    model_class, weights = getattr(transformers, request["class"]), torch.load(f"{train}.pt")
+    settings = read_plan(run / "plan.json").stage(train).settings
+    model, of_base = model_class.from_pretrained(base, output_loading_info=True, **settings.model.config)
+    before = {name: value.detach().clone() for name, value in model.float().named_parameters()}
+    after = weights if settings.adapter.method == "full" else merged_by_peft(settings, model, weights)
+    folder = run / "model" / consolidate
+    found, told = model_class.from_pretrained(folder, output_loading_info=True)
     unequal = [
         name
         for name, value in found.named_parameters()
         if not torch.allclose(value.float(), after[name].to(value.dtype).float(), rtol=2e-3, atol=1e-6)
     ]
+    names = [{*chain(*map(load_file, path.glob("*.safetensors")))} for path in (base, folder)]
     return {
         "unequal": unequal,
-        "missing": sorted(told["missing_keys"]),
-        "changed": [name for name, value in after.items() if name in before and not torch.equal(value, before[name])],
+        "missing": sorted({*told["missing_keys"], *told["unexpected_keys"]}),
+        "changed": [
+            name
+            for name, value in before.items()
+            if name not in of_base["missing_keys"]
+            and (value.shape != after[name].shape or not torch.equal(value, after[name]))
+        ],
+        "other names": sorted((names[0] ^ names[1]) - {*of_base["missing_keys"], *of_base["unexpected_keys"]}),
         "dtype": str(found.dtype),
     }
 
 
 def num_predicted(run: Path) -> int:
-    return len((run / "predictions/predict/predictions.jsonl").read_text().splitlines())
+    return sum(len(path.read_text().splitlines()) for path in run.glob("predictions/*/predictions.jsonl"))
 
 
-def stop_and_resume(request: dict[str, Any]) -> dict[str, Any]:
-    """Train undisturbed; train again with a stop after the first step; make a model of that, predict, merge, score."""
-    import transformers
-
+def stop(run: Path) -> None:
+    """Train until the first step has been saved."""
     from sousbatch.run_folder import RunPaths
 
-    undisturbed, run = (start_run(Path(name).absolute(), request) for name in ("undisturbed", "resumed"))
-    expect(train_on_two_ranks(undisturbed), [0, 0], "the training without a stop")
     flag = RunPaths(root=run).stop_flag("train", 0)
     flag.parent.mkdir(parents=True, exist_ok=True)
     flag.touch()
-    expect(train_on_two_ranks(run)[0], 75, "the training with a stop")
+    expect(train_on_two_ranks(run)[0], EXIT_STOPPED, "the training with a stop")
     flag.unlink()
+
+
+def kill(run: Path) -> None:
+    """Train until a rank is killed after the third step, of which nothing is saved."""
+
+    def at_each_step(rank: int, step: int) -> None:
+        if (rank, step) == (1, 3):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    expect(train_on_two_ranks(run, at_each_step=at_each_step)[1], -signal.SIGKILL, "the training with a kill")
+
+
+def stop_and_resume(request: dict[str, Any]) -> dict[str, Any]:
+    """Train undisturbed; train again with a stop or a kill; make a model of that, predict, merge, score."""
+    from sousbatch.recipes.plan import read_plan
+
+    undisturbed, run = (start_run(Path(name).absolute(), request) for name in ("undisturbed", "resumed"))
+    expect(train_on_two_ranks(undisturbed), [0, 0], "the training without a stop")
+    (kill if request.get("is_killed") else stop)(run)
     expect(train_on_two_ranks(run), [0, 0], "the training that was resumed")
-    for kind in ("consolidate", "predict", "merge", "score"):
-        expect(do_job(run, kind), 0, kind)
-    model_class = getattr(transformers, request["class"])
-    found = compare(model_class, Path("model"), Path("train.pt"), run / "model/consolidate")
+    for stage in read_plan(run / "plan.json").stages[1:]:
+        expect(do_job(run, stage.kind, stage.name), 0, stage.name)
+    found = compare(request, run, train="train", consolidate="consolidate")
     return found | {"losses": losses(undisturbed), "resumed": losses(run), "rows": num_predicted(run)}
 
 
 def train_in_a_chain(request: dict[str, Any]) -> dict[str, Any]:
     """Train, make a model, tune an adapter on that model, merge it in, and predict with the result."""
-    import transformers
-
     run = start_run(Path("runs").absolute(), request)
     expect(train_on_two_ranks(run), [0, 0], "train")
     expect(do_job(run, "consolidate"), 0, "consolidate")
     expect(train_on_two_ranks(run, "tune"), [0, 0], "tune")
     for kind, stage in (("consolidate", "merged"), ("predict", ""), ("merge", "")):
         expect(do_job(run, kind, stage), 0, stage or kind)
-    model_class = getattr(transformers, request["class"])
-    found = compare(model_class, run / "model/consolidate", Path("tune.pt"), run / "model/merged")
+    found = compare(request, run, base=run / "model/consolidate", train="tune", consolidate="merged")
     return found | {"rows": num_predicted(run)}
+
+
+def diverge(request: dict[str, Any]) -> dict[str, Any]:
+    """Train until the training ends itself, and make a model of what it kept."""
+    from sousbatch.checkpoints import commit
+
+    run = start_run(Path("runs").absolute(), request)
+    codes = train_on_two_ranks(run)
+    kept = {one.step: one.metric for one in commit.committed(run / "checkpoints/train")}
+    expect(do_job(run, "consolidate"), 0, "consolidate")
+    manifest = json.loads((run / "model/consolidate/manifest.json").read_text())
+    events = [json.loads(line) for path in run.glob("ledger/*.jsonl") for line in path.read_text().splitlines()]
+    why = [event["message"] for event in events if event["kind"] == "diverged"]
+    return {"codes": codes, "why": why, "losses": losses(run), "kept": kept, "step": manifest["step"]}
 
 
 def fill_the_disk(request: dict[str, Any]) -> dict[str, Any]:

@@ -65,6 +65,17 @@ TASKS: dict[str, dict[str, Any]] = {
         "settings": ["question_answering.max_question_tokens=4", "question_answering.stride_tokens=2"],
         "frozen": "layers:0-0",
     },
+    "classification": {
+        "config": "BertConfig",
+        "base": "BertForMaskedLM",  # so that the head is new, as it mostly is
+        "class": "BertForSequenceClassification",
+        "sizes": _ENCODER,
+        "rows": {
+            split: [{"input": row["input"], "target": ("low", "middle", "high")[place % 3]} for place, row in rows]
+            for split, rows in ((split, enumerate(rows)) for split, rows in _NUMBERS.items())
+        },
+        "frozen": "layers:0-0",
+    },
 }
 METHODS: dict[str, tuple[str, ...]] = {
     "full": (),
@@ -83,6 +94,7 @@ ALWAYS = [
     ("seq2seq", "full", 1, "float32"),
     ("seq2seq", "lora", 0, "float32"),
     ("question_answering", "full", 1, "bfloat16"),
+    ("classification", "lora", 2, "float32"),
 ]
 
 
@@ -106,7 +118,7 @@ def test_what_trains_resumes_becomes_a_model_and_predicts(
     assert "refused" not in seen, seen["refused"]
     assert seen["resumed"] == pytest.approx(seen["losses"], rel=1e-6)
     assert {"loss 1", "loss 4", "eval_loss 4"} <= seen["losses"].keys()
-    assert seen["changed"] and seen["unequal"] == seen["missing"] == []
+    assert seen["changed"] and seen["unequal"] == seen["missing"] == seen["other names"] == []
     assert seen["dtype"] == "torch.float16"
     assert seen["rows"] == len(row["rows"]["validation"])
 

@@ -15,6 +15,7 @@ from sousbatch.events import Error, of
 from sousbatch.jobs.context import run_job
 from sousbatch.jobs.generation.prediction_key import prediction_key
 from sousbatch.jobs.merge import merge
+from sousbatch.jobs.score import score
 from sousbatch.launchers.freeze import freeze
 from sousbatch.launchers.registry import launcher_of
 from sousbatch.predictions.rows import PredictionRow
@@ -81,7 +82,7 @@ def repaired(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (project / "rules.tsv").write_text("되요\t돼요\n")
     (project / "fix.py").write_text("def tidy(text, row):\n    return f'{1 / len(text) and text} ({row[\"input\"]})'\n")
     (project / "sample.csv").write_text("ID,answer\n" + "".join(f"test {number},?\n" for number in (3, 0, 4, 1, 2)))
-    recipe = api.compose("small.yaml", [*POST, "stages={predict: {}, merge: {}}"])
+    recipe = api.compose("small.yaml", [*POST, "score.metrics=[cer]", "stages={predict: {}, merge: {}, score: {}}"])
     plan = api.compile(recipe, api.inspect(recipe), launcher="local")
     paths = RunPaths(root=tmp_path / "runs" / "small" / plan.run_id)
     files.make_private_dir(paths.root)
@@ -116,7 +117,11 @@ def test_a_merge_repairs_texts_and_writes_the_contest_s_file_by_what_was_submitt
         *(f"test {number},돼요 (test {number})" for number in (3, 0, 4, 1, 2)),
     ]
     assert str(submission) in capsys.readouterr().out
-    assert str(submission) in describe_results(read_plan(paths.plan), paths)
+    assert run_job("score", score, [str(paths.root), "score"]) == 0
+    scores = files.read_json(paths.metrics)["score"]["scores"]
+    assert scores["before_post"] == {"cer": 1.0} and scores["model"]["cer"] > 2
+    shown = describe_results(read_plan(paths.plan), paths)
+    assert str(submission) in shown and "before predict.post  copying the input" in shown
 
 
 def test_a_repair_that_raises_names_the_row_and_loses_nothing(

@@ -19,7 +19,7 @@ from sousbatch.recipes.inspect.model import model_digest
 from sousbatch.recipes.plan import Plan, Stage, StageModel
 from sousbatch.recipes.schema import Adapter, Resources, StageSettings, Tracking
 from sousbatch.run_folder import RunPaths
-from sousbatch.tracking.identity import RunIdentity, read_identity
+from sousbatch.tracking.identity import read_identity
 
 MERGE = Stage(name="merge", kind="merge", of=None, resources=Resources(device="cpu"), num_tasks=1, after=())
 
@@ -28,16 +28,12 @@ def test_the_identity_of_tracked_runs_is_fixed(make_plan: Callable[..., Plan], t
     plan = make_plan([MERGE], tracking=Tracking(project="ours", tags=("a",), entity="team"))
     paths = RunPaths(root=tmp_path / "toy" / plan.run_id)
     freeze(plan, LocalLauncher(), paths)
-    assert read_identity(paths.tracking_dir) == RunIdentity(
-        recipe="toy",
-        run=plan.run_id,
-        group=plan.run_id,
-        mode="offline",
-        trackers=("wandb",),
-        project="ours",
-        entity="team",
-        tags=("a",),
-    )
+    found = read_identity(paths.tracking_dir)
+    assert (found.recipe, found.run, found.group, found.mode) == ("toy", plan.run_id, plan.run_id, "offline")
+    assert (found.trackers, found.project, found.entity, found.tags) == (("wandb",), "ours", "team", ("a",))
+    assert found.folder == str(paths.root)
+    assert found.config["train"]["learning_rate"] == plan.recipe.train.learning_rate
+    assert found.config["made_of"]["data"] == {name: one.digest for name, one in plan.inputs.splits.items()}
 
 
 def test_the_functions_that_prepared_the_data_are_kept_as_a_record(
@@ -69,8 +65,9 @@ def test_the_points_of_a_sweep_are_one_group(make_plan: Callable[..., Plan], tmp
     plan = make_plan([MERGE])
     sweep = RunPaths(root=tmp_path / "toy" / "sweep-0123456789ab")
     point = RunPaths(root=sweep.root / "toy" / plan.run_id)
-    freeze(plan, LocalLauncher(), point, within=sweep, point=0)
+    freeze(plan, LocalLauncher(), point, within=sweep, point=0, label="seed=2 train.steps=5")
     found = read_identity(point.tracking_dir)
+    assert found.told == ("seed=2", "train.steps=5")
     assert (found.run, found.group) == (plan.run_id, "sweep-0123456789ab")
 
 

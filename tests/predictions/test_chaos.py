@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from sousbatch.predictions.merge import merge_units
 from sousbatch.predictions.units import committed_units, open_layout, unit_path
 
 NUM_ROWS, UNIT_ROWS = 2_000, 32
+NUM_KILLS = 15
 
 WORKER = """
 import os, signal, sys
@@ -98,4 +100,39 @@ def test_a_worker_killed_at_a_commit_leaves_a_complete_unit_or_none(
     assert list(committed_units(folder, layout, key)) == [0] * is_committed
     assert run_round(folder, key, 2, [("none", 0, "")]) == [0]
     merge_units(folder, tmp_path / "predictions.jsonl")
+    assert_every_row_once(tmp_path / "predictions.jsonl")
+
+
+SLOW = WORKER.replace("rows = [", "import time; time.sleep(0.03); rows = [")
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("seed", range(3))
+def test_ranks_killed_at_15_random_moments_in_changing_numbers_write_every_row_once(
+    tmp_path: Path, key: str, seed: int
+) -> None:
+    """As the campaign above, but at moments of the clock instead of at system calls; answers take time."""
+    folder, chance, killed, attempt = tmp_path / key, random.Random(seed), 0, 0
+    layout = open_layout(folder, key, NUM_ROWS, 4)
+    while killed < NUM_KILLS:
+        attempt += 1
+        num_tasks = chance.randint(1, 8)
+        numbers = [[NUM_ROWS, 4, task, num_tasks, attempt] for task in range(num_tasks)]
+        workers = [
+            subprocess.Popen([sys.executable, "-c", SLOW, *map(str, [folder, key, *given, "none", 0, ""])])
+            for given in numbers
+        ]
+        begun, wanted = len(committed_units(folder, layout, key)), chance.randint(2, 25)
+        while len(committed_units(folder, layout, key)) < begun + wanted and any(one.poll() is None for one in workers):
+            time.sleep(chance.random() / 50)
+        for worker in workers[: NUM_KILLS - killed]:
+            worker.kill()
+        killed += sum(worker.wait() == -9 for worker in workers[: NUM_KILLS - killed])
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    assert 0 < len(committed_units(folder, layout, key)) < layout.num_units, "the kills came while it worked"
+    assert run_round(folder, key, attempt + 1, [("none", 0, "")] * 5, unit_rows=4) == [0] * 5
+    report = merge_units(folder, tmp_path / "predictions.jsonl")
+    assert (report.num_written, report.missing) == (NUM_ROWS, ())
     assert_every_row_once(tmp_path / "predictions.jsonl")

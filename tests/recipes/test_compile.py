@@ -252,6 +252,12 @@ def test_a_quantised_mixture_of_experts_is_refused_under_zero_3(small: ModuleTyp
         compile(recipe, small.GPU_SITE, inputs)
 
 
+def test_lengths_of_four_bit_layers_under_zero3_are_refused_with_what_to_set(small: ModuleType) -> None:
+    changes = {"adapter.method": "qlora", "adapter.dora": True, "train.zero.stage": 3}
+    with pytest.raises(PlanError, match="adapter.dora over 4-bit weights fails.*set train.zero.stage=2"):
+        compile(_changed(_on_gpus(small.RECIPE), changes), small.SITE, small.INPUTS)
+
+
 def test_gpus_are_refused_where_there_are_none(small: ModuleType) -> None:
     with pytest.raises(PlanError) as caught:
         compile(_on_gpus(small.RECIPE), small.SITE, small.INPUTS)

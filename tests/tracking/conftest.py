@@ -13,6 +13,7 @@ from sousbatch.tracking.identity import RunIdentity, write_identity
 
 def make_identity(**changes: Any) -> RunIdentity:
     values: dict[str, Any] = {"recipe": "toy", "run": "0123456789ab", "group": "0123456789ab", "mode": "offline"}
+    values |= {"per": "run", "folder": "/runs/toy/0123456789ab", "told": (), "config": {"seed": 2}}
     values |= {"trackers": ("wandb",), "project": "our-project", "entity": None, "tags": ()}
     return RunIdentity(**values | changes)
 

@@ -19,6 +19,7 @@ class Failing:
 
     def __init__(self, at: str) -> None:
         self.at, self.calls, self.summary = at, list[str](), self
+        self.config = self
 
     def __getattr__(self, name: str) -> Any:
         def call(*args: object, **kwargs: object) -> Failing:
@@ -59,7 +60,7 @@ def test_the_other_trackers_carry_on(
     trackers.log(1, {"loss": 1.0})
     trackers.finish(0)
     assert "tracking with wandb is off" in caplog.text
-    assert (folder / "toy").read_text() == "start 0123456789ab-train\nlog 1 {'loss': 1.0}\nfinish 0\n"
+    assert (folder / "toy").read_text() == "start 0123456789ab\nlog 1 {'loss': 1.0}\nfinish 0\n"
 
 
 TOY = """
@@ -85,6 +86,19 @@ def test_what_is_not_tracked_imports_nothing(
     monkeypatch.setitem(sys.modules, "wandb", None)
     start(tracked(**changes), **TASK).log(1, {})
     assert caplog.text == ""
+
+
+def test_tasks_beside_each_other_are_shown_only_where_each_has_a_run_of_its_own(
+    tracked: Callable[..., Path], third_party: Callable[..., None]
+) -> None:
+    third_party("sousbatch.trackers", "toy = toy_module:Toy", TOY)
+    shard = TASK | {"task": 1, "beside_others": True}
+    folder = tracked(trackers=("toy",))
+    start(folder, **shard).log(1, {})
+    assert not (folder / "toy").exists()
+    folder = tracked(trackers=("toy",), per="task")
+    start(folder, **shard).log(1, {})
+    assert (folder / "toy").read_text().startswith("start 0123456789ab-train-1\n")
 
 
 def test_a_run_without_its_identity_is_not_tracked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

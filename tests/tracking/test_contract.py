@@ -51,5 +51,5 @@ def test_attempts_of_a_task_are_shown_as_one_run_in_the_tracking_folder(
         )
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     left = [path for path in folder.rglob("*") if path.is_file() and path.name != "identity.json"]
-    assert left and any(b"0123456789ab-train" in path.read_bytes() for path in left)
+    assert left and any(b"0123456789ab" in path.read_bytes() for path in left)
     assert [path for path in (tmp_path / "elsewhere").rglob("*") if path.is_file()] == []

@@ -12,20 +12,31 @@ from sousbatch.tracking.identity import read_identity, write_identity
 from .conftest import make_identity
 
 
-def test_each_task_of_each_stage_has_its_own_run_in_one_group(tmp_path: Path) -> None:
-    run = make_identity()
+def test_the_stages_of_a_run_share_one_tracked_run_and_keep_their_values_apart(tmp_path: Path) -> None:
+    run = make_identity(told=("seed=2", "adapter.rank=4"))
+    train, score = (run.of_task(stage, stage, None, tmp_path, 1) for stage in ("train", "score"))
+    assert (train.id, train.name, train.job_type) == ("0123456789ab", "toy seed=2 adapter.rank=4", "run")
+    assert (score.id, score.name, score.group) == (train.id, train.name, train.group)
+    assert (train.prefix, score.prefix) == ("train/", "score/")
+    assert train.tags == ("seed=2", "adapter.rank=4")
+    assert "`sousbatch resume 0123456789ab`" in train.notes and "/runs/toy/0123456789ab" in train.notes
+
+
+def test_each_task_of_each_stage_has_its_own_run_in_one_group_where_asked_for(tmp_path: Path) -> None:
+    run = make_identity(per="task")
     train = run.of_task("train", "train", None, tmp_path, 1)
     shards = [run.of_task("ask", "predict", task, tmp_path, 1) for task in (0, 1)]
-    assert (train.id, train.name, train.job_type) == ("0123456789ab-train", "toy train", "train")
+    assert (train.id, train.name, train.job_type) == ("0123456789ab-train", "toy 012345 train", "train")
     assert [one.id for one in shards] == ["0123456789ab-ask-0", "0123456789ab-ask-1"]
     assert {one.group for one in (train, *shards)} == {"toy-0123456789ab"}
+    assert {one.prefix for one in (train, *shards)} == {""}
 
 
 def test_attempts_share_all_but_their_number(tmp_path: Path) -> None:
     first, second = (asdict(make_identity().of_task("train", "train", None, tmp_path, number)) for number in (1, 2))
     assert (first.pop("config"), second.pop("config")) == (
-        {"run": "0123456789ab", "recipe": "toy", "stage": "train", "attempt": 1},
-        {"run": "0123456789ab", "recipe": "toy", "stage": "train", "attempt": 2},
+        {"seed": 2, "run": "0123456789ab", "attempt/train-0": 1},
+        {"seed": 2, "run": "0123456789ab", "attempt/train-0": 2},
     )
     assert first == second
 

@@ -34,13 +34,25 @@ def test_no_other_module_knows_wandb() -> None:
     assert named == {"tracking/wandb.py", *ALLOWED}
 
 
-@pytest.mark.parametrize("task, wanted", [(None, "0123456789ab-train"), (3, "0123456789ab-train-3")])
+@pytest.mark.parametrize("task, wanted", [(None, "0123456789ab-train"), (3, "0123456789ab-train-3")], ids=str)
 def test_the_variables_are_those_of_the_identity(task: int | None, wanted: str, tmp_path: Path) -> None:
-    identity = make_identity(tags=("a", "b"), entity="our-team").of_task("train", "train", task, tmp_path, 1)
+    identity = make_identity(per="task", tags=("a", "b"), entity="our-team").of_task(
+        "train", "train", task, tmp_path, 1
+    )
     found = _variables(identity)
     named = ("RUN_ID", "RUN_GROUP", "NAME", "JOB_TYPE", "PROJECT", "ENTITY", "TAGS", "MODE", "RESUME", "DIR")
     assert [found[f"WANDB_{name}"] for name in named] == [
-        *(wanted, "toy-0123456789ab", "toy train", "train", "our-project", "our-team", "a,b", "offline", "allow"),
+        *(
+            wanted,
+            "toy-0123456789ab",
+            "toy 012345 train",
+            "train",
+            "our-project",
+            "our-team",
+            "a,b",
+            "offline",
+            "allow",
+        ),
         str(tmp_path),
     ]
 

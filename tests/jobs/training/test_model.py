@@ -177,6 +177,17 @@ def test_an_output_layer_with_a_bias_trains_in_full_for_new_tokens(tmp_path: Pat
     }
 
 
+def test_layers_that_train_in_full_beside_an_adapter_are_not_quantised(folder: Path) -> None:
+    saved = ("lm_head", "layers.1.self_attn")
+    model = build(folder, adapter=Adapter(method="qlora", modules_to_save=saved, rank=4, target_modules=("up_proj",)))
+    kinds = {name: type(module).__name__ for name, module in model.named_modules()}
+    layers = "base_model.model.model.layers"
+    assert kinds[f"{layers}.0.self_attn.q_proj"] == kinds[f"{layers}.1.mlp.up_proj.base_layer"] == "Linear4bit"
+    assert kinds[f"{layers}.1.self_attn.modules_to_save.default.q_proj"] == "Linear"
+    losses = trained(model)
+    assert losses[-1] < losses[0]
+
+
 @pytest.mark.parametrize(
     ("zero_stage", "method", "precision", "dtype"),
     [
@@ -184,15 +195,21 @@ def test_an_output_layer_with_a_bias_trains_in_full_for_new_tokens(tmp_path: Pat
         (2, "full", "bfloat16", torch.bfloat16),  # DeepSpeed keeps the masters
         (2, "full", "float32", torch.float32),
         (0, "lora", "bfloat16", torch.bfloat16),  # the base only forwards
+        (2, "lora", "bfloat16", torch.bfloat16),
     ],
 )
 def test_weights_have_the_dtype_in_which_their_engine_keeps_them(
     folder: Path, zero_stage: Any, method: Any, precision: Any, dtype: torch.dtype
 ) -> None:
-    model = build(folder, adapter=Adapter(method=method, **LORA), precision=precision, zero=Zero(stage=zero_stage))
+    adapter = Adapter(method=method, modules_to_save=("lm_head",) if method == "lora" else (), **LORA)
+    model = build(folder, adapter=adapter, precision=precision, zero=Zero(stage=zero_stage))
     added = {name for name in trainable(model) if method == "lora"}
     base = {value.dtype for name, value in model.named_parameters() if name not in added}
     assert base == {dtype}
+    # layers that train in full beside an adapter, too
+    assert {model.get_parameter(name).dtype for name in added} == (
+        {torch.bfloat16 if zero_stage else torch.float32} if added else set()
+    )
 
 
 @pytest.mark.parametrize(

@@ -50,11 +50,11 @@ def _faults(values: Any) -> list[str]:
         ({"tracking": {"trackers": ["wanb"]}}, "tracking.trackers.0 is 'wanb'; known: wandb (did you mean 'wandb'?)"),
         (
             {"score": {"metrics": ["cer", "rouge3"]}},
-            "score.metrics.1 is 'rouge3'; known: character_accuracy, cer, exact_match, accuracy, macro_f1, label_f1, "
-            "rouge, rouge1, rouge2, rougeL, "
+            "score.metrics.1 is 'rouge3'; known: character_accuracy, cer, wer, exact_match, accuracy, macro_f1, "
+            "label_f1, rouge, rouge1, rouge2, rougeL, rougeLsum, bleu, chrf, "
             "squad_em, squad_f1, korquad_em, korquad_f1 (did you mean 'rouge'?)",
         ),
-        ({"score": {"tokenizer": "bytes"}}, "score.tokenizer is 'bytes'; known: words, characters"),
+        ({"score": {"tokenizer": "bytes"}}, "score.tokenizer is 'bytes'; known: words, characters, morphemes"),
         (
             {"train": {"optimizer": "adam"}},
             "train.optimizer is 'adam'; known: adamw, adamw_fused, adamw_8bit, paged_adamw, paged_adamw_8bit, "
