@@ -30,10 +30,10 @@ from .transformers_engine import TransformersEngine
 class InStep:
     """Has all ranks run the model at the same time.
 
-    ZeRO-3 gathers each layer from all of them when it is its turn. A rank without rows computes one token and throws it away, until no rank has any. So the ranks may have batches of
-    other sizes and numbers. With transformers' `synced_gpus` a rank that is done would go on with its own rows, beyond
-    the positions that the model has, and wait at the end of each batch. An encoder-decoder would need more: it leaves
-    out layers whose outputs it remembers.
+    ZeRO-3 gathers each layer from all of them when it is its turn. A rank without rows computes one token and throws it
+    away, until no rank has any. So the ranks may have batches of other sizes and numbers. With transformers'
+    `synced_gpus` a rank that is done would go on with its own rows, beyond the positions that the model has, and wait
+    at the end of each batch. An encoder-decoder would need more: it leaves out layers whose outputs it remembers.
     """
 
     def __init__(self, model: Any) -> None:
