@@ -107,8 +107,14 @@ def verify(paths: RunPaths, plan: Plan, stage: Stage, *, is_point: bool = False)
     events = ledger.read(paths.ledger_dir, max_steps=1)
     frozen = [event.plan for event in of(events, Frozen)]
     text = paths.plan.read_text(encoding="utf-8")
-    if not paths.run_id.startswith(plan.run_id) or (frozen and files.digest_of(text) != frozen[-1]):
+    if frozen and files.digest_of(text) != frozen[-1]:
         raise RunError(f"{paths.plan} was changed after submission", advice=_AGAIN)
+    if not paths.run_id.startswith(plan.run_id):
+        raise RunError(
+            f"this sousbatch reads run {plan.run_id} in {paths.plan}: sousbatch itself was changed after submission, "
+            "or the folder has another name",
+            advice=_AGAIN,
+        )
     if _frozen_code(plan, paths) != plan.inputs.code_digest:
         raise RunError(f"the code in {paths.code_dir} was changed after submission", advice=_AGAIN)
     asked = RunPaths(root=paths.runs_dir) if is_point else paths

@@ -6,6 +6,7 @@ vLLM starts processes of its own below this one: a scheduler, and a worker for e
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,8 +15,9 @@ from typing import Any
 from ...errors import RunError
 from ...files import digest_of
 from ...recipes.schema import StageSettings
-from . import Generation, Prompt
+from . import Generation, Prompt, TokenLogprobs
 
+_DIGITS = 5  # of a log-probability
 _AS_LONG_AS_FITS = -1  # vLLM's word for it, since 0.14
 # Workers that are forked would share the job's CUDA; and nothing is reported to vLLM's makers.
 _ENVIRONMENT = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "VLLM_NO_USAGE_STATS": "1"}
@@ -54,6 +56,8 @@ def load(
             gpu_memory_utilization=spec.memory_share,
             max_model_len=spec.max_tokens or _AS_LONG_AS_FITS,
             max_num_seqs=predict.batch_rows,
+            max_num_batched_tokens=max(predict.batch_tokens, predict.batch_rows),
+            max_logprobs=-1,  # as many as a decoding asks for
             enable_prefix_caching=spec.prefix_caching,
             generation_config="vllm",  # the recipe alone says how tokens are chosen
         )
@@ -70,7 +74,7 @@ class VllmEngine:
 
     def __init__(self, settings: StageSettings, model: Any, model_dir: Path, tokenizer: Any) -> None:
         self._settings, self._model, self._model_dir, self._tokenizer = settings, model, model_dir, tokenizer
-        self._ends = _end_ids(model_dir, tokenizer)
+        self._ends = (*_end_ids(model_dir, tokenizer), *settings.predict.stop_ids)
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -102,7 +106,7 @@ class VllmEngine:
             raise RunError(f"a process of vLLM has ended while it generated: {_first_line(error)}") from error
         except ValueError as error:  # of a prompt that is longer than what fits into the memory
             raise RunError(f"vLLM refuses a prompt: {_first_line(error)}; see predict.vllm.max_tokens") from error
-        return [self._generation(one.outputs[0]) for one in made]
+        return [self._generation(prompt, one.outputs[0]) for prompt, one in zip(prompts, made, strict=True)]
 
     def _sampling(self, prompt: Prompt) -> Any:
         from vllm import SamplingParams
@@ -120,14 +124,32 @@ class VllmEngine:
             stop=list(spec.stop),
             stop_token_ids=list(self._ends),
             detokenize=bool(spec.stop),
+            logprobs=spec.keep_logprobs or None,
             **drawing,
         )
 
-    def _generation(self, made: Any) -> Generation:
+    def _generation(self, prompt: Prompt, made: Any) -> Generation:
         ids = list(made.token_ids)
         if ids and ids[-1] in self._ends:
             del ids[-1]
-        return Generation(ids=ids, ended="stop" if made.finish_reason == "stop" else "length")
+        kept = _logprobs(prompt, ids, made.logprobs, self._settings.predict.keep_logprobs) if made.logprobs else None
+        return Generation(ids=ids, ended="stop" if made.finish_reason == "stop" else "length", logprobs=kept)
+
+
+def _logprobs(prompt: Prompt, ids: Sequence[int], steps: Sequence[Mapping[int, Any]], count: int) -> TokenLogprobs:
+    """Return the numbers of an answer's tokens; vLLM has the chosen one among them."""
+    values = [{token: one.logprob for token, one in step.items()} for step in steps[: len(ids)]]
+    bad = next((number for number, token in enumerate(ids) if not math.isfinite(values[number][token])), None)
+    if bad is not None:
+        raise RunError(
+            f"row {prompt.row}: the model's scores for token {prompt.first + bad} of the answer are not finite numbers "
+            "(NaN or infinite); the weights are damaged, or predict.dtype is too narrow for this model"
+        )
+    ranked = [sorted(step.items(), key=lambda pair: -pair[1])[:count] for step in values]
+    return TokenLogprobs(
+        chosen=[round(step[token], _DIGITS) for step, token in zip(values, ids, strict=True)],
+        top=[[(token, round(value, _DIGITS)) for token, value in step] for step in ranked],
+    )
 
 
 def _end_ids(model_dir: Path, tokenizer: Any) -> tuple[int, ...]:

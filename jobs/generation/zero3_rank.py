@@ -90,8 +90,10 @@ def _load(asked: Mapping[str, Any]) -> tuple[TransformersEngine, InStep]:
     def refusing_halves(**arguments: Any) -> Any:
         try:
             return generate(**arguments, synced_gpus=False)
-        except torch.OutOfMemoryError as error:  # a smaller batch after it would meet ranks that wait in this one
-            raise RunError(
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
+                raise
+            raise RunError(  # a smaller batch after it would meet ranks that wait in this one
                 f"the memory of device {os.environ['RANK']} is too small for {len(arguments['input_ids'])} rows at "
                 "once; lower predict.batch_rows, or set predict.offload=true"
             ) from error

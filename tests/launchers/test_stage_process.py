@@ -18,17 +18,17 @@ import pytest
 
 from sousbatch import events, files, ledger
 from sousbatch.checkpoints.capacity import reservations
-from sousbatch.errors import EXIT_NO_ROOM, EXIT_STOPPED
+from sousbatch.errors import EXIT_NO_ROOM, EXIT_STOPPED, RunError
 from sousbatch.events import Event
 from sousbatch.job_environment import JobEnvironment
 from sousbatch.launchers.attempts import read_attempts
 from sousbatch.launchers.base import FINAL_WORDS, JobState, Request
-from sousbatch.launchers.freeze import accept_environment, freeze
+from sousbatch.launchers.freeze import accept_environment, freeze, verify
 from sousbatch.launchers.local.launcher import LocalLauncher
 from sousbatch.launchers.local.placement import LocalPlacement
 from sousbatch.launchers.states import stage_states
 from sousbatch.recipes.inspect.versions import versions_of
-from sousbatch.recipes.plan import Batch, CheckpointForecast, Plan, Stage, StageSplit
+from sousbatch.recipes.plan import Batch, CheckpointForecast, Plan, Stage, StageSplit, read_plan
 from sousbatch.recipes.schema import Checkpoints, Environment, Resources
 from sousbatch.run_folder import RunPaths
 
@@ -283,6 +283,15 @@ def test_an_edited_plan_is_refused(bench: Bench, old: str, new: str) -> None:
     assert code == 1 and "worked" not in output
     assert reason(bench) == f"{bench.paths.plan} was changed after submission"
     assert bench.codes() == [1]
+
+
+def test_a_plan_that_another_sousbatch_reads_otherwise_is_not_called_edited(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = read_plan(bench.paths.plan)
+    monkeypatch.setattr(Plan, "run_id", "0123456789ab")  # as a new key of the recipe would make it
+    with pytest.raises(RunError, match="sousbatch itself was changed after submission"):
+        verify(bench.paths, plan, plan.stages[0])
 
 
 @pytest.mark.parametrize("change", ["edited", "added", "removed"])

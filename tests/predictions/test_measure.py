@@ -75,6 +75,20 @@ def test_rows_that_are_missing_are_counted(num_left: int, num_right: int) -> Non
         list(paired(range(num_left), range(num_right)))
 
 
+def test_texts_before_post_have_scores_of_their_own() -> None:
+    rows = [
+        PredictionRow(index=0, prediction="가", fields={"raw_prediction": "가</s>"}),
+        PredictionRow(index=1, prediction="나"),
+    ]
+    some = [Case(row=row, target=target, input="가") for row, target in zip(rows, "가나", strict=True)]
+    found = score_cases(some, metrics=["exact_match"])
+    assert {who: scores["exact_match"] for who, scores in found.items()} == {
+        "model": 1.0,
+        "before_post": 0.5,
+        "copy_input": 0.5,
+    }
+
+
 def test_odd_texts_are_measured() -> None:
     texts: list[Any] = ["", "가\u2028나\x00", "שלום", "가" * (1 << 20), math.nan]
     odd = [
