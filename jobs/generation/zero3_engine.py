@@ -85,7 +85,10 @@ class Zero3Engine:
 
 def _generation(values: Mapping[str, Any]) -> Generation:
     kept = values["logprobs"]
-    return Generation(ids=values["ids"], ended=values["ended"], logprobs=TokenLogprobs(**kept) if kept else None)
+    if kept is not None:
+        top = [[(token, value) for token, value in step] for step in kept["top"]]
+        kept = TokenLogprobs(chosen=kept["chosen"], top=top)
+    return Generation(ids=values["ids"], ended=values["ended"], logprobs=kept)
 
 
 class _Ranks:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import sousbatch.recipes
+from sousbatch.errors import RunError
 from sousbatch.jobs.generation import Engine, Prompt, load_engine
 from sousbatch.recipes.schema import Data, Model, Predict, Recipe, StageSettings
 from sousbatch.recipes.stages import settings_of
@@ -103,4 +107,56 @@ def test_drawing_depends_on_the_row_and_the_sample_alone(engine: Engine) -> None
 def test_other_settings_are_another_engine_with_the_same_model(engine: Engine, greedy: list[list[int]]) -> None:
     assert ids_of(engine, PROMPTS, repetition_penalty=5.0) != greedy
     assert ids_of(engine, PROMPTS) == greedy
-    assert engine.config["vocab_size"] == 1024 or engine.config["vocab_size"] > 0
+    assert engine.config["vocab_size"] > 0
+
+
+def test_a_stop_text_or_token_ends_an_answer(engine: Engine, greedy: list[list[int]]) -> None:
+    from transformers import AutoTokenizer
+
+    ids = greedy[1]
+    (found,) = engine.with_settings(settings_with(stop_ids=(ids[2],))).generate(PROMPTS[1:2])
+    assert (found.ids, found.ended) == (ids[:2], "stop")
+    stop = AutoTokenizer.from_pretrained(TINY).decode(ids[1:2])
+    (found,) = engine.with_settings(settings_with(stop=(stop,))).generate([replace(PROMPTS[1], max_new_tokens=40)])
+    assert found.ended == "stop"
+    assert found.ids[:2] == ids[:2]
+    assert len(found.ids) < 12, "an engine may look at the texts every few tokens"
+
+
+def test_no_end_comes_before_the_least_tokens(engine: Engine, greedy: list[list[int]]) -> None:
+    early = min(range(len(greedy)), key=lambda row: len(greedy[row]))
+    assert len(greedy[early]) < 6, "an answer ends by itself"
+    assert len(ids_of(engine, [PROMPTS[early]], min_new_tokens=6)[0]) == 6
+
+
+def test_the_likeliest_tokens_are_kept_on_request(engine: Engine, greedy: list[list[int]], model_dir: Path) -> None:
+    settings = settings_with(keep_logprobs=2)
+    (found,) = engine.with_settings(settings).generate(PROMPTS[1:2])
+    assert found.ids == greedy[1]
+    assert found.logprobs is not None
+    assert [step[0] for step in found.logprobs.top] == list(zip(found.ids, found.logprobs.chosen, strict=True))
+    assert [len(step) for step in found.logprobs.top] == [2] * len(found.ids)
+    (wanted,) = load("transformers", model_dir).with_settings(settings).generate(PROMPTS[1:2])
+    assert wanted.logprobs is not None
+    assert found.logprobs.chosen == pytest.approx(wanted.logprobs.chosen, abs=1e-4)
+
+
+def test_scores_that_are_no_numbers_name_the_row(engine: Engine) -> None:
+    """It is the last test of an engine: the ranks of zero3 end with it, and the next request says so."""
+    damaged = Prompt(ids=[20, DAMAGED], row=77, max_new_tokens=3)
+    if type(engine).__name__ == "VllmEngine":
+        pytest.skip("vLLM shows its scores only where log-probabilities are kept")
+    with pytest.raises(RunError, match="row 77"):
+        engine.generate([*PROMPTS, damaged])
+
+
+def test_a_killed_rank_is_one_clear_error_and_leaves_none_behind(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = set(psutil.Process().children())
+    engine = load("zero3", model_dir)
+    ranks = sorted(set(psutil.Process().children()) - before, key=lambda one: one.create_time())
+    os.kill(ranks[1].pid, signal.SIGKILL)
+    with pytest.raises(RunError, match="rank 1 of engine zero3 was killed by signal 9"):
+        engine.generate(PROMPTS)
+    assert not any(one.is_running() for one in ranks)

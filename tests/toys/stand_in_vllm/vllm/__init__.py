@@ -94,10 +94,9 @@ class _EngineArgs:
 
 
 class LLM:
-    """The last one is `LLM.last`. It dies of the request whose number is in the file `LLM.dies_at`, if there is one."""
+    """The last one is `LLM.last`. It dies of the request whose number is in the file STAND_IN_VLLM_DIES_AT."""
 
     last: LLM
-    dies_at: Path | None = None
 
     def __init__(
         self,
@@ -135,7 +134,8 @@ class LLM:
         return [self._answer(prompt, params) for prompt, params in zip(prompts, sampling_params, strict=True)]
 
     def _answer(self, prompt: dict[str, list[int]], params: SamplingParams) -> RequestOutput:
-        if self.dies_at is not None and self.dies_at.exists() and self._count == int(self.dies_at.read_text()):
+        dies_at = Path(os.environ.get("STAND_IN_VLLM_DIES_AT", "/nowhere"))
+        if dies_at.exists() and self._count == int(dies_at.read_text()):
             raise EngineDeadError(f"EngineCore was ended by signal {int(signal.SIGKILL)} of {os.getpid()}")
         self._count += 1
         (ids,) = prompt.values()
