@@ -6,25 +6,24 @@ processes change a score.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import threading
 from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
 from math import fsum, isfinite
-from multiprocessing.connection import wait
-from typing import Any, Union, cast
+from typing import TYPE_CHECKING, Any, Union, cast
 
 from ..errors import RunError, UsageError
 from .metrics import METRICS, Answers, Metric
 from .metrics.tokenizers import Tokenizer
 from .rows import RAW_PREDICTION, PredictionRow
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 Column = Union["array[float]", Sequence[str | None]]  # noqa: UP007 - an array takes no index when it runs
 Columns = dict[str, dict[str, Column]]  # of each metric, by the names of metrics
@@ -156,6 +155,10 @@ def measure(
 
 
 def _in_processes(blocks: Iterable[Sequence[Case]], call: _Call, workers: int) -> Iterator[Measured]:
+    import multiprocessing  # 20 ms, which commands that only show scores do not spend
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+
     # A fork would copy locks that threads of numpy or a tracker hold.
     context = multiprocessing.get_context("spawn")
     waiting: deque[tuple[Sequence[Case], Future[_Found]]] = deque()
@@ -189,7 +192,10 @@ def _end_with_parent() -> None:
 
     It waits for work on a pipe that it holds open itself, and would wait for ever.
     """
-    parent = multiprocessing.parent_process()
+    from multiprocessing import parent_process
+    from multiprocessing.connection import wait
+
+    parent = parent_process()
     assert parent is not None
 
     def watch() -> None:

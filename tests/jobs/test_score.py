@@ -72,5 +72,8 @@ def test_scores_are_written_and_shown_but_for_a_job_run_by_hand(
     code, out, _ = sousbatch("predictions", "show", str(run.root), "--row", "1", "--json")
     (row,) = json.loads(out)["row"]
     assert (code, row["index"], row["prediction"], row["scores"]) == (0, 1, "답답", {"toy_length": 2.0})
+    out_file = str(run.root / "joined.jsonl")
+    code, out, _ = sousbatch("predictions", "ensemble", str(run.root), str(run.root), "--out", out_file)
+    assert (code, out.endswith(" rows of 2 models, by risk\n")) == (0, True)
     values = {f"{who}/toy_length": value["toy_length"] for who, value in scores.items()}
-    assert shown == ({} if is_by_hand else {f"{run.run_id}-score-ended-0": values})
+    assert shown == ({} if is_by_hand else {f"{run.run_id}-ended-0": values})

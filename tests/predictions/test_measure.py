@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sousbatch.errors import UsageError
+from sousbatch.errors import RunError, UsageError
 from sousbatch.predictions.measure import Case, exact_parts
 from sousbatch.predictions.rows import PredictionRow
 from sousbatch.predictions.scoring import paired, score_cases
@@ -40,6 +40,13 @@ def test_processes_change_no_score() -> None:
     some = cases(4200)
     names = ["rouge", "cer", "macro_f1", "squad_f1"]
     assert score_cases(some, metrics=names, workers=2) == score_cases(some, metrics=names, workers=1)
+
+
+def test_a_process_that_is_killed_is_named(third_party: Callable[..., None]) -> None:
+    value = "__import__('os')._exit(1)"
+    third_party("sousbatch.metrics", "odd = toy_module:ODD", METRIC.format(value=value))
+    with pytest.raises(RunError, match="a process that scores was killed"):
+        score_cases(cases(4200), metrics=["odd"], workers=2)
 
 
 def test_parts_add_up_exactly() -> None:
