@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,10 @@ VLLM, ZERO3 = "predict.engine=vllm", "predict.engine=zero3"
     [
         ([VLLM, "predict.num_beams=4"], "predict.num_beams is beyond vllm, which searches no beams"),
         ([VLLM, "predict.no_repeat_ngram=3"], "predict.no_repeat_ngram is beyond vllm"),
-        ([VLLM, "predict.sample=true", "predict.temperature=2.5"], "predict.temperature is 2.5, and vllm draws up to 2"),
+        (
+            [VLLM, "predict.sample=true", "predict.temperature=2.5"],
+            "predict.temperature is 2.5, and vllm draws up to 2",
+        ),
         ([VLLM, "predict.decodings={a: {no_repeat_ngram: 2}}"], "decodings.a.no_repeat_ngram"),
         ([VLLM, "predict.vllm.memory_share=1.5"], "predict.vllm.memory_share"),
         ([VLLM, "predict.vllm.max_tokens=9999"], "positions; set predict.vllm.max_tokens="),
@@ -45,9 +49,7 @@ def test_an_engine_that_the_jobs_python_lacks_is_refused_with_what_to_install(so
     assert "the Python of the jobs has no package vllm: pip install vllm there" in err
 
 
-def test_a_vllm_that_was_built_for_other_devices_is_refused(
-    sousbatch: Run, project: Path, stand_in_vllm: Path
-) -> None:
+def test_a_vllm_that_was_built_for_other_devices_is_refused(sousbatch: Run, project: Path, stand_in_vllm: Path) -> None:
     installed = next(stand_in_vllm.parent.glob("site/*.dist-info/METADATA"))
     installed.write_text(installed.read_text().replace("+cpu", ""))
     code, _, err = sousbatch("plan", "small.yaml", VLLM)
@@ -59,6 +61,7 @@ def test_a_vllm_that_was_built_for_other_devices_is_refused(
 def test_an_engine_spreads_over_the_devices_of_its_task(
     sousbatch: Run, project: Path, stand_in_vllm: Path, engine: str
 ) -> None:
-    code, out, err = sousbatch("plan", "small.yaml", engine, "+resources.predict={devices_per_node: 2}")
+    code, out, err = sousbatch("plan", "small.yaml", engine, "+resources.predict={devices_per_node: 2}", "--json")
     assert code == 0, err
-    assert "2 cpus" in out.replace("2 cpu ", "2 cpus ") or "2 cpu" in out
+    predict = next(stage for stage in json.loads(out)["stages"] if stage["kind"] == "predict")
+    assert (predict["resources"]["devices_per_node"], predict["num_tasks"]) == (2, 1)
