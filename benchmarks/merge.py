@@ -56,9 +56,27 @@ def make_data(folder: Path, num_rows: int) -> None:
             shard.writelines(lines[rank::NUM_RANKS])
             if number % 100 == 0:
                 shard.writelines(lines[rank::NUM_RANKS])
-    for shard in shards:
+    for rank, shard in enumerate(shards):
         shard.close()
+        deal(folder, rank, num_rows, texts)
     (folder / "sha256").write_text(digest.hexdigest())
+
+
+def deal(folder: Path, rank: int, num_rows: int, texts: list[str]) -> None:
+    """Write the rows of a rank as a `DistributedSampler` deals them out, and as Parquet."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    indices = [*range(rank, num_rows, NUM_RANKS)]
+    padding = [0] * (-(-num_rows // NUM_RANKS) - len(indices))
+    with (folder / f"dealt-{rank}.jsonl").open("wb") as stream:
+        for index in (*indices, *padding):
+            stream.write(json.dumps(make_row(index, texts), ensure_ascii=False).encode() + b"\n")
+    schema = pa.schema({"index": pa.int64(), "id": pa.string(), "prediction": pa.string(), "score": pa.float64()})
+    with pq.ParquetWriter(folder / f"rank={rank}.parquet", schema) as writer:
+        for at in range(0, len(indices), 50_000):
+            rows = [make_row(index, texts) for index in indices[at : at + 50_000]]
+            writer.write_table(pa.Table.from_pylist(rows, schema))
 
 
 def make_row(index: int, texts: list[str]) -> dict[str, Any]:
@@ -90,6 +108,23 @@ def run_shards(folder: Path, out: Path) -> None:
     merge_shards(shard_paths(folder), out)
 
 
+def run_dealt(folder: Path, out: Path) -> None:
+    """Merge shards without duplicates whose index nobody reads, by the sampler."""
+    from sousbatch.predictions.shard_merge import Dealing, merge_shards
+    from sousbatch.predictions.units import read_layout
+
+    paths = [folder / f"dealt-{rank}.jsonl" for rank in range(NUM_RANKS)]
+    num_rows = read_layout(folder / "units")[1].num_rows
+    merge_shards(paths, out, num_rows=num_rows, dealing=Dealing(sampler="distributed"))
+
+
+def run_parquet(folder: Path, out: Path) -> None:
+    """Merge interleaved Parquet shards into JSON lines."""
+    from sousbatch.predictions.shard_merge import merge_shards
+
+    merge_shards([folder / f"rank={rank}.parquet" for rank in range(NUM_RANKS)], out)
+
+
 def run_polars(folder: Path, out: Path) -> None:
     """Read, drop duplicates, sort and write all rows."""
     import polars
@@ -110,6 +145,8 @@ def run_pandas(folder: Path, out: Path) -> None:
 METHODS: dict[str, Callable[[Path, Path], None]] = {
     "units": run_units,
     "shards": run_shards,
+    "dealt": run_dealt,
+    "parquet": run_parquet,
     "polars": run_polars,
     "pandas": run_pandas,
 }
@@ -137,17 +174,23 @@ def measure(method: str, folder: Path) -> Cost:
     for path in (out, folder / "predictions.report.json"):
         path.unlink(missing_ok=True)
     command = [sys.executable, __file__, "--folder", str(folder), "--method", method]
+    cost = peak_of(["sh", "-c", COPIES[method]] if method in COPIES else command, folder)
+    if method in ("units", "shards", "dealt") and digest_file(out) != (folder / "sha256").read_text():
+        raise SystemExit(f"{method} wrote other bytes than it had to")
+    return cost
+
+
+def peak_of(command: list[str], folder: Path, environment: dict[str, str] | None = None) -> Cost:
+    """Run a command in *folder* and return what it cost."""
     start, cpu_before_s = time.perf_counter(), children_cpu_s()
-    process = subprocess.Popen(["sh", "-c", COPIES[method]] if method in COPIES else command, cwd=folder)
+    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
     peak_kib = 0
     while process.poll() is None:
         peak_kib = max(peak_kib, sum(map(resident_kib, family(process.pid))))
         time.sleep(0.01)
     wall_s, cpu_s = time.perf_counter() - start, children_cpu_s() - cpu_before_s
     if process.returncode:
-        raise SystemExit(f"{method} failed")
-    if method in ("units", "shards") and digest_file(out) != (folder / "sha256").read_text():
-        raise SystemExit(f"{method} wrote other bytes than it had to")
+        raise SystemExit(f"{' '.join(command)} failed")
     return Cost(wall_s=wall_s, cpu_s=cpu_s, peak_mib=peak_kib / 1024)
 
 
@@ -180,7 +223,7 @@ def resident_kib(pid: int) -> int:
 def compare(folder: Path, repeat: int) -> None:
     """Run all methods in turn, *repeat* times, and print medians."""
     peers = [name for name in ("polars", "pandas") if importlib.util.find_spec(name)]
-    found: dict[str, list[Cost]] = {name: [] for name in (*COPIES, "units", "shards", *peers)}
+    found: dict[str, list[Cost]] = {name: [] for name in (*COPIES, "units", "shards", "dealt", "parquet", *peers)}
     for _ in range(repeat):
         for method, costs in found.items():
             costs.append(measure(method, folder))

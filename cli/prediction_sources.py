@@ -151,8 +151,9 @@ def _of_stages(paths: RunPaths, name: str, arguments: Namespace) -> list[Source]
     from ..recipes.plan import read_plan
     from ..recipes.scored_rows import cases_of_stage
 
-    found = []
-    stages = read_plan(paths.plan).stages
+    plan, found = read_plan(paths.plan), []
+    stages = plan.stages
+    sys.path += [str(paths.code(folder)) for folder in plan.recipe.environment.code]  # with the run's own metrics
     for stage in stages:
         if "score" not in stage.splits or stage.predict_stage is None:
             continue

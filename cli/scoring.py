@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .. import files
 from ..errors import UsageError
 from ..predictions.rows import ID, INDEX, NO_ID
-from ..predictions.scoring import BASELINE, MODEL, WHO, headlines, label
+from ..predictions.scoring import BASELINE, BEFORE_POST, MODEL, WHO, headlines, label
 from .parser import Parser, count, define, positive_count
 from .prediction_sources import Source, add_source_arguments, find_sources, scoring_of
 from .results import format_score, format_scores
@@ -195,7 +195,11 @@ def _table(found: list[Scored]) -> str:
         copied = next((one.scores[BASELINE] for one in mine if BASELINE in one.scores), None)
         if copied is not None:
             rows.append([WHO[BASELINE], mine[0].num_rows, *(format_score(copied.get(name)) for name in names)])
-        rows += [[one.source.name, one.num_rows, *(_cell(one, name) for name in names)] for one in mine]
+        for one in mine:
+            rows.append([one.source.name, one.num_rows, *(_cell(one, name) for name in names)])
+            if before := one.scores.get(BEFORE_POST):
+                shown = (format_score(before.get(name)) for name in names)
+                rows.append([f"{one.source.name}, {WHO[BEFORE_POST]}", one.num_rows, *shown])
     return format_table(rows, header=("", "rows", *(label(name) for name in names)))
 
 

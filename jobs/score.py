@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import signal
 import sys
-from dataclasses import replace
 from typing import Any
 
 from .. import files
 from ..cluster import processes
 from ..events import Scored
-from ..predictions.measure import Case
-from ..predictions.rows import RAW_PREDICTION
-from ..predictions.scoring import BEFORE_POST, MODEL, Scoring, score_cases
+from ..predictions.scoring import Scoring
 from ..predictions.selection import NUM_EXAMPLES, Selection, write_examples
 from ..recipes.decodings import decodings_of
 from ..recipes.scored_rows import cases_of_stage
@@ -49,19 +46,10 @@ def _scored(job: JobContext, decoding: str) -> dict[str, Any]:
     examples = Selection(metrics=scoring.metrics, worst=NUM_EXAMPLES, best=NUM_EXAMPLES, random=NUM_EXAMPLES)
     for block in scoring.measure(cases_of_stage(job.stage, job.paths, decoding)):
         examples.add(block)
-    scores = scoring.scores()
-    if job.settings.predict.post:
-        cases = map(_before_post, cases_of_stage(job.stage, job.paths, decoding))
-        before = score_cases(cases, metrics=spec.metrics, tokenizer=spec.tokenizer, workers=None, baseline=False)
-        scores[BEFORE_POST] = before[MODEL]
-    result = {"split": split.name, "num_rows": scoring.num_rows, "scores": scores}
+    result = {"split": split.name, "num_rows": scoring.num_rows, "scores": scoring.scores()}
     job.check_fence()
     write_examples(job.paths.stage_examples(job.stage.name, decoding), examples)
     return result
-
-
-def _before_post(case: Case) -> Case:
-    return replace(case, row=replace(case.row, prediction=case.row.fields[RAW_PREDICTION]))
 
 
 def main() -> int:

@@ -6,30 +6,30 @@ processes change a score.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import threading
 from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
 from math import fsum, isfinite
-from multiprocessing.connection import wait
-from typing import Any, Union, cast
+from typing import TYPE_CHECKING, Any, Union, cast
 
 from ..errors import RunError, UsageError
 from .metrics import METRICS, Answers, Metric
 from .metrics.tokenizers import Tokenizer
-from .rows import PredictionRow
+from .rows import RAW_PREDICTION, PredictionRow
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 Column = Union["array[float]", Sequence[str | None]]  # noqa: UP007 - an array takes no index when it runs
 Columns = dict[str, dict[str, Column]]  # of each metric, by the names of metrics
 Scores = dict[str, float]
-_Call = Callable[[Sequence["Case"]], "tuple[Columns, Columns]"]
+_Found = tuple[Columns, Columns, Columns]
+_Call = Callable[[Sequence["Case"]], _Found]
 _BLOCK_ROWS, _BLOCK_CHARACTERS = 512, 1 << 22
 _ALONE_BLOCKS = 8  # starting the processes takes longer than to measure fewer
 
@@ -50,11 +50,12 @@ class Case:
 class Measured:
     """A block of cases with the columns of their metrics.
 
-    *baseline* has those of the copied inputs.
+    *before* has those of the texts before `predict.post`, *baseline* those of the copied inputs.
     """
 
     cases: Sequence[Case]
     model: Columns
+    before: Columns
     baseline: Columns
 
 
@@ -154,9 +155,13 @@ def measure(
 
 
 def _in_processes(blocks: Iterable[Sequence[Case]], call: _Call, workers: int) -> Iterator[Measured]:
+    import multiprocessing  # 20 ms, which commands that only show scores do not spend
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+
     # A fork would copy locks that threads of numpy or a tracker hold.
     context = multiprocessing.get_context("spawn")
-    waiting: deque[tuple[Sequence[Case], Future[tuple[Columns, Columns]]]] = deque()
+    waiting: deque[tuple[Sequence[Case], Future[_Found]]] = deque()
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
         try:
             for block in blocks:
@@ -172,13 +177,14 @@ def _in_processes(blocks: Iterable[Sequence[Case]], call: _Call, workers: int) -
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _finished(pair: tuple[Sequence[Case], Future[tuple[Columns, Columns]]]) -> Measured:
+def _finished(pair: tuple[Sequence[Case], Future[_Found]]) -> Measured:
     block, future = pair
     return _block(block, future.result())
 
 
-def _block(cases: Sequence[Case], columns: tuple[Columns, Columns]) -> Measured:
-    return Measured(cases=cases, model=columns[0], baseline=columns[1])
+def _block(cases: Sequence[Case], columns: _Found) -> Measured:
+    model, before, baseline = columns
+    return Measured(cases=cases, model=model, before=before, baseline=baseline)
 
 
 def _end_with_parent() -> None:
@@ -186,7 +192,10 @@ def _end_with_parent() -> None:
 
     It waits for work on a pipe that it holds open itself, and would wait for ever.
     """
-    parent = multiprocessing.parent_process()
+    from multiprocessing import parent_process
+    from multiprocessing.connection import wait
+
+    parent = parent_process()
     assert parent is not None
 
     def watch() -> None:
@@ -209,12 +218,11 @@ def _blocks(cases: Iterable[Case]) -> Iterator[list[Case]]:
         yield block
 
 
-def _columns(
-    cases: Sequence[Case], *, metrics: Sequence[str], tokenizer: Tokenizer, baseline: bool
-) -> tuple[Columns, Columns]:
-    """Return the columns of the model and of the copied inputs.
+def _columns(cases: Sequence[Case], *, metrics: Sequence[str], tokenizer: Tokenizer, baseline: bool) -> _Found:
+    """Return the columns of a block.
 
-    Without *baseline* the latter are empty.
+    They are those of the model, of its texts before `predict.post`, and of the copied inputs. Without *baseline* the
+    last are empty.
     """
     answers = Answers(
         rows=[case.row for case in cases],
@@ -222,21 +230,29 @@ def _columns(
         inputs=[case.input for case in cases],
         tokenizer=tokenizer,
     )
-    copied = replace(
-        answers,
-        rows=[
-            PredictionRow(index=case.row.index, prediction="" if case.input is None else case.input) for case in cases
-        ],
-    )
     model: Columns = {}
-    others: Columns = {}
+    others: dict[str, Columns] = {"before": {}, "baseline": {}}
+    texts = {"before": [case.row.fields.get(RAW_PREDICTION, case.row.prediction) for case in cases]}
+    if baseline:
+        texts["baseline"] = ["" if case.input is None else case.input for case in cases]
+    is_same = not any(RAW_PREDICTION in case.row.fields for case in cases)
+    replaced = {
+        who: replace(
+            answers,
+            rows=[PredictionRow(index=case.row.index, prediction=text) for case, text in zip(cases, all_, strict=True)],
+        )
+        for who, all_ in texts.items()
+    }
     for name in metrics:
         metric = METRICS.load(name)
         _check_needs(name, metric, answers)
         model[name] = _of_metric(name, metric, answers)
-        if baseline and metric.has_baseline and not metric.fields:
-            others[name] = _of_metric(name, metric, copied)
-    return model, others
+        for who, other in replaced.items() if not metric.fields else ():
+            if who == "before" and is_same:
+                others[who][name] = model[name]
+            elif who == "before" or metric.has_baseline:
+                others[who][name] = _of_metric(name, metric, other)
+    return model, others["before"], others["baseline"]
 
 
 def _of_metric(name: str, metric: Metric, answers: Answers) -> dict[str, Column]:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
 from ..errors import DamagedError, IncompleteError, no_room_named
 from ..files import read_json, sync_dir, temporary_path, write_json
-from .units import Unit, missing_ranges, read_layout, survey_units
+from .units import Layout, Unit, missing_ranges, read_layout, read_units
 
 _BLOCK_BYTES = 1 << 20
 _NUM_NAMED = 5
@@ -141,31 +142,33 @@ def merge_units(folder: Path, out_path: Path, *, change: Change | None = None, r
     change_key = change.key if change else ""
     if (done := _complete_report(out_path, key, change_key)) is not None:
         return done
-    units, faults = survey_units(folder, layout, key)
+    faults: list[str] = []
+    written: dict[tuple[str, int, int], list[int]] = {}  # the numbers of the units of each writer
     digest = hashlib.sha256()
     with writing(out_path) as (stream, temporary):
-        for unit in list(units.values()):
+        for unit in read_units(folder, layout, key, faults):
             start, digest_before = stream.tell(), digest.copy()
             copied = _copy_body(unit, stream, digest) if change is None else _change_body(unit, stream, digest, change)
             if copied:
+                written.setdefault((unit.host, unit.task, unit.attempt), []).append(unit.number)
                 continue
             stream.seek(start)
             stream.truncate()
             digest = digest_before
-            del units[unit.number]
             os.replace(unit.path, f"{unit.path}.damaged")
-            faults += (f"{unit.path}.damaged: its bytes have changed since it was committed",)
+            faults.append(f"{unit.path}.damaged: its bytes have changed since it was committed")
+        done_units = set(chain.from_iterable(written.values()))
         report = MergeReport(
             key=key,
             change=change_key,
             rest=rest,
             num_rows=layout.num_rows,
-            num_written=sum(unit.num_rows for unit in units.values()),
+            num_written=sum(len(layout.rows_of(number)) for number in done_units),
             num_bytes=stream.tell(),
             sha256=digest.hexdigest(),
-            missing=missing_ranges(layout, units),
-            faults=faults,
-            sources=_sources(units.values()),
+            missing=missing_ranges(layout, done_units),
+            faults=tuple(faults),
+            sources=_sources(layout, written),
         )
         if not report.is_complete and (done := _complete_report(out_path, key, change_key)) is not None:
             return done  # another merge was quicker, and saw more
@@ -201,20 +204,17 @@ def _change_body(unit: Unit, stream: IO[bytes], digest: hashlib._Hash, change: C
     return True
 
 
-def _sources(units: Iterable[Unit]) -> tuple[dict[str, str | int], ...]:
+def _sources(layout: Layout, written: Mapping[tuple[str, int, int], Sequence[int]]) -> tuple[dict[str, str | int], ...]:
     """Return which rows each task wrote, on each host, in each attempt."""
-    found: dict[tuple[str, int, int], list[Unit]] = {}
-    for unit in units:
-        found.setdefault((unit.host, unit.task, unit.attempt), []).append(unit)
     return tuple(
         {
             "host": host,
             "task": task,
             "attempt": attempt,
-            "num_units": len(written),
-            "rows": format_rows(range(one.first_row, one.first_row + one.num_rows) for one in written),
+            "num_units": len(numbers),
+            "rows": format_rows(map(layout.rows_of, numbers)),
         }
-        for (host, task, attempt), written in sorted(found.items())
+        for (host, task, attempt), numbers in sorted(written.items())
     )
 
 

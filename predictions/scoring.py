@@ -16,7 +16,7 @@ from ..errors import UsageError, nearest
 from .measure import Case, Measured, Scores, Tally, measure
 from .metrics import DEFAULT_METRICS, METRICS, Metric
 from .metrics.tokenizers import Tokenizer, tokenizer_problem
-from .rows import PredictionRow
+from .rows import RAW_PREDICTION, PredictionRow
 
 T = TypeVar("T")
 MODEL, BEFORE_POST, BASELINE = "model", "before_post", "copy_input"
@@ -57,7 +57,8 @@ class Scoring:
         self._tokenizer: Tokenizer = tokenizer
         self._wants_baseline = baseline
         self._workers = workers or len(os.sched_getaffinity(0))
-        self._model, self._baseline = Tally(), Tally()
+        self._model, self._before, self._baseline = Tally(), Tally(), Tally()
+        self._has_raw = False
 
     def measure(self, cases: Iterable[Case]) -> Iterator[Measured]:
         """Yield the measured blocks of all *cases*.
@@ -70,15 +71,18 @@ class Scoring:
         )
         for block in blocks:
             self._model.add(block.model, len(block.cases))
+            self._before.add(block.before, len(block.cases))
             self._baseline.add(block.baseline, len(block.cases))
+            self._has_raw = self._has_raw or any(RAW_PREDICTION in case.row.fields for case in block.cases)
             self._has_input = self._has_input or any(case.input is not None for case in block.cases)
             self.num_rows += len(block.cases)
             yield block
 
     def scores(self) -> dict[str, Scores]:
-        """Return the scores of the "model" and those of "copy_input".
+        """Return the scores of the "model", of "before_post" and of "copy_input".
 
-        The latter are there where some row has an input, for metrics that need no fields of a task.
+        The second are those of the texts before `predict.post`, where it was used. The last are there where some row
+        has an input. Both lack metrics that need fields of a task.
 
         Raises:
             UsageError: there were no rows.
@@ -88,6 +92,8 @@ class Scoring:
         found = {MODEL: self._model.scores(self.metrics)}
         lower = {name: metric for name, metric in self.metrics.items() if metric.better == "lower"}
         self.lower_is_better = frozenset(self._model.scores(lower))
+        if self._has_raw and (before := self._before.scores(self.metrics)):
+            found[BEFORE_POST] = before
         if self._has_input and (copied := self._baseline.scores(self.metrics)):
             found[BASELINE] = copied
         return found

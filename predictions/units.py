@@ -14,7 +14,7 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -161,15 +161,20 @@ def survey_units(folder: Path, layout: Layout, key: str) -> tuple[dict[int, Unit
 
     Reads headers and sizes only; the digests are checked when the units are merged.
     """
-    units, faults = {}, []
+    faults: list[str] = []
+    units = {unit.number: unit for unit in read_units(folder, layout, key, faults)}
+    return units, tuple(faults)
+
+
+def read_units(folder: Path, layout: Layout, key: str, faults: list[str]) -> Iterator[Unit]:
+    """Yield the committed units in order; *faults* gets the other unit files."""
     with os.scandir(folder) as entries:
         numbers = sorted(int(match[1]) for entry in entries if (match := _UNIT_NAME.fullmatch(entry.name)))
     for number in numbers:
         try:
-            units[number] = _read_unit(unit_path(folder, number), layout, number, key)
+            yield _read_unit(unit_path(folder, number), layout, number, key)
         except DamagedError as error:
             faults.append(str(error))
-    return units, tuple(faults)
 
 
 def committed_units(folder: Path, layout: Layout, key: str) -> dict[int, Unit]:

@@ -44,8 +44,8 @@ TRANSFORMERS = EngineSpec(
     decides=(
         *("predict.max_new_tokens", "predict.min_new_tokens", "predict.num_beams"),
         *("predict.sample", "predict.temperature", "predict.top_k", "predict.top_p", "seed"),
-        *("predict.repetition_penalty", "predict.no_repeat_ngram"),
-        *("predict.length_ratio", "predict.chunk_tokens", "predict.stop"),
+        *("predict.repetition_penalty", "predict.no_repeat_ngram", "predict.keep_logprobs"),
+        *("predict.stop", "predict.stop_ids"),
         "model.attention",  # kernels round differently
     ),
     runtime="sousbatch.jobs.generation.transformers_engine",
@@ -70,6 +70,11 @@ def engine_faults(settings: StageSettings) -> Iterator[Fault]:
     if beyond := set(task.kinds) - set(engine.kinds):
         hint = "set predict.engine=transformers"
         yield Fault(key=key, problem=f"is {engine.name}, which cannot load {task.name}'s {beyond.pop()}s", hint=hint)
+    if predict.keep_logprobs and not engine.can_keep_logprobs:
+        hint = "leave it out, or set predict.engine=transformers"
+        yield Fault(
+            key="predict.keep_logprobs", problem=f"is beyond {engine.name}, which does not tell them", hint=hint
+        )
     if (predict.num_beams or 1) > 1 and not engine.can_search_beams:
         hint = "leave it out, or set predict.engine=transformers"
         yield Fault(key="predict.num_beams", problem=f"is beyond {engine.name}, which searches no beams", hint=hint)

@@ -1,7 +1,6 @@
 """Generate with transformers' `generate`.
 
-A text depends on its own row alone: batches only share the time. Drawn tokens come from
-a noise that is seeded by row, so another batch or world size draws the same.
+A text depends on its own row alone: batches only share the time.
 """
 
 from __future__ import annotations
@@ -13,12 +12,14 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
-from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
+from ...errors import RunError
 from ...recipes.data.encode import pad_id
 from ...recipes.schema import Predict, StageSettings
 from . import Generation, Prompt
+from .batches import Batches
+from .steps import Choice, Limits, Record
 
 
 def load(
@@ -49,8 +50,8 @@ class TransformersEngine:
         self._is_encoder_decoder = bool(model.config.is_encoder_decoder)
         self._pad = pad_id(tokenizer)
         self._generation = _generation_config(settings.predict, model, tokenizer, self._pad)
-        ends = self._generation.eos_token_id
-        self._ends = frozenset(ends if isinstance(ends, list) else [ends])
+        self._ends: frozenset[int] = frozenset(self._generation.eos_token_id or ())
+        self._batches = Batches(settings.predict.batch_rows, settings.predict.batch_tokens)
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -62,54 +63,70 @@ class TransformersEngine:
         return TransformersEngine(settings, self._model, self._tokenizer)
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Generation]:
-        """Return what follows each prompt; those of like length share a batch."""
-        by_length = sorted(range(len(prompts)), key=lambda place: len(prompts[place].ids))
-        found: dict[int, Generation] = {}
-        size = self._settings.predict.batch_rows
-        for first in range(0, len(prompts), size):
-            places = by_length[first : first + size]
-            made = self._generate([prompts[place] for place in places])
-            found.update(zip(places, made, strict=True))
-        return [found[place] for place in range(len(prompts))]
+        """Return what follows each prompt; those of like length share a batch.
 
-    def _generate(self, prompts: list[Prompt]) -> list[Generation]:
-        """Continue one batch.
-
-        A batch that is too large for the device is continued in halves.
+        Raises:
+            RunError: the model's scores of a row are no numbers.
         """
-        try:
-            return self._generate_batch(prompts)
-        except torch.OutOfMemoryError:
-            if len(prompts) == 1:
-                raise
-        torch.cuda.empty_cache()
-        half = len(prompts) // 2
-        return self._generate(prompts[:half]) + self._generate(prompts[half:])
+        beams = self._generation.num_beams or 1
+        sizes = [(beams * prompt.max_new_tokens, beams * len(prompt.ids)) for prompt in prompts]
+        return self._batches.run(sizes, lambda places: self._continue([prompts[place] for place in places]))
 
     @torch.no_grad()  # not inference_mode: what a model keeps from it could not be used by a training that goes on
-    def _generate_batch(self, prompts: list[Prompt]) -> list[Generation]:
+    def _continue(self, prompts: list[Prompt]) -> list[Generation]:
+        """Continue one batch."""
         # padding inside a prompt is attended to, that beside it is not; an encoder counts positions from the left
         side = "right" if self._is_encoder_decoder else "left"
         ids = _padded([prompt.ids for prompt in prompts], self._pad, side)
         mask = _padded([[1] * len(prompt.ids) for prompt in prompts], 0, side)
         device, predict = self._model.device, self._settings.predict
-        positions = [prompt.row for prompt in prompts]
-        output = self._model.generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            generation_config=self._generation,
-            logits_processor=_sampling(predict, self._settings.seed, positions) if predict.sample else None,
-        )
         num_read = 1 if self._is_encoder_decoder else ids.shape[1]  # a decoder reads its start token
-        found = zip(prompts, output[:, num_read:].tolist(), strict=True)
-        return [self._ended(row[: prompt.max_new_tokens]) for prompt, row in found]
+        config = copy.copy(self._generation)
+        config.max_new_tokens = max(prompt.max_new_tokens for prompt in prompts)
+        choice = Choice(self._settings, prompts, num_read, sorted(self._ends), device)
+        limits = Limits(predict.stop, prompts, num_read, self._tokenizer, device)
+        record = Record(self._model, predict.keep_logprobs) if predict.keep_logprobs else None
+        try:
+            output = self._model.generate(
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                generation_config=config,
+                logits_processor=LogitsProcessorList([choice]),
+                stopping_criteria=StoppingCriteriaList([limits, *([record] if record else [])]),
+            )
+        finally:
+            if record is not None:
+                record.close()
+        answers = [
+            self._ended(row[: prompt.max_new_tokens])
+            for prompt, row in zip(prompts, output[:, num_read:].tolist(), strict=True)
+        ]
+        _check(prompts, answers, choice.first_bad.tolist())
+        return record.add_to(answers) if record is not None else answers
 
     def _ended(self, ids: list[int]) -> Generation:
-        """Return the answer in *ids*: what comes before the first end token."""
+        """Return the answer in *ids*.
+
+        It is what comes before the first end token, or before the padding.
+        """
         for place, token in enumerate(ids):
             if token in self._ends:
                 return Generation(ids=ids[:place], ended="stop")
-        return Generation(ids=ids, ended="length")
+        most = len(ids)
+        while ids and ids[-1] == self._pad:  # the row has ended at a text, or is a beam that has
+            ids.pop()
+        return Generation(ids=ids, ended="length" if len(ids) == most else "stop")
+
+
+def _check(prompts: Sequence[Prompt], answers: Sequence[Generation], first_bad: Sequence[int]) -> None:
+    """Refuse scores that are no numbers, of tokens that belong to an answer."""
+    for prompt, answer, bad in zip(prompts, answers, first_bad, strict=True):
+        if bad <= len(answer.ids):
+            raise RunError(
+                f"row {prompt.row}: the model's scores for token {prompt.first + bad} of the answer are not finite "
+                "numbers (NaN or infinite), so there is nothing to choose from; the weights are damaged or their "
+                "training diverged, or predict.dtype=float16 is too narrow for this model: try predict.dtype=float32"
+            )
 
 
 def _padded(rows: Sequence[Sequence[int]], value: int, side: str) -> torch.Tensor:
@@ -126,48 +143,19 @@ def _generation_config(spec: Predict, model: Any, tokenizer: Any, pad: int) -> G
     own = model.generation_config if model.generation_config is not None else GenerationConfig()
     base = own if model.config.is_encoder_decoder else GenerationConfig()
     found = copy.deepcopy(base)
+    ends = own.eos_token_id if own.eos_token_id is not None else tokenizer.eos_token_id
     found.update(
         max_length=None,
         min_length=None,
         max_new_tokens=spec.max_new_tokens,
-        min_new_tokens=spec.min_new_tokens or None,
-        do_sample=False,  # drawing is done by noise on the logits, see _sampling
+        min_new_tokens=None,  # of a row, see steps.Choice
+        do_sample=False,  # drawing is done by a processor, see steps.Choice
         **dict.fromkeys(("temperature", "top_k", "top_p")),
-        num_beams=spec.num_beams or (not spec.sample and base.num_beams) or 1,
+        num_beams=spec.num_beams or (not spec.sample and not spec.keep_logprobs and base.num_beams) or 1,
         repetition_penalty=spec.repetition_penalty or base.repetition_penalty or 1.0,
         no_repeat_ngram_size=base.no_repeat_ngram_size or 0 if spec.no_repeat_ngram is None else spec.no_repeat_ngram,
-        eos_token_id=own.eos_token_id if own.eos_token_id is not None else tokenizer.eos_token_id,
+        eos_token_id=[*(ends if isinstance(ends, list) else [ends] * (ends is not None)), *spec.stop_ids] or None,
         bos_token_id=tokenizer.bos_token_id,
         pad_token_id=pad,
     )
     return found
-
-
-def _sampling(spec: Predict, seed: int, positions: Sequence[int]) -> LogitsProcessorList:
-    """Return processors that turn the likeliest token into a random draw.
-
-    The draw is from the distribution. Adding Gumbel noise to log-probabilities and taking the maximum samples from them
-    (Gumbel 1954; the "Gumbel-max trick").
-    """
-    processors = LogitsProcessorList()
-    if spec.temperature != 1.0:
-        processors.append(TemperatureLogitsWarper(spec.temperature))
-    if spec.top_k:
-        processors.append(TopKLogitsWarper(spec.top_k))
-    if spec.top_p < 1.0:
-        processors.append(TopPLogitsWarper(spec.top_p))
-    processors.append(_GumbelNoise(seed, positions))
-    return processors
-
-
-class _GumbelNoise(LogitsProcessor):
-    """Noise from one generator per row: the same in every batch."""
-
-    def __init__(self, seed: int, positions: Sequence[int]) -> None:
-        self._generators = [torch.Generator().manual_seed(seed * 1_000_003 + position) for position in positions]
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """Return scores of shape (rows, vocabulary) with noise added."""
-        uniform = torch.stack([torch.rand(scores.shape[-1], generator=generator) for generator in self._generators])
-        noise = -torch.log(-torch.log(uniform.clamp_min(1e-20)))
-        return scores + noise.to(scores)  # type: ignore[return-value]

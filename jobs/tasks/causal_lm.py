@@ -5,7 +5,6 @@ Rows become tensors for training; prompts are continued for predictions.
 
 from __future__ import annotations
 
-import unicodedata
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice, pairwise
@@ -16,13 +15,12 @@ import torch
 from torch.utils.data import Dataset
 
 from ...errors import RunError, UsageError
-from ...predictions.rows import PREDICTION
 from ...recipes.data.encode import BATCH_ROWS, Encoded, is_kept, pad_id
 from ...recipes.data.rows import Row, read_rows
 from ...recipes.schema import StageSettings
 from ...recipes.tasks import task_of
-from ..generation import Engine, Prompt
 from . import IGNORED_LABEL, Examples, TaskRuntime
+from .generating import GeneratingAnswerer
 from .packed import Blocks, Packs, pack_batch
 
 
@@ -153,31 +151,6 @@ class Collator:
             "attention_mask": mask,
             "labels": padded("labels", IGNORED_LABEL),
         }
-
-
-class GeneratingAnswerer:
-    """Makes prompts of rows, and predictions of what the engine generates."""
-
-    def __init__(self, settings: StageSettings, engine: Engine, tokenizer: Any) -> None:
-        self._settings, self._engine, self._tokenizer = settings, engine, tokenizer
-        self._task = task_of(settings.task)
-        self._longest = self._task.longest(settings, "predict", engine.config)
-
-    def answer(self, rows: Sequence[tuple[int, Row]]) -> list[dict[str, Any]]:
-        """Return the predictions of rows, in their order, in Unicode NFC.
-
-        The rows come as (position in the file, row) pairs.
-        """
-        asked = [row for _, row in rows]
-        found = self._task.encode(self._settings, "predict", asked, self._tokenizer, self._longest)
-        most = self._settings.predict.max_new_tokens
-        prompts = [
-            Prompt(ids=prompt.ids, row=position, max_new_tokens=most)
-            for prompt, (position, _) in zip(found, rows, strict=True)
-        ]
-        made = self._engine.generate(prompts)
-        texts = self._tokenizer.batch_decode([one.ids for one in made], skip_special_tokens=True)
-        return [{PREDICTION: unicodedata.normalize("NFC", text)} for text in texts]
 
 
 RUNTIME = TaskRuntime(

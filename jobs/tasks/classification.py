@@ -22,6 +22,7 @@ from ...recipes.data.rows import Row, read_rows
 from ...recipes.labels import labels_in
 from ...recipes.schema import StageSettings
 from ...recipes.tasks.classification import PROBABILITIES, TASK
+from ..generation.batches import Batches
 from . import TaskRuntime
 from .causal_lm import Ragged, kept_rows
 
@@ -120,6 +121,7 @@ class LabelAnswerer:
 
     def __init__(self, settings: StageSettings, model: Any, tokenizer: Any) -> None:
         self._settings, self._model, self._tokenizer, self._pad = settings, model, tokenizer, pad_id(tokenizer)
+        self._batches = Batches(settings.predict.batch_rows, settings.predict.batch_tokens)
         config = model.config.to_dict()
         self._labels, self._longest = labels_in(config), TASK.longest(settings, "predict", config)
         if model.config.pad_token_id is None:  # a decoder finds the end of a text by it
@@ -131,29 +133,14 @@ class LabelAnswerer:
         The rows come as (position in the file, row) pairs.
         """
         found = TASK.encode(self._settings, "predict", [row for _, row in rows], self._tokenizer, self._longest)
-        by_length = sorted(range(len(found)), key=lambda place: len(found[place].ids))
-        answers: list[dict[str, Any]] = [{}] * len(found)
-        size = self._settings.predict.batch_rows
-        for first in range(0, len(found), size):
-            places = by_length[first : first + size]
-            for place, values in zip(places, self._probabilities([found[p].ids for p in places]), strict=True):
-                best = max(range(len(values)), key=values.__getitem__)
-                answers[place] = {PREDICTION: self._labels[best], PROBABILITIES: values}
-        return answers
-
-    def _probabilities(self, ids: list[list[int]]) -> list[list[float]]:
-        """Return the probabilities of one batch.
-
-        A batch that is too large for the device is halved.
-        """
-        try:
-            return self._softmax(ids)
-        except torch.OutOfMemoryError:
-            if len(ids) == 1:
-                raise
-        torch.cuda.empty_cache()
-        half = len(ids) // 2
-        return self._probabilities(ids[:half]) + self._probabilities(ids[half:])
+        ids = [one.ids for one in found]
+        sizes = [(0, len(one)) for one in ids]
+        probabilities = self._batches.run(sizes, lambda places: self._softmax([ids[place] for place in places]))
+        best = [max(range(len(values)), key=values.__getitem__) for values in probabilities]
+        return [
+            {PREDICTION: self._labels[label], PROBABILITIES: values}
+            for label, values in zip(best, probabilities, strict=True)
+        ]
 
     @torch.inference_mode()
     def _softmax(self, ids: list[list[int]]) -> list[list[float]]:

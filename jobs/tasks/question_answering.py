@@ -20,6 +20,7 @@ from ...recipes.data.encode import BATCH_ROWS, pad_id
 from ...recipes.data.rows import Row, read_rows
 from ...recipes.schema import StageSettings
 from ...recipes.tasks.question_answering import TASK, Window
+from ..generation.batches import Batches
 from . import TaskRuntime
 
 _DIGITS = 4  # of scores: rows are computed in batches, and the rest is noise
@@ -106,6 +107,7 @@ class SpanAnswerer:
     def __init__(self, settings: StageSettings, model: Any, tokenizer: Any) -> None:
         self._settings, self._model, self._tokenizer = settings, model, tokenizer
         self._collate = make_collator(settings, tokenizer, model)
+        self._batches = Batches(settings.predict.batch_rows, settings.predict.batch_tokens)
 
     def answer(self, rows: Sequence[tuple[int, Row]]) -> list[dict[str, Any]]:
         """Return the predictions of rows, in their order.
@@ -124,27 +126,14 @@ class SpanAnswerer:
 
     def _logits(self, windows: Sequence[Window]) -> list[NDArray[np.float32]]:
         """Return an array of shape (2, tokens) for each window."""
-        by_length = sorted(range(len(windows)), key=lambda place: len(windows[place].ids))
-        found: list[NDArray[np.float32]] = [np.zeros((2, 0), np.float32)] * len(windows)
-        size = self._settings.predict.batch_rows
-        for first in range(0, len(windows), size):
-            places = by_length[first : first + size]
-            for place, values in zip(places, self._forward([windows[place] for place in places]), strict=True):
-                found[place] = values
-        return found
+        sizes = [(0, len(one.ids)) for one in windows]
+        return self._batches.run(sizes, lambda places: self._forward([windows[place] for place in places]))
 
     @torch.no_grad()
     def _forward(self, windows: list[Window]) -> list[NDArray[np.float32]]:
-        """Compute one batch; one that is too large for the device is computed in halves."""
+        """Compute one batch."""
         batch = self._collate([{"input_ids": one.ids, "token_type_ids": one.type_ids} for one in windows])
-        try:
-            output = self._model(**{name: tensor.to(self._model.device) for name, tensor in batch.items()})
-        except torch.OutOfMemoryError:
-            if len(windows) == 1:
-                raise
-            torch.cuda.empty_cache()
-            half = len(windows) // 2
-            return self._forward(windows[:half]) + self._forward(windows[half:])
+        output = self._model(**{name: tensor.to(self._model.device) for name, tensor in batch.items()})
         both = torch.stack([output.start_logits, output.end_logits], dim=1).float().cpu().numpy()
         return [values[:, : len(one.ids)] for values, one in zip(both, windows, strict=True)]
 

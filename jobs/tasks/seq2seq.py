@@ -16,7 +16,8 @@ from torch.utils.data import Dataset
 from ...recipes.data.encode import pad_id
 from ...recipes.schema import StageSettings
 from . import IGNORED_LABEL, TaskRuntime
-from .causal_lm import GeneratingAnswerer, TokenRows, load_rows
+from .causal_lm import TokenRows, load_rows
+from .generating import GeneratingAnswerer
 
 
 class PairRows(Dataset[dict[str, list[int]]]):

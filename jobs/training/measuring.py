@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ class AnswerMetric:
     def __init__(self, job: JobContext, ranks: Ranks, tokenizer: Any, progress: Callable[[], None]) -> None:
         """Read the rows; *progress* is called after some of them are answered."""
         settings, split = job.settings, job.stage.splits["predict"]
-        self._settings, self._ranks, self._tokenizer, self._progress = settings, ranks, tokenizer, progress
+        answers = replace(settings.predict, samples=1, keep_logprobs=0)  # what is not measured
+        self._settings = replace(settings, predict=answers)
+        self._ranks, self._tokenizer, self._progress = ranks, tokenizer, progress
         self._task = task_of(settings.task)
         self._rows: list[tuple[int, Row]] = list(enumerate(islice(read_rows(Path(split.path)), split.num_rows)))
         (self._target,) = (column.name for column in self._task.columns(settings, "score"))
@@ -63,10 +66,10 @@ class AnswerMetric:
 
     def _answered(self, model: Any, rows: Sequence[tuple[int, Row]]) -> list[tuple[int, dict[str, Any]]]:
         states = engine_of(self._settings).model_states(self._settings, self._ranks.size, 0)
-        in_step = _InStep(model, self._ranks) if states.weights.shared_by > 1 and not self._task.generates else None
+        in_step = _InStep(model, self._ranks) if states.weights.shared_by > 1 else None
         loaded: Any = in_step or model
         if self._task.generates:
-            loaded = TransformersEngine(self._settings, model, self._tokenizer)
+            loaded = TransformersEngine(self._settings, loaded, self._tokenizer)
         answerer = runtime_of(self._task).answerer(self._settings, loaded, self._tokenizer)
         found: list[tuple[int, dict[str, Any]]] = []
         size = self._settings.predict.unit_rows
@@ -83,21 +86,30 @@ class AnswerMetric:
 class _InStep:
     """A sharded model, whose ranks compute together until all are done.
 
-    The number of forward passes depends on the rows, such as on their windows; `generate` keeps its ranks together.
+    The number of batches depends on the rows, such as on their lengths or windows; within one, `generate` keeps its
+    ranks together.
     """
 
     def __init__(self, model: Any, ranks: Ranks) -> None:
-        self._model, self._ranks, self._last = model, ranks, dict[str, Any]()
+        self._model, self._ranks, self._last = model, ranks, (model, dict[str, Any]())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
     def __call__(self, **inputs: Any) -> Any:
+        return self._compute(self._model, inputs)
+
+    def generate(self, **inputs: Any) -> Any:
+        """Generate as the model does, beside the other ranks."""
+        return self._compute(self._model.generate, inputs)
+
+    def _compute(self, work: Callable[..., Any], inputs: dict[str, Any]) -> Any:
         self._ranks.largest(1.0)
-        self._last = inputs
-        return self._model(**inputs)
+        self._last = work, inputs
+        return work(**inputs)
 
     def finish(self) -> None:
         """Compute until no rank has more to compute."""
+        work, inputs = self._last
         while self._ranks.largest(0.0):
-            self._model(**self._last)
+            work(**inputs)

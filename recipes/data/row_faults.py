@@ -64,11 +64,13 @@ def _training_refusals(settings: StageSettings, some: Some, lengths: Lengths, po
 
 
 def _prompt_refusals(settings: StageSettings, some: Some, lengths: Lengths, positions: int | None) -> Iterator[str]:
-    where, answer = where_of(lengths), settings.predict.max_new_tokens
+    where, answer, is_chunked = where_of(lengths), settings.predict.held_tokens, settings.predict.is_chunked
+    key = "predict.chunk_tokens" if is_chunked else "predict.max_new_tokens"
+    asked = f"{key}={settings.predict.chunk_tokens} (twice)" if is_chunked else f"{key}={answer}"
     if positions is not None and answer >= positions:
         yield (
-            f"{where}: predict.max_new_tokens={answer} leaves no tokens for a prompt in the model's {positions:,} "
-            f"positions; set predict.max_new_tokens={max(1, positions // 4)}"
+            f"{where}: {asked} leaves no tokens for a prompt in the model's {positions:,} "
+            f"positions; set {key}={max(1, positions // (8 if is_chunked else 4))}"
         )
         return
     if lengths.unlearnable.num:
@@ -79,7 +81,7 @@ def _prompt_refusals(settings: StageSettings, some: Some, lengths: Lengths, posi
     if lengths.long.num and settings.data.long_rows in ("refuse", "drop"):
         kept = " (predictions are never dropped)" if settings.data.long_rows == "drop" else ""
         is_context = positions is not None and lengths.longest + answer > positions
-        lower = f", or a predict.max_new_tokens below {answer}" if is_context else ""
+        lower = f", or a {key} below {settings.predict.chunk_tokens if is_chunked else answer}" if is_context else ""
         yield (
             f"{where}: {some(lengths.long, 'longer than', 'prompts')} {_prompt_limits(settings, positions)}, "
             f"the longest has {lengths.longest:,} tokens; set data.long_rows=cut_left or data.long_rows=cut_right"
@@ -88,7 +90,7 @@ def _prompt_refusals(settings: StageSettings, some: Some, lengths: Lengths, posi
     elif positions is not None and lengths.longest_kept + answer > positions:
         yield (
             f"{where}: a prompt has {lengths.longest_kept:,} tokens with its padding, and with "
-            f"predict.max_new_tokens={answer} that is above the model's {positions:,} positions; lower "
+            f"{asked} that is above the model's {positions:,} positions; lower "
             "data.pad_input_to"
         )
 
@@ -149,7 +151,7 @@ def _limits(settings: StageSettings) -> str:
 
 
 def _prompt_limits(settings: StageSettings, positions: int | None) -> str:
-    answer, pad = settings.predict.max_new_tokens, settings.data.pad_input_to
+    answer, pad = settings.predict.held_tokens, settings.data.pad_input_to
     names = [f"data.pad_input_to={pad}"] if pad else []
     if positions:
         names.append(f"{positions - answer:,} tokens (the model's {positions:,} positions less {answer} to answer in)")

@@ -140,7 +140,8 @@ READ_SECTIONS = ("model", "data", "adapter")
 READ_KEYS = (
     *("train.split", "train.eval_split", "train.eval_rows", "train.metric_rows"),
     "checkpoints.metric",
-    *("predict.split", "predict.rows", "predict.max_new_tokens", "predict.post", "predict.output"),
+    *("predict.split", "predict.rows", "predict.max_new_tokens", "predict.chunk_tokens"),
+    *("predict.post", "predict.output"),
 )
 
 

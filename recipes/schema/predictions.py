@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ...checkpoints.formats.tensors import FloatDtype
 from ...predictions.export import Format
@@ -38,9 +38,6 @@ class Predict:
     split: str = key("test", "split to predict")
     rows: int | None = key(None, "only the first rows of it", at_least=1)
     engine: str = key("transformers", "what generates text: transformers, or an engine of another package")
-    length_ratio: float | None = key(None, "longest answer as a share of its prompt's tokens", above=0, later=True)
-    chunk_tokens: int | None = key(None, "generate so many at a time and continue from the last sentences", later=True)
-    stop: tuple[str, ...] = key((), "texts at which an answer ends", later=True)
     post: tuple[str, ...] = key(
         (),
         "steps over every answer as it is merged, which keep the text before beside it: strip, first_line, "
@@ -51,16 +48,56 @@ class Predict:
     dtype: FloatDtype | None = key(None, "arithmetic; the model's own type on a GPU, float32 on a CPU when not given")
     unit_rows: int = key(256, "rows that are committed at once: what a kill can lose", at_least=1)
     batch_rows: int = key(
-        32, "rows that are generated together", also=("per_device_eval_batch_size", "eval_batch_size"), at_least=1
+        128,
+        "most rows that are computed together",
+        also=("per_device_eval_batch_size", "eval_batch_size", "max_num_seqs"),
+        at_least=1,
+    )
+    batch_tokens: int = key(
+        16384,
+        "most tokens that are computed together: rows x (longest prompt + longest answer) x beams; a longer row "
+        "is alone",
+        also=("max_num_batched_tokens",),
+        at_least=1,
     )
     max_new_tokens: int = key(128, "longest answer in tokens", at_least=1)
-    min_new_tokens: int = key(0, "shortest answer in tokens", at_least=0)
+    max_characters: int | None = key(None, "longest answer in characters; it is cut there", at_least=1)
+    length_ratio: float | None = key(
+        None,
+        "longest answer as a share of its row's input (data.columns.input; the columns of a prompt without it; the "
+        "last question of messages); never above max_new_tokens",
+        above=0,
+    )
+    length_ratio_of: Literal["tokens", "characters"] = key("tokens", "what length_ratio counts")
+    stop: tuple[str, ...] = key((), "texts before which an answer ends", also=("stop_strings", "stop_sequences"))
+    stop_ids: tuple[int, ...] = key(
+        (), "tokens at which an answer ends, besides the end token", also=("stop_token_ids",)
+    )
+    chunk_tokens: int | None = key(
+        None, "generate so many tokens at a time, and continue from the prompt and the last sentences", at_least=1
+    )
+    chunk_sentences: int = key(2, "complete sentences from which a chunk continues", at_least=1)
+    samples: int = key(
+        1,
+        "answers that are drawn for each row; the first one is the prediction",
+        also=("num_return_sequences",),
+        at_least=1,
+    )
+    keep_logprobs: int = key(
+        0,
+        "keep the log-probabilities of so many likeliest tokens, and of the chosen one",
+        also=("logprobs",),
+        at_least=0,
+    )
+    min_new_tokens: int = key(0, "shortest answer in tokens; stop texts end it all the same", at_least=0)
     sample: bool = key(False, "draw tokens, seeded by row, instead of taking the likeliest", also=("do_sample",))
     temperature: float = key(1.0, "above 1 flattens the distribution", above=0)
     top_k: int = key(0, "draw among the k likeliest; 0 for all", at_least=0)
     top_p: float = key(1.0, "draw among the likeliest that hold this probability", above=0, at_most=1)
     num_beams: int | None = key(
-        None, "beams; 1 is greedy. When not given, an encoder-decoder has its own number, others have 1", at_least=1
+        None,
+        "beams; 1 is greedy. When not given, an encoder-decoder has its own number, others and keep_logprobs have 1",
+        at_least=1,
     )
     decodings: dict[str, dict[str, Any]] = key(
         dict,
@@ -76,6 +113,19 @@ class Predict:
         also=("no_repeat_ngram_size",),
         at_least=0,
     )
+
+    @property
+    def is_chunked(self) -> bool:
+        """Whether a long answer is generated in several chunks."""
+        return self.chunk_tokens is not None and 2 * self.chunk_tokens < self.max_new_tokens
+
+    @property
+    def held_tokens(self) -> int:
+        """The most tokens of an answer that the model holds at once.
+
+        They are all, or a chunk with the sentences that it continues, which are no more than a chunk.
+        """
+        return 2 * (self.chunk_tokens or 0) if self.is_chunked else self.max_new_tokens
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -371,6 +371,15 @@ def _sections(view: StageSettings) -> Iterator[Fault]:
     if predict.post and task_of(view.task).has_labels:
         problem = f"changes texts, and the predictions of {view.task} are labels"
         yield Fault(key="predict.post", problem=problem, hint="leave it out")
-    if predict.sample and (predict.num_beams or 1) > 1:
-        problem = f"is {predict.num_beams} with predict.sample"
+    beams = predict.num_beams or 1
+    if predict.sample and beams > 1:
+        problem = f"is {beams} with predict.sample"
         yield Fault(key="predict.num_beams", problem=problem, hint="draw tokens or search beams, not both")
+    if predict.keep_logprobs and beams > 1:
+        problem = f"is {beams} with predict.keep_logprobs, and a beam's tokens were not chosen one by one"
+        yield Fault(key="predict.num_beams", problem=problem, hint="set it to 1")
+    if predict.samples > 1 and not predict.sample:
+        problem = f"is {predict.samples} without predict.sample, so all would be the same"
+        yield Fault(key="predict.samples", problem=problem, hint="set predict.sample=true")
+    if "" in predict.stop:
+        yield Fault(key="predict.stop", problem="has an empty text, at which every answer ends", hint="leave it out")

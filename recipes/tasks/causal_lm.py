@@ -24,7 +24,13 @@ from ..schema import Predict, StageSettings
 from ..stage_kinds import RowUse
 from . import Column, TaskSpec
 
+# Keys that decide what is asked of an engine, and what is made of its answer.
+GENERATED = (
+    *("predict.max_characters", "predict.length_ratio", "predict.length_ratio_of", "predict.samples"),
+    *("predict.chunk_tokens", "predict.chunk_sentences"),
+)
 _DRAWING = ("temperature", "top_k", "top_p")
+_TOKEN_BYTES, _TOP_BYTES = 24, 24  # of a token's id and log-probability in JSON, and of one of the likeliest
 
 
 def _columns(settings: StageSettings, use: RowUse) -> list[Column]:
@@ -52,7 +58,7 @@ def _longest(settings: StageSettings, use: RowUse, config: Mapping[str, Any]) ->
     if use != "predict":
         return settings.data.max_tokens
     positions = max_positions(config)
-    return None if positions is None else max(1, positions - settings.predict.max_new_tokens)
+    return None if positions is None else max(1, positions - settings.predict.held_tokens)
 
 
 def _encode(
@@ -68,6 +74,7 @@ def _encode(
 
 def _refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
     yield from row_refusals(stage, inputs)
+    yield from stop_refusals(stage, inputs)
     if "train" in stage.splits and (reason := pack_refusal(stage.settings, inputs.model.config)):
         yield reason
     scored = stage.splits.get("score")
@@ -92,6 +99,14 @@ def _warnings(stage: Stage, inputs: Inputs) -> Iterator[str]:
         )
 
 
+def stop_refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
+    """Yield which token of `predict.stop_ids` the model does not have."""
+    size, _ = word_outputs(inputs.model.config)
+    for token in stage.settings.predict.stop_ids if "predict" in stage.splits else ():
+        if size and not 0 <= token < size:
+            yield f"stage {stage.name!r}: predict.stop_ids has {token}, and the model's tokens are 0 to {size - 1:,}"
+
+
 def drawing_warnings(stage: Stage) -> Iterator[str]:
     """Yield which keys of drawing do nothing, since the likeliest tokens are taken."""
     predict = stage.settings.predict
@@ -108,9 +123,14 @@ def word_outputs(config: Mapping[str, Any]) -> tuple[int, str]:
 
 
 def row_bytes(settings: StageSettings) -> tuple[int, str]:
-    """Return the bytes of one row of generated text."""
-    tokens = settings.predict.max_new_tokens
-    return 100 + 4 * tokens, f"(100 B + 4 B x {tokens} tokens)"
+    """Return the bytes of one row of generated text.
+
+    Its other samples and its log-probabilities count.
+    """
+    spec = settings.predict
+    tokens, samples = spec.max_new_tokens, 1 + (spec.samples if spec.samples > 1 else 0)
+    each = 4 * samples + (_TOKEN_BYTES + _TOP_BYTES * spec.keep_logprobs if spec.keep_logprobs else 0)
+    return 100 + each * tokens, f"(100 B + {each} B x {tokens} tokens)"
 
 
 TASK = TaskSpec(
@@ -127,6 +147,7 @@ TASK = TaskSpec(
         *("data.columns.input", "data.columns.context", "data.columns.text", "data.prompt", "data.system"),
         *("data.columns.messages", "data.examples"),
         *("data.pad_input_to", "data.separator", "data.long_rows"),
+        *GENERATED,
         *("model.add_tokens", "model.trust_remote_code"),
     ),
     reads=("data",),

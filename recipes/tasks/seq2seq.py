@@ -22,7 +22,7 @@ from ..plan import Stage
 from ..schema import StageSettings
 from ..stage_kinds import RowUse
 from . import Column, TaskSpec
-from .causal_lm import drawing_warnings, row_bytes, word_outputs
+from .causal_lm import GENERATED, drawing_warnings, row_bytes, stop_refusals, word_outputs
 
 
 def _columns(settings: StageSettings, use: RowUse) -> list[Column]:
@@ -33,6 +33,9 @@ def _columns(settings: StageSettings, use: RowUse) -> list[Column]:
 
 def _faults(settings: StageSettings, uses: Sequence[RowUse]) -> Iterator[Fault]:
     yield from plain_prompt_faults(settings.data, "seq2seq")
+    if settings.predict.chunk_tokens and "predict" in uses:
+        problem = "continues a prompt, and a decoder of an encoder-decoder has none"
+        yield Fault(key="predict.chunk_tokens", problem=problem, hint="leave it out, and set predict.max_new_tokens")
 
 
 def _encode(
@@ -45,6 +48,7 @@ def _encode(
 
 def _refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
     yield from framed_refusals(stage, inputs)
+    yield from stop_refusals(stage, inputs)
     positions, answer = max_positions(inputs.model.config, "decoder"), stage.settings.predict.max_new_tokens
     if "predict" in stage.splits and positions is not None and answer >= positions:  # the start token takes one
         yield (
@@ -88,6 +92,7 @@ TASK = TaskSpec(
     decides=(
         *("data.columns.input", "data.columns.context", "data.columns.text", "data.prompt"),
         *("data.max_tokens", "data.long_rows"),
+        *GENERATED,
         *("model.add_tokens", "model.trust_remote_code"),
     ),
     reads=("data",),

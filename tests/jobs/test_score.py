@@ -13,6 +13,7 @@ from sousbatch.jobs.context import run_job
 from sousbatch.jobs.score import score
 from sousbatch.launchers.freeze import freeze
 from sousbatch.launchers.local.launcher import LocalLauncher
+from sousbatch.predictions.selection import read_examples
 from sousbatch.recipes.plan import read_plan
 from sousbatch.run_folder import RunPaths
 
@@ -55,7 +56,7 @@ def run(
 
 @pytest.mark.parametrize("is_by_hand", [False, True])
 def test_scores_are_written_and_shown_but_for_a_job_run_by_hand(
-    run: RunPaths, monkeypatch: pytest.MonkeyPatch, is_by_hand: bool
+    run: RunPaths, monkeypatch: pytest.MonkeyPatch, sousbatch: Callable[..., tuple[int, str, str]], is_by_hand: bool
 ) -> None:
     if not is_by_hand:
         ledger.open_attempt(run.ledger_dir, "score", 0).close()
@@ -64,5 +65,15 @@ def test_scores_are_written_and_shown_but_for_a_job_run_by_hand(
     scores = json.loads(run.metrics.read_text())["score"]["scores"]
     assert scores["model"] == {"toy_length": 2.0} and scores["copy_input"].keys() == {"toy_length"}
     shown = {path.name: json.loads(path.read_text()) for path in run.tracking_dir.glob(f"{run.run_id}*")}
+    examples = read_examples(run.stage_examples("score"))
+    assert [len(examples[why]) for why in ("worst", "best", "random")] == [5, 5, 5]
+    code, out, _ = sousbatch("predictions", "score", str(run.root), "--json")
+    assert (code, json.loads(out)) == (0, scores)
+    code, out, _ = sousbatch("predictions", "show", str(run.root), "--row", "1", "--json")
+    (row,) = json.loads(out)["row"]
+    assert (code, row["index"], row["prediction"], row["scores"]) == (0, 1, "답답", {"toy_length": 2.0})
+    out_file = str(run.root / "joined.jsonl")
+    code, out, _ = sousbatch("predictions", "ensemble", str(run.root), str(run.root), "--out", out_file)
+    assert (code, out.endswith(" rows of 2 models, by risk\n")) == (0, True)
     values = {f"{who}/toy_length": value["toy_length"] for who, value in scores.items()}
-    assert shown == ({} if is_by_hand else {f"{run.run_id}-score-ended-0": values})
+    assert shown == ({} if is_by_hand else {f"{run.run_id}-ended-0": values})

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sousbatch.errors import UsageError
+from sousbatch.errors import RunError, UsageError
 from sousbatch.predictions.measure import Case, exact_parts
 from sousbatch.predictions.rows import PredictionRow
 from sousbatch.predictions.scoring import paired, score_cases
@@ -40,6 +40,13 @@ def test_processes_change_no_score() -> None:
     some = cases(4200)
     names = ["rouge", "cer", "macro_f1", "squad_f1"]
     assert score_cases(some, metrics=names, workers=2) == score_cases(some, metrics=names, workers=1)
+
+
+def test_a_process_that_is_killed_is_named(third_party: Callable[..., None]) -> None:
+    value = "__import__('os')._exit(1)"
+    third_party("sousbatch.metrics", "odd = toy_module:ODD", METRIC.format(value=value))
+    with pytest.raises(RunError, match="a process that scores was killed"):
+        score_cases(cases(4200), metrics=["odd"], workers=2)
 
 
 def test_parts_add_up_exactly() -> None:
@@ -73,6 +80,20 @@ def test_a_metric_may_return_an_array(third_party: Callable[..., None]) -> None:
 def test_rows_that_are_missing_are_counted(num_left: int, num_right: int) -> None:
     with pytest.raises(UsageError, match=f"{num_left} predictions cannot be scored against {num_right} targets"):
         list(paired(range(num_left), range(num_right)))
+
+
+def test_texts_before_post_have_scores_of_their_own() -> None:
+    rows = [
+        PredictionRow(index=0, prediction="가", fields={"raw_prediction": "가</s>"}),
+        PredictionRow(index=1, prediction="나"),
+    ]
+    some = [Case(row=row, target=target, input="가") for row, target in zip(rows, "가나", strict=True)]
+    found = score_cases(some, metrics=["exact_match"])
+    assert {who: scores["exact_match"] for who, scores in found.items()} == {
+        "model": 1.0,
+        "before_post": 0.5,
+        "copy_input": 0.5,
+    }
 
 
 def test_odd_texts_are_measured() -> None:

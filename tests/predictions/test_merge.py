@@ -93,16 +93,15 @@ def test_a_merge_that_saw_less_leaves_the_complete_file_of_another(
     predicted: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A unit is committed after the first merge has looked, and a second merge overtakes it."""
-    hidden, looked = unit_path(predicted, 1).rename(predicted / "hidden"), merging.survey_units
+    hidden, looked = unit_path(predicted, 1).rename(predicted / "hidden"), merging.read_units
 
     def overtaken(*arguments: Any) -> Any:
-        found = looked(*arguments)
+        yield from looked(*arguments)
         if hidden.exists():
             hidden.rename(unit_path(predicted, 1))
             assert merge_units(predicted, out).is_complete
-        return found
 
-    monkeypatch.setattr(merging, "survey_units", overtaken)
+    monkeypatch.setattr(merging, "read_units", overtaken)
     assert merge_units(predicted, out).num_written == 22
     assert not partial_path(out).exists() and read_report(out)["is_complete"]
 

@@ -13,13 +13,11 @@ from typing import Any
 import pytest
 
 import sousbatch
-from sousbatch.cluster.site import NodeKind, Partition, this_machine
+from sousbatch.cluster.site import NodeKind, Partition
 from sousbatch.errors import PlanError
 from sousbatch.recipes.compile import compile
-from sousbatch.recipes.compose import compose
 from sousbatch.recipes.facts import Inputs, TrainedFacts
 from sousbatch.recipes.forecast.parameters import training_key
-from sousbatch.recipes.inspect.inputs import inspect
 from sousbatch.recipes.plan import Plan, read_plan
 from sousbatch.recipes.schema import Recipe, Resources, StageSpec
 
@@ -331,16 +329,6 @@ def test_ranks_that_share_cores_are_warned_of(small: ModuleType) -> None:
 
 def test_the_plan_of_the_small_recipe_has_no_warning(small: ModuleType) -> None:
     assert small.plan().warnings == ()
-
-
-@pytest.mark.parametrize(
-    "override",
-    ["predict.length_ratio=0.14"],
-)
-def test_what_comes_later_can_be_composed_and_is_refused_by_its_key(project: Path, override: str) -> None:
-    recipe = compose("./small.yaml", [override])
-    with pytest.raises(PlanError, match=override.split("=")[0].replace(".", r"\.") + " can be written down"):
-        compile(recipe, this_machine(), inspect(recipe, project))
 
 
 def test_an_adapter_that_peft_must_merge_needs_the_models_memory_and_space(small: ModuleType) -> None:

@@ -81,3 +81,13 @@ def test_one_loaded_model_answers_every_decoding_and_each_is_merged_and_scored(
     assert sorted((event.decoding, event.unit) for event in units) == [
         (decoding, unit) for decoding in ("one", "two") for unit in range(3)
     ]
+    table = sousbatch("predictions", "score", str(paths.root), "--metric", "cer")[1].splitlines()
+    assert [line.split("  ")[0] for line in table[-3:]] == [
+        "copying the input",
+        "0123456789ab score one",
+        "0123456789ab score two",
+    ]
+    assert {path.name for path in paths.metrics_dir.glob("*.rows.jsonl")} == {
+        "score@one.rows.jsonl",
+        "score@two.rows.jsonl",
+    }

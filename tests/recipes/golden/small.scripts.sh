@@ -1,59 +1,59 @@
 #!/bin/bash
-# sousbatch @VERSION@: run '3e8ee2c661a9', stage train
+# sousbatch @VERSION@: run '9caafb21befb', stage train
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/3e8ee2c661a9/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/9caafb21befb/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/3e8ee2c661a9 train
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/9caafb21befb train
 
 #!/bin/bash
-# sousbatch @VERSION@: run '3e8ee2c661a9', stage consolidate
+# sousbatch @VERSION@: run '9caafb21befb', stage consolidate
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/3e8ee2c661a9/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/9caafb21befb/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/3e8ee2c661a9 consolidate
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/9caafb21befb consolidate
 
 #!/bin/bash
-# sousbatch @VERSION@: run '3e8ee2c661a9', stage predict
+# sousbatch @VERSION@: run '9caafb21befb', stage predict
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/3e8ee2c661a9/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/9caafb21befb/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/3e8ee2c661a9 predict
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/9caafb21befb predict
 
 #!/bin/bash
-# sousbatch @VERSION@: run '3e8ee2c661a9', stage merge
+# sousbatch @VERSION@: run '9caafb21befb', stage merge
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/3e8ee2c661a9/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/9caafb21befb/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/3e8ee2c661a9 merge
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/9caafb21befb merge
 
 #!/bin/bash
-# sousbatch @VERSION@: run '3e8ee2c661a9', stage score
+# sousbatch @VERSION@: run '9caafb21befb', stage score
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/3e8ee2c661a9/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/9caafb21befb/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/3e8ee2c661a9 score
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/9caafb21befb score

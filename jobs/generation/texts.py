@@ -1,0 +1,46 @@
+"""Decode the text of an answer, and find where it ends."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+# An end of a sentence: marks, closing quotes and brackets, then white space; or a line's end.
+_END = re.compile(r"""(?:[.!?…。！？]+["'”’」』)\]]*\s+|\n+)""")
+
+
+def decode(tokenizer: Any, ids: Sequence[int]) -> str:
+    """Return the text of *ids* in Unicode NFC, without special tokens."""
+    return unicodedata.normalize("NFC", tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def cut(text: str, stops: Sequence[str], most_characters: int | None) -> str:
+    """Return *text* up to the first of *stops*, and no longer than *most_characters*.
+
+    Stop texts are compared in Unicode NFC, as the text is.
+    """
+    places = [text.find(unicodedata.normalize("NFC", stop)) for stop in stops]
+    return text[: min([place for place in places if place >= 0], default=None)][:most_characters]
+
+
+def num_tokens_within(tokenizer: Any, ids: Sequence[int], num_characters: int) -> int:
+    """Return how many of the first *ids* have no more than *num_characters* of text."""
+    low, high = 0, len(ids)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if len(decode(tokenizer, ids[:middle])) <= num_characters:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def last_sentences(text: str, count: int) -> int:
+    """Return where the last *count* complete sentences of *text* begin.
+
+    What follows them is unfinished. A line is a sentence too. With fewer sentences it is the beginning of the text.
+    """
+    ends = [found.end() for found in _END.finditer(text)]
+    return ends[-count - 1] if len(ends) > count else 0
