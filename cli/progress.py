@@ -39,9 +39,9 @@ def byte_progress(what: str) -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def row_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Yield a callback that shows on stderr what takes a second from its first rows on.
+    """Yield a callback that shows long work on rows on stderr.
 
-    It takes (what, rows done, rows in all).
+    It takes (what, rows done, rows in all). Time is counted from the first rows on.
     """
     began = shown_at = float("inf")
     bars: dict[str, Any] = {}

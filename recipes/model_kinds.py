@@ -43,7 +43,7 @@ def kind_of(config: Mapping[str, Any]) -> ModelKind:
 
 
 def is_known(config: Mapping[str, Any]) -> bool:
-    """Say whether it is certain that a config's model reads text, and of what kind it is."""
+    """Say whether the kind of a config's model is certain, and that it reads text."""
     return config.get("model_type") in _ENCODERS | _ENCODER_DECODERS
 
 

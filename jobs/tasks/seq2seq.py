@@ -68,7 +68,7 @@ class PairCollator:
         return batch | {"decoder_input_ids": self._shift(labels=labels)}
 
     def _shifted(self, labels: torch.Tensor) -> torch.Tensor:
-        """Return what the decoder of a model reads that would shift *labels* in its forward pass alone."""
+        """Return *labels* shifted, as models do that have no method for it."""
         start = self._config.decoder_start_token_id
         shifted = labels.new_full(labels.shape, self._pad if start is None else start)
         shifted[:, 1:] = labels[:, :-1]

@@ -101,9 +101,9 @@ def _has_class(task: TaskSpec, config: Any) -> bool:
 
 
 def _check_stored(model: Any, stored: Mapping[str, Any], *, has_new_head: bool) -> None:
-    """Refuse a model whose files lack weights that no training of a new head makes: they would be random.
+    """Refuse a model whose files lack weights, which would be random.
 
-    transformers itself tells them, as when the job loads the model.
+    Those of a new head may be missing. transformers itself tells them, as when the job loads the model.
     """
     import torch
     import transformers
@@ -133,7 +133,7 @@ def _check_stored(model: Any, stored: Mapping[str, Any], *, has_new_head: bool) 
 
 
 def _is_head(name: str, base: str) -> bool:
-    """Say whether a new head has the weight *name*; a pooler of the *base* serves it alone."""
+    """Say whether a weight is of a new head, or of a pooler that serves it."""
     return not name.startswith(base) or name.startswith(f"{base}pooler.")
 
 

@@ -125,7 +125,7 @@ def _check_keys(task: TaskSpec) -> None:
 
 
 def misfit(task: TaskSpec, config: Mapping[str, Any]) -> str | None:
-    """Return why a model of *config* is not of a kind that *task* takes, None where it is."""
+    """Return why *task* cannot take a model of *config*, None where it can."""
     kind = kind_of(config)
     if not task.kinds or kind in task.kinds:
         return None
@@ -135,7 +135,10 @@ def misfit(task: TaskSpec, config: Mapping[str, Any]) -> str | None:
 
 
 def advise_task(config: Mapping[str, Any], is_there: Callable[[TaskSpec], bool] = lambda task: True) -> str:
-    """Return which task to set for a model of *config*, of those for which the class *is_there*."""
+    """Return which task to set for a model of *config*.
+
+    *is_there* says whether the class of a task is.
+    """
     tasks = [task for task in map(task_of, OWN_TASKS) if misfit(task, config) is None and is_there(task)]
     return f"set {' or '.join(f'task={task.name}' for task in tasks)}" if tasks else "take another model"
 
