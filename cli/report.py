@@ -28,7 +28,7 @@ from ..run_folder import RunPaths
 from ..run_index import find_run
 from .parser import RUN_HELP, Parser, define
 from .prediction_view import cut_text
-from .results import format_score, read_scores
+from .results import format_score, read_scores, result_files
 from .tables import format_size
 
 _WIDTH, _LEFT, _RIGHT = 960, 80, 20
@@ -120,6 +120,8 @@ def render_page(plan: Plan | PlanSummary, paths: RunPaths, states: Mapping[str, 
         examples = read_examples(paths.stage_examples(stage, decoding))
         parts.append(f"<h2>{escape(name)}</h2>" + _table(("", *(WHO[who] for who in shown)), rows))
         parts += [f"<h3>{why} rows of {escape(name)}</h3>{_example_table(chosen)}" for why, chosen in examples.items()]
+    if isinstance(plan, Plan) and (found_files := result_files(plan, paths)):
+        parts.append("<h2>Files</h2>" + _table(("what", "where"), found_files))
     title = escape(f"{paths.recipe_name} {paths.run_id}")
     return (
         f'<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">'

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from ..recipes.plan import Plan
 
 
-def describe_results(plan: Plan, paths: RunPaths) -> str:
-    """Return where a run's model, predictions and scores lie, and the scores."""
+def result_files(plan: Plan, paths: RunPaths) -> list[tuple[str, object]]:
+    """Return what each model, predictions file and submission of a run is, and where."""
     from ..recipes.decodings import decodings_of
 
     rows: list[tuple[str, object]] = []
@@ -27,9 +27,16 @@ def describe_results(plan: Plan, paths: RunPaths) -> str:
             if (merged := paths.predictions_file(stage.name, decoding)).is_file():
                 rows.append((f"predictions ({decoding or stage.name})", merged))
         rows += [(f"submission ({stage.name})", path) for path in paths.submission_files(stage.name)]
+    return rows
+
+
+def describe_results(plan: Plan, paths: RunPaths) -> str:
+    """Return where a run's model, predictions and scores lie, and the scores."""
+    from ..recipes.decodings import decodings_of
+
     if plan.sweep is not None:
         return describe_points(plan, paths)
-    text = ""
+    rows, text = result_files(plan, paths), ""
     if paths.metrics.is_file():
         rows.append(("scores", paths.metrics))
         for stage, results in itertools.groupby(read_scores(paths).items(), lambda item: item[0].partition("@")[0]):

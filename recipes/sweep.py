@@ -118,7 +118,7 @@ def _with_each_checkpoint(text: str) -> str:
 def _is_early(text: str, folder: Path) -> bool:
     """Say whether an override chooses a file, or changes what the run reads."""
     key, _, value = text.partition("=")
-    if key.split(".")[0] not in _LATE or key in READ_KEYS:
+    if key.split(".")[0] not in _LATE or any(f"{key}.".startswith(f"{one}.") for one in READ_KEYS):
         return True
     groups, _ = overrides.split_groups(overrides.parse([text], []), folder, [])
     return bool(groups)

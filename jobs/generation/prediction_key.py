@@ -10,7 +10,7 @@ from ...checkpoints.consolidation.manifest import read_manifest
 from ...errors import NotFoundError
 from ...files import digest_of, read_json
 from ...recipes.generation import ENGINES, EngineSpec
-from ...recipes.inspect.cache import file_digest
+from ...recipes.inspect.cache import file_digest, weights_digest
 from ...recipes.plan import Stage
 from ...recipes.schema.validate import to_plain
 from ...recipes.tasks import TaskSpec, task_of
@@ -75,5 +75,5 @@ def _weights_digest(model_dir: Path) -> str:
     weights = sorted(model_dir.glob("*.safetensors"))
     if not weights:
         raise NotFoundError(f"there is no model in {model_dir}: the stage that makes it has not finished")
-    names = [*weights, *sorted(model_dir.glob("*.json"))]
-    return digest_of([(path.name, file_digest(path)) for path in names])
+    found = [(path.name, weights_digest(path)) for path in weights]
+    return digest_of(found + [(path.name, file_digest(path)) for path in sorted(model_dir.glob("*.json"))])

@@ -23,7 +23,8 @@ from ...checkpoints.formats.safetensors_file import INDEX_NAME, PlacedTensor, in
 from ...checkpoints.formats.tensors import DTYPES, Segment, SourceTensor
 from ...checkpoints.formats.unpickler import StoredTensor
 from ...errors import SousbatchError, UsageError
-from .cache import file_digest
+from ...remote import map_in_threads
+from .cache import file_digest, weights_digest
 from .model_cache import made_once
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,8 @@ def weights_identity(folder: Path) -> list[tuple[str, str]]:
     """
     with suppress(FileNotFoundError, ValueError, LookupError):
         return [(str(name), str(digest)) for name, digest in files.read_json(folder / _RECORD_NAME)["source"]]
-    return [(path.name, file_digest(path)) for path in sorted(folder.glob("*.safetensors"))]
+    weights = sorted(folder.glob("*.safetensors"))
+    return list(zip((path.name for path in weights), map_in_threads(weights_digest, weights), strict=True))
 
 
 def beside_weights(folder: Path) -> list[Path]:
@@ -80,7 +82,7 @@ def beside_weights(folder: Path) -> list[Path]:
 
 def _from_pickled(what: str, folder: Path, pickled: list[Path]) -> Path:
     beside = beside_weights(folder)
-    source = [(path.name, file_digest(path)) for path in pickled]
+    source = [(path.name, weights_digest(path)) for path in pickled]
     config = _config(folder)
     is_tied = config.get("tie_word_embeddings") is not False
     has_code = bool(config.get("auto_map"))
@@ -176,7 +178,7 @@ def _strided_blocks(path: Path, begin: int, placed: PlacedTensor, tensor: Stored
 
 
 def _from_gguf(what: str, file: Path) -> Path:
-    source = [(file.name, file_digest(file))]
+    source = [(file.name, weights_digest(file))]
     identity = files.digest_of([_FORMAT, source[0][1]])
 
     def make(target: Path) -> None:

@@ -56,7 +56,10 @@ def test_the_page_stands_alone_and_nothing_of_the_run_is_markup(run: RunPaths) -
     writer.write(events.Removed(**gone, reason="older than the last"))
     writer.write(events.Skipped(step=3, message="no space <script>alert(1)</script>"))
     writer.close()
+    run.predictions("predict").mkdir(parents=True)
+    run.submission_file("predict", ".csv").touch()
     text = render_page(read_plan(run.plan), run, {"train": StageState(word="failed", reason="<i>")})
+    assert "submission (predict)" in text and "submission.csv" in text
     checker = Checker()
     checker.feed(text)
     assert checker.open == ["html", "body"] or checker.open == []

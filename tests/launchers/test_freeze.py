@@ -14,7 +14,7 @@ from sousbatch import files
 from sousbatch.errors import RunError, UsageError
 from sousbatch.launchers.freeze import freeze, verify
 from sousbatch.launchers.local.launcher import LocalLauncher
-from sousbatch.recipes.facts import Prepared, SplitFacts
+from sousbatch.recipes.facts import Prepared, SplitFacts, UsedFile
 from sousbatch.recipes.inspect.model import model_digest
 from sousbatch.recipes.plan import Plan, Stage, StageModel
 from sousbatch.recipes.schema import Adapter, Resources, StageSettings, Tracking
@@ -58,6 +58,30 @@ def test_the_functions_that_prepared_the_data_are_kept_as_a_record(
     assert [path.read_text() for path in paths.steps_dir.glob("*/own.py")] == ["def fix(row): ..."]
     source.write_text("edited")
     with pytest.raises(UsageError, match="own.py, which prepared the data, was edited"):
+        freeze(plan, LocalLauncher(), RunPaths(root=tmp_path / "toy" / "other"))
+
+
+def test_files_that_jobs_read_are_copied_once_for_a_sweep_and_checked(
+    make_plan: Callable[..., Plan], tmp_path: Path
+) -> None:
+    source = tmp_path / "rules.tsv"
+    source.write_text("a\tb\n")
+    used = UsedFile(path=str(source), digest=files.digest_file(source))
+    plan = make_plan([MERGE])
+    plan = replace(plan, inputs=replace(plan.inputs, used_files={"rules.tsv": used}))
+    whole = RunPaths(root=tmp_path / "toy" / plan.run_id)
+    freeze(plan, LocalLauncher(), whole)
+    source.write_text("edited")
+    point = RunPaths(root=whole.root / "toy" / plan.run_id)
+    files.make_private_dir(point.root)
+    freeze(plan, LocalLauncher(), point, within=whole, point=0)
+    copy = point.used_file(used.path, used.digest)
+    assert copy.read_text() == "a\tb\n"
+    verify(point, plan, MERGE)
+    copy.write_text("tampered")
+    with pytest.raises(RunError, match="a copy of .*rules.tsv, was changed after submission"):
+        verify(whole, plan, MERGE)
+    with pytest.raises(UsageError, match="rules.tsv was edited while it was being submitted"):
         freeze(plan, LocalLauncher(), RunPaths(root=tmp_path / "toy" / "other"))
 
 

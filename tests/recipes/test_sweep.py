@@ -34,6 +34,7 @@ AXES = {
     "values": ["train.learning_rate=1e-3,1e-4", "seed=1,2"],
     "a range of seeds": ["seed=range(0,2)", "checkpoints.keep_last=1,2"],
     "files of a group": ["adapter=full,lora", "seed=4,5"],
+    "files of answers": ["predict.output.format=csv,tsv", "seed=1,2"],
     "splits": ["train.split=train,validation", "seed=1,2"],
     "text that needs quotes": ["data.separator='a, b','c=d'", "seed=1,2"],
     "one axis that decides others": ["train.epochs=1,2", "train.global_batch=2,4"],
