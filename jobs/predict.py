@@ -72,13 +72,10 @@ def _answer(job: JobContext, works: Sequence[_Work], ledger: Ledger) -> int:
     model_dir = job.stage.model.dir_in(job.paths)
     device = "cpu" if job.stage.resources.device == "cpu" else "cuda"
     dtype = dtype_of(job.stage, model_dir)
-    loaded = load_model(job.settings, model_dir, job.stage.model.tokenizer_dir_in(job.paths), device, dtype)
-    tracker, watchdog, code, count = (
-        job.open_trackers(beside_others=True),
-        Watchdog(job.stage.resources.stall_min),
-        0,
-        0,
-    )
+    tokenizer_dir, num_devices = job.stage.model.tokenizer_dir_in(job.paths), job.stage.resources.devices_per_node
+    loaded = load_model(job.settings, model_dir, tokenizer_dir, device, dtype, num_devices)
+    tracker, watchdog = job.open_trackers(beside_others=True), Watchdog(job.stage.resources.stall_min)
+    code = count = 0
     total = sum(len(work.missing) for work in works)
     for work in works:
         answerer = loaded.answerer(work.job.settings)

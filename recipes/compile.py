@@ -17,6 +17,7 @@ from .facts import Inputs, ModelFacts
 from .forecast.memory import forecast, host_memory
 from .forecast.parameters import merge_bytes
 from .forecast.storage import is_own_limit, model_of, with_dtype
+from .generation import engine_refusals
 from .labels import with_labels
 from .optimizers import optimizer_refusals
 from .plan import After, Batch, Forecast, Plan, Stage, StageModel, StageSplit
@@ -155,6 +156,7 @@ def _refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
     if stage.resources.device == "cpu":
         yield from _cpu_refusals(settings, stage)
     yield from task_of(settings.task).refusals(stage, inputs)
+    yield from engine_refusals(stage, inputs)
     if stage.batch is not None:
         yield from _batch_refusals(settings, stage, stage.batch)
         yield from train_refusals(stage)

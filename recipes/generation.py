@@ -6,17 +6,21 @@ point of the group `sousbatch.generation_engines`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..errors import Fault
 from ..plugins import Registry
-from .model_kinds import ModelKind
+from .model_kinds import ModelKind, max_positions
 from .tasks import task_of
 
 if TYPE_CHECKING:
-    from .schema import StageSettings
+    from .facts import Inputs
+    from .plan import Stage
+    from .schema import Predict, StageSettings
+
+_VLLM_HOTTEST = 2.0  # vllm.SamplingParams refuses a higher temperature
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +29,9 @@ class EngineSpec:
 
     *version* is raised when the same settings give other text; *decides* lists the settings that decide it. *runtime*
     is a module whose `load` returns the engine, as `jobs.generation.load_engine` calls it. *kinds* are those of the
-    models that it can load. An engine that *spans_devices* spreads one model over all devices of its task.
+    models that it can load. An engine that *spans_devices* spreads one model over all devices of its task. It needs
+    *package* where the jobs run. *options* are the keys that no other engine has; *faults* yields what else it cannot
+    do.
     """
 
     name: str
@@ -36,6 +42,19 @@ class EngineSpec:
     can_search_beams: bool = False
     can_keep_logprobs: bool = False
     spans_devices: bool = False
+    package: str | None = None
+    options: tuple[str, ...] = ()
+    faults: Callable[[Predict], Iterator[Fault]] | None = None
+
+
+def _vllm_faults(predict: Predict) -> Iterator[Fault]:
+    instead = "leave it out, or set predict.engine=transformers"
+    if predict.no_repeat_ngram:
+        problem = "is beyond vllm, which lets n-grams appear again"
+        yield Fault(key="predict.no_repeat_ngram", problem=problem, hint=f"{instead}; or use repetition_penalty")
+    if predict.sample and predict.temperature > _VLLM_HOTTEST:
+        problem = f"is {predict.temperature:g}, and vllm draws up to {_VLLM_HOTTEST:g}"
+        yield Fault(key="predict.temperature", problem=problem, hint="lower it, or set predict.engine=transformers")
 
 
 TRANSFORMERS = EngineSpec(
@@ -53,7 +72,31 @@ TRANSFORMERS = EngineSpec(
     can_search_beams=True,
     can_keep_logprobs=True,
 )
-OWN_ENGINES = {"transformers": "recipes.generation:TRANSFORMERS"}
+ZERO3 = replace(
+    TRANSFORMERS,
+    name="zero3",
+    runtime="sousbatch.jobs.generation.zero3_engine",
+    kinds=("decoder",),
+    spans_devices=True,
+    options=("offload",),
+)
+VLLM = EngineSpec(
+    name="vllm",
+    version=1,
+    decides=(
+        *("predict.max_new_tokens", "predict.min_new_tokens", "predict.repetition_penalty", "predict.stop"),
+        *("predict.stop_ids", "predict.keep_logprobs"),
+        *("predict.sample", "predict.temperature", "predict.top_k", "predict.top_p", "seed"),
+        "predict.vllm.max_tokens",  # longer prompts are cut
+    ),
+    runtime="sousbatch.jobs.generation.vllm_engine",
+    can_keep_logprobs=True,
+    spans_devices=True,
+    package="vllm",
+    options=("vllm",),
+    faults=_vllm_faults,
+)
+OWN_ENGINES = {name: f"recipes.generation:{name.upper()}" for name in ("transformers", "vllm", "zero3")}
 ENGINES: Registry[EngineSpec] = Registry(
     "generation engine", "sousbatch.generation_engines", OWN_ENGINES, of=EngineSpec
 )
@@ -78,3 +121,42 @@ def engine_faults(settings: StageSettings) -> Iterator[Fault]:
     if (predict.num_beams or 1) > 1 and not engine.can_search_beams:
         hint = "leave it out, or set predict.engine=transformers"
         yield Fault(key="predict.num_beams", problem=f"is beyond {engine.name}, which searches no beams", hint=hint)
+    if engine.faults is not None:
+        yield from engine.faults(predict)
+    for other in map(ENGINES.load, OWN_ENGINES):
+        for name in set(other.options) - set(engine.options):
+            if getattr(predict, name) != getattr(type(predict)(), name):
+                problem = f"is for engine {other.name}, and predict.engine is {engine.name}"
+                yield Fault(key=f"predict.{name}", problem=problem, hint=f"leave it out, or set {key}={other.name}")
+
+
+def spans_devices(settings: StageSettings) -> bool:
+    """Return whether a predict stage spreads its model over several devices."""
+    return task_of(settings.task).generates and ENGINES.load(settings.predict.engine).spans_devices
+
+
+def engine_refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
+    """Yield why an engine cannot work with the Python, devices or model it gets."""
+    settings, wanted = stage.settings, stage.resources
+    if stage.record.leaves != "predictions" or not task_of(settings.task).generates:
+        return
+    engine, versions = ENGINES.load(settings.predict.engine), inputs.versions
+    if engine.package and versions and engine.package not in versions:
+        yield (
+            f"predict.engine is {engine.name}, and the Python of the jobs has no package {engine.package}: pip install "
+            f"{engine.package} there, name another Python in environment.python, or set predict.engine=transformers"
+        )
+    if engine.name != VLLM.name:
+        return
+    if VLLM.name in versions and ("cpu" in versions[VLLM.name]) != (wanted.device == "cpu"):
+        device, other = ("CPUs", "gpu") if wanted.device == "cpu" else ("GPUs", "cpu")
+        yield (
+            f"predict.engine is vllm, whose version {versions[VLLM.name]} was not built for {device}; set "
+            f"resources.{stage.name}.device={other}, install vLLM for {device}, or set predict.engine=transformers"
+        )
+    positions, most = max_positions(inputs.model.config), settings.predict.vllm.max_tokens
+    if positions is not None and most is not None and most > positions:
+        yield (
+            f"predict.vllm.max_tokens is {most:,} and the model has {positions:,} positions; set "
+            f"predict.vllm.max_tokens={positions}, or leave it out"
+        )

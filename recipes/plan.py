@@ -125,6 +125,21 @@ class Stage:
         return self.record.uses_devices
 
     @property
+    def ranks_per_node(self) -> int:
+        """The processes that the launcher starts on a node.
+
+        There is one for each device where ranks work together. Another process has all devices of its task.
+        """
+        is_rank_each = self.record.is_distributed or self.record.looks_after_itself
+        return self.resources.devices_per_node if self.uses_devices and is_rank_each else 1
+
+    @property
+    def cpus_per_rank(self) -> int:
+        """The cores of such a process."""
+        devices = self.resources.devices_per_node if self.uses_devices else 1
+        return self.resources.cpus_per_device * devices // self.ranks_per_node
+
+    @property
     def steps(self) -> int:
         """Optimizer steps of a train stage; 0 for the others."""
         return self.batch.steps if self.batch else 0

@@ -11,7 +11,9 @@ from functools import partial
 
 from ..cluster.site import NodeKind, Partition, Site
 from ..errors import nearest
+from .generation import spans_devices
 from .plan import Stage
+from .tasks import task_of
 
 # Cards older than Ampere, as Slurm's administrators call them.
 _WITHOUT_BFLOAT16 = re.compile(
@@ -24,8 +26,13 @@ def misfits(stage: Stage, site: Site) -> Iterator[str]:
     """Yield each reason why *site* cannot run *stage*, by keys of its resources."""
     wanted = stage.resources
     if stage.uses_devices and not stage.record.is_distributed and wanted.nodes * wanted.devices_per_node > 1:
-        advice = "set <nodes=1> <devices_per_node=1>, and spread its rows with tasks"
-        yield f"a task of {stage.kind} uses one device; {advice}"
+        if not spans_devices(stage.settings):
+            advice = "set <nodes=1> <devices_per_node=1>, and spread its rows with tasks"
+            is_text = task_of(stage.settings.task).generates
+            larger = "; a model that is larger than a device needs predict.engine=zero3 or vllm" if is_text else ""
+            yield f"a task of {stage.kind} uses one device; {advice}{larger}"
+        elif wanted.nodes > 1:
+            yield f"a task of {stage.kind} uses the devices of one node; set <nodes=1>, and spread its rows with tasks"
     if site.is_one_machine:
         yield from _misfits_here(stage, site)
         return

@@ -129,6 +129,20 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
+def stand_in_vllm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """Install a stand-in for vLLM on a CPU; it dies at the request whose number is written into the returned file."""
+    installed = tmp_path / "site" / "vllm-0.33.0.dist-info"
+    installed.mkdir(parents=True)
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.33.0+cpu\n")
+    for folder in (installed.parent, Path(__file__).parent / "toys/stand_in_vllm"):
+        monkeypatch.syspath_prepend(folder)
+    monkeypatch.setenv("STAND_IN_VLLM_DIES_AT", str(tmp_path / "dies_at"))
+    yield tmp_path / "dies_at"
+    for name in [one for one in sys.modules if one.partition(".")[0] == "vllm"]:
+        del sys.modules[name]
+
+
+@pytest.fixture
 def windows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Install the task `windows` of another package, as pip would."""
     installed = tmp_path / "site" / "windows-1.dist-info"

@@ -80,9 +80,19 @@ class Engine(Protocol):
 
 
 def load_engine(
-    settings: StageSettings, model_dir: Path, tokenizer: Any, *, model_class: str, device: str, dtype: str
+    settings: StageSettings,
+    model_dir: Path,
+    tokenizer: Any,
+    *,
+    model_class: str,
+    device: str,
+    dtype: str,
+    num_devices: int = 1,
 ) -> Engine:
-    """Return the engine of the settings, with the model of *model_dir* on *device*."""
+    """Return the engine of the settings, with the model of *model_dir*.
+
+    The task has *num_devices*, each a *device* of torch: "cpu" or "cuda".
+    """
     module = import_module(ENGINES.load(settings.predict.engine).runtime)
-    loaded = module.load(settings, model_dir, tokenizer, model_class=model_class, device=device, dtype=dtype)
-    return cast("Engine", loaded)
+    places = {"model_class": model_class, "device": device, "dtype": dtype, "num_devices": num_devices}
+    return cast("Engine", module.load(settings, model_dir, tokenizer, **places))

@@ -23,7 +23,7 @@ from .steps import Choice, Limits, Record
 
 
 def load(
-    settings: StageSettings, model_dir: Path, tokenizer: Any, *, model_class: str, device: str, dtype: str
+    settings: StageSettings, model_dir: Path, tokenizer: Any, *, model_class: str, device: str, dtype: str, **_: Any
 ) -> TransformersEngine:
     """Return the engine with the model of *model_dir*.
 
@@ -98,13 +98,13 @@ class TransformersEngine:
             if record is not None:
                 record.close()
         answers = [
-            self._ended(row[: prompt.max_new_tokens])
+            self._ended(row[: prompt.max_new_tokens], prompt.max_new_tokens)
             for prompt, row in zip(prompts, output[:, num_read:].tolist(), strict=True)
         ]
         _check(prompts, answers, choice.first_bad.tolist())
         return record.add_to(answers) if record is not None else answers
 
-    def _ended(self, ids: list[int]) -> Generation:
+    def _ended(self, ids: list[int], most: int) -> Generation:
         """Return the answer in *ids*.
 
         It is what comes before the first end token, or before the padding.
@@ -112,7 +112,6 @@ class TransformersEngine:
         for place, token in enumerate(ids):
             if token in self._ends:
                 return Generation(ids=ids[:place], ended="stop")
-        most = len(ids)
         while ids and ids[-1] == self._pad:  # the row has ended at a text, or is a beam that has
             ids.pop()
         return Generation(ids=ids, ended="length" if len(ids) == most else "stop")

@@ -87,15 +87,17 @@ class Loaded:
         return runtime_of(self.task).answerer(settings, model, self.tokenizer)
 
 
-def load_model(settings: StageSettings, model_dir: Path, tokenizer_dir: Path, device: str, dtype: str) -> Loaded:
-    """Return the model of *model_dir*, on *device*, in *dtype*."""
+def load_model(
+    settings: StageSettings, model_dir: Path, tokenizer_dir: Path, device: str, dtype: str, num_devices: int = 1
+) -> Loaded:
+    """Return the model of *model_dir*, in *dtype*, on the devices that its task has."""
     from ..generation import load_engine, transformers_engine
     from ..training.model import load_tokenizer
 
     task, tokenizer = task_of(settings.task), load_tokenizer(settings, tokenizer_dir)
-    places = {"model_class": task.model_class, "device": device, "dtype": dtype}
+    places: Any = {"model_class": task.model_class, "device": device, "dtype": dtype}
     model: Any = (
-        load_engine(settings, model_dir, tokenizer, **places)
+        load_engine(settings, model_dir, tokenizer, **places, num_devices=num_devices)
         if task.generates
         else transformers_engine.load_model(settings, model_dir, **places)
     )

@@ -290,6 +290,7 @@ def _request(plan: Plan, paths: RunPaths, stage: Stage) -> Request:
         stage.resources,
         plan.site,
         uses_devices=stage.uses_devices,
+        ranks_per_node=stage.ranks_per_node,
         array_size=size,
     )
     return Request(
@@ -308,8 +309,8 @@ def _ranks(stage: Stage) -> list[str]:
     """Return comment lines that say how the stage process runs the ranks."""
     if stage.record.looks_after_itself:
         return ["# The stage process below runs all stages of a point, one after another, each with srun."]
-    nodes, each = (stage.resources.nodes, stage.resources.devices_per_node) if stage.uses_devices else (1, 1)
-    command = slurm.srun([], nodes=nodes, tasks_per_node=each, cpus_per_task=stage.resources.cpus_per_device)
+    nodes = stage.resources.nodes if stage.uses_devices else 1
+    command = slurm.srun([], nodes=nodes, tasks_per_node=stage.ranks_per_node, cpus_per_task=stage.cpus_per_rank)
     return [f"# The stage process below runs the ranks: {' '.join(command)} python -m {stage.record.module}"]
 
 

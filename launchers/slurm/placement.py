@@ -61,12 +61,11 @@ class SlurmPlacement:
         options, before = container_words(environment, stage, paths)
         python = (environment.python or "python3") if options or before else sys.executable
         rank = [python, "-u", "-m", "sousbatch.launchers.slurm.rank", kind.module, str(paths.root), stage.name]
-        nodes, each = (wanted.nodes, wanted.devices_per_node) if stage.uses_devices else (1, 1)
         words = slurm.srun(
             [*before, *rank],
-            nodes=nodes,
-            tasks_per_node=each,
-            cpus_per_task=wanted.cpus_per_device,
+            nodes=wanted.nodes if stage.uses_devices else 1,
+            tasks_per_node=stage.ranks_per_node,
+            cpus_per_task=stage.cpus_per_rank,
             options=options,
         )
         address = {"MASTER_ADDR": slurm.node_address(slurm.first_node()), "MASTER_PORT": str(free_port(""))}

@@ -23,17 +23,19 @@ def header(
     site: Site,
     *,
     uses_devices: bool,
+    ranks_per_node: int | None = None,
     array_size: int | None = None,
 ) -> tuple[str, ...]:
     """Return the #SBATCH lines of a job called *name*.
 
-    *log* is the path of its log, from its working folder.
+    *log* is the path of its log, from its working folder. A node has a rank for each device, unless *ranks_per_node*
+    says otherwise.
 
     The recipe's own lines come last: Slurm takes the last of two that disagree.
     """
     lines = [
         *[f"--job-name={name}", f"--output={log}", "--open-mode=append"],
-        *_size(resources, site, uses_devices=uses_devices),
+        *_size(resources, site, uses_devices=uses_devices, ranks_per_node=ranks_per_node),
         *_time(resources, site.partition(resources.partition)),
         *["--requeue", "--kill-on-invalid-dep=yes"],
     ]
@@ -55,13 +57,14 @@ def array_size(num_tasks: int, num_stages: int, site: Site) -> int:
     return max(1, min(num_tasks, site.max_array_size, most))
 
 
-def _size(resources: Resources, site: Site, *, uses_devices: bool) -> Iterator[str]:
-    nodes, tasks = (resources.nodes, resources.devices_per_node) if uses_devices else (1, 1)
+def _size(resources: Resources, site: Site, *, uses_devices: bool, ranks_per_node: int | None) -> Iterator[str]:
+    nodes, devices = (resources.nodes, resources.devices_per_node) if uses_devices else (1, 1)
+    tasks, cpus = ranks_per_node or devices, devices * resources.cpus_per_device
     yield f"--nodes={nodes}"
     yield f"--ntasks-per-node={tasks}"
-    yield f"--cpus-per-task={resources.cpus_per_device}"
-    gpus = tasks if uses_devices and resources.device == "gpu" else 0
-    memory = _memory_mb(resources, site, cpus=tasks * resources.cpus_per_device, gpus=gpus)
+    yield f"--cpus-per-task={cpus // tasks}"
+    gpus = devices if uses_devices and resources.device == "gpu" else 0
+    memory = _memory_mb(resources, site, cpus=cpus, gpus=gpus)
     if memory is not None:
         yield f"--mem={memory}M"
     # Slurm refuses --gpus-per-node beside --gres since 26.05; the recipe's own line says it all

@@ -25,7 +25,7 @@ def row_refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
         positions = max_positions(inputs.model.config)
         some = partial(name_rows, inputs.splits[lengths.split], lengths)
         if lengths.use == "predict":
-            yield from _prompt_refusals(settings, some, lengths, positions)
+            yield from _prompt_refusals(settings, some, lengths, settings.predict.vllm.limit(positions))
         else:
             yield from _training_refusals(settings, some, lengths, positions)
 
@@ -102,7 +102,7 @@ def row_warnings(stage: Stage, inputs: Inputs) -> Iterator[str]:
         where, policy = where_of(lengths), settings.data.long_rows
         some = partial(name_rows, inputs.splits[lengths.split], lengths)
         if lengths.long.num and lengths.use == "predict":
-            limit = _prompt_limits(settings, max_positions(inputs.model.config))
+            limit = _prompt_limits(settings, settings.predict.vllm.limit(max_positions(inputs.model.config)))
             yield f"{where}: {some(lengths.long, 'longer than', 'prompts')} {limit}, and are cut ({policy})"
         elif lengths.long.num:
             done = "left out" if policy == "drop" else f"cut ({policy})"

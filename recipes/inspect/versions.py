@@ -13,6 +13,7 @@ import subprocess
 import sys
 
 from ...errors import PlanError
+from ..generation import ENGINES
 from ..schema import Environment
 
 _PACKAGES = (
@@ -29,7 +30,8 @@ def installed() -> dict[str, str]:
     They are those of this Python and of packages.
     """
     found = {"python": platform.python_version()}
-    for name in _PACKAGES:
+    engines = [spec.package for spec in map(ENGINES.load, ENGINES) if spec.package]
+    for name in (*_PACKAGES, *engines):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -16,7 +16,7 @@ from ..stage_kinds import RECIPE_KINDS
 from .execution import Environment, Resources, Tracking
 from .fields import key
 from .inputs import Adapter, Augment, Bm25, Columns, Data, Generator, Model, Select
-from .predictions import Output, Predict, QuestionAnswering, Score
+from .predictions import Output, Predict, QuestionAnswering, Score, Vllm
 from .training import Checkpoints, Consolidate, Schedule, Train, Zero
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "StageSpec",
     "Tracking",
     "Train",
+    "Vllm",
     "Zero",
 ]
 

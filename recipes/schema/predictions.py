@@ -13,6 +13,26 @@ from .fields import key
 
 
 @dataclass(frozen=True, kw_only=True)
+class Vllm:
+    """The settings of engine vllm."""
+
+    memory_share: float = key(
+        0.9, "share of each device's memory that it takes", also=("gpu_memory_utilization",), above=0, at_most=1
+    )
+    max_tokens: int | None = key(
+        None,
+        "most tokens of a prompt with its answer; when not given, the model's positions, or as many as memory holds",
+        also=("max_model_len",),
+        at_least=2,
+    )
+    prefix_caching: bool = key(True, "compute once what several prompts begin with", also=("enable_prefix_caching",))
+
+    def limit(self, positions: int | None) -> int | None:
+        """Return how many of the model's *positions* may be used; None means all."""
+        return min((most for most in (positions, self.max_tokens) if most is not None), default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Output:
     """The file of predictions that is handed in."""
 
@@ -37,7 +57,12 @@ class Predict:
 
     split: str = key("test", "split to predict")
     rows: int | None = key(None, "only the first rows of it", at_least=1)
-    engine: str = key("transformers", "what generates text: transformers, or an engine of another package")
+    engine: str = key(
+        "transformers",
+        "what generates text: transformers; vllm, where it is installed, for speed; zero3 for a model that is larger "
+        "than a device; or an engine of another package",
+    )
+    vllm: Vllm = key(Vllm, "of engine vllm alone")
     post: tuple[str, ...] = key(
         (),
         "steps over every answer as it is merged, which keep the text before beside it: strip, first_line, "
@@ -45,6 +70,9 @@ class Predict:
         "that change texts, or own functions, as module:function: a text, or a text and its row -> a text",
     )
     output: Output | None = key(None, "one more file of the merged predictions, such as a contest wants it")
+    offload: bool = key(
+        False, "engine zero3 keeps the weights in host memory, and brings a layer to the devices when it is its turn"
+    )
     dtype: FloatDtype | None = key(None, "arithmetic; the model's own type on a GPU, float32 on a CPU when not given")
     unit_rows: int = key(256, "rows that are committed at once: what a kill can lose", at_least=1)
     batch_rows: int = key(

@@ -57,7 +57,7 @@ def _faults(settings: StageSettings, uses: Sequence[RowUse]) -> Iterator[Fault]:
 def _longest(settings: StageSettings, use: RowUse, config: Mapping[str, Any]) -> int | None:
     if use != "predict":
         return settings.data.max_tokens
-    positions = max_positions(config)
+    positions = settings.predict.vllm.limit(max_positions(config))
     return None if positions is None else max(1, positions - settings.predict.held_tokens)
 
 

@@ -49,7 +49,8 @@ NOT_DECIDING = {
     *("data.select.function", "data.select.sample", "data.select.seed"),
     *("data.select.bm25.queries", "data.select.bm25.k", "data.select.bm25.column"),
     # how the work is shared
-    *("predict.unit_rows", "predict.batch_rows", "predict.batch_tokens"),
+    *("predict.unit_rows", "predict.batch_rows", "predict.batch_tokens", "predict.offload"),
+    *("predict.vllm.memory_share", "predict.vllm.max_tokens", "predict.vllm.prefix_caching"),  # of another engine
     # what becomes of the answers as they are merged
     *("predict.post", "predict.output.template", "predict.output.columns", "predict.output.format"),
     "predict.decodings",  # each has settings and a key of its own

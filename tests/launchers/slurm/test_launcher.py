@@ -99,6 +99,12 @@ def test_only_ranks_on_gpus_ask_for_them(
     assert not any(word in text for word in absent)
 
 
+def test_one_process_of_several_devices_has_the_cores_of_all() -> None:
+    lines = header("r.predict", "x.log", TRAIN, SITE, uses_devices=True, ranks_per_node=1)
+    wanted = ["--ntasks-per-node=1", "--cpus-per-task=32", "--gres=gpu:4", "--mem=512000M"]
+    assert set(wanted) <= {line.removeprefix("#SBATCH ") for line in lines}
+
+
 @pytest.mark.parametrize(
     "resources, uses_devices, memory",
     [

@@ -1,59 +1,59 @@
 #!/bin/bash
-# sousbatch @VERSION@: run '9caafb21befb', stage train
+# sousbatch @VERSION@: run '28e48990817c', stage train
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/9caafb21befb/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/28e48990817c/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/9caafb21befb train
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/28e48990817c train
 
 #!/bin/bash
-# sousbatch @VERSION@: run '9caafb21befb', stage consolidate
+# sousbatch @VERSION@: run '28e48990817c', stage consolidate
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/9caafb21befb/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/28e48990817c/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/9caafb21befb consolidate
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/28e48990817c consolidate
 
 #!/bin/bash
-# sousbatch @VERSION@: run '9caafb21befb', stage predict
+# sousbatch @VERSION@: run '28e48990817c', stage predict
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/9caafb21befb/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/28e48990817c/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/9caafb21befb predict
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/28e48990817c predict
 
 #!/bin/bash
-# sousbatch @VERSION@: run '9caafb21befb', stage merge
+# sousbatch @VERSION@: run '28e48990817c', stage merge
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/9caafb21befb/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/28e48990817c/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/9caafb21befb merge
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/28e48990817c merge
 
 #!/bin/bash
-# sousbatch @VERSION@: run '9caafb21befb', stage score
+# sousbatch @VERSION@: run '28e48990817c', stage score
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/9caafb21befb/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/28e48990817c/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/9caafb21befb score
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/28e48990817c score

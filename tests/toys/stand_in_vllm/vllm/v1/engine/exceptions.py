@@ -1,0 +1,5 @@
+"""The errors of vLLM's engine."""
+
+
+class EngineDeadError(Exception):
+    """One of vLLM's processes has ended."""
