@@ -164,6 +164,7 @@ def test_scores_that_are_no_numbers_name_the_row(engine: Engine) -> None:
         engine.generate([*PROMPTS, damaged])
 
 
+@pytest.mark.faults
 def test_a_killed_rank_is_one_clear_error_and_leaves_none_behind(
     model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
