@@ -41,7 +41,7 @@ def define_show(show: Parser) -> None:
         show,
         _show,
         "predictions show 3f2a --worst 5 --random 5",
-        "predictions show predictions.jsonl --data test.jsonl --search 서울",
+        "predictions show predictions.jsonl --data test.jsonl --target summary --search 42",
     )
     add_source_arguments(show)
     show.add_argument("--worst", type=count, default=0, metavar="N", help="rows with the worst score (default 5)")

@@ -39,17 +39,18 @@ def byte_progress(what: str) -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def row_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Yield a callback that shows on stderr what takes more than a second.
+    """Yield a callback that shows long work on rows on stderr.
 
-    It takes (what, rows done, rows in all).
+    It takes (what, rows done, rows in all). Time is counted from the first rows on.
     """
-    began = shown_at = time.monotonic()
+    began = shown_at = float("inf")
     bars: dict[str, Any] = {}
     with ExitStack() as stack:
 
         def show(what: str, done: int, total: int) -> None:
-            nonlocal shown_at
+            nonlocal began, shown_at
             now = time.monotonic()
+            began, shown_at = min(began, now), min(shown_at, now)
             if now - shown_at < (0.1 if sys.stderr.isatty() and now - began > 1 else 10):
                 return
             shown_at = now

@@ -48,7 +48,7 @@ def define_score(score: Parser) -> None:
         _score,
         "predictions score predictions.jsonl --data test.jsonl --target summary",
         "predictions score 3f2a 91cc --intervals --compare",
-        "predictions score predictions.jsonl --data test.jsonl --metric my_metrics:LENGTH --worst 5",
+        "predictions score predictions.jsonl --data test.jsonl --target summary --metric my_metrics:LENGTH --worst 5",
     )
     add_source_arguments(score)
     score.add_argument("--intervals", action="store_true", help="also the 95 %% interval of each score, by bootstrap")

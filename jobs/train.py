@@ -40,6 +40,7 @@ def train(job: JobContext) -> int:
         raise RunError(f"stage {job.stage.name!r} has no batch in its plan")
     # torch warns at each collective of DeepSpeed's, on each rank
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.*")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns of each model that uses all its parameters
     with _hidden(*_unused_packages(job.settings)):
         from .training import resume
         from .training.callback import StepCallback

@@ -41,10 +41,9 @@ class ModelFacts:
     """The facts of the model.
 
     *digest* covers config, tokenizer and weight headers, not every weight. *tensors* are its parameters in memory, with
-    rows for added tokens, or those of its files where all of it trains as it is. *trained* says, by the digest of the
-    settings that decide it, what each other training of the recipe trains. *beside_bytes* are those of its config and
-    tokenizer, which lie with every checkpoint; *cached_bytes* lie in a cache already, for a model that was
-    fetched or converted.
+    rows for added tokens. *trained* says what each training of the recipe trains, by the digest of the settings that
+    decide it. *beside_bytes* are those of its config and tokenizer, which lie with every checkpoint; *cached_bytes* lie
+    in a cache already, for a model that was fetched or converted.
     """
 
     folder: str

@@ -42,6 +42,11 @@ def kind_of(config: Mapping[str, Any]) -> ModelKind:
     return "encoder" if model_type in _ENCODERS and not config.get("is_decoder") else "decoder"
 
 
+def is_known(config: Mapping[str, Any]) -> bool:
+    """Say whether the kind of a config's model is certain, and that it reads text."""
+    return config.get("model_type") in _ENCODERS | _ENCODER_DECODERS
+
+
 def overflows_in_float16(config: Mapping[str, Any]) -> bool:
     """Say whether it computes values beyond float16's range: T5 and its kin."""
     return config.get("model_type") in _WITHOUT_POSITIONS

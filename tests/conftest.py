@@ -149,8 +149,10 @@ def windows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     installed.mkdir(parents=True)
     (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: windows\nVersion: 1\n")
     (installed / "entry_points.txt").write_text("[sousbatch.tasks]\nwindows = windows_task:TASK\n")
-    for folder in (installed.parent, Path(__file__).parent / "toys"):
+    folders = (installed.parent, Path(__file__).parent / "toys")
+    for folder in folders:
         monkeypatch.syspath_prepend(folder)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, folders)))  # planning builds the model in a process
 
 
 def _write_weights(path: Path) -> None:
@@ -161,6 +163,8 @@ def _write_weights(path: Path) -> None:
         "lm_head.weight": [words, hidden],
     }
     for layer in range(2):
+        for name in ("input", "post_attention"):
+            shapes[f"model.layers.{layer}.{name}_layernorm.weight"] = [hidden]
         for name in "qkvo":
             shapes[f"model.layers.{layer}.self_attn.{name}_proj.weight"] = [hidden, hidden]
         for name in ("gate", "up"):

@@ -49,7 +49,8 @@ class PairCollator:
     """
 
     def __init__(self, pad: int, model: Any) -> None:
-        self._pad, self._shift = pad, getattr(model, "prepare_decoder_input_ids_from_labels", None)
+        self._pad, self._config = pad, model.config
+        self._shift = getattr(model, "prepare_decoder_input_ids_from_labels", self._shifted)
 
     def __call__(self, rows: Sequence[Mapping[str, list[int]]]) -> dict[str, torch.Tensor]:
         """Return int64 tensors of shape (rows, longest).
@@ -64,7 +65,14 @@ class PairCollator:
             "attention_mask": _padded([torch.ones_like(source) for source in sources], 0),
             "labels": labels,
         }
-        return batch | ({"decoder_input_ids": self._shift(labels=labels)} if self._shift else {})
+        return batch | {"decoder_input_ids": self._shift(labels=labels)}
+
+    def _shifted(self, labels: torch.Tensor) -> torch.Tensor:
+        """Return *labels* shifted, as models do that have no method for it."""
+        start = self._config.decoder_start_token_id
+        shifted = labels.new_full(labels.shape, self._pad if start is None else start)
+        shifted[:, 1:] = labels[:, :-1]
+        return shifted.masked_fill(shifted == IGNORED_LABEL, self._pad)
 
 
 def _padded(rows: Sequence[torch.Tensor], value: int) -> torch.Tensor:

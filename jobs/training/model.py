@@ -60,10 +60,23 @@ def _load(settings: StageSettings, task: TaskSpec, folder: Path, *, has_weights:
     if task.has_new_head:  # a model that was trained on other labels has a head of another size
         options["ignore_mismatched_sizes"] = True
     model = model_class.from_pretrained(folder, config=config, dtype=dtype, **options)
+    _keep_frozen(model)
     for layer in model.modules():  # on a CPU bitsandbytes repacks and rounds 4-bit weights when they are evaluated
         if hasattr(layer, _REPACKS):
             setattr(layer, _REPACKS, False)
     return model
+
+
+def _keep_frozen(model: Any) -> None:
+    """Freeze what the class itself does not train, such as computed positions.
+
+    transformers makes every parameter that it loads trainable (5.23).
+    """
+    with torch.device("meta"):
+        own = dict(type(model)(model.config).named_parameters())
+    for name, parameter in model.named_parameters():
+        if name in own and not own[name].requires_grad:
+            parameter.requires_grad_(False)
 
 
 def _kept_whole(settings: StageSettings, model_class: Any, config: Any, options: dict[str, Any]) -> list[str]:

@@ -21,6 +21,7 @@ from ..building import count_parameters, prepare_model
 from ..new_tokens import add_rows
 from ..schema import StageSettings
 from ..schema.validate import build
+from ..tasks import TaskSpec, advise_task, misfit, task_of
 from .tokenizer import load_full
 
 
@@ -33,17 +34,20 @@ def main() -> None:
 def answer(question: Mapping[str, Any]) -> dict[str, Any]:
     """Return the model's config, its parameters, and what trains of it.
 
-    *question* has the folder of the config and that of the tokenizer, the class of transformers, the changes to the
-    config, whether code of its own may run, the shapes and dtypes of its files' tensors, and by their keys the
-    settings of each training. A training that cannot work has a `problem`; otherwise there is all of `TrainedFacts`.
+    *question* has the folder of the config and that of the tokenizer, the task, the changes to the config, whether code
+    of its own may run, the shapes and dtypes of its files' tensors (none where it starts from random ones), and by
+    their keys the settings of each training. A training that cannot work has a `problem`; otherwise there is all of
+    `TrainedFacts`.
 
     Raises:
-        UsageError: there is no model of that class and config.
+        UsageError: there is no model of that class and config that reads text, or its files lack weights.
     """
     import torch
 
     with torch.device("meta"):
         model = _empty_model(question)
+    if question["stored"]:
+        _check_stored(model, question["stored"], has_new_head=task_of(question["task"]).has_new_head)
     tokenizer = load_full(question["tokenizer_folder"], question["add_tokens"], trusts_code=question["trusts"])
     with torch.device("meta"):
         add_rows(model, tokenizer)
@@ -71,12 +75,66 @@ def _empty_model(question: Mapping[str, Any]) -> Any:
         known = sorted({*config.to_dict(), *config.attribute_map})
         hint = nearest(unknown[0], known) or f"it has {', '.join(known)}"
         raise UsageError(f"model.config has {unknown[0]!r}, which {type(config).__name__} does not ({hint})")
-    kind = getattr(transformers, question["model_class"])
+    task = task_of(question["task"])
+    kind, plain = getattr(transformers, task.model_class), config.to_dict()
+    wrong = misfit(task, plain)
+    if not _has_class(task, config):
+        wrong = f"is a {config.model_type}, which has no {task.model_class.removeprefix('Auto')} in transformers"
+    if wrong:
+        raise UsageError(f"it {wrong}; {advise_task(plain, lambda other: _has_class(other, config))}")
+    model = kind.from_config(config, **options)
+    if model.main_input_name != "input_ids":
+        raise UsageError(
+            f"it is a {config.model_type}, which reads {model.main_input_name} and no text; take another model"
+        )
+    return model
+
+
+def _has_class(task: TaskSpec, config: Any) -> bool:
+    """Say whether transformers, or code beside the *config*, has the class of *task*."""
+    import transformers
+
+    kind = getattr(transformers, task.model_class)
     known_configs = getattr(kind, "_model_mapping", {})
     has_own_code = kind.__name__ in (getattr(config, "auto_map", None) or {})
-    if known_configs and not has_own_code and type(config) not in known_configs:
-        raise UsageError(f"{config.model_type} has no {kind.__name__.removeprefix('Auto')} in transformers")
-    return kind.from_config(config, **options)
+    return not known_configs or has_own_code or type(config) in known_configs
+
+
+def _check_stored(model: Any, stored: Mapping[str, Any], *, has_new_head: bool) -> None:
+    """Refuse a model whose files lack weights, which would be random.
+
+    Those of a new head may be missing. transformers itself tells them, as when the job loads the model.
+    """
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    _, report = type(model).from_pretrained(
+        None,
+        config=model.config,
+        state_dict={
+            name: torch.empty(shape, dtype=torch.float16, device="meta") for name, (shape, _) in stored.items()
+        },
+        output_loading_info=True,
+        device_map={"": "meta"},
+        ignore_mismatched_sizes=True,
+    )
+    base, buffers = f"{model.base_model_prefix}.", {name for name, _ in model.named_buffers()}
+    others = {name: f"{name} is {list(has)} and not {list(needs)}" for name, has, needs in report["mismatched_keys"]}
+    for found, what in ((others, "has other shapes than its config says"), (report["missing_keys"], "lacks")):
+        lost = sorted(name for name in found if name not in buffers and not (has_new_head and _is_head(name, base)))
+        if lost:
+            shown = ", ".join(others.get(name, name) for name in lost[:3]) + (", ..." if len(lost) > 3 else "")
+            number = f"{len(lost):,} of {len(model.state_dict()):,} weights of {type(model).__name__}"
+            raise UsageError(
+                f"the model {what} {number}, which would be random: {shown}; the files are incomplete, or of another "
+                "model than config.json says"
+            )
+
+
+def _is_head(name: str, base: str) -> bool:
+    """Say whether a weight is of a new head, or of a pooler that serves it."""
+    return not name.startswith(base) or name.startswith(f"{base}pooler.")
 
 
 def _trained(values: Mapping[str, Any], model: Any, tokenizer: Any, stored: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,9 +26,10 @@ from ...user_folders import cached
 from ..data.prompts import has_turns
 from ..facts import ModelFacts, TensorFacts, TrainedFacts
 from ..forecast.parameters import deciding_settings
-from ..schema import Recipe, StageSettings
+from ..model_kinds import is_known
+from ..schema import Recipe
 from ..stages import resolve_stages
-from ..tasks import misfit, task_of
+from ..tasks import advise_task, misfit, task_of
 from .cache import file_digest
 from .conversion import converted, weights_identity
 from .model_folder import TOKENIZER_FILES, find_folder
@@ -77,8 +78,8 @@ def read_model(recipe: Recipe, places: ModelPlaces, variants: Sequence[Recipe] =
     spec, task = recipe.model, task_of(recipe.task)
     folder, tokenizer_folder = places.folder, places.tokenizer_folder
     config = _read_config(spec.path, folder)
-    if problem := misfit(task, config):
-        raise UsageError(f"model.path {spec.path!r} {problem}")
+    if is_known(config) and (problem := misfit(task, config)):  # of others transformers tells below
+        raise UsageError(f"model.path {spec.path!r} {problem}; {advise_task(config)}")
     _check_tokenizer(recipe, tokenizer_folder)
     weights = sorted(folder.glob("*.safetensors"))
     stored = [tensor for path in weights for tensor in _tensors_in(path)]
@@ -87,17 +88,18 @@ def read_model(recipe: Recipe, places: ModelPlaces, variants: Sequence[Recipe] =
             f"model.path {spec.path!r} has no weights (*.safetensors, pytorch_model.bin, *.gguf); "
             "set model.from_scratch=true to start from random ones"
         )
-    trainings = _trainings((recipe, *variants))
-    is_plain = all(one == deciding_settings(StageSettings(task=recipe.task)) for one in trainings)
-    found, trained = sorted(stored, key=lambda tensor: tensor.name), dict[str, TrainedFacts]()
-    if not weights or spec.from_scratch or spec.config or task.has_new_head or not is_plain:
-        built = _build(recipe, trainings, stored, folder, tokenizer_folder)
-        dtypes, usual = {tensor.name: tensor.dtype for tensor in stored}, stored[0].dtype if stored else "float32"
-        found = [
-            TensorFacts(name=name, shape=tuple(shape), dtype=dtypes.get(name, usual))
-            for name, shape in built["tensors"]
-        ]
-        config, trained = built["config"], _trained_facts(built["trained"])
+    trainings, how = _trainings((recipe, *variants)), config.get("quantization_config")
+    if trainings and how and not spec.from_scratch:
+        raise UsageError(
+            f"model.path {spec.path!r} is quantised already ({how.get('quant_method', 'in its config')}), and such "
+            "weights do not train; give the model that it was made from, which adapter=qlora loads in 4 bits"
+        )
+    built = _build(recipe, trainings, [] if spec.from_scratch else stored, folder, tokenizer_folder)
+    dtypes, usual = {tensor.name: tensor.dtype for tensor in stored}, stored[0].dtype if stored else "float32"
+    found = [
+        TensorFacts(name=name, shape=tuple(shape), dtype=dtypes.get(name, usual)) for name, shape in built["tensors"]
+    ]
+    config, trained = built["config"], _trained_facts(built["trained"])
     return ModelFacts(
         folder=str(folder),
         tokenizer_folder=str(tokenizer_folder),
@@ -219,7 +221,7 @@ def _build(
     """
     spec = recipe.model
     question = {
-        "model_class": task_of(recipe.task).model_class,
+        "task": recipe.task,
         "changes": spec.config,
         "trusts": spec.trust_remote_code,
         "add_tokens": spec.add_tokens,
@@ -242,7 +244,7 @@ def _run_architecture(question: Mapping[str, Any]) -> Any:
     done = subprocess.run(command, input=text, capture_output=True, text=True, env=environment)
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise UsageError(f"model {question['folder']!r} cannot be built from its config: {reason}")
+        raise UsageError(f"model.path {question['folder']!r} cannot be trained here: {reason}")
     return json.loads(done.stdout.splitlines()[-1])
 
 

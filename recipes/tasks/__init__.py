@@ -125,20 +125,22 @@ def _check_keys(task: TaskSpec) -> None:
 
 
 def misfit(task: TaskSpec, config: Mapping[str, Any]) -> str | None:
-    """Return why a model of *config* does not fit *task*, and what it fits.
-
-    Return None where it does.
-    """
+    """Return why *task* cannot take a model of *config*, None where it can."""
     kind = kind_of(config)
     if not task.kinds or kind in task.kinds:
         return None
-    fitting = [name for name in OWN_TASKS if kind in task_of(name).kinds]
-    advice = f"set {' or '.join(f'task={name}' for name in fitting)}" if fitting else "take another model"
     what = {"decoder": "a decoder", "encoder": "an encoder", "encoder-decoder": "an encoder-decoder"}
-    return (
-        f"is {what[kind]} ({config.get('model_type')}), and task {task.name} takes "
-        f"{' or '.join(what[one] for one in task.kinds)}; {advice}"
-    )
+    takes = " or ".join(what[one] for one in task.kinds)
+    return f"is {what[kind]} ({config.get('model_type')}), and task {task.name} takes {takes}"
+
+
+def advise_task(config: Mapping[str, Any], is_there: Callable[[TaskSpec], bool] = lambda task: True) -> str:
+    """Return which task to set for a model of *config*.
+
+    *is_there* says whether the class of a task is.
+    """
+    tasks = [task for task in map(task_of, OWN_TASKS) if misfit(task, config) is None and is_there(task)]
+    return f"set {' or '.join(f'task={task.name}' for task in tasks)}" if tasks else "take another model"
 
 
 def with_metrics(recipe: Recipe) -> Recipe:

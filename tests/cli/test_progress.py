@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sousbatch.cli import follow
+from sousbatch.cli import follow, progress
 from sousbatch.events import Step
 from sousbatch.launchers.states import StageState
 
@@ -55,3 +55,15 @@ def test_a_followed_run_has_a_bar_a_stage_on_a_terminal(
     assert said.out == "" and "stopping after saving" in said.err
     last = said.err.rpartition("train")[2]
     assert "done 10/10, loss 0.500" in last and "waiting" in last
+
+
+def test_rows_are_timed_from_the_first_of_them(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What went before, such as to build the model, is not about rows."""
+    now = iter((100.0, 109.0, 111.0))
+    with progress.row_progress() as show:
+        monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+        for done in (1, 2, 3):
+            show("rows of train", done, 3)
+    assert capsys.readouterr().err == "sousbatch: rows of train: 3 of 3\n"

@@ -57,6 +57,12 @@ def desk(finished):
         (shards / f"rank{rank}.jsonl").write_text("".join(lines))
     data = [{"input": f"question {number}", "summary": f"answer {number}"} for number in range(5000)]
     (place.root / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
+    for name in "abc":
+        (place.root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:10]))
+    (place.root / "my_metrics.py").write_text(
+        "from sousbatch.predictions.metrics import Metric\n"
+        "LENGTH = Metric(score=lambda answers: {'length': [len(text) for text, _ in answers.texts]}, better='lower')\n"
+    )
     (place.root / "checkpoint-500").symlink_to(place.run_dir() / "checkpoints/train/step-00000006")
     run_id = place.run_dir().name
     return place, run_id
@@ -65,7 +71,9 @@ def desk(finished):
 def arguments_of(command: str, place, run_id: str) -> list[str]:
     words = []
     for word in shlex.split(command)[1:]:
-        word = {"RUN": run_id, "3f2a": run_id[:6]}.get(word, word.replace("3f2a", run_id))
+        word = {"RUN": run_id, "3f2a": run_id[:6], "91cc": run_id, "77b0": run_id}.get(
+            word, word.replace("3f2a", run_id)
+        )
         words += [str(path) for path in sorted(place.root.glob(word))] if "*" in word else [word]
     return words
 

@@ -10,7 +10,7 @@ from transformers import AutoConfig
 from transformers.models.auto import modeling_auto
 
 from sousbatch.recipes.model_kinds import kind_of, max_positions
-from sousbatch.recipes.tasks import misfit, task_of
+from sousbatch.recipes.tasks import advise_task, misfit, task_of
 
 KINDS = {
     **dict.fromkeys(("llama", "gpt2", "mixtral", "qwen2", "gemma"), "decoder"),
@@ -56,7 +56,11 @@ def test_a_model_of_another_kind_is_told_the_task_that_fits() -> None:
     assert misfit(task, {"model_type": "llama"}) is None
     assert misfit(dataclasses.replace(task, kinds=()), {"model_type": "t5"}) is None
     said = misfit(dataclasses.replace(task, name="other", kinds=("encoder",)), {"model_type": "llama"})
-    assert (
-        said == "is a decoder (llama), and task other takes an encoder; set task=causal_lm or "
-        "task=classification or task=question_answering"
+    assert said == "is a decoder (llama), and task other takes an encoder"
+    assert advise_task({"model_type": "llama"}) == (
+        "set task=causal_lm or task=classification or task=question_answering"
+    )
+    assert advise_task({"model_type": "llama"}, lambda task: task.name == "causal_lm") == "set task=causal_lm"
+    assert advise_task({"model_type": "whisper", "is_encoder_decoder": True}, lambda task: False) == (
+        "take another model"
     )

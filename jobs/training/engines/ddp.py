@@ -20,8 +20,12 @@ def start_process_group(device: str) -> None:
 
 
 def arguments(settings: StageSettings, device: str) -> dict[str, Any]:
-    """Return DDP's arguments: every parameter that trains takes part in every step."""
-    return {"ddp_find_unused_parameters": False}
+    """Return DDP's arguments.
+
+    Some parameters take part in no step, such as those that read images, and some not in each: layers are left out at
+    random. DDP would wait for their gradients.
+    """
+    return {"ddp_find_unused_parameters": True}
 
 
 def wrap(trainer: Any) -> None:

@@ -19,6 +19,7 @@ from sousbatch.checkpoints.formats.lora import merge_adapter
 from sousbatch.errors import NotFoundError, UsageError
 
 Weights = Callable[[Path], dict[str, torch.Tensor]]
+FACTORS = {"A": (2, 64), "B": (64, 2)}
 
 
 def test_a_zero_checkpoint_of_an_adapter_becomes_pefts_own_file(cases: Path, tmp_path: Path, weights: Weights) -> None:
@@ -77,6 +78,24 @@ def test_a_merged_model_takes_from_its_base_what_the_checkpoint_lacks(cases: Pat
     names = {path.name for path in (tmp_path / "out").iterdir()} - {"README.md"}
     assert names == {"config.json", "generation_config.json", "manifest.json", "model.safetensors", "tokenizer.json"}
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "llama"
+
+
+def test_a_layer_of_small_weights_is_merged_and_verified(tmp_path: Path, weights: Weights) -> None:
+    """float16 keeps numbers next to 0 in steps that are large beside them."""
+    from safetensors.torch import save_file
+
+    for folder in ("base", "adapter"):
+        (tmp_path / folder).mkdir()
+    torch.manual_seed(0)
+    base = 0.004 * torch.randn(64, 64)
+    save_file({"up.weight": base}, tmp_path / "base" / "model.safetensors")
+    (tmp_path / "base" / "config.json").write_text("{}")
+    names = {f"base_model.model.up.lora_{one}.weight": 0.01 * torch.ones(shape) for one, shape in FACTORS.items()}
+    save_file(names, tmp_path / "adapter" / "adapter_model.safetensors")
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "lora_alpha": 2}))
+    options = ConsolidateOptions(base_dir=tmp_path / "base", is_verified=True)
+    assert consolidate(open_source(tmp_path / "adapter"), tmp_path / "out", options)
+    assert torch.allclose(weights(tmp_path / "out")["up.weight"].float(), base + 2e-4, atol=2**-24, rtol=2**-10)
 
 
 def test_a_large_weight_is_merged_in_blocks_of_whole_rows(tmp_path: Path, weights: Weights) -> None:

@@ -13,6 +13,8 @@ from transformers import (
     BartConfig,
     BartForConditionalGeneration,
     GenerationConfig,
+    M2M100Config,
+    M2M100ForConditionalGeneration,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -36,11 +38,16 @@ def make(kind: str) -> Any:
         return T5ForConditionalGeneration(config).eval()
     sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "max_position_embeddings": 64}
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "bos_token_id": 1}
-    config = BartConfig(encoder_ffn_dim=32, decoder_ffn_dim=32, decoder_start_token_id=2, **sizes, **heads, **IDS)
-    return BartForConditionalGeneration(config).eval()
+    others = {"encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "decoder_start_token_id": 2}
+    if kind == "m2m_100":
+        return M2M100ForConditionalGeneration(M2M100Config(**sizes, **heads, **others, **IDS)).eval()
+    return BartForConditionalGeneration(BartConfig(**sizes, **heads, **others, **IDS)).eval()
 
 
-@pytest.fixture(scope="module", params=["bart", "t5"])
+@pytest.fixture(
+    scope="module",
+    params=["bart", "t5", "m2m_100"],  # the last shifts labels in its forward pass alone
+)
 def model(request: pytest.FixtureRequest) -> Any:
     return make(request.param)
 

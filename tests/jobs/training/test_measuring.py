@@ -17,8 +17,8 @@ import transformers
 import sousbatch.recipes
 from sousbatch.jobs.tasks import runtime_of
 from sousbatch.jobs.training.measuring import AnswerMetric
-from sousbatch.predictions.metrics import METRICS, Answers
 from sousbatch.predictions.rows import PredictionRow
+from sousbatch.predictions.scoring import score_with_baseline
 from sousbatch.recipes.inspect.tokenizer import load_full
 from sousbatch.recipes.schema import Checkpoints, Data, Predict, QuestionAnswering, StageSettings, Train, Zero
 from sousbatch.recipes.tasks import task_of
@@ -117,6 +117,5 @@ def _alone(settings: StageSettings, model: Any, num_rows: int) -> float:
     found = runtime_of(task).answerer(settings, loaded, tokenizer).answer(list(enumerate(rows)))
     predictions = [PredictionRow.from_json(one, position=place) for place, one in enumerate(found)]
     targets = [row["answers" if task.name == "question_answering" else "target"] for row in rows]
-    answers = Answers(rows=predictions, targets=targets, inputs=[None] * num_rows, tokenizer="words")
-    (value,) = METRICS.load(settings.checkpoints.metric).score(answers).values()
-    return value if isinstance(value, float) else sum(value) / len(value)
+    name = settings.checkpoints.metric
+    return score_with_baseline(predictions, targets, [None] * num_rows, metrics=[name])["model"][name]

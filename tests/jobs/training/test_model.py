@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GPTJConfig, GPTJForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import GPTJConfig, GPTJForCausalLM, LlamaConfig, LlamaForCausalLM, MarianConfig, MarianMTModel
 
 from sousbatch.errors import UsageError
 from sousbatch.jobs.training.model import build_model
@@ -249,3 +249,16 @@ def test_an_adapter_can_be_scaled_by_the_root_of_its_rank_and_train_lengths(fold
     assert len(lengths) == 2 * 7
     losses = trained(model)
     assert losses[-1] < losses[0]
+
+
+def test_computed_positions_do_not_train(tmp_path: Path) -> None:
+    """transformers makes them trainable when it loads them, and no gradient would reach them."""
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "max_position_embeddings": 16}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "pad_token_id": 0, "eos_token_id": 2}
+    MarianMTModel(MarianConfig(vocab_size=WORDS + ADDED, encoder_ffn_dim=16, **sizes, **heads)).save_pretrained(
+        tmp_path
+    )
+    recipe = Recipe(name="r", task="seq2seq", model=Model(path="m"), train=Train(precision="float32"))
+    model = build_model(recipe, tmp_path, Words(WORDS + ADDED), has_weights=True)
+    frozen = {name for name, value in model.named_parameters() if not value.requires_grad}
+    assert frozen == {f"model.{side}.embed_positions.weight" for side in ("encoder", "decoder")}

@@ -48,7 +48,7 @@ def ask(kind: tuple[str, dict[str, Any]], tokenizer_folder: Path, tmp_path: Path
     question: dict[str, Any] = {
         "folder": str(tmp_path),
         "tokenizer_folder": str(tokenizer_folder),
-        "model_class": "AutoModelForCausalLM",
+        "task": "causal_lm",
         "changes": {},
         "trusts": False,
         "add_tokens": settings.model.add_tokens,
@@ -172,9 +172,70 @@ def test_a_key_that_the_models_configuration_does_not_have_is_named(
     assert reason in str(caught.value)
 
 
-def test_a_model_that_the_class_of_the_task_does_not_know_is_refused(tokenizer_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="vit has no ModelForCausalLM in transformers"):
-        ask(("vit", {}), tokenizer_folder, tmp_path)
+SPEECH = {"d_model": 16, "num_mel_bins": 4, "decoder_layers": 1, "encoder_layers": 1} | dict.fromkeys(
+    ("encoder_attention_heads", "decoder_attention_heads", "pad_token_id", "bos_token_id", "eos_token_id"), 2
+)
+WRONG = {
+    "no text": (
+        ("vit", {}),
+        "causal_lm",
+        "is a vit, which has no ModelForCausalLM in transformers; take another model",
+    ),
+    "another task": (
+        LLAMA,
+        "seq2seq",
+        "is a llama, which has no ModelForSeq2SeqLM in transformers; set task=causal_lm or task=classification or "
+        "task=question_answering",
+    ),
+    "images and text": (("qwen2_vl", {}), "classification", "take another model"),
+    "speech": (
+        ("whisper", SPEECH),
+        "causal_lm",
+        "is an encoder-decoder (whisper), and task causal_lm takes a decoder; take another model",
+    ),
+}
+
+
+@pytest.mark.parametrize(("kind", "task", "problem"), WRONG.values(), ids=WRONG)
+def test_a_model_that_the_class_of_the_task_does_not_know_is_refused(
+    kind: Any, task: str, problem: str, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        ask(kind, tokenizer_folder, tmp_path, task=task)
+    assert problem in str(caught.value)
+
+
+def _stored(found: dict[str, Any], **others: list[int] | None) -> dict[str, Any]:
+    """Return the files' tensors: those in memory, with other shapes or left out."""
+    shapes = {name: shape for name, shape in found["tensors"]} | {
+        name.replace("__", "."): shape for name, shape in others.items()
+    }
+    return {name: (shape, "float32") for name, shape in shapes.items() if shape is not None}
+
+
+@pytest.mark.parametrize(
+    ("other", "problem"),
+    [
+        ({"model__norm__weight": None}, "the model lacks 1 of 21 weights of LlamaForCausalLM, which would be random: "),
+        ({"lm_head__weight": None}, "the model lacks 1 of 21 weights of LlamaForCausalLM, which would be random: "),
+        ({"model__norm__weight": [9]}, "would be random: model.norm.weight is [9] and not [16]; the files are incomp"),
+    ],
+)
+def test_weights_that_would_be_random_are_named(
+    other: dict[str, Any], problem: str, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    stored = _stored(ask(LLAMA, tokenizer_folder, tmp_path, trainings={}), **other)
+    with pytest.raises(UsageError) as caught:
+        ask(LLAMA, tokenizer_folder, tmp_path, stored=stored)
+    assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize("task", ["causal_lm", "classification"])
+def test_a_head_may_be_new_or_tied(task: str, tokenizer_folder: Path, tmp_path: Path) -> None:
+    tied = ("llama", {"num_key_value_heads": 2, "tie_word_embeddings": True, "pad_token_id": 0})
+    stored = _stored(ask(tied, tokenizer_folder, tmp_path, trainings={}))
+    found = ask(tied, tokenizer_folder, tmp_path, stored=stored, settings=StageSettings(task=task), task=task)
+    assert found["trained"]["one"]["trainable"] > 0
 
 
 def test_gradient_checkpointing_is_tried(tokenizer_folder: Path, tmp_path: Path) -> None:
