@@ -30,7 +30,7 @@ test-matrix: $(STAMP)
 
 # What needs a GPU, with the Python whose torch knows the card, and the other packages, test tools too: PYTHON=python3
 test-gpu: build/as/sousbatch
-	PYTHONPATH=$(abspath build/as) OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -rPs -m gpu tests/end_to_end/test_gpu.py
+	PYTHONPATH=$(abspath build/as) OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -rPs -m gpu tests/end_to_end/test_gpu.py tests/jobs/generation/test_engines_contract.py
 
 # What needs a Slurm, on that of a prefix, and with values of slurm.conf: make test-slurm SLURM=DIR SET="KEY=VALUE ..."
 test-slurm: $(STAMP)

@@ -129,10 +129,11 @@ class _Ranks:
         try:
             for pipe, request in zip(self._pipes, requests, strict=True):
                 pipe.send_bytes(json.dumps(request).encode())
-            while len(found) < self.count:
-                for rank, pipe in enumerate(self._pipes):
-                    if rank not in found and pipe in wait(self._pipes):
-                        found[rank] = _answer(pipe.recv_bytes())
+            waiting = dict(enumerate(self._pipes))
+            while waiting:
+                ready = wait(waiting.values())
+                for rank in [rank for rank, pipe in waiting.items() if pipe in ready]:
+                    found[rank] = _answer(waiting.pop(rank).recv_bytes())
         except RunError:
             self._end()
             raise

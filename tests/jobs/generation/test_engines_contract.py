@@ -1,4 +1,4 @@
-"""What every engine must do alike. vLLM is a stand-in here; on a GPU it is the real one, see test_gpu.py."""
+"""What every engine must do alike. vLLM is a stand-in; `make test-gpu` takes the real one, where it is installed."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 import sousbatch.recipes
+from sousbatch.cluster.site import visible_gpus
 from sousbatch.errors import RunError
 from sousbatch.jobs.generation import Engine, Prompt, load_engine
 from sousbatch.recipes.schema import Data, Model, Predict, Recipe, StageSettings
@@ -47,16 +48,29 @@ def settings_with(**changes: Any) -> StageSettings:
     return settings_of(Recipe(model=Model(path="x"), data=Data(prompt="{input}"), predict=replace(PREDICT, **changes)))
 
 
-def load(name: str, model_dir: Path) -> Engine:
+def load(name: str, model_dir: Path, device: str = "cpu", num_devices: int = 2) -> Engine:
     from sousbatch.jobs.training.model import load_tokenizer
 
     settings = settings_with(engine=name)
-    places = {"model_class": "AutoModelForCausalLM", "device": "cpu", "dtype": "float32"}
-    return load_engine(settings, model_dir, load_tokenizer(settings, TINY), **places, num_devices=2)
+    places = {"model_class": "AutoModelForCausalLM", "device": device, "dtype": "float32"}
+    return load_engine(settings, model_dir, load_tokenizer(settings, TINY), **places, num_devices=num_devices)
 
 
-@pytest.fixture(scope="module", params=["transformers", "vllm", "zero3"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        *("transformers", "vllm", "zero3"),
+        *(pytest.param(f"{name} on GPUs", marks=pytest.mark.gpu) for name in ("transformers", "vllm", "zero3")),
+    ],
+)
 def engine(request: pytest.FixtureRequest, model_dir: Path) -> Iterator[Engine]:
+    if request.param.endswith(" on GPUs"):
+        name = request.param.partition(" ")[0]
+        if not visible_gpus():
+            pytest.skip("no NVIDIA GPU is visible to this process: nvidia-smi shows none")
+        pytest.importorskip("vllm" if name == "vllm" else "torch")
+        yield load(name, model_dir, "cuda", len(visible_gpus()) if name == "zero3" else 1)
+        return
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(STAND_IN))
         yield load(request.param, model_dir)
@@ -150,6 +164,7 @@ def test_scores_that_are_no_numbers_name_the_row(engine: Engine) -> None:
         engine.generate([*PROMPTS, damaged])
 
 
+@pytest.mark.faults
 def test_a_killed_rank_is_one_clear_error_and_leaves_none_behind(
     model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
