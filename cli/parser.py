@@ -136,5 +136,5 @@ def setting(text: str) -> tuple[str, str]:
     """Return key and value, written as KEY=VALUE."""
     key, equals, value = text.partition("=")
     if not equals:
-        raise argparse.ArgumentTypeError(f"must be KEY=VALUE, such as JobRequeue=0, not {text!r}")
+        raise argparse.ArgumentTypeError(f"must be KEY=VALUE, not {text!r}")
     return key, value

@@ -157,7 +157,7 @@ def _column(rows: Sequence[RunRow], name: str) -> Callable[[RunRow], Any]:
         return columns[name]
     if any(name in row.scores for row in rows):
         return lambda row: row.scores.get(name)
-    known = [*columns, *dict.fromkeys(score for row in rows for score in row.scores)]
+    known = list(dict.fromkeys([*columns, *(score for row in rows for score in row.scores)]))
     hint = nearest(name, known) or f"known: {', '.join(known)}"
     raise UsageError(f"{name!r} is no column of these runs ({hint})")
 

@@ -66,8 +66,10 @@ class Selection:
             columns = {name: block.model[name]}
             sign = 1 if metric.better == "higher" else -1
             values = [sign * headline(scores_of_row(self.metrics, columns, place)) for place in places]
-            self._keep("worst", self.worst, block, values)
-            self._keep("best", self.best, block, [-value for value in values])
+            if self.worst:
+                self._keep("worst", self.worst, block, values)
+            if self.best:
+                self._keep("best", self.best, block, [-value for value in values])
         if self.random:
             marks = [zlib.crc32(f"{self.seed} {case.row.index}".encode()) for case in block.cases]
             self._keep("random", self.random, block, marks)

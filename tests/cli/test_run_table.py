@@ -120,7 +120,9 @@ def test_runs_are_chosen_by_values_and_written_as_csv(sousbatch: Run, make: Make
     ("words", "says"),
     [
         (["--where", "sed=1"], "--where sed: no recipe of these runs has that key (did you mean 'seed'?)"),
+        (["--where", "sed"], "argument --where: must be KEY=VALUE, not 'sed'"),
         (["--sort", "cerr"], "'cerr' is no column of these runs (did you mean 'cer'?)"),
+        (["--sort", "xyzxyz"], "steps, loss, best, examples/s, cer, device hours, holds)"),
         (["nobody"], "run 'nobody' does not exist"),
     ],
 )

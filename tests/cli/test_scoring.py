@@ -72,6 +72,8 @@ def test_the_worst_rows_are_shown_below_the_scores(sousbatch: Run) -> None:
         "target      대구 \\x1b[31m",
         "prediction  ?",
     ]
+    _, out, _ = sousbatch("predictions", "show", "a.jsonl", *DATA, "--worst", "1")
+    assert out.startswith("worst rows") and "best rows" not in out
 
 
 @pytest.mark.parametrize(
