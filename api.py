@@ -335,7 +335,7 @@ def merge_predictions(
     num_rows: int | None = None,
     index_field: str | None = "index",
     sampler: Sampler | None = None,
-    batch_rows: int = 1,
+    batch_rows: int | None = None,
     post: Sequence[str] = (),
 ) -> MergeReport:
     """Join prediction shards into the one file *out*, in the order of their rows.
@@ -348,7 +348,7 @@ def merge_predictions(
         index_field: the field that holds a row's position; None joins the shards as they are named.
         sampler: what dealt out the rows to the ranks, whose shards have no index: "contiguous", "interleaved",
             "distributed" (PyTorch's DistributedSampler) or "batches" (accelerate's data loaders); it needs *num_rows*.
-        batch_rows: rows of a batch of one rank, for "batches".
+        batch_rows: rows of a batch of one rank; "batches" needs it.
         post: steps as in the recipe's `predict.post`, over the units of a predict stage.
 
     Raises:
@@ -366,13 +366,21 @@ def merge_predictions(
     given, target = [Path(path).expanduser() for path in paths], Path(out).expanduser().absolute()
     if missing := [str(path) for path in given if not path.exists()]:
         raise NotFoundError(f"{', '.join(missing)}: no such file or folder")
+    if target.is_dir():
+        raise UsageError(f"{out} is a folder; name the merged file, such as {target / 'predictions.jsonl'}")
+    if not target.parent.is_dir():
+        raise NotFoundError(f"{target.parent}: no such folder, and {target.name} is to lie there")
     if len(given) == 1 and is_unit_folder(given[0]):
         run = run_of_units(given[0])
         rest = f"sousbatch resume {run.run_id}" if run else ""
         return merge_units(given[0], target, change=_change(post, given[0]), rest=rest)
     if post:
         raise UsageError("post changes the texts of a folder of units, and these are shards of another trainer")
-    dealing = None if sampler is None else Dealing(sampler=sampler, batch_rows=batch_rows)
+    if (sampler == "batches") != (batch_rows is not None) or batch_rows == 0:
+        raise UsageError(
+            "--sampler batches needs --batch-rows, the rows of a rank's batch (1 or more); others have none"
+        )
+    dealing = None if sampler is None else Dealing(sampler=sampler, batch_rows=batch_rows or 1)
     return merge_shards(find_shards(given), target, num_rows=num_rows, index_field=index_field, dealing=dealing)
 
 

@@ -10,13 +10,16 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from .errors import UsageError
 
 TEMPORARY_PREFIX = ".tmp-"
 _BLOCK_BYTES = 1 << 20
@@ -55,6 +58,21 @@ def make_private_dir(path: Path) -> Path:
 def temporary_path(path: Path) -> Path:
     """Return an unused temporary name beside *path*."""
     return path.parent / f"{TEMPORARY_PREFIX}{path.name}.{secrets.token_hex(4)}"
+
+
+def final_name(name: str) -> str:
+    """Return the name of a file that is being written under the temporary *name*."""
+    return re.sub(rf"{re.escape(TEMPORARY_PREFIX)}([^/]+)\.[0-9a-f]{{8}}", r"\1", name)
+
+
+def refuse_input(path: Path, inputs: Iterable[Path]) -> None:
+    """Refuse to write over what is read.
+
+    Raises:
+        UsageError: *path* is one of *inputs*.
+    """
+    if path.resolve() in {one.resolve() for one in inputs}:
+        raise UsageError(f"{path} is read and would be written over; give the new file another name")
 
 
 def sync_dir(path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from ..errors import UsageError
+from ..files import refuse_input
 from ..predictions.metrics.tokenizers import Tokenizer
 from ..predictions.rows import PredictionRow, predictions_of
 from ..recipes.data.rows import read_rows
@@ -77,6 +78,7 @@ def _numbers(text: str) -> tuple[float, ...]:
 def _ensemble(arguments: Namespace) -> int:
     from ..predictions.ensemble import Ensemble, labels_told, way_of, write_joined
 
+    refuse_input(Path(arguments.out), map(Path, arguments.paths))
     if len(arguments.paths) < 2:
         raise UsageError("an ensemble needs two models or more, and one is named")
     weights = arguments.weights or (1.0,) * len(arguments.paths)

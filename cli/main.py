@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 from .. import __version__
 from ..errors import SousbatchError
+from ..files import final_name
 from ..plugins import Registry
 from ..redaction import redacted
 from .parser import Parser, add_command
@@ -98,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _write_no_more()
         return 128 + signal.SIGPIPE if {"submit", "resume"} & set(words[:1]) else 0  # not done: the run continues
     except OSError as error:  # a folder that cannot be written, a disk that is full
-        return _refuse(redacted(f"{error.filename or 'a file'}: {error.strerror or error}"), 2)
+        return _refuse(redacted(f"{final_name(str(error.filename or 'a file'))}: {error.strerror or error}"), 2)
     except KeyboardInterrupt:
         return 130
 

@@ -18,7 +18,7 @@ from ..errors import NotFoundError, UsageError
 from ..predictions.measure import Case
 from ..predictions.metrics import DEFAULT_METRICS
 from ..predictions.metrics.tokenizers import Tokenizer
-from ..predictions.rows import PREDICTION, predictions_of
+from ..predictions.rows import ID, NO_ID, PREDICTION, predictions_of
 from ..predictions.scoring import Scoring, paired
 from ..recipes.data.rows import read_rows
 from ..run_folder import RunPaths
@@ -113,6 +113,11 @@ def _beside(path: Path, data: Path, arguments: Namespace) -> Iterator[Case]:
     predictions = predictions_of(read_rows(path), path, field=arguments.field)
     has_input, first = False, dict[str, object]()
     for number, (prediction, row) in enumerate(paired(predictions, read_rows(data)), 1):
+        if ID in row and prediction.id is not NO_ID and str(prediction.id) not in map(str, row.values()):
+            raise UsageError(
+                f"row {number} of {path} answers the id {prediction.id!r}, and row {number} of {data} has "
+                f"{row[ID]!r}: these are not the rows that were predicted, or they are in another order"
+            )
         if row.get(arguments.target) is None:
             raise UsageError(f"row {number} of {data} has no {arguments.target!r}; it has: {', '.join(row)}")
         first = first or dict(row)

@@ -60,9 +60,8 @@ def _show(arguments: Namespace) -> int:
 
     (source, *more) = find_sources(arguments)
     if more:
-        raise UsageError(
-            f"`predictions show` shows one file or stage; name one of: {', '.join(map(str, _files(source, more)))}"
-        )
+        names = ", ".join(str(one.predictions) for one in (source, *more))
+        raise UsageError(f"`predictions show` shows one file or stage; name one of: {names}")
     if source.data is None and (arguments.worst or arguments.best or arguments.metric):
         raise UsageError(
             f"{source.predictions} has no targets beside it; name the rows that it answers with --data FILE"
@@ -91,10 +90,6 @@ def _show(arguments: Namespace) -> int:
     if selection.num_found > MAX_FOUND:
         print(f"\nthe first {MAX_FOUND} of {selection.num_found:,} rows with the text")
     return 0
-
-
-def _files(*found: object) -> list[object]:
-    return [one for each in found for one in (each if isinstance(each, list) else [each])]
 
 
 def _set_default(selection: Selection) -> None:

@@ -55,7 +55,7 @@ def _define_merge(merge: Parser) -> None:
         help="rows have no index: what dealt them out, the shards in the order of the ranks; "
         + "; ".join(f"{name}: {does}" for name, does in SAMPLERS.items()),
     )
-    merge.add_argument("--batch-rows", type=count, default=1, help="rows of a rank's batch, for --sampler batches")
+    merge.add_argument("--batch-rows", type=count, help="rows of a rank's batch, for --sampler batches")
     merge.add_argument(
         "--post", action="append", default=[], metavar="STEP", help="repair the texts, as predict.post of a recipe does"
     )

@@ -93,6 +93,9 @@ def _check(arguments: Namespace, sources: list[Source]) -> None:
         raise UsageError(f"--rows writes the rows of one file or run, and {len(sources)} are named")
     if arguments.rows is not None and Path(arguments.rows).suffix != ".jsonl":
         raise UsageError(f"--rows {arguments.rows!r} has another format; name a .jsonl file")
+    if arguments.rows is not None:
+        read = [path for source in sources for path in (source.predictions, source.data) if path is not None]
+        files.refuse_input(Path(arguments.rows), read)
 
 
 def _scored(source: Source, arguments: Namespace) -> Scored:

@@ -41,7 +41,7 @@ def scan_arrays(path: Path, index_field: str | None, spool: Path) -> Shard:
             for lines, indices in _batches(path, index_field):
                 offset = stream.tell()
                 stream.write(b"".join(lines))
-                shard.index.extend(indices if indices is not None else _following(shard, lines))
+                _take_indices(shard, indices if indices is not None else _following(shard, lines))
                 shard.offset.extend(accumulate(map(len, lines[:-1]), initial=offset))
                 shard.length.extend(map(len, lines))
         except DamagedError as error:
@@ -49,6 +49,13 @@ def scan_arrays(path: Path, index_field: str | None, spool: Path) -> Shard:
             shard.num_corrupt += 1
             shard.faults.append(str(error) if str(path) in str(error) else f"{path}: {error}")
     return shard
+
+
+def _take_indices(shard: Shard, indices: Sequence[int]) -> None:
+    try:
+        shard.index.extend(indices)
+    except (TypeError, OverflowError) as error:  # such as null, and what needs more than 63 bits
+        raise DamagedError(f"{shard.path}: a row's index is no row number: {error}") from error
 
 
 def _following(shard: Shard, lines: Sequence[bytes]) -> range:

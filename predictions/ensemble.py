@@ -166,7 +166,8 @@ def _by_label(member: Member, answer: PredictionRow, of: Of) -> dict[str, float]
         by_label = dict(zip(member.labels, values, strict=True))
     else:
         has = ", ".join(answer.fields) or "none"
-        raise UsageError(f"{where} has no probabilities of labels; its fields: {has}")
+        hint = "; --of logits joins logits" if "logits" in answer.fields else ""
+        raise UsageError(f"{where} has no probabilities of labels; its fields: {has}{hint}")
     if not all(type(value) in (int, float) for value in by_label.values()):
         raise UsageError(
             f"{where} holds no number for each label; log-probabilities of tokens cannot be joined, since their ids "

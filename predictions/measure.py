@@ -271,6 +271,11 @@ def _checked(name: str, column: str, values: Any, answers: Answers) -> Column:
             "each row, and a score that is not their mean is made by the metric's `total` (docs/extending.md)"
         )
     if all(one is None or isinstance(one, str) for one in values):
+        if values and METRICS.load(name).total is None:
+            raise UsageError(
+                f"metric {name!r} returned texts as {column!r}, such as {values[0]!r}, and has no `total` that makes a "
+                "number of them (docs/extending.md)"
+            )
         return values
     try:
         numbers = array("d", values)

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import NotFoundError, UsageError, no_room_named
-from ..files import TEMPORARY_PREFIX
+from ..files import TEMPORARY_PREFIX, refuse_input
 from .array_reader import SUFFIXES, is_companion, scan_arrays
 from .merge import MergeReport, settle, writing
 from .rows import INDEX
@@ -33,6 +33,7 @@ from .shard_reader import MAX_FAULTS, Shard, has_fields, scan_csv, scan_jsonl
 
 _Numbers = NDArray[np.int64]
 
+_SUFFIXES = (".jsonl", ".csv", *SUFFIXES)
 _GATHER_BYTES = 1 << 20  # what the processor's cache holds: 8 MiB took 1.4 times as long
 
 
@@ -63,13 +64,16 @@ def merge_shards(
     Raises:
         IncompleteError: rows are missing; the rest is in `.partial`.
         DamagedError: the shards contradict each other or *num_rows*; the same.
-        UsageError: there are no shards, or of two formats, or without the index; or they are to be joined as they
-            stand, and lines of them are broken, so that nobody knows how many rows these were.
+        UsageError: there are no shards, or of two formats, or without the index, or one is *out_path*; or they are to
+            be joined as they stand, and one is named twice, or lines of them are broken, so that nobody knows how many
+            rows these were.
     """
     kinds = _kinds(paths, out_path)
     if dealing is not None and num_rows is None:
         raise UsageError(f"--sampler {dealing.sampler} says which row is which by the number of all: give --rows, too")
     index_field = None if dealing is not None else index_field
+    if index_field is None and (again := _named_again(paths)):
+        raise UsageError(f"{again} is named twice, and its rows would get two positions; name every shard once")
     with TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=out_path.parent) as spools, no_room_named(str(out_path)):
         shards = []
         for number, path in enumerate(paths):
@@ -122,19 +126,32 @@ def find_shards(paths: Sequence[Path]) -> list[Path]:
 
     Raises:
         NotFoundError: there are none.
+        UsageError: a folder holds files of several formats.
     """
     found = [file for path in paths for file in (_shards_in(path) if path.is_dir() else [path])]
     found = [path for path in found if not is_companion(path)]
     if not found:
-        raise NotFoundError(f"{', '.join(map(str, paths))}: no {', '.join(('.jsonl', '.csv', *SUFFIXES))} shards there")
+        raise NotFoundError(f"{', '.join(map(str, paths))}: no {', '.join(_SUFFIXES)} shards there")
     return found
 
 
 def _shards_in(folder: Path) -> list[Path]:
-    for suffix in (".jsonl", ".csv", *SUFFIXES):
-        if found := [path for path in folder.glob(f"*{suffix}") if not is_companion(path)]:
-            return sorted(found, key=lambda path: by_number(path.name))
-    return []
+    found = [path for path in folder.iterdir() if path.suffix in _SUFFIXES and not is_companion(path)]
+    if len(kinds := sorted({path.suffix for path in found})) > 1:
+        raise UsageError(
+            f"{folder} holds {' and '.join(kinds)} files; name the shards, such as {folder}/*{kinds[0]}, "
+            "or remove the others"
+        )
+    return sorted(found, key=lambda path: by_number(path.name))
+
+
+def _named_again(paths: Sequence[Path]) -> Path | None:
+    seen = set[Path]()
+    for path in paths:
+        if (real := path.resolve()) in seen:
+            return path
+        seen.add(real)
+    return None
 
 
 def by_number(text: str) -> list[str | int]:
@@ -193,6 +210,7 @@ def _kinds(paths: Sequence[Path], out_path: Path) -> set[str]:
         raise UsageError("there are no shards to merge")
     if lost := [str(path) for path in paths if not path.is_file()]:
         raise NotFoundError(f"no such shard: {', '.join(lost)}")
+    refuse_input(out_path, paths)
     kinds = {path.suffix.lower() for path in paths}
     all_kinds = kinds | {out_path.suffix.lower()}
     if ".csv" in all_kinds and len(all_kinds) > 1:

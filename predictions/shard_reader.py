@@ -87,7 +87,7 @@ def scan_jsonl(path: Path, index_field: str | None) -> Shard:
                     else range(len(shard.index), len(shard.index) + len(lines))
                 )
                 shard.accept(indices, offsets, lines)
-            except ValueError:
+            except (ValueError, RecursionError):
                 for start, line in zip(offsets, lines, strict=True):
                     _scan_line(shard, start, line, parse, index_field)
     return shard
@@ -108,6 +108,7 @@ def _index_of(line: bytes, parse: _Parse, index_field: str | None, count: int) -
 
     Raises:
         ValueError: it is no row.
+        RecursionError: it has too many brackets within brackets.
     """
     try:
         row = parse(line)
@@ -127,7 +128,7 @@ def _index_of(line: bytes, parse: _Parse, index_field: str | None, count: int) -
 def _scan_line(shard: Shard, offset: int, line: bytes, parse: _Parse, index_field: str | None) -> None:
     try:
         shard.accept([_index_of(line, parse, index_field, len(shard.index))], [offset], [line])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if line.strip():
             shard.reject(offset, line, error)
             if index_field is not None:
@@ -140,7 +141,7 @@ def _salvage(shard: Shard, offset: int, line: bytes, parse: _Parse, index_field:
     start = line.rfind(b"{" + msgspec.json.encode(index_field))
     if start < 1 or line[:start].rstrip()[-1:] in (b":", b",", b"["):
         return
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         index = _index_of(line[start:], parse, index_field, 0)
         shard.accept([index], [offset + start], [line[start:]])
 
@@ -176,8 +177,9 @@ def scan_csv(path: Path, index_field: str | None) -> Shard:
 def has_fields(names: Sequence[str]) -> str:
     """Say which fields there are, and what to do where none is the index."""
     return (
-        f"it has {', '.join(names)}; name the field of a row's position with --index FIELD, join the shards in the "
-        "order in which they are named with --in-file-order, or name what dealt out the rows with --sampler"
+        f"it has {', '.join(name or repr(name) for name in names)}; name the field of a row's position with --index "
+        "FIELD, join the shards in the order in which they are named with --in-file-order, or name what dealt out the "
+        "rows with --sampler"
     )
 
 

@@ -86,13 +86,32 @@ def test_the_worst_rows_are_shown_below_the_scores(sousbatch: Run) -> None:
         (("score", "a.jsonl", *DATA, "--metric", "mine:LENGTH"), "metric 'mine:LENGTH' cannot be imported"),
         (("show", "a.jsonl", "--worst", "3"), "name the rows that it answers with --data FILE"),
         (("show", "a.jsonl", "--row", "4"), "there is no row 4: the last of 4 rows is 3"),
-        (("show", "a.jsonl", "b.jsonl"), "shows one file or stage"),
+        (("show", "a.jsonl", "b.jsonl"), "shows one file or stage; name one of: a.jsonl, b.jsonl\n"),
+        (("score", "a.jsonl", *DATA, "--rows", "a.jsonl"), "a.jsonl is read and would be written over"),
+        (("score", "a.jsonl", *DATA, "--rows", "data.jsonl"), "data.jsonl is read and would be written over"),
+        (("score", "a.jsonl", *DATA, "--rows", "no/r.jsonl"), "sousbatch: no/r.jsonl: No such file or directory"),
+        (("ensemble", "a.jsonl", "b.jsonl", "--out", "b.jsonl"), "b.jsonl is read and would be written over"),
     ],
 )
 def test_what_cannot_be_done_is_refused(sousbatch: Run, arguments: tuple[str, ...], words: str) -> None:
     code, out, err = sousbatch("predictions", *arguments)
     assert (code, out) == (2, "") and words in err, err
     assert not list(Path().glob("r.*"))
+
+
+def test_predictions_of_other_rows_are_not_scored(sousbatch: Run) -> None:
+    rows = [
+        json.loads(line) | {"id": f"r-{place}"}
+        for place, line in enumerate(Path("data.jsonl").read_text().splitlines())
+    ]
+    Path("data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert sousbatch(*SCORE, *DATA)[0] == 0
+    Path("data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [rows[0], *rows[:0:-1]]))
+    code, _, err = sousbatch(*SCORE, *DATA)
+    assert code == 2 and "row 2 of a.jsonl answers the id 'r-1', and row 2 of data.jsonl has 'r-3'" in err
+    named = [row | {"id": place, "key": row["id"]} for place, row in enumerate(rows)]  # the recipe's column was "key"
+    Path("data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in named))
+    assert sousbatch(*SCORE, *DATA)[0] == 0
 
 
 def test_own_metrics_are_found_in_the_working_folder(sousbatch: Run) -> None:

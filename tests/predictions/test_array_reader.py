@@ -161,3 +161,10 @@ def test_two_answers_of_one_row_are_named_by_their_places(tmp_path: Path) -> Non
         DamagedError, match=r"b.parquet: its row 0: row 0 differs from the one at .*a.parquet: its row 0"
     ):
         _merged(tmp_path, "a.parquet", "b.parquet", num_rows=1)
+
+
+@pytest.mark.parametrize("index", [[0, None], pa.array([0, 2**64 - 1], pa.uint64())], ids=["null", "64 bits"])
+def test_an_index_that_is_no_row_number_is_named(tmp_path: Path, index: Any) -> None:
+    pq.write_table(pa.table({"index": index, "prediction": ["a", "b"]}), tmp_path / "a.parquet")
+    with pytest.raises(IncompleteError, match="a.parquet: a row's index is no row number"):
+        _merged(tmp_path, num_rows=2)

@@ -61,6 +61,7 @@ def test_parts_add_up_exactly() -> None:
         ("0.5", "metric 'odd' returned 0.5 as 'odd' for 2 rows; it returns a list with a value for each row"),
         ("[1.0]", "returned 1 values as 'odd' for 2 rows"),
         ("[1.0, float('nan')]", "returned nan as 'odd' for the row with index 1"),
+        ("['a', None]", "returned texts as 'odd', such as 'a', and has no `total`"),
         ("[1.0, [2]]", r"returned \[2\] as 'odd', which is no number"),
     ],
 )

@@ -118,3 +118,27 @@ def test_the_command_line_names_the_sampler(tmp_path: Path, sousbatch: Callable[
     assert (code, err) == (0, "") and "13 of 13 rows" in out
     code, _, err = sousbatch("predictions", "merge", *sorted(map(str, tmp_path.glob("rank*"))), *arguments)
     assert code == 2 and "alphabetical order" in err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--sampler", "batches"], ["--sampler", "batches", "--batch-rows", "0"], ["--batch-rows", "3"]]
+)
+def test_the_rows_of_a_batch_are_said_with_batches_and_only_then(
+    arguments: list[str], tmp_path: Path, sousbatch: Callable[..., tuple[int, str, str]]
+) -> None:
+    _write(tmp_path, "batches", 13, 4)
+    out = ("--rows", "13", "--out", str(tmp_path / "o.jsonl"))
+    code, _, err = sousbatch("predictions", "merge", str(tmp_path), *arguments, *out)
+    assert code == 2 and "--sampler batches needs --batch-rows" in err
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("", "is a folder; name the merged file"), ("no/o.jsonl", "no such folder")]
+)
+def test_a_place_that_cannot_hold_the_merged_file_is_named(
+    name: str, message: str, tmp_path: Path, sousbatch: Callable[..., tuple[int, str, str]]
+) -> None:
+    _write(tmp_path, "interleaved", 13, 4)
+    out = ("--in-file-order", "--out", str(tmp_path / name))
+    code, _, err = sousbatch("predictions", "merge", str(tmp_path), *out)
+    assert code == 2 and message in err and ".tmp-" not in err

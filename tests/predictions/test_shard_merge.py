@@ -13,7 +13,7 @@ import pytest
 from sousbatch.cli.main import main
 from sousbatch.errors import DamagedError, IncompleteError, NotFoundError, UsageError
 from sousbatch.predictions.merge import partial_path, report_path
-from sousbatch.predictions.shard_merge import merge_shards
+from sousbatch.predictions.shard_merge import find_shards, merge_shards
 
 NUM_ROWS, NUM_RANKS = 60, 4
 MakeRows = Callable[[int, int], list[dict[str, Any]]]
@@ -394,3 +394,29 @@ def test_the_order_of_letters_is_not_taken_for_that_of_the_numbers(tmp_path: Pat
         assert main([*arguments, *given]) == 0
         assert [json.loads(line)["prediction"] for line in out.read_text().splitlines()] == names
         out.unlink()
+
+
+def test_brackets_beyond_what_a_parser_takes_are_a_broken_row(tmp_path: Path, out: Path) -> None:
+    deep = b'{"index": 0, "prediction": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n"
+    (tmp_path / "rank0.jsonl").write_bytes(deep + b'{"index": 1, "prediction": "b"}\n')
+    with pytest.raises(IncompleteError, match="missing rows: 0; corrupt rows: 1"):
+        merge_shards([tmp_path / "rank0.jsonl"], out)
+
+
+def test_a_shard_is_never_written_over(shards: list[Path]) -> None:
+    before = shards[0].read_bytes()
+    with pytest.raises(UsageError, match="rank=0.jsonl is read and would be written over"):
+        merge_shards(shards, shards[0])
+    assert shards[0].read_bytes() == before
+
+
+def test_a_shard_that_is_named_twice_gets_no_second_place(shards: list[Path], out: Path) -> None:
+    with pytest.raises(UsageError, match="rank=0.jsonl is named twice"):
+        merge_shards([shards[0], shards[0].parent / "." / shards[0].name], out, index_field=None)
+
+
+def test_a_folder_with_two_formats_loses_none_of_them(tmp_path: Path) -> None:
+    for name in ("rank0.jsonl", "rank1.parquet"):
+        (tmp_path / name).touch()
+    with pytest.raises(UsageError, match=r"holds \.jsonl and \.parquet files; name the shards"):
+        find_shards([tmp_path])
