@@ -62,7 +62,7 @@ class LightTokenizer:
         self.bos_token_id: int | None = ids["bos_token"]
         self.eos_token_id: int | None = ids["eos_token"]
         self.cls_token_id: int | None = ids["cls_token"]
-        self.unk_token_id: int | None = ids["unk_token"]
+        self.unk_token_id: int | None = ids.get("unk_token")
         self.pad_token_id: int | None = ids["pad_token"] if ids["pad_token"] is not None else ids["eos_token"]
 
     def __call__(

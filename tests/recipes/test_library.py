@@ -81,6 +81,7 @@ def ready(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
         for split, file in recipe.data.splits.items():
             _write(Path(str(file)), [{columns.get(key, key): row[key] for key in row} for row in rows[split]])
         changes = [f"model.path={models / model}", "model.revision=null"]
+        changes += ["model.freeze=[layers:0-0]"] * bool(recipe.model.freeze)  # of two layers
         return [*changes, "adapter.target_modules=[q_proj,v_proj]"] if recipe.adapter.method != "full" else changes
 
     return prepare

@@ -136,7 +136,11 @@ def test_a_new_head_trains_in_full_beside_adapters() -> None:
 
 Sousbatch = Callable[..., tuple[int, str, str]]
 RECIPE = ["./small.yaml", "task=question_answering", "data.max_tokens=16", "question_answering.stride_tokens=2"]
-RECIPE += ["question_answering.max_question_tokens=6", "question_answering.max_answer_tokens=3"]
+RECIPE += [
+    "question_answering.max_question_tokens=6",
+    "question_answering.max_answer_tokens=3",
+    "model.from_scratch=true",
+]
 
 
 @pytest.mark.parametrize(
