@@ -150,7 +150,7 @@ def _keys(found: Iterable[Option]) -> str:
             option.key,
             option.takes,
             as_override(option.default),
-            "(not in this version) " * option.is_later + option.help,
+            option.help,
         ]
         for option in found
     ]

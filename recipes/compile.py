@@ -23,7 +23,6 @@ from .optimizers import optimizer_refusals
 from .plan import After, Batch, Forecast, Plan, Stage, StageModel, StageSplit
 from .refusals import by_stage, card_refusals, doubts, misfits, node_memory, rank_memory
 from .schema import Recipe, StageSettings
-from .schema.fields import unbuilt
 from .stages import ResolvedStage, RowsWanted, resolve_stages, with_tokens
 from .tasks import task_of, with_metrics
 from .train_refusals import train_refusals, train_warnings
@@ -151,8 +150,6 @@ def _refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
     if not stage.uses_devices:
         return
     settings = stage.settings
-    for key in unbuilt(settings):
-        yield f"{key} can be written down but is not done by this version; leave it out"
     if stage.resources.device == "cpu":
         yield from _cpu_refusals(settings, stage)
     yield from task_of(settings.task).refusals(stage, inputs)

@@ -51,12 +51,11 @@ def reference() -> str:
 
 def _row(option: Option) -> str:
     default = as_override(option.default)
-    later = "*Not in this version.* " if option.is_later else ""
     cells = [
         f"`{option.key.rpartition('.')[2]}`",
         option.takes,
         f"`{default}`" if default else "",
-        later + option.help,
+        option.help,
         ", ".join(f"`{word}`" for word in option.also),
     ]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

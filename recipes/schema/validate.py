@@ -63,7 +63,6 @@ class Option:
     help: str
     also: tuple[str, ...]
     was: tuple[str, ...]
-    is_later: bool
 
 
 def options(cls: type, prefix: str = "") -> Iterator[Option]:
@@ -77,7 +76,6 @@ def options(cls: type, prefix: str = "") -> Iterator[Option]:
             help=field.metadata["help"],
             also=field.metadata["also"],
             was=field.metadata["was"],
-            is_later=field.metadata["later"],
         )
         inner = _dataclass_in(hints[field.name])
         if inner is not None and inner is not cls:
