@@ -358,7 +358,7 @@ def merge_predictions(
     """
     from .predictions.merge import merge_units
     from .predictions.shard_merge import Dealing, find_shards, merge_shards
-    from .predictions.units import is_unit_folder
+    from .predictions.units import is_unit_folder, read_layout
 
     _check_list("paths", paths)
     if not paths:
@@ -371,6 +371,9 @@ def merge_predictions(
     if not target.parent.is_dir():
         raise NotFoundError(f"{target.parent}: no such folder, and {target.name} is to lie there")
     if len(given) == 1 and is_unit_folder(given[0]):
+        num_predicted = read_layout(given[0])[1].num_rows
+        if num_rows not in (None, num_predicted):
+            raise UsageError(f"--rows is {num_rows:,}, and the units of {given[0]} are of {num_predicted:,} rows")
         run = run_of_units(given[0])
         rest = f"sousbatch resume {run.run_id}" if run else ""
         return merge_units(given[0], target, change=_change(post, given[0]), rest=rest)

@@ -198,7 +198,7 @@ def _deal_out(shards: Sequence[Shard], num_rows: int, dealing: Dealing) -> int:
 def _check_has_index(shards: Sequence[Shard], index_field: str) -> None:
     """Refuse intact rows without the field; the report names the broken ones."""
     for shard in shards:
-        with shard.path.open("rb") as stream, suppress(ValueError):
+        with shard.path.open("rb") as stream, suppress(ValueError, RecursionError):
             row = json.loads(stream.readline())
             if isinstance(row, dict) and index_field not in row:
                 raise UsageError(f"{shard.path} has no field {index_field!r}; {has_fields(list(row))}")

@@ -42,6 +42,8 @@ def find_run_model(key: str, name: str) -> tuple[Path, bool]:
         paths, stage, choice = _parsed(name)
         if choice is None:
             return _model_in(paths, stage), False
+        if name.endswith(ALL):
+            raise UsageError(f"{ALL} stands for every checkpoint: write --sweep {key}={name}")
         plan = read_plan(paths.plan)
         train = _train_stage(plan, stage)
         chosen = choose_checkpoint(paths.checkpoints(train.name), choice, train.settings.goal)

@@ -136,3 +136,5 @@ def test_a_repair_that_raises_names_the_row_and_loses_nothing(
     code, out, err = sousbatch("predictions", "merge", str(units), "--out", "p.jsonl", "--post", "better:tidy")
     assert (code, err) == (0, "") and "5 of 5 rows" in out
     assert json.loads(Path("p.jsonl").read_text().splitlines()[4])["prediction"] == "test 4"
+    code, _, err = sousbatch("predictions", "merge", str(units), "--out", "q.jsonl", "--rows", "6")
+    assert code == 2 and "--rows is 6, and the units of" in err and not Path("q.jsonl").exists()

@@ -401,6 +401,9 @@ def test_brackets_beyond_what_a_parser_takes_are_a_broken_row(tmp_path: Path, ou
     (tmp_path / "rank0.jsonl").write_bytes(deep + b'{"index": 1, "prediction": "b"}\n')
     with pytest.raises(IncompleteError, match="missing rows: 0; corrupt rows: 1"):
         merge_shards([tmp_path / "rank0.jsonl"], out)
+    (tmp_path / "rank0.jsonl").write_bytes(deep)
+    with pytest.raises(IncompleteError, match="corrupt rows: 1"):
+        merge_shards([tmp_path / "rank0.jsonl"], out)
 
 
 def test_a_shard_is_never_written_over(shards: list[Path]) -> None:

@@ -78,6 +78,7 @@ def test_a_sweep_takes_each_checkpoint_of_a_run(sousbatch: Run, earlier: RunPath
         ("run:0123456789ab@step-3", "has no committed checkpoint 'step-3'; it has step-2, step-4"),
         ("run:0123456789ab@step", r"write run:ID, run:ID:STAGE, or run:ID@step-200"),
         ("run:0123456789ab:train", "has no model 'train'; name run:0123456789ab:consolidate"),
+        ("run:0123456789ab@all", "every checkpoint: write --sweep model.path=run:0123456789ab@all"),
         ("run:0123456789ab:tune@last", "has these stages with checkpoints: train"),
     ],
 )
