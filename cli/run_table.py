@@ -146,7 +146,7 @@ def _sorted(rows: Sequence[RunRow], column: str) -> list[RunRow]:
     from ..launchers.history import is_lower_better
 
     get = _column(rows, column)
-    is_reverse = any(column in row.scores for row in rows) and not is_lower_better(column)
+    is_reverse = any(_score(row, column) is not None for row in rows) and not is_lower_better(column)
     having = [row for row in rows if get(row) is not None]
     return sorted(having, key=get, reverse=is_reverse) + [row for row in rows if get(row) is None]
 
@@ -155,11 +155,16 @@ def _column(rows: Sequence[RunRow], name: str) -> Callable[[RunRow], Any]:
     columns = _columns(rows)
     if name in columns:
         return columns[name]
-    if any(name in row.scores for row in rows):
-        return lambda row: row.scores.get(name)
+    if any(_score(row, name) is not None for row in rows):
+        return lambda row: _score(row, name)
     known = list(dict.fromkeys([*columns, *(score for row in rows for score in row.scores)]))
     hint = nearest(name, known) or f"known: {', '.join(known)}"
     raise UsageError(f"{name!r} is no column of these runs ({hint})")
+
+
+def _score(row: RunRow, name: str) -> float | None:
+    """Return a score by its name, that of the first stage where several score."""
+    return next((value for key, value in row.scores.items() if name in (key, key.rpartition("/")[2])), None)
 
 
 def _describe_best(rows: Sequence[RunRow], score: str) -> str:

@@ -40,7 +40,7 @@ BAD_RECIPES = {
     ),
     "task of another kind": (
         ["small.yaml", "task=seq2seq"],
-        "and task seq2seq takes an encoder-decoder; set task=causal_lm",
+        "which has no ModelForSeq2SeqLM in transformers; set task=causal_lm",
     ),
     "no such model": (["small.yaml", "model.path=./none"], "model.path './none' does not exist"),
     "missing split": (["small.yaml", "predict.split=tets"], "is not in data.splits; known: train, validation, test"),

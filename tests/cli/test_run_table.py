@@ -90,6 +90,13 @@ def test_the_best_run_is_told_with_what_sets_it_apart_and_its_model(sousbatch: R
     ]
 
 
+def test_a_score_without_its_stage_is_that_of_the_first(sousbatch: Run, make: Make) -> None:
+    make("aaa", changes={"seed": 1}, scores={"score": {"cer": 0.5}, "score-other": {"cer": 0.1}})
+    make("bbb", changes={"seed": 2}, scores={"score": {"cer": 0.2}, "score-other": {"cer": 0.9}})
+    assert sousbatch("runs", "--best", "cer")[1].split()[:4] == ["run", "bbb", "cer", "0.2"]
+    assert sousbatch("runs", "--best", "score-other/cer")[1].split()[:4] == ["run", "aaa", "score-other/cer", "0.1"]
+
+
 def test_seeds_of_one_recipe_stand_together(sousbatch: Run, make: Make) -> None:
     for seed, value in ((1, 0.1), (2, 0.3)):
         make(f"a{seed}", changes={"seed": seed}, scores={"score": {"cer": value}})
