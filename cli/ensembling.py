@@ -27,7 +27,7 @@ def define_ensemble(ensemble: Parser) -> None:
     define(
         ensemble,
         _ensemble,
-        "predictions ensemble 3f2a 91cc 77b0 --out voted.jsonl --weights 2,1,1",
+        "predictions ensemble a.jsonl b.jsonl c.jsonl --out voted.jsonl --weights 2,1,1 --by majority",
         "predictions ensemble a.jsonl b.jsonl c.jsonl --out voted.jsonl --by risk --metric chrf",
     )
     ensemble.add_argument(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import unicodedata
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
@@ -59,9 +60,11 @@ def _show(arguments: Namespace) -> int:
     from ..predictions.selection import MAX_FOUND, Selection
 
     (source, *more) = find_sources(arguments)
+    if len(arguments.paths) > 1:
+        raise UsageError(f"`predictions show` shows one file or run; name one of: {', '.join(arguments.paths)}")
     if more:
-        names = ", ".join(str(one.predictions) for one in (source, *more))
-        raise UsageError(f"`predictions show` shows one file or stage; name one of: {names}")
+        others = ", ".join(str(one.predictions) for one in more)
+        print(f"sousbatch: these are rows of {source.predictions}; there are also: {others}", file=sys.stderr)
     if source.data is None and (arguments.worst or arguments.best or arguments.metric):
         raise UsageError(
             f"{source.predictions} has no targets beside it; name the rows that it answers with --data FILE"

@@ -88,7 +88,7 @@ def test_the_worst_rows_are_shown_below_the_scores(sousbatch: Run) -> None:
         (("score", "a.jsonl", *DATA, "--metric", "mine:LENGTH"), "metric 'mine:LENGTH' cannot be imported"),
         (("show", "a.jsonl", "--worst", "3"), "name the rows that it answers with --data FILE"),
         (("show", "a.jsonl", "--row", "4"), "there is no row 4: the last of 4 rows is 3"),
-        (("show", "a.jsonl", "b.jsonl"), "shows one file or stage; name one of: a.jsonl, b.jsonl\n"),
+        (("show", "a.jsonl", "b.jsonl"), "shows one file or run; name one of: a.jsonl, b.jsonl\n"),
         (("score", "a.jsonl", *DATA, "--rows", "a.jsonl"), "a.jsonl is read and would be written over"),
         (("score", "a.jsonl", *DATA, "--rows", "data.jsonl"), "data.jsonl is read and would be written over"),
         (("score", "a.jsonl", *DATA, "--rows", "no/r.jsonl"), "sousbatch: no/r.jsonl: No such file or directory"),
