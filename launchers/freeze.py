@@ -191,7 +191,7 @@ def _tracked_config(plan: Plan) -> dict[str, Any]:
         "site": plan.site.name,
         "version": plan.version,
         "code": inputs.code_digest,
-        "data": {name: split.digest for name, split in inputs.splits.items()},
+        "data": plan.data_digests,
         "model": inputs.model.digest,
         "num_params": inputs.model.num_params,
         "versions": inputs.versions,

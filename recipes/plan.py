@@ -226,6 +226,11 @@ class Plan:
     sweep: Sweep | None = None
 
     @property
+    def data_digests(self) -> dict[str, str]:
+        """The sha256 of the rows of each split."""
+        return {name: split.digest for name, split in self.inputs.splits.items()}
+
+    @property
     def run_id(self) -> str:
         """The digest of what decides the results: recipe, code and data.
 
@@ -235,8 +240,7 @@ class Plan:
         deciding = {
             name: value for name, value in recipe.items() if name not in ("resources", "tracking", "description")
         }
-        data = {name: split.digest for name, split in self.inputs.splits.items()}
-        decided = [deciding, self.inputs.model.digest, data, self.inputs.code_digest]
+        decided = [deciding, self.inputs.model.digest, self.data_digests, self.inputs.code_digest]
         decided += [[one.stage, one.use, one.rows.digest, sorted(one.sources.values())] for one in self.inputs.prepared]
         decided += [[name, one.digest] for name, one in sorted(self.inputs.used_files.items())]
         if self.sweep is not None:

@@ -104,7 +104,8 @@ STAGE_KINDS: dict[str, StageKind] = {
             does="joins the predictions into one complete file, or names the missing rows",
             leaves="merged predictions",
             source="predict",
-            inherits=("data", "predict"),  # for the score stage that works on it
+            reads=("data", "predict"),  # what is done to texts afterwards, and the file that is to be submitted
+            inherits=("data", "predict"),
             after="any",  # however the predictions ended, so that what is missing gets reported
         ),
         StageKind(
