@@ -29,6 +29,7 @@ from .unpickler import RefusedGlobal, Unpickler
 METADATA_NAME = ".metadata"
 _SHARD = re.compile(r"shard-(\d+)-model-\d+-of-\d+\.safetensors")
 _MODULE = "torch.distributed.checkpoint"
+_ENUM = f"{_MODULE}.metadata._MEM_FORMAT_ENCODING"
 # A tensor cut along its columns has a run per row and column of chunks; each run is one read.
 _MAX_RUNS = 200_000
 
@@ -119,9 +120,26 @@ def _known() -> dict[str, object]:
     A pickle can set attributes of what it names.
     """
     names = "Metadata TensorStorageMetadata BytesStorageMetadata ChunkStorageMetadata StorageMeta TensorProperties"
-    full = [f"{_MODULE}.metadata.{name}" for name in (*names.split(), "MetadataIndex", "_MEM_FORMAT_ENCODING")]
+    full = [f"{_MODULE}.metadata.{name}" for name in (*names.split(), "MetadataIndex")] + [_ENUM]
     full.append(f"{_MODULE}.filesystem._StorageInfo")
-    return {name: type("Plain", (_Plain,), {"__init__": lambda self, *_: None}) for name in full}
+    found: dict[str, object] = {name: type("Plain", (_Plain,), {"__init__": lambda self, *_: None}) for name in full}
+    return found | {"builtins.getattr": _Members(found[_ENUM]).member}
+
+
+class _Members:
+    """Members of torch's enum.
+
+    Python before 3.11.4, such as Debian 12's, pickles them as `getattr(enum, name)`.
+    """
+
+    def __init__(self, enum: Any) -> None:
+        self._enum = enum
+
+    def member(self, of: Any, _: str) -> Any:
+        """Return what stands for a member; anything else is not asked for its attributes."""
+        if of is not self._enum:
+            raise RefusedGlobal("builtins.getattr")
+        return self._enum()
 
 
 def _tensors(root: Any) -> Iterator[_Tensor]:

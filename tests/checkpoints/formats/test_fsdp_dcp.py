@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import os
 import pickle
 import shutil
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.checkpoint.metadata import TensorProperties
 
 from sousbatch.checkpoints.consolidation.consolidate import consolidate
 from sousbatch.checkpoints.consolidation.options import ConsolidateOptions
@@ -82,6 +84,34 @@ def test_a_call_in_the_metadata_is_refused_by_name_and_not_made(fsdp: Path, tmp_
     with pytest.raises(DamagedError, match=r"\.metadata: loading it would call posix\.system; it was not called"):
         open_source(fsdp)
     assert not (tmp_path / "called").exists()
+
+
+class OlderPython(pickle.Pickler):
+    """Writes the members of an enum as Python before 3.11.4 does."""
+
+    def reducer_override(self, value: Any) -> Any:
+        return (getattr, (type(value), value.name)) if isinstance(value, enum.Enum) else NotImplemented
+
+
+def test_metadata_of_an_older_python_is_read(fsdp: Path) -> None:
+    before = open_source(fsdp)
+    with (fsdp / ".metadata").open("rb") as stream:
+        found = pickle.load(stream)  # our own file
+    with (fsdp / ".metadata").open("wb") as stream:
+        OlderPython(stream, protocol=4).dump(found)
+    assert b"getattr" in (fsdp / ".metadata").read_bytes()
+    assert open_source(fsdp).tensors == before.tensors
+
+
+class AnyAttribute:
+    def __reduce__(self) -> Any:
+        return getattr, (TensorProperties, "create_from_tensor")
+
+
+def test_an_attribute_of_anything_else_is_refused(fsdp: Path) -> None:
+    (fsdp / ".metadata").write_bytes(pickle.dumps(AnyAttribute()))
+    with pytest.raises(DamagedError, match=r"loading it would call builtins\.getattr; it was not called"):
+        open_source(fsdp)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x04N.", b"no pickle"])
