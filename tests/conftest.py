@@ -13,8 +13,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -108,6 +111,39 @@ train: {epochs: 2, global_batch: 4, precision: float32}
 resources:
   default: {device: cpu}
 """
+
+
+@pytest.fixture(autouse=True)
+def _models_built_here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Build the models of plans in this process: one of its own imports torch for seconds, for each model anew.
+
+    Tests of that process itself are in test_architecture.py; what runs the command line as a process has it, too.
+    """
+    if request.path.name != "test_architecture.py":
+        monkeypatch.setattr("sousbatch.recipes.inspect.model._run_architecture", _built_here)
+
+
+def _built_here(question: Mapping[str, Any]) -> Any:
+    from transformers.utils import logging
+
+    from sousbatch.errors import UsageError
+    from sousbatch.files import canonical_json
+    from sousbatch.recipes.inspect import architecture
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that process is told so, too
+            return json.loads(json.dumps(architecture.answer(json.loads(canonical_json(question)))))
+    except Exception as error:
+        said = str(error) if isinstance(error, UsageError) else traceback.format_exception_only(error)[-1]
+        reason = said.strip().splitlines()[-1]
+        raise UsageError(f"model.path {question['folder']!r} cannot be trained here: {reason}") from error
+    finally:
+        logging.set_verbosity(before)
+        logging.enable_progress_bar()
 
 
 @pytest.fixture

@@ -238,8 +238,10 @@ def test_a_plan_shows_stages_data_storage_and_memory(sousbatch: Run, project: Pa
 
 
 def test_a_plan_says_what_share_of_the_model_trains(
-    sousbatch: Run, project: Path, monkeypatch: pytest.MonkeyPatch
+    sousbatch: Run, project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setenv("SOUSBATCH_CACHE", str(tmp_path / "cache"))  # where no other test left what this model is
+
     def built(question: dict[str, Any]) -> dict[str, Any]:
         numbers = {"trainable": 1_234_567, "frozen": 133_765_433, "quantisable": 0, "num_tensors": 4}
         return {"config": {}, "tensors": [["a", [5]]], "trained": dict.fromkeys(question["trainings"], numbers)}
