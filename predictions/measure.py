@@ -11,6 +11,7 @@ import threading
 from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
@@ -171,6 +172,10 @@ def _in_processes(blocks: Iterable[Sequence[Case]], call: _Call, workers: int) -
             while waiting:
                 yield _finished(waiting.popleft())
         except BrokenProcessPool as error:
+            # Before Python 3.11.5 the thread that sends blocks waits for ever for a reader that was killed
+            # (python/cpython#94777); with the last reader closed it ends.
+            with suppress(AttributeError, OSError):
+                pool._call_queue._reader.close()  # type: ignore[attr-defined]
             advice = "start it again with fewer --workers"
             raise RunError("a process that scores was killed, by lack of memory perhaps", advice=advice) from error
         finally:
