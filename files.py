@@ -14,7 +14,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -35,13 +35,13 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
-def digest_file(path: Path) -> str:
-    """Return the sha256 hex digest of a file's bytes, reading 1 MiB at a time."""
-    digest = hashlib.sha256()
+def digest_file(path: Path, new: Callable[[], Any] = hashlib.sha256) -> str:
+    """Return the hex digest of a file's bytes, by a *new* one of sha256 or others."""
+    digest = new()
     with path.open("rb", buffering=0) as stream:
         while block := stream.read(_BLOCK_BYTES):
             digest.update(block)
-    return digest.hexdigest()
+    return str(digest.hexdigest())
 
 
 def make_private_dir(path: Path) -> Path:

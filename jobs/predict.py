@@ -78,6 +78,8 @@ def _answer(job: JobContext, works: Sequence[_Work], ledger: Ledger) -> int:
     code = count = 0
     total = sum(len(work.missing) for work in works)
     for work in works:
+        if code:
+            break
         answerer = loaded.answerer(work.job.settings)
         for number, rows in _units(job, work.layout, work.missing):
             if job.is_asked_to_stop():

@@ -23,7 +23,7 @@ from ..recipes.plan import plan_values
 from ..recipes.reference import flat
 from ..recipes.stage_kinds import STAGE_KINDS
 from ..run_folder import RunPaths
-from ..user_folders import cached
+from ..user_folders import recall, remember
 from .base import Launcher
 from .overview import many_states
 
@@ -131,14 +131,18 @@ def _with_points(run: RunPaths) -> Iterator[tuple[RunPaths, str]]:
 
 
 def _facts(paths: RunPaths) -> dict[str, Any]:
-    """Return what the files of a run say, remembered while they stay the same."""
+    """Return what the files of a run say; of a done one it is remembered."""
     key = [_FORMAT, str(paths.root), _stamp(paths.plan), _stamp(paths.metrics)]
     try:
         with os.scandir(paths.ledger_dir) as entries:
             key.append(sorted((entry.name, entry.stat().st_size) for entry in entries))
     except OSError:
         key.append(None)
-    return dict(cached("history", key, lambda: _read(paths)))
+    found = recall("history", key) or _read(paths)
+    if found["is_done"]:
+        with suppress(OSError):  # it is read again where the cache is full
+            remember("history", key, found)
+    return dict(found)
 
 
 def _stamp(path: Path) -> list[int]:
@@ -224,14 +228,14 @@ def _scores(paths: RunPaths, decoding: str) -> dict[str, float]:
     """
     try:
         found = files.read_json(paths.metrics)
-    except (OSError, ValueError):
+        mine = {name.partition("@")[0]: one for name, one in found.items() if name.partition("@")[2] == decoding}
+        return {
+            f"{stage}/{name}" if len(mine) > 1 else name: float(value)
+            for stage, result in mine.items()
+            for name, value in result["scores"][MODEL].items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none yet, or damaged
         return {}
-    mine = {name.partition("@")[0]: one for name, one in found.items() if name.partition("@")[2] == decoding}
-    return {
-        f"{stage}/{name}" if len(mine) > 1 else name: value
-        for stage, result in mine.items()
-        for name, value in result["scores"][MODEL].items()
-    }
 
 
 def _device_hours(stage: Mapping[str, Any], events: Sequence[Event]) -> float:

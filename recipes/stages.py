@@ -17,7 +17,7 @@ from .stage_kinds import STAGE_KINDS, USUAL_KINDS, RowUse, StageKind
 
 _SMOKE: dict[str, dict[str, Any]] = {
     "train": {"steps": 2, "eval_rows": 8, "metric_rows": 8},
-    "checkpoints": {"every_steps": 1},
+    "checkpoints": {"every_steps": 1, "keep_steps": []},
     "predict": {"rows": 8, "max_new_tokens": 8, "min_new_tokens": 0},
 }
 
@@ -208,6 +208,8 @@ def smoke(recipe: Recipe) -> Recipe:
         for decoding in section.get("predict", {}).get("decodings", {}).values():
             for name in _SMOKE["predict"].keys() & decoding:
                 del decoding[name]
+        if step_named(str(section.get("consolidate", {}).get("choose"))):  # there will be no such step
+            section["consolidate"]["choose"] = "last"
     changed, faults = validate.build(Recipe, values)
     if changed is None:
         raise RecipeError(recipe.name, faults)

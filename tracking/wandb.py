@@ -72,7 +72,7 @@ def _variables(identity: Identity) -> dict[str, str]:
         "WANDB_CACHE_DIR": str(identity.folder / "cache"),
     }
     if identity.tags:
-        variables["WANDB_TAGS"] = ",".join(identity.tags)
+        variables["WANDB_TAGS"] = ",".join(tag.replace(",", ";") for tag in identity.tags)
     if identity.entity:
         variables["WANDB_ENTITY"] = identity.entity
     return variables

@@ -132,7 +132,7 @@ def _sums(weights: torch.Tensor) -> torch.Tensor:
 def _find(ends: torch.Tensor, share: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return which part holds *share* of the total, and the share within it.
 
-    *ends* are running sums, up to the end of each part.     A part without weight is never found.
+    *ends* are running sums, up to the end of each part. A part without weight is never found.
     """
     goal = share.clamp(0, 1 - 1e-15) * ends[:, -1:]
     place = torch.searchsorted(ends, goal, right=True).clamp_max(ends.shape[-1] - 1)

@@ -60,7 +60,9 @@ class TransformersEngine:
 
     def with_settings(self, settings: StageSettings) -> TransformersEngine:
         """Return the same model with other settings of `predict`."""
-        return TransformersEngine(settings, self._model, self._tokenizer)
+        other = TransformersEngine(settings, self._model, self._tokenizer)
+        other._batches = self._batches  # no decoding changes their sizes, and what memory has held is known
+        return other
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Generation]:
         """Return what follows each prompt; those of like length share a batch.

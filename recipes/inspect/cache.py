@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -15,8 +16,6 @@ from ...checkpoints.capacity.limits import read_limits, tightest
 from ...errors import PlanError, UsageError, is_no_room
 from ...user_folders import cache_dir, cached
 from ..schema import Recipe
-
-_BLOCK_BYTES = 1 << 20
 
 
 def collect(reasons: list[str], look: Callable[[], Any]) -> Any:
@@ -51,15 +50,7 @@ def weights_digest(path: Path) -> str:
     """
     stat = path.stat()
     key = ["xxh3_128", str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino]
-
-    def read() -> str:
-        digest = xxhash.xxh3_128()
-        with path.open("rb", buffering=0) as stream:
-            while block := stream.read(_BLOCK_BYTES):
-                digest.update(block)
-        return digest.hexdigest()
-
-    return str(cached("digests", key, read))
+    return str(cached("digests", key, lambda: files.digest_file(path, xxhash.xxh3_128)))
 
 
 def made_once(path: Path, what: str, num_bytes: int, write: Callable[[IO[bytes]], None]) -> Path:
@@ -109,6 +100,17 @@ def code_digest(recipe: Recipe) -> str:
 def code_folders(recipe: Recipe) -> list[Path]:
     """Return the recipe's code folders as absolute paths."""
     return [Path(folder).expanduser().absolute() for folder in recipe.environment.code]
+
+
+def jobs_python(recipe: Recipe, folders: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """Return the Python of the jobs, and an environment where it finds *folders*.
+
+    Their modules can be imported there. The Python of a container is not known here.
+    """
+    spec = recipe.environment
+    python = sys.executable if spec.container else spec.python or sys.executable
+    path = os.pathsep.join(filter(None, [*folders, os.environ.get("PYTHONPATH")]))
+    return python, {**os.environ, **spec.variables, "PYTHONSAFEPATH": "1", "PYTHONPATH": path}
 
 
 def code_digest_of(folders: Sequence[Path]) -> str:

@@ -31,7 +31,7 @@ from ..schema import Recipe, validate
 from ..stage_kinds import RowUse
 from ..stages import ResolvedStage, resolve_stages
 from ..tasks import task_of
-from .cache import code_folders, collect
+from .cache import code_folders, collect, jobs_python
 from .data import check_columns, read_file
 
 Progress = Callable[[str, int, int], None]  # what is prepared, rows done, rows in all
@@ -180,10 +180,7 @@ def _loaded(split: str, key: str, name: str) -> OwnFunction:
 
 
 def _ask_process(recipe: Recipe, work: Work, progress: Progress | None) -> dict[str, Any]:
-    spec = recipe.environment
-    python = sys.executable if spec.container else spec.python or sys.executable
-    path = os.pathsep.join(filter(None, [*map(str, code_folders(recipe)), os.environ.get("PYTHONPATH")]))
-    environment = os.environ | spec.variables | {"PYTHONSAFEPATH": "1", "PYTHONPATH": path}
+    python, environment = jobs_python(recipe, [*map(str, code_folders(recipe))])
     # The request and the complaints are files: a pipe that nobody reads or writes any more would block or break.
     with tempfile.TemporaryFile("w+") as asked, tempfile.TemporaryFile("w+", errors="replace") as complaints:
         json.dump(validate.to_plain(work), asked)

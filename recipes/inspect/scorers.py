@@ -7,7 +7,6 @@ they were at submission. They are imported once here, by a process with the jobs
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from ...predictions.metrics.tokenizers import tokenizer_problem
 from ..schema import Recipe, StageSettings
 from ..stages import resolve_stages
 from ..tasks import task_of
-from .cache import code_folders
+from .cache import code_folders, jobs_python
 
 
 def scoring_reasons(recipe: Recipe) -> Iterator[str]:
@@ -39,10 +38,7 @@ def scoring_reasons(recipe: Recipe) -> Iterator[str]:
 
 
 def _own_problems(recipe: Recipe, settings: StageSettings, names: list[str]) -> Iterator[str]:
-    spec = recipe.environment
-    python = sys.executable if spec.container else spec.python or sys.executable
-    path = os.pathsep.join(filter(None, [*map(str, code_folders(recipe)), os.environ.get("PYTHONPATH")]))
-    environment = os.environ | spec.variables | {"PYTHONSAFEPATH": "1", "PYTHONPATH": path}
+    python, environment = jobs_python(recipe, [*map(str, code_folders(recipe))])
     done = subprocess.run([python, "-m", __name__, *names], capture_output=True, text=True, env=environment)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]

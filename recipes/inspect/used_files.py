@@ -25,7 +25,7 @@ from ..data.post import KEY, files_in, is_own, read_rules
 from ..facts import Prepared, SplitFacts, UsedFile
 from ..schema import Recipe
 from ..stages import ResolvedStage, resolve_stages
-from .cache import code_folders, collect, file_digest
+from .cache import code_folders, collect, file_digest, jobs_python
 
 _TEMPLATE = "predict.output.template"
 
@@ -115,10 +115,7 @@ def _move(folder: Path) -> str:
 
 def _import(recipe: Recipe, names: Sequence[str], folders: Sequence[str]) -> str:
     """Return why the Python of the jobs cannot import the functions, else nothing."""
-    spec = recipe.environment
-    python = sys.executable if spec.container else spec.python or sys.executable
-    path = os.pathsep.join(filter(None, [*folders, os.environ.get("PYTHONPATH")]))
-    environment = os.environ | spec.variables | {"PYTHONSAFEPATH": "1", "PYTHONPATH": path}
+    python, environment = jobs_python(recipe, folders)
     done = subprocess.run(
         [python, "-m", f"{__package__}.used_files"],
         input=json.dumps(list(names)),

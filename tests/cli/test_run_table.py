@@ -149,6 +149,18 @@ def test_a_damaged_run_hides_no_other(sousbatch: Run, make: Make) -> None:
     assert [line.split()[:2] for line in out.splitlines()[1:]] == [["aaa", "done"], ["bbb", "unknown"]]
 
 
+def test_damaged_scores_and_a_cache_that_cannot_be_written_hide_nothing_else(
+    sousbatch: Run, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("aaa", changes={}, scores={"score": {"cer": 0.5}}).metrics.write_text('{"score": {"sco')
+    make("bbb", changes={}, scores={}).metrics.write_text('{"score": 5}')
+    (tmp_path / "a file").touch()
+    monkeypatch.setenv("SOUSBATCH_CACHE", str(tmp_path / "a file"))
+    code, out, _ = sousbatch("runs")
+    assert code == 0
+    assert [line.split()[:2] for line in out.splitlines()[1:]] == [["aaa", "done"], ["bbb", "done"]]
+
+
 def test_a_price_makes_costs(sousbatch: Run, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make("aaa", changes={}, scores={})
     monkeypatch.setenv("SOUSBATCH_CONFIG", str(tmp_path / "config.yaml"))

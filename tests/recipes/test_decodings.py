@@ -13,6 +13,7 @@ import sousbatch.jobs.merge as merging
 import sousbatch.jobs.predict as predicting
 import sousbatch.jobs.score as scoring
 from sousbatch import ledger
+from sousbatch.errors import EXIT_STOPPED
 from sousbatch.jobs.context import run_job
 from sousbatch.run_folder import RunPaths
 
@@ -91,3 +92,21 @@ def test_one_loaded_model_answers_every_decoding_and_each_is_merged_and_scored(
         "score@one.rows.jsonl",
         "score@two.rows.jsonl",
     }
+
+
+def test_a_stop_leaves_the_other_decodings_for_the_next_attempt(
+    sousbatch: Run, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, out, _ = sousbatch("plan", "small.yaml", ONLY_PREDICT, "predict.decodings={one: {}, two: {}}", "--json")
+    paths = RunPaths(root=tmp_path / "runs" / "small" / "0123456789ab")
+    paths.root.mkdir(parents=True)
+    paths.plan.write_text(out)
+    flag = paths.stop_flag("predict", 0)
+    flag.parent.mkdir()
+    flag.touch()
+    loaded = Mock()
+    monkeypatch.setattr(predicting, "Watchdog", Mock())
+    monkeypatch.setattr(predicting, "load_model", loaded)
+    assert run_job("predict", predicting.predict, [str(paths.root), "predict"]) == EXIT_STOPPED
+    assert loaded().answerer.call_count == 1
+    assert not list(paths.predictions("predict").glob("*/unit-*"))

@@ -14,7 +14,7 @@ from sousbatch.recipes.compile import compile
 from sousbatch.recipes.facts import Lengths
 from sousbatch.recipes.plan import Plan
 from sousbatch.recipes.schema import Recipe, StageSpec, rules
-from sousbatch.recipes.stages import ResolvedStage, resolve_stages
+from sousbatch.recipes.stages import ResolvedStage, resolve_stages, smoke
 
 
 def _resolved(small: ModuleType, **stages: StageSpec) -> dict[str, ResolvedStage]:
@@ -137,3 +137,12 @@ def test_a_step_that_may_never_be_is_refused(small: ModuleType, choice: str, mor
         return
     with pytest.raises(PlanError, match=says):
         compile(recipe, small.SITE, small.INPUTS)
+
+
+def test_a_smoke_run_has_no_step_that_was_chosen(small: ModuleType) -> None:
+    """It has two steps: the last of them stands for the one that will be wanted."""
+    stages = {"train": StageSpec(), "consolidate": _set(consolidate={"choose": "step-7"})}
+    keeping = replace(small.RECIPE.checkpoints, keep_steps=(9,))
+    plan = compile(smoke(replace(small.RECIPE, stages=stages, checkpoints=keeping)), small.SITE, small.INPUTS)
+    assert plan.stage("train").settings.checkpoints.keep_steps == ()
+    assert plan.stage("consolidate").settings.consolidate.choose == "last"

@@ -13,6 +13,8 @@ from sousbatch.checkpoints import commit
 from sousbatch.checkpoints.consolidation.consolidate import consolidate
 from sousbatch.checkpoints.consolidation.options import ConsolidateOptions
 from sousbatch.checkpoints.formats.detect import open_source
+from sousbatch.checkpoints.formats.tensors import Source
+from sousbatch.recipes.inspect import run_models
 from sousbatch.recipes.plan import read_plan
 from sousbatch.recipes.sweep import plan_sweep
 from sousbatch.run_folder import RunPaths
@@ -101,3 +103,22 @@ def test_a_run_without_a_model_says_how_to_take_its_checkpoint(sousbatch: Run, e
 def test_a_trained_model_is_not_taken_for_its_shape_alone(sousbatch: Run, project: Path) -> None:
     _, _, err = sousbatch("plan", "small.yaml", "model.path=run:1", "model.from_scratch=true")
     assert "model.from_scratch is true, and model.path 'run:1' is a trained model (set model.from_scratch=false)" in err
+
+
+def test_a_checkpoint_that_goes_while_it_is_read_is_one_line(
+    sousbatch: Run, earlier: RunPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run that it belongs to may still train, and rotate."""
+    monkeypatch.setenv("SOUSBATCH_CACHE", str(tmp_path / "cache"))  # where no other test has made that model
+    where = "sousbatch.recipes.inspect.run_models.open_verified"
+    true_open = run_models.open_verified
+
+    def removed(path: Path) -> Source:
+        source = true_open(path)
+        shutil.rmtree(path)
+        return source
+
+    monkeypatch.setattr(where, removed)
+    code, _, err = sousbatch("plan", "small.yaml", "model.path=run:0123456789ab@step-2", *AGAIN)
+    assert code == 2
+    assert "run:0123456789ab@step-2" in err.splitlines()[-1]
