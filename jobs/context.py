@@ -61,7 +61,8 @@ class JobContext:
     def open_trackers(self, *, beside_others: bool = False) -> Trackers:
         """Start the trackers of this task, which `run_job` ends.
 
-        A job that is run by hand has none. One that works *beside_others* has them only where the recipe wants a tracked run for each task.
+        A job that is run by hand has none, and one that works *beside_others* only where the recipe wants a tracked
+        run for each task.
         """
         if JobEnvironment.from_env(os.environ).attempt is None:
             return self.trackers

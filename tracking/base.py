@@ -178,8 +178,8 @@ def start(
 ) -> None:
     """Start the trackers that a run named at submission.
 
-    *folder* is its tracking folder. *task* is None where the stage has only one. A task that runs *beside_others* which show the same is shown only
-    where each task has a tracked run of its own.
+    *folder* is its tracking folder. *task* is None where the stage has only one. A task that runs *beside_others* which
+    show the same is shown only where each task has a tracked run of its own.
     """
     try:
         run = read_identity(folder)
