@@ -136,7 +136,10 @@ class LabelAnswerer:
         found = TASK.encode(self._settings, "predict", [row for _, row in rows], self._tokenizer, self._longest)
         ids = [one.ids for one in found]
         sizes = [(0, len(one)) for one in ids]
-        probabilities = self._batches.run(sizes, lambda places: self._softmax([ids[place] for place in places]))
+        positions = [position for position, _ in rows]
+        probabilities = self._batches.run(
+            sizes, lambda places: self._softmax([ids[place] for place in places]), positions
+        )
         best = [max(range(len(values)), key=values.__getitem__) for values in probabilities]
         return [
             {PREDICTION: self._labels[label], PROBABILITIES: values}
