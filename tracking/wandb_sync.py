@@ -12,6 +12,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -19,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
-from ..cluster import processes
 from ..errors import EXIT_STOPPED
 from ..redaction import redacted
 from .base import Ending, Outcome
@@ -111,9 +111,9 @@ class _Sender:
             there = self._wait_for(base + num_rows, patience_s=_SETTLES_S if has_ended else 0)
         finally:
             files.discard(folder)
-        arrived = sent.arrived + max(0, there - base)
         is_done = has_ended and there - base >= num_rows
-        part.write(Sent(arrived=arrived, is_done=is_done))
+        if has_ended:  # what was ended may be sending still, so that the next sync counts
+            part.write(Sent(arrived=sent.arrived + max(0, there - base), is_done=is_done))
         if not is_done:
             why = said or f"{there - base} of {num_rows} rows of {part.label} arrived"
             raise OutOfReachError(f"{why}; the next sync sends the rest")
@@ -135,12 +135,13 @@ class _Sender:
         environment = {name: value for name, value in os.environ.items() if name not in ("WANDB_MODE", "WANDB_SILENT")}
         environment |= {name: str(path) for name, path in own.items()} | {"WANDB_ERROR_REPORTING": "false"}
         environment |= {"WANDB_BASE_URL": self.server.url}
+        alive, held = os.pipe()  # it ends when the other end is closed, however this process ends
         try:
             done = subprocess.run(
                 [sys.executable, "-m", "sousbatch.tracking.wandb_sync", "sync", str(copy.parent)],
-                env=processes.child_environment(environment),
+                env=environment,
                 cwd=copy.parent,
-                stdin=subprocess.DEVNULL,
+                stdin=alive,
                 capture_output=True,
                 text=True,
                 errors="replace",
@@ -148,6 +149,9 @@ class _Sender:
             )
         except subprocess.TimeoutExpired:
             return "the server took too long"
+        finally:
+            os.close(alive)
+            os.close(held)
         lines = [line for line in f"{done.stdout}\n{done.stderr}".splitlines() if "error" in line.lower()]
         return redacted(" ".join(lines[-1:]))[:300]
 
@@ -196,6 +200,12 @@ def _end_records(ending: Ending, last: Ending) -> Iterator[Any]:
     yield end
 
 
-if __name__ == "__main__":  # `wandb`, which ends with the process that started it
-    processes.die_with_parent(signal.SIGKILL)
+def _end_with_parent() -> None:
+    """End this process when whoever holds the other end of standard input has."""
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":  # `wandb`, bound to the process that started it
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     runpy.run_module("wandb", run_name="__main__", alter_sys=True)
