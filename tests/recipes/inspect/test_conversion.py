@@ -143,7 +143,9 @@ def test_a_cache_without_space_is_one_line_and_keeps_nothing_half(
 ) -> None:
     monkeypatch.setenv("SOUSBATCH_CACHE", str(small_disk))
     (small_disk / "other").write_bytes(b"x" * (1 << 20))
-    with pytest.raises(UsageError, match=r"^model.path 'old' needs .* GB in the cache .*; set SOUSBATCH_CACHE to a folder"):
+    with pytest.raises(
+        UsageError, match=r"^model.path 'old' needs .* GB in the cache .*; set SOUSBATCH_CACHE to a folder"
+    ):
         converted("model.path", "old", original)
 
     def fill(target: Path) -> None:
