@@ -37,3 +37,4 @@ def test_packing_is_shown_where_rows_can_be_packed(project: Path, capsys: pytest
     assert "with data.packing " in _run(capsys)
     text = _run(capsys, "task=classification")
     assert "padding is " in text and "data.packing" not in text
+    assert "its response" not in text and "all responses" not in text
