@@ -232,6 +232,7 @@ def _build(
         "task": recipe.task,
         "changes": spec.config,
         "trusts": spec.trust_remote_code,
+        "attentions": sorted({one.settings.model.attention or "eager" for one in resolve_stages(recipe).values()}),
         "add_tokens": spec.add_tokens,
         "stored": {tensor.name: (tensor.shape, tensor.dtype) for tensor in stored},
         "trainings": {digest_of(one): one for one in trainings},
