@@ -198,7 +198,7 @@ def _flash_refusals(settings: StageSettings, stage: Stage, inputs: Inputs) -> It
         ("train.precision", settings.train.precision) if stage.batch else ("predict.dtype", settings.predict.dtype)
     )
     if dtype == "float32":
-        yield f"model.attention flash_attention_2 does not compute in float32; set {key}=bfloat16 or model.attention=sdpa"
+        yield f"model.attention flash_attention_2 cannot compute in float32; set {key}=bfloat16 or model.attention=sdpa"
 
 
 def _batch_refusals(settings: StageSettings, stage: Stage, batch: Batch) -> Iterator[str]:
