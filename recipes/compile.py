@@ -188,7 +188,7 @@ def _cpu_refusals(settings: StageSettings, stage: Stage) -> Iterator[str]:
 
 
 def _flash_refusals(settings: StageSettings, stage: Stage, inputs: Inputs) -> Iterator[str]:
-    """Refuse flash attention where it is not installed, and in float32, which it does not compute."""
+    """Refuse flash attention in float32, and where it is not installed."""
     if inputs.versions and not {"flash_attn", "kernels"} & inputs.versions.keys():
         yield (
             "model.attention flash_attention_2 needs the package flash-attn; pip install flash-attn, or set "

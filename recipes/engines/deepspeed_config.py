@@ -1,6 +1,6 @@
-"""Refuse what `train.zero.config` says otherwise than the recipe, or that DeepSpeed does not know.
+"""Refuse what `train.zero.config` says otherwise than the recipe.
 
-People paste the file of an earlier training there. Its batch sizes, precision and optimizer would go before those of
+So is what DeepSpeed does not know. People paste the file of an earlier training there. Its batch sizes, precision and optimizer would go before those of
 the plan, or end the job. Pure.
 """
 
@@ -29,7 +29,7 @@ KNOWN = frozenset(
 
 
 def config_refusals(settings: StageSettings) -> Iterator[str]:
-    """Yield each key of `train.zero.config` that another key of the recipe decides, or that is not known."""
+    """Yield each key of `train.zero.config` that is another key's, or unknown."""
     config = settings.train.zero.config
     for path, (key, allowed) in _decided(settings).items():
         value = _at(config, path)
@@ -50,7 +50,10 @@ def _at(config: Any, path: str) -> Any:
 
 
 def _decided(settings: StageSettings) -> Mapping[str, tuple[str, tuple[Any, ...]]]:
-    """Return what other keys decide: the place in the config -> (the key, values that say the same)."""
+    """Return what other keys decide, by its place in the config.
+
+    Each has its key, and the values that say the same.
+    """
     train, offload = settings.train, settings.train.zero.offload
     places = ("cpu", "nvme")
     return {

@@ -123,7 +123,7 @@ def read_config(recipe: Recipe, places: ModelPlaces) -> dict[str, Any]:
 
 
 def _beside(folder: Path, tokenizer_folder: Path) -> list[Path]:
-    """Return the small files of a model: what it is, how it generates, and how its text becomes tokens."""
+    """Return the small files of a model and its tokenizer."""
     named = (folder / "config.json", folder / "generation_config.json", *_tokenizer_files(tokenizer_folder))
     return [path for path in named if path.is_file()]
 
