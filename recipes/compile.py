@@ -16,6 +16,7 @@ from .engines import engine_of
 from .facts import Inputs, ModelFacts
 from .forecast.memory import forecast, host_memory
 from .forecast.parameters import merge_bytes
+from .forecast.prediction import memory_refusals
 from .forecast.storage import is_own_limit, model_of, with_dtype
 from .generation import engine_refusals
 from .labels import with_labels
@@ -45,6 +46,7 @@ def compile(recipe: Recipe, site: Site, inputs: Inputs) -> Plan:
         for one in decoded(stage).values():
             reasons += _refusals(one, inputs)
         reasons += _merge_refusals(stage, site, inputs)
+        reasons += memory_refusals(stage, site, inputs)
         reasons += card_refusals(stage, site) if stage.batch is not None else ()
     if reasons:
         raise PlanError(list(dict.fromkeys(reasons)))

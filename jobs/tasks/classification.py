@@ -24,6 +24,7 @@ from ...recipes.model_kinds import padding_side
 from ...recipes.schema import StageSettings
 from ...recipes.tasks.classification import PROBABILITIES, TASK
 from ..generation.batches import Batches
+from ..generation.transformers_engine import input_device
 from . import TaskRuntime
 from .causal_lm import Ragged, kept_rows
 
@@ -151,7 +152,8 @@ class LabelAnswerer:
 
     @torch.inference_mode()
     def _softmax(self, ids: list[list[int]]) -> list[list[float]]:
-        batch = {name: value.to(self._model.device) for name, value in text_batch(ids, self._pad, self._side).items()}
+        batch = text_batch(ids, self._pad, self._side)
+        batch = {name: value.to(input_device(self._model)) for name, value in batch.items()}
         logits = self._model(**batch).logits.float()
         return [[round(value, _DIGITS) for value in row] for row in logits.softmax(-1).tolist()]
 

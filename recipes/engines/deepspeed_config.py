@@ -1,7 +1,7 @@
 """Refuse what `train.zero.config` says otherwise than the recipe.
 
-So is what DeepSpeed does not know. People paste the file of an earlier training there. Its batch sizes, precision and optimizer would go before those of
-the plan, or end the job. Pure.
+So is what DeepSpeed does not know. People paste the file of an earlier training there. Its batch sizes, precision and
+optimizer would go before those of the plan, or end the job. Pure.
 """
 
 from __future__ import annotations
