@@ -166,7 +166,10 @@ def _ways_to_hold(recipe: Recipe, method: str) -> Iterator[dict[str, object]]:
 
 
 def _micro_batches(recipe: Recipe) -> Iterator[int]:
-    """Yield what the global batch can be cut into; 1 where it cannot, which compiling refuses."""
+    """Yield what the global batch can be cut into.
+
+    It is 1 where it cannot, which compiling refuses.
+    """
     ranks = max(map(_ranks, _train_stages(recipe)), default=1)
     yield from [size for size in _MICRO_BATCHES if recipe.train.global_batch % (ranks * size) == 0] or [1]
 
