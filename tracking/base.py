@@ -16,10 +16,10 @@ from typing import Any, Protocol
 
 from ..plugins import Registry
 from ..redaction import redacted
-from .identity import Identity, read_identity
+from .identity import Alert, Identity, read_identity
 
 _START_S, _FINISH_S, _SEND_S = 32.0, 65.0, 40.0  # a tracker that takes longer is left alone
-_FORGIVEN = ("table", "artifact", "alert")  # a tracker may have no such method
+_FORGIVEN, _FORGIVEN_S = ("table", "artifact", "alert"), 10.0  # a tracker may have no such method, or fail in it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +97,10 @@ class Trackers:
 
     def __init__(self) -> None:
         self._running: dict[str, Tracker] = {}
+        self.alerts: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self._running)
 
     def start(self, name: str, identity: Identity) -> None:
         """Start one more tracker."""
@@ -121,9 +125,10 @@ class Trackers:
         """Show what the task read or made."""
         self._call("artifact", artifact)
 
-    def alert(self, title: str, text: str) -> None:
-        """Tell a person."""
-        self._call("alert", title, text)
+    def alert(self, kind: Alert, title: str, text: str) -> None:
+        """Tell a person, where the recipe wants them to be told of this *kind*."""
+        if kind in self.alerts:
+            self._call("alert", title, text)
 
     def wants_stop(self) -> bool:
         """Say whether a person asked in a tracker that the job saves and ends."""
@@ -147,9 +152,20 @@ class Trackers:
 
     def _call(self, method: str, *values: Any) -> None:
         for name, tracker in list(self._running.items()):
-            if method not in _FORGIVEN or hasattr(tracker, method):
+            if method not in _FORGIVEN:
                 with self._guarded(name):
                     getattr(tracker, method)(*values)
+            elif hasattr(tracker, method):
+                try:
+                    _within(_FORGIVEN_S, partial(getattr(tracker, method), *values))
+                except Exception as error:  # what it could not show is not worth the rest
+                    _warn(
+                        "%s does not show %s %s: %s",
+                        name,
+                        method,
+                        getattr(values[0], "name", values[0]),
+                        redacted(str(error)),
+                    )
 
     @contextmanager
     def _guarded(self, name: str) -> Iterator[None]:
@@ -205,6 +221,7 @@ def start(
         return
     if beside_others and run.per != "task":
         return
+    trackers.alerts = run.alerts
     for name in run.trackers if run.mode != "disabled" else ():
         trackers.start(name, run.of_task(stage, kind, task, folder, attempt))
 

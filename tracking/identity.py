@@ -13,6 +13,7 @@ from ..files import make_private_dir, read_json, write_json
 
 Per = Literal["run", "stage", "task"]
 Mode = Literal["auto", "online", "offline", "shared", "disabled"]
+Upload = Literal["model", "predictions"]
 Alert = Literal["done", "failed", "no_space", "stalled", "diverged"]
 _MOST_LETTERS, _MOST_TAG_LETTERS = 128, 64  # a tracker may refuse longer ones
 
@@ -40,6 +41,7 @@ class Identity:
     folder: Path
     part: str
     config: dict[str, Any]
+    uploads: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,7 @@ class RunIdentity:
     entity: str | None
     tags: tuple[str, ...]
     alerts: tuple[str, ...] = ()
+    uploads: tuple[str, ...] = ()
 
     def of_task(self, stage: str, kind: str, task: int | None, folder: Path, attempt: int) -> Identity:
         """Return the identity of a task; *task* is None where *stage* has only one."""
@@ -84,6 +87,7 @@ class RunIdentity:
             folder=folder,
             part=part_name(stage, task or 0, attempt),
             config=self.config | {"run": self.run, f"attempt/{stage}-{task or 0}": attempt},
+            uploads=self.uploads,
         )
 
 
@@ -104,4 +108,6 @@ def read_identity(folder: Path) -> RunIdentity:
         OSError, ValueError, KeyError or TypeError: there is none, or it is damaged.
     """
     found = read_json(folder / "identity.json")
-    return RunIdentity(**found | {name: tuple(found[name]) for name in ("trackers", "tags", "told", "alerts")})
+    return RunIdentity(
+        **found | {name: tuple(found[name]) for name in ("trackers", "tags", "told", "alerts", "uploads")}
+    )
