@@ -78,7 +78,7 @@ def line_chart(
         y=y,
         height=height,
         legend=_legend(lines, y) if is_named else "",
-        classes=("lines", "named" * is_named, "log" * can_be_log),
+        classes=("lines", "named" * is_named, "log" * can_be_log, "timed" * (x == "s")),
     )
 
 

@@ -29,7 +29,7 @@ def _report(arguments: Namespace) -> int:
     runs = list(dict.fromkeys(find_run(name, newest=True) for name in arguments.runs))
     default = runs[0].report if len(runs) == 1 else Path(runs[0].report.name)
     out = Path(arguments.out).expanduser() if arguments.out else default
-    facts, num_waiting = gather(runs)
-    files.write_text(out, render_page(facts, out=out.absolute(), written_at=time.time(), num_waiting=num_waiting))
+    facts, asked = gather(runs)
+    files.write_text(out, render_page(facts, out=out.absolute(), written_at=time.time(), asked=asked))
     print(out)
     return 0

@@ -136,6 +136,18 @@ class RunFacts:
         return next((stage for stage in reversed(self.stages) if stage.curves), None)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a page was asked to show.
+
+    *num_waiting* points of sweeps have not begun; *notes* say why.
+    """
+
+    names: tuple[str, ...]
+    num_waiting: int = 0
+    notes: tuple[str, ...] = ()
+
+
 def spans_of(events: Timed, *, ready_s: float, end_s: float, word: str) -> tuple[Span, ...]:
     """Return how each task of a stage spent its time.
 

@@ -38,24 +38,27 @@ from ..results import read_scores, result_files
 from ..status import advise, log_tail
 from ..tables import format_value
 from .curves import curves_of
-from .facts import Failure, RunFacts, Samples, Span, StageFacts, Timed, rows_per_s, spans_of, storage_of
+from .facts import Asked, Failure, RunFacts, Samples, Span, StageFacts, Timed, rows_per_s, spans_of, storage_of
 
 _MAX_STEPS = 40_000  # of all runs of a page: parsing that many lines takes half a second
 _LEAST_STEPS = 300  # of each run
 _LABEL_CHARACTERS = 32
 
 
-def gather(runs: Sequence[RunPaths]) -> tuple[list[RunFacts], int]:
-    """Return what a page shows of *runs*, and how many points of them have not begun.
+def gather(runs: Sequence[RunPaths]) -> tuple[list[RunFacts], Asked]:
+    """Return what a page shows of *runs*.
 
     A sweep has those of its points that have begun.
     """
     found: list[tuple[RunPaths, str, str]] = []  # the folder, its label and its state where they are known
-    num_waiting = 0
+    num_waiting, notes = 0, []
     for paths in dict.fromkeys(runs):
         points, waiting = _points_of(paths)
         num_waiting += waiting
-        found += points or [(paths, "", "")]
+        found += points if points or waiting else [(paths, "", "")]
+        if waiting:
+            notes += [f"{paths.run_id}: {one.word} {one.reason}" for one in _states(paths).values() if one.reason]
+    asked = Asked(names=tuple(paths.run_id for paths in runs), num_waiting=num_waiting, notes=tuple(notes))
     rows = _rows_by_folder([paths for paths, _, _ in found])
     labels = _labels(found, rows)
     max_steps = max(_LEAST_STEPS, _MAX_STEPS // max(1, len(found)))
@@ -63,7 +66,7 @@ def gather(runs: Sequence[RunPaths]) -> tuple[list[RunFacts], int]:
         read_run(paths, rows.get(paths.root, ()), label=label, state=state, max_steps=max_steps)
         for (paths, _, state), label in zip(found, labels, strict=True)
     ]
-    return facts, num_waiting
+    return facts, asked
 
 
 def _points_of(paths: RunPaths) -> tuple[list[tuple[RunPaths, str, str]], int]:

@@ -26,13 +26,21 @@
     return found;
   };
 
+  const timeTicks = (low, high, most) => {
+    const steps = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400];
+    const step = high - low < 2 ? 0 : steps.find(one => (high - low) / one <= most), found = [];
+    if (!step) return ticks(low, high, most);
+    for (let n = Math.ceil(low / step); n * step <= high; n++) found.push(n * step);
+    return found;
+  };
+
   class Chart {
     constructor(figure) {
       this.figure = figure;
       this.axes = figure.querySelector("svg.axes"); this.plot = figure.querySelector("svg.plot");
       const [x, y, w, h] = this.plot.getAttribute("viewBox").split(" ").map(Number);
       this.home = this.seen = [x, x + w, -y - h, -y];
-      this.isLog = false;
+      this.isLog = false; this.isBars = figure.classList.contains("bars");
       this.xUnit = figure.dataset.x; this.yUnit = figure.dataset.y;
       this.lines = all("path.line", this.plot).map(path => ({ path, label: path.dataset.label, points: null }));
       this.tools = document.createElement("span"); this.tools.className = "tools";
@@ -82,7 +90,7 @@
     redraw() {
       let [left, right, low, high] = this.seen;
       const isHome = this.seen === this.home;
-      if (!isHome || this.isLog) {
+      if (!this.isBars && (!isHome || this.isLog)) {
         const ys = [];
         for (const line of this.visible()) {
           const points = this.points(line);
@@ -110,13 +118,15 @@
       this.drawn = [left, right, low, high];
       this.plot.setAttribute("viewBox", `${left} ${-high} ${right - left} ${high - low}`);
       const percent = v => (100 * v).toFixed(2) + "%", gx = this.axes.querySelector("g.x"), gy = this.axes.querySelector("g.y");
-      gx.replaceChildren(); gy.replaceChildren();
-      for (const v of ticks(left, right, 5)) {
+      gx.replaceChildren();
+      for (const v of (this.xUnit === "s" ? timeTicks : ticks)(left, right, 5)) {
         if (this.xUnit === "step" && v !== Math.round(v)) continue;
         const x = percent((v - left) / (right - left));
         make("line", { x1: x, x2: x, y1: 0, y2: "100%" }, gx);
         make("text", { x, y: "100%", dy: 16 }, gx).textContent = shown(v, this.xUnit);
       }
+      if (this.isBars) return; // its rows have names
+      gy.replaceChildren();
       for (const v of ticks(low, high, 4)) {
         const y = percent((high - v) / (high - low));
         make("line", { x1: 0, x2: "100%", y1: y, y2: y }, gy);
@@ -168,7 +178,7 @@
     }
   }
 
-  const charts = all("figure.lines").map(figure => new Chart(figure));
+  const charts = all("figure.lines, figure.bars").map(figure => new Chart(figure));
   // charts over the same axis, within the same run, move together
   const zoomAll = (one, range) => charts.filter(other => other.xUnit === one.xUnit && other.figure.closest("details.run") === one.figure.closest("details.run"))
     .forEach(other => range ? other.zoom(...range) : other.zoom(null));

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ... import __version__
 from .compare import best_first, draw_comparison, palette
-from .facts import RunFacts
+from .facts import Asked, RunFacts
 from .markup import badge, format_date
 from .single import draw_banner, draw_run, draw_tiles, run_subtitle
 
@@ -44,23 +44,20 @@ _LEVELS = (
 )
 
 
-def render_page(runs: Sequence[RunFacts], *, out: Path, written_at: float, num_waiting: int = 0) -> str:
-    """Return the whole page, which is to lie at *out*, with as much detail as fits.
-
-    *num_waiting* points of a sweep have not begun.
-    """
-    ordered = best_first(runs)
+def render_page(runs: Sequence[RunFacts], *, out: Path, written_at: float, asked: Asked | None = None) -> str:
+    """Return the whole page, which is to lie at *out*, with as much detail as fits."""
+    ordered, asked = best_first(runs), asked or Asked(names=tuple(run.paths.run_id for run in runs))
     text = ""
     for detail in _LEVELS:
-        text = _render(ordered, detail, out, written_at, num_waiting)
+        text = _render(ordered, detail, out, written_at, asked)
         if len(text.encode()) <= MAX_BYTES:
             break
     return text
 
 
-def _render(runs: Sequence[RunFacts], detail: Detail, out: Path, written_at: float, num_waiting: int) -> str:
+def _render(runs: Sequence[RunFacts], detail: Detail, out: Path, written_at: float, asked: Asked) -> str:
     shown, left_out = runs[: detail.num_runs], len(runs) - detail.num_runs
-    if len(runs) == 1:
+    if len(runs) == 1 and not asked.num_waiting:
         (run,) = runs
         title = f"{run.paths.recipe_name} {run.paths.run_id}"
         parts = [
@@ -71,8 +68,8 @@ def _render(runs: Sequence[RunFacts], detail: Detail, out: Path, written_at: flo
         ]
     else:
         recipes = list(dict.fromkeys(run.paths.recipe_name for run in runs))
-        title = f"{len(runs)} runs of {', '.join(recipes)}"
-        parts = [_head(", ".join(recipes) or "no runs", "", _several(runs, num_waiting, left_out))]
+        title = f"{', '.join(recipes)} {' '.join(asked.names)}"[:120]
+        parts = [_head(", ".join(recipes) or "No point has begun", "", _several(runs, asked, left_out))]
         parts += map(draw_banner, shown[:_MAX_WHOLE])
         if shown:
             parts.append(draw_comparison(shown, detail.num_points, detail.num_characters))
@@ -85,14 +82,18 @@ def _head(name: str, state: str, subtitle: str) -> str:
     return f"<header class=top><h1>{escape(name)} {state}</h1><p class=said>{subtitle}</p></header>"
 
 
-def _several(runs: Sequence[RunFacts], num_waiting: int, left_out: int) -> str:
+def _several(runs: Sequence[RunFacts], asked: Asked, left_out: int) -> str:
+    """Return which runs these are and where they stand, as HTML."""
     states: dict[str, int] = {}
     for run in runs:
         states[run.state] = states.get(run.state, 0) + 1
-    if num_waiting:
-        states["waiting"] = states.get("waiting", 0) + num_waiting
-    counts = " ".join(f"{badge(word)} {count}" for word, count in states.items())
-    return f"{counts}" + (f" · the first {len(runs) - left_out} are shown" if left_out > 0 else "")
+    if asked.num_waiting:
+        states["waiting"] = states.get("waiting", 0) + asked.num_waiting
+    parts = [f"{badge(word)} {count}" for word, count in states.items()]
+    parts.append(escape(", ".join(asked.names[:_MAX_WHOLE])) + (" …" if len(asked.names) > _MAX_WHOLE else ""))
+    parts += map(escape, asked.notes[:_MAX_WHOLE])
+    parts += [f"the first {len(runs) - left_out} are shown"] if left_out > 0 else []
+    return " · ".join(parts)
 
 
 def _each(runs: Sequence[RunFacts], detail: Detail, out: Path) -> list[str]:

@@ -16,6 +16,7 @@ import pytest
 
 from sousbatch import events, ledger
 from sousbatch.checkpoints import commit
+from sousbatch.cli.report.facts import Asked
 from sousbatch.cli.report.gather import read_run
 from sousbatch.cli.report.page import MAX_BYTES, render_page
 from sousbatch.events import Ended, Error, Saved, Sent, Started, Step
@@ -297,6 +298,16 @@ def test_two_runs_stand_over_each_other_with_what_sets_them_apart(sousbatch: Run
     ]
     assert '<td class=n data-v="0.25"><b>0.250</b></td>' in text and "<td>train.learning_rate</td>" in text
     assert f"aaa says {_EVIL}" in found.text and f"bbb says {_EVIL}" in found.text
+
+
+def test_a_sweep_of_which_nothing_has_begun_says_what_it_waits_for(make: Make) -> None:
+    asked = Asked(names=("sweep-81d0",), num_waiting=4, notes=(f"sweep-81d0: waiting {_EVIL}",))
+    found = checked(render_page([], out=Path("report.html"), written_at=0, asked=asked))
+    assert "waiting 4 · sweep-81d0" in found.text and _EVIL in found.text
+    run = make()
+    train(run, Step(step=1, values={"loss": 1.0}), code=None)
+    found = checked(render_page([read_run(run, state="running")], out=run.report, written_at=0, asked=asked))
+    assert "running 1 · waiting 4 · sweep-81d0" in found.text
 
 
 def test_a_hundred_runs_are_one_small_page(sousbatch: Run, make: Make, tmp_path: Path) -> None:
