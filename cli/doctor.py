@@ -182,14 +182,14 @@ def _compiler() -> Iterator[Finding]:
 
 
 def _optional() -> Iterator[Finding]:
-    yield _installed("bitsandbytes", "4-bit weights for adapter=qlora")
+    yield _installed("bitsandbytes", "4-bit weights for adapter=qlora, and predict.load_in")
     yield _installed("pyarrow", "Parquet files in and out")
     netrc = Path.home() / ".netrc"
     has_key = "WANDB_API_KEY" in os.environ or (netrc.is_file() and "api.wandb.ai" in netrc.read_text(errors="replace"))
     yield Finding(
         what="W&B key",
         finding="there" if has_key else "none: runs are tracked offline",
-        remedy="" if has_key else "wandb login, then wandb sync RUN/tracking/wandb/offline-run-*",
+        remedy="" if has_key else "wandb login, then sousbatch sync",
     )
     has_token = "HF_TOKEN" in os.environ or (Path.home() / ".cache/huggingface/token").is_file()
     yield Finding(

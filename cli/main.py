@@ -42,6 +42,7 @@ COMMANDS = {
     "cancel": ("runs", "end the jobs of a run"),
     "resume": ("submit", "resume an interrupted run"),
     "clean": ("runs", "free the space of finished runs: remove checkpoints and units, keep model and predictions"),
+    "sync": ("sync", "send what jobs without a network recorded for a tracker, such as W&B"),
     "report": (
         "report.command",
         "write one HTML page about a run, a sweep or several runs: curves, storage, samples, scores",

@@ -19,6 +19,7 @@ from .markup import format_number, format_time
 
 Unit = Literal["", "step", "s", "B", "log"]
 _MOST_DOTS = 60
+_MOST_NAMED = 8
 _LINE_PX = 15  # between two labels
 
 
@@ -55,17 +56,24 @@ class Range:
 
 
 def line_chart(
-    lines: Sequence[Line], *, title: str, x: Unit = "step", y: Unit = "", height: int = 220, right: float | None = None
+    lines: Sequence[Line],
+    *,
+    title: str,
+    x: Unit = "step",
+    y: Unit = "",
+    height: int = 220,
+    right: float | None = None,
+    with_names: bool = True,
 ) -> str:
-    """Return lines over a common axis, each with its label at its end.
+    """Return lines over a common axis; few of them have their labels at their ends.
 
-    Where there are none, nothing is returned.
+    Where there are none, nothing is returned. The axis reaches to *right*.
     """
     lines = [line for line in lines if line.points]
     if not lines:
         return ""
     seen = _range_of(lines, right)
-    is_named = len(lines) <= 8 and any(line.label for line in lines)
+    is_named = with_names and len(lines) <= _MOST_NAMED and any(line.label for line in lines)
     can_be_log = not y and all(value > 0 for line in lines for _, value in line.points) and seen.high > 4 * seen.low
     ends = _end_labels(lines, seen, height) if is_named else ""
     drawn = "".join(_draw(line) for line in lines)
@@ -226,7 +234,7 @@ def _end_labels(lines: Sequence[Line], seen: Range, height: int) -> str:
     wanted = sorted((line for line in lines if line.label), key=lambda line: -line.points[-1][1])
     places = spread([seen.y(line.points[-1][1]) * height for line in wanted], _LINE_PX, height)
     texts = (
-        f'<text class="{line.key}" x="100%" dx=6 y="{place / height:.1%}" dy=4>{escape(_short(line.label))}</text>'
+        f'<text class="{line.key}" x="100%" dx=6 y="{place / height:.1%}" dy=4>{escape(short(line.label))}</text>'
         for place, line in zip(places, wanted, strict=True)
     )
     return f"<g class=ends>{''.join(texts)}</g>"
@@ -244,8 +252,9 @@ def spread(places: Sequence[float], gap: float, most: float) -> list[float]:
     return found
 
 
-def _short(label: str) -> str:
-    return label if len(label) <= 16 else f"{label[:15]}\u2026"
+def short(label: str, most: int = 20) -> str:
+    """Return a label of at most *most* characters; the end, where a value stands, is kept."""
+    return label if len(label) <= most else f"\u2026{label[1 - most :]}"
 
 
 def _legend(lines: Sequence[Line], unit: Unit) -> str:

@@ -35,6 +35,8 @@ _COLOURS = (
 _MOST_KEYS = 6  # that have a column each; more stand in one
 _MOST_SIDE_BY_SIDE = 8  # runs whose recipes, or whose answers to the same rows, stand beside each other
 _MOST_SCATTERED = 4
+_MOST_ROWS = 16  # of a table that does not scroll
+_MOST_DIGITS = 9
 
 
 def palette(num_runs: int) -> str:
@@ -102,7 +104,7 @@ def compare_runs(runs: Sequence[RunFacts]) -> str:
                 cells.append(_cell(name, get(row), row, best[name]))
         lines.append(cells)
         classes.append(key)
-    return table(tuple(columns), lines, kind="runs sortable", keys=classes)
+    return table(tuple(columns), lines, kind="runs sortable", keys=classes, is_tall=len(lines) > _MOST_ROWS)
 
 
 def _cell(name: str, value: object, row: RunRow, best: float | None) -> Cell:
@@ -117,7 +119,9 @@ def _cell(name: str, value: object, row: RunRow, best: float | None) -> Cell:
     if value is None:
         return Number("", None)
     number = _number(value)
-    return Number(str(value), number) if number is not None else str(value)
+    if number is None:
+        return str(value)
+    return Number(str(value) if len(str(value)) <= _MOST_DIGITS else f"{number:.4g}", number)
 
 
 def _number(value: object) -> float | None:
@@ -130,7 +134,7 @@ def _number(value: object) -> float | None:
 
 def _best(rows: Sequence[RunRow], name: str) -> float | None:
     values = [row.scores[name] for row in rows if name in row.scores]
-    return (min if is_lower_better(name) else max)(values) if len(values) > 1 else None
+    return (min if is_lower_better(name) else max)(values) if len(set(values)) > 1 else None
 
 
 def compare_curves(runs: Sequence[RunFacts], num_points: int) -> str:
@@ -146,8 +150,11 @@ def compare_curves(runs: Sequence[RunFacts], num_points: int) -> str:
             if name in curves
         ]
         lines.reverse()  # the best is drawn last, over the others
-        height = 240 if name in (LOSS, EVAL_LOSS) else 180
-        charts.append(line_chart(lines, title=title_of(name), y=unit_of(name), height=height))
+        is_loss = name in (LOSS, EVAL_LOSS)
+        chart = line_chart(
+            lines, title=title_of(name), y=unit_of(name), height=240 if is_loss else 160, with_names=is_loss
+        )
+        charts.append(chart)
     return f"<div class=charts>{''.join(charts)}</div>" if charts else ""
 
 

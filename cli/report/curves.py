@@ -28,7 +28,7 @@ def curves_of(events: Iterable[Event], *, global_batch: int) -> dict[str, Points
                 found.setdefault(name, {})[event.step] = value
     if PACE not in found and (pace := _pace(steps, global_batch)):
         found[PACE] = pace
-    order = sorted(found, key=lambda name: (name not in (LOSS, EVAL_LOSS), not name.startswith("eval_")))
+    order = sorted(found, key=lambda name: (name != LOSS, name != EVAL_LOSS, not name.startswith("eval_")))
     return {name: tuple(sorted(found[name].items())) for name in order}
 
 

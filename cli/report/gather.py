@@ -98,8 +98,7 @@ def _labels(found: Sequence[tuple[RunPaths, str, str]], rows: Mapping[Path, Sequ
             label = ", ".join(f"{key.rpartition('.')[2]}={format_value(values.get(key))}" for key in keys)
         labels.append(label if 0 < len(label) <= _LABEL_CHARACTERS else paths.run_id)
     return [
-        label if labels.count(label) == 1 else f"{label} {paths.run_id[:4]}"
-        for label, (paths, _, _) in zip(labels, found, strict=True)
+        label if labels.count(label) == 1 else paths.run_id for label, (paths, _, _) in zip(labels, found, strict=True)
     ]
 
 

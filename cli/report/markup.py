@@ -43,10 +43,17 @@ def html_of(cell: object) -> str:
     return escape(cell.text if isinstance(cell, Number) else str(cell))
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[Cell]], *, kind: str = "", keys: Sequence[str] = ()) -> str:
+def table(
+    header: Sequence[str],
+    rows: Iterable[Sequence[Cell]],
+    *,
+    kind: str = "",
+    keys: Sequence[str] = (),
+    is_tall: bool = False,
+) -> str:
     """Return a table; columns of numbers are aligned to the right.
 
-    *keys* are the classes of its rows, *kind* is that of the table.
+    *keys* are the classes of its rows, *kind* is that of the table. One that *is_tall* scrolls under its header.
     """
     lines = list(rows)
     numbers = [any(isinstance(row[place], Number) for row in lines) for place in range(len(header))]
@@ -60,7 +67,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Cell]], *, kind: str = 
         body.append(f"<tr{key}>{''.join(map(_cell, row, numbers))}</tr>")
     name = f' class="{kind}"' if kind else ""
     return (
-        f"<div class=scroll tabindex=0><table{name}><thead><tr>{head}</tr></thead>"
+        f"<div class='scroll{' tall' * is_tall}' tabindex=0><table{name}><thead><tr>{head}</tr></thead>"
         f"<tbody>{''.join(body)}</tbody></table></div>"
     )
 

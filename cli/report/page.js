@@ -57,7 +57,7 @@
       this.axes.addEventListener("pointercancel", () => { this.from = undefined; this.leave(); });
       this.axes.addEventListener("dblclick", () => zoomAll(this, null));
       // what is between the lines is to be hit, too
-      this.axes.insertBefore(make("rect", { width: "100%", height: "100%", fill: "none", stroke: "none", "pointer-events": "all" }, this.axes), this.axes.firstChild);
+      this.axes.insertBefore(make("rect", { class: "hit", width: "100%", height: "100%" }, this.axes), this.axes.firstChild);
     }
     button(text, act) {
       const one = document.createElement("button"); one.type = "button"; one.textContent = text;

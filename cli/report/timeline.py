@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from .charts import Range, plot
+from .charts import Range, plot, short
 from .curves import PACE
 from .facts import RunFacts, Span, StageFacts
 from .markup import Html, Number, badge, format_date, format_number, format_time, table
@@ -46,14 +46,13 @@ def draw_runs(runs: Sequence[RunFacts], keys: Sequence[str]) -> str:
     bars, labels, top, end = [], [], 4, 0.0
     for run, key in zip(runs, keys, strict=True):
         late = run.began_at - began
-        for stage in run.stages:
-            for span in stage.spans:
-                if span.kind != "behind":
-                    tip = f"{run.label}: {_tip(stage, span)}"
-                    bars.append(_bar(span, top, tall - 1, tip, late=late, key=key if span.number else ""))
-                    end = max(end, late + span.end_s)
+        spans = [(stage, span) for stage in run.stages for span in stage.spans if span.kind != "behind"]
+        for stage, span in sorted(spans, key=lambda pair: pair[1].number > 0):  # no wait covers what ran meanwhile
+            tip = f"{run.label}: {_tip(stage, span)}"
+            bars.append(_bar(span, top, tall - 1, tip, late=late, key=key if span.number else ""))
+            end = max(end, late + span.end_s)
         if tall >= 12:
-            labels.append(f"<text x=-8 y={top + tall // 2} dy=4>{escape(run.label[:18])}</text>")
+            labels.append(f"<text x=-8 y={top + tall // 2} dy=4>{escape(short(run.label, 16))}</text>")
         top += tall
     return _time_plot("Runs over time", bars, labels, top + 4, end, []) if bars else ""
 
