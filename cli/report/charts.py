@@ -67,7 +67,7 @@ def line_chart(
 ) -> str:
     """Return lines over a common axis; few of them have their labels at their ends.
 
-    Where there are none, nothing is returned. The axis reaches to *right*.
+    The first is drawn over the others. Where there are none, nothing is returned. The axis reaches to *right*.
     """
     lines = [line for line in lines if line.points]
     if not lines:
@@ -76,7 +76,7 @@ def line_chart(
     is_named = with_names and len(lines) <= _MOST_NAMED and any(line.label for line in lines)
     can_be_log = not y and all(value > 0 for line in lines for _, value in line.points) and seen.high > 4 * seen.low
     ends = _end_labels(lines, seen, height) if is_named else ""
-    drawn = "".join(_draw(line) for line in lines)
+    drawn = "".join(_draw(line) for line in reversed(lines))
     return plot(
         title=title,
         seen=seen,
@@ -253,7 +253,7 @@ def spread(places: Sequence[float], gap: float, most: float) -> list[float]:
 
 
 def short(label: str, most: int = 20) -> str:
-    """Return a label of at most *most* characters; the end, where a value stands, is kept."""
+    """Return a label of at most *most* characters, those at its end."""
     return label if len(label) <= most else f"\u2026{label[1 - most :]}"
 
 

@@ -12,7 +12,6 @@ from ...launchers.history import RunRow, differing, is_lower_better
 from ...predictions.scoring import headlines
 from ..results import format_score
 from ..run_table import columns_of
-from ..tables import format_value
 from .charts import Line, line_chart, scatter_chart
 from .curves import EVAL_LOSS, LOSS, thin_out
 from .facts import RunFacts
@@ -149,7 +148,6 @@ def compare_curves(runs: Sequence[RunFacts], num_points: int) -> str:
             for run, key, curves in zip(runs, keys_of(runs), found, strict=True)
             if name in curves
         ]
-        lines.reverse()  # the best is drawn last, over the others
         is_loss = name in (LOSS, EVAL_LOSS)
         chart = line_chart(
             lines, title=title_of(name), y=unit_of(name), height=240 if is_loss else 160, with_names=is_loss
@@ -195,15 +193,17 @@ def compare_recipes(runs: Sequence[RunFacts]) -> str:
         return table(("key", *(run.label for run, _ in firsts)), rows, kind="keys")
     counted: list[list[Cell]] = []
     for key in keys:
-        values: dict[str, int] = {}
-        for _, row in firsts:
-            shown = format_value(row.values.get(key))
-            values[shown] = values.get(shown, 0) + 1
-        most = [f"{value or 'null'} ({count})" for value, count in list(values.items())[:12]]
-        counted.append(
-            [key, Number(str(len(values)), len(values)), ", ".join(most) + (" …" if len(values) > 12 else "")]
-        )
-    return table(("key", "values", "which (in how many runs)"), counted, kind="keys")
+        values = [row.values.get(key) for _, row in firsts]
+        kinds = dict.fromkeys(map(_value, values))
+        counted.append([key, Number(str(len(kinds)), len(kinds)), _describe_values(list(kinds), values)])
+    return table(("key", "values", "which"), counted, kind="keys")
+
+
+def _describe_values(kinds: Sequence[str], values: Sequence[object]) -> str:
+    numbers = [value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
+    if len(kinds) > _MOST_SIDE_BY_SIDE and len(numbers) == len(values):
+        return f"{format_number(min(numbers))} to {format_number(max(numbers))}"
+    return ", ".join(kinds[:_MOST_SIDE_BY_SIDE]) + (" …" if len(kinds) > _MOST_SIDE_BY_SIDE else "")
 
 
 def _value(value: object) -> str:

@@ -14,11 +14,11 @@ LOSS, EVAL_LOSS, PACE = "loss", "eval_loss", "examples_per_s"
 _UNTOLD = ("epoch", "total_flos", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
 
 
-def curves_of(events: Iterable[Event], *, global_batch: int) -> dict[str, Points]:
+def curves_of(events: Iterable[Event], *, global_batch: int | None) -> dict[str, Points]:
     """Return the finite values of a training over its steps, by name.
 
     Of a step that was done twice the later value counts. *events* are those of one stage; "examples_per_s" is derived
-    from the times of the steps.
+    from the times of the steps where the examples of a step, *global_batch*, are known.
     """
     steps = of(events, Step)
     found: dict[str, dict[float, float]] = {}
@@ -26,7 +26,7 @@ def curves_of(events: Iterable[Event], *, global_batch: int) -> dict[str, Points
         for name, value in event.values.items():
             if name not in _UNTOLD and not name.startswith("train_") and math.isfinite(value):
                 found.setdefault(name, {})[event.step] = value
-    if PACE not in found and (pace := _pace(steps, global_batch)):
+    if PACE not in found and global_batch and (pace := _pace(steps, global_batch)):
         found[PACE] = pace
     order = sorted(found, key=lambda name: (name != LOSS, name != EVAL_LOSS, not name.startswith("eval_")))
     return {name: tuple(sorted(found[name].items())) for name in order}

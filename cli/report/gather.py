@@ -197,7 +197,7 @@ def _stages(
 def _stage(
     name: str, events: Timed, spans: tuple[Span, ...], stage: Stage | None, state: StageState | None, paths: RunPaths
 ) -> StageFacts:
-    global_batch = stage.batch.global_batch if stage and stage.batch else 1
+    global_batch = stage.batch.global_batch if stage and stage.batch else None
     lifetimes = _check_presence(checkpoint_lifetimes(events), paths.checkpoints(name))
     return StageFacts(
         name=name,

@@ -85,6 +85,7 @@
         this.seen = [left, right, home[2], home[3]];
       }
       this.reset.hidden = left === null;
+      this.figure.classList.toggle("zoomed", left !== null);
       this.redraw();
     }
     redraw() {

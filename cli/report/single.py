@@ -128,7 +128,7 @@ def draw_run(run: RunFacts, *, out: Path, num_points: int, num_characters: int, 
 
 def draw_curves(stage: StageFacts, num_points: int, is_one_of_several: bool) -> str:
     """Return the charts of a training; both losses stand in one."""
-    losses = [(name, stage.curves[name]) for name in (LOSS, EVAL_LOSS) if name in stage.curves]
+    losses = [(name, stage.curves[name]) for name in (EVAL_LOSS, LOSS) if name in stage.curves]
     suffix = f" of {stage.name}" if is_one_of_several else ""
     right = max((points[-1][0] for points in stage.curves.values()), default=None)
     charts = [

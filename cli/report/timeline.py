@@ -121,7 +121,7 @@ def _duration(seconds: float) -> Number:
 
 
 def _pace(stage: StageFacts) -> Number:
-    """Return the examples that a stage trained on, or the rows that it predicted, in a second."""
+    """Return the examples trained on, or the rows predicted, in a second."""
     if stage.rows_per_s is not None:
         return Number(f"{format_number(stage.rows_per_s)} rows/s", stage.rows_per_s)
     values = sorted(value for _, value in stage.curves.get(PACE, ()))

@@ -31,6 +31,11 @@ def test_pace_is_counted_within_an_attempt_and_not_over_a_pause() -> None:
     assert curves_of(events, global_batch=8)["examples_per_s"] == ((20, 16.0), (40, 8.0))
 
 
+def test_without_the_size_of_a_step_there_is_no_pace() -> None:
+    events = [step(10, time=100, loss=1), step(20, time=105, loss=1)]
+    assert list(curves_of(events, global_batch=None)) == ["loss"]
+
+
 def test_a_pace_that_training_reports_itself_is_not_derived_again() -> None:
     events = [step(10, time=1, loss=1, examples_per_s=7.0), step(20, time=2, loss=1, examples_per_s=8.0)]
     assert curves_of(events, global_batch=8)["examples_per_s"] == ((10, 7.0), (20, 8.0))
