@@ -181,7 +181,7 @@ def test_the_wheel_holds_all_that_is_read_at_run_time(tmp_path: Path) -> None:
     held = set(zipfile.ZipFile(wheel).namelist())
     wanted = {
         f"sousbatch/{path.relative_to(clone)}"
-        for pattern in ("py.typed", "*.py", "*/*.py", "*/*/*.py", "recipes/library/**/*.*")
+        for pattern in ("py.typed", "*.py", "*/*.py", "*/*/*.py", "recipes/library/**/*.*", "cli/report/page.*")
         for path in clone.glob(pattern)
         if path.relative_to(clone).parts[0] not in OUTSIDE
     }
