@@ -42,7 +42,7 @@ def merge(job: JobContext) -> int:
             continue
         facts: dict[str, Any] = {"num_rows": report.num_rows, "num_bytes": report.num_bytes, "sha256": report.sha256}
         ledger.write(Merged(key=key, decoding=decoding, **facts))
-        show_merge(job, tracker, report, decoding)
+        show_merge(job, tracker, report, source.name, decoding)
     ledger.close()
     if lost:
         raise lost[0] if len(lost) == 1 else IncompleteError("\n".join(map(str, lost)))

@@ -19,7 +19,7 @@ def show_inputs(job: JobContext, trackers: Trackers) -> None:
     """Show the data that a training reads."""
     for split in {split.name: split for split in job.stage.splits.values()}.values():
         facts = {"rows": split.num_rows}
-        name = f"{job.paths.recipe_name}-{split.name}"
+        name = f"{job.paths.recipe_name}-data-{split.name}"
         trackers.artifact(
             Artifact(name=name, kind="data", path=Path(split.path), digest=split.digest, is_made=False, facts=facts)
         )
@@ -51,15 +51,15 @@ def show_checkpoints(job: JobContext, trackers: Trackers) -> None:
 
 def show_model(job: JobContext, trackers: Trackers, written: ModelWritten) -> None:
     """Show the model that a stage made."""
-    name, folder = f"{job.paths.recipe_name}-{job.stage.name}", job.paths.model(job.stage.name)
+    name, folder = f"{job.paths.recipe_name}-model-{job.stage.name}", job.paths.model(job.stage.name)
     facts = written.data()
     trackers.artifact(
         Artifact(name=name, kind="model", path=folder, digest=written.digest or "", is_made=True, facts=facts)
     )
 
 
-def show_merge(job: JobContext, trackers: Trackers, report: MergeReport, decoding: str) -> None:
-    """Show the merged predictions and how whole their parts were."""
+def show_merge(job: JobContext, trackers: Trackers, report: MergeReport, source: str, decoding: str) -> None:
+    """Show the merged predictions of a stage and how whole their parts were."""
     counts = {
         "num_rows": report.num_rows,
         "num_bytes": report.num_bytes,
@@ -69,8 +69,8 @@ def show_merge(job: JobContext, trackers: Trackers, report: MergeReport, decodin
         **{name: getattr(report, name) for name in ("num_duplicates", "num_padding", "num_incomplete", "num_corrupt")},
     }
     trackers.summary({f"{decoding}/{name}" if decoding else name: value for name, value in counts.items()})
-    path = Path(report.output)
-    name = "-".join(filter(None, (job.paths.recipe_name, job.stage.name, decoding)))
+    path = job.paths.predictions_file(source, decoding)
+    name = "-".join(filter(None, (job.paths.recipe_name, "predictions", source, decoding)))
     facts = {"rows": report.num_rows, "key": report.key}
     trackers.artifact(
         Artifact(name=name, kind="predictions", path=path, digest=report.sha256, is_made=True, facts=facts)

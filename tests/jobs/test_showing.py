@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sousbatch import files, ledger
+from sousbatch import ledger
 from sousbatch.events import Removed, Saved
 from sousbatch.jobs.context import JobContext, run_job
 from sousbatch.jobs.score import score
@@ -98,11 +98,9 @@ def test_checkpoints_inputs_and_merges_are_shown(run: RunPaths) -> None:
         writer.close()
         show_inputs(job, trackers)
         show_checkpoints(job, trackers)
-        path = files.make_private_dir(job.paths.root / "predictions") / "all.jsonl"
-        path.touch()
         gaps = {"missing": (range(3, 5),), "conflicts": (range(1),), "num_duplicates": 7}
-        report = MergeReport(output=str(path), num_rows=9, num_written=7, num_bytes=1, sha256="d", **gaps)
-        show_merge(job, trackers, report, "greedy")
+        report = MergeReport(num_rows=9, num_written=7, num_bytes=1, sha256="d", **gaps)
+        show_merge(job, trackers, report, "predict", "greedy")
         return 0
 
     ledger.open_attempt(run.ledger_dir, "train", 0).close()
@@ -114,8 +112,8 @@ def test_checkpoints_inputs_and_merges_are_shown(run: RunPaths) -> None:
         [1, 2, "removed", "full", 1.0, None, None, 0.0, None, "not the last"],
     ]
     split = read_plan(run.plan).stage("train").splits["train"]
-    assert found[f"small-{split.name}"] == [split.digest, split.path, False]
-    assert found["small-train-greedy"] == ["d", str(run.root / "predictions/all.jsonl"), True]
+    assert found[f"small-data-{split.name}"] == [split.digest, split.path, False]
+    assert found["small-predictions-predict-greedy"] == ["d", str(run.predictions_file("predict", "greedy")), True]
     counts = found["summary"]
     assert isinstance(counts, dict)
     assert (counts["greedy/num_missing"], counts["greedy/num_conflicts"], counts["greedy/num_duplicates"]) == (2, 1, 7)
