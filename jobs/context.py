@@ -76,7 +76,7 @@ class JobContext:
             say("a person stopped the run where it is tracked")
         return flag.exists()
 
-    def open_trackers(self, *, beside_others: bool = False) -> Trackers:
+    def open_trackers(self, *, beside_others: bool = False, node: int = 0) -> Trackers:
         """Start the trackers of this task, which `run_job` ends.
 
         A job that is run by hand has none, and one that works *beside_others* only where the recipe wants a tracked
@@ -93,6 +93,7 @@ class JobContext:
             task=task,
             attempt=self.attempt,
             beside_others=beside_others,
+            node=node,
         )
         return self.trackers
 

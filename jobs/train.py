@@ -62,7 +62,10 @@ def train(job: JobContext) -> int:
         return 0
     last = resume.last_checkpoint(job, ranks)
     ledger = job.open_ledger() if ranks.rank == 0 else None
+    node, local_rank = divmod(ranks.rank, job.stage.ranks_per_node)
     tracker = job.open_trackers() if ranks.rank == 0 else None
+    if node and local_rank == 0:
+        job.open_trackers(node=node)  # which shows what the node measures
     if tracker is not None:
         show_inputs(job, tracker)
     callback = StepCallback(job, job.batch, ranks, ledger, tracker, watchdog)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -208,22 +208,24 @@ def start(
     task: int | None,
     attempt: int,
     beside_others: bool = False,
+    node: int = 0,
 ) -> None:
     """Start the trackers that a run named at submission.
 
     *folder* is its tracking folder. *task* is None where the stage has only one. A task that runs *beside_others* which
-    show the same is shown only where each task has a tracked run of its own.
+    show the same is shown only where each task has a tracked run of its own, a *node* beside the first one only
+    where the recipe wants the metrics of all.
     """
     try:
         run = read_identity(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         _warn("tracking is off, since the identity of the run cannot be read: %r", error)
         return
-    if beside_others and run.per != "task":
+    if (beside_others and run.per != "task") or (node and run.mode != "shared"):
         return
     trackers.alerts = run.alerts
     for name in run.trackers if run.mode != "disabled" else ():
-        trackers.start(name, run.of_task(stage, kind, task, folder, attempt))
+        trackers.start(name, replace(run.of_task(stage, kind, task, folder, attempt), node=node))
 
 
 def has_left(folder: Path) -> bool:

@@ -25,7 +25,7 @@ class Identity:
     Attempts share the *id*, so that they draw one curve; so do the stages of a run, whose names stand before their
     values as the *prefix*. *folder* is where a tracker leaves its files; *part* names the attempt there, such as
     train-0-1. *mode* says whether it may use the network, *config* what the run is listed with, *notes* how to find and
-    resume it.
+    resume it. On the first *node* of a task its numbers are shown, on the others what the node measures.
     """
 
     id: str
@@ -42,6 +42,7 @@ class Identity:
     part: str
     config: dict[str, Any]
     uploads: tuple[str, ...] = ()
+    node: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

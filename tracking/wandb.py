@@ -52,20 +52,26 @@ class WandbTracker:
     def start(self, identity: Identity) -> None:
         """Open the run; attempts after the first one resume it."""
         mode, why = self._choose(identity)
+        if identity.node and mode != "shared":
+            raise OutOfReachError(f"node {identity.node} is not shown: {why}")
         for name, value in _DEFAULTS.items():  # some are read when wandb is imported
             os.environ.setdefault(name, value)
         os.environ.update(_variables(identity))
         self._prefix, self._uploads = identity.prefix, identity.uploads
         if mode != "offline":
             try:
-                self._run = self._init(mode)
+                self._run = self._init(mode, identity.node)
             except Exception as error:  # wandb has a dozen kinds
+                if identity.node:
+                    raise
                 mode, why = "offline", str(error)
         if mode == "offline":
             self._online = None
             self._writer.close()
             Part(folder=_part_folder(identity)).write(Sent())
             self._run = self._init(mode)
+        if identity.node:
+            return
         if why:
             _warn(f"{why}; W&B is recorded offline, and `sousbatch sync {identity.config['run']}` sends it")
         # an attempt adds itself to what earlier ones wrote, and may have other values of what is not the recipe's
@@ -88,7 +94,7 @@ class WandbTracker:
         self._log({name: wandb.Table(columns=list(columns), data=kept, allow_mixed_types=True)})
 
     def artifact(self, artifact: Artifact) -> None:
-        """Add files to what the run made or used, by reference unless uploads are asked for."""
+        """Add files to what the run made or used, by reference or uploaded."""
         import wandb
 
         facts = {"digest": artifact.digest, "path": str(artifact.path), **artifact.facts}
@@ -143,10 +149,13 @@ class WandbTracker:
         self._run.log({f"{self._prefix}{name}": value for name, value in values.items()})
         self._num_rows += 1
 
-    def _init(self, mode: str) -> Any:
+    def _init(self, mode: str, node: int = 0) -> Any:
         import wandb
 
         settings = wandb.Settings(stop_fn=self._stop)
+        if mode == "shared":
+            settings.x_label, settings.x_primary = f"node{node}", not node
+            settings.x_update_finish_state = not node
         return wandb.init(mode=mode, settings=settings)  # type: ignore[arg-type]
 
     def _stop(self) -> None:
@@ -162,10 +171,13 @@ class WandbTracker:
         except NoKeyError as error:
             return "offline", "" if mode == "auto" else str(error)
         try:
-            self._online = self._take(identity, server)
+            if identity.node:  # the first one is the writer of rows
+                server.num_rows(identity.project, identity.entity, identity.id)
+            else:
+                self._online = self._take(identity, server)
         except OutOfReachError as error:
             return "offline", str(error)
-        return "online", ""
+        return "shared" if mode == "shared" else "online", ""
 
     def _take(self, identity: Identity, server: Server) -> _Online:
         """Become the writer of the run at the server.
@@ -233,6 +245,11 @@ def _part_folder(identity: Identity) -> Path:
     return identity.folder / "wandb" / identity.part
 
 
+def _node_folder(identity: Identity) -> Path:
+    """Return where a node beside the first one leaves files; none is sent later."""
+    return identity.folder / "nodes" / f"{identity.part}-{identity.node}"
+
+
 def _warn(text: str) -> None:
     logging.getLogger(__name__).warning("%s", redacted(text))
 
@@ -246,7 +263,7 @@ def _variables(identity: Identity) -> dict[str, str]:
         "WANDB_JOB_TYPE": identity.job_type,
         "WANDB_NOTES": identity.notes,
         "WANDB_RESUME": "allow",
-        "WANDB_DIR": str(_part_folder(identity)),
+        "WANDB_DIR": str(_node_folder(identity) if identity.node else _part_folder(identity)),
         "WANDB_DATA_DIR": str(identity.folder / "data"),
         "WANDB_CACHE_DIR": str(identity.folder / "cache"),
     }

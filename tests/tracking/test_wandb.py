@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sousbatch.tracking.base import Ending, Outcome, send_left
+from sousbatch.tracking.base import Ending, Outcome, has_left, send_left
 from sousbatch.tracking.wandb import _variables
 from sousbatch.tracking.wandb_files import Part, Sent, only_writer
 from sousbatch.tracking.wandb_server import OutOfReachError, find_server
@@ -237,3 +237,33 @@ def test_tables_artifacts_and_alerts_arrive_online_and_by_a_sync(
     (entry,) = by_kind["model"]["manifest"]["contents"].values()
     assert "ref" not in entry and by_kind["model"]["artifactCollectionName"] == "toy-model"
     assert server.used == [by_kind["data"]["id"]]
+
+
+NODE = """
+import sys, time
+from pathlib import Path
+from sousbatch.tracking.base import Trackers, start
+folder, node, trackers = Path(sys.argv[1]), int(sys.argv[2]), Trackers()
+start(trackers, folder, stage="train", kind="train", task=None, attempt=1, node=node)
+if not node:
+    trackers.log(1, {"loss": 1.0})
+time.sleep(1)
+trackers.finish(0)
+"""
+
+
+@pytest.mark.parametrize("mode", ["shared", "online"])
+def test_every_node_shows_what_it_measures_where_that_is_asked_for(
+    tracked: Callable[..., Path], server: StandIn, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    monkeypatch.setenv("WANDB_X_STATS_SAMPLING_INTERVAL", "0.2")
+    folder = tracked(mode=mode)
+    nodes = [
+        subprocess.Popen([sys.executable, "-c", NODE, str(folder), str(node)], stderr=subprocess.PIPE, cwd=folder)
+        for node in (0, 1)
+    ]
+    assert [one.communicate()[1] for one in nodes] == [b"", b""]
+    run = server.runs[RUN]
+    labels = {name.rpartition("/l:")[2] for event in run.events for name in event if "/l:" in name}
+    assert labels == ({"node0", "node1"} if mode == "shared" else set())
+    assert [row["train/step"] for row in run.rows] == [1] and not has_left(folder)
