@@ -200,7 +200,8 @@ def _what_ran(plan: Plan, run: RunFacts) -> Iterator[tuple[Cell, Cell]]:
         yield "hosts", ", ".join(hosts[:8]) + more
     yield (
         "code",
-        f"sousbatch {plan.version}" + (f", own code {plan.inputs.code_digest[:12]}" if plan.inputs.code_digest else ""),
+        f"sousbatch {plan.version}"
+        + (f", own code {plan.inputs.code_digest[:12]}" if plan.recipe.environment.code else ""),
     )
 
 

@@ -278,6 +278,16 @@ def test_a_run_of_another_version_has_a_page_that_says_so(make: Make) -> None:
     assert "was made by sousbatch 0.3.0 with plan format 2" in found.text and "Storage of train" in found.text
 
 
+def test_a_plan_with_an_unknown_key_hides_no_more_than_itself(make: Make) -> None:
+    run = make()
+    plan = json.loads(run.plan.read_text())
+    plan["recipe"]["unheard_of"] = 1
+    write_json(run.plan, plan)
+    train(run, saved(1, 5))
+    found = checked(page(run))
+    assert "unheard_of is not a key" in found.text and "Storage of train" in found.text
+
+
 def test_two_runs_stand_over_each_other_with_what_sets_them_apart(sousbatch: Run, make: Make, tmp_path: Path) -> None:
     for name, rate, cer in (("aaa", 0.1, 0.5), ("bbb", 0.2, 0.25)):
         run = make(name, learning_rate=rate)
