@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 OUTSIDE = {"tests", "benchmarks", "build", "dist"}
-HEAVY = ("torch", "transformers", "deepspeed", "peft", "wandb", "accelerate", "datasets")
+HEAVY = ("torch", "transformers", "deepspeed", "peft", "wandb", "accelerate", "datasets", "numpy")
 
 # Left never imports right, and jobs and launchers never see each other.
 LINE: tuple[set[str], ...] = (
