@@ -20,7 +20,7 @@ from sousbatch import files
 from sousbatch.cli.main import main
 from sousbatch.errors import UsageError
 from sousbatch.recipes.inspect import gguf, model_cache
-from sousbatch.recipes.inspect.conversion import converted
+from sousbatch.recipes.inspect.conversion import converted, weights_identity
 from sousbatch.recipes.inspect.model import model_digest
 
 TINY = GPT2Config(
@@ -47,6 +47,8 @@ def original(tmp_path_factory: pytest.TempPathFactory, model: GPT2LMHeadModel) -
     folder = tmp_path_factory.mktemp("old") / "kogpt"
     model.config.save_pretrained(folder)
     (folder / "vocab.json").write_text("{}")
+    for name in ("source.spm", "bpe.codes"):  # of a Marian's tokenizer, and of a PhoBERT's
+        (folder / name).write_bytes(b"pieces")
     state = dict(model.state_dict())
     for layer in range(TINY.n_layer):
         state[f"transformer.h.{layer}.attn.bias"] = torch.ones(1, 1, 16, 16, dtype=torch.uint8)
@@ -73,7 +75,7 @@ def test_a_pickled_model_becomes_the_same_model_as_safetensors_once(
     with safe_open(folder / "model.safetensors", "pt") as opened:
         assert not {"lm_head.weight", "transformer.h.0.attn.bias"} & set(opened.keys())
         assert opened.get_tensor("transformer.h.1.mlp.c_fc.weight").dtype == torch.float16
-    assert {"config.json", "vocab.json"} <= {path.name for path in folder.iterdir()}
+    assert {"config.json", "vocab.json", "source.spm", "bpe.codes"} <= {path.name for path in folder.iterdir()}
     before = (folder / "model.safetensors").stat().st_mtime_ns
     assert converted("model.path", "old", original) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
@@ -91,6 +93,16 @@ def test_a_conversion_is_known_by_its_source_on_any_machine(
     torch.save({"w": torch.zeros(3)}, copied / "pytorch_model.bin")
     third = converted("model.path", "old", copied)
     assert model_digest(third, third, {}) != model_digest(first, first, {})
+
+
+def test_weights_in_the_hubs_cache_are_known_by_their_name_there_and_not_read(tmp_path: Path) -> None:
+    blob, snapshot = tmp_path / "blobs" / ("ab" * 32), tmp_path / "snapshots" / "main"
+    for folder in (blob.parent, snapshot):
+        folder.mkdir(parents=True)
+    with blob.open("wb") as stream:
+        stream.truncate(1 << 43)  # 8 TiB would take hours to read
+    (snapshot / "model.safetensors").symlink_to(blob)
+    assert weights_identity(snapshot) == [("model.safetensors", "ab" * 32)]
 
 
 def test_two_plans_that_want_one_model_make_it_once(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
@@ -141,7 +153,9 @@ def test_a_cache_without_space_is_one_line_and_keeps_nothing_half(
 ) -> None:
     monkeypatch.setenv("SOUSBATCH_CACHE", str(small_disk))
     (small_disk / "other").write_bytes(b"x" * (1 << 20))
-    with pytest.raises(UsageError, match=r"'old' needs .* GB in the cache .*; set SOUSBATCH_CACHE to a folder"):
+    with pytest.raises(
+        UsageError, match=r"^model.path 'old' needs .* GB in the cache .*; set SOUSBATCH_CACHE to a folder"
+    ):
         converted("model.path", "old", original)
 
     def fill(target: Path) -> None:
