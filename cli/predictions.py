@@ -125,7 +125,10 @@ def _check_order(named: list[str]) -> None:
 
 
 def _check_export(arguments: Namespace, out: Path) -> Table | None:
-    """Return what to export, as far as it can be said before merging; refuse what cannot work."""
+    """Return what to export, as far as it can be said before merging.
+
+    What cannot work is refused.
+    """
     from ..predictions.export import format_of
 
     if arguments.data is not None and not Path(arguments.data).is_file():
@@ -159,7 +162,10 @@ def _check_export(arguments: Namespace, out: Path) -> Table | None:
 
 
 def _first_fields(arguments: Namespace) -> tuple[str, ...]:
-    """Return the fields of the first row to be merged; none where that cannot be seen yet."""
+    """Return the fields of the first row to be merged.
+
+    There are none where that cannot be seen yet.
+    """
     from ..predictions.rows import RAW_PREDICTION
     from ..predictions.shard_merge import find_shards
     from ..predictions.units import is_unit_folder

@@ -52,9 +52,9 @@ def by_number(text: str) -> list[str | int]:
 
 
 def check_ranks(paths: Sequence[Path], counts: Sequence[int], num_rows: int, dealing: Dealing) -> None:
-    """Refuse shards that look as if there were more, since every row would get a wrong position.
+    """Refuse shards that look as if there were more.
 
-    *counts* are the rows of each.
+    Every row would get a wrong position. *counts* are the rows of each.
 
     Raises:
         UsageError: there are not as many shards as ranks, a number is left out in their names, or each has as many rows

@@ -289,6 +289,7 @@ def _warnings(recipe: Recipe, site: Site, inputs: Inputs, stage: Stage, found: F
     for one in decoded(stage).values():
         yield from task_of(stage.settings.task).warnings(one, inputs)
     yield from unknown_warnings(stage, inputs)
+    yield from _output_warnings(stage, inputs)
     if stage.batch is None:
         return
     yield from train_warnings(stage)
@@ -318,6 +319,17 @@ def _warnings(recipe: Recipe, site: Site, inputs: Inputs, stage: Stage, found: F
         yield (
             f"stage {stage.name!r} asks for {cores} cores and {site.name} has {site.cpus_per_node}: "
             "ranks will take turns"
+        )
+
+
+def _output_warnings(stage: Stage, inputs: Inputs) -> Iterator[str]:
+    output, split = stage.settings.predict.output, stage.splits.get("predict")
+    if stage.record.leaves != "predictions" or output is None or output.template is None or split is None:
+        return
+    if split.num_rows < (there := inputs.split_of(stage.name, "predict", split.name).num_rows):
+        yield (
+            f"stage {stage.name!r} predicts {split.num_rows:,} of {there:,} rows, and predict.output will have those "
+            f"of template {output.template} alone, without its other rows; leave out predict.rows for a file to hand in"
         )
 
 

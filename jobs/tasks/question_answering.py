@@ -126,7 +126,10 @@ class SpanAnswerer:
         return answers
 
     def _logits(self, windows: Sequence[Window], positions: Sequence[int]) -> list[NDArray[np.float32]]:
-        """Return an array of shape (2, tokens) for each window; *positions* are those of their rows."""
+        """Return an array of shape (2, tokens) for each window.
+
+        The *positions* are those of their rows.
+        """
         sizes = [(0, len(one.ids)) for one in windows]
         return self._batches.run(sizes, lambda places: self._forward([windows[place] for place in places]), positions)
 
