@@ -9,17 +9,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from ..plugins import Registry
 from ..redaction import redacted
-from .identity import Identity, read_identity
+from .identity import Alert, Identity, read_identity
 
-_START_S, _FINISH_S = 32.0, 65.0  # a tracker that takes longer is left alone
-_FORGIVEN = ("table", "artifact", "alert")  # a tracker may have no such method
+_START_S, _FINISH_S, _SEND_S = 32.0, 65.0, 40.0  # a tracker that takes longer is left alone
+_FORGIVEN, _FORGIVEN_S = ("table", "artifact", "alert"), 10.0  # a tracker may have no such method, or fail in it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +37,29 @@ class Artifact:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How an attempt ended, where its tracker was killed before it could say so."""
+
+    exit_code: int
+    error: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of something to be sent; without a *problem* it has arrived."""
+
+    what: str
+    problem: str = ""
+
+
 class Tracker(Protocol):
     """What shows the numbers of one task.
 
     It may raise: jobs call `Trackers`, which catch it. The table holds classes that are made without arguments.
     Import heavy packages in `start`. One that cannot show a table or an artifact, tell a person or be stopped from has
-    no such method.
+    no such method. One that leaves files to be sent later also has the static methods `has_left` and `send`, which
+    `has_left` and `send_left` of this module call.
     """
 
     def start(self, identity: Identity) -> None:
@@ -80,6 +97,10 @@ class Trackers:
 
     def __init__(self) -> None:
         self._running: dict[str, Tracker] = {}
+        self.alerts: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self._running)
 
     def start(self, name: str, identity: Identity) -> None:
         """Start one more tracker."""
@@ -104,9 +125,10 @@ class Trackers:
         """Show what the task read or made."""
         self._call("artifact", artifact)
 
-    def alert(self, title: str, text: str) -> None:
-        """Tell a person."""
-        self._call("alert", title, text)
+    def alert(self, kind: Alert, title: str, text: str) -> None:
+        """Tell a person, where the recipe wants them to be told of this *kind*."""
+        if kind in self.alerts:
+            self._call("alert", title, text)
 
     def wants_stop(self) -> bool:
         """Say whether a person asked in a tracker that the job saves and ends."""
@@ -130,9 +152,20 @@ class Trackers:
 
     def _call(self, method: str, *values: Any) -> None:
         for name, tracker in list(self._running.items()):
-            if method not in _FORGIVEN or hasattr(tracker, method):
+            if method not in _FORGIVEN:
                 with self._guarded(name):
                     getattr(tracker, method)(*values)
+            elif hasattr(tracker, method):
+                try:
+                    _within(_FORGIVEN_S, partial(getattr(tracker, method), *values))
+                except Exception as error:  # what it could not show is not worth the rest
+                    _warn(
+                        "%s does not show %s %s: %s",
+                        name,
+                        method,
+                        getattr(values[0], "name", values[0]),
+                        redacted(str(error)),
+                    )
 
     @contextmanager
     def _guarded(self, name: str) -> Iterator[None]:
@@ -175,21 +208,66 @@ def start(
     task: int | None,
     attempt: int,
     beside_others: bool = False,
+    node: int = 0,
 ) -> None:
     """Start the trackers that a run named at submission.
 
     *folder* is its tracking folder. *task* is None where the stage has only one. A task that runs *beside_others* which
-    show the same is shown only where each task has a tracked run of its own.
+    show the same is shown only where each task has a tracked run of its own, a *node* beside the first one only
+    where the recipe wants the metrics of all.
     """
     try:
         run = read_identity(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         _warn("tracking is off, since the identity of the run cannot be read: %r", error)
         return
-    if beside_others and run.per != "task":
+    if (beside_others and run.per != "task") or (node and run.mode != "shared"):
         return
+    trackers.alerts = run.alerts
     for name in run.trackers if run.mode != "disabled" else ():
-        trackers.start(name, run.of_task(stage, kind, task, folder, attempt))
+        trackers.start(name, replace(run.of_task(stage, kind, task, folder, attempt), node=node))
+
+
+def has_left(folder: Path) -> bool:
+    """Say whether a run, by its tracking folder, recorded what did not arrive yet."""
+    return any(tracker.has_left(folder) for tracker in _senders(folder))
+
+
+def send_left(
+    folder: Path, endings: Mapping[str, Ending], *, limit_s: float, by_itself: bool = False
+) -> Iterator[Outcome]:
+    """Send what ended attempts recorded, each once and in order.
+
+    Yield what became of each.
+
+    *endings* are those of attempts by `part_name`. What is not sent after *limit_s* stays for the next time. What
+    happens *by_itself*, and not because a person asked, is left where the recipe or the shell wants no network.
+    """
+    for tracker in _senders(folder):
+        yield from tracker.send(folder, read_identity(folder), endings, limit_s=limit_s, by_itself=by_itself)
+
+
+def send_at_end(folder: Path, endings: Mapping[str, Ending]) -> list[Outcome]:
+    """Send what is left at the end of an attempt, as far as that takes no time.
+
+    It raises nothing.
+    """
+    found: list[Outcome] = []
+    try:
+        if has_left(folder):
+            _within(_SEND_S + 5, lambda: found.extend(send_left(folder, endings, limit_s=_SEND_S, by_itself=True)))
+    except Exception as error:  # a tracker may raise any error
+        found.append(Outcome(what="tracking", problem=redacted(str(error))))
+    return found
+
+
+def _senders(folder: Path) -> list[Any]:
+    try:
+        run = read_identity(folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    found = [TRACKERS.load(name) for name in run.trackers if run.mode != "disabled"]
+    return [tracker for tracker in found if hasattr(tracker, "send")]
 
 
 def _warn(text: str, *values: object) -> None:
