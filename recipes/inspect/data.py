@@ -134,7 +134,7 @@ def _as_turns(column: str) -> str:
 def _nested_column(name: str, found: SplitFacts, column: str, named_by: str) -> str:
     rows = enumerate(read_rows(Path(found.path)), 1)
     number, value = next((at, row[column]) for at, row in rows if isinstance(row.get(column), (list, dict, bytes)))
-    what = {list: "a list", bytes: "bytes"}.get(type(value), "an object")
+    what = "a list" if isinstance(value, list) else "bytes" if isinstance(value, bytes) else "an object"
     is_said = isinstance(value, list) and value and isinstance(value[0], dict) and {"role", "from"} & value[0].keys()
     turns = f"; {_as_turns(column)}" if is_said else ""
     return (
