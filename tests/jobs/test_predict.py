@@ -36,6 +36,7 @@ OVERRIDES = (
     "stages={predict: {}, merge: {}}",
     "model.path=random",
     "data.columns.id=id",
+    "data.prompt='{input}\\n답: '",
     "data.long_rows=cut_left",
     "tracking.mode=disabled",
     "predict.unit_rows=2",
