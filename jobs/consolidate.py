@@ -98,9 +98,7 @@ def _report(job: JobContext, manifest: Manifest) -> None:
     writer = job.open_ledger()
     writer.write(written)
     writer.close()
-    tracker = job.open_trackers()
-    tracker.summary(written.data())
-    tracker.finish(0)
+    job.open_trackers().summary(written.data())
 
 
 def main() -> int:

@@ -6,12 +6,12 @@ import os
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .. import ledger
 from ..errors import EXIT_DEVICE_MEMORY, EXIT_DIVERGED, EXIT_NO_ROOM, SousbatchError, UsageError, is_no_room
-from ..events import Error
+from ..events import CancelAsked, Error
 from ..job_environment import JobEnvironment
 from ..ledger_queries import newest_attempt
 from ..recipes.fallbacks import with_fallbacks
@@ -32,6 +32,7 @@ class JobContext:
     task: int
     attempt: int
     batch: Batch | None
+    trackers: Trackers = field(default_factory=Trackers)
 
     @property
     def settings(self) -> StageSettings:
@@ -47,18 +48,27 @@ class JobContext:
         ledger.check_fence(self.paths.ledger_dir, self.stage.name, self.task, self.attempt)
 
     def is_asked_to_stop(self) -> bool:
-        """Say whether the stage process wants the job to save and leave."""
-        return self.paths.stop_flag(self.stage.name, self.task).exists()
+        """Say whether the stage process or a person wants the job to save and leave."""
+        flag = self.paths.stop_flag(self.stage.name, self.task)
+        if not flag.exists() and self.trackers.wants_stop():
+            client = ledger.open_client(self.paths.ledger_dir)  # as `cancel --save`: it is not requeued
+            client.write(CancelAsked(stage=self.stage.name, save=True))
+            client.close()
+            flag.touch()
+            say("a person stopped the run where it is tracked")
+        return flag.exists()
 
     def open_trackers(self, *, beside_others: bool = False) -> Trackers:
-        """Open the trackers of this task; a job that is run by hand has none.
+        """Start the trackers of this task, which `run_job` ends.
 
-        One that works *beside_others* has them only where the recipe wants a tracked run for each task.
+        A job that is run by hand has none, and one that works *beside_others* only where the recipe wants a tracked
+        run for each task.
         """
         if JobEnvironment.from_env(os.environ).attempt is None:
-            return Trackers()
+            return self.trackers
         task = self.task if self.stage.num_tasks > 1 else None
-        return start(
+        start(
+            self.trackers,
             self.paths.tracking_dir,
             stage=self.stage.name,
             kind=self.stage.kind,
@@ -66,6 +76,7 @@ class JobContext:
             attempt=self.attempt,
             beside_others=beside_others,
         )
+        return self.trackers
 
 
 def read_context(arguments: Sequence[str]) -> JobContext:
@@ -112,14 +123,18 @@ def run_job(kind: str, work: Callable[[JobContext], int], arguments: Sequence[st
             raise UsageError(
                 f"stage {job.stage.name!r} is a {job.stage.kind} stage; run sousbatch.jobs.{job.stage.kind}"
             )
-        return work(job)
+        code = work(job)
+        job.trackers.finish(code)
+        return code
     except Exception as error:  # the last frame of a process: every end needs its code and its record
         code = _exit_code(error)
         text = f"sousbatch: {error}\n" if isinstance(error, SousbatchError) else redacted(traceback.format_exc())
         with suppress(OSError):  # the log may be on the full disk that is the error
             os.write(2, text.encode())
         if job is not None:
-            _record(job, error, code)
+            event = Error.of_exception(error, exit_code=code)
+            _record(job, event)
+            job.trackers.finish(code, event.message)
         return code
 
 
@@ -133,9 +148,9 @@ def _exit_code(error: BaseException) -> int:
     return 1
 
 
-def _record(job: JobContext, error: BaseException, code: int) -> None:
+def _record(job: JobContext, event: Error) -> None:
     """Leave the error where `status` finds it, if the disk has space for it."""
     with suppress(OSError):
         writer = job.open_ledger(rank=int(os.environ.get("RANK", "0")))
-        writer.write(Error.of_exception(error, exit_code=code))
+        writer.write(event)
         writer.close()

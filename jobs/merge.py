@@ -43,7 +43,6 @@ def merge(job: JobContext) -> int:
         ledger.write(Merged(key=key, decoding=decoding, **facts))
         tracker.summary({f"{decoding}/{name}" if decoding else name: value for name, value in facts.items()})
     ledger.close()
-    tracker.finish(1 if lost else 0)
     if lost:
         raise lost[0] if len(lost) == 1 else IncompleteError("\n".join(map(str, lost)))
     return 0

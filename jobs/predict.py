@@ -95,7 +95,6 @@ def _answer(job: JobContext, works: Sequence[_Work], ledger: Ledger) -> int:
             tracker.log(count, {"rows": unit.num_rows})
             watchdog.step()
     watchdog.close()
-    tracker.finish(code)
     return code
 
 

@@ -35,7 +35,6 @@ def score(job: JobContext) -> int:
     all_scores = {path.stem: files.read_json(path) for path in sorted(job.paths.metrics_dir.glob("*.json"))}
     files.write_json(job.paths.metrics, all_scores)
     ledger.close()
-    tracker.finish(0)
     return 0
 
 

@@ -73,10 +73,7 @@ def train(job: JobContext) -> int:
         watchdog.close()
         saver.close()
     # rank 0 speaks for all: under srun the first code that is not 0 ends the others, who may still be leaving
-    code = EXIT_STOPPED if callback.is_stopped and ranks.rank == 0 else 0
-    if tracker is not None:
-        tracker.finish(code)
-    return code
+    return EXIT_STOPPED if callback.is_stopped and ranks.rank == 0 else 0
 
 
 def _unused_packages(settings: StageSettings) -> tuple[str, ...]:

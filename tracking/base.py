@@ -1,25 +1,48 @@
 """Define what a tracker is, list the trackers, and start those of a run.
 
-Tracking mirrors the ledger and decides nothing. A job calls the `Trackers` that `start` returns; they pass each
-call on to what the recipe names, and drop what fails. No job fails because of a tracker.
+Tracking mirrors the ledger and decides nothing. A job calls its `Trackers`; they pass each call on to what the recipe
+names, and drop what fails or does not answer. No job fails because of a tracker, or waits long for one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from ..plugins import Registry
+from ..redaction import redacted
 from .identity import Identity, read_identity
+
+_START_S, _FINISH_S = 32.0, 65.0  # a tracker that takes longer is left alone
+_FORGIVEN = ("table", "artifact", "alert")  # a tracker may have no such method
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """Files that a task read or made: a data set, a model, predictions.
+
+    *path* is a file or folder, *digest* ours of its content, *name* unique in the run. *facts* say more of it.
+    """
+
+    name: str
+    kind: str
+    path: Path
+    digest: str
+    is_made: bool
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Tracker(Protocol):
     """What shows the numbers of one task.
 
     It may raise: jobs call `Trackers`, which catch it. The table holds classes that are made without arguments.
-    Import heavy packages in `start`.
+    Import heavy packages in `start`. One that cannot show a table or an artifact, tell a person or be stopped from has
+    no such method.
     """
 
     def start(self, identity: Identity) -> None:
@@ -30,6 +53,18 @@ class Tracker(Protocol):
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Show final values."""
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Show a small table of texts and numbers, in place of one of that name."""
+
+    def artifact(self, artifact: Artifact) -> None:
+        """Show what the task read or made, by reference."""
+
+    def alert(self, title: str, text: str) -> None:
+        """Tell a person."""
+
+    def wants_stop(self) -> bool:
+        """Say whether a person wants the job to save and end; asked once a second."""
 
     def finish(self, exit_code: int) -> None:
         """End the run with the exit code of the job; nothing is called after."""
@@ -50,55 +85,111 @@ class Trackers:
         """Start one more tracker."""
         with self._guarded(name):
             tracker = TRACKERS.load(name)()
-            tracker.start(identity)
+            _within(_START_S, partial(tracker.start, identity))
             self._running[name] = tracker
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Show the values of a step."""
-        for name, tracker in list(self._running.items()):
-            with self._guarded(name):
-                tracker.log(step, values)
+        self._call("log", step, values)
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Show final values."""
-        for name, tracker in list(self._running.items()):
-            with self._guarded(name):
-                tracker.summary(values)
+        self._call("summary", values)
 
-    def finish(self, exit_code: int) -> None:
-        """End the runs with the exit code of the job."""
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Show a small table in the place of an earlier one of that name."""
+        self._call("table", name, columns, rows)
+
+    def artifact(self, artifact: Artifact) -> None:
+        """Show what the task read or made."""
+        self._call("artifact", artifact)
+
+    def alert(self, title: str, text: str) -> None:
+        """Tell a person."""
+        self._call("alert", title, text)
+
+    def wants_stop(self) -> bool:
+        """Say whether a person asked in a tracker that the job saves and ends."""
         for name, tracker in list(self._running.items()):
             with self._guarded(name):
-                tracker.finish(exit_code)
+                if hasattr(tracker, "wants_stop") and tracker.wants_stop():
+                    return True
+        return False
+
+    def finish(self, exit_code: int, error: str = "") -> None:
+        """End the runs with the exit code of the job and the error that ended it.
+
+        A second call does nothing.
+        """
+        if error:
+            self.summary({"error": error})
+        for name in list(self._running):
+            with self._guarded(name):
+                tracker = self._running.pop(name)
+                _within(_FINISH_S, partial(tracker.finish, exit_code))
+
+    def _call(self, method: str, *values: Any) -> None:
+        for name, tracker in list(self._running.items()):
+            if method not in _FORGIVEN or hasattr(tracker, method):
+                with self._guarded(name):
+                    getattr(tracker, method)(*values)
 
     @contextmanager
     def _guarded(self, name: str) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # a tracker may raise any error; the job carries on
-            _warn("tracking with %s is off: %s", name, error)
+            _warn("tracking with %s is off: %s", name, redacted(str(error)))
             self._running.pop(name, None)
 
 
-def start(
-    folder: Path, *, stage: str, kind: str, task: int | None, attempt: int, beside_others: bool = False
-) -> Trackers:
-    """Start what the run with tracking folder *folder* named at submission.
+def _within(limit_s: float, call: Callable[[], None]) -> None:
+    """Call in a thread of its own, and raise what it raises.
 
-    *task* is None where the stage has only one. A task that runs *beside_others* which show the same is shown only
-    where each task has a tracked run of its own.
+    Raises:
+        TimeoutError: it is not done after *limit_s*.
     """
-    trackers = Trackers()
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(limit_s)
+    if thread.is_alive():
+        raise TimeoutError(f"it took longer than {limit_s:g} s")
+    if raised:
+        raise raised[0]
+
+
+def start(
+    trackers: Trackers,
+    folder: Path,
+    *,
+    stage: str,
+    kind: str,
+    task: int | None,
+    attempt: int,
+    beside_others: bool = False,
+) -> None:
+    """Start the trackers that a run named at submission.
+
+    *folder* is its tracking folder. *task* is None where the stage has only one. A task that runs *beside_others* which
+    show the same is shown only where each task has a tracked run of its own.
+    """
     try:
         run = read_identity(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         _warn("tracking is off, since the identity of the run cannot be read: %r", error)
-        return trackers
+        return
     if beside_others and run.per != "task":
-        return trackers
+        return
     for name in run.trackers if run.mode != "disabled" else ():
         trackers.start(name, run.of_task(stage, kind, task, folder, attempt))
-    return trackers
 
 
 def _warn(text: str, *values: object) -> None:

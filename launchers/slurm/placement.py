@@ -132,12 +132,13 @@ class SlurmPlacement:
     def _is_cancelled(self, paths: RunPaths, stage: Stage) -> bool:
         """Return whether a person asked the newest job of *stage* to end.
 
-        The job of a point is that of its sweep.
+        The job of a point is that of its sweep; the point alone may have been stopped where it is tracked.
         """
-        name = stage.name
-        if self._given.sweep is not None:
-            paths, name = RunPaths(root=paths.runs_dir), SWEEP_STAGE
-        return is_cancelled(ledger.read(paths.ledger_dir, max_steps=1), name)
+        if is_cancelled(ledger.read(paths.ledger_dir, max_steps=1), stage.name):
+            return True
+        if self._given.sweep is None:
+            return False
+        return is_cancelled(ledger.read(RunPaths(root=paths.runs_dir).ledger_dir, max_steps=1), SWEEP_STAGE)
 
 
 def is_stray(events: Sequence[Event], stage: str, job_id: str) -> bool:

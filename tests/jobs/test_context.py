@@ -10,9 +10,13 @@ import pytest
 import torch
 
 from sousbatch import ledger
-from sousbatch.errors import EXIT_DEVICE_MEMORY, EXIT_NO_ROOM
+from sousbatch.errors import EXIT_DEVICE_MEMORY, EXIT_NO_ROOM, EXIT_STOPPED
 from sousbatch.jobs.context import JobContext, run_job
 from sousbatch.jobs.score import score
+from sousbatch.launchers.freeze import freeze
+from sousbatch.launchers.local.launcher import LocalLauncher
+from sousbatch.ledger_queries import is_cancelled
+from sousbatch.recipes.plan import read_plan
 from sousbatch.recipes.plan_summary import read_summary
 from sousbatch.run_folder import RunPaths
 
@@ -60,3 +64,56 @@ def test_a_device_without_memory_has_an_exit_code_of_its_own(
     expected = 1 if isinstance(error, MemoryError) else EXIT_DEVICE_MEMORY
     assert run_job("train", work, [str(paths.root), "train"]) == expected
     assert [event.exit_code for event in ledger.read(paths.ledger_dir) if event.kind == "error"] == [expected]
+
+
+TOY = """
+class Toy:
+    def start(self, identity): self.folder = identity.folder
+    def log(self, step, values): pass
+    def summary(self, values): (self.folder / "summary").write_text(str(values))
+    def wants_stop(self): return True
+    def finish(self, exit_code): (self.folder / "ended").write_text(str(exit_code))
+"""
+
+
+@pytest.fixture
+def tracked(
+    sousbatch: Callable[..., tuple[int, str, str]],
+    project: Path,
+    tmp_path: Path,
+    third_party: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> RunPaths:
+    """A run that a toy shows, in its first attempt at training."""
+    third_party("sousbatch.trackers", "toy = toy_module:Toy", TOY)
+    _, out, _ = sousbatch("plan", "small.yaml", "tracking.trackers=[toy]", "--json")
+    (tmp_path / "made.json").write_text(out)
+    plan = read_plan(tmp_path / "made.json")
+    paths = RunPaths(root=tmp_path / "runs/small" / plan.run_id)
+    freeze(plan, LocalLauncher(), paths)
+    ledger.open_attempt(paths.ledger_dir, "train", 0).close()
+    monkeypatch.setenv("SOUSBATCH_ATTEMPT", "1")
+    return paths
+
+
+def test_a_job_that_fails_is_shown_as_failed_with_its_reason(tracked: RunPaths) -> None:
+    def work(job: JobContext) -> int:
+        job.open_trackers()
+        raise RuntimeError("the data is gone")
+
+    assert run_job("train", work, [str(tracked.root), "train"]) == 1
+    assert (tracked.tracking_dir / "summary").read_text() == "{'error': 'RuntimeError: the data is gone'}"
+    assert (tracked.tracking_dir / "ended").read_text() == "1"
+
+
+def test_a_person_who_stops_the_run_in_a_tracker_stops_it_for_good(tracked: RunPaths) -> None:
+    def work(job: JobContext) -> int:
+        assert not job.is_asked_to_stop()
+        job.open_trackers()
+        assert job.is_asked_to_stop() and job.is_asked_to_stop()
+        return EXIT_STOPPED
+
+    tracked.stop_dir.mkdir()
+    assert run_job("train", work, [str(tracked.root), "train"]) == EXIT_STOPPED
+    assert is_cancelled(ledger.read(tracked.ledger_dir), "train")
+    assert (tracked.tracking_dir / "ended").read_text() == str(EXIT_STOPPED)

@@ -9,9 +9,16 @@ from typing import Any
 
 import pytest
 
-from sousbatch.tracking.base import start
+from sousbatch.tracking.base import Artifact, Trackers
+from sousbatch.tracking.base import start as start_in
 
 TASK: dict[str, Any] = {"stage": "train", "kind": "train", "task": None, "attempt": 1}
+
+
+def start(folder: Path, **task: Any) -> Trackers:
+    trackers = Trackers()
+    start_in(trackers, folder, **task)
+    return trackers
 
 
 class Failing:
@@ -74,6 +81,54 @@ class Toy:
     def _add(self, *words):
         with self.path.open("a") as stream: print(*words, file=stream)
 """
+
+
+BOTH = f"""{TOY}
+class Full(Toy):
+    def start(self, identity): self.path = identity.folder / "full"
+    def table(self, name, columns, rows): self._add("table", name, columns, rows)
+    def artifact(self, artifact): self._add("artifact", artifact.name)
+    def alert(self, title, text): self._add("alert", title, text)
+    def wants_stop(self): return self.path.with_name("stop").exists()
+"""
+
+
+def test_a_tracker_may_lack_what_it_cannot_show(
+    tracked: Callable[..., Path], third_party: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    third_party("sousbatch.trackers", "toy = toy_module:Toy\nfull = toy_module:Full", BOTH)
+    folder = tracked(trackers=("toy", "full"))
+    trackers = start(folder, **TASK)
+    trackers.table("samples", ("input",), [("a",)])
+    trackers.artifact(Artifact(name="model", kind="model", path=folder, digest="d", is_made=True))
+    trackers.alert("done", "it is")
+    assert not trackers.wants_stop()
+    (folder / "stop").touch()
+    assert trackers.wants_stop()
+    trackers.finish(1, "out of luck")
+    trackers.finish(0)
+    ended = "summary {'error': 'out of luck'}\nfinish 1\n"
+    assert (folder / "toy").read_text() == f"start 0123456789ab\n{ended}"
+    shown = "table samples ('input',) [('a',)]\nartifact model\nalert done it is\n"
+    assert (folder / "full").read_text() == shown + ended
+    assert caplog.text == ""
+
+
+HANGING = TOY.replace("def start(self, identity):", "def start(self, identity):\n        import time; time.sleep(60)")
+
+
+def test_a_tracker_that_does_not_answer_is_left_alone(
+    tracked: Callable[..., Path],
+    third_party: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    third_party("sousbatch.trackers", "toy = toy_module:Toy", HANGING)
+    monkeypatch.setattr("sousbatch.tracking.base._START_S", 0.1)
+    folder = tracked(trackers=("toy",))
+    start(folder, **TASK).log(1, {"loss": 1.0})
+    assert "tracking with toy is off: it took longer than 0.1 s" in caplog.text
+    assert not (folder / "toy").exists()
 
 
 @pytest.mark.parametrize("changes", [{"mode": "disabled"}, {"trackers": ()}])

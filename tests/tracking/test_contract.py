@@ -20,11 +20,12 @@ HEAVY = ("wandb", "torch", "tensorboard", "mlflow")
 ATTEMPT = f"""
 import sys
 from pathlib import Path
-from sousbatch.tracking.base import TRACKERS, start
+from sousbatch.tracking.base import TRACKERS, Trackers, start
 name, folder, attempt = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 TRACKERS.load(name)
 assert not sys.modules.keys() & set({HEAVY}), "a heavy package is imported before start"
-trackers = start(folder, stage="train", kind="train", task=None, attempt=attempt)
+trackers = Trackers()
+start(trackers, folder, stage="train", kind="train", task=None, attempt=attempt)
 for step in (attempt, attempt + 1):
     trackers.log(step, {{"loss": 1 / step, "eval_loss": 2}})
 trackers.summary({{"rows": 3}})
