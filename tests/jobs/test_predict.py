@@ -168,7 +168,7 @@ def test_ranks_killed_at_15_random_moments_in_changing_numbers_write_every_row_o
         paths.plan.write_text(campaign(f"resources.predict.tasks={num_ranks}").plan.read_text())
         ranks = [start(paths, task, next_attempt(paths, task)) for task in range(num_ranks)]
         wanted = len(seen) + chance.randint(0, 3)
-        while len(units(paths)) < wanted and os.waitpid(-1, os.WNOHANG | os.WNOWAIT)[0] == 0:
+        while len(units(paths)) < wanted and os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             time.sleep(0.002)
         time.sleep(chance.random() * 0.1)
         for rank in chance.sample(ranks, num_ranks):
