@@ -190,7 +190,7 @@ def test_two_predictors_on_the_units_of_a_run_leave_one_answer_each(
 ) -> None:
     paths = campaign()
     attempt = next_attempt(paths, 0)
-    assert ends([start(paths, 0, attempt), start(paths, 0, attempt)]) == [0, 0]
+    assert ends([start(paths, 0, attempt), start(paths, 0, attempt)]) == [0, 0], (paths.root / "log").read_text()
     assert merged(paths) == undisturbed
 
 
@@ -214,7 +214,7 @@ def test_a_disk_that_fills_within_a_unit_costs_that_unit(
 def test_a_device_that_runs_out_of_memory_within_a_unit_gets_smaller_batches_from_then_on(
     campaign: Callable[..., RunPaths], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = ("predict.rows=24", "predict.unit_rows=8", "predict.batch_rows=4", "predict.keep_logprobs=0")
+    few = ("predict.rows=16", "predict.unit_rows=8", "predict.batch_rows=4", "predict.keep_logprobs=0")
     paths, other = campaign(*few), campaign(*few)
     assert run_job("predict", predicting.predict, [str(other.root), "predict"]) == 0
     forward, tried = transformers.LlamaForCausalLM.forward, list[int]()
