@@ -182,7 +182,7 @@ def _compiler() -> Iterator[Finding]:
 
 
 def _optional() -> Iterator[Finding]:
-    yield _installed("bitsandbytes", "4-bit weights for adapter=qlora")
+    yield _installed("bitsandbytes", "4-bit weights for adapter=qlora, and predict.load_in")
     yield _installed("pyarrow", "Parquet files in and out")
     netrc = Path.home() / ".netrc"
     has_key = "WANDB_API_KEY" in os.environ or (netrc.is_file() and "api.wandb.ai" in netrc.read_text(errors="replace"))

@@ -257,7 +257,8 @@ def _as_text(value: Plan) -> str:
         rows.append(
             ["sum", format_size(sum(line.num_bytes for line in lines)), "plus what the libraries themselves take"]
         )
-        parts.append(format_table(rows, header=(f"memory of a rank of {name}", "", "")))
+        of = "a rank" if value.stage(name).batch else "a device"
+        parts.append(format_table(rows, header=(f"memory of {of} of {name}", "", "")))
     return "\n\n".join([*parts, *(f"warning: {warning}" for warning in value.warnings)])
 
 

@@ -88,10 +88,10 @@ def _remarks(one: RowStatistics) -> list[str]:
         together = "" if one.correlation is None else f"; their lengths correlate by {one.correlation:.2f}"
         found.append(f"all responses have {one.ratio:.2g} x the tokens of their prompts{together}")
     if one.padding is not None:
-        plain, grouped, packed = (100 * share for share in (one.padding.plain, one.padding.grouped, one.padding.packed))
+        plain, grouped, packed = one.padding.plain, one.padding.grouped, one.padding.packed
         found.append(
-            f"padding is {plain:.0f} % of a micro batch of {one.padding.micro_batch}; with train.group_by_length "
-            f"{grouped:.0f} %, with data.packing {packed:.0f} %"
+            f"padding is {100 * plain:.0f} % of a micro batch of {one.padding.micro_batch}; with train.group_by_length "
+            f"{100 * grouped:.0f} %" + ("" if packed is None else f", with data.packing {100 * packed:.0f} %")
         )
     for leak in one.leaks:
         if leak.same_input.num:

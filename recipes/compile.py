@@ -16,6 +16,7 @@ from .engines import engine_of
 from .facts import Inputs, ModelFacts
 from .forecast.memory import forecast, host_memory
 from .forecast.parameters import merge_bytes
+from .forecast.prediction import memory_refusals
 from .forecast.storage import is_own_limit, model_of, with_dtype
 from .generation import engine_refusals
 from .labels import with_labels
@@ -45,6 +46,7 @@ def compile(recipe: Recipe, site: Site, inputs: Inputs) -> Plan:
         for one in decoded(stage).values():
             reasons += _refusals(one, inputs)
         reasons += _merge_refusals(stage, site, inputs)
+        reasons += memory_refusals(stage, site, inputs)
         reasons += card_refusals(stage, site) if stage.batch is not None else ()
     if reasons:
         raise PlanError(list(dict.fromkeys(reasons)))
@@ -152,6 +154,8 @@ def _refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
     settings = stage.settings
     if stage.resources.device == "cpu":
         yield from _cpu_refusals(settings, stage)
+    elif settings.model.attention == "flash_attention_2":
+        yield from _flash_refusals(settings, stage, inputs)
     yield from task_of(settings.task).refusals(stage, inputs)
     yield from engine_refusals(stage, inputs)
     if stage.batch is not None:
@@ -183,6 +187,20 @@ def _cpu_refusals(settings: StageSettings, stage: Stage) -> Iterator[str]:
         yield "train.precision float16 does not train on a CPU; set train.precision=bfloat16 or train.precision=float32"
     if stage.batch is not None and settings.train.zero.offload != "none":
         yield "train.zero.offload has no meaning on a CPU, where all is in host memory; set train.zero.offload=none"
+
+
+def _flash_refusals(settings: StageSettings, stage: Stage, inputs: Inputs) -> Iterator[str]:
+    """Refuse flash attention in float32, and where it is not installed."""
+    if inputs.versions and not {"flash_attn", "kernels"} & inputs.versions.keys():
+        yield (
+            "model.attention flash_attention_2 needs the package flash-attn; pip install flash-attn, or set "
+            "model.attention=sdpa"
+        )
+    key, dtype = (
+        ("train.precision", settings.train.precision) if stage.batch else ("predict.dtype", settings.predict.dtype)
+    )
+    if dtype == "float32":
+        yield f"model.attention flash_attention_2 cannot compute in float32; set {key}=bfloat16 or model.attention=sdpa"
 
 
 def _batch_refusals(settings: StageSettings, stage: Stage, batch: Batch) -> Iterator[str]:

@@ -6,7 +6,7 @@ point of the group `sousbatch.generation_engines`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .plan import Stage
     from .schema import Predict, StageSettings
 
+WEIGHTS_SHARE = 0.85  # of a device's memory, where a model is dealt out; the rest is for what it computes
 _VLLM_HOTTEST = 2.0  # vllm.SamplingParams refuses a higher temperature
 
 
@@ -30,7 +31,7 @@ class EngineSpec:
     *version* is raised when the same settings give other text; *decides* lists the settings that decide it. *runtime*
     is a module whose `load` returns the engine, as `jobs.generation.load_engine` calls it. *kinds* are those of the
     models that it can load. An engine that *spans_devices* spreads one model over all devices of its task. It needs
-    *package* where the jobs run. *options* are the keys that no other engine has; *faults* yields what else it cannot
+    *package* where the jobs run. *options* are the keys that not every engine has; *faults* yields what else it cannot
     do.
     """
 
@@ -71,13 +72,14 @@ TRANSFORMERS = EngineSpec(
     kinds=("decoder", "encoder-decoder"),
     can_search_beams=True,
     can_keep_logprobs=True,
+    spans_devices=True,
+    options=("load_in", "offload"),
 )
 ZERO3 = replace(
     TRANSFORMERS,
     name="zero3",
     runtime="sousbatch.jobs.generation.zero3_engine",
     kinds=("decoder",),
-    spans_devices=True,
     options=("offload",),
 )
 VLLM = EngineSpec(
@@ -123,29 +125,42 @@ def engine_faults(settings: StageSettings) -> Iterator[Fault]:
         yield Fault(key="predict.num_beams", problem=f"is beyond {engine.name}, which searches no beams", hint=hint)
     if engine.faults is not None:
         yield from engine.faults(predict)
+    owners: dict[str, list[str]] = {}
     for other in map(ENGINES.load, OWN_ENGINES):
-        for name in set(other.options) - set(engine.options):
-            if getattr(predict, name) != getattr(type(predict)(), name):
-                problem = f"is for engine {other.name}, and predict.engine is {engine.name}"
-                yield Fault(key=f"predict.{name}", problem=problem, hint=f"leave it out, or set {key}={other.name}")
+        for name in other.options:
+            owners.setdefault(name, []).append(other.name)
+    for name in owners.keys() - set(engine.options):
+        if getattr(predict, name) != getattr(type(predict)(), name):
+            problem = f"is for engine {' or '.join(owners[name])}, and predict.engine is {engine.name}"
+            yield Fault(key=f"predict.{name}", problem=problem, hint=f"leave it out, or set {key}={owners[name][0]}")
+
+
+def engine_of(settings: StageSettings) -> EngineSpec:
+    """Return the engine of a stage.
+
+    A task that generates no text has its model by transformers.
+    """
+    return ENGINES.load(settings.predict.engine) if task_of(settings.task).generates else TRANSFORMERS
 
 
 def spans_devices(settings: StageSettings) -> bool:
     """Return whether a predict stage spreads its model over several devices."""
-    return task_of(settings.task).generates and ENGINES.load(settings.predict.engine).spans_devices
+    return engine_of(settings).spans_devices
 
 
 def engine_refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
     """Yield why an engine cannot work with the Python, devices or model it gets."""
     settings, wanted = stage.settings, stage.resources
-    if stage.record.leaves != "predictions" or not task_of(settings.task).generates:
+    if stage.record.leaves != "predictions":
         return
-    engine, versions = ENGINES.load(settings.predict.engine), inputs.versions
+    engine, versions = engine_of(settings), inputs.versions
     if engine.package and versions and engine.package not in versions:
         yield (
             f"predict.engine is {engine.name}, and the Python of the jobs has no package {engine.package}: pip install "
             f"{engine.package} there, name another Python in environment.python, or set predict.engine=transformers"
         )
+    if engine.name == TRANSFORMERS.name:
+        yield from _loading_refusals(stage, versions)
     if engine.name != VLLM.name:
         return
     if VLLM.name in versions and ("cpu" in versions[VLLM.name]) != (wanted.device == "cpu"):
@@ -160,3 +175,19 @@ def engine_refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
             f"predict.vllm.max_tokens is {most:,} and the model has {positions:,} positions; set "
             f"predict.vllm.max_tokens={positions}, or leave it out"
         )
+
+
+def _loading_refusals(stage: Stage, versions: Mapping[str, str]) -> Iterator[str]:
+    predict = stage.settings.predict
+    if predict.load_in and versions and "bitsandbytes" not in versions:
+        yield (
+            f"predict.load_in {predict.load_in} needs bitsandbytes, which the Python of the jobs has not: pip install "
+            "bitsandbytes there, or leave it out"
+        )
+    if predict.load_in and predict.offload:
+        yield (
+            f"predict.offload keeps no weights of predict.load_in {predict.load_in}, which stay on their device; leave "
+            f"one out, or give it more devices in resources.{stage.name}.devices_per_node"
+        )
+    if predict.offload and stage.resources.device == "cpu":
+        yield "predict.offload has no meaning on a CPU, where all is in host memory; set predict.offload=false"

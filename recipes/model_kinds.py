@@ -52,6 +52,14 @@ def overflows_in_float16(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") in _WITHOUT_POSITIONS
 
 
+def padding_side(config: Mapping[str, Any]) -> Literal["left", "right"]:
+    """Return where the padding of a text stands that is classified.
+
+    XLNet reads what a text is from its last place; the others from its first, or from the last token before padding.
+    """
+    return "left" if config.get("model_type") == "xlnet" else "right"
+
+
 def max_positions(config: Mapping[str, Any], side: Literal["encoder", "decoder"] = "decoder") -> int | None:
     """Return how many tokens a model of this config can take.
 

@@ -13,7 +13,6 @@ from ..cluster.site import NodeKind, Partition, Site
 from ..errors import nearest
 from .generation import spans_devices
 from .plan import Stage
-from .tasks import task_of
 
 # Cards older than Ampere, as Slurm's administrators call them.
 _WITHOUT_BFLOAT16 = re.compile(
@@ -28,9 +27,8 @@ def misfits(stage: Stage, site: Site) -> Iterator[str]:
     if stage.uses_devices and not stage.record.is_distributed and wanted.nodes * wanted.devices_per_node > 1:
         if not spans_devices(stage.settings):
             advice = "set <nodes=1> <devices_per_node=1>, and spread its rows with tasks"
-            is_text = task_of(stage.settings.task).generates
-            larger = "; a model that is larger than a device needs predict.engine=zero3 or vllm" if is_text else ""
-            yield f"a task of {stage.kind} uses one device; {advice}{larger}"
+            larger = "a model that is larger than a device needs predict.engine=transformers, zero3 or vllm"
+            yield f"a task of {stage.kind} uses one device with this engine; {advice}; {larger}"
         elif wanted.nodes > 1:
             yield f"a task of {stage.kind} uses the devices of one node; set <nodes=1>, and spread its rows with tasks"
     if site.is_one_machine:

@@ -17,12 +17,17 @@ from .tensors import Source
 
 CONFIG_NAME = "config.json"
 ADAPTER_CONFIG_NAME = "adapter_config.json"
+# Files of a tokenizer; SentencePiece's are called .model, Marian's .spm, PhoBERT's bpe.codes.
+TOKENIZER_FILES = tuple(
+    "tokenizer*.json vocab* *vocab.json merges.txt *.model *.spm *.codes *.tokenizer *.tiktoken added_tokens.json "
+    "special_tokens_map.json chat_template*".split()
+)
 # What transformers and peft read beside the weights; all else of a training folder stays there.
 _COPIED = (
-    "generation_config.json tokenizer* special_tokens_map.json added_tokens.json vocab.* merges.txt *.model "
-    "*.tiktoken chat_template* preprocessor_config.json processor_config.json "
-    "modeling_*.py configuration_*.py tokenization_*.py"
-).split()
+    *TOKENIZER_FILES,
+    *("generation_config.json", "preprocessor_config.json", "processor_config.json"),
+    *("modeling_*.py", "configuration_*.py", "tokenization_*.py"),
+)
 
 
 def config_dir(checkpoint: Place) -> Place | None:

@@ -89,20 +89,24 @@ def not_finite(row: int, what: str) -> RunError:
     )
 
 
-def load_engine(
-    settings: StageSettings,
-    model_dir: Path,
-    tokenizer: Any,
-    *,
-    model_class: str,
-    device: str,
-    dtype: str,
-    num_devices: int = 1,
-) -> Engine:
-    """Return the engine of the settings, with the model of *model_dir*.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadRequest:
+    """A model to load, and where to.
 
-    The task has *num_devices*, each a *device* of torch: "cpu" or "cuda".
+    *model_class* is a class of transformers. The task has *num_devices*, each a *device* of torch: "cpu" or "cuda".
+    Arithmetic is in *dtype*.
     """
-    module = import_module(ENGINES.load(settings.predict.engine).runtime)
-    places = {"model_class": model_class, "device": device, "dtype": dtype, "num_devices": num_devices}
-    return cast("Engine", module.load(settings, model_dir, tokenizer, **places))
+
+    settings: StageSettings
+    model_dir: Path
+    tokenizer: Any
+    model_class: str
+    device: str
+    dtype: str
+    num_devices: int = 1
+
+
+def load_engine(request: LoadRequest) -> Engine:
+    """Return the engine of the settings, with the model of the request."""
+    module = import_module(ENGINES.load(request.settings.predict.engine).runtime)
+    return cast("Engine", module.load(request))

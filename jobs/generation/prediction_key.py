@@ -17,7 +17,10 @@ from ...recipes.tasks import TaskSpec, task_of
 from ...run_folder import RunPaths
 
 # Which rows are answered, by what, and what goes into a line besides the answer.
-_ALWAYS = ("task", "data.columns.id", "predict.split", "predict.rows", "predict.engine", "predict.dtype")
+_ALWAYS = (
+    *("task", "data.columns.id", "predict.split", "predict.rows", "predict.engine", "predict.dtype"),
+    "predict.load_in",
+)
 
 
 def deciding_keys(task: TaskSpec, engine: EngineSpec | None) -> tuple[str, ...]:

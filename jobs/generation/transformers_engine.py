@@ -7,38 +7,96 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import transformers
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
+from ...errors import RunError
 from ...recipes.data.encode import pad_id
+from ...recipes.generation import WEIGHTS_SHARE
 from ...recipes.schema import Predict, StageSettings
-from . import Generation, Prompt, not_finite
+from ..training.model import quantised_in, round_nothing
+from . import Generation, LoadRequest, Prompt, not_finite
 from .batches import Batches
 from .steps import Choice, Limits, Record
 
 
-def load(
-    settings: StageSettings, model_dir: Path, tokenizer: Any, *, model_class: str, device: str, dtype: str, **_: Any
-) -> TransformersEngine:
-    """Return the engine with the model of *model_dir*.
+def load(request: LoadRequest) -> TransformersEngine:
+    """Return the engine with the model of the request."""
+    return TransformersEngine(request.settings, load_model(request), request.tokenizer)
 
-    The model is loaded as *model_class* of transformers.
+
+def load_model(request: LoadRequest) -> Any:
+    """Return the model of the request, ready to answer.
+
+    The layers are dealt out over the devices. With `predict.offload` those for which there is no place stay in host
+    memory, and come to a device when it is their turn.
+
+    Raises:
+        RunError: there is no place for some layers.
     """
-    return TransformersEngine(settings, load_model(settings, model_dir, model_class, device, dtype), tokenizer)
-
-
-def load_model(settings: StageSettings, model_dir: Path, model_class: str, device: str, dtype: str) -> Any:
-    """Return the model of *model_dir* on *device*, ready to answer."""
-    spec = settings.model
+    spec, placement = request.settings.model, _placement(request)
     options: dict[str, Any] = {"attn_implementation": spec.attention} if spec.attention else {}
-    model = getattr(transformers, model_class).from_pretrained(
-        model_dir, dtype=getattr(torch, dtype), trust_remote_code=spec.trust_remote_code, **options
+    try:
+        model = getattr(transformers, request.model_class).from_pretrained(
+            request.model_dir,
+            dtype=getattr(torch, request.dtype),
+            trust_remote_code=spec.trust_remote_code,
+            **options,
+            **placement,
+        )
+    except ValueError as error:
+        if "dispatched on the CPU or the disk" not in str(error):  # bitsandbytes says it before anything is loaded
+            raise
+        raise _no_place(request) from error
+    unwanted = {"disk"} | ({"cpu"} if not request.settings.predict.offload else set())
+    if placement.get("device_map") == "auto" and unwanted & set(getattr(model, "hf_device_map", {}).values()):
+        raise _no_place(request)
+    round_nothing(model)
+    return (model if placement else model.to(request.device)).eval()
+
+
+def _placement(request: LoadRequest) -> dict[str, Any]:
+    """Return how transformers quantises a model and deals it out.
+
+    Return nothing where it is to be loaded as it is, on one device.
+    """
+    predict, found = request.settings.predict, dict[str, Any]()
+    if predict.load_in is not None:
+        found = {"quantization_config": quantised_in(predict.load_in, request.dtype), "device_map": request.device}
+    if request.device == "cpu" or (request.num_devices == 1 and not predict.offload):
+        return found
+    most: dict[int | str, int] = {
+        number: int(WEIGHTS_SHARE * torch.cuda.mem_get_info(number)[0]) for number in range(request.num_devices)
+    }
+    if predict.offload:
+        most["cpu"] = psutil.virtual_memory().available
+    return found | {"device_map": "auto", "max_memory": most}
+
+
+def _no_place(request: LoadRequest) -> RunError:
+    where = f"its {request.num_devices} devices" if request.num_devices > 1 else "its device"
+    if request.settings.predict.offload:
+        where += " and of the host"
+    return RunError(
+        f"the model does not fit into the memory of {where}; give predict more in resources.predict.devices_per_node, "
+        "or set predict.load_in=4bit or predict.offload=true"
     )
-    return model.to(device).eval()
+
+
+def input_device(model: Any) -> torch.device:
+    """Return the device that a model takes its inputs on.
+
+    Weights that are elsewhere have none until it is their turn: accelerate moves them.
+    """
+    if model.device.type != "meta":
+        found: torch.device = model.device
+        return found
+    places = (place for place in model.hf_device_map.values() if place not in ("cpu", "disk"))
+    return torch.device(next(places, "cpu"))
 
 
 class TransformersEngine:
@@ -80,7 +138,7 @@ class TransformersEngine:
         side = "right" if self._is_encoder_decoder else "left"
         ids = _padded([prompt.ids for prompt in prompts], self._pad, side)
         mask = _padded([[1] * len(prompt.ids) for prompt in prompts], 0, side)
-        device, predict = self._model.device, self._settings.predict
+        device, predict = input_device(self._model), self._settings.predict
         num_read = 1 if self._is_encoder_decoder else ids.shape[1]  # a decoder reads its start token
         config = copy.copy(self._generation)
         config.max_new_tokens = max(prompt.max_new_tokens for prompt in prompts)

@@ -15,7 +15,7 @@ from typing import Any
 from ...errors import RunError
 from ...files import digest_of
 from ...recipes.schema import StageSettings
-from . import Generation, Prompt, TokenLogprobs, not_finite
+from . import Generation, LoadRequest, Prompt, TokenLogprobs, not_finite
 
 _DIGITS = 5  # of a log-probability
 _AS_LONG_AS_FITS = -1  # vLLM's word for it, since 0.14
@@ -23,19 +23,10 @@ _AS_LONG_AS_FITS = -1  # vLLM's word for it, since 0.14
 _ENVIRONMENT = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "VLLM_NO_USAGE_STATS": "1"}
 
 
-def load(
-    settings: StageSettings,
-    model_dir: Path,
-    tokenizer: Any,
-    *,
-    model_class: str,
-    device: str,
-    dtype: str,
-    num_devices: int = 1,
-) -> VllmEngine:
-    """Return the engine with the model of *model_dir*.
+def load(request: LoadRequest) -> VllmEngine:
+    """Return the engine with the model of the request.
 
-    Each layer is cut into *num_devices* parts.
+    Each layer is cut into a part for each device.
 
     Raises:
         RunError: vLLM cannot load the model, or has no memory for it.
@@ -44,21 +35,21 @@ def load(
         os.environ.setdefault(name, value)
     import vllm
 
-    predict, spec = settings.predict, settings.predict.vllm
+    settings, predict = request.settings, request.settings.predict
     try:
         model = vllm.LLM(
-            model=str(model_dir),
-            tokenizer=str(tokenizer.name_or_path),  # it finds the texts at which an answer ends
+            model=str(request.model_dir),
+            tokenizer=str(request.tokenizer.name_or_path),  # it finds the texts at which an answer ends
             trust_remote_code=settings.model.trust_remote_code,
-            dtype=dtype,
+            dtype=request.dtype,
             seed=settings.seed,
-            tensor_parallel_size=num_devices,
-            gpu_memory_utilization=spec.memory_share,
-            max_model_len=spec.max_tokens or _AS_LONG_AS_FITS,
+            tensor_parallel_size=request.num_devices,
+            gpu_memory_utilization=predict.vllm.memory_share,
+            max_model_len=predict.vllm.max_tokens or _AS_LONG_AS_FITS,
             max_num_seqs=predict.batch_rows,
             max_num_batched_tokens=max(predict.batch_tokens, predict.batch_rows),
             max_logprobs=-1,  # as many as a decoding asks for
-            enable_prefix_caching=spec.prefix_caching,
+            enable_prefix_caching=predict.vllm.prefix_caching,
             generation_config="vllm",  # the recipe alone says how tokens are chosen
         )
     except (RuntimeError, ValueError) as error:
@@ -66,7 +57,7 @@ def load(
             f"vLLM cannot load the model: {_first_line(error)}; the log above has the cause. With too little memory "
             "lower predict.vllm.max_tokens, or give predict more devices"
         ) from error
-    return VllmEngine(settings, model, model_dir, tokenizer)
+    return VllmEngine(settings, model, request.model_dir, request.tokenizer)
 
 
 class VllmEngine:

@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any
 
 from ...cluster import processes
@@ -24,31 +23,22 @@ from ...cluster.ports import LOOPBACK, free_port
 from ...errors import RunError
 from ...recipes.schema import StageSettings
 from ...recipes.schema.validate import to_plain
-from . import Generation, Prompt, TokenLogprobs
+from . import Generation, LoadRequest, Prompt, TokenLogprobs
 
 _LOOK_S = 2.0  # in which a killed rank is found, after another one has failed of it
 
 
-def load(
-    settings: StageSettings,
-    model_dir: Path,
-    tokenizer: Any,
-    *,
-    model_class: str,
-    device: str,
-    dtype: str,
-    num_devices: int = 1,
-) -> Zero3Engine:
-    """Return the engine once every rank has its part of the model of *model_dir*.
+def load(request: LoadRequest) -> Zero3Engine:
+    """Return the engine once every rank has its part of the model.
 
     Raises:
         RunError: a rank could not load it.
     """
-    ranks = _Ranks(num_devices, device)
-    folders = {"model_dir": str(model_dir), "tokenizer_dir": str(tokenizer.name_or_path)}
-    places = {"model_class": model_class, "device": device, "dtype": dtype}
+    settings, ranks = request.settings, _Ranks(request.num_devices, request.device)
+    folders = {"model_dir": str(request.model_dir), "tokenizer_dir": str(request.tokenizer.name_or_path)}
+    places = {"model_class": request.model_class, "device": request.device, "dtype": request.dtype}
     asked = {"settings": to_plain(settings), **folders, **places}
-    return Zero3Engine(settings, ranks, ranks.ask([asked] * num_devices)[0]["config"])
+    return Zero3Engine(settings, ranks, ranks.ask([asked] * ranks.count)[0]["config"])
 
 
 class Zero3Engine:

@@ -91,14 +91,18 @@ def load_model(
     settings: StageSettings, model_dir: Path, tokenizer_dir: Path, device: str, dtype: str, num_devices: int = 1
 ) -> Loaded:
     """Return the model of *model_dir*, in *dtype*, on the devices that its task has."""
-    from ..generation import load_engine, transformers_engine
+    from ..generation import LoadRequest, load_engine, transformers_engine
     from ..training.model import load_tokenizer
 
     task, tokenizer = task_of(settings.task), load_tokenizer(settings, tokenizer_dir)
-    places: Any = {"model_class": task.model_class, "device": device, "dtype": dtype}
-    model: Any = (
-        load_engine(settings, model_dir, tokenizer, **places, num_devices=num_devices)
-        if task.generates
-        else transformers_engine.load_model(settings, model_dir, **places)
+    request = LoadRequest(
+        settings=settings,
+        model_dir=model_dir,
+        tokenizer=tokenizer,
+        model_class=task.model_class,
+        device=device,
+        dtype=dtype,
+        num_devices=num_devices,
     )
+    model: Any = load_engine(request) if task.generates else transformers_engine.load_model(request)
     return Loaded(task=task, model=model, tokenizer=tokenizer)

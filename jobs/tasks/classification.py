@@ -21,10 +21,12 @@ from ...predictions.rows import PREDICTION
 from ...recipes.data.encode import Encoded, pad_id
 from ...recipes.data.rows import Row, read_rows
 from ...recipes.labels import labels_in
+from ...recipes.model_kinds import padding_side
 from ...recipes.schema import StageSettings
 from ...recipes.tasks.classification import PROBABILITIES, TASK
 from ..generation import not_finite
 from ..generation.batches import Batches
+from ..generation.transformers_engine import input_device
 from . import TaskRuntime
 from .causal_lm import Ragged, kept_rows
 
@@ -59,27 +61,32 @@ def _load_texts(settings: StageSettings, path: Path, tokenizer: Any, limit: int 
 
 
 class TextCollator:
-    """Pads texts on the right. Padding is not attended to."""
+    """Pads texts on the *side* that the model wants. Padding is not attended to."""
 
-    def __init__(self, pad: int) -> None:
-        self._pad = pad
+    def __init__(self, pad: int, side: str = "right") -> None:
+        self._pad, self._side = pad, side
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Return int64 tensors.
 
         They are input_ids and attention_mask of shape (rows, longest), and labels of shape (rows,).
         """
-        return text_batch([row["input_ids"] for row in rows], self._pad) | {
+        return text_batch([row["input_ids"] for row in rows], self._pad, self._side) | {
             "labels": torch.tensor([row["labels"] for row in rows])
         }
 
 
-def text_batch(ids: Sequence[list[int]], pad: int) -> dict[str, torch.Tensor]:
+def text_batch(ids: Sequence[list[int]], pad: int, side: str) -> dict[str, torch.Tensor]:
     """Return input_ids and attention_mask of shape (texts, longest)."""
-    pad_rows = torch.nn.utils.rnn.pad_sequence
+
+    def padded(rows: list[torch.Tensor], value: int) -> torch.Tensor:
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value, padding_side=side)
+
     tensors = [torch.tensor(one) for one in ids]
-    mask = pad_rows([torch.ones_like(one) for one in tensors], batch_first=True)
-    return {"input_ids": pad_rows(tensors, batch_first=True, padding_value=pad), "attention_mask": mask}
+    return {
+        "input_ids": padded(tensors, pad),
+        "attention_mask": padded([torch.ones_like(one) for one in tensors], 0),
+    }
 
 
 class _LabelLoss:
@@ -125,6 +132,7 @@ class LabelAnswerer:
         self._settings, self._model, self._tokenizer, self._pad = settings, model, tokenizer, pad_id(tokenizer)
         self._batches = Batches(settings.predict.batch_rows, settings.predict.batch_tokens)
         config = model.config.to_dict()
+        self._side = padding_side(config)
         self._labels, self._longest = labels_in(config), TASK.longest(settings, "predict", config)
         if model.config.pad_token_id is None:  # a decoder finds the end of a text by it
             model.config.pad_token_id = self._pad
@@ -152,14 +160,15 @@ class LabelAnswerer:
 
     @torch.inference_mode()
     def _softmax(self, ids: list[list[int]]) -> list[list[float]]:
-        batch = {name: value.to(self._model.device) for name, value in text_batch(ids, self._pad).items()}
+        batch = text_batch(ids, self._pad, self._side)
+        batch = {name: value.to(input_device(self._model)) for name, value in batch.items()}
         logits = self._model(**batch).logits.float()
         return [[round(value, _DIGITS) for value in row] for row in logits.softmax(-1).tolist()]
 
 
 RUNTIME = TaskRuntime(
     examples=_load_texts,
-    collator=lambda settings, tokenizer, model: TextCollator(pad_id(tokenizer)),
+    collator=lambda settings, tokenizer, model: TextCollator(pad_id(tokenizer), padding_side(model.config.to_dict())),
     answerer=LabelAnswerer,
     loss=_label_loss,
 )

@@ -22,6 +22,7 @@ from ...recipes.schema import StageSettings
 from ...recipes.tasks.question_answering import TASK, Window
 from ..generation import not_finite
 from ..generation.batches import Batches
+from ..generation.transformers_engine import input_device
 from . import TaskRuntime
 
 _DIGITS = 4  # of scores: rows are computed in batches, and the rest is noise
@@ -139,7 +140,7 @@ class SpanAnswerer:
     def _forward(self, windows: list[Window]) -> list[NDArray[np.float32]]:
         """Compute one batch."""
         batch = self._collate([{"input_ids": one.ids, "token_type_ids": one.type_ids} for one in windows])
-        output = self._model(**{name: tensor.to(self._model.device) for name, tensor in batch.items()})
+        output = self._model(**{name: tensor.to(input_device(self._model)) for name, tensor in batch.items()})
         both = torch.stack([output.start_logits, output.end_logits], dim=1).float().cpu().numpy()
         return [values[:, : len(one.ids)] for values, one in zip(both, windows, strict=True)]
 

@@ -1,13 +1,15 @@
 """Load a model and its tokenizer for training.
 
-It is quantised at load, and no device map spreads it over ranks.
+It is quantised at load, as one that answers may be, and no device map spreads it over ranks.
 `recipes.building` extends, freezes and adapts it then, as it did when the plan was made.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -52,19 +54,26 @@ def _load(settings: StageSettings, task: TaskSpec, folder: Path, *, has_weights:
     if not has_weights:
         return model_class.from_config(config, dtype=dtype, **options)
     if settings.adapter.method == "qlora":
-        options["quantization_config"] = _four_bits(
-            train.precision, _kept_whole(settings, model_class, config, options)
-        )
+        kept_whole = _kept_whole(settings, model_class, config, options)
+        options["quantization_config"] = quantised_in("4bit", train.precision, kept_whole)
     if settings.adapter.method != "full":
         dtype = getattr(torch, train.precision)
     if task.has_new_head:  # a model that was trained on other labels has a head of another size
         options["ignore_mismatched_sizes"] = True
     model = model_class.from_pretrained(folder, config=config, dtype=dtype, **options)
     _keep_frozen(model)
-    for layer in model.modules():  # on a CPU bitsandbytes repacks and rounds 4-bit weights when they are evaluated
+    round_nothing(model)
+    return model
+
+
+def round_nothing(model: Any) -> None:
+    """Keep bitsandbytes from rounding 4-bit weights.
+
+    It would repack them when they are evaluated on a CPU.
+    """
+    for layer in model.modules():
         if hasattr(layer, _REPACKS):
             setattr(layer, _REPACKS, False)
-    return model
 
 
 def _keep_frozen(model: Any) -> None:
@@ -92,14 +101,23 @@ def _kept_whole(settings: StageSettings, model_class: Any, config: Any, options:
     return [*get_keys_to_not_convert(empty), *full_layers(settings, empty)]
 
 
-def _four_bits(precision: str, kept_whole: list[str]) -> Any:
+def quantised_in(width: Literal["4bit", "8bit"], dtype: str, kept_whole: Sequence[str] | None = None) -> Any:
+    """Return how the linear layers are quantised at load.
+
+    They compute in *dtype*. The layers *kept_whole* are left, or those that transformers leaves, such as the head.
+    """
     from transformers import BitsAndBytesConfig
 
+    skipped = None if kept_whole is None else list(kept_whole)
+    if width == "8bit":
+        # it says at each product that it computes in float16
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
     return BitsAndBytesConfig(
         load_in_4bit=True,
-        llm_int8_skip_modules=kept_whole,
+        llm_int8_skip_modules=skipped,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=getattr(torch, precision),
-        bnb_4bit_quant_storage=getattr(torch, precision),
+        bnb_4bit_compute_dtype=getattr(torch, dtype),
+        bnb_4bit_quant_storage=getattr(torch, dtype),
     )

@@ -79,8 +79,8 @@ def table_of(
         default = name if name in fields else PREDICTION if name == target else name
         found[name] = columns.get(name, default)
         _check_source(name, found[name], fields, inputs, key, f" of template {template}")
-    # What says it best comes first.
-    marks: list[set[str | None]] = [{ID, identity}, {INDEX}, {*inputs, *found.values()} - {*fields}]
+    # what says it best comes first
+    marks = ({ID, identity or ID}, {INDEX}, {*inputs, *found.values()} - {*fields})
     by = next((name for mark in marks for name, source in found.items() if source in mark), None)
     if by is None:
         raise UsageError(

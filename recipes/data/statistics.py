@@ -24,10 +24,12 @@ class LengthCounts:
         self._sums = [0, 0, 0, 0, 0, 0]
         self._cut = self._left_out = self._left_out_rows = 0
 
-    def add(self, *, num_tokens: int, num_kept: int | None, num_prompt: int, num_learned: int) -> None:
+    def add(
+        self, *, num_tokens: int, num_kept: int | None, num_prompt: int, num_learned: int, num_target: int = 0
+    ) -> None:
         """Count an example of *num_tokens*, of which the job sees *num_kept*.
 
-        None says that it is left out.
+        None says that it is left out. A target that is encoded apart has *num_target* tokens more.
         """
         counts, prompt = self._counts, num_prompt
         counts["tokens"][num_tokens] += 1
@@ -40,7 +42,7 @@ class LengthCounts:
             self._left_out_rows, self._left_out = self._left_out_rows + 1, self._left_out + num_tokens
         else:
             counts["kept"][num_kept] += 1
-            self._cut += max(0, num_tokens - num_kept)
+            self._cut += max(0, num_tokens + num_target - num_kept)
 
     def to_plain(self) -> dict[str, object]:
         """Return what was counted as JSON values."""
@@ -70,13 +72,13 @@ class Spread:
 class Padding:
     """Shares of a micro batch that are padding, 0 to 1.
 
-    As the rows come, with `train.group_by_length`, and with `data.packing=rows`.
+    As the rows come, with `train.group_by_length`, and with `data.packing=rows`, None where rows cannot be packed.
     """
 
     micro_batch: int
     plain: float
     grouped: float
-    packed: float
+    packed: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,10 +163,11 @@ def histogram_of(counts: Mapping[int, int]) -> tuple[tuple[int, int, int], ...]:
     )
 
 
-def padding_of(counts: Mapping[int, int], micro_batch: int, size: int) -> Padding:
+def padding_of(counts: Mapping[int, int], micro_batch: int, size: int | None) -> Padding:
     """Return what of the batches of rows with these lengths is padding.
 
-    Batches are made up from at most 20,000 rows, the same ones every time.
+    Batches are made up from at most 20,000 rows, the same ones every time. *size* is that of a pack, None where rows
+    cannot be packed.
     """
     lengths = list(_thinned(counts))
     random.Random(0).shuffle(lengths)
@@ -172,13 +175,17 @@ def padding_of(counts: Mapping[int, int], micro_batch: int, size: int) -> Paddin
     grouped = [
         length for start in range(0, len(lengths), chunk) for length in sorted(lengths[start : start + chunk])[::-1]
     ]
-    num_packs = sum(1 for _ in packs_of(lengths, size)) if max(lengths) <= size else 0
     return Padding(
         micro_batch=micro_batch,
         plain=_padded_share(lengths, micro_batch),
         grouped=_padded_share(grouped, micro_batch),
-        packed=1 - sum(lengths) / (num_packs * size) if num_packs else 0.0,
+        packed=None if size is None else _packed_share(lengths, size),
     )
+
+
+def _packed_share(lengths: Sequence[int], size: int) -> float:
+    num_packs = sum(1 for _ in packs_of(lengths, size)) if max(lengths) <= size else 0
+    return 1 - sum(lengths) / (num_packs * size) if num_packs else 0.0
 
 
 def _thinned(counts: Mapping[int, int]) -> Iterator[int]:

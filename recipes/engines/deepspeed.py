@@ -15,6 +15,7 @@ from ..forecast.parameters import Params
 from ..plan import Batch, ForecastLine
 from ..schema import StageSettings
 from .base import ModelStates, StatePart
+from .deepspeed_config import config_refusals
 
 
 def working_dtype(settings: StageSettings) -> FloatDtype:
@@ -70,6 +71,7 @@ def state_bytes(settings: StageSettings, world_size: int, moment_bytes: float) -
 
 def refusals(settings: StageSettings, model: ModelFacts) -> Iterator[str]:
     """Refuse what DeepSpeed cannot train, or would train wrongly."""
+    yield from config_refusals(settings)
     train, zero = settings.train, settings.train.zero
     names = ("num_local_experts", "num_experts", "n_routed_experts")
     experts = next((model.config[name] for name in names if model.config.get(name)), None)

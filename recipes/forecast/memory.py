@@ -14,7 +14,8 @@ from ..optimizers import moment_bytes
 from ..plan import Batch, Forecast, ForecastLine, Stage
 from ..schema import StageSettings
 from ..tasks import task_of
-from .parameters import params_of
+from .parameters import layer_numbers, params_of
+from .prediction import prediction_memory
 from .storage import storage_of
 
 
@@ -25,6 +26,8 @@ def forecast(inputs: Inputs, stages: Sequence[Stage]) -> Forecast:
         stage.name: tuple(device_memory(stage.settings, inputs.model, stage.batch))
         for stage in stages
         if stage.batch is not None
+    } | {
+        stage.name: tuple(prediction_memory(stage, inputs)) for stage in stages if stage.record.leaves == "predictions"
     }
     return Forecast(
         storage=tuple(storage),
@@ -82,9 +85,7 @@ def _activations(settings: StageSettings, model: ModelFacts, batch: Batch) -> Fo
     """Return what forward leaves for backward.
 
     After Korthikanti et al. 2022 (eq. 2): 34 s b h + 5 a s^2 b bytes a layer at 16 bits, whose second
-    term only eager attention leaves; with recomputation one layer's, and the inputs of all. A gated
-    layer (Llama and its kin) leaves 10 h + 4 i numbers a token instead of 17 h: three at either norm,
-    query, key, value and their answer; gate, its SiLU, up, and their product.
+    term only eager attention leaves; with recomputation one layer's, and the inputs of all.
     """
     config = model.config
     if kind_of(config) == "encoder-decoder":
@@ -98,10 +99,8 @@ def _activations(settings: StageSettings, model: ModelFacts, batch: Batch) -> Fo
     heads, (outputs, noun) = number("num_attention_heads", "n_head", default=1), task_of(settings.task).outputs(config)
     tokens, rows = settings.data.max_tokens, batch.micro_batch
     width = _width(settings)
-    is_gated = any("gate_proj" in tensor.name or "gate_up_proj" in tensor.name for tensor in model.tensors)
-    inner = number("intermediate_size") if is_gated else 0
-    layer = width * tokens * rows * (10 * hidden + 4 * inner if is_gated else 17 * hidden)
-    formula = f"{width} B x (10 x {hidden} + 4 x {inner})" if is_gated else f"17 x {width} B x {hidden}"
+    numbers, formula = layer_numbers(model)
+    layer, formula = width * tokens * rows * numbers, f"{width} B x ({formula})"
     if settings.model.attention == "eager":
         layer += 5 * heads * tokens * tokens * rows * width // 2
         formula += f" + 2.5 x {width} B x {heads} heads x {tokens}"

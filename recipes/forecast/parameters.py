@@ -81,9 +81,32 @@ def params_of(settings: StageSettings, model: ModelFacts) -> Params:
     return Params(
         trainable=trainable,
         frozen=model.num_params,
-        quantisable=sum(_numel(tensor) for tensor in model.tensors if takes_adapter(tensor, "all-linear", heads)),
+        quantisable=quantisable_of(settings, model),
         num_tensors=(2 + settings.adapter.dora) * len(adapted) + len(saved),
     )
+
+
+def quantisable_of(settings: StageSettings, model: ModelFacts) -> int:
+    """Return how many parameters quantisation makes smaller.
+
+    They are those of the linear layers.
+    """
+    heads = task_of(settings.task).head_modules
+    return sum(_numel(tensor) for tensor in model.tensors if takes_adapter(tensor, "all-linear", heads))
+
+
+def layer_numbers(model: ModelFacts) -> tuple[int, str]:
+    """Return how many numbers a layer computes for a token, and the formula.
+
+    They are 17 h (Korthikanti et al. 2022, eq. 2: 34 s b h bytes at 16 bits). A gated layer (Llama and its kin) has
+    10 h + 4 i: three at either norm, query, key, value and their answer; gate, its SiLU, up, and their product.
+    """
+    config = model.config
+    hidden = next((int(config[name]) for name in ("hidden_size", "n_embd", "d_model") if config.get(name)), 0)
+    if any("gate_proj" in tensor.name or "gate_up_proj" in tensor.name for tensor in model.tensors):
+        inner = int(config.get("intermediate_size") or 0)
+        return 10 * hidden + 4 * inner, f"10 x {hidden} + 4 x {inner}"
+    return 17 * hidden, f"17 x {hidden}"
 
 
 def _numel(tensor: TensorFacts) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,9 @@ def answer(question: Mapping[str, Any]) -> dict[str, Any]:
     """Return the model's config, its parameters, and what trains of it.
 
     *question* has the folder of the config and that of the tokenizer, the task, the changes to the config, whether code
-    of its own may run, the shapes and dtypes of its files' tensors (none where it starts from random ones), and by
-    their keys the settings of each training. A training that cannot work has a `problem`; otherwise there is all of
-    `TrainedFacts`.
+    of its own may run, the kernels of attention that stages ask for, the shapes and dtypes of its files' tensors (none
+    where it starts from random ones), and by their keys the settings of each training. A training that cannot work has
+    a `problem`; otherwise there is all of `TrainedFacts`.
 
     Raises:
         UsageError: there is no model of that class and config that reads text, or its files lack weights.
@@ -46,6 +46,7 @@ def answer(question: Mapping[str, Any]) -> dict[str, Any]:
 
     with torch.device("meta"):
         model = _empty_model(question)
+    _check_attention(model, question["attentions"])
     if question["stored"]:
         _check_stored(model, question["stored"], has_new_head=task_of(question["task"]).has_new_head)
     tokenizer = load_full(question["tokenizer_folder"], question["add_tokens"], trusts_code=question["trusts"])
@@ -88,6 +89,14 @@ def _empty_model(question: Mapping[str, Any]) -> Any:
             f"it is a {config.model_type}, which reads {model.main_input_name} and no text; take another model"
         )
     return model
+
+
+def _check_attention(model: Any, wanted: Sequence[str]) -> None:
+    """Refuse a kernel that the class of the model cannot use."""
+    usable = {"eager": True, "sdpa": model._supports_sdpa, "flash_attention_2": model._supports_flash_attn}
+    for name in (one for one in wanted if not usable[one]):
+        others = " or ".join(f"model.attention={one}" for one, can in usable.items() if can)
+        raise UsageError(f"model.attention is {name}, which {type(model).__name__} cannot use; set {others}")
 
 
 def _has_class(task: TaskSpec, config: Any) -> bool:

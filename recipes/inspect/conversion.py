@@ -26,11 +26,12 @@ from ...errors import SousbatchError, UsageError
 from ...remote import map_in_threads
 from .cache import file_digest, weights_digest
 from .model_cache import made_once
+from .tokenizer import TOKENIZER_KINDS
 
 logger = logging.getLogger(__name__)
 
 # What a model folder has beside its weights; the .bin index names files that the converted folder has not.
-BESIDE = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py")
+BESIDE = (*TOKENIZER_KINDS, "*.py")
 _RECORD_NAME = "conversion.json"
 _FORMAT = 1  # raised when the same source is converted in another way
 _BLOCK_BYTES = 4 << 20
@@ -54,7 +55,8 @@ def converted(key: str, name: str, folder: Path) -> Path:
         if pickled:
             return _from_pickled(f"{key} {name!r}", folder, pickled)
     except SousbatchError as error:
-        raise UsageError(f"{key} {name!r} cannot be used: {error}") from error
+        what = f"{key} {name!r}"
+        raise UsageError(str(error) if what in str(error) else f"{what} cannot be used: {error}") from error
     quantised = sorted(folder.glob("*.gguf"))
     if len(quantised) > 1:
         raise UsageError(

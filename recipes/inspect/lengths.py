@@ -37,7 +37,7 @@ from .tokenizer import load_full, load_light, tokenizer_digest, unknown_id
 Progress = Callable[[str, int, int], None]  # what is counted, rows done, rows in all
 Use = Literal["train", "eval", "predict"]
 
-_FORMAT = 6  # raised when rows are counted in another way
+_FORMAT = 7  # raised when rows are counted in another way
 _NUM_NAMED = 5
 
 
@@ -304,7 +304,8 @@ def _counted(wanted: RowsToCount, rows: Iterator[Encoded], unknown: int | None) 
             num_tokens=row.num_tokens,
             num_kept=len(row.ids) if is_used else None,
             num_prompt=len(row.ids) - row.num_learned,
-            num_learned=0 if is_prompt else row.num_learned,
+            num_learned=0 if is_prompt or row.label is not None else row.num_learned,  # a label has no tokens
+            num_target=row.num_target_tokens,
         )
     rows_of = {kind: validate.to_plain(Rows(num=num, first=tuple(first))) for kind, (num, first) in seen.items()}
     kinds = {kind: rows_of.pop(kind) for kind in ("long", "empty", "unlearnable")}

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import files
+from ...checkpoints.formats.companion_files import TOKENIZER_FILES
 from ...checkpoints.formats.safetensors_file import read_header
 from ...checkpoints.formats.tensors import DTYPES_BY_TAG
 from ...errors import DamagedError, PlanError, UsageError
@@ -32,7 +33,7 @@ from ..stages import resolve_stages
 from ..tasks import advise_task, misfit, task_of
 from .cache import file_digest
 from .conversion import converted, weights_identity
-from .model_folder import TOKENIZER_FILES, find_folder
+from .model_folder import find_folder
 from .tokenizer import tokenizer_digest
 
 
@@ -122,9 +123,13 @@ def read_config(recipe: Recipe, places: ModelPlaces) -> dict[str, Any]:
 
 
 def _beside(folder: Path, tokenizer_folder: Path) -> list[Path]:
-    """Return the small files of a model: what it is, and how its text becomes tokens."""
-    named = (folder / "config.json", *(tokenizer_folder / name for name in TOKENIZER_FILES))
+    """Return the small files of a model and its tokenizer."""
+    named = (folder / "config.json", folder / "generation_config.json", *_tokenizer_files(tokenizer_folder))
     return [path for path in named if path.is_file()]
+
+
+def _tokenizer_files(folder: Path) -> list[Path]:
+    return sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)})
 
 
 def model_digest(folder: Path, tokenizer_folder: Path, changes: Mapping[str, Any]) -> str:
@@ -164,8 +169,11 @@ def _adapter_advice(name: str, folder: Path) -> str:
 
 
 def _check_tokenizer(recipe: Recipe, folder: Path) -> None:
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise UsageError(f"{folder} has no tokenizer ({', '.join(TOKENIZER_FILES)}); name one with model.tokenizer")
+    if not _tokenizer_files(folder):
+        raise UsageError(
+            f"{folder} has no tokenizer (tokenizer.json, tokenizer_config.json, vocab.txt, vocab.json, a SentencePiece "
+            "model); name one with model.tokenizer"
+        )
     prompts = {stage.settings.data.prompt for stage in resolve_stages(recipe).values()}
     config = folder / "tokenizer_config.json"
     has_template = (folder / "chat_template.jinja").is_file() or (
@@ -224,6 +232,7 @@ def _build(
         "task": recipe.task,
         "changes": spec.config,
         "trusts": spec.trust_remote_code,
+        "attentions": sorted({one.settings.model.attention or "eager" for one in resolve_stages(recipe).values()}),
         "add_tokens": spec.add_tokens,
         "stored": {tensor.name: (tensor.shape, tensor.dtype) for tensor in stored},
         "trainings": {digest_of(one): one for one in trainings},

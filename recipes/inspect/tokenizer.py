@@ -24,6 +24,8 @@ _CHANGING = (
     "auto_map",
     "fix_mistral_regex",
 )
+# Patterns of the small files of a model, those of its tokenizer among them: Marian's are .spm, PhoBERT's bpe.codes.
+TOKENIZER_KINDS = ("*.json", "*.model", "*.spm", "*.codes", "*.tokenizer", "*.tiktoken", "*.txt", "*.jinja")
 _SPECIALS = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 
 
@@ -123,6 +125,6 @@ def tokenizer_digest(folder: Path) -> str:
     """Return the identity of all that decides a tokenizer's ids."""
     from .cache import file_digest
 
-    kinds = ("*.json", "*.model", "*.txt", "*.jinja", "*.py")
+    kinds = (*TOKENIZER_KINDS, "*.py")
     found = sorted({path for kind in kinds for path in folder.glob(kind) if not path.name.endswith(".index.json")})
     return files.digest_of([(path.name, file_digest(path)) for path in found])

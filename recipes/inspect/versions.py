@@ -18,7 +18,7 @@ from ..schema import Environment
 
 _PACKAGES = (
     *("sousbatch", "torch", "transformers", "accelerate", "deepspeed", "peft", "safetensors", "tokenizers", "numpy"),
-    "bitsandbytes",
+    *("bitsandbytes", "flash_attn", "kernels"),
 )
 
 _SETUP_S = 60.0  # for the recipe's set-up lines and the start of its Python

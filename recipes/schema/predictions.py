@@ -59,8 +59,8 @@ class Predict:
     rows: int | None = key(None, "only the first rows of it", at_least=1)
     engine: str = key(
         "transformers",
-        "what generates text: transformers; vllm, where it is installed, for speed; zero3 for a model that is larger "
-        "than a device; or an engine of another package",
+        "what generates text: transformers, which deals out the layers over the devices of a task; vllm, where it is "
+        "installed, for speed; zero3, which shards each layer; or an engine of another package",
     )
     vllm: Vllm = key(Vllm, "of engine vllm alone")
     post: tuple[str, ...] = key(
@@ -70,8 +70,17 @@ class Predict:
         "that change texts, or own functions, as module:function: a text, or a text and its row -> a text",
     )
     output: Output | None = key(None, "one more file of the merged predictions, such as a contest wants it")
+    load_in: Literal["4bit", "8bit"] | None = key(
+        None,
+        "the weights of the linear layers are quantised as the model is loaded, by bitsandbytes: 4bit (NF4) or 8bit "
+        "(LLM.int8, whose answers may depend on the rows beside them); for half precision see predict.dtype",
+        also=("load_in_4bit", "load_in_8bit", "quantization_config", "quantization"),
+    )
     offload: bool = key(
-        False, "engine zero3 keeps the weights in host memory, and brings a layer to the devices when it is its turn"
+        False,
+        "weights are kept in host memory, and come to the devices a layer at a time: by engine transformers those that "
+        "the devices do not hold, by zero3 all",
+        also=("device_map", "offload_folder"),
     )
     dtype: FloatDtype | None = key(None, "arithmetic; the model's own type on a GPU, float32 on a CPU when not given")
     unit_rows: int = key(256, "rows that are committed at once: what a kill can lose", at_least=1)

@@ -98,8 +98,8 @@ class Train:
         "compiled at their first start",
         also=("optim",),
     )
-    beta1: float = key(0.9, "decay of the first moment", also=("adam_beta1",), at_least=0, at_most=1)
-    beta2: float = key(0.999, "decay of the second moment", also=("adam_beta2",), at_least=0, at_most=1)
+    beta1: float = key(0.9, "decay of the first moment", also=("adam_beta1",), at_least=0, at_most=0.99999)
+    beta2: float = key(0.999, "decay of the second moment", also=("adam_beta2",), at_least=0, at_most=0.99999)
     epsilon: float = key(1e-8, "added to the denominator", also=("adam_epsilon",), above=0)
     weight_decay: float = key(0.0, "decoupled weight decay", also=("wd",), at_least=0)
     max_grad_norm: float = key(

@@ -259,6 +259,8 @@ def _scalar(hint: Any, value: Any, key: str, faults: list[Fault]) -> Any:
 
 
 def _range(field: dataclasses.Field[Any], value: Any, key: str, faults: list[Fault]) -> None:
+    for number, item in enumerate(value if isinstance(value, tuple) else ()):
+        _range(field, item, _join(key, number), faults)
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return
     at_least, above, at_most = (field.metadata.get(name) for name in ("at_least", "above", "at_most"))

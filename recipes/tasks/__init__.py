@@ -174,6 +174,9 @@ def task_faults(settings: StageSettings, uses: Sequence[RowUse]) -> Iterator[Fau
     yield from task.faults(settings, uses)
     if settings.data.packing != "none" and "train" in uses:
         yield from _packing_faults(settings, task)
+    if settings.train.class_weights and "train" in uses and not task.has_labels:
+        hint = "leave it out, or set task=classification"
+        yield Fault(key="train.class_weights", problem=f"has no effect on {task.name}, which has no labels", hint=hint)
     for number, name in enumerate(settings.score.metrics):
         if METRICS.is_path(name):
             continue  # it is looked at where it will run (`inspect.scorers`)

@@ -31,3 +31,10 @@ def test_lengths_cuts_and_shared_rows_are_shown(project: Path, capsys: pytest.Ca
     found = json.loads(_run(capsys, "data.long_rows=cut_left", "--json"))
     assert [one["use"] for one in found] == ["train", "eval", "predict"]
     assert found[0]["cut_rows"] == 1 and found[2]["leaks"][0]["same_target"] == {"num": 1, "first": [2]}
+
+
+def test_packing_is_shown_where_rows_can_be_packed(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "with data.packing " in _run(capsys)
+    text = _run(capsys, "task=classification")
+    assert "padding is " in text and "data.packing" not in text
+    assert "its response" not in text and "all responses" not in text

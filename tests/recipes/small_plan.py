@@ -47,7 +47,7 @@ SITE = Site(
     name="this machine",
     launcher="local",
     cpus_per_node=4,
-    memory_bytes=16 * 10**9,
+    memory_bytes=512 * 10**9,
     gpus_per_node=0,
     gpu_memory_bytes=0,
 )

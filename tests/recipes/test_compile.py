@@ -15,6 +15,7 @@ import pytest
 import sousbatch
 from sousbatch.cluster.site import NodeKind, Partition
 from sousbatch.errors import PlanError
+from sousbatch.recipes import generation
 from sousbatch.recipes.compile import compile
 from sousbatch.recipes.facts import Inputs, TrainedFacts
 from sousbatch.recipes.forecast.parameters import training_key
@@ -270,10 +271,16 @@ def test_more_gpus_than_there_are_is_refused(small: ModuleType) -> None:
         compile(_on_gpus(small.RECIPE, nodes=2, devices_per_node=4), small.GPU_SITE, small.INPUTS)
 
 
-def test_a_predict_task_has_one_device(small: ModuleType) -> None:
+def test_a_predict_task_has_one_device_unless_its_engine_spreads_a_model(
+    small: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     resources = small.RECIPE.resources | {"predict": replace(small.RECIPE.resources["default"], devices_per_node=2)}
+    recipe = replace(small.RECIPE, resources=resources)
+    predict = compile(recipe, small.SITE, small.INPUTS).stage("predict")
+    assert (predict.ranks_per_node, predict.cpus_per_rank) == (1, 2)
+    monkeypatch.setattr(generation.ENGINES, "load", lambda name: replace(generation.TRANSFORMERS, spans_devices=False))
     with pytest.raises(PlanError, match="resources of predict: .* spread its rows with tasks"):
-        compile(replace(small.RECIPE, resources=resources), small.SITE, small.INPUTS)
+        compile(recipe, small.SITE, small.INPUTS)
 
 
 def test_predicting_needs_a_model(small: ModuleType) -> None:
@@ -312,7 +319,7 @@ def test_all_reasons_come_at_once_and_each_once(small: ModuleType) -> None:
     ("changes", "warning"),
     [
         ({"predict.temperature": 0.2}, "predict.temperature does nothing without predict.sample=true"),
-        ({"train.micro_batch": 4, "data.max_tokens": 10**7}, "`sousbatch plan --fit` finds settings"),
+        ({"train.micro_batch": 4, "data.max_tokens": 10**9}, "`sousbatch plan --fit` finds settings"),
     ],
     ids=str,
 )

@@ -91,6 +91,7 @@ def test_all_gpus_of_a_node_are_used_where_the_recipe_asks_for_one(small: Module
 def test_where_nothing_fits_the_nearest_is_named(small: ModuleType) -> None:
     site, space = read_site_file("rtx3090-100gb")
     recipe, inputs = _solar(small)
+    recipe = replace(recipe, predict=replace(recipe.predict, load_in="4bit"))  # so that predictions fit
     with pytest.raises(PlanError, match=r"nothing fits: the least needs .* GB a rank where there are 8 GB"):
         propose({"full": (recipe, replace(inputs, disk_space=space))}, replace(site, gpu_memory_bytes=8 * 10**9))
 

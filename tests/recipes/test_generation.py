@@ -24,10 +24,17 @@ VLLM, ZERO3 = "predict.engine=vllm", "predict.engine=zero3"
         ([VLLM, "predict.decodings={a: {no_repeat_ngram: 2}}"], "decodings.a.no_repeat_ngram"),
         ([VLLM, "predict.vllm.memory_share=1.5"], "predict.vllm.memory_share"),
         ([VLLM, "predict.vllm.max_tokens=9999"], "positions; set predict.vllm.max_tokens="),
-        ([VLLM, "predict.offload=true"], "predict.offload is for engine zero3, and predict.engine is vllm"),
+        (
+            [VLLM, "predict.offload=true"],
+            "predict.offload is for engine transformers or zero3, and predict.engine is vllm",
+        ),
+        ([ZERO3, "predict.load_in=4bit"], "predict.load_in is for engine transformers, and predict.engine is zero3"),
+        (["predict.load_in=8bit", "predict.offload=true"], "predict.offload keeps no weights of predict.load_in 8bit"),
+        (["predict.offload=true"], "predict.offload has no meaning on a CPU"),
+        (["predict.load_in=3bit"], "predict.load_in"),
+        (["predict.load_in_4bit=true"], "predict.load_in"),
         (["predict.vllm.max_tokens=64"], "(leave it out, or set predict.engine=vllm)"),
         ([VLLM, "predict.vllm.max_model_len=64"], "max_tokens"),
-        (["+resources.predict={devices_per_node: 2}"], "a task of predict uses one device"),
         (
             [ZERO3, "+resources.predict={devices_per_node: 2, nodes: 2}"],
             "a task of predict uses the devices of one node; set resources.predict.nodes=1",
@@ -57,7 +64,7 @@ def test_a_vllm_that_was_built_for_other_devices_is_refused(sousbatch: Run, proj
     assert "whose version 0.33.0 was not built for CPUs; set resources.predict.device=gpu" in err
 
 
-@pytest.mark.parametrize("engine", [VLLM, ZERO3])
+@pytest.mark.parametrize("engine", [VLLM, ZERO3, "predict.engine=transformers"])
 def test_an_engine_spreads_over_the_devices_of_its_task(
     sousbatch: Run, project: Path, stand_in_vllm: Path, engine: str
 ) -> None:

@@ -109,6 +109,18 @@ def test_an_optimizer_of_a_package_that_jobs_lack_is_refused(small: ModuleType) 
     assert "needs the package bitsandbytes" in _reasons(small, recipe, versions={"torch": "2"})
 
 
+def test_flash_attention_that_jobs_lack_or_in_float32_is_refused(small: ModuleType) -> None:
+    gpus = {"default": Resources(devices_per_node=1)}
+    model, train = (
+        replace(small.RECIPE.model, attention="flash_attention_2"),
+        Train(global_batch=8, precision="float32"),
+    )
+    recipe = replace(small.RECIPE, model=model, train=train, resources=gpus)
+    said = _reasons(small, recipe, versions={"torch": "2"}, site=small.GPU_SITE)
+    assert "needs the package flash-attn" in said and "set train.precision=bfloat16" in said
+    assert "needs the package" not in _reasons(small, recipe, versions={"flash_attn": "2"}, site=small.GPU_SITE)
+
+
 def test_states_are_offloaded_by_an_optimizer_that_works_there(small: ModuleType) -> None:
     gpus = {"default": Resources(devices_per_node=2), "predict": Resources()}
     train = Train(global_batch=8, optimizer="adamw_8bit", zero=Zero(stage=2, offload="optimizer"))

@@ -97,9 +97,10 @@ def test_a_site_without_a_default_partition_wants_one_named() -> None:
 
 
 @pytest.mark.parametrize("site", [CLUSTER, HERE])
-def test_a_task_of_predict_has_one_device(site: Site) -> None:
+def test_a_task_of_predict_has_one_node(site: Site) -> None:
     wanted = replace(GPU, devices_per_node=2, cpus_per_device=1)
-    (reason,) = misfits(stage(wanted, "predict"), site)
+    assert list(misfits(stage(wanted, "predict"), site)) == []
+    reason, *_ = misfits(stage(replace(wanted, nodes=2), "predict"), site)
     assert "spread its rows with tasks" in reason
 
 

@@ -69,6 +69,7 @@ def _model(folder: Path, base: str) -> Path:
     tokenizer = {"name_or_path": base, "tokenizer_file": "/home/anna/tokenizer.json", "chat_template": "/home/{x}"}
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
     (folder / "special_tokens_map.json").write_text('{"eos_token":  "</s>"}')
+    (folder / "source.spm").write_bytes(b"pieces")  # of a Marian's tokenizer
     return folder
 
 
@@ -87,6 +88,7 @@ def test_no_home_folder_stands_in_what_is_published(
         assert json.loads(texts["adapter_config.json"])["base_model_name_or_path"] == expected
         assert ("PeftModel.from_pretrained(base" in texts["README.md"]) == (expected is None)
         return
+    assert (tmp_path / "out/source.spm").read_bytes() == b"pieces"
     assert json.loads(texts["config.json"]).get("_name_or_path") == expected
     assert json.loads(texts["config.json"])["text_config"].get("_name_or_path") == expected
     assert json.loads(texts["generation_config.json"])["eos_token_id"] == 2

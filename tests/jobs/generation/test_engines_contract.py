@@ -16,7 +16,7 @@ import pytest
 import sousbatch.recipes
 from sousbatch.cluster.site import visible_gpus
 from sousbatch.errors import RunError
-from sousbatch.jobs.generation import Engine, Prompt, load_engine
+from sousbatch.jobs.generation import Engine, LoadRequest, Prompt, load_engine
 from sousbatch.recipes.schema import Data, Model, Predict, Recipe, StageSettings
 from sousbatch.recipes.stages import settings_of
 
@@ -52,8 +52,16 @@ def load(name: str, model_dir: Path, device: str = "cpu", num_devices: int = 2) 
     from sousbatch.jobs.training.model import load_tokenizer
 
     settings = settings_with(engine=name)
-    places = {"model_class": "AutoModelForCausalLM", "device": device, "dtype": "float32"}
-    return load_engine(settings, model_dir, load_tokenizer(settings, TINY), **places, num_devices=num_devices)
+    request = LoadRequest(
+        settings=settings,
+        model_dir=model_dir,
+        tokenizer=load_tokenizer(settings, TINY),
+        model_class="AutoModelForCausalLM",
+        device=device,
+        dtype="float32",
+        num_devices=num_devices,
+    )
+    return load_engine(request)
 
 
 @pytest.fixture(
@@ -69,7 +77,7 @@ def engine(request: pytest.FixtureRequest, model_dir: Path) -> Iterator[Engine]:
         if not visible_gpus():
             pytest.skip("no NVIDIA GPU is visible to this process: nvidia-smi shows none")
         pytest.importorskip("vllm" if name == "vllm" else "torch")
-        yield load(name, model_dir, "cuda", len(visible_gpus()) if name == "zero3" else 1)
+        yield load(name, model_dir, "cuda", 1 if name == "vllm" else len(visible_gpus()))
         return
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(STAND_IN))

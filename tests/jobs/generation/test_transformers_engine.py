@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import sousbatch.recipes
+from sousbatch.errors import RunError
 from sousbatch.jobs.generation import Prompt
 from sousbatch.recipes.schema import Data, Model, Predict, Recipe
 
@@ -65,13 +66,56 @@ def test_drawing_among_one_is_taking_the_likeliest(model_dir):
 
 @pytest.fixture(scope="module")
 def engine(model_dir):
-    from sousbatch.jobs.generation import load_engine
-    from sousbatch.jobs.training.model import load_tokenizer
+    return loaded(model_dir)
 
-    tokenizer = load_tokenizer(RECIPE, TINY)
-    return load_engine(
-        RECIPE, model_dir, tokenizer, model_class="AutoModelForCausalLM", device="cpu", dtype="float32"
-    ), tokenizer
+
+def loaded(model_dir: Path, settings: Any = RECIPE) -> tuple[Any, Any]:
+    """Return an engine and its tokenizer."""
+    from sousbatch.jobs.tasks import load_model
+
+    found = load_model(settings, model_dir, TINY, "cpu", "float32", 2)
+    return found.model, found.tokenizer
+
+
+DISK = {"model.embed_tokens": "disk", "model.rotary_emb": "cpu", "model.norm": "cpu", "lm_head": "disk"}
+
+
+@pytest.mark.parametrize("first", ["cpu", "disk"])
+def test_a_model_whose_weights_are_elsewhere_answers_the_same(engine, model_dir, monkeypatch, first):
+    from sousbatch.jobs.generation import transformers_engine
+
+    layers = {"model.layers.0": "cpu", "model.layers.1": "disk"}
+    placement = {"device_map": {**DISK, "model.embed_tokens": first, "lm_head": first, **layers}}
+    monkeypatch.setattr(transformers_engine, "_placement", lambda request: placement)
+    dealt = loaded(model_dir)
+    assert {value.device.type for value in dealt[0]._model.parameters()} >= {"meta"}
+    for changes in ({}, {"sample": True}, {"num_beams": 2}, {"keep_logprobs": 2}):
+        assert answered(dealt, **changes) == answered(engine, **changes)
+
+
+def test_a_model_without_a_place_for_some_layers_is_refused(model_dir, monkeypatch):
+    from sousbatch.jobs.generation import transformers_engine
+
+    placement = {"device_map": "auto", "max_memory": {"cpu": 600_000}}
+    monkeypatch.setattr(transformers_engine, "_placement", lambda request: placement)
+    with pytest.raises(RunError, match="does not fit into the memory of its 2 devices; .*predict.load_in=4bit"):
+        loaded(model_dir)
+
+
+@pytest.mark.parametrize(("width", "is_alike"), [("4bit", 1 - 1e-5), ("8bit", 0.98)])
+def test_quantised_weights_are_small_and_compute_in_full(engine, model_dir, width, is_alike):
+    import torch
+
+    settings = replace(RECIPE, predict=replace(RECIPE.predict, load_in=width))
+    small = loaded(model_dir, settings)
+    assert small[0]._model.get_memory_footprint() < 0.6 * engine[0]._model.get_memory_footprint()
+    if width == "4bit":
+        assert [answered(small, rows=[row])[0] for row in ROWS] == answered(small) != answered(engine)
+    ids = torch.arange(20, 32)[None]
+    with torch.no_grad():
+        made = small[0]._model(ids).logits.float()
+        wanted = small[0]._model.dequantize()(ids).logits.float()
+    assert torch.nn.functional.cosine_similarity(made, wanted, dim=-1).min() > is_alike
 
 
 def answered(engine: Any, *, rows: Any = ROWS, data: Data = RECIPE.data, **changes: Any) -> list[dict[str, Any]]:

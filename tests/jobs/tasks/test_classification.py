@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import AutoTokenizer, GPT2Config, GPT2ForSequenceClassification
+from transformers import (
+    AutoTokenizer,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    XLNetConfig,
+    XLNetForSequenceClassification,
+)
 
 import sousbatch.recipes
 from sousbatch.errors import RunError
@@ -73,3 +79,17 @@ def test_scores_that_are_no_numbers_are_no_answer_and_name_the_row(model: Any, b
     with pytest.raises(RunError, match="row 31: the model's scores of the labels are not finite numbers"):
         RUNTIME.answerer(SETTINGS, model, tokenizer).answer(rows)
     assert len(RUNTIME.answerer(SETTINGS, model, tokenizer).answer(rows[:1])) == 1
+
+
+def test_a_model_that_reads_the_last_place_finds_no_padding_there() -> None:
+    torch.manual_seed(0)
+    config = XLNetConfig(vocab_size=512, d_model=16, n_layer=1, n_head=2, d_inner=16, **SETTINGS.model.config)
+    model, tokenizer = XLNetForSequenceClassification(config).eval(), AutoTokenizer.from_pretrained(TINY)
+    rows = [(0, {"input": "가나다"}), (1, {"input": "마바사 아자차카타파하"})]
+    answerer = RUNTIME.answerer(SETTINGS, model, tokenizer)
+    together, alone = answerer.answer(rows), [answerer.answer([row])[0] for row in rows]
+    assert together[0]["probabilities"] == pytest.approx(alone[0]["probabilities"], abs=1e-5)
+    batch = RUNTIME.collator(SETTINGS, tokenizer, model)(
+        [{"input_ids": [7], "labels": 0}, {"input_ids": [8, 9], "labels": 1}]
+    )
+    assert batch["input_ids"][:, -1].tolist() == [7, 9]

@@ -32,6 +32,7 @@ def test_padding_is_least_in_packs_and_less_by_length() -> None:
     found = padding_of(Counter(LENGTHS), 8, 512)
     assert found.packed < 0.02 and found.grouped < 0.1 < 0.3 < found.plain < 0.6
     assert padding_of({7: 100}, 4, 512).plain == 0
+    assert padding_of({7: 100}, 4, None).packed is None
 
 
 def test_prompt_and_response_are_correlated_as_pearson_says() -> None:
@@ -43,4 +44,6 @@ def test_prompt_and_response_are_correlated_as_pearson_says() -> None:
     correlation, ratio = correlation_of(plain["sums"])
     assert correlation == pytest.approx(statistics.correlation(*zip(*pairs, strict=True)))
     assert ratio == pytest.approx(sum(r for _, r in pairs) / sum(p for p, _ in pairs))
+    counts.add(num_tokens=500, num_kept=160, num_prompt=100, num_learned=60, num_target=60)  # a target apart
+    assert counts.to_plain()["cut_tokens"] == plain["cut_tokens"] + 400
     assert plain["cut_tokens"] == sum(r for _, r in pairs) and correlation_of([1, 5, 5, 25, 25, 25])[0] is None

@@ -13,6 +13,7 @@ from sousbatch.errors import PlanError
 from sousbatch.recipes import engines
 from sousbatch.recipes.compile import compile
 from sousbatch.recipes.engines import engine_name, engine_of
+from sousbatch.recipes.engines.deepspeed_config import config_refusals
 from sousbatch.recipes.forecast.memory import device_memory
 from sousbatch.recipes.schema import Model, Recipe, Train, Zero
 
@@ -120,3 +121,31 @@ def test_model_states_are_those_of_the_zero_paper_and_ddps_copy_of_gradients(
     batch = replace(small.plan().stage("train").batch, world_size=4)
     found = {line.what: line.num_bytes for line in device_memory(recipe, small.MODEL, batch)}
     assert [found[what] / 904 for what in ("weights", "gradients", "optimizer states")] == list(widths)
+
+
+def _config_refusals(**config: Any) -> list[str]:
+    zero = Zero(stage=3, config=config)
+    recipe = Recipe(name="r", model=Model(path="m"), train=Train(precision="bfloat16", zero=zero))
+    return list(config_refusals(recipe))
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"train_batch_size": 16}, "train_batch_size (16), which train.global_batch decides"),
+        ({"gradient_accumulation_steps": 4}, "which train.global_batch decides"),
+        ({"fp16": {"enabled": True}}, "fp16.enabled (true), which train.precision decides"),
+        ({"optimizer": {"type": "AdamW"}}, "optimizer (a section), which train.optimizer decides"),
+        ({"zero_optimization": {"stage": 2}}, "zero_optimization.stage (2), which train.zero.stage decides"),
+        ({"zero_optimization": {"offload_param": {"device": "cpu"}}}, "which train.zero.offload decides"),
+        ({"zero_optimization": {"stage3_prefetch_buckt_size": 1}}, "does not know (did you mean"),
+    ],
+)
+def test_a_pasted_config_that_says_otherwise_than_the_recipe_is_refused(config: dict[str, Any], said: str) -> None:
+    assert said in "; ".join(_config_refusals(**config))
+
+
+def test_a_pasted_config_that_says_the_same_is_taken() -> None:
+    same = {"stage": 3, "stage3_max_live_parameters": 0, "offload_optimizer": {"device": "none"}}
+    auto = {"train_batch_size": "auto", "fp16": {"enabled": "auto"}, "bf16": {"enabled": True}}
+    assert _config_refusals(zero_optimization=same, wall_clock_breakdown=True, **auto) == []

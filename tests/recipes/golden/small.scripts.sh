@@ -1,59 +1,59 @@
 #!/bin/bash
-# sousbatch @VERSION@: run '28e48990817c', stage train
+# sousbatch @VERSION@: run '844fe5059cec', stage train
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/28e48990817c/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/844fe5059cec/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/28e48990817c train
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/844fe5059cec train
 
 #!/bin/bash
-# sousbatch @VERSION@: run '28e48990817c', stage consolidate
+# sousbatch @VERSION@: run '844fe5059cec', stage consolidate
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/28e48990817c/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/844fe5059cec/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/28e48990817c consolidate
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/844fe5059cec consolidate
 
 #!/bin/bash
-# sousbatch @VERSION@: run '28e48990817c', stage predict
+# sousbatch @VERSION@: run '844fe5059cec', stage predict
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/28e48990817c/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/844fe5059cec/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/28e48990817c predict
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/844fe5059cec predict
 
 #!/bin/bash
-# sousbatch @VERSION@: run '28e48990817c', stage merge
+# sousbatch @VERSION@: run '844fe5059cec', stage merge
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/28e48990817c/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/844fe5059cec/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/28e48990817c merge
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/844fe5059cec merge
 
 #!/bin/bash
-# sousbatch @VERSION@: run '28e48990817c', stage score
+# sousbatch @VERSION@: run '844fe5059cec', stage score
 export HF_HUB_OFFLINE=1
 export NCCL_DEBUG='it'"'"'s fine'
 export OMP_NUM_THREADS=1
 export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 export TOKENIZERS_PARALLELISM=false
-export PYTHONPATH=/runs/small/28e48990817c/code/mine${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/runs/small/844fe5059cec/code/mine${PYTHONPATH:+:$PYTHONPATH}
 module load cuda
-exec /opt/python -m sousbatch.launchers.stage_process /runs/small/28e48990817c score
+exec /opt/python -m sousbatch.launchers.stage_process /runs/small/844fe5059cec score

@@ -51,6 +51,7 @@ def ask(kind: tuple[str, dict[str, Any]], tokenizer_folder: Path, tmp_path: Path
         "task": "causal_lm",
         "changes": {},
         "trusts": False,
+        "attentions": [],
         "add_tokens": settings.model.add_tokens,
         "stored": {},
         "trainings": {"one": deciding_settings(settings)},
@@ -281,3 +282,12 @@ def test_new_tokens_of_a_tied_layer_that_trains_in_full_need_no_rows(
     tied = ("llama", {"num_key_value_heads": 2, "tie_word_embeddings": True})
     found = ask(tied, tokenizer_folder, tmp_path, settings=settings)["trained"]["one"]
     assert found["trainable"] == 2 * 2 * (16 + 16) + 66 * 16
+
+
+def test_a_kernel_of_attention_that_the_model_cannot_use_is_refused(tokenizer_folder: Path, tmp_path: Path) -> None:
+    xlnet = ("xlnet", {"d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 16})
+    asked = {"task": "classification", "settings": StageSettings(task="classification")}
+    ask(xlnet, tokenizer_folder, tmp_path, attentions=["eager"], **asked)
+    said = "model.attention is sdpa, which XLNetForSequenceClassification cannot use; set model.attention=eager$"
+    with pytest.raises(UsageError, match=said):
+        ask(xlnet, tokenizer_folder, tmp_path, attentions=["eager", "sdpa"], **asked)

@@ -47,6 +47,8 @@ def original(tmp_path_factory: pytest.TempPathFactory, model: GPT2LMHeadModel) -
     folder = tmp_path_factory.mktemp("old") / "kogpt"
     model.config.save_pretrained(folder)
     (folder / "vocab.json").write_text("{}")
+    for name in ("source.spm", "bpe.codes"):  # of a Marian's tokenizer, and of a PhoBERT's
+        (folder / name).write_bytes(b"pieces")
     state = dict(model.state_dict())
     for layer in range(TINY.n_layer):
         state[f"transformer.h.{layer}.attn.bias"] = torch.ones(1, 1, 16, 16, dtype=torch.uint8)
@@ -73,7 +75,7 @@ def test_a_pickled_model_becomes_the_same_model_as_safetensors_once(
     with safe_open(folder / "model.safetensors", "pt") as opened:
         assert not {"lm_head.weight", "transformer.h.0.attn.bias"} & set(opened.keys())
         assert opened.get_tensor("transformer.h.1.mlp.c_fc.weight").dtype == torch.float16
-    assert {"config.json", "vocab.json"} <= {path.name for path in folder.iterdir()}
+    assert {"config.json", "vocab.json", "source.spm", "bpe.codes"} <= {path.name for path in folder.iterdir()}
     before = (folder / "model.safetensors").stat().st_mtime_ns
     assert converted("model.path", "old", original) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
@@ -141,7 +143,9 @@ def test_a_cache_without_space_is_one_line_and_keeps_nothing_half(
 ) -> None:
     monkeypatch.setenv("SOUSBATCH_CACHE", str(small_disk))
     (small_disk / "other").write_bytes(b"x" * (1 << 20))
-    with pytest.raises(UsageError, match=r"'old' needs .* GB in the cache .*; set SOUSBATCH_CACHE to a folder"):
+    with pytest.raises(
+        UsageError, match=r"^model.path 'old' needs .* GB in the cache .*; set SOUSBATCH_CACHE to a folder"
+    ):
         converted("model.path", "old", original)
 
     def fill(target: Path) -> None:

@@ -73,6 +73,15 @@ def test_a_model_behind_a_url_is_fetched_once(server: Server, project: Path, lis
     assert find_folder("model.path", f"{server.url}/model")[0] != folder, "the model behind the URL has changed"
 
 
+@pytest.mark.parametrize("name", ["vocab.txt", "spiece.model", "target.spm", "bpe.codes", "generation_config.json"])
+def test_each_file_that_decides_what_a_model_says_decides_its_identity(project: Path, name: str) -> None:
+    folder = project / "model"
+    (folder / name).write_text("one")
+    before = model_digest(folder, folder, {})
+    (folder / name).write_text("two")
+    assert model_digest(folder, folder, {}) != before
+
+
 def test_a_url_that_has_no_model_says_what_to_give(server: Server, project: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"/nowhere' is no folder of a model: its server shows no config\.json"):
         find_folder("model.path", f"{server.url}/nowhere")

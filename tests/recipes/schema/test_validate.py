@@ -85,6 +85,10 @@ def test_all_faults_come_at_once() -> None:
     assert len(_faults({"trian": 1, "train": {"lr": 1, "steps": -1, "zero": {"stage": 4}}, "seed": "x"})) == 5
 
 
+def test_each_item_of_a_list_is_in_the_range_of_its_key() -> None:
+    assert _faults({"checkpoints": {"keep_steps": [5, 0]}}) == ["checkpoints.keep_steps.1 is 0 (at least 1)"]
+
+
 @pytest.mark.parametrize("text", ["1e-4", "1E-4", "0.0001", 0.0001])
 def test_a_number_may_come_as_text(text: object) -> None:  # YAML 1.1 reads 1e-4 as text
     recipe, _ = validate.build(Recipe, {"train": {"learning_rate": text}})

@@ -136,3 +136,8 @@ def test_class_weights_are_balanced_or_a_number_for_each_label(weights: str) -> 
     with pytest.raises(RecipeError, match="balanced"):
         compose("./small.yaml", [*BERT, f"train.class_weights={weights}"])
     assert "train.class_weights names '그저'" in said(plan, "train.class_weights={그저: 2}")
+
+
+def test_class_weights_of_a_task_without_labels_are_refused(project: Path) -> None:
+    with pytest.raises(RecipeError, match="train.class_weights has no effect on causal_lm"):
+        compose("./small.yaml", ["train.class_weights=balanced"])

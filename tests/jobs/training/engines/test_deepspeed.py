@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from sousbatch.jobs.training.engines.deepspeed import arguments, config_of
+from sousbatch.recipes.engines.deepspeed_config import KNOWN
 from sousbatch.recipes.schema import Model, Recipe, Train, Zero
 
 FIXED = {
@@ -76,3 +77,9 @@ def test_the_configuration_follows_stage_offload_and_precision(
 def test_on_a_cpu_the_trainer_takes_the_process_group_that_was_started(device: str, is_given: bool) -> None:
     found = arguments(_recipe(Zero(stage=1), "bfloat16"), device)
     assert found["accelerator_config"] == {"use_configured_state": is_given}
+
+
+def test_the_known_keys_are_those_of_the_installed_deepspeed() -> None:
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    assert {field.alias or name for name, field in DeepSpeedZeroConfig.model_fields.items()} <= KNOWN
