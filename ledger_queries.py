@@ -86,6 +86,27 @@ def newest_attempt(events: Iterable[Event], stage: str, task: int) -> int:
     return max(mine, default=0)
 
 
+def endings(events: Sequence[Event]) -> dict[tuple[str, int, int], tuple[int, str] | None]:
+    """Return exit code and error of each attempt, by stage, task and number.
+
+    None stands for the newest of a task that has no end yet: it runs, or its job was lost.
+    """
+    found: dict[tuple[str, int, int], tuple[int, str] | None] = {}
+    errors: dict[tuple[str, int, int], str] = {}
+    for event in events:
+        place = (event.stage, event.task, event.number)
+        if isinstance(event, Started):
+            for stage, task, number in found:
+                if (stage, task) == place[:2] and found[stage, task, number] is None:
+                    found[stage, task, number] = (1, "it was killed")
+            found.setdefault(place, None)
+        elif isinstance(event, Error):
+            errors[place] = event.message
+        elif isinstance(event, Ended):
+            found[place] = (event.exit_code, errors.get(place, ""))
+    return found
+
+
 def rank_codes(events: Iterable[Event], stage: str, task: int, attempt: int) -> list[int]:
     """Return the exit codes that the ranks of an attempt recorded.
 

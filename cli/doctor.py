@@ -189,7 +189,7 @@ def _optional() -> Iterator[Finding]:
     yield Finding(
         what="W&B key",
         finding="there" if has_key else "none: runs are tracked offline",
-        remedy="" if has_key else "wandb login, then wandb sync RUN/tracking/wandb/offline-run-*",
+        remedy="" if has_key else "wandb login, then sousbatch sync",
     )
     has_token = "HF_TOKEN" in os.environ or (Path.home() / ".cache/huggingface/token").is_file()
     yield Finding(

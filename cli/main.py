@@ -42,6 +42,7 @@ COMMANDS = {
     "cancel": ("runs", "end the jobs of a run"),
     "resume": ("submit", "resume an interrupted run"),
     "clean": ("runs", "free the space of finished runs: remove checkpoints and units, keep model and predictions"),
+    "sync": ("sync", "send what jobs without a network recorded for a tracker, such as W&B"),
     "report": ("report", "write one HTML page about a run: storage over time, checkpoints, stages, loss, scores"),
     "doctor": ("doctor", "check what this machine offers and lacks"),
     "checkpoints": ("checkpoints", "list, verify, prune and consolidate checkpoints, also those of other trainers"),

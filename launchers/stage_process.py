@@ -37,9 +37,11 @@ from ..errors import (
 )
 from ..events import Ended, Error, Started
 from ..job_environment import JobEnvironment
-from ..ledger_queries import is_finished, rank_codes
+from ..ledger_queries import endings, is_finished, rank_codes
 from ..recipes.plan import Batch, Plan, Stage, read_plan
 from ..run_folder import RunPaths
+from ..tracking.base import Ending, send_at_end
+from ..tracking.identity import part_name
 from .attempts import Attempt, Stop, first_batch, next_batch, read_attempts
 from .base import Placement
 from .freeze import verify
@@ -90,6 +92,7 @@ class _Task:
                 following = self._after(attempt)
                 if isinstance(following, Stop):
                     _say(f"attempt {attempt.number} ended: {following.reason}")
+                    self._send_left()
                     if following.exit_code == EXIT_STOPPED:
                         _say(self._where.continue_later(self._paths, self._stage, past))
                     return following.exit_code
@@ -100,6 +103,15 @@ class _Task:
                 batch = following
         finally:
             self._flag.unlink(missing_ok=True)  # so that a job run by hand does not stop at once
+
+    def _send_left(self) -> None:
+        """Send what trackers could not, unless whoever stops this job waits for its end."""
+        if self._is_stopping:
+            return
+        ended = endings(ledger.read(self._paths.ledger_dir, max_steps=1))
+        parts = {part_name(*place): Ending(exit_code=end[0], error=end[1]) for place, end in ended.items() if end}
+        for outcome in send_at_end(self._paths.tracking_dir, parts):
+            _say(f"{outcome.what}: {outcome.problem or 'sent to where the run is tracked'}")
 
     def _after(self, attempt: Attempt) -> Batch | None | Stop:
         """Return the batch of the next attempt, or why there is none."""

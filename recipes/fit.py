@@ -129,7 +129,7 @@ def _ranks(stage: ResolvedStage) -> int:
 
 
 def _on_all_devices(recipe: Recipe, site: Site) -> Recipe:
-    """Return *recipe* with all GPUs of a node for its trainings.
+    """Return *recipe* with the GPUs of a node that share the global batch.
 
     A training that asks for several GPUs of a node, and no more than it has, keeps them.
     """
@@ -138,7 +138,9 @@ def _on_all_devices(recipe: Recipe, site: Site) -> Recipe:
         partition, wanted = site.partition(stage.resources.partition), stage.resources
         most = max((kind.gpus for kind in partition.nodes), default=0) if partition else site.gpus_per_node
         if wanted.device == "gpu" and most and not 1 < wanted.devices_per_node <= most:
-            resources[stage.name] = replace(wanted, devices_per_node=most)
+            batch = stage.settings.train.global_batch
+            sharing = [number for number in range(1, most + 1) if batch % (wanted.nodes * number) == 0]
+            resources[stage.name] = replace(wanted, devices_per_node=max(sharing, default=most))
     return replace(recipe, resources=resources)
 
 
@@ -164,8 +166,12 @@ def _ways_to_hold(recipe: Recipe, method: str) -> Iterator[dict[str, object]]:
 
 
 def _micro_batches(recipe: Recipe) -> Iterator[int]:
+    """Yield what the global batch can be cut into.
+
+    It is 1 where it cannot, which compiling refuses.
+    """
     ranks = max(map(_ranks, _train_stages(recipe)), default=1)
-    yield from (size for size in _MICRO_BATCHES if recipe.train.global_batch % (ranks * size) == 0)
+    yield from [size for size in _MICRO_BATCHES if recipe.train.global_batch % (ranks * size) == 0] or [1]
 
 
 def _changed(section: Any, values: Mapping[str, object]) -> Any:

@@ -24,6 +24,8 @@ import pytest
 from sousbatch.cli.main import main
 from sousbatch.cluster.sandbox import build, lifecycle
 
+os.environ["WANDB_MODE"] = "offline"  # no test shows a run at the account of the one who runs it
+
 
 @pytest.hookimpl(tryfirst=True)  # before tests are selected by their markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

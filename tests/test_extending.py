@@ -80,6 +80,7 @@ def test_the_installed_tracker_shows_a_run(tmp_path: Path) -> None:
         tags=(),
         mode="offline",
         folder=tmp_path,
+        part="train-0-1",
         config={},
     )
     tracker = TRACKERS.load("lines")()

@@ -18,7 +18,7 @@ from ..plugins import Registry
 from ..redaction import redacted
 from .identity import Identity, read_identity
 
-_START_S, _FINISH_S = 32.0, 65.0  # a tracker that takes longer is left alone
+_START_S, _FINISH_S, _SEND_S = 32.0, 65.0, 40.0  # a tracker that takes longer is left alone
 _FORGIVEN = ("table", "artifact", "alert")  # a tracker may have no such method
 
 
@@ -37,12 +37,29 @@ class Artifact:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How an attempt ended, where its tracker was killed before it could say so."""
+
+    exit_code: int
+    error: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of something to be sent; without a *problem* it has arrived."""
+
+    what: str
+    problem: str = ""
+
+
 class Tracker(Protocol):
     """What shows the numbers of one task.
 
     It may raise: jobs call `Trackers`, which catch it. The table holds classes that are made without arguments.
     Import heavy packages in `start`. One that cannot show a table or an artifact, tell a person or be stopped from has
-    no such method.
+    no such method. One that leaves files to be sent later also has the static methods `has_left` and `send`, which
+    `has_left` and `send_left` of this module call.
     """
 
     def start(self, identity: Identity) -> None:
@@ -190,6 +207,48 @@ def start(
         return
     for name in run.trackers if run.mode != "disabled" else ():
         trackers.start(name, run.of_task(stage, kind, task, folder, attempt))
+
+
+def has_left(folder: Path) -> bool:
+    """Say whether a run, by its tracking folder, recorded what did not arrive yet."""
+    return any(tracker.has_left(folder) for tracker in _senders(folder))
+
+
+def send_left(
+    folder: Path, endings: Mapping[str, Ending], *, limit_s: float, by_itself: bool = False
+) -> Iterator[Outcome]:
+    """Send what ended attempts recorded, each once and in order.
+
+    Yield what became of each.
+
+    *endings* are those of attempts by `part_name`. What is not sent after *limit_s* stays for the next time. What
+    happens *by_itself*, and not because a person asked, is left where the recipe or the shell wants no network.
+    """
+    for tracker in _senders(folder):
+        yield from tracker.send(folder, read_identity(folder), endings, limit_s=limit_s, by_itself=by_itself)
+
+
+def send_at_end(folder: Path, endings: Mapping[str, Ending]) -> list[Outcome]:
+    """Send what is left at the end of an attempt, as far as that takes no time.
+
+    It raises nothing.
+    """
+    found: list[Outcome] = []
+    try:
+        if has_left(folder):
+            _within(_SEND_S + 5, lambda: found.extend(send_left(folder, endings, limit_s=_SEND_S, by_itself=True)))
+    except Exception as error:  # a tracker may raise any error
+        found.append(Outcome(what="tracking", problem=redacted(str(error))))
+    return found
+
+
+def _senders(folder: Path) -> list[Any]:
+    try:
+        run = read_identity(folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    found = [TRACKERS.load(name) for name in run.trackers if run.mode != "disabled"]
+    return [tracker for tracker in found if hasattr(tracker, "send")]
 
 
 def _warn(text: str, *values: object) -> None:

@@ -12,6 +12,8 @@ from typing import Any, Literal
 from ..files import make_private_dir, read_json, write_json
 
 Per = Literal["run", "stage", "task"]
+Mode = Literal["auto", "online", "offline", "shared", "disabled"]
+Alert = Literal["done", "failed", "no_space", "stalled", "diverged"]
 _MOST_LETTERS, _MOST_TAG_LETTERS = 128, 64  # a tracker may refuse longer ones
 
 
@@ -20,8 +22,9 @@ class Identity:
     """The tracked run that a task of a stage shows its numbers in.
 
     Attempts share the *id*, so that they draw one curve; so do the stages of a run, whose names stand before their
-    values as the *prefix*. *folder* is where a tracker leaves its files, *mode* whether it may use the network,
-    *config* what the run is listed with, *notes* how to find and resume it.
+    values as the *prefix*. *folder* is where a tracker leaves its files; *part* names the attempt there, such as
+    train-0-1. *mode* says whether it may use the network, *config* what the run is listed with, *notes* how to find and
+    resume it.
     """
 
     id: str
@@ -35,6 +38,7 @@ class Identity:
     tags: tuple[str, ...]
     mode: str
     folder: Path
+    part: str
     config: dict[str, Any]
 
 
@@ -59,6 +63,7 @@ class RunIdentity:
     project: str
     entity: str | None
     tags: tuple[str, ...]
+    alerts: tuple[str, ...] = ()
 
     def of_task(self, stage: str, kind: str, task: int | None, folder: Path, attempt: int) -> Identity:
         """Return the identity of a task; *task* is None where *stage* has only one."""
@@ -77,8 +82,14 @@ class RunIdentity:
             tags=(*self.tags, *(text[:_MOST_TAG_LETTERS] for text in self.told)),
             mode=self.mode,
             folder=folder,
+            part=part_name(stage, task or 0, attempt),
             config=self.config | {"run": self.run, f"attempt/{stage}-{task or 0}": attempt},
         )
+
+
+def part_name(stage: str, task: int, attempt: int) -> str:
+    """Return what the files of an attempt are called by, such as train-0-1."""
+    return f"{stage}-{task}-{attempt}"
 
 
 def write_identity(identity: RunIdentity, folder: Path) -> None:
@@ -93,4 +104,4 @@ def read_identity(folder: Path) -> RunIdentity:
         OSError, ValueError, KeyError or TypeError: there is none, or it is damaged.
     """
     found = read_json(folder / "identity.json")
-    return RunIdentity(**found | {name: tuple(found[name]) for name in ("trackers", "tags", "told")})
+    return RunIdentity(**found | {name: tuple(found[name]) for name in ("trackers", "tags", "told", "alerts")})

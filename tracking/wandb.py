@@ -1,23 +1,37 @@
 """Show a task as a run of Weights & Biases.
 
-No other module knows the variables and settings of W&B. Offline runs leave their files in the run's tracking
-folder; `wandb sync` sends them.
+No module but this one and its neighbours of the same name knows the variables and settings of W&B. What a task logs
+lies in the run's tracking folder first; W&B's own process sends it from there, and `wandb_sync` what stayed behind.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..errors import EXIT_STOPPED
-from .identity import Identity
+from ..redaction import redacted
+from .base import Ending, Outcome
+from .identity import Identity, RunIdentity
+from .wandb_files import Part, Sent, only_writer, parts_of, settle
+from .wandb_server import NoKeyError, OutOfReachError, Server, find_server
+from .wandb_sync import has_left, send
 
-_QUIET = {
+_LEFT_S = 12.0  # how long a start may send what earlier attempts left
+# What W&B does unless the user's environment says otherwise. The limits are for a server that does not answer.
+_DEFAULTS = {
     "WANDB_CONSOLE": "off",
     "WANDB_SILENT": "true",
     "WANDB_ERROR_REPORTING": "false",
     "WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL": "1",
+    "WANDB_INIT_TIMEOUT": "12",
+    "WANDB_FINISH_TIMEOUT": "55",
+    "WANDB_X_SERVICE_WAIT": "25",
 }
 
 
@@ -25,41 +39,175 @@ class WandbTracker:
     """A W&B run, or what one stage shows in it."""
 
     _run: Any
-    _prefix: str
+    _online: _Online | None
+
+    def __init__(self) -> None:
+        self._prefix, self._num_rows, self._is_asked = "", 0, False
+        self._writer, self._online = ExitStack(), None
 
     def start(self, identity: Identity) -> None:
         """Open the run; attempts after the first one resume it."""
-        os.environ.update(_variables(identity))  # some are read when wandb is imported
-
-        import wandb
-
+        mode, why = self._choose(identity)
+        for name, value in _DEFAULTS.items():  # some are read when wandb is imported
+            os.environ.setdefault(name, value)
+        os.environ.update(_variables(identity))
         self._prefix = identity.prefix
-        self._run = wandb.init()
+        if mode != "offline":
+            try:
+                self._run = self._init(mode)
+            except Exception as error:  # wandb has a dozen kinds
+                mode, why = "offline", str(error)
+        if mode == "offline":
+            self._online = None
+            self._writer.close()
+            Part(folder=_part_folder(identity)).write(Sent())
+            self._run = self._init(mode)
+        if why:
+            _warn(f"{why}; W&B is recorded offline, and `sousbatch sync {identity.config['run']}` sends it")
         # an attempt adds itself to what earlier ones wrote, and may have other values of what is not the recipe's
         self._run.config.update(identity.config, allow_val_change=True)
         self._run.define_metric(f"{self._prefix}*", step_metric=f"{self._prefix}step")
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Add a row, without W&B's own step: W&B drops the rows of a repeated step."""
-        self._run.log({f"{self._prefix}{name}": value for name, value in {"step": step, **values}.items()})
+        self._log({"step": step, **values})
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Set values of the run's summary."""
         self._run.summary.update({f"{self._prefix}{name}": value for name, value in values.items()})
+
+    def wants_stop(self) -> bool:
+        """Say whether a person pressed the stop button of the run's page."""
+        return self._is_asked
 
     def finish(self, exit_code: int) -> None:
         """Write what is left, and end the run.
 
         One that saved and left for another attempt is preempted, and not failed.
         """
-        if exit_code == EXIT_STOPPED:
+        if exit_code == EXIT_STOPPED and not self._is_asked:
             self._run.mark_preempting()
         self._run.finish(exit_code=exit_code)
+        if self._online is not None:
+            self._online.finish(self._num_rows)
+        self._writer.close()
+
+    @staticmethod
+    def has_left(folder: Path) -> bool:
+        """Say whether a run recorded something that is not known to have arrived."""
+        return has_left(folder)
+
+    @staticmethod
+    def send(
+        folder: Path, run: RunIdentity, endings: Mapping[str, Ending], *, limit_s: float, by_itself: bool
+    ) -> Iterator[Outcome]:
+        """Send what the attempts that have ended recorded."""
+        if by_itself and _asked_mode(run.mode) in ("offline", "disabled"):
+            return iter(())
+        if by_itself and not _has_key():  # most people have none
+            return iter(())
+        return send(folder, run.project, run.entity, endings, limit_s=limit_s)
+
+    def _log(self, values: Mapping[str, Any]) -> None:
+        self._run.log({f"{self._prefix}{name}": value for name, value in values.items()})
+        self._num_rows += 1
+
+    def _init(self, mode: str) -> Any:
+        import wandb
+
+        settings = wandb.Settings(stop_fn=self._stop)
+        return wandb.init(mode=mode, settings=settings)  # type: ignore[arg-type]
+
+    def _stop(self) -> None:
+        self._is_asked = True
+
+    def _choose(self, identity: Identity) -> tuple[str, str]:
+        """Return the mode of this task, and why it is offline though nobody asked for it."""
+        mode = _asked_mode(identity.mode)
+        if mode in ("offline", "disabled"):
+            return mode, ""
+        try:
+            server = find_server(os.environ)
+        except NoKeyError as error:
+            return "offline", "" if mode == "auto" else str(error)
+        try:
+            self._online = self._take(identity, server)
+        except OutOfReachError as error:
+            return "offline", str(error)
+        return "online", ""
+
+    def _take(self, identity: Identity, server: Server) -> _Online:
+        """Become the writer of the run at the server.
+
+        Raises:
+            OutOfReachError: another task is, or the server does not answer.
+        """
+        num_rows = server.num_rows(identity.project, identity.entity, identity.id)
+        if earlier := _earlier(identity):
+            list(send(identity.folder, identity.project, identity.entity, earlier, limit_s=_LEFT_S))
+            num_rows = server.num_rows(identity.project, identity.entity, identity.id)
+        if not self._writer.enter_context(only_writer(identity.folder, identity.id)):
+            raise OutOfReachError("another task of the run is online")
+        own, parts = Part(folder=_part_folder(identity)), parts_of(identity.folder, identity.id)
+        settle(parts, num_rows)
+        own.write(Sent(base=num_rows))
+        return _Online(part=own, server=server, identity=identity, base=num_rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Online:
+    """The part of a run that W&B's own process sends.
+
+    The server had *base* rows of the run before.
+    """
+
+    part: Part
+    server: Server
+    identity: Identity
+    base: int
+
+    def finish(self, num_rows: int) -> None:
+        """Mark the part as sent where its *num_rows* have arrived."""
+        there = self.server.num_rows(self.identity.project, self.identity.entity, self.identity.id)
+        if there - self.base >= num_rows:
+            self.part.write(Sent(arrived=num_rows, is_done=True))
+
+
+def _earlier(identity: Identity) -> dict[str, Ending]:
+    """Return the earlier attempts of this task that left something to be sent."""
+    task, _, number = identity.part.rpartition("-")
+    found = {}
+    for part in parts_of(identity.folder, identity.id):
+        before, _, other = part.label.rpartition("-")
+        mark = part.read()
+        if before == task and int(other) < int(number) and not (mark and mark.is_done):
+            found[part.label] = Ending(exit_code=EXIT_STOPPED)
+    return found
+
+
+def _asked_mode(mode: str) -> str:
+    """Return the mode that the recipe asks for, or leaves to the environment."""
+    return os.environ.get("WANDB_MODE", mode) if mode == "auto" else mode
+
+
+def _has_key() -> bool:
+    try:
+        find_server(os.environ)
+    except NoKeyError:
+        return False
+    return True
+
+
+def _part_folder(identity: Identity) -> Path:
+    return identity.folder / "wandb" / identity.part
+
+
+def _warn(text: str) -> None:
+    logging.getLogger(__name__).warning("%s", redacted(text))
 
 
 def _variables(identity: Identity) -> dict[str, str]:
-    variables = _QUIET | {
-        "WANDB_MODE": identity.mode,
+    variables = {
         "WANDB_PROJECT": identity.project,
         "WANDB_RUN_ID": identity.id,
         "WANDB_NAME": identity.name,
@@ -67,7 +215,7 @@ def _variables(identity: Identity) -> dict[str, str]:
         "WANDB_JOB_TYPE": identity.job_type,
         "WANDB_NOTES": identity.notes,
         "WANDB_RESUME": "allow",
-        "WANDB_DIR": str(identity.folder),
+        "WANDB_DIR": str(_part_folder(identity)),
         "WANDB_DATA_DIR": str(identity.folder / "data"),
         "WANDB_CACHE_DIR": str(identity.folder / "cache"),
     }

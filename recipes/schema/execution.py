@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ...tracking.base import TRACKERS
-from ...tracking.identity import Per
+from ...tracking.identity import Alert, Mode, Per
 from .fields import key
 
 
@@ -82,11 +82,16 @@ class Environment:
 
 @dataclass(frozen=True, kw_only=True)
 class Tracking:
-    """The trackers of a run, which write beside the run without a network."""
+    """The trackers of a run, which write beside the run and never make it wait."""
 
     trackers: tuple[str, ...] = key(("wandb",), "what shows them", also=("report_to",), names=TRACKERS)
-    mode: Literal["offline", "disabled"] = key("offline", "offline leaves files, for W&B those of `wandb sync`")
+    mode: Mode = key(
+        "auto",
+        "auto is online where a job finds a route and a key within 3 s, else offline: its files stay in the run, and "
+        "`sousbatch sync` sends them; shared also shows the metrics of every node",
+    )
     per: Per = key("run", "what has a tracked run of its own: the run with all its stages, each stage, or each task")
     project: str = key("sousbatch", "W&B project", also=("wandb_project",))
     entity: str | None = key(None, "W&B team or user")
     tags: tuple[str, ...] = key((), "W&B tags")
+    alerts: tuple[Alert, ...] = key((), "what W&B tells you of by mail or Slack, as your account says")

@@ -51,7 +51,9 @@ _TRACKED = {
     "WANDB_PROJECT": "and set tracking.project",
     "WANDB_ENTITY": "and set tracking.entity",
     "WANDB_TAGS": "and set tracking.tags",
-    **dict.fromkeys(("WANDB_RUN_ID", "WANDB_NAME", "WANDB_RUN_GROUP", "WANDB_JOB_TYPE"), "the run decides it"),
+    **dict.fromkeys(
+        ("WANDB_RUN_ID", "WANDB_NAME", "WANDB_RUN_GROUP", "WANDB_JOB_TYPE", "WANDB_NOTES"), "the run decides it"
+    ),
     **dict.fromkeys(("WANDB_RESUME", "WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR"), "its files lie in the run"),
 }
 # A value that a line of shell spells out; one that it reads from elsewhere begins with $ or `.

@@ -29,7 +29,7 @@ def test_the_identity_of_tracked_runs_is_fixed(make_plan: Callable[..., Plan], t
     paths = RunPaths(root=tmp_path / "toy" / plan.run_id)
     freeze(plan, LocalLauncher(), paths)
     found = read_identity(paths.tracking_dir)
-    assert (found.recipe, found.run, found.group, found.mode) == ("toy", plan.run_id, plan.run_id, "offline")
+    assert (found.recipe, found.run, found.group, found.mode) == ("toy", plan.run_id, plan.run_id, "auto")
     assert (found.trackers, found.project, found.entity, found.tags) == (("wandb",), "ours", "team", ("a",))
     assert found.folder == str(paths.root)
     assert found.config["train"]["learning_rate"] == plan.recipe.train.learning_rate

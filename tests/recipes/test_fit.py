@@ -88,6 +88,17 @@ def test_all_gpus_of_a_node_are_used_where_the_recipe_asks_for_one(small: Module
         assert one.plan.stage("train").batch.world_size == 4
 
 
+def test_as_many_gpus_are_used_as_share_the_global_batch(small: ModuleType) -> None:
+    site, space = read_site_file("a100x4-40gb")
+    recipe, inputs = _solar(small, "lora")
+    three = replace(site, gpus_per_node=3)
+    for one in propose({"lora": (recipe, replace(inputs, disk_space=space))}, three):
+        assert one.plan.stage("train").batch.world_size == 2  # 32 rows are not for 3
+    odd = replace(recipe, resources={"default": Resources(devices_per_node=2)}, train=Train(global_batch=7))
+    with pytest.raises(PlanError, match="global_batch 7 is not divided by 2 ranks"):
+        propose({"lora": (odd, replace(inputs, disk_space=space))}, three)
+
+
 def test_where_nothing_fits_the_nearest_is_named(small: ModuleType) -> None:
     site, space = read_site_file("rtx3090-100gb")
     recipe, inputs = _solar(small)

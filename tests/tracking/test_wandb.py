@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from sousbatch.tracking.wandb import _variables
+from sousbatch.tracking.wandb_files import Part, Sent, only_writer
+from sousbatch.tracking.wandb_server import OutOfReachError, find_server
 
-from .conftest import make_identity
+from .conftest import RUN, make_identity
+from .stand_in import KEY, StandIn
 
 ROOT = Path(__file__).parents[2]
 # Where else the name may stand, and why.
@@ -21,6 +29,7 @@ ALLOWED = {
     "recipes/inspect/cache.py": "a folder that is no code of the user",
     "redaction.py": "what a key looks like",
     "cli/doctor.py": "what is installed, and whether there is a key",
+    "cli/main.py": "help of a command",
 }
 
 
@@ -41,7 +50,7 @@ def test_the_variables_are_those_of_the_identity(task: int | None, wanted: str, 
         "train", "train", task, tmp_path, 1
     )
     found = _variables(identity)
-    named = ("RUN_ID", "RUN_GROUP", "NAME", "JOB_TYPE", "PROJECT", "ENTITY", "TAGS", "MODE", "RESUME", "DIR")
+    named = ("RUN_ID", "RUN_GROUP", "NAME", "JOB_TYPE", "PROJECT", "ENTITY", "TAGS", "RESUME", "DIR")
     assert [found[f"WANDB_{name}"] for name in named] == [
         *(
             wanted,
@@ -51,13 +60,135 @@ def test_the_variables_are_those_of_the_identity(task: int | None, wanted: str, 
             "our-project",
             "our-team",
             "a,b",
-            "offline",
             "allow",
         ),
-        str(tmp_path),
+        str(tmp_path / f"wandb/train-{task or 0}-1"),
     ]
 
 
 def test_without_tags_and_entity_those_of_the_shell_stay(tmp_path: Path) -> None:
     found = _variables(make_identity().of_task("train", "train", None, tmp_path, 1))
     assert not found.keys() & {"WANDB_TAGS", "WANDB_ENTITY"}
+
+
+ATTEMPT = """
+import os, sys, time
+from pathlib import Path
+from sousbatch.tracking.base import Trackers, start
+folder, attempt, first, end = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+trackers, began = Trackers(), time.monotonic()
+start(trackers, folder, stage="train", kind="train", task=None, attempt=attempt)
+print(time.monotonic() - began)
+for step in range(first, first + 5):
+    trackers.log(step, {"loss": 1 / (step + 1)})
+if end == "killed":
+    time.sleep(1.5)  # its file is written each second
+    os.kill(os.getpid(), 9)
+if end == "stop":
+    while not trackers.wants_stop():
+        time.sleep(0.1)
+began = time.monotonic()
+trackers.finish(0 if end == "silent" else int(end))
+print(time.monotonic() - began)
+"""
+
+
+def attempt(folder: Path, number: int, first: int, end: str) -> tuple[list[float], str]:
+    """Run an attempt in a process of its own; return how long its start and its end took, and what it warned of."""
+    words = [sys.executable, "-c", ATTEMPT, str(folder), str(number), str(first), end]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=folder)
+    return [float(line) for line in done.stdout.split()], done.stderr
+
+
+def mark(folder: Path, number: int) -> Sent | None:
+    return Part(folder=folder / f"wandb/train-0-{number}").read()
+
+
+def test_attempts_are_one_run_online_also_when_one_was_killed(tracked: Callable[..., Path], server: StandIn) -> None:
+    folder = tracked(mode="auto")
+    attempt(folder, 1, 0, "killed")
+    assert attempt(folder, 2, 5, "75")[1] == ""
+    assert attempt(folder, 3, 10, "0")[1] == ""
+    (run,) = server.runs.values()
+    assert [row["train/step"] for row in run.rows] == list(range(15)) == [row["_step"] for row in run.rows]
+    ends = [(end["preempting"], end["exitcode"]) for end in run.endings if end["exitcode"] is None or end["complete"]]
+    assert ends[-3:] == [(True, None), (None, 75), (None, 0)]
+    assert [mark(folder, number) for number in (1, 2, 3)] == [Sent(arrived=5, is_done=True)] * 3
+    holding = [path for path in folder.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
+    assert holding == []
+
+
+@pytest.mark.parametrize(
+    "fault, why", [("refused", "refuses the key"), ("errors", "answers 500"), ("busy", "answers 429")]
+)
+def test_a_server_that_is_of_no_use_makes_an_attempt_offline(
+    tracked: Callable[..., Path], server: StandIn, fault: str, why: str
+) -> None:
+    server.fault = fault
+    folder = tracked(mode="online")
+    (start_s, end_s), said = attempt(folder, 1, 0, "0")
+    assert said.count(why) == 1 and f"`sousbatch sync {RUN}` sends it" in said
+    assert start_s < 20 and end_s < 5 and mark(folder, 1) == Sent()
+
+
+def test_a_server_that_goes_away_at_the_end_holds_nobody(
+    tracked: Callable[..., Path], server: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "1")
+    server.rows_before_fault = (1, "silent")
+    folder = tracked(mode="auto")
+    (_, end_s), said = attempt(folder, 1, 0, "silent")
+    assert end_s < 10 and "does not answer within 3 s" in said
+    sent = mark(folder, 1)
+    assert sent is not None and sent.base == 0 and not sent.is_done
+
+
+def test_an_attempt_is_offline_while_another_task_of_the_run_is_online(
+    tracked: Callable[..., Path], server: StandIn
+) -> None:
+    folder = tracked(mode="auto")
+    with only_writer(folder, RUN):
+        _, said = attempt(folder, 1, 0, "0")
+    assert "another task of the run is online" in said and not server.runs
+
+
+@pytest.mark.parametrize("mode", ["offline", "disabled"])
+def test_the_environment_decides_where_the_recipe_leaves_it_open(
+    tracked: Callable[..., Path], server: StandIn, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", mode)
+    assert attempt(tracked(mode="auto"), 1, 0, "0")[1] == ""
+    assert server.asked == {}
+
+
+def test_without_a_route_a_look_takes_no_longer_than_three_seconds(server: StandIn) -> None:
+    for variables, why in [
+        ({"WANDB_BASE_URL": "http://name.invalid"}, "cannot be reached"),
+        ({"WANDB_BASE_URL": f"http://127.0.0.1:{_closed_port()}"}, "cannot be reached: "),
+        ({"WANDB_BASE_URL": server.url}, "does not answer within 3 s"),
+    ]:
+        server.fault, began = "silent", time.monotonic()
+        with pytest.raises(OutOfReachError, match=why):
+            find_server(variables | {"WANDB_API_KEY": KEY}).num_rows("p", None, RUN)
+        assert time.monotonic() - began < 3.5
+
+
+def _closed_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def test_a_key_comes_from_a_variable_from_netrc_or_from_an_identity_file(server: StandIn, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (home / ".config/wandb").mkdir(parents=True)
+    (home / ".config/wandb/settings").write_text(f"[default]\nbase_url = {server.url}\n")
+    (home / "token").write_text("a.b.c\n")
+    with pytest.raises(OutOfReachError, match="there is no key for 127.0.0.1"):
+        find_server({"HOME": str(home)})
+    (home / ".netrc").write_text(f"machine {server.url.removeprefix('http://')} login user password {KEY}\n")
+    by_file = {"HOME": str(home), "WANDB_IDENTITY_TOKEN_FILE": str(home / "token")}
+    for variables in ({"HOME": str(home)}, {"HOME": str(home), "WANDB_API_KEY": KEY}, by_file):
+        found = find_server(variables)
+        assert found.url == server.url and found.num_rows("p", None, RUN) == 0
+        assert KEY not in repr(found)

@@ -1,0 +1,84 @@
+"""`sousbatch sync` sends what ended attempts of runs recorded, and nothing of those that still run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sousbatch import ledger
+from sousbatch.events import Ended, Error, Started
+from sousbatch.launchers.freeze import freeze
+from sousbatch.launchers.local.launcher import LocalLauncher
+from sousbatch.ledger_queries import endings
+from sousbatch.recipes.plan import read_plan
+from sousbatch.run_folder import RunPaths
+
+TOY = """
+from sousbatch.tracking.base import Outcome
+
+class Toy:
+    def start(self, identity): pass
+    @staticmethod
+    def has_left(folder): return not (folder / "all").exists()
+    @staticmethod
+    def send(folder, run, endings, *, limit_s, by_itself):
+        for part, ending in sorted(endings.items()):
+            problem = "no route" if (folder / "no").exists() else ""
+            yield Outcome(what=f"{part} {ending.exit_code} {ending.error}", problem=problem)
+        (folder / "all").touch()
+"""
+
+
+@pytest.fixture
+def run(
+    sousbatch: Callable[..., tuple[int, str, str]], project: Path, tmp_path: Path, third_party: Callable[..., None]
+) -> RunPaths:
+    """A run with an attempt that was killed and one that has no end."""
+    third_party("sousbatch.trackers", "toy = toy_module:Toy", TOY)
+    _, out, _ = sousbatch("plan", "small.yaml", "tracking.trackers=[toy]", "--json")
+    (tmp_path / "made.json").write_text(out)
+    plan = read_plan(tmp_path / "made.json")
+    paths = RunPaths(root=tmp_path / "runs/small" / plan.run_id)
+    freeze(plan, LocalLauncher(), paths)
+    for _ in range(2):
+        attempt = ledger.open_attempt(paths.ledger_dir, "train", 0)
+        attempt.write(Started(job="1"))
+        attempt.close()
+    return paths
+
+
+def test_all_that_ended_is_sent_once_and_told(run: RunPaths, sousbatch: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, err = sousbatch("sync")
+    assert (code, err) == (0, "")
+    sent = ["train-0-1 1 it was killed: sent", "train-0-2 1 its job was lost: sent"]
+    assert out.splitlines() == [f"{run.run_id} {line}" for line in sent]
+    assert sousbatch("sync", run.run_id) == (0, "", "sousbatch: nothing is left to send\n")
+
+
+def test_what_cannot_be_sent_is_told_and_the_command_fails(
+    run: RunPaths, sousbatch: Callable[..., tuple[int, str, str]]
+) -> None:
+    (run.tracking_dir / "no").touch()
+    code, out, _ = sousbatch("sync", run.run_id[:6])
+    assert code == 1 and "train-0-1 1 it was killed: no route" in out
+
+
+def test_how_attempts_ended_is_read_from_the_ledger(tmp_path: Path) -> None:
+    first = ledger.open_attempt(tmp_path, "train", 0)
+    first.write(Started(job="1"))
+    job = ledger.open_job(tmp_path, "train", 0, 1)
+    job.write(Error(message="no memory"))
+    first.write(Ended(exit_code=76))
+    for one in (first, job):
+        one.close()
+    for _ in range(2):
+        attempt = ledger.open_attempt(tmp_path, "train", 0)
+        attempt.write(Started())
+        attempt.close()
+    assert endings(ledger.read(tmp_path)) == {
+        ("train", 0, 1): (76, "no memory"),
+        ("train", 0, 2): (1, "it was killed"),
+        ("train", 0, 3): None,
+    }
