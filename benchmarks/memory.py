@@ -3,8 +3,9 @@
     python benchmarks/memory.py
 
 Each setting is a real run of three steps. Measured is the peak of a rank's anonymous resident memory
-above what it held just before its model was made, so that libraries do not count; every tensor above
-64 KiB is mapped by itself (MALLOC_MMAP_THRESHOLD_), so that what is freed does not stay resident.
+above what it held just before its model was made, less the same of a model of 0.1 million parameters, so
+that libraries do not count; every tensor above 64 KiB is mapped by itself (MALLOC_MMAP_THRESHOLD_), so
+that what is freed does not stay resident.
 Rows fill `data.max_tokens`, as the forecast assumes.
 """
 
@@ -16,7 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ class Setting:
     words: int = 1024
     accumulation: int = 1
     is_checkpointed: bool = False
+    ranks: int = 0  # two where ZeRO shards, else one
     rank: int | None = None  # of a LoRA adapter, beside weights that are written for it
     more: tuple[str, ...] = ()
 
@@ -51,8 +53,8 @@ class Setting:
         }
 
     def values(self, data: Path) -> list[str]:
-        """Return the recipe's values; two ranks where ZeRO shards."""
-        ranks, model = 2 if self.zero else 1, self.sizes()
+        """Return the recipe's values."""
+        ranks, model = self.ranks or (2 if self.zero else 1), self.sizes()
         return [
             "stages={train: {}}",
             "data.generator=null",
@@ -81,18 +83,27 @@ SETTINGS = (
     Setting(zero=0, hidden=512, layers=4, micro_batch=8, is_checkpointed=True),
     Setting(zero=3, hidden=512, layers=8, micro_batch=1),
     Setting(zero=3, hidden=256, layers=8, micro_batch=8),
-)
-# No formula was fitted to these.
-HELD_OUT = (
     Setting(zero=0, hidden=384, layers=6, micro_batch=4, words=4096),
     Setting(zero=2, hidden=384, layers=6, micro_batch=4, words=4096),
     Setting(zero=3, hidden=384, layers=10, micro_batch=2, words=8192),
-    Setting(zero=0, hidden=512, layers=8, micro_batch=4, words=1024, rank=16),
+    Setting(zero=0, hidden=512, layers=8, micro_batch=4, rank=16),
     Setting(zero=0, hidden=512, layers=8, micro_batch=2, more=("train.optimizer=adamw_8bit",)),
-    Setting(
-        zero=0, hidden=512, layers=8, micro_batch=2, more=("train.master_weights=false", "train.precision=bfloat16")
-    ),
 )
+HALF = ("train.master_weights=false", "train.precision=bfloat16")
+# No formula was fitted to these.
+HELD_OUT = (
+    Setting(zero=0, hidden=448, layers=6, micro_batch=2, words=2048),
+    Setting(zero=0, hidden=384, layers=6, micro_batch=4, words=2048, accumulation=3),
+    Setting(zero=0, hidden=384, layers=8, micro_batch=8, words=2048, is_checkpointed=True),
+    Setting(zero=0, hidden=384, layers=8, micro_batch=4, more=("train.optimizer=adamw_8bit",)),
+    Setting(zero=0, hidden=512, layers=8, micro_batch=2, more=HALF),
+    Setting(zero=1, hidden=512, layers=6, micro_batch=1, words=4096),
+    Setting(zero=2, hidden=448, layers=6, micro_batch=4, words=2048, accumulation=2),
+    Setting(zero=3, hidden=512, layers=6, micro_batch=2, words=2048),
+    Setting(zero=3, hidden=384, layers=6, micro_batch=2, words=4096, ranks=3),
+    Setting(zero=3, hidden=512, layers=6, micro_batch=4, rank=8),
+)
+EMPTY = Setting(zero=0, hidden=64, layers=1, micro_batch=1, words=1024)
 
 
 def write_rows(path: Path, num_rows: int) -> None:
@@ -147,23 +158,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compare the memory forecast with real runs.")
     parser.add_argument("--only", type=int, nargs="*", help="numbers of the settings, from 0")
     only = parser.parse_args().only
-    print("MiB of a rank  ZeRO hidden layers rows  words  weights  grads  states  activ.  forecast measured  error")
+    print("MiB of a rank  ZeRO hidden layers rows  words  libraries  forecast measured  error")
     with tempfile.TemporaryDirectory(prefix="memory-") as temporary:
         write_rows(Path(temporary) / "train.jsonl", 64)
+        libraries: dict[int, int] = {}
         for number, setting in enumerate((*SETTINGS, *HELD_OUT)):
             if only is not None and number not in only:
                 continue
+            if setting.zero not in libraries:
+                lines, found = measure(replace(EMPTY, zero=setting.zero), Path(temporary) / f"empty{setting.zero}")
+                libraries[setting.zero] = found["peak_bytes"] - found["before_bytes"] - sum(lines.values())
             if setting.rank:
                 write_base(setting, Path(temporary))
             lines, found = measure(setting, Path(temporary) / str(number))
-            forecast, taken = sum(lines.values()), found["peak_bytes"] - found["before_bytes"]
+            forecast = sum(lines.values())
+            taken = found["peak_bytes"] - found["before_bytes"] - libraries[setting.zero]
             name = f"{setting.accumulation} x forward" + ", rec." * setting.is_checkpointed
             name = ", ".join(text.rpartition("=")[2] for text in setting.more) or name
             name = f"lora, rank {setting.rank}" if setting.rank else name
             shape = f"{setting.zero:>3}{setting.hidden:>7}{setting.layers:>7}{setting.micro_batch:>5}{setting.words:>7}"
-            parts = "".join(f"{num_bytes / MIB:>8.0f}" for num_bytes in lines.values())
+            parts = f"{libraries[setting.zero] / MIB:>11.0f}"
             error = f"{100 * (forecast / taken - 1):>+6.0f} %"
-            print(f"{name:<16}{shape}{parts}{forecast / MIB:>9.0f}{taken / MIB:>9.0f}{error}", flush=True)
+            print(f"{name:<16}{shape}{parts}{forecast / MIB:>10.0f}{taken / MIB:>9.0f}{error}")
+            print("    " + ", ".join(f"{what} {num_bytes / MIB:.0f}" for what, num_bytes in lines.items()), flush=True)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-HEAVY = ("torch", "transformers", "deepspeed", "peft", "wandb", "accelerate", "pandas", "hydra")
+HEAVY = ("torch", "transformers", "deepspeed", "peft", "wandb", "accelerate", "numpy", "pandas", "hydra")
 MODULE = (sys.executable, "-m", "sousbatch")
 PLAN = ("plan", "hangul-restoration")
 TARGETS_S = {"sousbatch --help": 0.1, "sousbatch plan hangul-restoration": 0.5}

@@ -43,7 +43,10 @@ COMMANDS = {
     "resume": ("submit", "resume an interrupted run"),
     "clean": ("runs", "free the space of finished runs: remove checkpoints and units, keep model and predictions"),
     "sync": ("sync", "send what jobs without a network recorded for a tracker, such as W&B"),
-    "report": ("report", "write one HTML page about a run: storage over time, checkpoints, stages, loss, scores"),
+    "report": (
+        "report.command",
+        "write one HTML page about a run, a sweep or several runs: curves, storage, samples, scores",
+    ),
     "doctor": ("doctor", "check what this machine offers and lacks"),
     "checkpoints": ("checkpoints", "list, verify, prune and consolidate checkpoints, also those of other trainers"),
     "predictions": ("predictions", "merge and score prediction files, also those of other trainers"),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UsageError, nearest
 from ..run_index import find_run, known_runs
 from .parser import Parser, define, setting
-from .tables import format_size, format_table
+from .tables import format_size, format_table, format_value
 
 if TYPE_CHECKING:
     from ..launchers.history import RunRow
@@ -91,11 +91,11 @@ def _where(rows: Sequence[RunRow], wanted: Iterable[tuple[str, str]]) -> list[Ru
         if rows and key not in known:
             hint = nearest(key, sorted(known))
             raise UsageError(f"--where {key}: no recipe of these runs has that key" + (f" ({hint})" if hint else ""))
-        rows = [row for row in rows if _shown(row.values.get(key, getattr(row, key, None))) == value]
+        rows = [row for row in rows if format_value(row.values.get(key, getattr(row, key, None))) == value]
     return list(rows)
 
 
-def _columns(rows: Sequence[RunRow]) -> dict[str, Callable[[RunRow], Any]]:
+def columns_of(rows: Sequence[RunRow], *, most_keys: int = _MOST_KEYS) -> dict[str, Callable[[RunRow], Any]]:
     """Return the columns that say something of these rows.
 
     Each comes with how it gets its value.
@@ -111,12 +111,14 @@ def _columns(rows: Sequence[RunRow]) -> dict[str, Callable[[RunRow], Any]]:
     if any(row.decoding for row in rows):
         found["decoding"] = lambda row: row.decoding
     found |= {"state": lambda row: row.state, "sent": lambda row: _date(row.sent_at)}
-    if len(keys) > _MOST_KEYS:
+    if len(keys) > most_keys:
         found["differs in"] = lambda row: " ".join(
-            f"{key}={_shown(row.values[key])}" for key in keys[: 2 * _MOST_KEYS] if row.values.get(key) is not None
+            f"{key}={format_value(row.values[key])}"
+            for key in keys[: 2 * _MOST_KEYS]
+            if row.values.get(key) is not None
         )
     else:
-        found |= {key: lambda row, key=key: _shown(row.values.get(key)) for key in keys}  # type: ignore[misc]
+        found |= {key: lambda row, key=key: format_value(row.values.get(key)) for key in keys}  # type: ignore[misc]
     if any(row.steps for row in rows):
         found |= {
             "steps": lambda row: f"{row.step}/{row.steps}" if row.steps else "",
@@ -134,7 +136,7 @@ def _columns(rows: Sequence[RunRow]) -> dict[str, Callable[[RunRow], Any]]:
 
 
 def _table(rows: Sequence[RunRow]) -> str:
-    columns = _columns(rows)
+    columns = columns_of(rows)
     return format_table([[_cell(get(row)) for get in columns.values()] for row in rows], header=tuple(columns))
 
 
@@ -152,7 +154,7 @@ def _sorted(rows: Sequence[RunRow], column: str) -> list[RunRow]:
 
 
 def _column(rows: Sequence[RunRow], name: str) -> Callable[[RunRow], Any]:
-    columns = _columns(rows)
+    columns = columns_of(rows)
     if name in columns:
         return columns[name]
     if any(_score(row, name) is not None for row in rows):
@@ -181,7 +183,7 @@ def _describe_best(rows: Sequence[RunRow], score: str) -> str:
         facts.append(("decoding", best.decoding))
     if len(scored) > 1:
         facts.append(("next", f"{_cell(get(scored[1]))} of {scored[1].run}, among {len(scored)} runs"))
-    facts += [(key, _shown(best.values.get(key))) for key in differing(scored)]
+    facts += [(key, format_value(best.values.get(key))) for key in differing(scored)]
     facts += [("folder", best.folder), ("model", best.model or best.values.get("model.path", ""))]
     again = f"model.path=run:{best.folder if best.sweep else best.run}"
     return format_table(facts) + (f"\n\npredict with it again: {again}" if best.model else "")
@@ -200,7 +202,7 @@ def _describe_seeds(groups: Sequence[tuple[Sequence[RunRow], Mapping[str, tuple[
         [
             len(group),
             ", ".join(str(row.values.get("seed")) for row in group),
-            *(_shown(group[0].values.get(key)) for key in keys),
+            *(format_value(group[0].values.get(key)) for key in keys),
             *("{:.4f} ± {:.4f}".format(*scores[name]) if name in scores else "" for name in names),
         ]
         for group, scores in groups
@@ -226,7 +228,9 @@ def _print_all(rows: Sequence[RunRow], *, as_json: bool) -> None:
     lines = []
     for row in plain:
         parts = {"scores.": row.pop("scores"), "data.": row.pop("data"), "": row.pop("recipe_values")}
-        nested = {f"{part}{key}": _shown(value) for part, values in parts.items() for key, value in values.items()}
+        nested = {
+            f"{part}{key}": format_value(value) for part, values in parts.items() for key, value in values.items()
+        }
         lines.append(row | nested)
     names = list(dict.fromkeys(name for line in lines for name in line))
     writer = csv.DictWriter(sys.stdout, names, restval="", lineterminator="\n")
@@ -236,12 +240,6 @@ def _print_all(rows: Sequence[RunRow], *, as_json: bool) -> None:
 
 def _date(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)) if seconds else ""
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    return "" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def _cell(value: Any) -> Any:

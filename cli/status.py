@@ -116,7 +116,7 @@ def describe_run(plan: PlanSummary, paths: RunPaths, states: Mapping[str, StageS
 
         text += f"\n\n{describe_points(read_plan(paths.plan), paths)}"
     elif failed:
-        text += f"\n\n{_log_tail(paths, failed[0])}"
+        text += f"\n\n{log_tail(paths, failed[0])}"
     return text
 
 
@@ -128,7 +128,7 @@ def advise(paths: RunPaths, states: Mapping[str, StageState]) -> str:
     return advice[0] if advice else f"`sousbatch resume {paths.run_id}` resumes it"
 
 
-def _log_tail(paths: RunPaths, stage: str, num_lines: int = 12) -> str:
+def log_tail(paths: RunPaths, stage: str, num_lines: int = 12) -> str:
     """Return the last lines of a stage's newest log, with its path.
 
     Where srun names a failed rank, they are that rank's.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from typing import Any
 
 
 def format_table(rows: Sequence[Sequence[object]], *, header: Sequence[str] = ()) -> str:
@@ -33,3 +35,10 @@ def format_size(num_bytes: float) -> str:
             return f"{num_bytes:.3g} {unit}"
         num_bytes /= 1000
     return f"{num_bytes:,.2f} TB"
+
+
+def format_value(value: Any) -> str:
+    """Return a value of a recipe as text; nothing for null."""
+    if isinstance(value, str):
+        return value
+    return "" if value is None else json.dumps(value, ensure_ascii=False)

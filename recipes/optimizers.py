@@ -67,6 +67,14 @@ def moment_bytes(settings: StageSettings, model: ModelFacts, params: Params) -> 
     return sum(map(held, trained)) / max(1, sum(math.prod(tensor.shape) for tensor in trained))
 
 
+def takes_roots(settings: StageSettings, device: str) -> bool:
+    """Return whether a step holds the roots of all second moments at once.
+
+    torch's AdamW does on a GPU, where it works on many tensors together.
+    """
+    return device == "gpu" and settings.train.optimizer == "adamw"
+
+
 def _eight_bit(tensor: TensorFacts) -> float:
     """Return the bytes that bitsandbytes holds for a tensor."""
     numel, is_embedding = math.prod(tensor.shape), any(name in tensor.name for name in ("embed", "wte", "wpe"))

@@ -81,7 +81,9 @@ def _keep_frozen(model: Any) -> None:
 
     transformers makes every parameter that it loads trainable (5.23).
     """
-    with torch.device("meta"):
+    from transformers.modeling_utils import set_quantized_state
+
+    with torch.device("meta"), set_quantized_state():  # else ZeRO-3 would fill it
         own = dict(type(model)(model.config).named_parameters())
     for name, parameter in model.named_parameters():
         if name in own and not own[name].requires_grad:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from ...checkpoints.formats.tensors import FloatDtype
 from ...checkpoints.sizes import StateBytes
@@ -12,6 +12,8 @@ from ..facts import ModelFacts
 from ..forecast.parameters import Params
 from ..plan import Batch, ForecastLine
 from ..schema import StageSettings
+
+Device = Literal["gpu", "cpu"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,19 @@ class ModelStates:
     optimizer: StatePart
 
 
+@dataclass(frozen=True, kw_only=True)
+class Exchange:
+    """What the ranks' exchange and the step take beside the model states.
+
+    *held* is there when a forward pass ends. *after* comes when the activations go, in the backward pass and the step;
+    so do gradients, unless they stay from one forward pass to the next.
+    """
+
+    held: tuple[ForecastLine, ...] = ()
+    after: tuple[ForecastLine, ...] = ()
+    gradients_stay: bool
+
+
 class Engine(Protocol):
     """A module of this package: `ddp` and `deepspeed` have these functions."""
 
@@ -46,8 +61,8 @@ class Engine(Protocol):
         """
         ...
 
-    def exchange_memory(self, settings: StageSettings, params: Params, batch: Batch) -> list[ForecastLine]:
-        """Return what a rank holds for a while to exchange parameters and gradients."""
+    def exchange(self, settings: StageSettings, params: Params, batch: Batch, device: Device) -> Exchange:
+        """Return what a rank takes to exchange parameters and gradients, and in its step."""
         ...
 
     def state_bytes(self, settings: StageSettings, world_size: int, moment_bytes: float) -> StateBytes:

@@ -6,14 +6,16 @@ The float32 weights are the masters, unless the recipe does without. A single ra
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from ...checkpoints.formats.tensors import DTYPES, FloatDtype
 from ...checkpoints.sizes import StateBytes
 from ..facts import ModelFacts
 from ..forecast.parameters import Params
+from ..optimizers import takes_roots
 from ..plan import Batch, ForecastLine
 from ..schema import StageSettings
-from .base import ModelStates, StatePart
+from .base import Device, Exchange, ModelStates, StatePart
 
 
 def working_dtype(settings: StageSettings) -> FloatDtype:
@@ -22,18 +24,24 @@ def working_dtype(settings: StageSettings) -> FloatDtype:
 
 
 def model_states(settings: StageSettings, world_size: int, moment_bytes: float) -> ModelStates:
-    """Return the weights, the gradients with DDP's copy of each, and the moments."""
+    """Return the weights, the gradients, and the moments."""
     width = DTYPES[working_dtype(settings)].num_bytes
     return ModelStates(
         weights=StatePart(bytes_per_param=width),
-        gradients=StatePart(bytes_per_param=2 * width),
+        gradients=StatePart(bytes_per_param=width),
         optimizer=StatePart(bytes_per_param=moment_bytes),
     )
 
 
-def exchange_memory(settings: StageSettings, params: Params, batch: Batch) -> list[ForecastLine]:
-    """Return nothing: `model_states` counts the buckets of gradients."""
-    return []
+def exchange(settings: StageSettings, params: Params, batch: Batch, device: Device) -> Exchange:
+    """Return DDP's buckets, which hold a copy of every gradient, and AdamW's roots."""
+    width, count = DTYPES[working_dtype(settings)].num_bytes, params.trainable
+    line = ForecastLine(what="gradient buckets", num_bytes=width * count, formula=f"{width} B x {count:,}")
+    return Exchange(
+        held=(line,),
+        after=(replace(line, what="step"),) if takes_roots(settings, device) else (),
+        gradients_stay=batch.accumulation > 1,
+    )
 
 
 def state_bytes(settings: StageSettings, world_size: int, moment_bytes: float) -> StateBytes:

@@ -12,9 +12,10 @@ from ...checkpoints.formats.tensors import DTYPES, FloatDtype
 from ...checkpoints.sizes import StateBytes
 from ..facts import ModelFacts
 from ..forecast.parameters import Params
+from ..optimizers import takes_roots
 from ..plan import Batch, ForecastLine
 from ..schema import StageSettings
-from .base import ModelStates, StatePart
+from .base import Device, Exchange, ModelStates, StatePart
 from .deepspeed_config import config_refusals
 
 
@@ -38,22 +39,30 @@ def model_states(settings: StageSettings, world_size: int, moment_bytes: float) 
     )
 
 
-def exchange_memory(settings: StageSettings, params: Params, batch: Batch) -> list[ForecastLine]:
-    """Return ZeRO-3's gathered weights, and gradient buckets with copy and share."""
+def exchange(settings: StageSettings, params: Params, batch: Batch, device: Device) -> Exchange:
+    """Return buckets of gradients, gathered weights, and a rank's share of the step.
+
+    A GPU holds a bucket of its full size, also where fewer parameters train; a CPU only what was written to. The step
+    makes a rank's gradients float32.
+    """
     zero, work, ranks = settings.train.zero, DTYPES[settings.train.precision].num_bytes, batch.world_size
-    if zero.stage < 3:
-        return []
     sharding = zero.config.get("zero_optimization", {})
+    full = int(sharding.get("reduce_bucket_size", 5e8))
+    reduced = min(params.trainable, full)
+    share = -(-params.trainable // ranks) if zero.offload == "none" else 0
+    bucket = _line("gradient buckets", work, full if device == "gpu" else reduced)
+    step = _line("step", 8 if takes_roots(settings, device) else 4, share)
+    if zero.stage < 3:
+        held, after = ((bucket,), (step,)) if device == "gpu" else ((), (bucket, step))
+        return Exchange(held=held, after=after, gradients_stay=batch.accumulation > 1)
     live = min(params.trainable + params.frozen, int(sharding.get("stage3_max_live_parameters", 1e9)))
-    bucket = min(params.trainable, int(sharding.get("reduce_bucket_size", 5e8)))
-    return [
-        ForecastLine(what="gathered weights", num_bytes=work * live, formula=f"{work} B x {live:,}"),
-        ForecastLine(
-            what="gradient buckets",
-            num_bytes=int(work * bucket * (2 + 1 / ranks)),
-            formula=f"{work} B x {bucket:,} x (2 + 1 / {ranks} ranks)",
-        ),
-    ]
+    backward = _line("backward", work, reduced + reduced // ranks)
+    after = (max(step, backward, key=lambda line: line.num_bytes),)
+    return Exchange(held=(_line("gathered weights", work, live), bucket), after=after, gradients_stay=True)
+
+
+def _line(what: str, width: int, count: int) -> ForecastLine:
+    return ForecastLine(what=what, num_bytes=width * count, formula=f"{width} B x {count:,}")
 
 
 def state_bytes(settings: StageSettings, world_size: int, moment_bytes: float) -> StateBytes:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ...checkpoints.formats.tensors import DTYPES
 from ..engines import engine_of
-from ..engines.base import StatePart
+from ..engines.base import Device, StatePart
 from ..facts import Inputs, ModelFacts
 from ..model_kinds import kind_of
 from ..optimizers import moment_bytes
@@ -23,7 +24,7 @@ def forecast(inputs: Inputs, stages: Sequence[Stage]) -> Forecast:
     """Return what the run of *stages* will take."""
     storage, checkpoints = storage_of(inputs, stages)
     device = {
-        stage.name: tuple(device_memory(stage.settings, inputs.model, stage.batch))
+        stage.name: tuple(device_memory(stage.settings, inputs.model, stage.batch, stage.resources.device))
         for stage in stages
         if stage.batch is not None
     } | {
@@ -37,10 +38,11 @@ def forecast(inputs: Inputs, stages: Sequence[Stage]) -> Forecast:
     )
 
 
-def device_memory(settings: StageSettings, model: ModelFacts, batch: Batch) -> list[ForecastLine]:
-    """Return the memory of one rank while training, line by line.
+def device_memory(settings: StageSettings, model: ModelFacts, batch: Batch, device: Device) -> list[ForecastLine]:
+    """Return the most memory of one rank while training, line by line.
 
-    The engine says how it holds the model states.
+    The engine says how it holds the model states. Activations are at their most when the forward pass ends; gradients,
+    and what exchanges and applies them, come when activations go. Of the two, the larger counts.
     """
     params, engine = params_of(settings, model), engine_of(settings)
     states = engine.model_states(settings, batch.world_size, moment_bytes(settings, model, params))
@@ -50,13 +52,24 @@ def device_memory(settings: StageSettings, model: ModelFacts, batch: Batch) -> l
         # peft makes the rest float32: embeddings, norms, and experts that are held in one tensor
         rest = params.frozen - params.quantisable
         frozen = [(0.5, params.quantisable, " in 4 bits"), (4, rest, " frozen")]
+    exchange, activations = engine.exchange(settings, params, batch, device), _activations(settings, model, batch)
+    gradients = _line("gradients", states.gradients, [(states.gradients.bytes_per_param, params.trainable, "")])
+    held, later = ([gradients], [*exchange.after]) if exchange.gradients_stay else ([], [gradients, *exchange.after])
+    if activations.num_bytes < sum(line.num_bytes for line in later):
+        passing = [*later, _absent(activations, "less and earlier")]
+    else:
+        passing = [*(_absent(line, "less and later") for line in later), activations]
     return [
         _line("weights", states.weights, [(trained, params.trainable, ""), *frozen]),
-        _line("gradients", states.gradients, [(states.gradients.bytes_per_param, params.trainable, "")]),
         _line("optimizer states", states.optimizer, [(states.optimizer.bytes_per_param, params.trainable, "")]),
-        *engine.exchange_memory(settings, params, batch),
-        _activations(settings, model, batch),
+        *exchange.held,
+        *held,
+        *passing,
     ]
+
+
+def _absent(line: ForecastLine, when: str) -> ForecastLine:
+    return replace(line, num_bytes=0, formula=f"{line.formula}, {when}")
 
 
 def host_memory(settings: StageSettings, model: ModelFacts, batch: Batch) -> int:
@@ -85,7 +98,8 @@ def _activations(settings: StageSettings, model: ModelFacts, batch: Batch) -> Fo
     """Return what forward leaves for backward.
 
     After Korthikanti et al. 2022 (eq. 2): 34 s b h + 5 a s^2 b bytes a layer at 16 bits, whose second
-    term only eager attention leaves; with recomputation one layer's, and the inputs of all.
+    term only eager attention leaves. With recomputation they are those of one layer, half as much for its
+    gradients, and the inputs of all layers.
     """
     config = model.config
     if kind_of(config) == "encoder-decoder":
@@ -106,8 +120,8 @@ def _activations(settings: StageSettings, model: ModelFacts, batch: Batch) -> Fo
         formula += f" + 2.5 x {width} B x {heads} heads x {tokens}"
     logits = 3 * 4 * tokens * rows * outputs  # float32 logits, their softmax and its gradient
     if settings.train.gradient_checkpointing:
-        total = layer + width * tokens * rows * hidden * layers + logits
-        layers_formula = f"{formula} + {layers} layers x {width} B x {hidden}"
+        total = layer * 3 // 2 + width * tokens * rows * hidden * layers + logits
+        layers_formula = f"1.5 x ({formula}) + {layers} layers x {width} B x {hidden}"
     else:
         total, layers_formula = layer * layers + logits, f"{layers} layers x ({formula})"
     formula = f"{rows} x {tokens} tokens x ({layers_formula} + 12 B x {outputs:,} {noun})"
@@ -131,8 +145,8 @@ def _encoder_decoder_activations(settings: StageSettings, config: Mapping[str, A
     total = encoder * encoder_layer + decoder * decoder_layer
     formula = f"{encoder} layers x 17 x {sources} tokens + {decoder} layers x (22 x {targets} + 2 x {sources} tokens)"
     if settings.train.gradient_checkpointing:
-        total = max(encoder_layer, decoder_layer) + width * hidden * (encoder * sources + decoder * targets)
-        formula = f"the larger layer + {encoder} x {sources} + {decoder} x {targets} tokens"
+        total = max(encoder_layer, decoder_layer) * 3 // 2 + width * hidden * (encoder * sources + decoder * targets)
+        formula = f"1.5 x the larger layer + {encoder} x {sources} + {decoder} x {targets} tokens"
     return ForecastLine(
         what="activations",
         num_bytes=rows * (total + 12 * targets * outputs),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -44,10 +45,14 @@ def file_digest(path: Path) -> str:
 
 
 def weights_digest(path: Path) -> str:
-    """Return the xxh3_128 of a file of weights, remembered as `file_digest` is.
+    """Return what says whether a file of weights is another one.
 
-    It says whether a file is another one, at the speed of memory: sha256 took most of a cold plan of a large model.
+    In the hub's cache that is the file's own name there, its sha256 (huggingface_hub, "Understand caching"). Else it is
+    the xxh3_128, remembered as `file_digest` is: sha256 took most of a cold plan of a large model.
     """
+    stored = path.resolve()
+    if stored.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", stored.name):
+        return stored.name
     stat = path.stat()
     key = ["xxh3_128", str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino]
     return str(cached("digests", key, lambda: files.digest_file(path, xxhash.xxh3_128)))

@@ -13,7 +13,6 @@ from pathlib import Path
 from ... import files
 from ...checkpoints.choice import choose_checkpoint, is_choice
 from ...checkpoints.commit import MARKER, Checkpoint, committed
-from ...checkpoints.consolidation.consolidate import consolidate
 from ...checkpoints.consolidation.manifest import MANIFEST_NAME
 from ...checkpoints.formats.lora import UnmergeableError
 from ...checkpoints.integrity import open_verified
@@ -98,6 +97,8 @@ def _train_stage(plan: Plan, name: str | None) -> Stage:
 
 def _made(what: str, paths: RunPaths, plan: Plan, train: Stage, chosen: Checkpoint) -> Path:
     """Return the model of a checkpoint, as a consolidate stage would make it."""
+    from ...checkpoints.consolidation.consolidate import consolidate  # it imports numpy, which other plans do without
+
     follower = (one for one in plan.stages if one.of == train.name and one.record.leaves == "model")
     stage = next(follower, train)
     base = train.model.dir_in(paths) if train.settings.adapter.method != "full" else None

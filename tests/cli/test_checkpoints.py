@@ -12,7 +12,8 @@ import pytest
 from sousbatch import events, files, ledger
 from sousbatch.checkpoints import commit
 from sousbatch.checkpoints.rotation import WRITER_LOCK
-from sousbatch.cli.report import render_page
+from sousbatch.cli.report.gather import read_run
+from sousbatch.cli.report.page import render_page
 from sousbatch.ledger_queries import checkpoint_lifetimes, timed
 from sousbatch.recipes.forecast.storage import weights_of
 from sousbatch.recipes.plan import read_plan
@@ -115,7 +116,8 @@ def test_a_run_is_pruned_by_its_own_policy_and_its_report_knows(sousbatch: Run, 
         *[(10, 1, "removed"), (20, 1, "kept"), (30, 1, "removed")],
         *[(40, 2, "kept"), (50, 2, "kept")],
     ]
-    assert "removed at 0 s: older than the last and not among the best" in render_page(read_plan(paths.plan), paths, {})
+    page = render_page([read_run(paths, states={})], out=paths.report, written_at=0)
+    assert re.search(r"removed at [\d.]+ s: older than the last and not among the best", page)
 
 
 def test_list_and_verify_say_what_is_there_and_what_is_damaged(sousbatch: Run, folder: Path) -> None:

@@ -13,7 +13,7 @@ from sousbatch.recipes.facts import TensorFacts
 from sousbatch.recipes.forecast.memory import device_memory, forecast
 from sousbatch.recipes.forecast.parameters import params_of, takes_adapter
 from sousbatch.recipes.plan import Batch
-from sousbatch.recipes.schema import Adapter, Model, Predict, Train
+from sousbatch.recipes.schema import Adapter, Model, Predict, Train, Zero
 
 BATCH = Batch(
     world_size=4, micro_batch=2, accumulation=1, steps=100, steps_per_epoch=10, warmup_steps=0, save_every_steps=10
@@ -21,7 +21,7 @@ BATCH = Batch(
 
 
 def _memory(small: ModuleType, **sections: Any) -> dict[str, int]:
-    lines = device_memory(replace(small.RECIPE, **sections), small.MODEL, BATCH)
+    lines = device_memory(replace(small.RECIPE, **sections), small.MODEL, BATCH, "cpu")
     return {line.what: line.num_bytes for line in lines}
 
 
@@ -41,7 +41,9 @@ def test_activations_are_summed_over_layers(small: ModuleType) -> None:
 def test_encoder_and_decoder_each_have_their_layers_and_tokens(small: ModuleType) -> None:
     config = {"is_encoder_decoder": True, "d_model": 8, "encoder_layers": 3, "decoder_layers": 1, "vocab_size": 32}
     data = replace(small.RECIPE.data, max_tokens=32, max_target_tokens=10)
-    lines = device_memory(replace(small.RECIPE, task="seq2seq", data=data), replace(small.MODEL, config=config), BATCH)
+    lines = device_memory(
+        replace(small.RECIPE, task="seq2seq", data=data), replace(small.MODEL, config=config), BATCH, "cpu"
+    )
     encoder, decoder, logits = 3 * 17 * 32, 22 * 10 + 2 * 32, 12 * 10 * 32
     assert lines[-1].num_bytes == 2 * (4 * 8 * (encoder + decoder) + logits)
 
@@ -49,7 +51,7 @@ def test_encoder_and_decoder_each_have_their_layers_and_tokens(small: ModuleType
 def test_recomputing_keeps_one_layer_and_the_inputs(small: ModuleType) -> None:
     train = replace(small.RECIPE.train, gradient_checkpointing=True)
     tokens, logits = 2 * 32 * 8, 12 * 2 * 32 * 32
-    assert _memory(small, train=train)["activations"] == 17 * 4 * tokens + 2 * 4 * tokens + logits
+    assert _memory(small, train=train)["activations"] == 17 * 4 * tokens * 3 // 2 + 2 * 4 * tokens + logits
 
 
 @pytest.mark.parametrize(
@@ -89,3 +91,27 @@ def test_predictions_are_held_twice_while_they_are_merged(small: ModuleType) -> 
 def test_the_peak_is_the_sum_of_the_lines(small: ModuleType) -> None:
     found = small.plan().forecast
     assert found.storage_peak_bytes == sum(line.num_bytes for line in found.storage)
+
+
+def test_gradients_take_the_place_of_activations_unless_they_stay_for_another_forward_pass(small: ModuleType) -> None:
+    recipe = replace(small.RECIPE, train=Train(zero=Zero(stage=0)))
+    first = {line.what: line for line in device_memory(recipe, small.MODEL, BATCH, "cpu")}
+    assert (first["gradients"].num_bytes, first["gradient buckets"].num_bytes) == (0, 4 * 904)
+    assert first["gradients"].formula == "4 B x 904, less and later"
+    again = replace(BATCH, accumulation=2)
+    found = {line.what: line.num_bytes for line in device_memory(recipe, small.MODEL, again, "cpu")}
+    assert found["gradients"] == 4 * 904 and found["activations"] == first["activations"].num_bytes
+
+
+def test_small_activations_count_less_than_the_gradients_after_them(small: ModuleType) -> None:
+    data, train = replace(small.RECIPE.data, max_tokens=1), Train(zero=Zero(stage=0))
+    settings = replace(small.RECIPE, data=data, train=train)
+    lines = {line.what: line for line in device_memory(settings, small.MODEL, replace(BATCH, micro_batch=1), "gpu")}
+    assert lines["gradients"].num_bytes == lines["step"].num_bytes == 4 * 904  # the step: roots of the second moments
+    assert lines["activations"].num_bytes == 0 and lines["activations"].formula.endswith(", less and earlier")
+
+
+def test_a_gpu_holds_a_whole_bucket_where_few_parameters_train(small: ModuleType) -> None:
+    settings = replace(small.RECIPE, train=Train(zero=Zero(stage=2), precision="bfloat16"))
+    lines = {line.what: line.num_bytes for line in device_memory(settings, small.MODEL, BATCH, "gpu")}
+    assert lines["gradient buckets"] == 2 * 500_000_000

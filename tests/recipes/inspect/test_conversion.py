@@ -20,7 +20,7 @@ from sousbatch import files
 from sousbatch.cli.main import main
 from sousbatch.errors import UsageError
 from sousbatch.recipes.inspect import gguf, model_cache
-from sousbatch.recipes.inspect.conversion import converted
+from sousbatch.recipes.inspect.conversion import converted, weights_identity
 from sousbatch.recipes.inspect.model import model_digest
 
 TINY = GPT2Config(
@@ -93,6 +93,16 @@ def test_a_conversion_is_known_by_its_source_on_any_machine(
     torch.save({"w": torch.zeros(3)}, copied / "pytorch_model.bin")
     third = converted("model.path", "old", copied)
     assert model_digest(third, third, {}) != model_digest(first, first, {})
+
+
+def test_weights_in_the_hubs_cache_are_known_by_their_name_there_and_not_read(tmp_path: Path) -> None:
+    blob, snapshot = tmp_path / "blobs" / ("ab" * 32), tmp_path / "snapshots" / "main"
+    for folder in (blob.parent, snapshot):
+        folder.mkdir(parents=True)
+    with blob.open("wb") as stream:
+        stream.truncate(1 << 43)  # 8 TiB would take hours to read
+    (snapshot / "model.safetensors").symlink_to(blob)
+    assert weights_identity(snapshot) == [("model.safetensors", "ab" * 32)]
 
 
 def test_two_plans_that_want_one_model_make_it_once(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:

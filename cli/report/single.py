@@ -1,0 +1,213 @@
+"""Draw all that a page shows of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+
+from ...predictions.scoring import BASELINE, MODEL, headlines, label
+from ...recipes.plan import Plan
+from ...recipes.site_file import device_hour_price
+from ..results import format_score
+from ..tables import format_size, format_value
+from .charts import Line, Unit, line_chart
+from .curves import EVAL_LOSS, LOSS, PACE, Points, thin_out
+from .facts import RunFacts, StageFacts, peak_bytes, stalls_of
+from .markup import Cell, Html, clean, folded, format_number, format_time, link, section, table
+from .samples import draw_rows, draw_samples, draw_scores
+from .storage import draw_storage
+from .timeline import draw_stages
+
+_TITLES = {
+    LOSS: "Training loss",
+    EVAL_LOSS: "Validation loss",
+    "learning_rate": "Learning rate",
+    "grad_norm": "Gradient norm",
+    PACE: "Examples a second",
+}
+_NAMES = {LOSS: "training", EVAL_LOSS: "validation"}
+
+
+def run_subtitle(run: RunFacts) -> str:
+    """Return what a run is, as HTML."""
+    parts = [f"run <b>{escape(run.paths.run_id)}</b>"]
+    if run.plan is not None:
+        model = run.plan.inputs.model
+        parts += [f"on {escape(run.plan.site.name)}", f"{model.num_params:,} parameters"]
+    if run.problem:
+        parts.append(escape(run.problem))
+    return f"{' · '.join(parts)} · in {escape(str(run.paths.root))}"
+
+
+def draw_banner(run: RunFacts) -> str:
+    """Return why a run failed, with the next step, or what it waits for."""
+    if run.failure is not None:
+        one = run.failure
+        return (
+            f"<section class='banner failed' role=alert><h2>{escape(run.label)}: {escape(one.stage)} failed</h2>"
+            f"<p>{escape(clean(one.reason))}</p><p><b>Next:</b> {_with_code(one.advice)}</p>"
+            f"{folded('The end of its log', f'<pre>{escape(one.log)}</pre>')}</section>"
+        )
+    waits = [stage for stage in run.stages if stage.state is not None and stage.state.word == "waiting"]
+    if run.state == "waiting" and waits and waits[0].state is not None:
+        reason = waits[0].state.reason
+        since = f" for {format_time(waits[0].waited_s)}" if waits[0].waited_s >= 1 else ""
+        return (
+            f"<section class='banner waiting'><h2>{escape(run.label)}: {escape(waits[0].name)} waits in the queue"
+            f"{since}</h2>" + (f"<p>{escape(clean(reason))}</p>" if reason else "") + "</section>"
+        )
+    return ""
+
+
+def _with_code(text: str) -> str:
+    """Return text as HTML, with what stands between backticks as code."""
+    parts = escape(clean(text)).split("`")
+    return "".join(f"<code>{part}</code>" if place % 2 else part for place, part in enumerate(parts))
+
+
+def draw_tiles(run: RunFacts) -> str:
+    """Return the numbers that say most about a run."""
+    tiles = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}<small>{escape(note)}</small></dd></div>"
+        for name, value, note in _tiles(run)
+    )
+    return f"<dl class=tiles>{tiles}</dl>" if tiles else ""
+
+
+def _tiles(run: RunFacts) -> Iterator[tuple[str, str, str]]:
+    for one in run.samples[:1]:
+        for name in headlines(one.scores[MODEL])[:3]:
+            copied = one.scores.get(BASELINE, {}).get(name)
+            note = "" if copied is None else f"{format_score(copied)} copying the input"
+            yield label(name).replace(" (lower is better)", " ↓"), format_score(one.scores[MODEL][name]), note
+    curves = run.training.curves if run.training else {}
+    for name in (LOSS, EVAL_LOSS):
+        if name in curves:
+            least = min(value for _, value in curves[name])
+            note = f"least {format_number(least)}" if name == EVAL_LOSS else f"step {curves[name][-1][0]:,.0f}"
+            yield _TITLES[name], format_number(curves[name][-1][1]), note
+    if run.end_s:
+        yield "Time", format_time(run.end_s), "from the first event to the last"
+    row = run.rows[0] if run.rows else None
+    if row is not None and row.examples_per_s:
+        yield "Throughput", f"{format_number(row.examples_per_s)}", "examples/s in training"
+    if row is not None and row.device_hours:
+        price = device_hour_price()
+        yield "Device hours", f"{row.device_hours:.2f}", f"cost {row.device_hours * price:.2f}" if price else ""
+    if (peak := peak_bytes(run.stages)) is not None:
+        budget = "" if peak[1] == float("inf") else f"of {format_size(peak[1])} allowed"
+        yield "Checkpoints held", format_size(peak[0]), budget
+        yield "Paused for saves", format_time(stalls_of(run.stages)), ""
+
+
+def draw_run(run: RunFacts, *, out: Path, num_points: int, num_characters: int, prefix: str = "") -> str:
+    """Return the sections of a run."""
+    trained = [stage for stage in run.stages if stage.curves]
+    stored = [stage for stage in run.stages if stage.storage is not None]
+    rows = "".join(draw_samples(one, most=num_characters) for one in run.samples)
+    if not rows and run.bare:
+        rows = f"<p class=said>Nothing scored these.</p>{draw_rows(run.bare, most=num_characters)}"
+    storage = "".join(
+        draw_storage(stage.storage, stage=stage.name, num_points=num_points, end_s=run.end_s)
+        for stage in stored
+        if stage.storage is not None
+    )
+    return "".join(
+        (
+            section("Scores", draw_scores(run.samples), prefix=prefix),
+            section("Curves", *(draw_curves(one, num_points, len(trained) > 1) for one in trained), prefix=prefix),
+            section("Stages", draw_stages(run), prefix=prefix),
+            section("Storage", storage, prefix=prefix),
+            section("Samples", rows, prefix=prefix),
+            section("Recipe", *_recipe(run), prefix=prefix),
+            section("Files", _files(run, out), prefix=prefix),
+        )
+    )
+
+
+def draw_curves(stage: StageFacts, num_points: int, is_one_of_several: bool) -> str:
+    """Return the charts of a training; both losses stand in one."""
+    losses = [(name, stage.curves[name]) for name in (EVAL_LOSS, LOSS) if name in stage.curves]
+    suffix = f" of {stage.name}" if is_one_of_several else ""
+    right = max((points[-1][0] for points in stage.curves.values()), default=None)
+    charts = [
+        line_chart(
+            [_line(points, _NAMES[name], f"{_NAMES[name]}", num_points) for name, points in losses],
+            title=f"Loss{suffix}",
+            height=260,
+            right=right,
+        )
+    ]
+    for name, points in stage.curves.items():
+        if name not in (LOSS, EVAL_LOSS):
+            line = _line(points, "", "training" if not name.startswith("eval_") else "validation", num_points // 2)
+            charts.append(
+                line_chart([line], title=f"{title_of(name)}{suffix}", y=unit_of(name), height=150, right=right)
+            )
+    return f"<div class=charts>{''.join(charts)}</div>"
+
+
+def _line(points: Points, name: str, key: str, num_points: int) -> Line:
+    return Line(points=thin_out(points, num_points // 2), label=name, key=key, has_dots=key == "validation")
+
+
+def title_of(name: str) -> str:
+    """Return what a value that training reports is called over its chart."""
+    if name in _TITLES:
+        return _TITLES[name]
+    if name.startswith("eval_"):
+        return f"Validation {name[5:]}"
+    return name.replace("_", " ").capitalize()
+
+
+def unit_of(name: str) -> Unit:
+    """Return the unit of a value by its name."""
+    return "B" if name.endswith("_bytes") else ""
+
+
+def _recipe(run: RunFacts) -> list[str]:
+    parts = []
+    if run.plan is not None:
+        parts.append(table(("what ran", ""), _what_ran(run.plan, run)))
+    changes: list[tuple[Cell, ...]] = [
+        (key, format_value(new), format_value(old)) for key, old, new in run.changes if new is not None
+    ]
+    if changes:
+        head = ("key", "this recipe", "default")
+        parts.append(folded(f"Values that are not the default ({len(changes)})", table(head, changes, kind="keys")))
+    if run.recipe:
+        parts.append(folded("The whole recipe", f"<pre>{escape(run.recipe)}</pre>"))
+    return parts
+
+
+def _what_ran(plan: Plan, run: RunFacts) -> Iterator[tuple[Cell, Cell]]:
+    model = plan.inputs.model
+    yield "model", f"{plan.recipe.model.path}, {model.num_params:,} parameters, digest {model.digest[:12]}"
+    for name, split in plan.inputs.splits.items():
+        yield f"data: {name}", f"{split.num_rows:,} rows, digest {split.digest[:12]}"
+    for stage in plan.stages:
+        if stage.batch is not None:
+            one = stage.batch
+            yield (
+                f"batch of {stage.name}",
+                f"{one.global_batch:,} examples: {one.world_size} ranks × {one.micro_batch} × {one.accumulation} steps "
+                f"of accumulation; {one.steps:,} steps, {one.steps_per_epoch:,} an epoch",
+            )
+    hosts = list(dict.fromkeys(span.host for stage in run.stages for span in stage.attempts if span.host))
+    if hosts:
+        more = f" and {len(hosts) - 8} more" if len(hosts) > 8 else ""
+        yield "hosts", ", ".join(hosts[:8]) + more
+    yield (
+        "code",
+        f"sousbatch {plan.version}" + (f", own code {plan.inputs.code_digest[:12]}" if plan.inputs.code_digest else ""),
+    )
+
+
+def _files(run: RunFacts, out: Path) -> str:
+    rows: list[tuple[Cell, Cell]] = [(what, link(str(path), Path(str(path)), out)) for what, path in run.files]
+    if rows:
+        rows.append(("run folder", link(str(run.paths.root), run.paths.root, out)))
+    if any(what.startswith("model") for what, _ in run.files):
+        rows.append(("predict with it again", Html(f"<code>model.path=run:{escape(run.paths.run_id)}</code>")))
+    return table(("what", "where"), rows) if rows else ""
