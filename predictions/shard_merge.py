@@ -155,7 +155,10 @@ def _shards_in(folder: Path) -> list[Path]:
 
 
 def _may_be_shard(path: Path) -> bool:
-    """Say whether a name hides the ending of a shard; what an earlier merge left is none."""
+    """Say whether a name hides the ending of a shard.
+
+    What an earlier merge left is none.
+    """
     is_left = path.suffix == ".partial" and report_path(path.with_suffix("")).exists()
     return not path.name.startswith(".") and not is_left and bool(_SUFFIX_WITHIN.search(path.name))
 

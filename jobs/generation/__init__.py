@@ -81,7 +81,7 @@ class Engine(Protocol):
 
 
 def not_finite(row: int, what: str) -> RunError:
-    """Return the error of a *row* of which the model's scores *what* are no numbers."""
+    """Return the error of a *row* whose scores *what* are no numbers."""
     return RunError(
         f"row {row}: the model's scores {what} are not finite numbers (NaN or infinite), so there is nothing to choose "
         "from; the weights are damaged or their training diverged, or predict.dtype=float16 is too narrow for this "
