@@ -296,7 +296,10 @@ def _is_plain(types: Any, kind: Any) -> bool:
 
 
 def _as_json(value: Any) -> Any:
-    """Return a value of Parquet as JSON can say it: dates and the like as text; bytes stay bytes."""
+    """Return a value of Parquet as JSON can say it.
+
+    Dates and the like are text; bytes stay bytes.
+    """
     if isinstance(value, dict):
         return {name: _as_json(item) for name, item in value.items()}
     if isinstance(value, list):
