@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import NotFoundError, SousbatchError, UsageError
+from ..files import refuse_input
 from ..predictions.rows import INDEX
 from ..predictions.samplers import SAMPLERS
 from .ensembling import define_ensemble
@@ -144,6 +145,8 @@ def _check_export(arguments: Namespace, out: Path) -> Table | None:
         raise UsageError(f"--export needs --out to be a .jsonl file, and it is {out.name!r}")
     if arguments.template is not None and not Path(arguments.template).is_file():
         raise NotFoundError(f"--template {arguments.template!r} does not exist")
+    read = [out, *(Path(one) for one in (*arguments.paths, arguments.template, arguments.data) if one is not None)]
+    refuse_input(Path(arguments.export), read)
     if wrong := [one for one in arguments.column if "=" not in one]:
         raise UsageError(f"--column {wrong[0]!r} is not NAME=FIELD, such as summary=prediction")
     fields = _first_fields(arguments)

@@ -132,3 +132,19 @@ def test_the_own_functions_that_a_run_has_frozen_repair_its_texts(
     code, _, err = sousbatch(*given)
     assert code == 0, err
     assert json.loads(merged.read_text())["prediction"] == "AB"
+
+
+@pytest.mark.parametrize("export", ["rank0.jsonl", "merged.jsonl", "data.csv", "sample.csv"])
+def test_an_export_is_not_written_over_what_is_read(
+    export: str, sousbatch: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rank0.jsonl").write_text('{"index": 0, "prediction": "a"}\n')
+    for name in ("data.csv", "sample.csv"):
+        Path(name).write_text("ID,prediction\nx,?\n")
+    merge = ("predictions", "merge", "rank0.jsonl", "--out", "merged.jsonl")
+    export_it = ("--template", "sample.csv", "--data", "data.csv", "--export")
+    code, _, err = sousbatch(*merge, *export_it, export)
+    assert code == 2 and f"{export} is read and would be written over" in err, err
+    assert not Path("merged.jsonl").exists() and sousbatch(*merge, *export_it, "out.csv")[0] == 0
+    assert Path("out.csv").read_text().splitlines() == ["ID,prediction", "x,a"]
