@@ -9,6 +9,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from ..errors import NotFoundError, UsageError
+from ..files import refuse_input
 from ..predictions.rows import INDEX
 from ..predictions.samplers import SAMPLERS
 from .ensembling import define_ensemble
@@ -122,6 +123,8 @@ def _check_export(arguments: Namespace, out: Path) -> None:
         given_file = getattr(arguments, name)
         if given_file is not None and not Path(given_file).is_file():
             raise NotFoundError(f"--{name} {given_file!r} does not exist")
+    read = [out, *(Path(one) for one in (*arguments.paths, arguments.template, arguments.data) if one is not None)]
+    refuse_input(Path(arguments.export), read)
     if wrong := [one for one in arguments.column if "=" not in one]:
         raise UsageError(f"--column {wrong[0]!r} is not NAME=FIELD, such as summary=prediction")
 

@@ -22,6 +22,7 @@ from ..ledger_queries import has_model
 from ..recipes.retention import consolidate_options
 from .context import JobContext, run_job
 from .merging import merge_with_peft
+from .showing import show_model
 
 
 def consolidate(job: JobContext) -> int:
@@ -98,7 +99,9 @@ def _report(job: JobContext, manifest: Manifest) -> None:
     writer = job.open_ledger()
     writer.write(written)
     writer.close()
-    job.open_trackers().summary(written.data())
+    tracker = job.open_trackers()
+    tracker.summary(written.data())
+    show_model(job, tracker, written)
 
 
 def main() -> int:

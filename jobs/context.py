@@ -10,7 +10,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .. import ledger
-from ..errors import EXIT_DEVICE_MEMORY, EXIT_DIVERGED, EXIT_NO_ROOM, SousbatchError, UsageError, is_no_room
+from ..errors import (
+    EXIT_DEVICE_MEMORY,
+    EXIT_DIVERGED,
+    EXIT_NO_ROOM,
+    EXIT_STOPPED,
+    SousbatchError,
+    UsageError,
+    is_no_room,
+)
 from ..events import CancelAsked, Error
 from ..job_environment import JobEnvironment
 from ..ledger_queries import newest_attempt
@@ -20,6 +28,16 @@ from ..recipes.schema import StageSettings
 from ..redaction import redacted
 from ..run_folder import RunPaths
 from ..tracking.base import Trackers, start
+from ..tracking.identity import Alert
+
+# What a person is told of by an exit code; after another one the next attempt makes up for it.
+_ALERTS: dict[int, Alert | None] = {
+    0: "done",
+    EXIT_STOPPED: None,
+    EXIT_DEVICE_MEMORY: None,
+    EXIT_NO_ROOM: "no_space",
+    EXIT_DIVERGED: "diverged",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +76,7 @@ class JobContext:
             say("a person stopped the run where it is tracked")
         return flag.exists()
 
-    def open_trackers(self, *, beside_others: bool = False) -> Trackers:
+    def open_trackers(self, *, beside_others: bool = False, node: int = 0) -> Trackers:
         """Start the trackers of this task, which `run_job` ends.
 
         A job that is run by hand has none, and one that works *beside_others* only where the recipe wants a tracked
@@ -75,6 +93,7 @@ class JobContext:
             task=task,
             attempt=self.attempt,
             beside_others=beside_others,
+            node=node,
         )
         return self.trackers
 
@@ -124,6 +143,7 @@ def run_job(kind: str, work: Callable[[JobContext], int], arguments: Sequence[st
                 f"stage {job.stage.name!r} is a {job.stage.kind} stage; run sousbatch.jobs.{job.stage.kind}"
             )
         code = work(job)
+        _tell(job, code)
         job.trackers.finish(code)
         return code
     except Exception as error:  # the last frame of a process: every end needs its code and its record
@@ -134,8 +154,18 @@ def run_job(kind: str, work: Callable[[JobContext], int], arguments: Sequence[st
         if job is not None:
             event = Error.of_exception(error, exit_code=code)
             _record(job, event)
+            _tell(job, code, event.message)
             job.trackers.finish(code, event.message)
         return code
+
+
+def _tell(job: JobContext, code: int, error: str = "") -> None:
+    """Tell a person how the job ended, where the recipe asks for it."""
+    is_last = job.stage.name == job.plan.stages[-1].name and job.task == job.stage.num_tasks - 1
+    kind = _ALERTS.get(code, "failed") if code or is_last else None
+    if kind is not None:
+        text = error or f"all stages of {job.paths.root} are done"
+        job.trackers.alert(kind, f"{job.paths.recipe_name} {job.paths.run_id}: {job.stage.name} {kind}", text)
 
 
 def _exit_code(error: BaseException) -> int:

@@ -23,6 +23,7 @@ from ..recipes.decodings import decoded
 from ..recipes.plan import Stage
 from .context import JobContext, run_job
 from .generation.prediction_key import prediction_key
+from .showing import show_merge
 
 
 def merge(job: JobContext) -> int:
@@ -41,7 +42,7 @@ def merge(job: JobContext) -> int:
             continue
         facts: dict[str, Any] = {"num_rows": report.num_rows, "num_bytes": report.num_bytes, "sha256": report.sha256}
         ledger.write(Merged(key=key, decoding=decoding, **facts))
-        tracker.summary({f"{decoding}/{name}" if decoding else name: value for name, value in facts.items()})
+        show_merge(job, tracker, report, source.name, decoding)
     ledger.close()
     if lost:
         raise lost[0] if len(lost) == 1 else IncompleteError("\n".join(map(str, lost)))

@@ -14,6 +14,7 @@ from ..predictions.selection import NUM_EXAMPLES, Selection, write_examples
 from ..recipes.decodings import decodings_of
 from ..recipes.scored_rows import cases_of_stage
 from .context import JobContext, run_job
+from .showing import show_samples
 
 
 def score(job: JobContext) -> int:
@@ -43,8 +44,12 @@ def _scored(job: JobContext, decoding: str) -> dict[str, Any]:
     split, spec = job.stage.splits["score"], job.settings.score
     scoring = Scoring(spec.metrics, spec.tokenizer)
     examples = Selection(metrics=scoring.metrics, worst=NUM_EXAMPLES, best=NUM_EXAMPLES, random=NUM_EXAMPLES)
+    shown = Selection(metrics=scoring.metrics, worst=200, best=200, random=600)
     for block in scoring.measure(cases_of_stage(job.stage, job.paths, decoding)):
         examples.add(block)
+        if job.trackers:
+            shown.add(block)
+    show_samples(job.trackers, shown, decoding)
     result = {"split": split.name, "num_rows": scoring.num_rows, "scores": scoring.scores()}
     job.check_fence()
     write_examples(job.paths.stage_examples(job.stage.name, decoding), examples)

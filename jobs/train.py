@@ -23,6 +23,7 @@ from ..recipes.plan import Batch
 from ..recipes.schema import StageSettings
 from ..recipes.tasks import task_of
 from .context import JobContext, run_job
+from .showing import show_checkpoints, show_inputs
 from .tasks import runtime_of
 from .watchdog import Watchdog
 
@@ -61,7 +62,12 @@ def train(job: JobContext) -> int:
         return 0
     last = resume.last_checkpoint(job, ranks)
     ledger = job.open_ledger() if ranks.rank == 0 else None
+    node, local_rank = divmod(ranks.rank, job.stage.ranks_per_node)
     tracker = job.open_trackers() if ranks.rank == 0 else None
+    if node and local_rank == 0:
+        job.open_trackers(node=node)  # which shows what the node measures
+    if tracker is not None:
+        show_inputs(job, tracker)
     callback = StepCallback(job, job.batch, ranks, ledger, tracker, watchdog)
     log = tracker.log if tracker is not None else lambda step, values: None
     saver, trainer = _trainer(job, job.batch, ranks, arguments, callback, log, watchdog)
@@ -72,6 +78,8 @@ def train(job: JobContext) -> int:
     finally:
         watchdog.close()
         saver.close()
+        if tracker is not None:
+            show_checkpoints(job, tracker)
     # rank 0 speaks for all: under srun the first code that is not 0 ends the others, who may still be leaving
     return EXIT_STOPPED if callback.is_stopped and ranks.rank == 0 else 0
 

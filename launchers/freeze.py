@@ -152,7 +152,7 @@ def verify(paths: RunPaths, plan: Plan, stage: Stage, *, is_point: bool = False)
 
 def _identity(plan: Plan, paths: RunPaths, group: RunPaths, label: str) -> RunIdentity:
     shown = validate.to_plain(plan.recipe.tracking)
-    shown |= {name: tuple(shown[name]) for name in ("trackers", "tags", "alerts")}
+    shown |= {name: tuple(shown[name]) for name in ("trackers", "tags", "alerts", "uploads")}
     told = label.split(" ") if label else _changes(plan)
     return RunIdentity(
         recipe=paths.recipe_name,

@@ -26,14 +26,17 @@ from numpy.typing import NDArray
 from ..errors import NotFoundError, UsageError, no_room_named
 from ..files import TEMPORARY_PREFIX, refuse_input
 from .array_reader import SUFFIXES, is_companion, scan_arrays
-from .merge import MergeReport, settle, writing
+from .merge import MergeReport, report_path, settle, writing
 from .rows import INDEX
 from .samplers import PADDING, Sampler, rows_of_rank
 from .shard_reader import MAX_FAULTS, Shard, has_fields, scan_csv, scan_jsonl
+from .units import is_unit
 
 _Numbers = NDArray[np.int64]
 
 _SUFFIXES = (".jsonl", ".csv", *SUFFIXES)
+# Such as rank3.jsonl.gz, rank3.jsonl.tmp and RANK3.JSONL.
+_SUFFIX_WITHIN = re.compile("|".join(rf"\{suffix}\b" for suffix in _SUFFIXES), re.IGNORECASE)
 _GATHER_BYTES = 1 << 20  # what the processor's cache holds: 8 MiB took 1.4 times as long
 
 
@@ -136,13 +139,28 @@ def find_shards(paths: Sequence[Path]) -> list[Path]:
 
 
 def _shards_in(folder: Path) -> list[Path]:
-    found = [path for path in folder.iterdir() if path.suffix in _SUFFIXES and not is_companion(path)]
+    there = [path for path in folder.iterdir() if path.is_file() and not is_companion(path)]
+    found = [path for path in there if path.suffix in _SUFFIXES]
+    if odd := sorted(path.name for path in there if path.suffix not in _SUFFIXES and _may_be_shard(path)):
+        raise UsageError(
+            f"{folder} holds {odd[0]!r}, which may be a shard that is packed or was not finished; unpack or remove it, "
+            "or name the shards"
+        )
     if len(kinds := sorted({path.suffix for path in found})) > 1:
         raise UsageError(
             f"{folder} holds {' and '.join(kinds)} files; name the shards, such as {folder}/*{kinds[0]}, "
             "or remove the others"
         )
     return sorted(found, key=lambda path: by_number(path.name))
+
+
+def _may_be_shard(path: Path) -> bool:
+    """Say whether a name hides the ending of a shard.
+
+    What an earlier merge left is none.
+    """
+    is_left = path.suffix == ".partial" and report_path(path.with_suffix("")).exists()
+    return not path.name.startswith(".") and not is_left and bool(_SUFFIX_WITHIN.search(path.name))
 
 
 def _named_again(paths: Sequence[Path]) -> Path | None:
@@ -211,6 +229,11 @@ def _kinds(paths: Sequence[Path], out_path: Path) -> set[str]:
     if lost := [str(path) for path in paths if not path.is_file()]:
         raise NotFoundError(f"no such shard: {', '.join(lost)}")
     refuse_input(out_path, paths)
+    if unit := next((path for path in paths if is_unit(path)), None):
+        raise UsageError(
+            f"{unit} is a unit of a run, and no shard: units of other predictions could be mixed in; name their folder "
+            f"alone, {unit.parent}"
+        )
     kinds = {path.suffix.lower() for path in paths}
     all_kinds = kinds | {out_path.suffix.lower()}
     if ".csv" in all_kinds and len(all_kinds) > 1:

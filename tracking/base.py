@@ -9,17 +9,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from ..plugins import Registry
 from ..redaction import redacted
-from .identity import Identity, read_identity
+from .identity import Alert, Identity, read_identity
 
 _START_S, _FINISH_S, _SEND_S = 32.0, 65.0, 40.0  # a tracker that takes longer is left alone
-_FORGIVEN = ("table", "artifact", "alert")  # a tracker may have no such method
+_FORGIVEN, _FORGIVEN_S = ("table", "artifact", "alert"), 10.0  # a tracker may have no such method, or fail in it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +104,10 @@ class Trackers:
 
     def __init__(self) -> None:
         self._running: dict[str, Tracker] = {}
+        self.alerts: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self._running)
 
     def start(self, name: str, identity: Identity) -> None:
         """Start one more tracker."""
@@ -128,9 +132,10 @@ class Trackers:
         """Show what the task read or made."""
         self._call("artifact", artifact)
 
-    def alert(self, title: str, text: str) -> None:
-        """Tell a person."""
-        self._call("alert", title, text)
+    def alert(self, kind: Alert, title: str, text: str) -> None:
+        """Tell a person, where the recipe wants them to be told of this *kind*."""
+        if kind in self.alerts:
+            self._call("alert", title, text)
 
     def wants_stop(self) -> bool:
         """Say whether a person asked in a tracker that the job saves and ends."""
@@ -154,9 +159,20 @@ class Trackers:
 
     def _call(self, method: str, *values: Any) -> None:
         for name, tracker in list(self._running.items()):
-            if method not in _FORGIVEN or hasattr(tracker, method):
+            if method not in _FORGIVEN:
                 with self._guarded(name):
                     getattr(tracker, method)(*values)
+            elif hasattr(tracker, method):
+                try:
+                    _within(_FORGIVEN_S, partial(getattr(tracker, method), *values))
+                except Exception as error:  # what it could not show is not worth the rest
+                    _warn(
+                        "%s does not show %s %s: %s",
+                        name,
+                        method,
+                        getattr(values[0], "name", values[0]),
+                        redacted(str(error)),
+                    )
 
     @contextmanager
     def _guarded(self, name: str) -> Iterator[None]:
@@ -199,21 +215,24 @@ def start(
     task: int | None,
     attempt: int,
     beside_others: bool = False,
+    node: int = 0,
 ) -> None:
     """Start the trackers that a run named at submission.
 
     *folder* is its tracking folder. *task* is None where the stage has only one. A task that runs *beside_others* which
-    show the same is shown only where each task has a tracked run of its own.
+    show the same is shown only where each task has a tracked run of its own, a *node* beside the first one only
+    where the recipe wants the metrics of all.
     """
     try:
         run = read_identity(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         _warn("tracking is off, since the identity of the run cannot be read: %r", error)
         return
-    if beside_others and run.per != "task":
+    if (beside_others and run.per != "task") or (node and run.mode != "shared"):
         return
+    trackers.alerts = run.alerts
     for name in run.trackers if run.mode != "disabled" else ():
-        trackers.start(name, run.of_task(stage, kind, task, folder, attempt))
+        trackers.start(name, replace(run.of_task(stage, kind, task, folder, attempt), node=node))
 
 
 def has_left(folder: Path) -> bool:

@@ -13,6 +13,7 @@ from ..files import make_private_dir, read_json, write_json
 
 Per = Literal["run", "stage", "task"]
 Mode = Literal["auto", "online", "offline", "shared", "disabled"]
+Upload = Literal["model", "predictions"]
 Alert = Literal["done", "failed", "no_space", "stalled", "diverged"]
 _MOST_LETTERS, _MOST_TAG_LETTERS = 128, 64  # a tracker may refuse longer ones
 
@@ -24,7 +25,7 @@ class Identity:
     Attempts share the *id*, so that they draw one curve; so do the stages of a run, whose names stand before their
     values as the *prefix*. *folder* is where a tracker leaves its files; *part* names the attempt there, such as
     train-0-1. *mode* says whether it may use the network, *config* what the run is listed with, *notes* how to find and
-    resume it.
+    resume it. On the first *node* of a task its numbers are shown, on the others what the node measures.
     """
 
     id: str
@@ -40,6 +41,8 @@ class Identity:
     folder: Path
     part: str
     config: dict[str, Any]
+    uploads: tuple[str, ...] = ()
+    node: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +67,7 @@ class RunIdentity:
     entity: str | None
     tags: tuple[str, ...]
     alerts: tuple[str, ...] = ()
+    uploads: tuple[str, ...] = ()
 
     def of_task(self, stage: str, kind: str, task: int | None, folder: Path, attempt: int) -> Identity:
         """Return the identity of a task; *task* is None where *stage* has only one."""
@@ -84,6 +88,7 @@ class RunIdentity:
             folder=folder,
             part=part_name(stage, task or 0, attempt),
             config=self.config | {"run": self.run, f"attempt/{stage}-{task or 0}": attempt},
+            uploads=self.uploads,
         )
 
 
@@ -104,4 +109,6 @@ def read_identity(folder: Path) -> RunIdentity:
         OSError, ValueError, KeyError or TypeError: there is none, or it is damaged.
     """
     found = read_json(folder / "identity.json")
-    return RunIdentity(**found | {name: tuple(found[name]) for name in ("trackers", "tags", "told", "alerts")})
+    return RunIdentity(
+        **found | {name: tuple(found[name]) for name in ("trackers", "tags", "told", "alerts", "uploads")}
+    )

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,14 @@ from typing import Any
 
 from ..errors import EXIT_STOPPED
 from ..redaction import redacted
-from .base import Ending, Outcome
+from .base import Artifact, Ending, Outcome
 from .identity import Identity, RunIdentity
 from .wandb_files import Part, Sent, only_writer, parts_of, settle
 from .wandb_server import NoKeyError, OutOfReachError, Server, find_server
 from .wandb_sync import has_left, send
 
+_MOST_ROWS, _MOST_TITLE = 1000, 128  # of a table, of an alert
+_NAME = re.compile(r"[^A-Za-z0-9._-]")  # what the name of an artifact cannot have
 _LEFT_S = 12.0  # how long a start may send what earlier attempts left
 # What W&B does unless the user's environment says otherwise. The limits are for a server that does not answer.
 _DEFAULTS = {
@@ -44,24 +47,31 @@ class WandbTracker:
     def __init__(self) -> None:
         self._prefix, self._num_rows, self._is_asked = "", 0, False
         self._writer, self._online = ExitStack(), None
+        self._uploads: tuple[str, ...] = ()
 
     def start(self, identity: Identity) -> None:
         """Open the run; attempts after the first one resume it."""
         mode, why = self._choose(identity)
+        if identity.node and mode != "shared":
+            raise OutOfReachError(f"node {identity.node} is not shown: {why}")
         for name, value in _DEFAULTS.items():  # some are read when wandb is imported
             os.environ.setdefault(name, value)
         os.environ.update(_variables(identity))
-        self._prefix = identity.prefix
+        self._prefix, self._uploads = identity.prefix, identity.uploads
         if mode != "offline":
             try:
-                self._run = self._init(mode)
+                self._run = self._init(mode, identity.node)
             except Exception as error:  # wandb has a dozen kinds
+                if identity.node:
+                    raise
                 mode, why = "offline", str(error)
         if mode == "offline":
             self._online = None
             self._writer.close()
             Part(folder=_part_folder(identity)).write(Sent())
             self._run = self._init(mode)
+        if identity.node:
+            return
         if why:
             _warn(f"{why}; W&B is recorded offline, and `sousbatch sync {identity.config['run']}` sends it")
         # an attempt adds itself to what earlier ones wrote, and may have other values of what is not the recipe's
@@ -75,6 +85,33 @@ class WandbTracker:
     def summary(self, values: Mapping[str, Any]) -> None:
         """Set values of the run's summary."""
         self._run.summary.update({f"{self._prefix}{name}": value for name, value in values.items()})
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Add a row with a table."""
+        import wandb
+
+        kept = [list(row) for row in rows[:_MOST_ROWS]]
+        self._log({name: wandb.Table(columns=list(columns), data=kept, allow_mixed_types=True)})
+
+    def artifact(self, artifact: Artifact) -> None:
+        """Add files to what the run made or used, by reference or uploaded."""
+        import wandb
+
+        facts = {"digest": artifact.digest, "path": str(artifact.path), **artifact.facts}
+        shown = wandb.Artifact(_NAME.sub("-", artifact.name), type=artifact.kind, metadata=facts)
+        if artifact.kind in self._uploads and artifact.is_made:
+            add = shown.add_dir if artifact.path.is_dir() else shown.add_file
+            add(str(artifact.path), policy="immutable")  # without a copy
+        else:
+            shown.add_reference(artifact.path.resolve().as_uri(), checksum=False)
+        if artifact.is_made:
+            self._run.log_artifact(shown)
+        else:  # as use_artifact does, which waits for the server and refuses to work offline
+            self._run._log_artifact(shown, is_user_created=True, use_after_commit=True)
+
+    def alert(self, title: str, text: str) -> None:
+        """Send a message to where the user's account says."""
+        self._run.alert(title=title[:_MOST_TITLE], text=text, wait_duration=0)
 
     def wants_stop(self) -> bool:
         """Say whether a person pressed the stop button of the run's page."""
@@ -112,10 +149,13 @@ class WandbTracker:
         self._run.log({f"{self._prefix}{name}": value for name, value in values.items()})
         self._num_rows += 1
 
-    def _init(self, mode: str) -> Any:
+    def _init(self, mode: str, node: int = 0) -> Any:
         import wandb
 
         settings = wandb.Settings(stop_fn=self._stop)
+        if mode == "shared":
+            settings.x_label, settings.x_primary = f"node{node}", not node
+            settings.x_update_finish_state = not node
         return wandb.init(mode=mode, settings=settings)  # type: ignore[arg-type]
 
     def _stop(self) -> None:
@@ -131,10 +171,13 @@ class WandbTracker:
         except NoKeyError as error:
             return "offline", "" if mode == "auto" else str(error)
         try:
-            self._online = self._take(identity, server)
+            if identity.node:  # the first one is the writer of rows
+                server.num_rows(identity.project, identity.entity, identity.id)
+            else:
+                self._online = self._take(identity, server)
         except OutOfReachError as error:
             return "offline", str(error)
-        return "online", ""
+        return "shared" if mode == "shared" else "online", ""
 
     def _take(self, identity: Identity, server: Server) -> _Online:
         """Become the writer of the run at the server.
@@ -202,6 +245,11 @@ def _part_folder(identity: Identity) -> Path:
     return identity.folder / "wandb" / identity.part
 
 
+def _node_folder(identity: Identity) -> Path:
+    """Return where a node beside the first one leaves files; none is sent later."""
+    return identity.folder / "nodes" / f"{identity.part}-{identity.node}"
+
+
 def _warn(text: str) -> None:
     logging.getLogger(__name__).warning("%s", redacted(text))
 
@@ -215,7 +263,7 @@ def _variables(identity: Identity) -> dict[str, str]:
         "WANDB_JOB_TYPE": identity.job_type,
         "WANDB_NOTES": identity.notes,
         "WANDB_RESUME": "allow",
-        "WANDB_DIR": str(_part_folder(identity)),
+        "WANDB_DIR": str(_node_folder(identity) if identity.node else _part_folder(identity)),
         "WANDB_DATA_DIR": str(identity.folder / "data"),
         "WANDB_CACHE_DIR": str(identity.folder / "cache"),
     }

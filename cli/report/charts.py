@@ -171,7 +171,7 @@ def time_ticks(high: float, most: int) -> list[float]:
 def format_tick(value: float, unit: Unit) -> str:
     """Return a number of an axis."""
     if unit == "s":
-        return format_time(value) if value else "0"
+        return f"{value:g} s" if 0 < value < 60 else format_time(value) if value else "0"
     if unit == "B":
         return format_size(value) if value else "0"
     if unit == "log":

@@ -13,7 +13,7 @@ from typing import Any
 
 from ... import ledger
 from ...checkpoints.commit import committed
-from ...errors import SousbatchError
+from ...errors import SousbatchError, UsageError
 from ...events import Event
 from ...launchers.base import JobState
 from ...launchers.history import RunRow, differing, read_history
@@ -117,7 +117,7 @@ def read_run(
     """
     events = ledger.read(paths.ledger_dir, max_steps=max_steps)
     summary = read_summary(paths.plan)
-    plan = None if summary.problem else read_plan(paths.plan)
+    plan, problem = _plan(paths, summary)
     if states is None:
         states = _states_of_point(summary, events, state) if state else _states(paths)
     now = time.time()
@@ -134,7 +134,7 @@ def read_run(
         began_at=began_at,
         end_s=end_s,
         plan=plan,
-        problem=summary.problem,
+        problem=problem,
         samples=_samples(plan, paths),
         bare=_bare_rows(plan, paths) if plan and not read_scores(paths) else (),
         failure=_failure(paths, states),
@@ -142,6 +142,14 @@ def read_run(
         recipe=_text(paths.recipe),
         changes=differences(Recipe(), plan.recipe) if plan else (),
     )
+
+
+def _plan(paths: RunPaths, summary: PlanSummary) -> tuple[Plan | None, str]:
+    """Return the plan of a run, or why it cannot be read whole."""
+    try:
+        return (None, summary.problem) if summary.problem else (read_plan(paths.plan), "")
+    except UsageError as error:  # damaged, or of a version between ours and the last one
+        return None, str(error)
 
 
 def _states(paths: RunPaths) -> Mapping[str, StageState]:
@@ -186,7 +194,8 @@ def _stages(
     ended: dict[str, float] = {}
     for name in dict.fromkeys([*(stage.name for stage in summary.stages), *states, *filter(None, mine)]):
         stage, word = planned.get(name), states[name].word if name in states else ""
-        ready_s = max((ended.get(item.stage, 0.0) for item in stage.after), default=0.0) if stage else 0.0
+        before = [item.stage for item in stage.after] if stage else list(ended)  # of a plan that cannot be read: all
+        ready_s = max((ended.get(one, 0.0) for one in before), default=0.0)
         spans = spans_of(mine.get(name, []), ready_s=ready_s, end_s=end_s, word=word)
         is_open = word in ("running", "stopping", "waiting")
         ended[name] = end_s if is_open else max((span.end_s for span in spans), default=0.0)

@@ -53,9 +53,12 @@ def table(
 ) -> str:
     """Return a table; columns of numbers are aligned to the right.
 
-    *keys* are the classes of its rows, *kind* is that of the table. One that *is_tall* scrolls under its header.
+    *keys* are the classes of its rows, *kind* is that of the table. One that *is_tall* scrolls under its header. A
+    column that no row fills is left out.
     """
     lines = list(rows)
+    full = [place for place in range(len(header)) if not place or any(map(_has_text, (row[place] for row in lines)))]
+    header, lines = [header[place] for place in full], [[row[place] for place in full] for row in lines]
     numbers = [any(isinstance(row[place], Number) for row in lines) for place in range(len(header))]
     head = "".join(
         f"<th{' class=n' if is_number else ''}>{escape(name)}</th>"
@@ -70,6 +73,10 @@ def table(
         f"<div class='scroll{' tall' * is_tall}' tabindex=0><table{name}><thead><tr>{head}</tr></thead>"
         f"<tbody>{''.join(body)}</tbody></table></div>"
     )
+
+
+def _has_text(cell: Cell) -> bool:
+    return bool(cell if isinstance(cell, str) else cell.text)
 
 
 def _cell(cell: Cell, is_number: bool) -> str:

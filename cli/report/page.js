@@ -34,6 +34,12 @@
     return found;
   };
 
+  const logTicks = (low, high) => { // of exponents: 1, 2 and 5 of each size, or sizes alone
+    const found = [];
+    for (let n = Math.floor(low); n <= high; n++) for (const one of high - low > 2 ? [1] : [1, 2, 5]) found.push(n + Math.log10(one));
+    return found.filter(one => one >= low && one <= high);
+  };
+
   class Chart {
     constructor(figure) {
       this.figure = figure;
@@ -128,7 +134,7 @@
       }
       if (this.isBars) return; // its rows have names
       gy.replaceChildren();
-      for (const v of ticks(low, high, 4)) {
+      for (const v of this.isLog ? logTicks(low, high) : ticks(low, high, 4)) {
         const y = percent((high - v) / (high - low));
         make("line", { x1: 0, x2: "100%", y1: y, y2: y }, gy);
         make("text", { x: -8, y, dy: 4 }, gy).textContent = shown(this.isLog ? 10 ** v : v, this.yUnit);
@@ -162,8 +168,9 @@
       const said = near.length > 4 ? [best] : near;
       this.cross ??= make("path", { class: "cross" }, this.plot);
       this.cross.setAttribute("d", `M${best.x} ${-high}V${-low}`);
-      const where = this.xUnit === "step" ? "step " + shown(best.x, "step") : shown(best.x, this.xUnit);
-      tip.textContent = [where, ...said.map(({ line, x, y }) => (line.label ? line.label + ": " : "") + shown(y, this.yUnit))].join("\n");
+      const where = x => (this.xUnit === "step" ? "step " : "") + shown(x, this.xUnit);
+      tip.textContent = [where(best.x), ...said.map(({ line, x, y }) => (line.label ? line.label + ": " : "") + shown(y, this.yUnit)
+        + (x === best.x || line.isStep ? "" : ` (${where(x)})`))].join("\n");
       tip.hidden = false;
       const wide = tip.offsetWidth;
       tip.style.left = Math.max(4, event.clientX + 16 + wide > innerWidth ? event.clientX - wide - 16 : event.clientX + 16) + "px";

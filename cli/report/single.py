@@ -194,13 +194,17 @@ def _what_ran(plan: Plan, run: RunFacts) -> Iterator[tuple[Cell, Cell]]:
                 f"{one.global_batch:,} examples: {one.world_size} ranks × {one.micro_batch} × {one.accumulation} steps "
                 f"of accumulation; {one.steps:,} steps, {one.steps_per_epoch:,} an epoch",
             )
+    for name, lines in plan.forecast.device.items():
+        total = sum(line.num_bytes for line in lines)
+        yield f"device memory of {name}", f"{format_size(total)} forecast for one device"
     hosts = list(dict.fromkeys(span.host for stage in run.stages for span in stage.attempts if span.host))
     if hosts:
         more = f" and {len(hosts) - 8} more" if len(hosts) > 8 else ""
         yield "hosts", ", ".join(hosts[:8]) + more
     yield (
         "code",
-        f"sousbatch {plan.version}" + (f", own code {plan.inputs.code_digest[:12]}" if plan.inputs.code_digest else ""),
+        f"sousbatch {plan.version}"
+        + (f", own code {plan.inputs.code_digest[:12]}" if plan.recipe.environment.code else ""),
     )
 
 

@@ -20,6 +20,7 @@ from ..context import JobContext, say
 from ..watchdog import Watchdog
 from . import guard
 from .collectives import Ranks
+from .throughput import Throughput
 
 _CHECK_EVERY_S = 1.0
 
@@ -38,6 +39,7 @@ class StepCallback(TrainerCallback):
     ) -> None:
         self._job, self._batch, self._ranks, self._watchdog = job, batch, ranks, watchdog
         self.ledger, self._tracker = ledger, tracker
+        self.throughput = Throughput(batch.world_size, batch.world_size * batch.micro_batch * batch.accumulation)
         self._next_check, self._checked_at, self._checked_step = 0, time.monotonic(), 0
         self.is_stopped = False
 
@@ -50,8 +52,14 @@ class StepCallback(TrainerCallback):
             state.global_step + 1,
         )
 
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.throughput.begin_step()
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._watchdog.step()
+        self.throughput.end_step()
         step, train = state.global_step, self._job.settings.train
         is_due = (
             step % self._batch.save_every_steps == 0
@@ -106,7 +114,7 @@ class StepCallback(TrainerCallback):
         if self.ledger is not None:
             self.ledger.write(Step(step=state.global_step, values=values))
         if self._tracker is not None:
-            self._tracker.log(state.global_step, values)
+            self._tracker.log(state.global_step, values | self.throughput.values())
         if problem is not None:
             self._diverge(state.global_step, problem)
 

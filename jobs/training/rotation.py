@@ -72,6 +72,7 @@ class CheckpointRotation:
         self._granted_bytes = 0
         self._named_problems: set[str] = set()
         self.budget_bytes = 0
+        self.freed_bytes = 0  # by this attempt
         self._thread: threading.Thread | None = None
         self._lock = ExitStack()
         with suppress(OSError):  # a file system without locks; `doctor` says so
@@ -239,6 +240,8 @@ class CheckpointRotation:
             if done.problem and done.problem not in self._named_problems:
                 self._named_problems.add(done.problem)
                 say(f"warning: step {done.checkpoint.step} is kept: {done.problem}")
+            if done.outcome != "kept":
+                self.freed_bytes += done.checkpoint.num_bytes - done.left_bytes
             held = allocation.measure_usage(self.folder)
             self._note(done.event(held_bytes=held, budget_bytes=self.budget_bytes))
             found.append(done)

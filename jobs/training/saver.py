@@ -236,6 +236,8 @@ class Saver:
                 "storage/budget_gb": self._rotation.budget_bytes / 1e9,
                 "storage/checkpoint_gb": saved.num_bytes / 1e9,
                 "storage/stall_s": stall_s,
+                "storage/freed_gb": self._rotation.freed_bytes / 1e9,
+                "storage/is_full": int(content == "full"),
             },
         )
 

@@ -139,6 +139,8 @@ class RecipeTrainer(Trainer):
 
         While evaluating, the first tokens that the model would answer are remembered.
         """
+        if model.training:
+            self._callback.throughput.add_tokens(inputs)
         epsilon, labels = self._job.settings.train.label_smoothing, inputs.get("labels")  # which a loss function takes
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if not model.training and self._answers.is_wanted:
@@ -151,6 +153,11 @@ class RecipeTrainer(Trainer):
         scale = self.accelerator.num_processes / num_items_in_batch if is_per_step else 1 / max(1, count)
         loss = (1 - epsilon) * loss + epsilon * scale * sums
         return (loss, outputs) if return_outputs else loss
+
+    def get_batch_samples(self, *arguments: Any, **options: Any) -> Any:
+        """Return the batches of a step, and count how long they took."""
+        with self._callback.throughput.waiting_for_data():
+            return super().get_batch_samples(*arguments, **options)
 
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
         """Measure the evaluation split, and end a training whose answers became filler."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ...tracking.base import TRACKERS
-from ...tracking.identity import Alert, Mode, Per
+from ...tracking.identity import Alert, Mode, Per, Upload
 from .fields import key
 
 
@@ -99,4 +99,5 @@ class Tracking:
     project: str = key("sousbatch", "W&B project", also=("wandb_project",))
     entity: str | None = key(None, "W&B team or user")
     tags: tuple[str, ...] = key((), "W&B tags")
+    uploads: tuple[Upload, ...] = key((), "what W&B gets a copy of; all else it knows by path and digest")
     alerts: tuple[Alert, ...] = key((), "what W&B tells you of by mail or Slack, as your account says")

@@ -85,3 +85,19 @@ def test_an_export_of_unknown_format_is_refused_before_merging(sousbatch: Run, t
     shard.write_text('{"index": 0, "prediction": "a"}\n')
     code, _, err = sousbatch("predictions", "merge", str(shard), "--out", str(out), "--export", "t.xlsx")
     assert code == 2 and "known: .csv, .tsv, .jsonl, .json, .parquet" in err and not out.exists()
+
+
+@pytest.mark.parametrize("export", ["rank0.jsonl", "merged.jsonl", "data.csv", "sample.csv"])
+def test_an_export_is_not_written_over_what_is_read(
+    export: str, sousbatch: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rank0.jsonl").write_text('{"index": 0, "prediction": "a"}\n')
+    for name in ("data.csv", "sample.csv"):
+        Path(name).write_text("ID,prediction\nx,?\n")
+    merge = ("predictions", "merge", "rank0.jsonl", "--out", "merged.jsonl")
+    export_it = ("--template", "sample.csv", "--data", "data.csv", "--export")
+    code, _, err = sousbatch(*merge, *export_it, export)
+    assert code == 2 and f"{export} is read and would be written over" in err, err
+    assert not Path("merged.jsonl").exists() and sousbatch(*merge, *export_it, "out.csv")[0] == 0
+    assert Path("out.csv").read_text().splitlines() == ["ID,prediction", "x,a"]

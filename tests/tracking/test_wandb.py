@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from sousbatch.tracking.base import Ending, Outcome, has_left, send_left
 from sousbatch.tracking.wandb import _variables
 from sousbatch.tracking.wandb_files import Part, Sent, only_writer
 from sousbatch.tracking.wandb_server import OutOfReachError, find_server
@@ -192,3 +194,76 @@ def test_a_key_comes_from_a_variable_from_netrc_or_from_an_identity_file(server:
         found = find_server(variables)
         assert found.url == server.url and found.num_rows("p", None, RUN) == 0
         assert KEY not in repr(found)
+
+
+CONTENT = """
+import sys
+from pathlib import Path
+from sousbatch.tracking.base import Artifact, Trackers, start
+folder, trackers = Path(sys.argv[1]), Trackers()
+start(trackers, folder, stage="score", kind="score", task=None, attempt=1)
+trackers.table("samples", ("input", "bleu"), [(f"text {number}", number / 7) for number in range(1500)])
+for kind, is_made in (("data", False), ("predictions", True), ("model", True)):
+    path = folder.parent / f"{kind}.txt"
+    path.write_text(kind)
+    facts = {"rows": 3}
+    one = Artifact(name=f"toy {kind}", kind=kind, path=path, digest="d" * 64, is_made=is_made, facts=facts)
+    trackers.artifact(one)
+trackers.alert("done", "toy: score done", "all stages are done")
+trackers.finish(0)
+"""
+
+
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_tables_artifacts_and_alerts_arrive_online_and_by_a_sync(
+    tracked: Callable[..., Path], server: StandIn, mode: str
+) -> None:
+    folder = tracked(mode=mode, alerts=("done",), uploads=("model",))
+    done = subprocess.run([sys.executable, "-c", CONTENT, str(folder)], capture_output=True, text=True, cwd=folder)
+    assert done.stderr == ""
+    sent = list(send_left(folder, {"score-0-1": Ending(exit_code=0)}, limit_s=60))
+    assert sent == ([] if mode == "online" else [Outcome(what="score-0-1")])
+    run = server.runs[RUN]
+    (name,) = [name for name in run.files if name.endswith(".table.json")]
+    table = json.loads(run.files[name])
+    assert table["columns"] == ["input", "bleu"] and len(table["data"]) == 1000 and table["data"][7] == ["text 7", 1.0]
+    assert [row["score/samples"]["nrows"] for row in run.rows] == [1000]
+    assert [alert["title"] for alert in run.alerts] == ["toy: score done"]
+    by_kind = {one["artifactTypeName"]: one for one in server.artifacts}
+    facts = {"digest": "d" * 64, "path": str(folder.parent / "predictions.txt"), "rows": 3}
+    assert json.loads(by_kind["predictions"]["metadata"]) == facts
+    (entry,) = by_kind["predictions"]["manifest"]["contents"].values()
+    assert entry["ref"] == (folder.parent / "predictions.txt").as_uri()
+    (entry,) = by_kind["model"]["manifest"]["contents"].values()
+    assert "ref" not in entry and by_kind["model"]["artifactCollectionName"] == "toy-model"
+    assert server.used == [by_kind["data"]["id"]]
+
+
+NODE = """
+import sys, time
+from pathlib import Path
+from sousbatch.tracking.base import Trackers, start
+folder, node, trackers = Path(sys.argv[1]), int(sys.argv[2]), Trackers()
+start(trackers, folder, stage="train", kind="train", task=None, attempt=1, node=node)
+if not node:
+    trackers.log(1, {"loss": 1.0})
+time.sleep(1)
+trackers.finish(0)
+"""
+
+
+@pytest.mark.parametrize("mode", ["shared", "online"])
+def test_every_node_shows_what_it_measures_where_that_is_asked_for(
+    tracked: Callable[..., Path], server: StandIn, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    monkeypatch.setenv("WANDB_X_STATS_SAMPLING_INTERVAL", "0.2")
+    folder = tracked(mode=mode)
+    nodes = [
+        subprocess.Popen([sys.executable, "-c", NODE, str(folder), str(node)], stderr=subprocess.PIPE, cwd=folder)
+        for node in (0, 1)
+    ]
+    assert [one.communicate()[1] for one in nodes] == [b"", b""]
+    run = server.runs[RUN]
+    labels = {name.rpartition("/l:")[2] for event in run.events for name in event if "/l:" in name}
+    assert labels == ({"node0", "node1"} if mode == "shared" else set())
+    assert [row["train/step"] for row in run.rows] == [1] and not has_left(folder)

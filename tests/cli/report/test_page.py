@@ -21,8 +21,12 @@ from sousbatch.cli.report.gather import read_run
 from sousbatch.cli.report.page import MAX_BYTES, render_page
 from sousbatch.events import Ended, Error, Saved, Sent, Started, Step
 from sousbatch.files import make_private_dir, write_json
+from sousbatch.launchers.freeze import freeze
+from sousbatch.launchers.registry import choose_site, launcher_of
 from sousbatch.launchers.states import StageState
-from sousbatch.run_folder import RunPaths
+from sousbatch.launchers.sweep_point import open_point
+from sousbatch.recipes.sweep import plan_sweep
+from sousbatch.run_folder import RunPaths, run_paths
 from sousbatch.run_index import remember_run
 
 Run = Callable[..., tuple[int, str, str]]
@@ -237,6 +241,14 @@ def test_rows_of_a_score_stage_are_shown_without_markup_or_marks_of_direction(ma
     assert text.count("\uac00") < 9000
 
 
+def test_answers_that_are_no_text_are_shown_as_json(make: Make) -> None:
+    run = make()
+    score(run, 0.5, row(input=None, target=["a", "b"], prediction={"label": "<b>", "odds": 0.5}, id=3))
+    text = page(run)
+    assert "[&quot;a&quot;, &quot;b&quot;]" in text and "&quot;label&quot;: &quot;&lt;b&gt;&quot;" in text
+    assert "<dt>input</dt>" not in text and "id 3" in text
+
+
 def test_damaged_rows_are_left_out(make: Make) -> None:
     run = make()
     score(run, 0.5, row(prediction="a"))
@@ -278,6 +290,16 @@ def test_a_run_of_another_version_has_a_page_that_says_so(make: Make) -> None:
     assert "was made by sousbatch 0.3.0 with plan format 2" in found.text and "Storage of train" in found.text
 
 
+def test_a_plan_with_an_unknown_key_hides_no_more_than_itself(make: Make) -> None:
+    run = make()
+    plan = json.loads(run.plan.read_text())
+    plan["recipe"]["unheard_of"] = 1
+    write_json(run.plan, plan)
+    train(run, saved(1, 5))
+    found = checked(page(run))
+    assert "unheard_of is not a key" in found.text and "Storage of train" in found.text
+
+
 def test_two_runs_stand_over_each_other_with_what_sets_them_apart(sousbatch: Run, make: Make, tmp_path: Path) -> None:
     for name, rate, cer in (("aaa", 0.1, 0.5), ("bbb", 0.2, 0.25)):
         run = make(name, learning_rate=rate)
@@ -298,6 +320,30 @@ def test_two_runs_stand_over_each_other_with_what_sets_them_apart(sousbatch: Run
     ]
     assert '<td class=n data-v="0.25"><b>0.250</b></td>' in text and "<td>train.learning_rate</td>" in text
     assert f"aaa says {_EVIL}" in found.text and f"bbb says {_EVIL}" in found.text
+
+
+def test_a_sweep_shows_the_points_that_have_begun_and_counts_the_others(
+    sousbatch: Run, project: Path, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    plan = plan_sweep("small.yaml", [], ["train.learning_rate=0.1,0.2,0.3"], choose_site("local"), runs)
+    sweep = run_paths(runs, plan.recipe.name, plan.run_id)
+    make_private_dir(sweep.root.parent)
+    make_private_dir(sweep.root)
+    freeze(plan, launcher_of(plan), sweep)
+    remember_run(sweep)
+    for index in (0, 1):
+        _, point, _ = open_point(plan, sweep, index)
+        train(point, Step(step=1, values={"loss": 1.0}), code=0 if index else None)
+    ended = ledger.open_attempt(sweep.ledger_dir, plan.stages[0].name, 1)
+    ended.write(Ended(exit_code=0))
+    ended.close()
+    assert sousbatch("report", plan.run_id)[:2] == (0, f"{sweep.report}\n")
+    text = sweep.report.read_text()
+    found = checked(text)
+    assert f"running 1 \u00b7 done 1 \u00b7 waiting 1 \u00b7 {plan.run_id}" in found.text
+    labels = re.findall(r'<path class="line k\d" data-label="([^"]*)"', text)
+    assert set(labels) == {"train.learning_rate=0.1", "train.learning_rate=0.2"}
 
 
 def test_a_sweep_of_which_nothing_has_begun_says_what_it_waits_for(make: Make) -> None:
