@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .identity import Identity
@@ -16,13 +16,15 @@ class TensorBoardTracker:
     """A folder of event files for each stage of a run."""
 
     _writer: Any
+    _open: Callable[[int | None], Any]
 
     def start(self, identity: Identity) -> None:
         """Say what the run is; the curves begin with their first step."""
         from torch.utils.tensorboard import SummaryWriter
 
         folder = identity.folder / "tensorboard" / (identity.prefix.rstrip("/") or identity.id)
-        self._open = lambda step: SummaryWriter(folder, purge_step=step, flush_secs=5)
+        writer_class: Any = SummaryWriter
+        self._open = lambda step: writer_class(folder, purge_step=step, flush_secs=5)
         self._writer, self._has_rows, self._step = self._open(None), False, 0
         self._writer.add_text("run", f"{identity.name} ({identity.id})\n\n{identity.notes}")
         self._writer.add_text("config", f"```json\n{json.dumps(identity.config, indent=2, ensure_ascii=False)}\n```")
