@@ -30,7 +30,10 @@ class TensorBoardTracker:
         self._writer.add_text("config", f"```json\n{json.dumps(identity.config, indent=2, ensure_ascii=False)}\n```")
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        """Add the numbers of a step, in the place of those that an earlier attempt had from this step on."""
+        """Add the numbers of a step.
+
+        The first one takes the place of all that earlier attempts had from this step on.
+        """
         if not self._has_rows:
             self._writer.close()
             self._writer, self._has_rows = self._open(step), True

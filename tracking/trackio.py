@@ -1,4 +1,7 @@
-"""Show a task as a run of trackio, in the run's tracking folder or where the environment says."""
+"""Show a task as a run of trackio.
+
+It lies in the run's tracking folder, or where the environment says.
+"""
 
 from __future__ import annotations
 
