@@ -149,9 +149,11 @@ def _save_every(settings: StageSettings, steps: int, steps_per_epoch: int) -> in
 
 
 def _refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
+    settings = stage.settings
+    if "score" in stage.splits:  # without answers there is nothing to compare with
+        yield from task_of(settings.task).refusals(stage, inputs)
     if not stage.uses_devices:
         return
-    settings = stage.settings
     if stage.resources.device == "cpu":
         yield from _cpu_refusals(settings, stage)
     elif settings.model.attention == "flash_attention_2":
