@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import sys
 from argparse import Namespace
@@ -38,6 +39,7 @@ class Scored:
     scores: Mapping[str, Mapping[str, float]]
     intervals: Mapping[str, Interval]
     sample: Sample | None
+    targets: str  # a digest of them all
     selection: Selection
 
 
@@ -104,6 +106,7 @@ def _scored(source: Source, arguments: Namespace) -> Scored:
     scoring = scoring_of(source, arguments)
     selection = Selection(metrics=scoring.metrics, worst=arguments.worst)
     sample: Sample | None = None
+    targets = hashlib.sha256()
     with ExitStack() as stack:
         if arguments.intervals or arguments.compare:
             from ..predictions.bootstrap import Sample as Kept
@@ -114,6 +117,8 @@ def _scored(source: Source, arguments: Namespace) -> Scored:
             selection.add(block)
             if sample is not None:
                 sample.add(block.model, len(block.cases))
+                for case in block.cases:
+                    targets.update(json.dumps(case.target, default=str).encode() + b"\n")
             if stream is not None:
                 stream.writelines(_row_lines(block, scoring.metrics))
         scores = scoring.scores()
@@ -129,6 +134,7 @@ def _scored(source: Source, arguments: Namespace) -> Scored:
         scores=scores,
         intervals=found,
         sample=sample,
+        targets=targets.hexdigest(),
         selection=selection,
     )
 
@@ -152,6 +158,11 @@ def _compare(found: list[Scored], arguments: Namespace) -> dict[str, dict[str, C
     others = [one for one in found[1:] if one.sample is not None]
     if first.sample is None:
         return {}
+    if other := next((one for one in others if one.num_rows == first.num_rows and one.targets != first.targets), None):
+        raise UsageError(
+            f"{other.source.name} and {first.source.name} answer other rows: their targets differ, and --compare draws "
+            "the same rows of both"
+        )
     return {
         one.source.name: compare(first.sample, one.sample, num_draws=arguments.draws, seed=arguments.seed)
         for one in others

@@ -112,14 +112,28 @@ def _units(job: JobContext, layout: Layout, wanted: list[int]) -> Iterator[tuple
     """Yield (unit number, its rows with their input positions).
 
     The file is read once.
+
+    Raises:
+        RunError: the file has changed since its first row was read.
     """
-    rows = enumerate(read_rows(Path(job.stage.splits["predict"].path)))
+    path = Path(job.stage.splits["predict"].path)
+    before, rows = _state(path), enumerate(read_rows(path))
     for number in sorted(wanted):
         place = layout.rows_of(number)
         found = list(islice((item for item in rows if item[0] >= place.start), len(place)))
         if len(found) != len(place):
             raise RunError(f"unit {number} needs rows {place.start} to {place.stop - 1}; the file ends before that")
+        if _state(path) != before:
+            raise RunError(
+                f"{path} was changed while its rows were answered; put back what was submitted and resume, or submit "
+                "again"
+            )
         yield number, found
+
+
+def _state(path: Path) -> tuple[int, int, int]:
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def main() -> int:

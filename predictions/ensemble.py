@@ -107,16 +107,19 @@ class Ensemble:
 
 def _aligned(members: Sequence[Member]) -> Iterator[tuple[PredictionRow, ...]]:
     """Yield the members' answers to each row."""
-    first = members[0]
     for number, answers in enumerate(zip_longest(*(member.read() for member in members))):
+        named: tuple[str, Any] | None = None  # the first member that says an id
         for member, answer in zip(members, answers, strict=True):
             if answer is None:
                 longer = next(one for one, other in zip(members, answers, strict=True) if other is not None)
                 raise UsageError(f"{member.name} ends after {number:,} rows, and {longer.name} has more")
-            if answer.id is not NO_ID and answers[0].id is not NO_ID and answer.id != answers[0].id:
+            if answer.id is NO_ID:
+                continue
+            named = named or (member.name, answer.id)
+            if str(answer.id) != str(named[1]):  # a CSV file has numbers as text
                 raise UsageError(
-                    f"row {number} has the id {answers[0].id!r} in {first.name} and {answer.id!r} in {member.name}: "
-                    "they do not answer the same rows"
+                    f"row {number} has the id {named[1]!r} in {named[0]} and {answer.id!r} in {member.name}: they do "
+                    "not answer the same rows"
                 )
         yield answers
 
@@ -175,16 +178,16 @@ def _by_label(member: Member, answer: PredictionRow, of: Of) -> dict[str, float]
         )
     if not all(map(math.isfinite, by_label.values())):
         raise UsageError(f"{where} has a probability that is no number: {by_label}")
-    if is_raw:
-        return by_label
-    if abs(math.fsum(by_label.values()) - 1) > _TOLERANCE or min(by_label.values()) < 0:
+    if not is_raw and (abs(math.fsum(by_label.values()) - 1) > _TOLERANCE or min(by_label.values()) < 0):
         raise UsageError(f"{where} has probabilities that do not add up to 1: {by_label}")
     best = max(by_label, key=lambda label: by_label[label])
-    if by_label.get(str(answer.prediction), 0.0) < by_label[best] - _TOLERANCE:
+    if by_label.get(str(answer.prediction), -math.inf) < by_label[best] - _TOLERANCE:
         raise UsageError(
             f"{where} predicts {answer.prediction!r}, and the likeliest is {best!r}; check the order of the labels"
         )
-    return {label: math.log(max(value, _LEAST)) for label, value in by_label.items()} if of == "logits" else by_label
+    if is_raw or of == "probabilities":
+        return by_label
+    return {label: math.log(max(value, _LEAST)) for label, value in by_label.items()}
 
 
 def _mean(values: Iterable[float], weights: Sequence[float]) -> float:
@@ -287,7 +290,7 @@ def write_joined(rows: Iterable[PredictionRow], out: Path) -> int:
     Return how many they are.
     """
     num_rows = 0
-    with no_room_named(str(out)), files.replacing(out) as stream:
+    with no_room_named(str(out), "try again"), files.replacing(out) as stream:
         for row in rows:
             stream.write(row.to_line())
             num_rows += 1

@@ -16,7 +16,7 @@ from typing import IO, Any, Literal
 
 from ..errors import UsageError, no_room_named
 from ..files import parse_json, replacing
-from .rows import ID, PREDICTION
+from .rows import ID, INDEX, PREDICTION
 
 Format = Literal["csv", "csv_bom", "tsv", "jsonl", "json", "parquet"]
 SUFFIXES: dict[Format, str] = {
@@ -60,7 +60,7 @@ def export(rows: Rows, path: Path, format: Format, columns: Sequence[str] = ()) 
         NoRoomError: the disk is full.
     """
     columns = columns or ((ID, PREDICTION) if format == "json" else tuple(_fields(rows)))
-    with no_room_named(str(path)), replacing(path) as stream:
+    with no_room_named(str(path), "try again"), replacing(path) as stream:
         if format in ("csv", "csv_bom", "tsv"):
             _write_csv(rows, columns, stream, format)
         elif format == "parquet":
@@ -143,24 +143,29 @@ def _write_object(rows: Rows, columns: Sequence[str], stream: IO[bytes], path: P
 def selected(rows: Rows, inputs: Rows | None, columns: Mapping[str, str]) -> Rows:
     """Return *rows* with *columns*: name in the file -> field.
 
-    A field that a row does not have is the column of the input row at the same place. The rows raise a
-    UsageError where one has no such field.
+    A field that a row does not have is the column of the input row at the same place; so is a position or an id that
+    the input rows have themselves. The rows raise a UsageError where one has no such field, or does not answer the
+    input row at its place.
     """
 
     def made() -> Iterator[Row]:
         pairs = zip_longest(rows(), inputs()) if inputs is not None else ((row, {}) for row in rows())
         for number, (row, given) in enumerate(pairs, 1):
-            if row is None:
-                return  # more rows than were to be predicted
-            if given is None:
-                raise UsageError(f"there are {number - 1:,} input rows, and more predictions than these")
+            if row is None or given is None:
+                more = "input rows than predictions" if row is None else "predictions than input rows"
+                raise UsageError(f"there are more {more}, of which there are {number - 1:,}: which is which is unknown")
+            if given and ID in row and str(row[ID]) not in map(str, given.values()):
+                raise UsageError(
+                    f"prediction {number} answers the id {row[ID]!r}, which is nowhere in input row {number}: these "
+                    "are not the rows that were predicted, or they are in another order"
+                )
             yield {name: _value(source, row, given, number) for name, source in columns.items()}
 
     return made
 
 
 def _value(source: str, row: Row, given: Row, number: int) -> Any:
-    if source in row:
+    if source in row and not (source in (INDEX, ID) and source in given):
         return row[source]
     if source not in given:
         has = ", ".join(dict.fromkeys([*row, *given]))

@@ -83,7 +83,7 @@ def scan_jsonl(path: Path, index_field: str | None) -> Shard:
                 found = [parse(line) for line in lines]
                 indices = (
                     [row.index for row in found]
-                    if index_field
+                    if index_field is not None
                     else range(len(shard.index), len(shard.index) + len(lines))
                 )
                 shard.accept(indices, offsets, lines)
@@ -112,7 +112,7 @@ def _index_of(line: bytes, parse: _Parse, index_field: str | None, count: int) -
     """
     try:
         row = parse(line)
-        return row.index if index_field else count
+        return row.index if index_field is not None else count
     except ValueError:
         if b"NaN" not in line and b"Infinity" not in line:
             raise
@@ -163,7 +163,7 @@ def scan_csv(path: Path, index_field: str | None) -> Shard:
                 shard.reject(offset, record, "no newline at its end")
             elif not columns:
                 columns, shard.header = cells, record
-                column = _csv_column(path, columns, index_field) if index_field else None
+                column = None if index_field is None else _csv_column(path, columns, index_field)
             elif len(cells) != len(columns):
                 shard.reject(offset, record, f"{len(cells)} cells, not {len(columns)}")
             else:
@@ -191,8 +191,8 @@ def _csv_column(path: Path, columns: list[str], index_field: str) -> int:
 
 def _csv_index(cell: str) -> int:
     index = int(cell)
-    if abs(index) > _MAX_INDEX:
-        raise ValueError(f"{cell} is no row number")
+    if abs(index) > _MAX_INDEX or not cell.isascii() or "_" in cell:
+        raise ValueError(f"{cell!r} is no row number")
     return index
 
 

@@ -101,6 +101,17 @@ def is_unit_folder(folder: Path) -> bool:
     return (folder / "layout.json").is_file()
 
 
+def is_unit(path: Path) -> bool:
+    """Return whether a file begins as the units of any prediction key do."""
+    with path.open("rb") as stream:
+        line = stream.readline(_MAX_HEADER_BYTES)
+    try:
+        header = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(header, dict) and {"format", "key", "unit", "first_row", "sha256"} <= header.keys()
+
+
 def read_layout(folder: Path) -> tuple[str, Layout]:
     """Return the prediction key and the layout of a folder of units."""
     path = folder / "layout.json"

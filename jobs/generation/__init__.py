@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
+from ...errors import RunError
 from ...recipes.generation import ENGINES
 
 if TYPE_CHECKING:
@@ -77,6 +78,15 @@ class Engine(Protocol):
 
     def with_settings(self, settings: StageSettings) -> Engine:
         """Return the same loaded model with other settings of `predict`."""
+
+
+def not_finite(row: int, what: str) -> RunError:
+    """Return the error of a *row* whose scores *what* are no numbers."""
+    return RunError(
+        f"row {row}: the model's scores {what} are not finite numbers (NaN or infinite), so there is nothing to choose "
+        "from; the weights are damaged or their training diverged, or predict.dtype=float16 is too narrow for this "
+        "model: try predict.dtype=float32"
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -19,7 +19,7 @@ from ...recipes.data.encode import pad_id
 from ...recipes.generation import WEIGHTS_SHARE
 from ...recipes.schema import Predict, StageSettings
 from ..training.model import quantised_in, round_nothing
-from . import Generation, LoadRequest, Prompt
+from . import Generation, LoadRequest, Prompt, not_finite
 from .batches import Batches
 from .steps import Choice, Limits, Record
 
@@ -125,11 +125,12 @@ class TransformersEngine:
         """Return what follows each prompt; those of like length share a batch.
 
         Raises:
-            RunError: the model's scores of a row are no numbers.
+            RunError: the model's scores of a row are no numbers, or a row alone is too large for the device.
         """
         beams = self._generation.num_beams or 1
         sizes = [(beams * prompt.max_new_tokens, beams * len(prompt.ids)) for prompt in prompts]
-        return self._batches.run(sizes, lambda places: self._continue([prompts[place] for place in places]))
+        rows = [prompt.row for prompt in prompts]
+        return self._batches.run(sizes, lambda places: self._continue([prompts[place] for place in places]), rows)
 
     @torch.no_grad()  # not inference_mode: what a model keeps from it could not be used by a training that goes on
     def _continue(self, prompts: list[Prompt]) -> list[Generation]:
@@ -180,11 +181,7 @@ def _check(prompts: Sequence[Prompt], answers: Sequence[Generation], first_bad: 
     """Refuse scores that are no numbers, of tokens that belong to an answer."""
     for prompt, answer, bad in zip(prompts, answers, first_bad, strict=True):
         if bad <= len(answer.ids):
-            raise RunError(
-                f"row {prompt.row}: the model's scores for token {prompt.first + bad} of the answer are not finite "
-                "numbers (NaN or infinite), so there is nothing to choose from; the weights are damaged or their "
-                "training diverged, or predict.dtype=float16 is too narrow for this model: try predict.dtype=float32"
-            )
+            raise not_finite(prompt.row, f"for token {prompt.first + bad} of the answer")
 
 
 def _padded(rows: Sequence[Sequence[int]], value: int, side: str) -> torch.Tensor:

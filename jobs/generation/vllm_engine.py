@@ -15,7 +15,7 @@ from typing import Any
 from ...errors import RunError
 from ...files import digest_of
 from ...recipes.schema import StageSettings
-from . import Generation, LoadRequest, Prompt, TokenLogprobs
+from . import Generation, LoadRequest, Prompt, TokenLogprobs, not_finite
 
 _DIGITS = 5  # of a log-probability
 _AS_LONG_AS_FITS = -1  # vLLM's word for it, since 0.14
@@ -132,10 +132,7 @@ def _logprobs(prompt: Prompt, ids: Sequence[int], steps: Sequence[Mapping[int, A
     values = [{token: one.logprob for token, one in step.items()} for step in steps[: len(ids)]]
     bad = next((number for number, token in enumerate(ids) if not math.isfinite(values[number][token])), None)
     if bad is not None:
-        raise RunError(
-            f"row {prompt.row}: the model's scores for token {prompt.first + bad} of the answer are not finite numbers "
-            "(NaN or infinite); the weights are damaged, or predict.dtype is too narrow for this model"
-        )
+        raise not_finite(prompt.row, f"for token {prompt.first + bad} of the answer")
     ranked = [sorted(step.items(), key=lambda pair: -pair[1])[:count] for step in values]
     return TokenLogprobs(
         chosen=[round(step[token], _DIGITS) for step, token in zip(values, ids, strict=True)],

@@ -5,6 +5,7 @@ Texts with their labels become tensors for training; a prediction is the likelie
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
@@ -23,6 +24,7 @@ from ...recipes.labels import labels_in
 from ...recipes.model_kinds import padding_side
 from ...recipes.schema import StageSettings
 from ...recipes.tasks.classification import PROBABILITIES, TASK
+from ..generation import not_finite
 from ..generation.batches import Batches
 from ..generation.transformers_engine import input_device
 from . import TaskRuntime
@@ -139,11 +141,20 @@ class LabelAnswerer:
         """Return the predictions of rows, in their order.
 
         The rows come as (position in the file, row) pairs.
+
+        Raises:
+            RunError: the model's scores of a row are no numbers.
         """
         found = TASK.encode(self._settings, "predict", [row for _, row in rows], self._tokenizer, self._longest)
         ids = [one.ids for one in found]
         sizes = [(0, len(one)) for one in ids]
-        probabilities = self._batches.run(sizes, lambda places: self._softmax([ids[place] for place in places]))
+        positions = [position for position, _ in rows]
+        probabilities = self._batches.run(
+            sizes, lambda places: self._softmax([ids[place] for place in places]), positions
+        )
+        for (position, _), values in zip(rows, probabilities, strict=True):
+            if not all(map(math.isfinite, values)):
+                raise not_finite(position, "of the labels")
         best = [max(range(len(values)), key=values.__getitem__) for values in probabilities]
         return [
             {PREDICTION: self._labels[label], PROBABILITIES: values}

@@ -20,6 +20,7 @@ from ...recipes.data.encode import BATCH_ROWS, pad_id
 from ...recipes.data.rows import Row, read_rows
 from ...recipes.schema import StageSettings
 from ...recipes.tasks.question_answering import TASK, Window
+from ..generation import not_finite
 from ..generation.batches import Batches
 from ..generation.transformers_engine import input_device
 from . import TaskRuntime
@@ -114,21 +115,29 @@ class SpanAnswerer:
         """Return the predictions of rows, in their order.
 
         Texts are those of the passages, letter for letter. The rows come as (position in the file, row) pairs.
+
+        Raises:
+            RunError: the model's scores of a row are no numbers.
         """
         windows = list(_windows(self._settings, "predict", (row for _, row in rows), self._tokenizer))
-        logits = self._logits(windows)
         number = -1
         owners = [number := number + window.is_first for window in windows]
+        logits = self._logits(windows, [rows[owner][0] for owner in owners])
         answers = []
         for owner, places in groupby(range(len(windows)), owners.__getitem__):
-            passage = str(rows[owner][1][self._settings.data.columns.context])
-            answers.append(self._choose(passage, [(windows[place], logits[place]) for place in places]))
+            (position, row), own = rows[owner], [(windows[place], logits[place]) for place in places]
+            if any(np.isnan(scores).any() or np.isposinf(scores).any() for _, scores in own):
+                raise not_finite(position, "of the places in its passage")
+            answers.append(self._choose(str(row[self._settings.data.columns.context]), own))
         return answers
 
-    def _logits(self, windows: Sequence[Window]) -> list[NDArray[np.float32]]:
-        """Return an array of shape (2, tokens) for each window."""
+    def _logits(self, windows: Sequence[Window], positions: Sequence[int]) -> list[NDArray[np.float32]]:
+        """Return an array of shape (2, tokens) for each window.
+
+        The *positions* are those of their rows.
+        """
         sizes = [(0, len(one.ids)) for one in windows]
-        return self._batches.run(sizes, lambda places: self._forward([windows[place] for place in places]))
+        return self._batches.run(sizes, lambda places: self._forward([windows[place] for place in places]), positions)
 
     @torch.no_grad()
     def _forward(self, windows: list[Window]) -> list[NDArray[np.float32]]:

@@ -60,7 +60,7 @@ def table_of(
 
     Predictions have *fields*, their rows the columns *inputs*, with the ids in *identity* and the right answers in
     *target*. A column of the template is what *columns* says, else the field, the prediction for the target, or the
-    column of that name.
+    column of that name. Where the rows have a column `index` or `id`, it is that one.
 
     Raises:
         UsageError: a column is given by nothing, or nothing says which row is which.
@@ -79,9 +79,9 @@ def table_of(
         default = name if name in fields else PREDICTION if name == target else name
         found[name] = columns.get(name, default)
         _check_source(name, found[name], fields, inputs, key, f" of template {template}")
-    marks = (ID, INDEX, identity)
-    by = next((name for name, source in found.items() if source in marks), None)
-    by = by or next((name for name, source in found.items() if source not in fields), None)
+    # what says it best comes first
+    marks = ({ID, identity or ID}, {INDEX}, {*inputs, *found.values()} - {*fields})
+    by = next((name for mark in marks for name, source in found.items() if source in mark), None)
     if by is None:
         raise UsageError(
             f"template {template} has {', '.join(wanted)}, none of which says which row is which; map one to index by "
@@ -127,15 +127,36 @@ def check_template(table: Table, split: Path, num_rows: int, identity: str | Non
     """Compare the ids of a template with those of the rows that will be predicted.
 
     Raises:
-        UsageError: they are not the same ids, once each.
+        UsageError: they are not the same ids, once each, or a JSON object cannot have the rows' ids.
     """
+    if table.format == "json":
+        _check_names(table, split, num_rows, identity)
     if table.place is None:
         return
     source = table.columns[table.by]
-    column = identity if source == ID and identity else source
     rows = enumerate(islice(read_rows(split), num_rows))
-    there = (position if source == INDEX else row.get(column) for position, row in rows)
+    places = ({INDEX: position, ID: row.get(identity or ID), **row} for position, row in rows)
+    there = (place.get(source) for place in places)
     check_ids(there, _ids(table), table.template, is_part=is_part)
+
+
+def _check_names(table: Table, split: Path, num_rows: int, identity: str | None) -> None:
+    """Refuse rows that cannot have one name each in a JSON object."""
+    source = next(iter(table.columns.values()), ID)
+    column = identity if source == ID else source
+    if column is None:
+        raise UsageError(
+            "predict.output.format is json, which holds {id: prediction}, and rows have no id; set "
+            "data.columns.id=COLUMN or predict.output.format=csv"
+        )
+    seen = set[str]()
+    for number, row in enumerate(islice(read_rows(split), num_rows), 1):
+        if column in row and (name := str(row[column])) in seen:
+            raise UsageError(
+                f"row {number} has the {column} {name!r} of an earlier row, and predict.output.format=json holds one "
+                "prediction of each; give each row its own, or set predict.output.format=csv"
+            )
+        seen.add(str(row.get(column)))
 
 
 def _ids(table: Table) -> Iterator[Any]:

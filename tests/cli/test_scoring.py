@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from sousbatch.cli.prediction_view import escape_text, text_width, wrap
+from sousbatch.run_folder import RunPaths
 
 Run = Callable[..., tuple[int, str, str]]
 SCORE = ("predictions", "score", "a.jsonl")
@@ -114,6 +115,24 @@ def test_predictions_of_other_rows_are_not_scored(sousbatch: Run) -> None:
     named = [row | {"id": place, "key": row["id"]} for place, row in enumerate(rows)]  # the recipe's column was "key"
     Path("data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in named))
     assert sousbatch(*SCORE, *DATA)[0] == 0
+
+
+def test_runs_over_other_rows_are_not_compared(sousbatch: Run, project: Path, tmp_path: Path) -> None:
+    """They have as many rows, and a difference of their scores says nothing of the same rows."""
+    Path("other.jsonl").write_text(Path("test.jsonl").read_text().replace("답 3", "답 4"))
+    runs = []
+    for number, test in enumerate(("test", "test", "other")):
+        overrides = ("stages={predict: {}, merge: {}, score: {}}", f"data.splits.test={test}.jsonl")
+        paths = RunPaths(root=tmp_path / "runs" / f"{number}" / "0123456789ab")
+        paths.predictions("predict").mkdir(parents=True)
+        paths.plan.write_text(sousbatch("plan", "small.yaml", *overrides, "--json")[1])
+        rows = [{"index": place, "prediction": f"답 {place}"} for place in range(5)]
+        paths.predictions_file("predict").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        runs.append(str(paths.root))
+    compare = ("predictions", "score", "--metric", "cer", "--compare", "--draws", "10")
+    assert sousbatch(*compare, *runs[:2])[0] == 0
+    code, out, err = sousbatch(*compare, runs[0], runs[2])
+    assert (code, out) == (2, "") and "answer other rows: their targets differ" in err, err
 
 
 def test_own_metrics_are_found_in_the_working_folder(sousbatch: Run) -> None:

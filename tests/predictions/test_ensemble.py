@@ -102,6 +102,16 @@ REFUSED: dict[str, tuple[list[list[dict[str, Any]]], tuple[str, ...], str]] = {
         LABELS,
         "b.jsonl predicts 'no', and the likeliest",
     ),
+    "other ids of the later ones": (
+        [[probable("no", 1, 0)], [{"id": 1, **probable("no", 1, 0)}], [{"id": 2, **probable("no", 1, 0)}]],
+        LABELS,
+        "row 0 has the id 1 in b.jsonl and 2 in c.jsonl",
+    ),
+    "a wrong order of logits": (
+        [[{"prediction": "no", "logits": [3.0, -1.0]}], [{"prediction": "no", "logits": [-1.0, 3.0]}]],
+        (*LABELS, "--of", "logits"),
+        "b.jsonl predicts 'no', and the likeliest",
+    ),
     "labels never predicted": ([[probable("no", 1, 0)]] * 2, (), "a.jsonl does not tell the labels"),
     "NaN": (
         [[probable("no", 1, 0)], [probable("no", math.nan, 0)]],

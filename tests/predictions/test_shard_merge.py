@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 
+from sousbatch.api import merge_predictions
 from sousbatch.cli.main import main
 from sousbatch.errors import DamagedError, IncompleteError, NotFoundError, UsageError
 from sousbatch.predictions.merge import partial_path, report_path
+from sousbatch.predictions.rows import PredictionRow
 from sousbatch.predictions.shard_merge import find_shards, merge_shards
+from sousbatch.predictions.units import open_layout, write_unit
 
 NUM_ROWS, NUM_RANKS = 60, 4
 MakeRows = Callable[[int, int], list[dict[str, Any]]]
@@ -423,3 +426,43 @@ def test_a_folder_with_two_formats_loses_none_of_them(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     with pytest.raises(UsageError, match=r"holds \.jsonl and \.parquet files; name the shards"):
         find_shards([tmp_path])
+
+
+@pytest.mark.parametrize("name", ["rank1.jsonl.gz", "rank1.jsonl.tmp", "RANK1.JSONL"])
+def test_a_folder_with_what_may_be_a_shard_is_not_merged_without_it(name: str, tmp_path: Path) -> None:
+    for other in ("rank0.jsonl", "notes.txt", name):
+        (tmp_path / other).touch()
+    with pytest.raises(UsageError, match=rf"holds '{name}', which may be a shard"):
+        find_shards([tmp_path])
+    (tmp_path / name).unlink()
+    for left in ("all.jsonl.partial", "all.report.json", ".rank0.jsonl.swp"):
+        (tmp_path / left).touch()
+    assert [path.name for path in find_shards([tmp_path])] == ["rank0.jsonl"]
+
+
+def test_units_of_two_predictions_are_not_shards_of_one(tmp_path: Path, out: Path, make_rows: MakeRows) -> None:
+    """Each has half of the rows: only their headers tell that they are answers of two models."""
+    folders = [tmp_path / key for key in ("older", "newer")]
+    for number, folder in enumerate(folders):
+        layout = open_layout(folder, folder.name, 4, 2)
+        rows = [PredictionRow.from_json(row, position=0) for row in make_rows(2 * number, 2 * number + 2)]
+        write_unit(folder, layout, number, rows, folder.name, 1, 0)
+    for named in (folders, [next(folder.glob("unit-*")) for folder in folders]):
+        with pytest.raises(UsageError, match="unit-000000.jsonl is a unit of a run, .* name their folder alone"):
+            merge_predictions(named, out, num_rows=4)
+    assert not out.exists()
+
+
+def test_a_column_without_a_name_may_hold_the_index(tmp_path: Path) -> None:
+    """pandas writes its index so."""
+    for rank, rows in ((0, "2,c\n0,a\n"), (1, "1,b\n")):
+        (tmp_path / f"{rank}.csv").write_text(f",prediction\n{rows}")
+    merge_shards([tmp_path / "0.csv", tmp_path / "1.csv"], tmp_path / "out.csv", num_rows=3, index_field="")
+    assert (tmp_path / "out.csv").read_text() == ",prediction\n0,a\n1,b\n2,c\n"
+
+
+@pytest.mark.parametrize("cell", ["1_0", "\u0661", "1.0", ""])
+def test_a_cell_that_only_python_reads_as_a_number_is_no_index(cell: str, tmp_path: Path) -> None:
+    (tmp_path / "0.csv").write_text(f"index,prediction\n0,a\n{cell},b\n")
+    with pytest.raises(IncompleteError, match="corrupt rows: 1"):
+        merge_shards([tmp_path / "0.csv"], tmp_path / "out.csv")

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 import sousbatch.recipes
+from sousbatch.errors import RunError
 from sousbatch.jobs.tasks.classification import RUNTIME, balanced_weights
 from sousbatch.recipes.labels import with_labels
 from sousbatch.recipes.schema import Model, Recipe, StageSettings, Train
@@ -51,10 +52,14 @@ def test_the_loss_weighs_each_row_by_its_label(given: Any, weights: list[float])
     assert torch.allclose(loss(given, num_items=6), rows.sum() / 6)
 
 
-def test_an_answer_is_the_likeliest_label_with_the_probability_of_each() -> None:
+@pytest.fixture
+def model() -> Any:
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=512, n_embd=16, n_layer=1, n_head=2, **SETTINGS.model.config)
-    model = GPT2ForSequenceClassification(config).eval()
+    return GPT2ForSequenceClassification(config).eval()
+
+
+def test_an_answer_is_the_likeliest_label_with_the_probability_of_each(model: Any) -> None:
     assert model.config.pad_token_id is None
     rows = [(0, {"input": "가나다"}), (1, {"input": ""}), (2, {"input": "마"})]
     answers = RUNTIME.answerer(SETTINGS, model, AutoTokenizer.from_pretrained(TINY)).answer(rows)
@@ -62,6 +67,18 @@ def test_an_answer_is_the_likeliest_label_with_the_probability_of_each() -> None
         likeliest = max(range(2), key=answer["probabilities"].__getitem__)
         assert answer["prediction"] == ("no", "yes")[likeliest]
         assert sum(answer["probabilities"]) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_scores_that_are_no_numbers_are_no_answer_and_name_the_row(model: Any, bad: float) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    only_there = set(tokenizer("마")["input_ids"]) - set(tokenizer("가나다")["input_ids"])
+    with torch.no_grad():
+        model.transformer.wte.weight[sorted(only_there)] = bad
+    rows = [(30, {"input": "가나다"}), (31, {"input": "나마"}), (32, {"input": "다"})]
+    with pytest.raises(RunError, match="row 31: the model's scores of the labels are not finite numbers"):
+        RUNTIME.answerer(SETTINGS, model, tokenizer).answer(rows)
+    assert len(RUNTIME.answerer(SETTINGS, model, tokenizer).answer(rows[:1])) == 1
 
 
 def test_a_model_that_reads_the_last_place_finds_no_padding_there() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from sousbatch.errors import RunError
 from sousbatch.jobs.tasks.question_answering import RUNTIME, Collator, best_spans
 from sousbatch.recipes.schema import Data, Predict, QuestionAnswering, StageSettings
 from sousbatch.recipes.tasks.question_answering import TASK, Window
@@ -99,6 +101,16 @@ def test_blanks_at_the_ends_of_a_token_are_no_answer(tokenizer: Any) -> None:
     logits = np.asarray([[0.0, 1.0], [0.0, 2.0]], np.float32)
     assert best_spans(window, logits, 5, 5) == [((0, 3), 3.0)]
     assert best_spans(replace(window, offsets=(None, None)), logits, 5, 5) == []
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_scores_that_are_no_numbers_are_no_answer_and_name_the_row(tokenizer: Any, model: Any, bad: float) -> None:
+    damaged = copy.deepcopy(model)
+    with torch.no_grad():
+        damaged.bert.embeddings.word_embeddings.weight[tokenizer.convert_tokens_to_ids("머버")] = bad
+    with pytest.raises(RunError, match="row 0: the model's scores of the places in its passage are not finite"):
+        answers(tokenizer, damaged)  # in its last window alone
+    assert RUNTIME.answerer(SETTINGS, damaged, tokenizer).answer([(1, ROWS[1])])[0]["prediction"] == "더러"
 
 
 def test_batches_have_what_the_model_takes(tokenizer: Any, model: Any, tmp_path: Path) -> None:

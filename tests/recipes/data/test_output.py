@@ -131,8 +131,19 @@ def test_ids_of_the_rows_must_differ(merged: Path, inputs: Path, tmp_path: Path)
         check_template(table(place), inputs, 1, None, is_part=False)
 
 
+def test_rows_of_one_id_are_refused_for_a_json_object_before_they_are_predicted(inputs: Path) -> None:
+    json_table = table_of(fields=("index", "id", "prediction"), inputs=("fname",), columns={}, format="json")
+    inputs.write_text('{"fname": "a"}\n{"fname": "b"}\n{"fname": "a"}\n')
+    check_template(json_table, inputs, 2, "fname", is_part=False)
+    with pytest.raises(UsageError, match="row 3 has the fname 'a' of an earlier row, .* set predict.output.format=csv"):
+        check_template(json_table, inputs, 3, "fname", is_part=False)
+    with pytest.raises(UsageError, match="rows have no id; set data.columns.id=COLUMN"):
+        check_template(json_table, inputs, 3, None, is_part=False)
+
+
 def test_a_part_of_the_rows_fills_a_part_of_the_template(merged: Path, inputs: Path, tmp_path: Path) -> None:
-    merged.write_bytes(b"".join(merged.read_bytes().splitlines(keepends=True)[:2]))
+    for path in (merged, inputs):
+        path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))
     place = template(tmp_path, "fname,summary\ntest_0,\nother,\ntest_2,\n")
     out = write(table(place), merged, inputs, tmp_path / "out.csv", is_part=True)
     assert [row[0] for row in read(out)[1:]] == ["test_0", "test_2"]
@@ -160,3 +171,44 @@ def test_ids_that_are_numbers_are_those_of_the_template_s_text(tmp_path: Path, m
     inputs.write_text("".join(f'{{"fname": {number}}}\n' for number in (7, 8, 9)))
     place = template(tmp_path, "fname,summary\n9,\n8,\n7,\n")
     assert [row[1] for row in read(write(table(place), merged, inputs, tmp_path / "o.csv"))[1:]] == list(ODD[::-1])
+
+
+@pytest.mark.parametrize("identity", [None, "index", "id"])
+@pytest.mark.parametrize("name", ["index", "id"])
+def test_a_column_index_or_id_of_the_rows_is_no_position_and_no_other_id(
+    name: str, identity: str | None, tmp_path: Path, merged: Path
+) -> None:
+    """A table that was shuffled before it was saved has each position in its column `index`, at another place."""
+    data = [{"index": 2, "id": 1}, {"index": 0, "id": 2}, {"index": 1, "id": 0}]
+    inputs = tmp_path / "shuffled.jsonl"
+    inputs.write_text("".join(json.dumps(row) + "\n" for row in data))
+    rows = [json.loads(line) for line in merged.read_text().split("\n")[:-1]]
+    if identity is not None:
+        rows = [{"index": row["index"], "id": given[identity], **row} for row, given in zip(rows, data, strict=True)]
+        merged.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = table(
+        template(tmp_path, f"{name},summary\n0,\n1,\n2,\n"),
+        fields=tuple(rows[0]),
+        inputs=("index", "id"),
+        identity=identity,
+    )
+    check_template(found, inputs, 3, identity, is_part=False)
+    wanted = [ODD[[row[name] for row in data].index(place)] for place in range(3)]
+    assert [row[1] for row in read(write(found, merged, inputs, tmp_path / "out.csv"))[1:]] == wanted
+
+
+def test_rows_that_were_not_predicted_are_refused(merged: Path, inputs: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in merged.read_text().split("\n")[:-1]]
+    merged.write_text("".join(json.dumps({"id": NAMES[at], **row}) + "\n" for at, row in enumerate(rows)))
+    found, out = table(columns={"ID": "fname", "summary": "prediction"}), tmp_path / "out.csv"
+    write(found, merged, inputs, out).unlink()
+    lines = inputs.read_text().splitlines(keepends=True)
+    for changed, words in (
+        ([lines[0], lines[2], lines[1]], "prediction 2 answers the id 'test_0', which is nowhere in input row 2"),
+        ([*lines, lines[0]], "more input rows than predictions, of which there are 3"),
+        (lines[:2], "more predictions than input rows, of which there are 2"),
+    ):
+        inputs.write_text("".join(changed))
+        with pytest.raises(UsageError, match=words):
+            write(found, merged, inputs, out)
+        assert not out.exists()
