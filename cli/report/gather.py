@@ -69,7 +69,7 @@ def gather(runs: Sequence[RunPaths]) -> tuple[list[RunFacts], Asked]:
         num_waiting += waiting
         found += points if points or waiting else [_alone(paths)]
         if waiting:
-            notes += [f"{paths.run_id}: {one.word} {one.reason}" for one in _states(paths).values() if one.reason]
+            notes += [one.reason for one in _states(paths).values() if one.reason]
     asked = Asked(names=tuple(paths.run_id for paths in runs), num_waiting=num_waiting, notes=tuple(notes))
     rows = _rows_by_folder([paths for paths, _, _ in found])
     labels = _labels(found, rows)
