@@ -145,9 +145,8 @@ def merged(paths: RunPaths) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in paths.predictions("predict").glob("predictions.*.jsonl")}
 
 
-@pytest.fixture
-def undisturbed(campaign: Callable[..., RunPaths]) -> dict[str, bytes]:
-    paths = campaign()
+def undisturbed(paths: RunPaths) -> dict[str, bytes]:
+    """Run the predict stage in one piece, and return what `merged` does."""
     assert run_job("predict", predicting.predict, [str(paths.root), "predict"]) == 0
     found = merged(paths)
     for content in found.values():
@@ -160,8 +159,9 @@ def undisturbed(campaign: Callable[..., RunPaths]) -> dict[str, bytes]:
 @pytest.mark.faults
 @pytest.mark.parametrize("seed", range(2))
 def test_ranks_killed_at_15_random_moments_in_changing_numbers_write_every_row_once(
-    campaign: Callable[..., RunPaths], undisturbed: dict[str, bytes], seed: int
+    campaign: Callable[..., RunPaths], seed: int
 ) -> None:
+    expected = undisturbed(campaign())
     chance, paths, num_ranks, seen = random.Random(seed), campaign(), 0, dict[Path, int]()
     for _ in range(NUM_KILLS):
         num_ranks = chance.choice([number for number in range(1, 6) if number != num_ranks])
@@ -181,17 +181,17 @@ def test_ranks_killed_at_15_random_moments_in_changing_numbers_write_every_row_o
     assert 0 < len(seen) < 2 * len(ROWS) / 2, "the kills came while it worked"
     paths.plan.write_text(campaign("resources.predict.tasks=3").plan.read_text())
     assert ends([start(paths, task, next_attempt(paths, task)) for task in range(3)]) == [0, 0, 0]
-    assert merged(paths) == undisturbed
+    assert merged(paths) == expected
 
 
 @pytest.mark.faults
 def test_two_predictors_on_the_units_of_a_run_leave_one_answer_each(
-    campaign: Callable[..., RunPaths], undisturbed: dict[str, bytes]
+    campaign: Callable[..., RunPaths],
 ) -> None:
-    paths = campaign()
+    expected, paths = undisturbed(campaign()), campaign()
     attempt = next_attempt(paths, 0)
     assert ends([start(paths, 0, attempt), start(paths, 0, attempt)]) == [0, 0], (paths.root / "log").read_text()
-    assert merged(paths) == undisturbed
+    assert merged(paths) == expected
 
 
 @pytest.mark.faults
