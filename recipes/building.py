@@ -113,6 +113,7 @@ def _with_adapter(settings: StageSettings, task: TaskSpec, model: Any, options: 
     _check_saved(spec.modules_to_save, model)
     if _saves_tied(spec.modules_to_save, model):  # else peft would train two copies of one tensor apart
         config.ensure_weight_tying = True
+    _check_shared(spec.target_modules, model)
     layers = _linear_layers(model)  # before peft wraps them
     try:
         with wrapping_rows(model):
@@ -120,6 +121,7 @@ def _with_adapter(settings: StageSettings, task: TaskSpec, model: Any, options: 
     except ValueError as error:
         raise UsageError(_refusal(settings, _kind(model), layers, str(error))) from error
     _check_targets(spec.target_modules, layers, adapted)
+    _check_copies(adapted)
     # peft copies layers that train in full in the dtype of the frozen ones; ZeRO wants one dtype
     dtype = getattr(torch, engine_of(settings).working_dtype(settings))
     for parameter in adapted.parameters():
@@ -194,6 +196,38 @@ def _linear_layers(model: Any) -> list[str]:
     from transformers.pytorch_utils import Conv1D
 
     return [name for name, module in model.named_modules() if isinstance(module, Linear | Conv1D)]
+
+
+def _check_shared(targets: Sequence[str], model: Any) -> None:
+    """Refuse adapters on embeddings that have one weight, as encoder-decoders do."""
+    from torch.nn import Embedding
+
+    groups: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Embedding):
+            groups.setdefault(id(module.weight), []).append(name)
+    for group in (one for one in groups.values() if len(one) > 1):
+        for name in (one for one in group if any(is_target(one, target) for target in targets)):
+            others = ", ".join(one for one in group if one != name)
+            raise UsageError(
+                f"adapter.target_modules: {name} has one weight with {others}, and their adapters would be merged into "
+                "different ones; leave it out, or train it in full by adapter.modules_to_save"
+            )
+
+
+def _check_copies(adapted: Any) -> None:
+    """Refuse layers that train in full, where peft put a copy of another kind."""
+    from peft.utils import ModulesToSaveWrapper
+
+    for name, module in adapted.named_modules():
+        if not isinstance(module, ModulesToSaveWrapper):
+            continue
+        kinds = {type(one).__name__: None for one in (module.original_module, *module.modules_to_save.values())}
+        if len(kinds) > 1:
+            raise UsageError(
+                f"adapter.modules_to_save: {name.removeprefix('base_model.model.')} has one weight with a layer of "
+                f"another kind ({' and '.join(kinds)}), and peft cannot train both; leave it out"
+            )
 
 
 def _check_targets(targets: Sequence[str], layers: Sequence[str], adapted: Any) -> None:

@@ -70,8 +70,8 @@ class SplitPart:
 class SplitFacts:
     """The facts of a data file.
 
-    *digest* is the sha256 of its bytes. The *nested* columns have a list or an object in some row. The *parts* are the
-    files that it was made of, in order; none where it is the user's own.
+    *digest* is the sha256 of its bytes. The *nested* columns have a list, an object or bytes in some row. The *parts*
+    are the files that it was made of, in order; none where it is the user's own.
     """
 
     path: str

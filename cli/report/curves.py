@@ -11,7 +11,8 @@ from ...events import Event, Step, of
 Points = tuple[tuple[float, float], ...]
 LOSS, EVAL_LOSS, PACE = "loss", "eval_loss", "examples_per_s"
 # What transformers reports beside what was learned: its own clock, and the same once more at the end.
-_UNTOLD = ("epoch", "total_flos", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
+_UNTOLD = ("epoch", "total_flos", "device_hours", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
+_PREFIX = "throughput/"  # before what a training measures of its speed
 
 
 def curves_of(events: Iterable[Event], *, global_batch: int | None) -> dict[str, Points]:
@@ -23,7 +24,8 @@ def curves_of(events: Iterable[Event], *, global_batch: int | None) -> dict[str,
     steps = of(events, Step)
     found: dict[str, dict[float, float]] = {}
     for event in steps:
-        for name, value in event.values.items():
+        for key, value in event.values.items():
+            name = key.removeprefix(_PREFIX)
             if name not in _UNTOLD and not name.startswith("train_") and math.isfinite(value):
                 found.setdefault(name, {})[event.step] = value
     if PACE not in found and global_batch and (pace := _pace(steps, global_batch)):

@@ -35,10 +35,22 @@ from ...recipes.stage_kinds import STAGE_KINDS
 from ...redaction import redacted
 from ...run_folder import RunPaths
 from ..results import read_scores, result_files
-from ..status import advise, log_tail
+from ..status import log_tail
 from ..tables import format_value
 from .curves import curves_of
-from .facts import Asked, Failure, RunFacts, Samples, Span, StageFacts, Timed, rows_per_s, spans_of, storage_of
+from .facts import (
+    Asked,
+    Failure,
+    RunFacts,
+    Samples,
+    Span,
+    StageFacts,
+    Timed,
+    is_point,
+    rows_per_s,
+    spans_of,
+    storage_of,
+)
 
 _MAX_STEPS = 40_000  # of all runs of a page: parsing that many lines takes half a second
 _LEAST_STEPS = 300  # of each run
@@ -265,9 +277,11 @@ def _bare_rows(plan: Plan, paths: RunPaths) -> list[dict[str, Any]]:
 
 
 def _failure(paths: RunPaths, states: Mapping[str, StageState]) -> Failure | None:
+    """Return why a run failed; a point is resumed by its sweep."""
+    again = paths.runs_dir.name if is_point(paths) else paths.run_id
     for name, state in states.items():
         if state.word == "failed":
-            advice = advise(paths, {name: state})
+            advice = state.advice or f"`sousbatch resume {again}` resumes it"
             return Failure(stage=name, reason=state.reason, log=redacted(log_tail(paths, name)), advice=advice)
     return None
 

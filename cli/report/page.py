@@ -70,7 +70,7 @@ def _render(runs: Sequence[RunFacts], detail: Detail, out: Path, written_at: flo
         recipes = list(dict.fromkeys(run.paths.recipe_name for run in runs))
         title = f"{', '.join(recipes)} {' '.join(asked.names)}"[:120]
         parts = [_head(", ".join(recipes) or "No point has begun", "", _several(runs, asked, left_out))]
-        parts += map(draw_banner, shown[:_MAX_WHOLE])
+        parts += list(filter(None, map(draw_banner, runs)))[:_MAX_WHOLE]
         if shown:
             parts.append(draw_comparison(shown, detail.num_points, detail.num_characters))
         parts += _each(shown, detail, out)

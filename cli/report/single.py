@@ -13,7 +13,7 @@ from ..results import format_score
 from ..tables import format_size, format_value
 from .charts import Line, Unit, line_chart
 from .curves import EVAL_LOSS, LOSS, PACE, Points, thin_out
-from .facts import RunFacts, StageFacts, peak_bytes, stalls_of
+from .facts import RunFacts, StageFacts, is_point, peak_bytes, stalls_of
 from .markup import Cell, Html, clean, folded, format_number, format_time, link, section, table
 from .samples import draw_rows, draw_samples, draw_scores
 from .storage import draw_storage
@@ -25,6 +25,10 @@ _TITLES = {
     "learning_rate": "Learning rate",
     "grad_norm": "Gradient norm",
     PACE: "Examples a second",
+    "tokens_per_s": "Tokens a second",
+    "step_s": "Time of a step (s)",
+    "data_wait_s": "Waiting for data (s a step)",
+    "device_memory_gb": "Device memory (GB)",
 }
 _NAMES = {LOSS: "training", EVAL_LOSS: "validation"}
 
@@ -213,5 +217,6 @@ def _files(run: RunFacts, out: Path) -> str:
     if rows:
         rows.append(("run folder", link(str(run.paths.root), run.paths.root, out)))
     if any(what.startswith("model") for what, _ in run.files):
-        rows.append(("predict with it again", Html(f"<code>model.path=run:{escape(run.paths.run_id)}</code>")))
+        name = escape(str(run.paths.root) if is_point(run.paths) else run.paths.run_id)
+        rows.append(("predict with it again", Html(f"<code>model.path=run:{name}</code>")))
     return table(("what", "where"), rows) if rows else ""

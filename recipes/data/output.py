@@ -127,8 +127,10 @@ def check_template(table: Table, split: Path, num_rows: int, identity: str | Non
     """Compare the ids of a template with those of the rows that will be predicted.
 
     Raises:
-        UsageError: they are not the same ids, once each.
+        UsageError: they are not the same ids, once each, or a JSON object cannot have the rows' ids.
     """
+    if table.format == "json":
+        _check_names(table, split, num_rows, identity)
     if table.place is None:
         return
     source = table.columns[table.by]
@@ -136,6 +138,25 @@ def check_template(table: Table, split: Path, num_rows: int, identity: str | Non
     places = ({INDEX: position, ID: row.get(identity or ID), **row} for position, row in rows)
     there = (place.get(source) for place in places)
     check_ids(there, _ids(table), table.template, is_part=is_part)
+
+
+def _check_names(table: Table, split: Path, num_rows: int, identity: str | None) -> None:
+    """Refuse rows that cannot have one name each in a JSON object."""
+    source = next(iter(table.columns.values()), ID)
+    column = identity if source == ID else source
+    if column is None:
+        raise UsageError(
+            "predict.output.format is json, which holds {id: prediction}, and rows have no id; set "
+            "data.columns.id=COLUMN or predict.output.format=csv"
+        )
+    seen = set[str]()
+    for number, row in enumerate(islice(read_rows(split), num_rows), 1):
+        if column in row and (name := str(row[column])) in seen:
+            raise UsageError(
+                f"row {number} has the {column} {name!r} of an earlier row, and predict.output.format=json holds one "
+                "prediction of each; give each row its own, or set predict.output.format=csv"
+            )
+        seen.add(str(row.get(column)))
 
 
 def _ids(table: Table) -> Iterator[Any]:

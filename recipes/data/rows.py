@@ -279,10 +279,32 @@ def _parquet(path: Path, name: str) -> Iterator[Row]:
     from pyarrow import parquet
 
     try:
-        for batch in parquet.ParquetFile(path).iter_batches():
-            yield from batch.to_pylist()
+        file = parquet.ParquetFile(path)
+        others = [column.name for column in file.schema_arrow if not _is_plain(pyarrow.types, column.type)]
+        for batch in file.iter_batches():
+            for row in batch.to_pylist():
+                row.update((name, _as_json(row[name])) for name in others)
+                yield row
     except (pyarrow.ArrowException, OSError) as error:  # a page that was cut off is an OSError without the file's name
         raise UsageError(f"{name} is not a Parquet file, or a damaged one: {error}") from error
+
+
+def _is_plain(types: Any, kind: Any) -> bool:
+    return any(
+        is_kind(kind) for is_kind in (types.is_string, types.is_large_string, types.is_integer, types.is_floating)
+    )
+
+
+def _as_json(value: Any) -> Any:
+    """Return a value of Parquet as JSON can say it.
+
+    Dates and the like are text; bytes stay bytes.
+    """
+    if isinstance(value, dict):
+        return {name: _as_json(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_as_json(item) for item in value]
+    return value if value is None or isinstance(value, (str, bool, int, float, bytes)) else str(value)
 
 
 _READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {

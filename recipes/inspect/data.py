@@ -25,7 +25,7 @@ from ..tasks import Column, task_of
 from .cache import collect
 from .sources import find_source
 
-_FORMAT = 1  # raised when the facts of a file are found in another way
+_FORMAT = 2  # raised when the facts of a file are found in another way
 
 
 def read_splits(recipe: Recipe) -> dict[str, SplitFacts]:
@@ -133,8 +133,8 @@ def _as_turns(column: str) -> str:
 
 def _nested_column(name: str, found: SplitFacts, column: str, named_by: str) -> str:
     rows = enumerate(read_rows(Path(found.path)), 1)
-    number, value = next((at, row[column]) for at, row in rows if isinstance(row.get(column), (list, dict)))
-    what = "a list" if isinstance(value, list) else "an object"
+    number, value = next((at, row[column]) for at, row in rows if isinstance(row.get(column), (list, dict, bytes)))
+    what = "a list" if isinstance(value, list) else "bytes" if isinstance(value, bytes) else "an object"
     is_said = isinstance(value, list) and value and isinstance(value[0], dict) and {"role", "from"} & value[0].keys()
     turns = f"; {_as_turns(column)}" if is_said else ""
     return (
@@ -168,7 +168,7 @@ def read_file(path: Path) -> SplitFacts:
         elif columns != there:
             columns &= there
         if len(nested) < len(row):
-            nested.update(name for name, value in row.items() if isinstance(value, (list, dict)))
+            nested.update(name for name, value in row.items() if isinstance(value, (list, dict, bytes)))
     return SplitFacts(
         path=str(path),
         num_rows=num_rows,

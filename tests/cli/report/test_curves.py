@@ -37,7 +37,10 @@ def test_without_the_size_of_a_step_there_is_no_pace() -> None:
 
 
 def test_a_pace_that_training_reports_itself_is_not_derived_again() -> None:
-    events = [step(10, time=1, loss=1, examples_per_s=7.0), step(20, time=2, loss=1, examples_per_s=8.0)]
+    events = [
+        step(number, time=number, loss=1, **{"throughput/examples_per_s": pace})
+        for number, pace in ((10, 7.0), (20, 8.0))
+    ]
     assert curves_of(events, global_batch=8)["examples_per_s"] == ((10, 7.0), (20, 8.0))
 
 

@@ -334,14 +334,15 @@ def test_a_sweep_shows_the_points_that_have_begun_and_counts_the_others(
     remember_run(sweep)
     for index in (0, 1):
         _, point, _ = open_point(plan, sweep, index)
-        train(point, Step(step=1, values={"loss": 1.0}), code=0 if index else None)
+        train(point, Step(step=1, values={"loss": 1.0}), Error(message="no luck"), code=1 if index else None)
     ended = ledger.open_attempt(sweep.ledger_dir, plan.stages[0].name, 1)
-    ended.write(Ended(exit_code=0))
+    ended.write(Ended(exit_code=1))
     ended.close()
     assert sousbatch("report", plan.run_id)[:2] == (0, f"{sweep.report}\n")
     text = sweep.report.read_text()
     found = checked(text)
-    assert f"running 1 \u00b7 done 1 \u00b7 waiting 1 \u00b7 {plan.run_id}" in found.text
+    assert f"running 1 \u00b7 failed 1 \u00b7 waiting 1 \u00b7 {plan.run_id}" in found.text
+    assert "no luck" in found.text and f"<code>sousbatch resume {plan.run_id}</code> resumes it" in text
     labels = re.findall(r'<path class="line k\d" data-label="([^"]*)"', text)
     assert set(labels) == {"train.learning_rate=0.1", "train.learning_rate=0.2"}
 

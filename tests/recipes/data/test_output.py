@@ -131,6 +131,16 @@ def test_ids_of_the_rows_must_differ(merged: Path, inputs: Path, tmp_path: Path)
         check_template(table(place), inputs, 1, None, is_part=False)
 
 
+def test_rows_of_one_id_are_refused_for_a_json_object_before_they_are_predicted(inputs: Path) -> None:
+    json_table = table_of(fields=("index", "id", "prediction"), inputs=("fname",), columns={}, format="json")
+    inputs.write_text('{"fname": "a"}\n{"fname": "b"}\n{"fname": "a"}\n')
+    check_template(json_table, inputs, 2, "fname", is_part=False)
+    with pytest.raises(UsageError, match="row 3 has the fname 'a' of an earlier row, .* set predict.output.format=csv"):
+        check_template(json_table, inputs, 3, "fname", is_part=False)
+    with pytest.raises(UsageError, match="rows have no id; set data.columns.id=COLUMN"):
+        check_template(json_table, inputs, 3, None, is_part=False)
+
+
 def test_a_part_of_the_rows_fills_a_part_of_the_template(merged: Path, inputs: Path, tmp_path: Path) -> None:
     for path in (merged, inputs):
         path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))

@@ -7,6 +7,8 @@ import re
 import shlex
 import subprocess
 import sys
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,15 @@ def test_parquet_rows_are_read(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     parquet.write_table(pyarrow.table({"a": ["가", "나"]}), tmp_path / "a.parquet")
     assert [row["a"] for row in read_rows(tmp_path / "a.parquet")] == ["가", "나"]
+
+
+def test_dates_and_the_like_of_parquet_are_text(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    values = {"day": date(2026, 1, 2), "price": Decimal("1.50"), "is_new": True, "inner": [{"at": date(2026, 1, 2)}]}
+    parquet.write_table(pyarrow.table({name: [value] for name, value in values.items()}), tmp_path / "a.parquet")
+    (row,) = read_rows(tmp_path / "a.parquet")
+    assert row == {"day": "2026-01-02", "price": "1.50", "is_new": True, "inner": [{"at": "2026-01-02"}]}
 
 
 BAD = {

@@ -291,3 +291,24 @@ def test_a_kernel_of_attention_that_the_model_cannot_use_is_refused(tokenizer_fo
     said = "model.attention is sdpa, which XLNetForSequenceClassification cannot use; set model.attention=eager$"
     with pytest.raises(UsageError, match=said):
         ask(xlnet, tokenizer_folder, tmp_path, attentions=["eager", "sdpa"], **asked)
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        (
+            {"target_modules": ("q", "shared")},
+            "adapter.target_modules: shared has one weight with encoder.embed_tokens",
+        ),
+        ({"target_modules": ("embed_tokens",)}, "embed_tokens has one weight with shared, "),
+        ({"modules_to_save": ("lm_head",)}, "has one weight with a layer of another kind (Embedding and Linear)"),
+    ],
+)
+def test_embeddings_that_an_encoder_and_a_decoder_share_are_not_adapted_apart(
+    values: dict[str, Any], problem: str, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    t5 = ("t5", {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2})
+    adapter = Adapter(method="lora", rank=2, **({"target_modules": ("q",)} | values))
+    settings = StageSettings(task="seq2seq", adapter=adapter)
+    found = ask(t5, tokenizer_folder, tmp_path, settings=settings, task="seq2seq")
+    assert problem in found["trained"]["one"]["problem"]

@@ -196,3 +196,13 @@ def test_a_file_is_read_again_only_when_it_changed(project: Path, monkeypatch: p
     assert len(made) == 3
     (project / "test.jsonl").write_text('{"input": "new", "target": "new"}\n')
     assert read_splits(recipe)["test"].num_rows == 1
+
+
+def test_a_used_column_of_bytes_is_refused_and_another_is_left_alone(project: Path) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = {"input": ["a", "b"], "target": ["c", "d"], "image": [b"x", b"y"]}
+    parquet.write_table(pyarrow.table(table), "train.parquet")
+    assert read_splits(compose("./small.yaml", ["data.splits.train=train.parquet"]))["train"].num_rows == 2
+    parquet.write_table(pyarrow.table({**table, "input": [b"a", b"b"]}), "train.parquet")
+    (reason,) = _reasons("data.splits.train=train.parquet")
+    assert reason.startswith("row 1 of split 'train' has bytes in column 'input' (data.columns.input) of ")
