@@ -51,11 +51,18 @@ NUM_KILLS = 15
 
 
 @pytest.fixture
-def make_run(sousbatch: Run, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunPaths]:
+def make_run(
+    sousbatch: Run,
+    project: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[..., RunPaths]:
     """Return a run folder with the plan of the small recipe; each one that is made is another run."""
     monkeypatch.setattr(predicting, "Watchdog", Mock())  # pytest has no stderr that a stack can be dumped to
 
     def made(*overrides: str, below: Path = tmp_path / "runs") -> RunPaths:
+        capsys.readouterr()  # what libraries and jobs have printed
         code, out, err = sousbatch("plan", "small.yaml", *overrides, "--json")
         assert code == 0, err
         paths = RunPaths(root=below / f"small-{len(list(below.glob('*')))}" / "0123456789ab")
@@ -89,9 +96,7 @@ def test_after_an_engine_died_the_next_attempt_answers_what_is_missing(
 
 
 @pytest.fixture
-def campaign(
-    project: Path, make_run: Callable[..., RunPaths], capsys: pytest.CaptureFixture[str]
-) -> Callable[..., RunPaths]:
+def campaign(project: Path, make_run: Callable[..., RunPaths]) -> Callable[..., RunPaths]:
     """Return a run over odd rows, with a model whose answers show which row they answer."""
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(TINY))
@@ -102,7 +107,6 @@ def campaign(
     transformers.AutoTokenizer.from_pretrained(TINY).save_pretrained(project / "random")
     text = "".join(json.dumps(row | {"target": "답"}, ensure_ascii=False) + "\n" for row in ROWS)
     (project / "test.jsonl").write_text(text, encoding="utf-8")
-    capsys.readouterr()  # what libraries print as they are imported
     return lambda *more, **options: make_run(*OVERRIDES, *more, **options)
 
 
