@@ -336,6 +336,8 @@ def merge_predictions(
     index_field: str | None = "index",
     sampler: Sampler | None = None,
     batch_rows: int | None = None,
+    num_ranks: int | None = None,
+    data: str | Path | None = None,
     post: Sequence[str] = (),
 ) -> MergeReport:
     """Join prediction shards into the one file *out*, in the order of their rows.
@@ -349,6 +351,8 @@ def merge_predictions(
         sampler: what dealt out the rows to the ranks, whose shards have no index: "contiguous", "interleaved",
             "distributed" (PyTorch's DistributedSampler) or "batches" (accelerate's data loaders); it needs *num_rows*.
         batch_rows: rows of a batch of one rank; "batches" needs it.
+        num_ranks: how many ranks there were; without it shards that look as if one was lost are refused.
+        data: the rows that were predicted; rows without an index are compared with them in the columns that both have.
         post: steps as in the recipe's `predict.post`, over the units of a predict stage.
 
     Raises:
@@ -357,8 +361,10 @@ def merge_predictions(
         NotFoundError: a path does not exist, or no shards are there.
     """
     from .predictions.merge import merge_units
-    from .predictions.shard_merge import Dealing, find_shards, merge_shards
+    from .predictions.samplers import Dealing
+    from .predictions.shard_merge import find_shards, merge_shards
     from .predictions.units import is_unit_folder, read_layout
+    from .recipes.data.compared import compare_rows
 
     _check_list("paths", paths)
     if not paths:
@@ -383,8 +389,19 @@ def merge_predictions(
         raise UsageError(
             "--sampler batches needs --batch-rows, the rows of a rank's batch (1 or more); others have none"
         )
-    dealing = None if sampler is None else Dealing(sampler=sampler, batch_rows=batch_rows or 1)
-    return merge_shards(find_shards(given), target, num_rows=num_rows, index_field=index_field, dealing=dealing)
+    if num_ranks is not None and sampler is None:
+        raise UsageError("--ranks says how many ranks a --sampler dealt out the rows to; give that, too")
+    dealing = None
+    if sampler is not None:
+        dealing = Dealing(sampler=sampler, batch_rows=batch_rows or 1, num_ranks=num_ranks)
+    return merge_shards(
+        find_shards(given),
+        target,
+        num_rows=num_rows,
+        index_field=index_field,
+        dealing=dealing,
+        check=None if data is None else partial(compare_rows, data=Path(data), form=target.suffix),
+    )
 
 
 def _change(post: Sequence[str], units: Path) -> Change | None:
@@ -399,12 +416,16 @@ def _change(post: Sequence[str], units: Path) -> Change | None:
     _check_list("post", post)
     if not post:
         return None
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # own functions, as planning finds them
+    # own functions, as planning finds them; those of the working folder may be newer than the run's
+    sys.path += [os.getcwd()] * (os.getcwd() not in sys.path)
     split, run = "", run_of_units(units)
     rows: Iterator[Mapping[str, Any]] = iter(())
     if run is not None:
-        found = read_plan(run.plan).stage(units.resolve().parent.name).splits["predict"]
+        plan = read_plan(run.plan)
+        used = [plan.inputs.used_files[name] for name in post if name in plan.inputs.used_files]
+        sys.path += [str(run.used_file(one.path, one.digest).parent) for one in used]
+        sys.path += [str(run.code(folder)) for folder in plan.recipe.environment.code]
+        found = plan.stage(units.resolve().parent.name).splits["predict"]
         split, rows = found.name, read_rows(Path(found.path))
     digests = {name: files.digest_file(Path(name)) for name in files_in(post) if Path(name).is_file()}
     digests["always"] = secrets.token_hex(4)  # own functions may have changed: the output is made anew

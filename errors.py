@@ -12,6 +12,7 @@
         |-- DamagedError          1   a file is not what its marker or format says
         |-- IncompleteError       1   rows or shards are missing
         |-- FencedError           1   a newer attempt owns the stage
+        |-- DeviceMemoryError     76  one row is too large for a device
         |-- NoRoomError           77  the disk is full; what was committed is safe
         `-- DivergedError         78  the training no longer learns
 
@@ -134,6 +135,13 @@ class FencedError(RunError):
     """A newer attempt of the stage exists, so this one may commit nothing more."""
 
 
+class DeviceMemoryError(RunError):
+    """A device has too little memory for a single row."""
+
+    exit_code = EXIT_DEVICE_MEMORY
+    advice = "`resume` would end in the same way, unless the stage gets devices with more memory"
+
+
 class NoRoomError(RunError):
     """The disk is full or over quota; what was committed before is safe."""
 
@@ -151,10 +159,10 @@ class DivergedError(RunError):
 
 
 @contextmanager
-def no_room_named(what: str) -> Iterator[None]:
+def no_room_named(what: str, then: str = "resume") -> Iterator[None]:
     """Turn 'disk full' and 'over quota' into a `NoRoomError`.
 
-    The error says what was being written.
+    The error says what was being written, and what to do once there is space.
     """
     try:
         yield
@@ -162,7 +170,7 @@ def no_room_named(what: str) -> Iterator[None]:
         if not is_no_room(error):
             raise
         raise NoRoomError(
-            f"no space left while writing {what}: {error.strerror}; free some space and resume"
+            f"no space left while writing {what}: {error.strerror}; free some space and {then}"
         ) from error
 
 

@@ -110,7 +110,8 @@ def run_shards(folder: Path, out: Path) -> None:
 
 def run_dealt(folder: Path, out: Path) -> None:
     """Merge shards without duplicates whose index nobody reads, by the sampler."""
-    from sousbatch.predictions.shard_merge import Dealing, merge_shards
+    from sousbatch.predictions.samplers import Dealing
+    from sousbatch.predictions.shard_merge import merge_shards
     from sousbatch.predictions.units import read_layout
 
     paths = [folder / f"dealt-{rank}.jsonl" for rank in range(NUM_RANKS)]

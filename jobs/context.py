@@ -170,7 +170,7 @@ def _tell(job: JobContext, code: int, error: str = "") -> None:
 
 def _exit_code(error: BaseException) -> int:
     if isinstance(error, SousbatchError):
-        return error.exit_code if error.exit_code in (EXIT_NO_ROOM, EXIT_DIVERGED) else 1
+        return error.exit_code if error.exit_code in (EXIT_DEVICE_MEMORY, EXIT_NO_ROOM, EXIT_DIVERGED) else 1
     if is_no_room(error):
         return EXIT_NO_ROOM
     if type(error).__name__ == "OutOfMemoryError" or "out of memory" in str(error).lower():

@@ -290,7 +290,7 @@ def write_joined(rows: Iterable[PredictionRow], out: Path) -> int:
     Return how many they are.
     """
     num_rows = 0
-    with no_room_named(str(out)), files.replacing(out) as stream:
+    with no_room_named(str(out), "try again"), files.replacing(out) as stream:
         for row in rows:
             stream.write(row.to_line())
             num_rows += 1

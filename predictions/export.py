@@ -60,7 +60,7 @@ def export(rows: Rows, path: Path, format: Format, columns: Sequence[str] = ()) 
         NoRoomError: the disk is full.
     """
     columns = columns or ((ID, PREDICTION) if format == "json" else tuple(_fields(rows)))
-    with no_room_named(str(path)), replacing(path) as stream:
+    with no_room_named(str(path), "try again"), replacing(path) as stream:
         if format in ("csv", "csv_bom", "tsv"):
             _write_csv(rows, columns, stream, format)
         elif format == "parquet":

@@ -43,6 +43,7 @@ class MergeReport:
     Padding is dropped by its place. Duplicate, incomplete and corrupt rows are dropped and counted; they do harm only
     where no intact copy of the row exists. `faults` names the first of what was not used, `sources` says who wrote
     what, and `rest` is the command that computes the missing rows. `change` is the key of what changed each row.
+    `order` says by what rows without an index got their positions.
     """
 
     output: str = ""
@@ -61,6 +62,7 @@ class MergeReport:
     num_corrupt: int = 0
     num_unexpected: int = 0
     is_end_known: bool = True
+    order: str = ""
     faults: tuple[str, ...] = ()
     sources: tuple[Mapping[str, str | int], ...] = ()
 
@@ -98,6 +100,8 @@ class MergeReport:
 
     def writers(self) -> Iterator[str]:
         """Yield a line for each of the first sources: who wrote how much."""
+        if self.order:
+            yield f"rows are {self.order}"
         for source in self.sources[:_NUM_WRITERS]:
             if "path" in source:
                 yield f"{source['path']}: {source['num_rows']:,} rows"
@@ -245,7 +249,7 @@ def writing(out_path: Path) -> Iterator[tuple[IO[bytes], Path]]:
     """
     temporary = temporary_path(out_path)
     try:
-        with no_room_named(str(out_path)), temporary.open("wb") as stream:
+        with no_room_named(str(out_path), "try again"), temporary.open("wb") as stream:
             yield stream, temporary
     finally:
         temporary.unlink(missing_ok=True)

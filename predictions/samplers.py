@@ -6,7 +6,14 @@ dropped by its place: a repeated row may be answered in other words.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
+from ..errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,6 +27,73 @@ SAMPLERS: dict[Sampler, str] = {
     "batches": "batches in turn, as accelerate's BatchSamplerShard prepares a data loader",
 }
 PADDING = -1
+_MOST_LOST = 64  # ranks that are looked for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dealing:
+    """How rows were dealt out to the shards, one a rank, in the order of the ranks.
+
+    Where *num_ranks* is not given it is the number of shards, and what looks as if one was lost is refused.
+    """
+
+    sampler: Sampler
+    batch_rows: int = 1
+    num_ranks: int | None = None
+
+    def __str__(self) -> str:
+        batches = f" of {self.batch_rows} rows" if self.sampler == "batches" else ""
+        return f"{self.sampler}{batches}"
+
+
+def by_number(text: str) -> list[str | int]:
+    """Return a sorting key that puts rank2 before rank10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]
+
+
+def check_ranks(paths: Sequence[Path], counts: Sequence[int], num_rows: int, dealing: Dealing) -> None:
+    """Refuse shards that look as if there were more.
+
+    Every row would get a wrong position. *counts* are the rows of each.
+
+    Raises:
+        UsageError: there are not as many shards as ranks, a number is left out in their names, or each has as many rows
+            as one of more ranks. Of n ranks that shows where there are n (n - 1) rows or more.
+    """
+    if dealing.num_ranks is not None:
+        if dealing.num_ranks != len(paths):
+            raise UsageError(f"--ranks is {dealing.num_ranks}, and here are {len(paths)} shards; name one of each rank")
+        return
+    advice = "name the shards of all ranks, an empty one for a lost rank; or say how many there were with --ranks N"
+    names = [by_number(path.name) for path in paths]
+    for place in range(1, min(map(len, names)), 2):
+        numbers = [int(name[place]) for name in names]
+        steps = [after - before for before, after in pairwise(numbers)]
+        if any(step != 1 for step in steps) and all(step > 0 for step in steps):
+            at = next(number for number, step in enumerate(steps) if step != 1)
+            raise UsageError(f"there is no shard between {paths[at]} and {paths[at + 1]}; {advice}")
+    if list(counts) == _counts(dealing, num_rows, len(paths)):
+        return
+    for num_ranks in range(len(paths) + 1, len(paths) + _MOST_LOST):
+        if _is_part(counts, _counts(dealing, num_rows, num_ranks)):
+            raise UsageError(
+                f"here are {len(paths)} shards, and each has as many rows as one of {num_ranks} ranks has of "
+                f"{num_rows:,} by --sampler {dealing.sampler}; {advice}"
+            )
+
+
+def _counts(dealing: Dealing, num_rows: int, num_ranks: int) -> list[int]:
+    """Return how many rows each rank has, padding included."""
+    if dealing.sampler == "interleaved":
+        return [-(-max(0, num_rows - rank) // num_ranks) for rank in range(num_ranks)]
+    batch_rows = dealing.batch_rows
+    return [-(-num_rows // (num_ranks * batch_rows)) * batch_rows] * num_ranks
+
+
+def _is_part(counts: Sequence[int], of_all: Sequence[int]) -> bool:
+    """Say whether *counts* are some of *of_all*, in their order."""
+    left = iter(of_all)
+    return all(count in left for count in counts)
 
 
 def rows_of_rank(sampler: Sampler, num_rows: int, rank: int, num_ranks: int, batch_rows: int = 1) -> NDArray[np.int64]:

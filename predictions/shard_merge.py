@@ -12,7 +12,7 @@ import json
 import mmap
 import re
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from ..files import TEMPORARY_PREFIX, refuse_input
 from .array_reader import SUFFIXES, is_companion, scan_arrays
 from .merge import MergeReport, report_path, settle, writing
 from .rows import INDEX
-from .samplers import PADDING, Sampler, rows_of_rank
+from .samplers import PADDING, Dealing, by_number, check_ranks, rows_of_rank
 from .shard_reader import MAX_FAULTS, Shard, has_fields, scan_csv, scan_jsonl
 from .units import is_unit
 
@@ -40,12 +40,8 @@ _SUFFIX_WITHIN = re.compile("|".join(rf"\{suffix}\b" for suffix in _SUFFIXES), r
 _GATHER_BYTES = 1 << 20  # what the processor's cache holds: 8 MiB took 1.4 times as long
 
 
-@dataclass(frozen=True, kw_only=True)
-class Dealing:
-    """How rows were dealt out to the shards, one a rank, in the order of the ranks."""
-
-    sampler: Sampler
-    batch_rows: int = 1
+# Compares merged rows in a file, whose positions are given, with others; returns what it compared, or "".
+Check = Callable[[Path, Sequence[int]], str]
 
 
 def merge_shards(
@@ -55,6 +51,7 @@ def merge_shards(
     num_rows: int | None = None,
     index_field: str | None = INDEX,
     dealing: Dealing | None = None,
+    check: Check | None = None,
 ) -> MergeReport:
     """Join shards in the order of their rows' index.
 
@@ -62,7 +59,8 @@ def merge_shards(
     which needs *num_rows*. The first copy of a row wins; a second one
     is dropped where it is the same, and makes the result unclean where it is not. Without *num_rows* it is unknown
     whether the last rows are missing. A cut CSV record that is continued by another one can pass for a row; a JSONL
-    line cannot.
+    line cannot. Positions that no index says are assumed: *check* may compare the rows with others, and says what it
+    found.
 
     Raises:
         IncompleteError: rows are missing; the rest is in `.partial`.
@@ -77,25 +75,36 @@ def merge_shards(
     index_field = None if dealing is not None else index_field
     if index_field is None and (again := _named_again(paths)):
         raise UsageError(f"{again} is named twice, and its rows would get two positions; name every shard once")
-    with TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=out_path.parent) as spools, no_room_named(str(out_path)):
+    with (
+        TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=out_path.parent) as spools,
+        no_room_named(str(out_path), "try again"),
+    ):
         shards = []
         for number, path in enumerate(paths):
             if kinds & set(SUFFIXES):
                 shards.append(scan_arrays(path, index_field, Path(spools, str(number))))
             else:
                 shards.append((scan_csv if ".csv" in kinds else scan_jsonl)(path, index_field))
-        return _join(shards, out_path, num_rows, index_field, dealing)
+        return _join(shards, out_path, num_rows, index_field, dealing, check)
 
 
 def _join(
-    shards: list[Shard], out_path: Path, num_rows: int | None, index_field: str | None, dealing: Dealing | None
+    shards: list[Shard],
+    out_path: Path,
+    num_rows: int | None,
+    index_field: str | None,
+    dealing: Dealing | None,
+    check: Check | None,
 ) -> MergeReport:
-    num_padding = 0
+    num_padding, order = 0, ""
     if dealing is not None:
         assert num_rows is not None, "which was asked for"
+        check_ranks([shard.path for shard in shards], [len(shard.index) for shard in shards], num_rows, dealing)
         num_padding = _deal_out(shards, num_rows, dealing)
+        order = f"dealt out to {len(shards)} ranks by sampler {dealing}"
     elif index_field is None:
         _number_in_file_order(shards)
+        order = "in the order of the shards"
     elif not any(shard.index for shard in shards):
         _check_has_index(shards, index_field)
     header = _one_header(shards)
@@ -104,6 +113,10 @@ def _join(
     with writing(out_path) as (stream, temporary):
         sha256 = _write(rows, ranking.kept, header, stream)
         num_bytes = stream.tell()
+        if order:
+            stream.flush()
+            compared = check(temporary, rows.index[ranking.kept].tolist()) if check is not None else ""
+            order += f": {compared or 'assumed, since nothing in the rows was compared'}"
         differing = _differing(rows, ranking)
         report = MergeReport(
             num_rows=ranking.num_rows,
@@ -118,6 +131,7 @@ def _join(
             num_corrupt=sum(shard.num_corrupt for shard in shards),
             num_unexpected=len(ranking.unexpected),
             is_end_known=num_rows is not None,
+            order=order,
             faults=_faults(shards, rows, ranking, differing),
             sources=rows.sources,
         )
@@ -170,11 +184,6 @@ def _named_again(paths: Sequence[Path]) -> Path | None:
             return path
         seen.add(real)
     return None
-
-
-def by_number(text: str) -> list[str | int]:
-    """Return a sorting key that puts rank2 before rank10."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]
 
 
 def _number_in_file_order(shards: Sequence[Shard]) -> None:

@@ -149,9 +149,11 @@ def _save_every(settings: StageSettings, steps: int, steps_per_epoch: int) -> in
 
 
 def _refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
+    settings = stage.settings
+    if "score" in stage.splits:  # without answers there is nothing to compare with
+        yield from task_of(settings.task).refusals(stage, inputs)
     if not stage.uses_devices:
         return
-    settings = stage.settings
     if stage.resources.device == "cpu":
         yield from _cpu_refusals(settings, stage)
     elif settings.model.attention == "flash_attention_2":
@@ -289,6 +291,7 @@ def _warnings(recipe: Recipe, site: Site, inputs: Inputs, stage: Stage, found: F
     for one in decoded(stage).values():
         yield from task_of(stage.settings.task).warnings(one, inputs)
     yield from unknown_warnings(stage, inputs)
+    yield from _output_warnings(stage, inputs)
     if stage.batch is None:
         return
     yield from train_warnings(stage)
@@ -318,6 +321,17 @@ def _warnings(recipe: Recipe, site: Site, inputs: Inputs, stage: Stage, found: F
         yield (
             f"stage {stage.name!r} asks for {cores} cores and {site.name} has {site.cpus_per_node}: "
             "ranks will take turns"
+        )
+
+
+def _output_warnings(stage: Stage, inputs: Inputs) -> Iterator[str]:
+    output, split = stage.settings.predict.output, stage.splits.get("predict")
+    if stage.record.leaves != "predictions" or output is None or output.template is None or split is None:
+        return
+    if split.num_rows < (there := inputs.split_of(stage.name, "predict", split.name).num_rows):
+        yield (
+            f"stage {stage.name!r} predicts {split.num_rows:,} of {there:,} rows, and predict.output will have those "
+            f"of template {output.template} alone, without its other rows; leave out predict.rows for a file to hand in"
         )
 
 

@@ -17,6 +17,7 @@ from ..user_folders import config_file
 from . import overrides
 from .catalog import find_recipe, search_dirs
 from .schema import Recipe, rules, validate
+from .stage_kinds import USUAL_KINDS
 from .stages import layered_resources
 from .yaml_files import check_size, limited_files
 
@@ -44,8 +45,23 @@ def values_of(name: str, texts: Sequence[str] = ()) -> tuple[dict[str, Any], lis
     for item in others:
         overrides.lay_over(values, item, faults)
     faults += overrides.without_effect(values, others)
+    _drop_stages(values)
     values.setdefault("name", path.stem)
     return values, faults
+
+
+def _drop_stages(values: dict[str, Any]) -> None:
+    """Take away the stages that are false.
+
+    Another file gives them, or they are usual ones.
+    """
+    stages = values.get("stages")
+    dropped = [name for name, spec in stages.items() if spec is False] if isinstance(stages, dict) else []
+    if not dropped:
+        return
+    given = {name: spec for name, spec in values["stages"].items() if name not in dropped}
+    usual: dict[str, Any] = {kind: {} for kind in USUAL_KINDS if kind not in dropped}
+    values["stages"] = given or usual or values["stages"]  # where none is left it is a fault
 
 
 def recipe_of(values: dict[str, Any], faults: Sequence[Fault] = (), *, source: str = "") -> Recipe:

@@ -33,6 +33,9 @@ def test_a_full_disk_is_seen_however_it_is_wrapped(error: BaseException, expecte
 def test_a_full_disk_names_what_was_being_written() -> None:
     with pytest.raises(NoRoomError, match="no space left while writing the plan: full"), no_room_named("the plan"):
         raise OSError(errno.ENOSPC, "full")
+    again = "while writing out.jsonl: full; free some space and merge again"
+    with pytest.raises(NoRoomError, match=again), no_room_named("out.jsonl", "merge again"):
+        raise OSError(errno.ENOSPC, "full")
     with pytest.raises(PermissionError), no_room_named("the plan"):
         raise PermissionError(errno.EACCES, "no")
 

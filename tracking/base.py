@@ -88,8 +88,15 @@ class Tracker(Protocol):
 
 
 TRACKERS: Registry[Callable[[], Tracker]] = Registry(
-    "tracker", "sousbatch.trackers", {"wandb": "tracking.wandb:WandbTracker"}
+    "tracker",
+    "sousbatch.trackers",
+    {
+        "wandb": "tracking.wandb:WandbTracker",
+        "tensorboard": "tracking.tensorboard:TensorBoardTracker",
+        "trackio": "tracking.trackio:TrackioTracker",
+    },
 )
+OPTIONAL = ("tensorboard", "trackio")  # packages of these names, which not everybody has
 
 
 class Trackers:

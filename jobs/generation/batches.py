@@ -10,6 +10,8 @@ from typing import TypeVar
 
 import torch
 
+from ...errors import DeviceMemoryError
+
 T = TypeVar("T")
 
 
@@ -22,11 +24,16 @@ class Batches:
     def __init__(self, most_rows: int, most_tokens: int) -> None:
         self._rows, self._tokens = most_rows, most_tokens
 
-    def run(self, sizes: Sequence[tuple[int, int]], work: Callable[[list[int]], Sequence[T]]) -> list[T]:
+    def run(
+        self, sizes: Sequence[tuple[int, int]], work: Callable[[list[int]], Sequence[T]], rows: Sequence[int]
+    ) -> list[T]:
         """Return what *work* returns for each item, in their order.
 
         An item of size (new tokens, tokens read) fills a batch as the largest of its batch does. *work* gets the
         places of a batch. The longest come first, so that too little memory shows at once.
+
+        Raises:
+            DeviceMemoryError: an item alone is too large; it names the one of *rows* that it is of.
         """
         waiting = sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True)
         found: dict[int, T] = {}
@@ -36,8 +43,15 @@ class Batches:
             try:
                 found.update(zip(places, work(places), strict=True))
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if len(places) == 1 or not _is_memory(error):
+                if not _is_memory(error):
                     raise
+                if len(places) == 1:
+                    new, read = sizes[places[0]]
+                    raise DeviceMemoryError(
+                        f"row {rows[places[0]]} alone is too large for the memory of the device: {read:,} tokens, and "
+                        f"{new:,} of an answer; lower predict.max_new_tokens or predict.num_beams, cut long rows "
+                        "(data.long_rows), or set predict.load_in=4bit"
+                    ) from error
                 is_full = True
             if is_full:  # out of the handler, whose traceback holds on to the batch
                 self._tokens = num_tokens // 2

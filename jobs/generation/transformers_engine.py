@@ -125,11 +125,12 @@ class TransformersEngine:
         """Return what follows each prompt; those of like length share a batch.
 
         Raises:
-            RunError: the model's scores of a row are no numbers.
+            RunError: the model's scores of a row are no numbers, or a row alone is too large for the device.
         """
         beams = self._generation.num_beams or 1
         sizes = [(beams * prompt.max_new_tokens, beams * len(prompt.ids)) for prompt in prompts]
-        return self._batches.run(sizes, lambda places: self._continue([prompts[place] for place in places]))
+        rows = [prompt.row for prompt in prompts]
+        return self._batches.run(sizes, lambda places: self._continue([prompts[place] for place in places]), rows)
 
     @torch.no_grad()  # not inference_mode: what a model keeps from it could not be used by a training that goes on
     def _continue(self, prompts: list[Prompt]) -> list[Generation]:

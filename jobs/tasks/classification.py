@@ -148,7 +148,10 @@ class LabelAnswerer:
         found = TASK.encode(self._settings, "predict", [row for _, row in rows], self._tokenizer, self._longest)
         ids = [one.ids for one in found]
         sizes = [(0, len(one)) for one in ids]
-        probabilities = self._batches.run(sizes, lambda places: self._softmax([ids[place] for place in places]))
+        positions = [position for position, _ in rows]
+        probabilities = self._batches.run(
+            sizes, lambda places: self._softmax([ids[place] for place in places]), positions
+        )
         for (position, _), values in zip(rows, probabilities, strict=True):
             if not all(map(math.isfinite, values)):
                 raise not_finite(position, "of the labels")

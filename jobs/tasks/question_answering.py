@@ -120,9 +120,9 @@ class SpanAnswerer:
             RunError: the model's scores of a row are no numbers.
         """
         windows = list(_windows(self._settings, "predict", (row for _, row in rows), self._tokenizer))
-        logits = self._logits(windows)
         number = -1
         owners = [number := number + window.is_first for window in windows]
+        logits = self._logits(windows, [rows[owner][0] for owner in owners])
         answers = []
         for owner, places in groupby(range(len(windows)), owners.__getitem__):
             (position, row), own = rows[owner], [(windows[place], logits[place]) for place in places]
@@ -131,10 +131,13 @@ class SpanAnswerer:
             answers.append(self._choose(str(row[self._settings.data.columns.context]), own))
         return answers
 
-    def _logits(self, windows: Sequence[Window]) -> list[NDArray[np.float32]]:
-        """Return an array of shape (2, tokens) for each window."""
+    def _logits(self, windows: Sequence[Window], positions: Sequence[int]) -> list[NDArray[np.float32]]:
+        """Return an array of shape (2, tokens) for each window.
+
+        The *positions* are those of their rows.
+        """
         sizes = [(0, len(one.ids)) for one in windows]
-        return self._batches.run(sizes, lambda places: self._forward([windows[place] for place in places]))
+        return self._batches.run(sizes, lambda places: self._forward([windows[place] for place in places]), positions)
 
     @torch.no_grad()
     def _forward(self, windows: list[Window]) -> list[NDArray[np.float32]]:

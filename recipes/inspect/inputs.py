@@ -18,7 +18,7 @@ from ...checkpoints.capacity import reservations
 from ...checkpoints.capacity.limits import nearest_existing, read_limits, tightest
 from ...errors import PlanError, UsageError
 from ...remote import parse_place
-from ...tracking.base import TRACKERS
+from ...tracking.base import OPTIONAL, TRACKERS
 from ..facts import DiskSpace, Inputs, Lengths, ModelFacts, Prepared, SplitFacts, TokenFacts, UsedFile
 from ..labels import with_labels
 from ..schema import Recipe
@@ -77,6 +77,8 @@ def inspect(
     versions = collect(reasons, lambda: versions_of(recipe.environment))
     for name in recipe.tracking.trackers:
         collect(reasons, partial(TRACKERS.load, name))
+        if name in OPTIONAL and recipe.environment.python is None and importlib.util.find_spec(name) is None:
+            reasons.append(f"tracking.trackers {name} needs its package; {sys.executable} -m pip install {name}")
     unset = [name for name in recipe.environment.inherit if name not in os.environ]
     if unset:
         reasons.append(f"environment.inherit names {', '.join(unset)}, which this shell has not set; `export` it first")

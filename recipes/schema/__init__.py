@@ -112,5 +112,7 @@ class Recipe(StageSettings):
     environment: Environment = key(Environment, "what runs the jobs")
     tracking: Tracking = key(Tracking, "where its numbers are shown")
     stages: dict[str, StageSpec] = key(
-        dict, "the steps in order; train, consolidate, predict, merge, score when not given"
+        dict,
+        "the steps in order; train, consolidate, predict, merge, score when not given; {score: false} drops one that "
+        "another recipe gives",
     )

@@ -84,7 +84,12 @@ class Environment:
 class Tracking:
     """The trackers of a run, which write beside the run and never make it wait."""
 
-    trackers: tuple[str, ...] = key(("wandb",), "what shows them", also=("report_to",), names=TRACKERS)
+    trackers: tuple[str, ...] = key(
+        ("wandb",),
+        "what shows them: wandb, tensorboard or trackio (with their packages), or one of another package",
+        also=("report_to",),
+        names=TRACKERS,
+    )
     mode: Mode = key(
         "auto",
         "auto is online where a job finds a route and a key within 3 s, else offline: its files stay in the run, and "

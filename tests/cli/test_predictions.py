@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from sousbatch.predictions.rows import PredictionRow
+from sousbatch.predictions.units import open_layout, write_unit
+from sousbatch.run_folder import RunPaths
+
 ROOT = Path(__file__).parents[2]
 Run = Callable[..., tuple[int, str, str]]
 DOCUMENTED = re.search(r"```python\n(.*?)```", (ROOT / "docs/predictions.md").read_text(), re.DOTALL)
@@ -85,6 +89,49 @@ def test_an_export_of_unknown_format_is_refused_before_merging(sousbatch: Run, t
     shard.write_text('{"index": 0, "prediction": "a"}\n')
     code, _, err = sousbatch("predictions", "merge", str(shard), "--out", str(out), "--export", "t.xlsx")
     assert code == 2 and "known: .csv, .tsv, .jsonl, .json, .parquet" in err and not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ("who,answer\n1,x\n", "column 'who' of template t.csv is given by nothing called 'who'"),
+        ("index\n", "template t.csv has no row"),
+        ("index,answer\n7,x\n", "does not have the id '0'"),
+    ],
+)
+def test_a_template_that_does_not_fit_is_refused_before_merging(
+    sousbatch: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str, says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rank0.jsonl").write_text('{"index": 0, "prediction": "a"}\n')
+    Path("t.csv").write_text(template)
+    Path("data.csv").write_text("text\nx\n")
+    arguments = ("--export", "o.csv", "--template", "t.csv", "--column", "answer=prediction", "--data", "data.csv")
+    given = arguments if "answer" in template else arguments[:4]
+    code, _, err = sousbatch("predictions", "merge", "rank0.jsonl", "--out", "m.jsonl", *given)
+    assert code == 2 and says in err
+    assert not Path("m.jsonl").exists() and not Path("o.csv").exists()
+
+
+def test_the_own_functions_that_a_run_has_frozen_repair_its_texts(
+    sousbatch: Run, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "lab").mkdir()
+    (project / "lab/frozen_of_a_test.py").write_text("def louder(text):\n    return text.upper()\n")
+    code, out, err = sousbatch("plan", "small.yaml", "environment.code=[lab]", "--json")
+    assert code == 0, err
+    run = project / "runs/small/x"
+    (run / "code").mkdir(parents=True)
+    (run / "plan.json").write_text(out)
+    (project / "lab").rename(run / "code/lab")
+    units = RunPaths(root=run).predictions("predict") / "key"
+    layout = open_layout(units, "key", 1, 1)
+    write_unit(units, layout, 0, [PredictionRow(index=0, prediction="ab")], "key", 0, 0)
+    merged = project / "repaired.jsonl"
+    given = ("predictions", "merge", str(units), "--out", str(merged), "--post", "frozen_of_a_test:louder")
+    code, _, err = sousbatch(*given)
+    assert code == 0, err
+    assert json.loads(merged.read_text())["prediction"] == "AB"
 
 
 @pytest.mark.parametrize("export", ["rank0.jsonl", "merged.jsonl", "data.csv", "sample.csv"])

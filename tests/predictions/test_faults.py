@@ -17,8 +17,8 @@ from sousbatch.errors import DamagedError, IncompleteError, NoRoomError, UsageEr
 from sousbatch.predictions.export import export, merged_rows
 from sousbatch.predictions.merge import merge_units, partial_path
 from sousbatch.predictions.rows import PredictionRow
-from sousbatch.predictions.samplers import rows_of_rank
-from sousbatch.predictions.shard_merge import Dealing, merge_shards
+from sousbatch.predictions.samplers import Dealing, rows_of_rank
+from sousbatch.predictions.shard_merge import merge_shards
 from sousbatch.predictions.units import committed_units, open_layout, read_layout, unit_path, write_unit
 
 NUM_ROWS, NUM_RANKS = 1001, 8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler, DistributedSampler, SequentialSampler
 
 from sousbatch.errors import IncompleteError, UsageError
-from sousbatch.predictions.samplers import SAMPLERS, Sampler, rows_of_rank
-from sousbatch.predictions.shard_merge import Dealing, merge_shards
+from sousbatch.predictions.samplers import SAMPLERS, Dealing, Sampler, rows_of_rank
+from sousbatch.predictions.shard_merge import merge_shards
 
 SIZES = [(1, 1), (3, 4), (13, 3), (16, 4), (17, 4), (100, 7)]
 
@@ -89,6 +90,52 @@ def test_a_shard_that_ends_early_lacks_its_last_rows(tmp_path: Path) -> None:
     paths[1].write_text("".join(paths[1].read_text().splitlines(keepends=True)[:2]) + '{"p": "cut')
     with pytest.raises(IncompleteError, match="missing rows: 9; incomplete rows: 1"):
         merge_shards(paths, out, num_rows=13, dealing=Dealing(sampler="distributed"))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(
+    ("lost", "names", "says"), [(2, "rank{}", "no shard between"), (3, "rank{}", "4 ranks"), (1, "{}rank", "between")]
+)
+def test_a_lost_shard_is_refused_since_every_row_would_get_a_wrong_position(
+    tmp_path: Path, sampler: Sampler, lost: int, names: str, says: str
+) -> None:
+    paths = _write(tmp_path, sampler, 13, 4)
+    named = [path.rename(tmp_path / f"{names.format(rank)}.jsonl") for rank, path in enumerate(paths)]
+    left = [path for rank, path in enumerate(named) if rank != lost]
+    dealing, out = Dealing(sampler=sampler), tmp_path / "out.jsonl"
+    with pytest.raises(UsageError, match=f"{says}.*--ranks N"):
+        merge_shards(left, out, num_rows=13, dealing=dealing)
+    assert not list(tmp_path.glob("out*"))
+    with pytest.raises(UsageError, match="--ranks is 4, and here are 3 shards"):
+        merge_shards(left, out, num_rows=13, dealing=replace(dealing, num_ranks=4))
+    named[lost].write_text("")  # an empty one in its place
+    with pytest.raises(IncompleteError, match="missing rows"):
+        merge_shards(named, out, num_rows=13, dealing=replace(dealing, num_ranks=4))
+    rows = [json.loads(line)["p"] for line in out.with_name("out.jsonl.partial").read_text().splitlines()]
+    there = rows_of_rank(sampler, 13, lost, 4).tolist()
+    assert rows == [str(row) for row in range(13) if row not in there]
+
+
+def test_wrong_batches_that_fit_are_found_by_what_rows_say_beside_their_prediction(
+    tmp_path: Path, sousbatch: Callable[..., tuple[int, str, str]]
+) -> None:
+    for rank in range(2):
+        rows = rows_of_rank("batches", 12, rank, 2, 3).tolist()
+        lines = [f'{{"name": "n{row}", "prediction": "p{row}"}}\n' for row in rows]
+        (tmp_path / f"rank{rank}.jsonl").write_text("".join(lines))
+    data, out = tmp_path / "data.csv", tmp_path / "out.jsonl"
+    data.write_text("name,text\n" + "".join(f"n{row},t\n" for row in range(12)))
+    given = ["predictions", "merge", str(tmp_path), "--sampler", "batches", "--rows", "12", "--out", str(out)]
+    shards = [str(tmp_path / f"rank{rank}.jsonl") for rank in range(2)]
+    given[2:3] = shards
+    code, said, err = sousbatch(*given, "--batch-rows", "2")
+    assert code == 0 and "by sampler batches of 2 rows: assumed, since nothing in the rows was compared" in said, err
+    out.unlink()
+    code, _, err = sousbatch(*given, "--batch-rows", "2", "--data", str(data))
+    assert code == 2 and "row 2 would be the one whose name is 'n3', and in" in err and not out.exists()
+    code, said, err = sousbatch(*given, "--batch-rows", "3", "--data", str(data))
+    assert code == 0 and "of 3 rows: name of every row as in" in said, err
+    assert [json.loads(line)["name"] for line in out.read_text().splitlines()] == [f"n{row}" for row in range(12)]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from sousbatch.errors import NotFoundError, RecipeError, UsageError
 from sousbatch.recipes.catalog import list_recipes
-from sousbatch.recipes.compose import compose
+from sousbatch.recipes.compose import compose, values_of
 from sousbatch.recipes.stages import resolve_stages, smoke, stages_of
 
 BASE = "name: a\nmodel: {path: m}\ndata: {splits: {train: t.jsonl}}\n"
@@ -48,6 +48,27 @@ def test_recipes_of_the_search_folders_hide_those_of_the_library(
     path = _write(tmp_path, BASE + "description: mine\n", "hangul-restoration.yaml")
     assert [str(recipe.path) for recipe in list_recipes() if recipe.description == "mine"] == [path]
     assert compose("hangul-restoration").description == "mine"
+
+
+@pytest.mark.parametrize(
+    ("base", "stages", "left"),
+    [
+        ("", "{score: false}", ["train", "consolidate", "predict", "merge"]),
+        ("stages: {predict: {}, merge: {}, score: {}}\n", "{score: false}", ["predict", "merge"]),
+        ("stages: {predict: {}, merge: {}}\n", "{score: {}, merge: false}", ["predict", "score"]),
+    ],
+)
+def test_a_recipe_drops_stages_of_the_one_that_it_starts_from(
+    tmp_path: Path, base: str, stages: str, left: list[str]
+) -> None:
+    _write(tmp_path, BASE + base, "base.yaml")
+    child = _write(tmp_path, f"defaults: [base, _self_]\nstages: {stages}\n", "child.yaml")
+    assert list(values_of(child)[0]["stages"]) == left
+
+
+def test_a_recipe_without_any_stage_left_is_refused(tmp_path: Path) -> None:
+    none = "{train: false, consolidate: false, predict: false, merge: false, score: false}"
+    assert _faults(_write(tmp_path, f"{BASE}stages: {none}\n"))[0].startswith("stages.train")
 
 
 def test_a_recipe_that_cannot_be_read_is_still_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

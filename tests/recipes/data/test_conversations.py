@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sousbatch.cli.main import main
 from sousbatch.recipes.data.chat import RowFault, input_of, target_of, turns_of
 from sousbatch.recipes.data.conversations import encode_conversations, encode_questions
 from sousbatch.recipes.data.encode import is_kept, render_prompt
@@ -164,3 +167,22 @@ def test_a_template_that_does_not_fit_is_named(bytes_tokenizer: Any, template: s
     with pytest.raises(RowFault, match="row 1 ") as caught:
         encode_conversations(SPEC, [{"messages": turns}], bytes_tokenizer)
     assert caught.value.problem.startswith(problem)
+
+
+def test_conversations_without_an_answer_to_compare_with_are_refused_where_they_are_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    turns = [{"role": "user", "content": "방"}, {"role": "assistant", "content": "좋다"}]
+    for name, row in (("a", turns), ("b", [*turns, turns[0]])):
+        Path(f"{name}.jsonl").write_text((json.dumps({"messages": row}, ensure_ascii=False) + "\n") * 4)
+    Path("r.yaml").write_text(
+        "model: {path: 'library:tiny-hangul-chat', from_scratch: true}\n"
+        "data: {splits: {train: a.jsonl, validation: a.jsonl, test: b.jsonl}, prompt: messages, max_tokens: 64}\n"
+        "train: {global_batch: 2, precision: float32}\npredict: {max_new_tokens: 4}\n"
+        "resources: {default: {device: cpu}}\n"
+    )
+    assert main(["plan", "r.yaml", "--launcher", "local"]) == 2
+    assert "4 of 4 conversations (row 1, 2, 3, 4) come without an answer at their end" in capsys.readouterr().err
+    stages = "stages={train: {}, consolidate: {}, predict: {}, merge: {}}"
+    assert main(["plan", "r.yaml", stages, "--launcher", "local"]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,14 @@ def test_a_function_that_needs_a_second_file_of_the_working_folder_says_where_it
 def test_rows_of_a_part_need_not_be_all_of_the_template() -> None:
     Path("sample.csv").write_text("input,target\n" + "".join(f"test {number},\n" for number in range(5)))
     assert _read("predict.rows=2", "predict.output.template=sample.csv") == {"sample.csv": "sample.csv"}
+
+
+def test_a_file_without_all_rows_of_its_template_is_warned_of(sousbatch: Callable[..., tuple[int, str, str]]) -> None:
+    Path("sample.csv").write_text("input,target\n" + "".join(f"test {number},\n" for number in range(5)))
+    given, says = ("plan", "small.yaml", "predict.output={template: sample.csv}"), "predicts 2 of 5 rows"
+    assert says not in sousbatch(*given)[1]
+    code, out, err = sousbatch(*given, "predict.rows=2")
+    assert code == 0 and f"{says}, and predict.output will have those of template sample.csv alone" in out, err
 
 
 def test_the_run_id_changes_with_what_is_in_the_files(project: Path) -> None:

@@ -1,0 +1,67 @@
+"""Show a task as a run of trackio.
+
+It lies in the run's tracking folder, or where the environment says.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from typing import Any
+
+from .identity import Identity
+
+_REMOTE = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_BUCKET_ID")
+
+
+class TrackioTracker:
+    """A run of trackio, which attempts and stages continue."""
+
+    _run: Any
+
+    def start(self, identity: Identity) -> None:
+        """Open the run, or that of earlier attempts; offline it stays on this machine."""
+        os.environ.setdefault("TRACKIO_DIR", str(identity.folder / "trackio"))  # read when trackio is imported
+        if identity.mode == "offline":
+            for name in _REMOTE:
+                os.environ.pop(name, None)
+        with _quiet():
+            import trackio
+
+            self._trackio, self._prefix = trackio, identity.prefix
+            self._run = trackio.init(
+                project=identity.project,
+                name=f"{identity.name} {identity.id}",
+                group=identity.group,
+                config={**identity.config, "notes": identity.notes},
+                resume="allow",
+                embed=False,
+            )
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        """Add the values of a step."""
+        self._run.log({f"{self._prefix}{name}": value for name, value in values.items()}, step=step)
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Add final values, which trackio has no place of their own for."""
+        self._run.log({f"{self._prefix}final/{name}": value for name, value in values.items()})
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Show a small table."""
+        found = self._trackio.Table(columns=list(columns), data=[list(row) for row in rows])
+        self._run.log({f"{self._prefix}{name}": found})
+
+    def finish(self, exit_code: int) -> None:
+        """Write what is left."""
+        with _quiet():
+            self._run.finish()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep its greetings out of the job's output, but not what it raises."""
+    with open(os.devnull, "w", encoding="utf-8") as nothing, redirect_stdout(nothing):
+        yield
+    sys.stdout.flush()
