@@ -398,6 +398,11 @@ class UnitCommitted(Event, kind="unit"):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class UnitsLost(Event, kind="units_lost"):
+    """Units that this attempt had committed are gone, so that its task is not done."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Merged(Event, kind="merged"):
     """The complete predictions file was written."""
 

@@ -24,6 +24,7 @@ from .events import (
     Started,
     Step,
     Stripped,
+    UnitsLost,
     of,
 )
 
@@ -37,8 +38,13 @@ def by_stage(events: Iterable[Event]) -> dict[str, list[Event]]:
 
 
 def done_tasks(events: Iterable[Event], stage: str) -> set[int]:
-    """Return the tasks of *stage* of which an attempt ended with exit code 0."""
-    return {event.task for event in of(events, Ended) if event.stage == stage and event.exit_code == 0}
+    """Return the tasks of *stage* of which an attempt ended with exit code 0.
+
+    One whose units were lost since does not count.
+    """
+    mine = [event for event in events if event.stage == stage]
+    lost = {(event.task, event.number) for event in of(mine, UnitsLost)}
+    return {event.task for event in of(mine, Ended) if event.exit_code == 0 and (event.task, event.number) not in lost}
 
 
 def done_stages(events: Iterable[Event]) -> set[str]:

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import signal
 import sys
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ..cluster import processes
 from ..errors import IncompleteError, NotFoundError
-from ..events import Merged
+from ..events import Merged, UnitsLost
+from ..ledger import open_job, read
+from ..ledger_queries import done_tasks, newest_attempt
 from ..predictions.export import SUFFIXES
 from ..predictions.merge import Change, MergeReport, merge_units
 from ..recipes.data.output import fields_of, table_of, write_output
@@ -45,8 +48,22 @@ def merge(job: JobContext) -> int:
         show_merge(job, tracker, report, source.name, decoding)
     ledger.close()
     if lost:
+        _reopen(job)
         raise lost[0] if len(lost) == 1 else IncompleteError("\n".join(map(str, lost)))
     return 0
+
+
+def _reopen(job: JobContext) -> None:
+    """Note that the predict stage is not done, so that a resume sends it again.
+
+    Units may be gone, or set aside as damaged, after all of its tasks had ended well.
+    """
+    assert job.stage.predict_stage is not None, "a merge stage works on a predict stage"
+    events, source = read(job.paths.ledger_dir), job.plan.stage(job.stage.predict_stage)
+    for task in done_tasks(events, source.name):
+        attempt = newest_attempt(events, source.name, task)
+        with closing(open_job(job.paths.ledger_dir, source.name, task, attempt)) as ledger:
+            ledger.write(UnitsLost())
 
 
 def _merged(job: JobContext, source: Stage, decoding: str) -> tuple[str, MergeReport]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ..errors import EXIT_STOPPED
-from ..events import Ended, Error, Event, PredictionStarted, Started, UnitCommitted, of
+from ..events import Ended, Error, Event, PredictionStarted, Started, UnitCommitted, UnitsLost, of
 from ..ledger_queries import by_stage, done_tasks, is_cancelled, last_step
 from ..recipes.plan import Plan, Stage
 from ..recipes.plan_summary import PlanSummary, StageSummary
@@ -62,6 +62,12 @@ class Facts:
     def is_done(self) -> bool:
         """Whether every task ended well."""
         return len(done_tasks(self.events, self.stage.name)) == self.stage.num_tasks
+
+    @cached_property
+    def has_lost_units(self) -> bool:
+        """Whether what the newest end of a task had committed is gone."""
+        newest = {(task, end.number) for task, end in self._ends.items()}
+        return any((one.task, one.number) in newest for one in of(self.events, UnitsLost))
 
     @cached_property
     def _ends(self) -> dict[int, Ended]:
@@ -138,6 +144,12 @@ class Rule:
 
 RULES: tuple[Rule, ...] = (
     Rule(name="every task ended well", holds=lambda facts: facts.is_done, word="done"),
+    Rule(
+        name="what it had committed is gone",
+        holds=lambda facts: facts.has_lost_units and (facts.is_job("done") or facts.is_job("lost")),
+        word="failed",
+        reason=lambda facts: "units are gone or damaged; `resume` answers their rows again",
+    ),
     Rule(
         name="the launcher does not answer",
         holds=lambda facts: facts.is_job("unknown"),

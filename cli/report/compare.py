@@ -9,7 +9,7 @@ from dataclasses import replace
 from html import escape
 
 from ...launchers.history import RunRow, differing, is_lower_better
-from ...predictions.scoring import headlines
+from ...predictions.scoring import MODEL, headlines
 from ..results import format_score
 from ..run_table import columns_of
 from .charts import Line, line_chart, scatter_chart
@@ -66,7 +66,13 @@ def best_first(runs: Sequence[RunFacts]) -> list[RunFacts]:
 
 def main_score(runs: Sequence[RunFacts]) -> str | None:
     """Return the name of the first score that one of the runs has."""
-    return next((name for run in runs for row in run.rows for name in headlines(row.scores)), None)
+    for run in runs:
+        for one in run.samples:
+            for metric in headlines(one.scores[MODEL]):
+                for name in (metric, f"{one.name.partition('@')[0]}/{metric}"):  # as the rows of several stages call it
+                    if any(name in row.scores for row in run.rows):
+                        return name
+    return None
 
 
 def draw_comparison(runs: Sequence[RunFacts], num_points: int, num_characters: int) -> str:

@@ -67,9 +67,9 @@ def gather(runs: Sequence[RunPaths]) -> tuple[list[RunFacts], Asked]:
     for paths in dict.fromkeys(runs):
         points, waiting = _points_of(paths)
         num_waiting += waiting
-        found += points if points or waiting else [(paths, "", "")]
+        found += points if points or waiting else [_alone(paths)]
         if waiting:
-            notes += [f"{paths.run_id}: {one.word} {one.reason}" for one in _states(paths).values() if one.reason]
+            notes += [one.reason for one in _states(paths).values() if one.reason]
     asked = Asked(names=tuple(paths.run_id for paths in runs), num_waiting=num_waiting, notes=tuple(notes))
     rows = _rows_by_folder([paths for paths, _, _ in found])
     labels = _labels(found, rows)
@@ -79,6 +79,12 @@ def gather(runs: Sequence[RunPaths]) -> tuple[list[RunFacts], Asked]:
         for (paths, _, state), label in zip(found, labels, strict=True)
     ]
     return facts, asked
+
+
+def _alone(paths: RunPaths) -> tuple[RunPaths, str, str]:
+    """Return a run; of a point that is named by its folder label and state, too."""
+    points = _points_of(RunPaths(root=paths.runs_dir))[0] if is_point(paths) else []
+    return next((point for point in points if point[0] == paths), (paths, "", ""))
 
 
 def _points_of(paths: RunPaths) -> tuple[list[tuple[RunPaths, str, str]], int]:

@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from sousbatch import api, files, ledger
 from sousbatch.cli.results import describe_results
-from sousbatch.events import Error, of
+from sousbatch.events import Ended, Error, of
 from sousbatch.jobs.context import run_job
 from sousbatch.jobs.generation.prediction_key import prediction_key
 from sousbatch.jobs.merge import merge
 from sousbatch.jobs.score import score
 from sousbatch.launchers.freeze import freeze
 from sousbatch.launchers.registry import launcher_of
+from sousbatch.ledger_queries import done_tasks
 from sousbatch.predictions.rows import PredictionRow
-from sousbatch.predictions.units import open_layout, write_unit
+from sousbatch.predictions.units import open_layout, unit_path, write_unit
 from sousbatch.recipes.plan import Plan, read_plan
 from sousbatch.run_folder import RunPaths
 
@@ -72,6 +74,30 @@ def test_a_merge_names_the_rows_that_its_predict_stage_did_not_commit(run: tuple
     answer(2)
     assert _merge(paths) == ""
     assert len(paths.predictions_file("predict").read_text().splitlines()) == 7
+
+
+def test_a_merge_that_lacks_units_has_a_resume_send_their_stage_again(run: tuple[RunPaths, Plan]) -> None:
+    """Its tasks had ended well, so that a resume sent the merge alone, which failed again and again."""
+    paths, plan = run
+    key = prediction_key(paths, plan.stage("predict"))
+    folder = paths.predictions("predict") / key
+    layout = open_layout(folder, key, 7, 3)
+
+    def predict() -> None:
+        with closing(ledger.open_attempt(paths.ledger_dir, "predict", 0)) as attempt:
+            for unit in range(3):
+                rows = [PredictionRow(index=index, prediction="답") for index in layout.rows_of(unit)]
+                write_unit(folder, layout, unit, rows, key, attempt.number, 0)
+            attempt.write(Ended(exit_code=0))
+
+    predict()
+    damaged = unit_path(folder, 1)
+    damaged.write_bytes(damaged.read_bytes().replace("답".encode(), "단".encode()))
+    assert "missing rows: 3-5; the rest is computed by `sousbatch resume 0123456789ab`" in _merge(paths)
+    assert done_tasks(ledger.read(paths.ledger_dir), "predict") == set()
+    predict()
+    assert done_tasks(ledger.read(paths.ledger_dir), "predict") == {0}
+    assert _merge(paths) == ""
 
 
 @pytest.fixture

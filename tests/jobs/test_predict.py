@@ -51,11 +51,18 @@ NUM_KILLS = 15
 
 
 @pytest.fixture
-def make_run(sousbatch: Run, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunPaths]:
+def make_run(
+    sousbatch: Run,
+    project: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[..., RunPaths]:
     """Return a run folder with the plan of the small recipe; each one that is made is another run."""
     monkeypatch.setattr(predicting, "Watchdog", Mock())  # pytest has no stderr that a stack can be dumped to
 
     def made(*overrides: str, below: Path = tmp_path / "runs") -> RunPaths:
+        capsys.readouterr()  # what libraries and jobs have printed
         code, out, err = sousbatch("plan", "small.yaml", *overrides, "--json")
         assert code == 0, err
         paths = RunPaths(root=below / f"small-{len(list(below.glob('*')))}" / "0123456789ab")
@@ -89,9 +96,7 @@ def test_after_an_engine_died_the_next_attempt_answers_what_is_missing(
 
 
 @pytest.fixture
-def campaign(
-    project: Path, make_run: Callable[..., RunPaths], capsys: pytest.CaptureFixture[str]
-) -> Callable[..., RunPaths]:
+def campaign(project: Path, make_run: Callable[..., RunPaths]) -> Callable[..., RunPaths]:
     """Return a run over odd rows, with a model whose answers show which row they answer."""
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(TINY))
@@ -102,7 +107,6 @@ def campaign(
     transformers.AutoTokenizer.from_pretrained(TINY).save_pretrained(project / "random")
     text = "".join(json.dumps(row | {"target": "답"}, ensure_ascii=False) + "\n" for row in ROWS)
     (project / "test.jsonl").write_text(text, encoding="utf-8")
-    capsys.readouterr()  # what libraries print as they are imported
     return lambda *more, **options: make_run(*OVERRIDES, *more, **options)
 
 
@@ -145,9 +149,8 @@ def merged(paths: RunPaths) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in paths.predictions("predict").glob("predictions.*.jsonl")}
 
 
-@pytest.fixture
-def undisturbed(campaign: Callable[..., RunPaths]) -> dict[str, bytes]:
-    paths = campaign()
+def undisturbed(paths: RunPaths) -> dict[str, bytes]:
+    """Run the predict stage in one piece, and return what `merged` does."""
     assert run_job("predict", predicting.predict, [str(paths.root), "predict"]) == 0
     found = merged(paths)
     for content in found.values():
@@ -160,8 +163,9 @@ def undisturbed(campaign: Callable[..., RunPaths]) -> dict[str, bytes]:
 @pytest.mark.faults
 @pytest.mark.parametrize("seed", range(2))
 def test_ranks_killed_at_15_random_moments_in_changing_numbers_write_every_row_once(
-    campaign: Callable[..., RunPaths], undisturbed: dict[str, bytes], seed: int
+    campaign: Callable[..., RunPaths], seed: int
 ) -> None:
+    expected = undisturbed(campaign())
     chance, paths, num_ranks, seen = random.Random(seed), campaign(), 0, dict[Path, int]()
     for _ in range(NUM_KILLS):
         num_ranks = chance.choice([number for number in range(1, 6) if number != num_ranks])
@@ -181,17 +185,17 @@ def test_ranks_killed_at_15_random_moments_in_changing_numbers_write_every_row_o
     assert 0 < len(seen) < 2 * len(ROWS) / 2, "the kills came while it worked"
     paths.plan.write_text(campaign("resources.predict.tasks=3").plan.read_text())
     assert ends([start(paths, task, next_attempt(paths, task)) for task in range(3)]) == [0, 0, 0]
-    assert merged(paths) == undisturbed
+    assert merged(paths) == expected
 
 
 @pytest.mark.faults
 def test_two_predictors_on_the_units_of_a_run_leave_one_answer_each(
-    campaign: Callable[..., RunPaths], undisturbed: dict[str, bytes]
+    campaign: Callable[..., RunPaths],
 ) -> None:
-    paths = campaign()
+    expected, paths = undisturbed(campaign()), campaign()
     attempt = next_attempt(paths, 0)
     assert ends([start(paths, 0, attempt), start(paths, 0, attempt)]) == [0, 0], (paths.root / "log").read_text()
-    assert merged(paths) == undisturbed
+    assert merged(paths) == expected
 
 
 @pytest.mark.faults

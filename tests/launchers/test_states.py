@@ -39,6 +39,27 @@ ROWS: list[tuple[str, list[Event], JobState | None, bool, tuple[str, str]]] = [
     ("every task ended well", [ENDED], RUNNING, True, ("done", "")),
     ("every task ended well", [ENDED], LOST, False, ("done", "")),
     ("every task ended well", [ENDED], JobState(word="unknown", reason="?"), False, ("done", "")),
+    (
+        "what it had committed is gone",
+        [ENDED, event("units_lost", role="job")],
+        JobState(word="done"),
+        False,
+        ("failed", "units are gone or damaged; `resume` answers their rows again"),
+    ),
+    (
+        "the launcher knows",
+        [ENDED, event("units_lost", role="job"), event("attempt", number=2)],
+        RUNNING,
+        False,
+        ("running", ""),
+    ),
+    (
+        "every task ended well",
+        [ENDED, event("units_lost", role="job"), event("ended", 2, exit_code=0)],
+        LOST,
+        False,
+        ("done", ""),
+    ),
     ("the launcher does not answer", [], JobState(word="unknown", reason="no answer"), False, ("unknown", "no answer")),
     ("no job was sent", [], None, False, ("lost", "not sent; `resume` sends it")),
     (

@@ -343,6 +343,8 @@ def test_a_sweep_shows_the_points_that_have_begun_and_counts_the_others(
     found = checked(text)
     assert f"running 1 \u00b7 failed 1 \u00b7 waiting 1 \u00b7 {plan.run_id}" in found.text
     assert "no luck" in found.text and f"<code>sousbatch resume {plan.run_id}</code> resumes it" in text
+    assert sousbatch("report", str(point.root))[0] == 0
+    assert '<h1>small <span class="badge failed">' in point.report.read_text(), "a point that is named by its folder"
     labels = re.findall(r'<path class="line k\d" data-label="([^"]*)"', text)
     assert set(labels) == {"train.learning_rate=0.1", "train.learning_rate=0.2"}
 
