@@ -113,8 +113,16 @@ class Trackers:
         """Start one more tracker."""
         with self._guarded(name):
             tracker = TRACKERS.load(name)()
-            _within(_START_S, partial(tracker.start, identity))
-            self._running[name] = tracker
+
+            def begin() -> None:
+                tracker.start(identity)
+                self._running[name] = tracker
+
+            try:
+                _within(_START_S, begin)
+            except TimeoutError:  # where 32 tasks import a package at once, it takes its time
+                text = "%s has not begun after %g s; the job goes on, and is shown from when it has"
+                _warn(text, name, _START_S)
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Show the values of a step."""

@@ -23,7 +23,7 @@ from .. import files
 from ..errors import EXIT_STOPPED
 from ..redaction import redacted
 from .base import Ending, Outcome
-from .wandb_files import Part, Sent, is_row, only_writer, parts_of, read_records, settle, write_records
+from .wandb_files import Part, Sent, count_rows, is_row, only_writer, parts_of, read_records, settle, write_records
 from .wandb_server import OutOfReachError, Server, find_server
 
 _SETTLES_S = 15.0  # how long after a request its rows may take to be counted
@@ -73,9 +73,13 @@ class _Sender:
         """Send the parts that have ended and were not sent, oldest first."""
         parts = [part for part in parts_of(folder, self.run) if part.label in endings]
         left = [part for part in parts if not (mark := part.read()) or not mark.is_done]
-        if any(mark.base is not None for part in left if (mark := part.read())):
-            time.sleep(_DIES_S)
         try:
+            for part in left:
+                mark = part.read()
+                if mark is not None and mark.base is not None:  # its sender may be sending still
+                    time.sleep(_DIES_S)
+                    patience_s = min(_SETTLES_S, (self.until - time.monotonic()) / 2)
+                    self._wait_for(mark.base + count_rows(part) - mark.arrived, patience_s)
             marks = settle(parts, self._num_rows()) if left else {}
             for part in left:
                 if time.monotonic() > self.until:

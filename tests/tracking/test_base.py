@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -116,21 +117,33 @@ def test_a_tracker_may_lack_what_it_cannot_show(
     assert caplog.text == ""
 
 
-HANGING = TOY.replace("def start(self, identity):", "def start(self, identity):\n        import time; time.sleep(60)")
+WAITING = TOY.replace(
+    "def start(self, identity):",
+    """def start(self, identity):
+        import time
+        while not (identity.folder / "go").exists():
+            time.sleep(0.01)""",
+)
 
 
-def test_a_tracker_that_does_not_answer_is_left_alone(
+def test_a_job_does_not_wait_for_a_tracker_and_is_shown_once_that_has_begun(
     tracked: Callable[..., Path],
     third_party: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    third_party("sousbatch.trackers", "toy = toy_module:Toy", HANGING)
+    third_party("sousbatch.trackers", "toy = toy_module:Toy", WAITING)
     monkeypatch.setattr("sousbatch.tracking.base._START_S", 0.1)
     folder = tracked(trackers=("toy",))
-    start(folder, **TASK).log(1, {"loss": 1.0})
-    assert "tracking with toy is off: it took longer than 0.1 s" in caplog.text
+    trackers = start(folder, **TASK)
+    trackers.log(1, {"loss": 1.0})
+    assert "toy has not begun after 0.1 s; the job goes on, and is shown from when it has" in caplog.text
     assert not (folder / "toy").exists()
+    (folder / "go").touch()
+    while not trackers:
+        time.sleep(0.01)
+    trackers.log(2, {"loss": 0.5})
+    assert (folder / "toy").read_text() == "start 0123456789ab\nlog 2 {'loss': 0.5}\n"
 
 
 @pytest.mark.parametrize("changes", [{"mode": "disabled"}, {"trackers": ()}])
