@@ -32,17 +32,21 @@ def scoring_reasons(recipe: Recipe) -> Iterator[str]:
             for name in named:
                 if problem := METRICS.load(name).problem:
                     yield f"score.metrics has {name!r}, which {problem}"
-    own = list(dict.fromkeys(name for one in stages for name in one.score.metrics if METRICS.is_path(name)))
-    if own:
-        yield from _own_problems(recipe, stages[0], own)
+    training = [one.settings for one in resolve_stages(recipe).values() if one.kind.leaves == "checkpoints"]
+    for key, views, named in (
+        ("score.metrics", stages, [name for one in stages for name in one.score.metrics]),
+        ("checkpoints.metric", training, [one.checkpoints.metric for one in training]),
+    ):
+        if own := list(dict.fromkeys(filter(METRICS.is_path, named))):
+            yield from _own_problems(recipe, views[0], own, key)
 
 
-def _own_problems(recipe: Recipe, settings: StageSettings, names: list[str]) -> Iterator[str]:
+def _own_problems(recipe: Recipe, settings: StageSettings, names: list[str], key: str) -> Iterator[str]:
     python, environment = jobs_python(recipe, [*map(str, code_folders(recipe))])
     done = subprocess.run([python, "-m", __name__, *names], capture_output=True, text=True, env=environment)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        yield f"score.metrics: the process that imported {', '.join(names)} ({python}) failed: {reason}"
+        yield f"{key}: the process that imported {', '.join(names)} ({python}) failed: {reason}"
         return
     task = task_of(settings.task)
     for name, (problem, fields) in json.loads(done.stdout.splitlines()[-1]).items():
@@ -56,7 +60,7 @@ def _own_problems(recipe: Recipe, settings: StageSettings, names: list[str]) -> 
         if missing := set(fields) - set(task.fields):
             problem = f"needs {', '.join(sorted(missing))} in each prediction, and {task.name} adds none"
         if problem:
-            yield f"score.metrics has {name!r}: {problem}"
+            yield f"{key} has {name!r}: {problem}"
 
 
 def _folders(recipe: Recipe) -> list[Path]:

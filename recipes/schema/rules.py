@@ -280,13 +280,18 @@ def _sbatch(key: str, wanted: Resources) -> Iterator[Fault]:
 def _measured(view: StageSettings) -> Iterator[Fault]:
     """Return why `checkpoints.metric` cannot be measured while training."""
     key, name, task = "checkpoints.metric", view.checkpoints.metric, task_of(view.task)
-    if METRICS.problem(name)[0] or METRICS.is_path(name):
+    if METRICS.problem(name)[0]:
         known = ("loss", "eval_loss", *METRICS)
         yield Fault(key=key, problem=f"is {name!r}; known: {', '.join(known)}", hint=nearest(name, known))
         return
     if view.train.eval_split is None:
         hint = "set train.eval_split=SPLIT, or checkpoints.metric=loss"
         yield Fault(key=key, problem=f"is {name!r}, and there is no train.eval_split to answer", hint=hint)
+    if METRICS.is_path(name):  # it is looked at where it will run (`inspect.scorers`)
+        if view.checkpoints.goal is None:
+            hint = "set checkpoints.goal=highest, or lowest"
+            yield Fault(key="checkpoints.goal", problem=f"is missing, and {key} is own code, {name!r}", hint=hint)
+        return
     if missing := set(METRICS.load(name).fields) - set(task.fields):
         problem = f"is {name!r}, which needs {', '.join(sorted(missing))} in each answer; {task.name} adds none"
         yield Fault(key=key, problem=problem, hint=f"such as {task.metrics[0]}")

@@ -188,7 +188,8 @@ class Checkpoints:
     metric: str = key(
         "eval_loss",
         "what best means: loss while training, eval_loss on train.eval_split, or a metric such as exact_match or "
-        "rougeL of the answers to its rows; several values, such as those of rouge, count by their mean",
+        "rougeL of the answers to its rows, or module:NAME of own code, with checkpoints.goal; several values, such as "
+        "those of rouge, count by their mean",
         also=("metric_for_best_model", "monitor"),
     )
     goal: Goal | None = key(

@@ -190,6 +190,10 @@ SOUND = {
         "checkpoints: {metric: rougeL}\ntrain: {eval_split: null}",
         "checkpoints.metric is 'rougeL', and there is no train.eval_split to answer",
     ),
+    "an own metric without a goal": (
+        "checkpoints: {metric: 'mine:METRIC'}",
+        "checkpoints.goal is missing, and checkpoints.metric is own code, 'mine:METRIC' (set checkpoints.goal=highest",
+    ),
     "a metric without a prompt": (
         "data: {prompt: '', splits: {train: a}}\ncheckpoints: {metric: rougeL}\nstages: {train: {}}",
         "data.prompt is empty",

@@ -81,6 +81,7 @@ def _row(text: str) -> dict[str, Any]:
         ("question_answering", "korquad_f1", 3, 5),  # the weights are sharded: all ranks compute as often
         ("question_answering", "squad_em", 3, 1),  # fewer rows than ranks
         ("causal_lm", "cer", 0, 5),
+        ("causal_lm", "sousbatch.predictions.metrics.text:CER", 0, 5),  # as own code is named
     ],
 )
 def test_two_ranks_measure_what_one_process_would(
@@ -118,4 +119,5 @@ def _alone(settings: StageSettings, model: Any, num_rows: int) -> float:
     predictions = [PredictionRow.from_json(one, position=place) for place, one in enumerate(found)]
     targets = [row["answers" if task.name == "question_answering" else "target"] for row in rows]
     name = settings.checkpoints.metric
-    return score_with_baseline(predictions, targets, [None] * num_rows, metrics=[name])["model"][name]
+    (score,) = score_with_baseline(predictions, targets, [None] * num_rows, metrics=[name])["model"].values()
+    return score

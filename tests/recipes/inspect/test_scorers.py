@@ -46,3 +46,11 @@ def test_an_own_metric_is_planned_and_frozen_with_the_code(plan: Run, project: P
 def test_what_the_jobs_could_not_measure_is_refused(plan: Run, overrides: tuple[str, ...], words: str) -> None:
     code, out, err = plan(*overrides)
     assert (code, out) == (2, "") and re.search(words, err), err
+
+
+def test_an_own_metric_chooses_checkpoints(plan: Run) -> None:
+    given = ("checkpoints.goal=lowest", "environment.code=[mine]", "train.eval_split=test")
+    code, _, err = plan("checkpoints.metric='my_metrics:LENGTH'", *given)
+    assert code == 0, err
+    code, _, err = plan("checkpoints.metric='my_metrics:LENGHT'", *given)
+    assert code == 2 and re.search("checkpoints.metric has 'my_metrics:LENGHT': .* it has LENGTH, MARGIN", err), err
