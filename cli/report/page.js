@@ -2,7 +2,7 @@
 // Zoom, values under the pointer, and tables that sort. A plot's viewBox is the range that is seen, and its paths hold
 // the data themselves; without this script the page is complete, and still.
 (() => {
-  const SVG = "http://www.w3.org/2000/svg", tip = document.getElementById("tip");
+  const SVG = document.querySelector("svg")?.namespaceURI, tip = document.getElementById("tip");
   const all = (selector, from = document) => [...from.querySelectorAll(selector)];
   const make = (name, attributes, parent) => {
     const one = document.createElementNS(SVG, name);

@@ -69,7 +69,7 @@ class Place:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("SOUSBATCH_", "WANDB_"))}
         (self.root / "tmp").mkdir(exist_ok=True)
         own = {"TMPDIR": str(self.root / "tmp"), "TORCH_EXTENSIONS_DIR": str(self.root / "extensions")}
-        return kept | paths | own | {"OMP_NUM_THREADS": "1"}
+        return kept | paths | own | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
 
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
         return subprocess.Popen(

@@ -83,7 +83,7 @@ def test_the_ledger_has_losses_of_every_log_step_and_the_last(finished):
 def test_wandb_has_one_run_over_all_stages_with_the_whole_recipe(finished):
     place, _ = finished
     run = place.run_dir()
-    files = sorted((run / "tracking/wandb").glob("offline-run-*/run-*.wandb"))
+    files = sorted((run / "tracking/wandb").glob("*/wandb/offline-run-*/run-*.wandb"))
     assert {path.stem for path in files} == {f"run-{run.name}"}
     text = b"".join(path.read_bytes() for path in files)
     for said in ("train/loss", "score/model/character_accuracy", "consolidate/num_bytes", "learning_rate", "made_of"):

@@ -61,7 +61,7 @@ def test_a_real_training_that_is_warned_goes_on_with_the_same_wandb_run(place, s
     first, *_ = place.events("saved")
     (resumed,) = place.events("resumed")
     assert 0 < first["step"] < 30 and resumed["step"] == first["step"]
-    tracked = [path.stem for path in place.run_dir().glob("tracking/wandb/offline-run-*/run-*.wandb")]
+    tracked = [path.stem for path in place.run_dir().glob("tracking/wandb/*/wandb/offline-run-*/run-*.wandb")]
     assert len(tracked) == 2 and len(set(tracked)) == 1, "two attempts, one W&B run"
 
 

@@ -75,7 +75,7 @@ def checked(page: str) -> Checker:
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         assert f"{tag}-src 'sha256-{digest}'" in str(policy)
     assert "default-src 'none'" in str(policy) and "unsafe" not in str(policy)
-    assert len(page.encode()) < 2_000_000
+    assert len(page.encode()) < 2_000_000 and "http" not in page.replace("http-equiv", "")
     return found
 
 
