@@ -88,7 +88,7 @@ def wrap(trainer: Any) -> None:
 
 
 def _gather_together(model: Any) -> None:
-    """Let ZeRO-3 gather a block whose parameters peft adapts, such as experts, as one.
+    """Let ZeRO-3 gather as one a block whose parameters peft adapts (experts).
 
     peft reads such a parameter outside the forward of its module, which DeepSpeed's order of fetching does not expect.
     """
