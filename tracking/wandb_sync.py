@@ -32,7 +32,8 @@ _DIES_S = 3.0  # how long W&B's own process goes on sending when what started it
 
 def has_left(folder: Path) -> bool:
     """Say whether a run recorded something that is not known to have arrived."""
-    return any(not (mark and mark.is_done) for mark in (Part(folder=one).read() for one in folder.glob("wandb/*-*-*")))
+    parts = [Part(folder=one) for one in folder.glob("wandb/*-*-*") if one.is_dir()]  # and no lock
+    return any(not (mark and mark.is_done) for mark in (part.read() for part in parts))
 
 
 def send(

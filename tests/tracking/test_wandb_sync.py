@@ -53,6 +53,11 @@ def test_ended_attempts_arrive_once_and_in_order_as_one_run(recorded: Callable[.
     assert not list(file.parents[4].rglob(".tmp-*"))
 
 
+def test_a_lock_is_nothing_that_is_left(tmp_path: Path) -> None:
+    with only_writer(tmp_path, f"{RUN}-train-0"):
+        assert not has_left(tmp_path)
+
+
 def test_an_attempt_whose_mark_was_lost_is_not_sent_again(recorded: Callable[..., Path], server: StandIn) -> None:
     file = recorded(1, range(4))
     send(file, a1=DONE)
