@@ -68,6 +68,7 @@ def _submit(arguments: Namespace) -> int:
     from ..launchers.registry import launcher_of, watcher
     from ..launchers.reservations import release_dead
     from ..launchers.submission import submit
+    from ..recipes.reference import differences
     from .plan import make_plan
 
     release_dead(runs_dir(arguments.runs), watcher)
@@ -85,6 +86,12 @@ def _submit(arguments: Namespace) -> int:
     if done.ended:
         name, word = next(iter(done.ended.items()))
         print(f"sousbatch: run {done.paths.run_id} exists already ({name} {word}); it resumes", file=sys.stderr)
+    for key, kept, wanted in differences(done.plan.recipe, plan.recipe):
+        print(
+            f"sousbatch: warning: run {done.paths.run_id} keeps {'no ' * (kept is None)}{key}"
+            f"{'' if kept is None else f'={kept}'}, as it was submitted; --again makes another run with {wanted}",
+            file=sys.stderr,
+        )
     return _after_sending(done, arguments.detach)
 
 
