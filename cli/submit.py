@@ -86,10 +86,11 @@ def _submit(arguments: Namespace) -> int:
     if done.ended:
         name, word = next(iter(done.ended.items()))
         print(f"sousbatch: run {done.paths.run_id} exists already ({name} {word}); it resumes", file=sys.stderr)
-    for key, kept, wanted in differences(done.plan.recipe, plan.recipe):
+    for key, before, wanted in differences(done.plan.recipe, plan.recipe):
+        kept = f"no {key}" if before is None else f"{key}={before}"
         print(
-            f"sousbatch: warning: run {done.paths.run_id} keeps {'no ' * (kept is None)}{key}"
-            f"{'' if kept is None else f'={kept}'}, as it was submitted; --again makes another run with {wanted}",
+            f"sousbatch: warning: run {done.paths.run_id} keeps {kept}, as it was submitted; --again makes another run "
+            f"with {wanted}",
             file=sys.stderr,
         )
     return _after_sending(done, arguments.detach)
