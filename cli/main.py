@@ -47,6 +47,7 @@ COMMANDS = {
         "report.command",
         "write one HTML page about a run, a sweep or several runs: curves, storage, samples, scores",
     ),
+    "publish": ("publish", "send model, predictions and report of a run to a folder, a URL or the hub"),
     "doctor": ("doctor", "check what this machine offers and lacks"),
     "checkpoints": ("checkpoints", "list, verify, prune and consolidate checkpoints, also those of other trainers"),
     "predictions": ("predictions", "merge and score prediction files, also those of other trainers"),

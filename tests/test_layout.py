@@ -27,7 +27,7 @@ LINE: tuple[set[str], ...] = (
     },
     {"checkpoints"},
     {"predictions"},
-    {"cluster", "tracking"},
+    {"cluster", "tracking", "publishing"},
     {"recipes"},
     {"jobs", "launchers"},
     {"api"},
