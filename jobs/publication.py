@@ -67,7 +67,8 @@ def gather(
         if not (folder / MANIFEST_NAME).is_file():
             raise _lacking(paths, f"the model of stage {model_stage!r}")
         model = verify_manifest(folder)
-        found = {file.name: folder / file.name for file in (*model.files, *model.weights)}
+        names = [*(file.name for file in model.files), *(file.name for file in model.weights)]
+        found = {name: folder / name for name in names}
     if "adapter" in what and model_stage is not None:
         found |= _adapter(paths, plan.stage(model_stage), work / "adapter")
     if "predictions" in what:
@@ -105,7 +106,7 @@ def _with_card(model: Manifest, card: Path) -> Manifest:
     content = card.read_bytes()
     own = FileRecord(name=CARD_NAME, num_bytes=len(content), sha256=files.digest_file(card))
     small = tuple(own if file.name == CARD_NAME else file for file in model.files)
-    num_bytes = sum(file.num_bytes for file in (*small, *model.weights))
+    num_bytes = sum([file.num_bytes for file in small] + [file.num_bytes for file in model.weights])
     return replace(model, files=small, num_bytes=num_bytes, digest=digest_of_files(model.weights, small))
 
 
@@ -155,7 +156,7 @@ def _scores(paths: RunPaths, stages: Collection[Stage]) -> dict[str, Any]:
 def _report(paths: RunPaths, work: Path) -> Path:
     """Write the page that shows the run, by the command that does so for people."""
     page = work / paths.report.name
-    command = [sys.executable, "-m", "sousbatch", "report", str(paths.root), "--out", str(page)]
+    command = [sys.executable, "-P", "-m", "sousbatch", "report", str(paths.root), "--out", str(page)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RunError(f"no report: {done.stderr.strip()}; leave report out of publish.what")

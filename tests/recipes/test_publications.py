@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from sousbatch.cluster.site import Site
+from sousbatch.errors import PlanError
 from sousbatch.recipes.compile import compile
 from sousbatch.recipes.schema import Publish, StageSpec
 from sousbatch.recipes.stages import smoke, stages_of
+from sousbatch.recipes.sweep import plan_sweep, point_plan
 from sousbatch.run_folder import PLAN_FORMAT
 
 Run = Callable[..., tuple[int, str, str]]
+HERE = Site(
+    name="here", launcher="local", cpus_per_node=4, memory_bytes=16 * 10**9, gpus_per_node=0, gpu_memory_bytes=0
+)
 PUBLISHED = ("publish.url=/data/small", "stages.publish={}")
 
 
@@ -68,9 +75,12 @@ def test_what_cannot_be_published_is_refused_at_plan(
     assert code == 2 and said in err.replace("\n", " ")
 
 
-def test_the_points_of_a_sweep_do_not_publish_to_one_place(project: Path, sousbatch: Run) -> None:
-    code, _, err = sousbatch("plan", "small.yaml", *PUBLISHED, "--sweep", "seed=1,2")
-    assert code == 2 and "publish.url '/data/small' is that of 2 points, and a place takes one run" in err
-    own = "publish.url=/data/small-${seed}"
-    code, _, err = sousbatch("plan", "small.yaml", own, PUBLISHED[1], "--sweep", "seed=1,2")
-    assert (code, err) == (0, "")
+def test_the_points_of_a_sweep_do_not_publish_to_one_place(project: Path) -> None:
+    asked = partial(plan_sweep, "./small.yaml", sweep=["seed=1,2"], site=HERE, store=project / "runs")
+    with pytest.raises(PlanError, match="publish.url '/data/small' is that of 2 points, and a place takes one run"):
+        asked(texts=PUBLISHED)
+    plan = asked(texts=["publish.url='/data/small-${seed}'", "seed=0", PUBLISHED[1]])
+    assert [point_plan(plan, index).stage("publish").settings.publish.url for index in (0, 1)] == [
+        "/data/small-1",
+        "/data/small-2",
+    ]
