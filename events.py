@@ -425,7 +425,10 @@ class Scored(Event, kind="scored"):
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Published(Event, kind="published"):
-    """What the run made was sent to *url* and compared there; *digest* is that of its model."""
+    """What the run made was sent to *url* and compared there.
+
+    *digest* is that of its model.
+    """
 
     url: str
     num_files: int | None = None

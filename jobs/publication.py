@@ -102,7 +102,10 @@ def _lacking(paths: RunPaths, what: str) -> RunError:
 
 
 def _with_card(model: Manifest, card: Path) -> Manifest:
-    """Return the manifest of the model beside another card, so that it can be verified where it lies."""
+    """Return the manifest of the model beside another card.
+
+    So it can be verified where it lies.
+    """
     content = card.read_bytes()
     own = FileRecord(name=CARD_NAME, num_bytes=len(content), sha256=files.digest_file(card))
     small = tuple(own if file.name == CARD_NAME else file for file in model.files)
@@ -111,7 +114,13 @@ def _with_card(model: Manifest, card: Path) -> Manifest:
 
 
 def _adapter(paths: RunPaths, stage: Stage, folder: Path) -> dict[str, Path]:
-    """Return the adapter that the model of *stage* was made with, written to *folder*; nothing without one."""
+    """Return the adapter that the model of *stage* was made with, if any.
+
+    It is written to *folder*.
+
+    Raises:
+        RunError: its checkpoint is gone.
+    """
     settings = stage.settings
     if settings.adapter.method == "full" or stage.train_stage is None:
         return {}
@@ -184,7 +193,10 @@ def _card(plan: Plan, about: Mapping[str, Any], scores: Mapping[str, Any]) -> It
 
 
 def _plain(value: Any) -> str:
-    """Return a value as YAML writes it in one line; of a place of this machine the last name alone."""
+    """Return a value as YAML writes it in one line.
+
+    Of a place of this machine it is the last name alone.
+    """
     if isinstance(value, str) and value.startswith(("/", "~")):
         value = Path(value).name
     return str(yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)).split("\n")[0]

@@ -79,7 +79,10 @@ def _written(work: Path, name: str, value: Mapping[str, Any]) -> LocalFile:
 
 
 def _refuse_other(text: bytes | None, run: str) -> None:
-    """Refuse a place of another run. A list that was cut off while it was written says nothing."""
+    """Refuse a place of another run.
+
+    A list that was cut off while it was written says nothing.
+    """
     try:
         owner = json.loads(text or b"{}").get("run", run)
     except (ValueError, AttributeError):

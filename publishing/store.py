@@ -1,4 +1,7 @@
-"""The places that take a publication: a folder, a file system of fsspec, or a repository of the hub."""
+"""Send files to a place and ask what it holds.
+
+A place is a folder, a URL of any file system of fsspec, or a repository of the hub.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,10 @@ _HUB_ADVICE = "`hf auth login`, or export HF_TOKEN, which a job gets by environm
 
 @dataclass(frozen=True, kw_only=True)
 class LocalFile:
-    """A file that is to be sent: its *name* there, where it lies here, and what it holds."""
+    """A file that is to be sent.
+
+    It has its *name* there, and its place, size and digest here.
+    """
 
     name: str
     path: Path
@@ -31,10 +37,13 @@ class LocalFile:
 
 
 class Store(Protocol):
-    """A place that takes files by name. Each method raises RunError where it does not answer."""
+    """A place that takes files by name.
+
+    Each method raises RunError where it does not answer.
+    """
 
     def open(self) -> bool:
-        """Make the place, and say whether it may be written to when it holds files of others."""
+        """Make the place, and say whether it may hold files of others."""
 
     def is_empty(self) -> bool:
         """Say whether it holds nothing."""
@@ -93,7 +102,10 @@ def open_store(url: str, *, is_private: bool = True) -> Store:
 
 @contextmanager
 def _asked(where: object, what: str) -> Iterator[None]:
-    """Name the place in every error of a store; each kind of store has errors of its own."""
+    """Name the place in every error of a store.
+
+    Each kind of store has errors of its own.
+    """
     try:
         yield
     except SousbatchError as error:
@@ -205,7 +217,10 @@ class HubStore:
 
 
 def _git_digest(file: LocalFile) -> str:
-    """Return the digest that git, and so the hub, gives a small file: sha1 of a head and its content."""
+    """Return the digest that git, and so the hub, gives a small file.
+
+    It is the sha1 of a head and the content, as git hashes a blob.
+    """
     digest = hashlib.sha1(b"blob %d\0" % file.num_bytes, usedforsecurity=False)
     digest.update(file.path.read_bytes())
     return digest.hexdigest()

@@ -86,7 +86,10 @@ def _stage(found: ResolvedStage, above: Sequence[ResolvedStage], site: Site, inp
 
 
 def _after(found: ResolvedStage, above: Sequence[ResolvedStage]) -> tuple[After, ...]:
-    """Return what must have ended: what it works on, and where it waits for all the ends of all that is above."""
+    """Return what must have ended before a stage.
+
+    That is what it works on; a kind that waits for all also waits for the ends of what is above it.
+    """
     own = (After(stage=found.of, condition=found.kind.after),) if found.of else ()
     if not found.kind.waits_for_all:
         return own

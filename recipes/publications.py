@@ -13,7 +13,10 @@ from .stages import resolve_stages
 
 
 def publish_faults(recipe: Recipe) -> Iterator[Fault]:
-    """Yield why what is to be published cannot be: no place, one that takes nothing, or nothing to send."""
+    """Yield why something cannot be published.
+
+    There is no place, one that takes nothing, or nothing to send.
+    """
     url = recipe.publish.url
     if url is not None and (refusal := refusal_of(url)):
         yield Fault(key="publish.url", problem=f"is {url!r}: {refusal}")
@@ -39,7 +42,10 @@ def publish_faults(recipe: Recipe) -> Iterator[Fault]:
 
 
 def shared_places(plans: Sequence[Plan]) -> Iterator[str]:
-    """Yield each place that more than one point of a sweep would publish to; it takes one run."""
+    """Yield each place that several points of a sweep would publish to.
+
+    A place takes one run.
+    """
     urls = [
         stage.settings.publish.url for plan in plans for stage in plan.stages if stage.record.leaves == "publication"
     ]
