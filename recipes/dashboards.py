@@ -5,7 +5,7 @@ Pure. Jobs decide what the values are called; a test holds the names here agains
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ..predictions.metrics import METRICS
@@ -71,7 +71,11 @@ def _dashboard(recipe: Recipe, axes: Sequence[str], **named: str) -> Dashboard:
     )
 
 
-def _of_each(stages: Sequence[ResolvedStage], prefixes: dict[str, str], panels: Any) -> list[Panel]:
+def _of_each(
+    stages: Sequence[ResolvedStage],
+    prefixes: dict[str, str],
+    panels: Callable[[ResolvedStage, str, str], Iterator[Panel]],
+) -> list[Panel]:
     """Return the panels of some stages, which their titles name where there are several."""
     found: dict[Panel, None] = {}
     for stage in stages:
