@@ -1,4 +1,4 @@
-"""`sousbatch dashboards`: show, compare and save the dashboard of a recipe or a sweep."""
+"""`sousbatch dashboards`: show, compare and save those of recipes and sweeps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Make the dashboard of a recipe, or of a sweep over it: which panels its stages fill.
+"""Make the dashboard of a recipe or a sweep: the panels that its stages fill.
 
 Pure. Jobs decide what the values are called; a test holds the names here against those of a run.
 """
@@ -76,7 +76,7 @@ def _of_each(
     prefixes: dict[str, str],
     panels: Callable[[ResolvedStage, str, str], Iterator[Panel]],
 ) -> list[Panel]:
-    """Return the panels of some stages, which their titles name where there are several."""
+    """Return the panels of stages; titles name the stage where there are several."""
     found: dict[Panel, None] = {}
     for stage in stages:
         prefix = prefixes[stage.name]
@@ -116,7 +116,10 @@ def _throughput(stage: ResolvedStage, prefix: str, title: str) -> Iterator[Panel
 
 
 def _system(stages: Sequence[ResolvedStage]) -> list[Panel]:
-    """Return the panels of what a tracker itself measures on a node, over seconds since its beginning."""
+    """Return the panels of what a tracker itself measures on a node.
+
+    They are over the seconds since its beginning.
+    """
     wanted = [stage.resources for stage in stages if stage.kind.uses_devices and stage.resources.device == "gpu"]
     devices = range(min(_MOST_DEVICES, max((one.devices_per_node for one in wanted), default=0)))
     shown = {
@@ -171,7 +174,10 @@ def _sweep(axes: Sequence[str], target: str) -> Iterator[Panel]:
 
 
 def _target(trains: Sequence[ResolvedStage], scores: Sequence[ResolvedStage], prefixes: dict[str, str]) -> str:
-    """Return the value that tells which run is best: the first score, else what best means for checkpoints."""
+    """Return the value that tells which run is best.
+
+    It is the first score, else what best means for checkpoints.
+    """
     for stage in scores:
         for name in score_names(stage.settings.score.metrics):
             decoding = next(iter(decodings_of(stage.settings)))
@@ -183,7 +189,7 @@ def _target(trains: Sequence[ResolvedStage], scores: Sequence[ResolvedStage], pr
 
 
 def score_names(metrics: Sequence[str]) -> list[str]:
-    """Return what the scores of *metrics* are called, as far as it is known without rows."""
+    """Return what scores of *metrics* are called, as far as known without rows."""
     return [name for metric in metrics if not METRICS.is_path(metric) for name in _SCORES.get(metric, (metric,))]
 
 
@@ -192,7 +198,7 @@ def _with_baseline(metrics: Sequence[str]) -> list[str]:
 
 
 def _is_plain(recipe: Recipe, key: str) -> bool:
-    """Say whether a key of the recipe has a number or a text, which trackers list it with."""
+    """Say whether a key of the recipe has a number or a text, in trackers too."""
     value: Any = {name: one for name, one in validate.to_plain(recipe).items() if name not in ("tracking", "stages")}
     for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else None

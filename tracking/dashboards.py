@@ -1,4 +1,4 @@
-"""What a dashboard holds, as data: sections of panels over the runs of a recipe, or of one sweep.
+"""What a dashboard of a recipe or a sweep holds, as data: sections of panels.
 
 A panel names the values that it shows as trackers get them: `train/loss` is one that a run logs or sums up,
 `config:train.learning_rate` a key of its recipe, `run:group` what it is listed by. What saves dashboards makes
@@ -48,8 +48,9 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Dashboard:
-    """A dashboard over the runs of *project* whose value of *filter* is *wanted*, grouped by *group* where it is given.
+    """A dashboard over some runs of a project.
 
+    They are those whose value of *filter* is *wanted*, grouped by *group* where it is given.
     *entity* is the team or user that owns it; without one it is that of the key. *view* is its name in links: the same
     for each dashboard of that name, so that it is saved in one place however often and by whom.
     """
@@ -83,6 +84,6 @@ def _outline(dashboard: Dashboard) -> Iterator[str]:
 
 
 def compare(saved: Dashboard, own: Dashboard) -> list[str]:
-    """Return the lines in which a saved dashboard differs from our own, none where they are the same."""
+    """Return the lines in which a saved dashboard differs from our own."""
     names = ("saved", "own")
     return list(difflib.unified_diff(outline(saved), outline(own), *names, lineterm="", n=1))

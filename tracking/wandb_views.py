@@ -45,12 +45,17 @@ class Saved:
 
 
 def link(url: str, dashboard: Dashboard) -> str:
-    """Return the address of the view of a dashboard whose entity is known, saved or not, at the server *url*."""
+    """Return the address of a dashboard, saved or not, at the server *url*.
+
+    Its entity is known.
+    """
     return f"{app_url(url)}/{dashboard.entity}/{dashboard.project}?nw={dashboard.view}"
 
 
 def with_entity(server: Server, dashboard: Dashboard) -> Dashboard:
-    """Return *dashboard* with the team or user that it is saved for: its own, else that of the key.
+    """Return *dashboard* with the team or user that it is saved for.
+
+    It is its own, else that of the key.
 
     Raises:
         OutOfReachError: there is no route, or the key is refused.
@@ -66,7 +71,7 @@ def with_entity(server: Server, dashboard: Dashboard) -> Dashboard:
 
 
 def find_saved(server: Server, dashboard: Dashboard) -> Saved | None:
-    """Return the saved view of a dashboard whose entity is known, None where there is none.
+    """Return the saved view of a dashboard whose entity is known, if there is one.
 
     Raises:
         OutOfReachError: there is no route, or the key is refused.
@@ -91,7 +96,9 @@ def find_saved(server: Server, dashboard: Dashboard) -> Saved | None:
 
 
 def push(server: Server, dashboard: Dashboard) -> str:
-    """Save a dashboard whose entity is known, in the place of an earlier one; return its address.
+    """Save a dashboard in the place of an earlier one; return its address.
+
+    Its entity is known.
 
     Raises:
         OutOfReachError, UsageError: as `find_saved`; or wandb-workspaces is not installed, or could not save it.
@@ -121,7 +128,10 @@ def make_spec(dashboard: Dashboard) -> dict[str, Any]:
 
 
 def read_spec(spec: Mapping[str, Any], named: Dashboard) -> Dashboard:
-    """Return what is in W&B's form of a dashboard, as far as ours has it, with name and project of *named*."""
+    """Return the dashboard that W&B's form holds, as far as ours can.
+
+    Its name and project are those of *named*.
+    """
     shown = spec.get("section") or {}
     runs = (shown.get("runSets") or [{}])[0]
     filters = [one for one in (runs.get("filters") or {}).get("filters") or [] if not one.get("disabled")]
