@@ -88,6 +88,9 @@ SETTINGS = (
     Setting(zero=3, hidden=384, layers=10, micro_batch=2, words=8192),
     Setting(zero=0, hidden=512, layers=8, micro_batch=4, rank=16),
     Setting(zero=0, hidden=512, layers=8, micro_batch=2, more=("train.optimizer=adamw_8bit",)),
+    Setting(zero=3, hidden=512, layers=6, micro_batch=2, words=2048),
+    Setting(zero=3, hidden=384, layers=6, micro_batch=2, words=4096, ranks=3),
+    Setting(zero=3, hidden=512, layers=6, micro_batch=4, rank=8),
 )
 HALF = ("train.master_weights=false", "train.precision=bfloat16")
 # No formula was fitted to these.
@@ -99,9 +102,10 @@ HELD_OUT = (
     Setting(zero=0, hidden=512, layers=8, micro_batch=2, more=HALF),
     Setting(zero=1, hidden=512, layers=6, micro_batch=1, words=4096),
     Setting(zero=2, hidden=448, layers=6, micro_batch=4, words=2048, accumulation=2),
-    Setting(zero=3, hidden=512, layers=6, micro_batch=2, words=2048),
-    Setting(zero=3, hidden=384, layers=6, micro_batch=2, words=4096, ranks=3),
-    Setting(zero=3, hidden=512, layers=6, micro_batch=4, rank=8),
+    Setting(zero=3, hidden=448, layers=8, micro_batch=4, words=2048),
+    Setting(zero=3, hidden=512, layers=10, micro_batch=1, words=2048),
+    Setting(zero=3, hidden=256, layers=6, micro_batch=2, words=8192, ranks=3),
+    Setting(zero=3, hidden=384, layers=8, micro_batch=8, rank=4),
 )
 EMPTY = Setting(zero=0, hidden=64, layers=1, micro_batch=1, words=1024)
 

@@ -38,11 +38,12 @@ class ModelStates:
 class Exchange:
     """What the ranks' exchange and the step take beside the model states.
 
-    *held* is there when a forward pass ends. *after* comes when the activations go, in the backward pass and the step;
-    so do gradients, unless they stay from one forward pass to the next.
+    *held* is there when a forward pass ends; *before* goes with the activations. *after* comes when the activations go,
+    in the backward pass and the step; so do gradients, unless they stay from one forward pass to the next.
     """
 
     held: tuple[ForecastLine, ...] = ()
+    before: tuple[ForecastLine, ...] = ()
     after: tuple[ForecastLine, ...] = ()
     gradients_stay: bool
 

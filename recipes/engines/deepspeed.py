@@ -7,6 +7,7 @@ working copy, with the two moments. What the exchange adds was measured (benchma
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from ...checkpoints.formats.tensors import DTYPES, FloatDtype
 from ...checkpoints.sizes import StateBytes
@@ -43,7 +44,8 @@ def exchange(settings: StageSettings, params: Params, batch: Batch, device: Devi
     """Return buckets of gradients, gathered weights, and a rank's share of the step.
 
     A GPU holds a bucket of its full size, also where fewer parameters train; a CPU only what was written to. The step
-    makes a rank's gradients float32.
+    makes a rank's gradients float32. What a forward pass gathered under ZeRO-3 stays as long as its activations, beside
+    what is gathered for the backward pass (measured: benchmarks/memory.py).
     """
     zero, work, ranks = settings.train.zero, DTYPES[settings.train.precision].num_bytes, batch.world_size
     sharding = zero.config.get("zero_optimization", {})
@@ -58,7 +60,13 @@ def exchange(settings: StageSettings, params: Params, batch: Batch, device: Devi
     live = min(params.trainable + params.frozen, int(sharding.get("stage3_max_live_parameters", 1e9)))
     backward = _line("backward", work, reduced + reduced // ranks)
     after = (max(step, backward, key=lambda line: line.num_bytes),)
-    return Exchange(held=(_line("gathered weights", work, live), bucket), after=after, gradients_stay=True)
+    gathered = _line("gathered weights", work, live)
+    return Exchange(
+        held=(gathered, bucket),
+        before=(replace(gathered, what="weights of the forward pass"),),
+        after=after,
+        gradients_stay=True,
+    )
 
 
 def _line(what: str, width: int, count: int) -> ForecastLine:

@@ -55,10 +55,11 @@ def device_memory(settings: StageSettings, model: ModelFacts, batch: Batch, devi
     exchange, activations = engine.exchange(settings, params, batch, device), _activations(settings, model, batch)
     gradients = _line("gradients", states.gradients, [(states.gradients.bytes_per_param, params.trainable, "")])
     held, later = ([gradients], [*exchange.after]) if exchange.gradients_stay else ([], [gradients, *exchange.after])
-    if activations.num_bytes < sum(line.num_bytes for line in later):
-        passing = [*later, _absent(activations, "less and earlier")]
+    earlier = [*exchange.before, activations]
+    if _sum(earlier) < _sum(later):
+        passing = [*later, *(_absent(line, "less and earlier") for line in earlier)]
     else:
-        passing = [*(_absent(line, "less and later") for line in later), activations]
+        passing = [*(_absent(line, "less and later") for line in later), *earlier]
     return [
         _line("weights", states.weights, [(trained, params.trainable, ""), *frozen]),
         _line("optimizer states", states.optimizer, [(states.optimizer.bytes_per_param, params.trainable, "")]),
@@ -66,6 +67,10 @@ def device_memory(settings: StageSettings, model: ModelFacts, batch: Batch, devi
         *held,
         *passing,
     ]
+
+
+def _sum(lines: Sequence[ForecastLine]) -> int:
+    return sum(line.num_bytes for line in lines)
 
 
 def _absent(line: ForecastLine, when: str) -> ForecastLine:

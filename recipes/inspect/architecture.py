@@ -104,9 +104,9 @@ def _has_class(task: TaskSpec, config: Any) -> bool:
     import transformers
 
     kind = getattr(transformers, task.model_class)
-    known_configs = getattr(kind, "_model_mapping", {})
+    known_configs = getattr(kind, "_model_mapping", None)  # whose truth would import every model's config
     has_own_code = kind.__name__ in (getattr(config, "auto_map", None) or {})
-    return not known_configs or has_own_code or type(config) in known_configs
+    return known_configs is None or has_own_code or type(config) in known_configs
 
 
 def _check_stored(model: Any, stored: Mapping[str, Any], *, has_new_head: bool) -> None:

@@ -28,6 +28,11 @@ _LABELS = {
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {"config": "LlamaConfig", "class": "LlamaForCausalLM", "sizes": _SIZES},
     "tied": {"config": "LlamaConfig", "class": "LlamaForCausalLM", "sizes": _SIZES | {"tie_word_embeddings": True}},
+    "olmoe": {
+        "config": "OlmoeConfig",
+        "class": "OlmoeForCausalLM",
+        "sizes": _SIZES | {"num_key_value_heads": 2, "num_experts": 4, "num_experts_per_tok": 2},
+    },
     "mixtral": {
         "config": "MixtralConfig",
         "class": "MixtralForCausalLM",
@@ -75,6 +80,7 @@ CASES: dict[str, tuple[tuple[int, ...], str, tuple[str, ...], dict[str, Any]]] =
         {},
     ),
     "adapter on experts": (SHARDED, "mixtral", LORA, {"is_killed": True}),
+    "adapter on experts and their router": (SHARDED, "olmoe", LORA, {}),
     "adapter beside experts": (SHARDED, "mixtral", (*LORA, "adapter.target_modules=[q_proj,v_proj]"), {}),
     "quantised experts": ((0, 2), "mixtral", QLORA, {}),
     "rows of new tokens": (SHARDED, "tied", (*LORA, *ADDED), {}),

@@ -78,12 +78,26 @@ def wrap(trainer: Any) -> None:
     prepare = trainer.accelerator._prepare_deepspeed
 
     def prepare_and_wrap(*args: Any, **kwargs: Any) -> Any:
+        _gather_together(trainer.model)
         found = prepare(*args, **kwargs)
         if trainer.accelerator.deepspeed_engine_wrapped is not None:  # it also prepares the data loaders
             make_safe(trainer.accelerator.deepspeed_engine_wrapped.engine)
         return found
 
     trainer.accelerator._prepare_deepspeed = prepare_and_wrap
+
+
+def _gather_together(model: Any) -> None:
+    """Let ZeRO-3 gather as one a block whose parameters peft adapts (experts).
+
+    peft reads such a parameter outside the forward of its module, which DeepSpeed's order of fetching does not expect.
+    """
+    from deepspeed.utils import set_z3_leaf_module
+    from peft.tuners.lora.layer import ParamWrapper
+
+    for module in model.modules():
+        if any(isinstance(child, ParamWrapper) for child in module.children()):
+            set_z3_leaf_module(module, True)
 
 
 def save_state(trainer: SavableTrainer, folder: Path, *, is_writer: bool) -> None:
