@@ -421,3 +421,16 @@ class Scored(Event, kind="scored"):
     split: str | None = None
     num_rows: int | None = None
     scores: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Published(Event, kind="published"):
+    """What the run made was sent to *url* and compared there.
+
+    *digest* is that of its model.
+    """
+
+    url: str
+    num_files: int | None = None
+    num_bytes: int | None = None
+    digest: str | None = None

@@ -181,11 +181,20 @@ def _compiler() -> Iterator[Finding]:
     )
 
 
+def _has_wandb_key() -> bool:
+    from ..tracking.wandb_server import NoKeyError, find_server
+
+    try:
+        find_server(os.environ)
+    except NoKeyError:
+        return False
+    return True
+
+
 def _optional() -> Iterator[Finding]:
     yield _installed("bitsandbytes", "4-bit weights for adapter=qlora, and predict.load_in")
     yield _installed("pyarrow", "Parquet files in and out")
-    netrc = Path.home() / ".netrc"
-    has_key = "WANDB_API_KEY" in os.environ or (netrc.is_file() and "api.wandb.ai" in netrc.read_text(errors="replace"))
+    has_key = _has_wandb_key()
     yield Finding(
         what="W&B key",
         finding="there" if has_key else "none: runs are tracked offline",

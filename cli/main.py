@@ -47,6 +47,8 @@ COMMANDS = {
         "report.command",
         "write one HTML page about a run, a sweep or several runs: curves, storage, samples, scores",
     ),
+    "publish": ("publish", "send model, predictions and report of a run to a folder, a URL or the hub"),
+    "dashboards": ("dashboards", "show, compare and save the W&B dashboard of a recipe or a sweep"),
     "doctor": ("doctor", "check what this machine offers and lacks"),
     "checkpoints": ("checkpoints", "list, verify, prune and consolidate checkpoints, also those of other trainers"),
     "predictions": ("predictions", "merge and score prediction files, also those of other trainers"),

@@ -40,7 +40,8 @@ def compile(recipe: Recipe, site: Site, inputs: Inputs) -> Plan:
     """
     recipe = with_labels(with_tokens(recipe, inputs.tokens), inputs.labels)
     recipe = with_metrics(with_dtype(recipe, inputs.model))
-    stages = [_stage(one, site, inputs) for one in resolve_stages(recipe).values()]
+    resolved = [*resolve_stages(recipe).values()]
+    stages = [_stage(one, resolved[:number], site, inputs) for number, one in enumerate(resolved)]
     reasons = list(by_stage(stages, misfits, site))
     for stage in stages:
         for one in decoded(stage).values():
@@ -66,7 +67,7 @@ def compile(recipe: Recipe, site: Site, inputs: Inputs) -> Plan:
     )
 
 
-def _stage(found: ResolvedStage, site: Site, inputs: Inputs) -> Stage:
+def _stage(found: ResolvedStage, above: Sequence[ResolvedStage], site: Site, inputs: Inputs) -> Stage:
     splits = {rows.use: _split(found.name, rows, inputs) for rows in found.rows}
     return Stage(
         name=found.name,
@@ -79,9 +80,21 @@ def _stage(found: ResolvedStage, site: Site, inputs: Inputs) -> Stage:
         predict_stage=found.predict_stage,
         splits=splits,
         num_tasks=_num_tasks(found, site, inputs),
-        after=(After(stage=found.of, condition=found.kind.after),) if found.of else (),
+        after=_after(found, above),
         batch=_batch(found, splits["train"].num_examples) if found.kind.leaves == "checkpoints" else None,
     )
+
+
+def _after(found: ResolvedStage, above: Sequence[ResolvedStage]) -> tuple[After, ...]:
+    """Return what must have ended before a stage.
+
+    That is what it works on; a kind that waits for all also waits for the ends of what is above it.
+    """
+    own = (After(stage=found.of, condition=found.kind.after),) if found.of else ()
+    if not found.kind.waits_for_all:
+        return own
+    worked_on = {one.of for one in (*above, found)}
+    return (*own, *(After(stage=one.name) for one in above if one.name not in worked_on))
 
 
 def stage_model(model: ModelFacts, made_by: str | None) -> StageModel:

@@ -234,12 +234,11 @@ class Plan:
     def run_id(self) -> str:
         """The digest of what decides the results: recipe, code and data.
 
-        Resources, tracking and description decide nothing.
+        Resources, tracking, publishing and description decide nothing.
         """
         recipe = validate.to_plain(self.recipe)
-        deciding = {
-            name: value for name, value in recipe.items() if name not in ("resources", "tracking", "description")
-        }
+        untold = ("resources", "tracking", "publish", "description")
+        deciding = {name: value for name, value in recipe.items() if name not in untold}
         decided = [deciding, self.inputs.model.digest, self.data_digests, self.inputs.code_digest]
         decided += [[one.stage, one.use, one.rows.digest, sorted(one.sources.values())] for one in self.inputs.prepared]
         decided += [[name, one.digest] for name, one in sorted(self.inputs.used_files.items())]

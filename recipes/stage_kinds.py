@@ -18,7 +18,9 @@ class StageKind:
     name: str
     does: str
     # what it writes into the run folder beside its log and its events
-    leaves: Literal["checkpoints", "model", "predictions", "merged predictions", "scores", "runs"] | None = None
+    leaves: (
+        Literal["checkpoints", "model", "predictions", "merged predictions", "scores", "runs", "publication"] | None
+    ) = None
     # the kind of stage that it works on: one above it that `of` names, else the nearest one; it may be required
     source: str | None = None
     takes_source: Literal["named", "if any", "required"] = "required"
@@ -39,6 +41,8 @@ class StageKind:
     shares: Literal["rows", "weight files", "points"] | None = None
     # how the stage that it works on must have ended
     after: Literal["ok", "any"] = "ok"
+    # it also starts after all that stages above it leave, not only after the one that it works on
+    waits_for_all: bool = False
     # a flag that its ranks look at, or a signal, after which it starts from its beginning
     stopped_by: Literal["flag", "signal"] = "signal"
     # the unit of its progress
@@ -116,6 +120,16 @@ STAGE_KINDS: dict[str, StageKind] = {
             reads=("data", "predict", "score"),
             inherits=("data", "predict"),
             rows=("score",),
+        ),
+        StageKind(
+            name="publish",
+            does="sends model, predictions and report to a folder, a URL or the hub",
+            leaves="publication",
+            source="consolidate",
+            takes_source="if any",
+            reads=("publish",),
+            waits_for_all=True,
+            is_usual=False,
         ),
         StageKind(
             name="sweep",

@@ -25,6 +25,7 @@ from .inspect.inputs import READ_KEYS, inspect
 from .inspect.lengths import Progress
 from .inspect.run_models import ALL, each_checkpoint
 from .plan import Plan, Point, Stage, Sweep, Variant
+from .publications import shared_places
 from .schema import Recipe, Resources
 from .stages import settings_of, smoke
 
@@ -87,6 +88,8 @@ def plan_sweep(
         made.append(Variant(values=values, inputs=look(recipe, variants=others)))
     whole = Sweep(variants=tuple(made), points=tuple(points), is_smoke=is_smoke)
     plans = {index: _checked(whole, index, site) for index in sample}
+    if reasons := [*shared_places(list(plans.values()))]:
+        raise PlanError(reasons)
     return _joined(whole, list(plans.values()), site)
 
 

@@ -98,4 +98,4 @@ def test_the_policy_and_the_stage_kind_are_values_of_ours() -> None:
     rules = RetentionRules(policy=AnyOf((KeepLast(1), kitchen.KeepFirst())))
     assert [(one.action, one.reason) for one in decide(saved, rules)][0] == ("keep", "where it began")
     assert [one.action for one in decide(saved, rules)] == ["keep", "delete", "keep"]
-    assert isinstance(kitchen.PUBLISH, StageKind) and kitchen.PUBLISH.source in STAGE_KINDS
+    assert isinstance(kitchen.EXPORT, StageKind) and kitchen.EXPORT.source in STAGE_KINDS

@@ -27,7 +27,7 @@ LINE: tuple[set[str], ...] = (
     },
     {"checkpoints"},
     {"predictions"},
-    {"cluster", "tracking"},
+    {"cluster", "tracking", "publishing"},
     {"recipes"},
     {"jobs", "launchers"},
     {"api"},
@@ -144,7 +144,15 @@ def test_packages_of_the_user_do_not_shadow_ours(tmp_path: Path, arguments: list
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("command", [["--help"], ["plan", "small.yaml"], ["plan", "small.yaml", "--script"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["--help"],
+        ["plan", "small.yaml"],
+        ["plan", "small.yaml", "--script"],
+        ["dashboards", "show", "small.yaml", "tracking.entity=team"],
+    ],
+)
 def test_planning_imports_nothing_heavy(project: Path, command: list[str]) -> None:
     code = (
         "import sys\n"

@@ -77,7 +77,7 @@ class RunIdentity:
         return Identity(
             id=self.run if is_whole else named,
             name=(said if is_whole else f"{said} {stage}")[:_MOST_LETTERS],
-            group=f"{self.recipe}-{self.group}",
+            group=group_name(self.recipe, self.group),
             job_type="run" if is_whole else kind,
             prefix=f"{stage}/" if is_whole else "",
             notes=f"{self.folder}\n`sousbatch status {self.run}`, `sousbatch resume {self.run}`",
@@ -87,9 +87,14 @@ class RunIdentity:
             mode=self.mode,
             folder=folder,
             part=part_name(stage, task or 0, attempt),
-            config=self.config | {"run": self.run, f"attempt/{stage}-{task or 0}": attempt},
+            config=self.config | {"recipe": self.recipe, "run": self.run, f"attempt/{stage}-{task or 0}": attempt},
             uploads=self.uploads,
         )
+
+
+def group_name(recipe: str, group: str) -> str:
+    """Return what the points of a sweep, or a run alone, are grouped by."""
+    return f"{recipe}-{group}"
 
 
 def part_name(stage: str, task: int, attempt: int) -> str:

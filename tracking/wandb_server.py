@@ -9,6 +9,7 @@ import base64
 import configparser
 import json
 import netrc
+import re
 import threading
 import urllib.error
 import urllib.parse
@@ -20,6 +21,9 @@ from typing import Any
 
 LOOK_S = 3.0
 _PUBLIC_URL = "https://api.wandb.ai"
+# Names of one server; `wandb login` of wandb 0.31 writes the second into ~/.netrc and looks for both.
+_PUBLIC_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
+_PUBLIC_PAGES = "https://forge.coreweave.com/wandb"
 _QUERY = """query RunRows($project: String, $entity: String, $name: String!) {
   viewer { id }
   model(name: $project, entityName: $entity) { bucket(name: $name, missingOk: true) { historyLineCount } }
@@ -48,18 +52,26 @@ class Server:
         Raises:
             OutOfReachError: it is not known within `LOOK_S`.
         """
-        given = {"project": project, "entity": entity, "name": run}
-        data = _within_look(lambda: self._ask(given), self.url)
+        data = self.ask(_QUERY, {"project": project, "entity": entity, "name": run})
         if not data.get("viewer"):
             raise OutOfReachError(f"{self.url} refuses the key")
         bucket = (data.get("model") or {}).get("bucket") or {}
         return int(bucket.get("historyLineCount") or 0)
 
-    def _ask(self, variables: dict[str, Any]) -> dict[str, Any]:
-        body = json.dumps({"query": _QUERY, "variables": variables}).encode()
-        headers = {"Content-Type": "application/json", "Authorization": self._authorization()}
-        found: dict[str, Any] = _post(f"{self.url}/graphql", body, headers).get("data") or {}
-        return found
+    def ask(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
+        """Return the data that answers a GraphQL query.
+
+        Raises:
+            OutOfReachError: there is no answer within `LOOK_S`.
+        """
+
+        def ask() -> dict[str, Any]:
+            body = json.dumps({"query": query, "variables": variables}).encode()
+            headers = {"Content-Type": "application/json", "Authorization": self._authorization()}
+            found: dict[str, Any] = _post(f"{self.url}/graphql", body, headers).get("data") or {}
+            return found
+
+        return _within_look(ask, self.url)
 
     def _authorization(self) -> str:
         if self.key:
@@ -79,8 +91,7 @@ def find_server(environment: Mapping[str, str]) -> Server:
     Raises:
         NoKeyError: there is no key for it.
     """
-    home = Path(environment.get("HOME", "~")).expanduser()
-    url = (environment.get("WANDB_BASE_URL") or _settings(environment, home) or _PUBLIC_URL).rstrip("/")
+    home, url = _home(environment), find_url(environment)
     if key := environment.get("WANDB_API_KEY"):
         return Server(url=url, key=key)
     if token_file := environment.get("WANDB_IDENTITY_TOKEN_FILE"):
@@ -89,12 +100,30 @@ def find_server(environment: Mapping[str, str]) -> Server:
     paths = [Path(environment["NETRC"])] if environment.get("NETRC") else [home / ".netrc", home / "_netrc"]
     for path in paths:
         try:
-            known = netrc.netrc(path).authenticators(host)
+            known = netrc.netrc(path)
         except (OSError, netrc.NetrcParseError):
             continue
-        if known and known[2]:
-            return Server(url=url, key=known[2])
+        for name in (host, *(_PUBLIC_HOSTS if host in _PUBLIC_HOSTS else ())):
+            if (found := known.authenticators(name)) and found[2]:
+                return Server(url=url, key=found[2])
     raise NoKeyError(f"there is no key for {host}: neither WANDB_API_KEY nor {paths[0]} has one")
+
+
+def find_url(environment: Mapping[str, str]) -> str:
+    """Return the address of the server that wandb would use."""
+    given = environment.get("WANDB_BASE_URL") or _settings(environment, _home(environment)) or _PUBLIC_URL
+    return given.rstrip("/")
+
+
+def app_url(url: str) -> str:
+    """Return the address of the pages of the server *url*, as wandb does."""
+    if urllib.parse.urlsplit(url).hostname in _PUBLIC_HOSTS:
+        return _PUBLIC_PAGES
+    return re.sub(r"://api\.(wandb\.)?", lambda found: f"://{found[1] or 'app.'}", url)
+
+
+def _home(environment: Mapping[str, str]) -> Path:
+    return Path(environment.get("HOME", "~")).expanduser()
 
 
 def _settings(environment: Mapping[str, str], home: Path) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from ...checkpoints.retention.policies import Goal
 from ...predictions.metrics import METRICS
 from ..stage_kinds import RECIPE_KINDS
-from .execution import Environment, Resources, Tracking
+from .execution import Environment, Publish, Resources, Tracking
 from .fields import key
 from .inputs import Adapter, Augment, Bm25, Columns, Data, Generator, Model, Select
 from .predictions import Output, Predict, QuestionAnswering, Score, Vllm
@@ -32,6 +32,7 @@ __all__ = [
     "Model",
     "Output",
     "Predict",
+    "Publish",
     "QuestionAnswering",
     "Recipe",
     "Resources",
@@ -75,6 +76,7 @@ class StageSettings:
     predict: Predict = key(Predict, "what is predicted", also=("generation", "decode"))
     question_answering: QuestionAnswering = key(QuestionAnswering, "windows and spans, for that task alone")
     score: Score = key(Score, "how it is measured")
+    publish: Publish = key(Publish, "where model and predictions go from the run")
 
     @property
     def measures_answers(self) -> bool:

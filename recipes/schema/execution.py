@@ -9,6 +9,8 @@ from ...tracking.base import TRACKERS
 from ...tracking.identity import Alert, Mode, Per, Upload
 from .fields import key
 
+PublishedPart = Literal["model", "adapter", "predictions", "report"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
@@ -78,6 +80,21 @@ class Environment:
         "tokenizer or model with model.trust_remote_code imports; no key calls a function of yours, and a training "
         "script of your own is not run",
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Publish:
+    """The place where a publish stage, or `sousbatch publish`, sends what a run made."""
+
+    url: str | None = key(
+        None,
+        "absolute folder, fsspec URL such as s3://BUCKET/NAME, or hf://OWNER/NAME for the hub",
+        also=("hub_model_id", "push_to_hub"),
+    )
+    what: tuple[PublishedPart, ...] = key(
+        ("model", "adapter", "predictions", "report"), "what is sent of that which the run has; the card always is"
+    )
+    private: bool = key(True, "a repository that it makes on the hub is private", also=("hub_private_repo",))
 
 
 @dataclass(frozen=True, kw_only=True)

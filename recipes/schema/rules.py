@@ -23,6 +23,7 @@ from ..data.post import problem_of
 from ..data.preparing import step_faults
 from ..decodings import decoding_faults, decodings_of
 from ..generation import engine_faults
+from ..publications import publish_faults
 from ..stage_kinds import RECIPE_KINDS, STAGE_KINDS, RowUse, StageKind
 from ..stages import fitting_sources, kind_name, resolve_stages, settings_of, stages_of
 from ..tasks import TASKS, task_faults, task_of
@@ -70,7 +71,7 @@ def faults_of(recipe: Recipe) -> list[Fault]:
     """Return every fault of a recipe whose types are right."""
     faults = [*_secrets(recipe), *_basics(recipe), *_variables(recipe), *_code(recipe), *_stages(recipe)]
     if not faults:  # what follows needs stages with kinds
-        faults += [*_resources(recipe), *_sources(recipe), *_views(recipe)]
+        faults += [*_resources(recipe), *_sources(recipe), *_views(recipe), *publish_faults(recipe)]
     return faults
 
 

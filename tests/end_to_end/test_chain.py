@@ -92,6 +92,27 @@ def test_wandb_has_one_run_over_all_stages_with_the_whole_recipe(finished):
     assert b"train.steps=6" in text  # what sets it apart from the library's recipe
 
 
+def test_each_value_of_a_dashboard_is_one_that_the_run_logged(finished):
+    """What W&B measures itself has no rows yet after so short a run."""
+    from sousbatch.tracking.wandb_files import read_records
+
+    place, _ = finished
+    shown = json.loads(place.run("dashboards", "show", place.run_dir().name, "--json").stdout)
+    logged = {"_runtime"}
+    for path in (place.run_dir() / "tracking/wandb").glob("*/wandb/offline-run-*/run-*.wandb"):
+        for record in read_records(path):
+            updates = (record.history.item, record.summary.update)
+            logged |= {item.key or item.nested_key[0] for items in updates for item in items}
+            for item in (*record.run.config.update, *record.config.update):
+                value = json.loads(item.value_json)
+                inner = value if isinstance(value, dict) else ()
+                logged |= {f"config:{item.key}", *(f"config:{item.key}.{key}" for key in inner)}
+    panels = [panel for section in shown["sections"] for panel in section["panels"]]
+    values = {value for panel in panels for value in (*panel["values"], panel["over"]) if value}
+    assert {value for value in values - logged if not value.startswith("system/")} == set()
+    assert shown["filter"] in logged and len(values) > 60
+
+
 def test_run_folders_are_private(finished):
     place, _ = finished
     assert stat.S_IMODE(place.run_dir().stat().st_mode) == 0o700

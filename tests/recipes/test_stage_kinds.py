@@ -68,13 +68,13 @@ def test_its_job_is_a_module_found_by_its_name(name: str) -> None:
 
 
 def test_a_new_kind_is_one_record_and_one_job(small: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    publish = StageKind(name="publish", does="sends a model away", source="consolidate", is_usual=False)
-    monkeypatch.setitem(STAGE_KINDS, "publish", publish)
-    stages = {name: StageSpec() for name in ("train", "consolidate", "publish")}
+    export = StageKind(name="export", does="writes a model anew", source="consolidate", is_usual=False)
+    monkeypatch.setitem(STAGE_KINDS, "export", export)
+    stages = {name: StageSpec() for name in ("train", "consolidate", "export")}
     plan = compile(replace(small.RECIPE, stages=stages), small.SITE, small.INPUTS)
-    stage = plan.stage("publish")
-    assert (stage.of, stage.record.module, stage.train_stage) == ("consolidate", "sousbatch.jobs.publish", "train")
-    assert stage_states(plan, [], {"publish": JobState(word="waiting")})["publish"].total == 0
+    stage = plan.stage("export")
+    assert (stage.of, stage.record.module, stage.train_stage) == ("consolidate", "sousbatch.jobs.export", "train")
+    assert stage_states(plan, [], {"export": JobState(word="waiting")})["export"].total == 0
 
 
 def test_a_plan_with_it_is_read_back_as_it_was(plan: Plan, tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ class StandIn:
         self.runs: dict[str, Run] = {}
         self.artifacts: list[dict[str, Any]] = []
         self.used: list[str] = []
+        self.views: dict[str, dict[str, Any]] = {}
         self.asked: Counter[str] = Counter()
         self.unknown: list[str] = []
         self.fault: str | None = None
@@ -102,6 +103,23 @@ class StandIn:
         run = self.runs.get(given["name"])
         bucket = {"historyLineCount": len(run.rows)} if run else None
         return {"viewer": {"id": "u"}, "model": {"bucket": bucket} if self.runs else None}
+
+    def _ViewerEntity(self, given: dict[str, Any]) -> dict[str, Any]:
+        return {"viewer": {"entity": "team"}}
+
+    def _SavedViews(self, given: dict[str, Any]) -> dict[str, Any]:
+        keys = ("id", "displayName", "spec")
+        wanted = [given[key] for key in ("entity", "project", "view")]
+        names = ("entityName", "projectName", "name")
+        found = [view for view in self.views.values() if [view[name] for name in names] == wanted]
+        edges = [{"node": {key: view[key] for key in keys}} for view in found]
+        return {"viewer": {"id": "u"}, "project": {"allViews": {"edges": edges}} if self.runs else None}
+
+    def _UpsertView2(self, given: dict[str, Any]) -> dict[str, Any]:
+        id = given.get("id") or f"view-{len(self.views)}"
+        is_new = id not in self.views
+        self.views[id] = given | {"id": id}
+        return {"upsertView": {"view": {"id": id, "name": given["name"]}, "inserted": is_new}}
 
     def _UpsertBucket(self, given: dict[str, Any]) -> dict[str, Any]:
         name = given.get("name") or given["id"]

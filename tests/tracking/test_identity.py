@@ -36,8 +36,8 @@ def test_attempts_share_all_but_their_number(tmp_path: Path) -> None:
     first, second = (asdict(make_identity().of_task("train", "train", None, tmp_path, number)) for number in (1, 2))
     assert (first.pop("part"), second.pop("part")) == ("train-0-1", "train-0-2")
     assert (first.pop("config"), second.pop("config")) == (
-        {"seed": 2, "run": "0123456789ab", "attempt/train-0": 1},
-        {"seed": 2, "run": "0123456789ab", "attempt/train-0": 2},
+        {"seed": 2, "recipe": "toy", "run": "0123456789ab", "attempt/train-0": 1},
+        {"seed": 2, "recipe": "toy", "run": "0123456789ab", "attempt/train-0": 2},
     )
     assert first == second
 

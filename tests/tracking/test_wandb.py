@@ -35,6 +35,7 @@ ALLOWED = {
     "recipes/inspect/cache.py": "a folder that is no code of the user",
     "redaction.py": "what a key looks like",
     "cli/doctor.py": "what is installed, and whether there is a key",
+    "cli/dashboards.py": "help of a command, and where a key comes from",
     "cli/main.py": "help of a command",
 }
 
@@ -181,6 +182,13 @@ def _closed_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
+
+
+@pytest.mark.parametrize("machine", ["api.wandb.ai", "api.forge.coreweave.com"])
+def test_a_key_of_the_public_server_is_found_under_both_of_its_names(machine: str, tmp_path: Path) -> None:
+    (tmp_path / ".netrc").write_text(f"machine {machine} login user password {KEY}\n")
+    found = find_server({"HOME": str(tmp_path)})
+    assert (found.url, found.key) == ("https://api.wandb.ai", KEY)
 
 
 def test_a_key_comes_from_a_variable_from_netrc_or_from_an_identity_file(server: StandIn, tmp_path: Path) -> None:

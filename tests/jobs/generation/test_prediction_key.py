@@ -34,7 +34,18 @@ from sousbatch.recipes.stages import settings_of
 from sousbatch.run_folder import RunPaths
 
 # No key of these sections decides a prediction. What decides the weights shows in the weights.
-SECTIONS = ("adapter", "train", "checkpoints", "consolidate", "score", "resources", "environment", "tracking", "stages")
+SECTIONS = (
+    "adapter",
+    "train",
+    "checkpoints",
+    "consolidate",
+    "score",
+    "publish",
+    "resources",
+    "environment",
+    "tracking",
+    "stages",
+)
 NOT_DECIDING = {
     *("name", "description"),
     # in the digests of model, tokenizer and weights
