@@ -235,7 +235,8 @@ def test_overrides_may_stand_on_both_sides_of_an_option(sousbatch: Run, project:
 def test_a_plan_shows_stages_data_storage_and_memory(sousbatch: Run, project: Path) -> None:
     code, out, err = sousbatch("plan", "small.yaml")
     heads = [part.split("\n")[0].split("  ")[0] for part in out.split("\n\n")[1:]]
-    assert (code, err, heads) == (0, "", ["stage", "data", "all rows checked", "storage", "memory of a rank of train"])
+    memory = ["memory of a rank of train", "memory of a device of predict"]
+    assert (code, err, heads) == (0, "", ["stage", "data", "all rows checked", "storage", *memory])
     assert "6 steps of 4 rows = 1 ranks x 1 x 4" in out
 
 
