@@ -68,6 +68,7 @@ def _submit(arguments: Namespace) -> int:
     from ..launchers.registry import launcher_of, watcher
     from ..launchers.reservations import release_dead
     from ..launchers.submission import submit
+    from ..recipes.reference import differences
     from .plan import make_plan
 
     release_dead(runs_dir(arguments.runs), watcher)
@@ -85,6 +86,13 @@ def _submit(arguments: Namespace) -> int:
     if done.ended:
         name, word = next(iter(done.ended.items()))
         print(f"sousbatch: run {done.paths.run_id} exists already ({name} {word}); it resumes", file=sys.stderr)
+    for key, before, wanted in differences(done.plan.recipe, plan.recipe):
+        kept = f"no {key}" if before is None else f"{key}={before}"
+        print(
+            f"sousbatch: warning: run {done.paths.run_id} keeps {kept}, as it was submitted; --again makes another run "
+            f"with {wanted}",
+            file=sys.stderr,
+        )
     return _after_sending(done, arguments.detach)
 
 

@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 
-from sousbatch.cli.main import build_parser
-from sousbatch.run_folder import PLAN_FORMAT
+from sousbatch.cli.main import build_parser, main
+from sousbatch.launchers import submission
+from sousbatch.recipes.plan import Plan
+from sousbatch.run_folder import PLAN_FORMAT, RunPaths
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -406,3 +408,23 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
     command = f"{shlex.quote(sys.executable)} -m sousbatch recipes show --keys | head -1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_run_that_is_there_already_says_which_resources_it_keeps(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first: list[Plan] = []
+
+    def submit(plan: Plan, launcher: Any, runs: Path, *, again: bool) -> submission.Submitted:
+        first.append(plan)
+        paths = RunPaths(root=runs / "small" / plan.run_id)
+        return submission.Submitted(plan=first[0], paths=paths, found={}, sent=(), is_new=len(first) == 1)
+
+    monkeypatch.setattr(submission, "submit", submit)
+    assert main(["submit", "small.yaml", "--detach"]) == 0
+    assert "keeps" not in capsys.readouterr().err
+    assert main(["submit", "small.yaml", "resources.predict.tasks=3", "--detach"]) == 0
+    assert (
+        "keeps no resources.predict.tasks, as it was submitted; --again makes another run with 3"
+        in capsys.readouterr().err
+    )

@@ -71,9 +71,8 @@ def desk(finished):
 def arguments_of(command: str, place, run_id: str) -> list[str]:
     words = []
     for word in shlex.split(command)[1:]:
-        word = {"RUN": run_id, "3f2a": run_id[:6], "91cc": run_id, "77b0": run_id}.get(
-            word, word.replace("3f2a", run_id)
-        )
+        examples = {"RUN": run_id, "3f2a": run_id[:6], "sweep-81d0": run_id}
+        word = examples.get(word, re.sub("3f2a|91cc|77b0|77c1", run_id, word))
         words += [str(path) for path in sorted(place.root.glob(word))] if "*" in word else [word]
     return words
 
@@ -86,7 +85,8 @@ def is_plain(command: str) -> bool:
 def test_a_printed_command_works(desk, command):
     place, run_id = desk
     shutil.rmtree(place.root / "model", ignore_errors=True)
-    done = place.run(*arguments_of(command, place, run_id))
+    is_left = command.startswith("sousbatch sync")  # there is no key here, and it says so
+    done = place.run(*arguments_of(command, place, run_id), code=int(is_left))
     assert done.stdout or done.stderr
 
 
