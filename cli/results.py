@@ -7,6 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from .. import ledger
+from ..events import Published, of
 from ..predictions.scoring import BASELINE, MODEL, WHO, headlines, label
 from ..run_folder import RunPaths
 from .tables import format_table
@@ -46,6 +48,8 @@ def describe_results(plan: Plan, paths: RunPaths) -> str:
             scores = {name: found[name]["scores"] for name in order}
             table = format_decodings(scores) if "" not in found else format_scores(first["scores"])
             text += f"\n\n{stage}: {first['num_rows']} rows of {first['split']}\n{table}"
+    sent = of(ledger.read(paths.ledger_dir, max_steps=1), Published)
+    rows += [("published", url) for url in dict.fromkeys(event.url for event in sent)]
     return format_table(rows) + text
 
 

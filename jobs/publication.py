@@ -25,6 +25,7 @@ from ..checkpoints.consolidation.manifest import (
 from ..checkpoints.consolidation.model_card import CARD_NAME
 from ..checkpoints.integrity import open_verified
 from ..errors import NotFoundError, RunError
+from ..predictions.scoring import MODEL, WHO
 from ..recipes.decodings import decodings_of
 from ..recipes.plan import Plan, Stage
 from ..recipes.reference import differences
@@ -175,18 +176,22 @@ def _report(paths: RunPaths, work: Path) -> Path:
 def _card(plan: Plan, about: Mapping[str, Any], scores: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines that a card has beside those of the model."""
     if scores:
-        yield "## Scores\n\n| stage | split | rows | of | metric | value |\n|---|---|---|---|---|---|"
+        measured = {who: name for who, name in WHO.items() if any(who in found["scores"] for found in scores.values())}
+        yield f"## Scores\n\n| stage | rows | metric | {' | '.join(measured.values())} |"
+        yield f"|---|---|---{'|---' * len(measured)}|"
         for stage, found in scores.items():
-            for who, values in found["scores"].items():
-                for metric, value in values.items():
-                    yield f"| {stage} | {found['split']} | {found['num_rows']} | {who} | {metric} | {value:.6g} |"
+            for metric in found["scores"][MODEL]:
+                values = (found["scores"].get(who, {}).get(metric) for who in measured)
+                cells = ["" if value is None else f"{value:.6g}" for value in values]
+                yield f"| {stage} | {found['num_rows']} of {found['split']} | {metric} | {' | '.join(cells)} |"
         yield ""
     yield f"## Recipe\n\n`{plan.recipe.name}`; what is not given has its default.\n\n```yaml"
     for key, _, value in differences(Recipe(), plan.recipe):
         if key.split(".")[0] not in _UNTOLD and value is not None:
             yield f"{key}: {_plain(value)}"
     yield "```\n\n## Digests\n\n| | |\n|---|---|"
-    digests = {"run": about["run"], "model": about["model"], "code": about["code"]}
+    digests = {"run": about["run"], "model": about["model"]}
+    digests |= {"code": about["code"]} if plan.recipe.environment.code else {}
     digests |= {f"data, {split}": digest for split, digest in about["data"].items()}
     yield from (f"| {name} | `{digest}` |" for name, digest in digests.items() if digest)
     yield ""

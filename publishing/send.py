@@ -51,9 +51,9 @@ def send(
     takes_more = store.open()
     done, begun = store.read(PUBLICATION_NAME), store.read(PART_NAME)
     for text in (done, begun):
-        _refuse_other(text, str(about["run"]))
+        _refuse_other(store, text, str(about["run"]))
     if done is None and begun is None and not takes_more and not store.is_empty():
-        raise UsageError("it holds files and no publication; name an empty folder, or a new one")
+        raise UsageError(f"{store}: holds files and no publication; name an empty folder, or a new one")
     left = [file for file in found if not store.holds(file)]
     if left or done is None or not store.holds(manifest):
         if begun is None:
@@ -78,7 +78,7 @@ def _written(work: Path, name: str, value: Mapping[str, Any]) -> LocalFile:
     return read_file(name, path)
 
 
-def _refuse_other(text: bytes | None, run: str) -> None:
+def _refuse_other(store: Store, text: bytes | None, run: str) -> None:
     """Refuse a place of another run.
 
     A list that was cut off while it was written says nothing.
@@ -88,4 +88,4 @@ def _refuse_other(text: bytes | None, run: str) -> None:
     except (ValueError, AttributeError):
         return
     if owner != run:
-        raise UsageError(f"it holds the publication of run {owner}; name another place, or remove that one")
+        raise UsageError(f"{store}: holds the publication of run {owner}; name another place, or remove that one")

@@ -122,6 +122,9 @@ class FileStore:
     def __init__(self, root: Place) -> None:
         self._root = root
 
+    def __str__(self) -> str:
+        return str(self._root)
+
     def open(self) -> bool:
         if isinstance(self._root, Path):
             with _asked(self._root, "making it"):
@@ -165,6 +168,9 @@ class HubStore:
     def __init__(self, api: Any, repository: str, *, is_private: bool) -> None:
         self._api, self._repository, self._is_private = api, repository, is_private
 
+    def __str__(self) -> str:
+        return f"hf://{self._repository}"
+
     def open(self) -> bool:
         with self._asked("making the repository"):
             self._api.create_repo(self._repository, private=self._is_private, exist_ok=True)
@@ -197,7 +203,7 @@ class HubStore:
                 commit_message=f"Publish {file.name}",
             )
         if not self.holds(file):
-            raise RunError(f"hf://{self._repository}: {file.name} is not what was sent")
+            raise RunError(f"{self}: {file.name} is not what was sent")
 
     def remove(self, name: str) -> None:
         with self._asked(f"removing {name}"):
@@ -206,7 +212,7 @@ class HubStore:
     @contextmanager
     def _asked(self, what: str) -> Iterator[None]:
         try:
-            with _asked(f"hf://{self._repository}", what):
+            with _asked(self, what):
                 yield
         except RunError as error:
             cause = error.__cause__

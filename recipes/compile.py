@@ -22,6 +22,7 @@ from .generation import engine_refusals
 from .labels import with_labels
 from .optimizers import optimizer_refusals
 from .plan import After, Batch, Forecast, Plan, Stage, StageModel, StageSplit
+from .publications import unpublished
 from .refusals import by_stage, card_refusals, doubts, misfits, node_memory, rank_memory
 from .schema import Recipe, StageSettings
 from .stages import ResolvedStage, RowsWanted, resolve_stages, with_tokens
@@ -55,7 +56,7 @@ def compile(recipe: Recipe, site: Site, inputs: Inputs) -> Plan:
     reasons += _storage_refusals(stages, found, inputs)
     if reasons:
         raise PlanError(reasons)
-    warnings = [*by_stage(stages, doubts, site), *_token_warnings(inputs)]
+    warnings = [*by_stage(stages, doubts, site), *_token_warnings(inputs), *unpublished(recipe, stages)]
     warnings += [warning for stage in stages for warning in _warnings(recipe, site, inputs, stage, found)]
     return Plan(
         recipe=recipe,

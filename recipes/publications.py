@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from ..errors import Fault
 from ..publishing.store import refusal_of
-from .plan import Plan
+from .plan import Plan, Stage
 from .schema import Recipe
 from .stages import resolve_stages
 
@@ -55,3 +55,12 @@ def shared_places(plans: Sequence[Plan]) -> Iterator[str]:
                 f"publish.url {url!r} is that of {count} points, and a place takes one run; name what is swept in it, "
                 "such as /data/small-${seed}, or publish the best point by `sousbatch publish RUN`"
             )
+
+
+def unpublished(recipe: Recipe, stages: Sequence[Stage]) -> Iterator[str]:
+    """Warn of a place that nothing is sent to by itself."""
+    if recipe.publish.url is not None and all(stage.record.leaves != "publication" for stage in stages):
+        yield (
+            f"publish.url is {recipe.publish.url!r} and no stage publishes: add stages.publish={{}}, or run "
+            "`sousbatch publish RUN` when all is done"
+        )

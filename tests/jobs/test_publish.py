@@ -21,6 +21,7 @@ from sousbatch.checkpoints.consolidation.manifest import verify_manifest
 from sousbatch.checkpoints.consolidation.options import ConsolidateOptions
 from sousbatch.checkpoints.integrity import open_verified
 from sousbatch.cli.publish import _WHAT
+from sousbatch.cli.results import describe_results
 from sousbatch.errors import RunError
 from sousbatch.events import Published, Started, of
 from sousbatch.jobs.context import run_job
@@ -53,7 +54,7 @@ def run(sousbatch: Run, project: Path, tmp_path: Path) -> RunPaths:
     paths.predictions("predict").mkdir(parents=True)
     paths.predictions_file("predict").write_text('{"index": 0, "prediction": "답"}\n', encoding="utf-8")
     paths.metrics_dir.mkdir()
-    scores = {"model": {"exact_match": 0.75}, "input": {"exact_match": 0.0}}
+    scores = {"model": {"exact_match": 0.75}, "copy_input": {"exact_match": 0.0}}
     paths.stage_metrics("score").write_text(json.dumps({"split": "test", "num_rows": 5, "scores": scores}))
     with closing(ledger.open_attempt(paths.ledger_dir, "publish", 0)) as attempt:
         attempt.write(Started())
@@ -83,7 +84,7 @@ def test_the_card_says_recipe_scores_and_digests_and_no_place_of_this_machine(ru
     assert run_job("publish", publish, [str(run.root), "publish"]) == 0
     card = (tmp_path / "published" / "README.md").read_text()
     assert card.startswith(run.model("consolidate").joinpath("README.md").read_text())
-    assert "| score | test | 5 | model | exact_match | 0.75 |" in card
+    assert "| score | 5 of test | exact_match | 0.75 | 0 |" in card
     assert "\ntrain.learning_rate: 0.25\n" in card and "\nmodel.path: model\n" in card
     plan = read_plan(run.plan)
     assert all(digest in card for digest in (run.run_id, *plan.data_digests.values()))
@@ -107,6 +108,7 @@ def test_the_command_takes_place_and_parts_of_the_recipe(run: RunPaths, sousbatc
     code, out, err = sousbatch("publish", run.run_id)
     assert code == 0, err
     assert {"report.html", PUBLICATION_NAME} < names_in(tmp_path / "published")
+    assert f"file://{tmp_path}/published" in describe_results(read_plan(run.plan), run)
 
 
 def test_what_is_not_there_yet_or_was_changed_is_told_before_anything_is_sent(

@@ -177,7 +177,7 @@ def test_the_place_of_another_run_is_left_alone(
     else:
         publish(cut)
     before = held(cut)
-    with pytest.raises(UsageError, match="it holds the publication of run 0123456789ab; name another place"):
+    with pytest.raises(UsageError, match="cut:.*models/small: holds the publication of run 0123456789ab; name another"):
         publish(cut, run="fedcba987654")
     assert held(cut) == before
 
@@ -185,7 +185,7 @@ def test_the_place_of_another_run_is_left_alone(
 def test_a_folder_with_other_files_is_left_alone(publish: Callable[..., Publication], tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "README.md").write_text("mine")
-    with pytest.raises(UsageError, match="it holds files and no publication"):
+    with pytest.raises(UsageError, match="home: holds files and no publication"):
         publish(open_store(str(tmp_path / "home")))
     assert [path.name for path in (tmp_path / "home").iterdir()] == ["README.md"]
 

@@ -37,10 +37,19 @@ def test_it_waits_for_all_ends_and_decides_no_result(small: ModuleType) -> None:
     assert elsewhere.run_id == plan.run_id and plan.format == PLAN_FORMAT
 
 
+def test_a_place_without_a_stage_is_warned_of(small: ModuleType) -> None:
+    recipe = replace(small.RECIPE, publish=Publish(url="/data/small"))
+    assert any(
+        "no stage publishes: add stages.publish={}" in one for one in compile(recipe, small.SITE, small.INPUTS).warnings
+    )
+    assert not any("publish" in one for one in small.plan().warnings)
+
+
 def test_a_smoke_run_publishes_nothing(small: ModuleType) -> None:
     stages = {**stages_of(small.RECIPE), "away": StageSpec(kind="publish")}
     recipe = replace(small.RECIPE, stages=stages, publish=Publish(url="/data/small"))
     assert "away" not in smoke(recipe).stages and "score" in smoke(recipe).stages
+    assert smoke(recipe).publish.url is None, "else a plan would warn that no stage publishes"
 
 
 @pytest.mark.parametrize(
