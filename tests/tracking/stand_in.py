@@ -183,10 +183,11 @@ class StandIn:
                 if file == "wandb-summary.json":
                     for line in lines:
                         run.summary |= line
-                elif file in ("wandb-history.jsonl", "wandb-events.jsonl"):
-                    into = run.rows if "history" in file else run.events
-                    del into[chunk["offset"] :]
-                    into += lines
+                elif file == "wandb-history.jsonl":
+                    del run.rows[chunk["offset"] :]
+                    run.rows += lines
+                elif file == "wandb-events.jsonl":  # of several nodes, each with offsets of its own
+                    run.events += lines
             if sent.get("complete") or sent.get("preempting"):
                 run.endings.append({key: sent.get(key) for key in ("complete", "exitcode", "preempting")})
             if self.rows_before_fault and len(run.rows) >= self.rows_before_fault[0]:

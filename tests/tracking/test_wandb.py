@@ -273,14 +273,14 @@ def test_the_stop_button_is_told_to_the_job(tracked: Callable[..., Path], monkey
 
 
 NODE = """
-import sys, time
+import sys
 from pathlib import Path
 from sousbatch.tracking.base import Trackers, start
 folder, node, trackers = Path(sys.argv[1]), int(sys.argv[2]), Trackers()
 start(trackers, folder, stage="train", kind="train", task=None, attempt=1, node=node)
 if not node:
     trackers.log(1, {"loss": 1.0})
-time.sleep(1)
+sys.stdin.read()
 trackers.finish(0)
 """
 
@@ -292,13 +292,25 @@ def test_every_node_shows_what_it_measures_where_that_is_asked_for(
     monkeypatch.setenv("WANDB_X_STATS_SAMPLING_INTERVAL", "0.2")
     folder = tracked(mode=mode)
     nodes = [
-        subprocess.Popen([sys.executable, "-c", NODE, str(folder), str(node)], stderr=subprocess.PIPE, cwd=folder)
+        subprocess.Popen(
+            [sys.executable, "-c", NODE, str(folder), str(node)],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=folder,
+        )
         for node in (0, 1)
     ]
+
+    def labels() -> set[str]:
+        events = server.runs[RUN].events if RUN in server.runs else []
+        return {name.rpartition("/l:")[2] for event in list(events) for name in event if "/l:" in name}
+
+    expected, deadline = {"node0", "node1"} if mode == "shared" else set(), time.monotonic() + 60
+    while not (RUN in server.runs and labels() >= expected) and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert [one.communicate()[1] for one in nodes] == [b"", b""]
     run = server.runs[RUN]
-    labels = {name.rpartition("/l:")[2] for event in run.events for name in event if "/l:" in name}
-    assert labels == ({"node0", "node1"} if mode == "shared" else set())
+    assert labels() == expected
     assert [row["train/step"] for row in run.rows] == [1] and not has_left(folder)
 
 

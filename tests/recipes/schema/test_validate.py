@@ -47,7 +47,10 @@ def _faults(values: Any) -> list[str]:
             {"resources": {"a": {"mem": 2}}},
             "resources.a.mem is another library's word (here it is resources.*.memory_gb)",
         ),
-        ({"tracking": {"trackers": ["wanb"]}}, "tracking.trackers.0 is 'wanb'; known: wandb (did you mean 'wandb'?)"),
+        (
+            {"tracking": {"trackers": ["wanb"]}},
+            "tracking.trackers.0 is 'wanb'; known: wandb, tensorboard, trackio (did you mean 'wandb'?)",
+        ),
         (
             {"score": {"metrics": ["cer", "rouge3"]}},
             "score.metrics.1 is 'rouge3'; known: character_accuracy, cer, wer, exact_match, accuracy, macro_f1, "
