@@ -87,6 +87,8 @@ def _submit(arguments: Namespace) -> int:
         name, word = next(iter(done.ended.items()))
         print(f"sousbatch: run {done.paths.run_id} exists already ({name} {word}); it resumes", file=sys.stderr)
     for key, before, wanted in differences(done.plan.recipe, plan.recipe):
+        if key == "description":
+            continue
         kept = f"no {key}" if before is None else f"{key}={before}"
         print(
             f"sousbatch: warning: run {done.paths.run_id} keeps {kept}, as it was submitted; --again makes another run "

@@ -57,7 +57,8 @@ def _sync_run(paths: RunPaths, owner: RunPaths, told: set[str]) -> tuple[bool, b
     if has_left(paths.tracking_dir):
         for outcome in send_left(paths.tracking_dir, ended, limit_s=_LIMIT_S):
             is_sent = is_sent and not outcome.problem
-            _tell(f"{paths.run_id} {outcome.what}: {outcome.problem or 'sent'}", told)
+            whose = f"{paths.run_id} {outcome.what}" if outcome.of_run else outcome.what
+            _tell(f"{whose}: {outcome.problem or 'sent'}", told)
     return is_sent, not is_over
 
 

@@ -27,18 +27,7 @@ def show_inputs(job: JobContext, trackers: Trackers) -> None:
 
 def show_checkpoints(job: JobContext, trackers: Trackers) -> None:
     """Show the life of each checkpoint: what was saved, and what became of it."""
-    columns = (
-        "attempt",
-        "step",
-        "event",
-        "content",
-        "gigabytes",
-        "metric",
-        "stall_s",
-        "held_gb",
-        "budget_gb",
-        "reason",
-    )
+    columns = "attempt step event content gigabytes metric stall_s held_gb budget_gb reason".split()
     rows = []
     for event in of(ledger.read(job.paths.ledger_dir, max_steps=1), CheckpointEvent):
         if event.stage == job.stage.name:

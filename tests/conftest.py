@@ -23,6 +23,10 @@ import pytest
 
 from sousbatch.cli.main import main
 from sousbatch.cluster.sandbox import build, lifecycle
+from sousbatch.launchers.freeze import freeze
+from sousbatch.launchers.local.launcher import LocalLauncher
+from sousbatch.recipes.plan import read_plan
+from sousbatch.run_folder import RunPaths
 
 os.environ["WANDB_MODE"] = "offline"  # no test shows a run at the account of the one who runs it
 
@@ -251,6 +255,22 @@ def sousbatch(capsys: pytest.CaptureFixture[str]) -> Run:
         return code, printed.out, printed.err
 
     return run
+
+
+@pytest.fixture
+def frozen(sousbatch: Run, project: Path, tmp_path: Path) -> Callable[..., RunPaths]:
+    """Freeze the plan of the project's recipe with overrides, as a submission does that sends nothing."""
+
+    def freeze_plan(*overrides: str) -> RunPaths:
+        code, out, err = sousbatch("plan", "small.yaml", *overrides, "--json")
+        assert (code, err) == (0, "")
+        (tmp_path / "made.json").write_text(out)
+        plan = read_plan(tmp_path / "made.json")
+        paths = RunPaths(root=tmp_path / "runs/small" / plan.run_id)
+        freeze(plan, LocalLauncher(), paths)
+        return paths
+
+    return freeze_plan
 
 
 # The folder of a sandbox that another user has started, for `.ci/test-slurm-as`.

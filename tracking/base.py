@@ -47,10 +47,14 @@ class Ending:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of something to be sent; without a *problem* it has arrived."""
+    """What became of something to be sent; without a *problem* it has arrived.
+
+    A problem that is not *of_run* is the same for all runs, such as a missing key.
+    """
 
     what: str
     problem: str = ""
+    of_run: bool = True
 
 
 class Tracker(Protocol):

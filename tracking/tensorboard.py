@@ -24,7 +24,7 @@ class TensorBoardTracker:
 
         folder = identity.folder / "tensorboard" / (identity.prefix.rstrip("/") or identity.id)
         writer_class: Any = SummaryWriter
-        self._open = lambda step: writer_class(folder, purge_step=step, flush_secs=5)
+        self._open = lambda step: writer_class(folder, purge_step=step, flush_secs=1)
         self._writer, self._has_rows, self._step = self._open(None), False, 0
         self._writer.add_text("run", f"{identity.name} ({identity.id})\n\n{identity.notes}")
         self._writer.add_text("config", f"```json\n{json.dumps(identity.config, indent=2, ensure_ascii=False)}\n```")

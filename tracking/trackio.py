@@ -6,9 +6,9 @@ It lies in the run's tracking folder, or where the environment says.
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from typing import Any
 
 from .identity import Identity
@@ -27,7 +27,7 @@ class TrackioTracker:
         if identity.mode == "offline":
             for name in _REMOTE:
                 os.environ.pop(name, None)
-        with _quiet():
+        with redirect_stdout(StringIO()):  # it greets
             import trackio
 
             self._trackio, self._prefix = trackio, identity.prefix
@@ -55,13 +55,5 @@ class TrackioTracker:
 
     def finish(self, exit_code: int) -> None:
         """Write what is left."""
-        with _quiet():
+        with redirect_stdout(StringIO()):
             self._run.finish()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep its greetings out of the job's output, but not what it raises."""
-    with open(os.devnull, "w", encoding="utf-8") as nothing, redirect_stdout(nothing):
-        yield
-    sys.stdout.flush()

@@ -47,7 +47,7 @@ def send(
     try:
         server = find_server(os.environ)
     except OutOfReachError as error:
-        yield Outcome(what="W&B", problem=str(error))
+        yield Outcome(what="W&B", problem=str(error), of_run=False)
         return
     runs = {
         path.name.removeprefix("run-").removesuffix(".wandb") for path in folder.glob("wandb/*/wandb/*/run-*.wandb")

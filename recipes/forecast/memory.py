@@ -57,9 +57,9 @@ def device_memory(settings: StageSettings, model: ModelFacts, batch: Batch, devi
     held, later = ([gradients], [*exchange.after]) if exchange.gradients_stay else ([], [gradients, *exchange.after])
     earlier = [*exchange.before, activations]
     if _sum(earlier) < _sum(later):
-        passing = [*later, *(_absent(line, "less and earlier") for line in earlier)]
+        passing = [*later, *map(_off_peak, earlier)]
     else:
-        passing = [*(_absent(line, "less and later") for line in later), *earlier]
+        passing = [*map(_off_peak, later), *earlier]
     return [
         _line("weights", states.weights, [(trained, params.trainable, ""), *frozen]),
         _line("optimizer states", states.optimizer, [(states.optimizer.bytes_per_param, params.trainable, "")]),
@@ -73,8 +73,8 @@ def _sum(lines: Sequence[ForecastLine]) -> int:
     return sum(line.num_bytes for line in lines)
 
 
-def _absent(line: ForecastLine, when: str) -> ForecastLine:
-    return replace(line, num_bytes=0, formula=f"{line.formula}, {when}")
+def _off_peak(line: ForecastLine) -> ForecastLine:
+    return replace(line, num_bytes=0, formula=f"{line.formula}, not at the peak")
 
 
 def host_memory(settings: StageSettings, model: ModelFacts, batch: Batch) -> int:

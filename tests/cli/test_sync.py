@@ -9,10 +9,7 @@ import pytest
 
 from sousbatch import ledger
 from sousbatch.events import Ended, Error, Started
-from sousbatch.launchers.freeze import freeze
-from sousbatch.launchers.local.launcher import LocalLauncher
 from sousbatch.ledger_queries import endings
-from sousbatch.recipes.plan import read_plan
 from sousbatch.run_folder import RunPaths
 
 TOY = """
@@ -32,16 +29,10 @@ class Toy:
 
 
 @pytest.fixture
-def run(
-    sousbatch: Callable[..., tuple[int, str, str]], project: Path, tmp_path: Path, third_party: Callable[..., None]
-) -> RunPaths:
+def run(frozen: Callable[..., RunPaths], third_party: Callable[..., None]) -> RunPaths:
     """A run with an attempt that was killed and one that has no end."""
     third_party("sousbatch.trackers", "toy = toy_module:Toy", TOY)
-    _, out, _ = sousbatch("plan", "small.yaml", "tracking.trackers=[toy]", "--json")
-    (tmp_path / "made.json").write_text(out)
-    plan = read_plan(tmp_path / "made.json")
-    paths = RunPaths(root=tmp_path / "runs/small" / plan.run_id)
-    freeze(plan, LocalLauncher(), paths)
+    paths = frozen("tracking.trackers=[toy]")
     for _ in range(2):
         attempt = ledger.open_attempt(paths.ledger_dir, "train", 0)
         attempt.write(Started(job="1"))
@@ -63,6 +54,18 @@ def test_what_cannot_be_sent_is_told_and_the_command_fails(
     (run.tracking_dir / "no").touch()
     code, out, _ = sousbatch("sync", run.run_id[:6])
     assert code == 1 and "train-0-1 1 it was killed: no route" in out
+
+
+def test_a_missing_key_is_told_once_for_all_runs(
+    frozen: Callable[..., RunPaths], sousbatch: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NETRC", "/nowhere")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    for seed in (1, 2):
+        paths = frozen(f"seed={seed}")
+        (paths.tracking_dir / "wandb/train-0-1").mkdir(parents=True)
+    code, out, _ = sousbatch("sync")
+    assert code == 1 and len(out.splitlines()) == 1 and out.startswith("W&B: there is no key for ")
 
 
 def test_how_attempts_ended_is_read_from_the_ledger(tmp_path: Path) -> None:

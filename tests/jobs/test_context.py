@@ -13,10 +13,7 @@ from sousbatch import ledger
 from sousbatch.errors import EXIT_DEVICE_MEMORY, EXIT_NO_ROOM, EXIT_STOPPED
 from sousbatch.jobs.context import JobContext, run_job
 from sousbatch.jobs.score import score
-from sousbatch.launchers.freeze import freeze
-from sousbatch.launchers.local.launcher import LocalLauncher
 from sousbatch.ledger_queries import is_cancelled
-from sousbatch.recipes.plan import read_plan
 from sousbatch.recipes.plan_summary import read_summary
 from sousbatch.run_folder import RunPaths
 
@@ -78,19 +75,11 @@ class Toy:
 
 @pytest.fixture
 def tracked(
-    sousbatch: Callable[..., tuple[int, str, str]],
-    project: Path,
-    tmp_path: Path,
-    third_party: Callable[..., None],
-    monkeypatch: pytest.MonkeyPatch,
+    frozen: Callable[..., RunPaths], third_party: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> RunPaths:
     """A run that a toy shows, in its first attempt at training."""
     third_party("sousbatch.trackers", "toy = toy_module:Toy", TOY)
-    _, out, _ = sousbatch("plan", "small.yaml", "tracking.trackers=[toy]", "--json")
-    (tmp_path / "made.json").write_text(out)
-    plan = read_plan(tmp_path / "made.json")
-    paths = RunPaths(root=tmp_path / "runs/small" / plan.run_id)
-    freeze(plan, LocalLauncher(), paths)
+    paths = frozen("tracking.trackers=[toy]")
     ledger.open_attempt(paths.ledger_dir, "train", 0).close()
     monkeypatch.setenv("SOUSBATCH_ATTEMPT", "1")
     return paths

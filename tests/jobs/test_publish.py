@@ -27,8 +27,6 @@ from sousbatch.events import Published, Started, of
 from sousbatch.jobs.context import run_job
 from sousbatch.jobs.publication import gather
 from sousbatch.jobs.publish import publish
-from sousbatch.launchers.freeze import freeze
-from sousbatch.launchers.local.launcher import LocalLauncher
 from sousbatch.publishing.send import PUBLICATION_NAME
 from sousbatch.recipes.plan import read_plan
 from sousbatch.recipes.schema import Adapter
@@ -39,15 +37,9 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(sousbatch: Run, project: Path, tmp_path: Path) -> RunPaths:
+def run(frozen: Callable[..., RunPaths], project: Path, tmp_path: Path) -> RunPaths:
     """A run with a model, merged predictions and scores, and a publish stage that is next."""
-    where = f"publish.url=file://{tmp_path}/published"
-    code, out, err = sousbatch("plan", "small.yaml", where, "stages.publish={}", "train.learning_rate=0.25", "--json")
-    assert (code, err) == (0, "")
-    (tmp_path / "made.json").write_text(out)
-    plan = read_plan(tmp_path / "made.json")
-    paths = RunPaths(root=tmp_path / "runs/small" / plan.run_id)
-    freeze(plan, LocalLauncher(), paths)
+    paths = frozen(f"publish.url=file://{tmp_path}/published", "stages.publish={}", "train.learning_rate=0.25")
     paths.model("consolidate").parent.mkdir(parents=True)
     options = ConsolidateOptions(copy_from=project / "model", is_compared=False)
     consolidate(open_verified(project / "model"), paths.model("consolidate"), options)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from sousbatch import ledger
 from sousbatch.jobs.context import run_job
 from sousbatch.jobs.score import score
-from sousbatch.launchers.freeze import freeze
-from sousbatch.launchers.local.launcher import LocalLauncher
 from sousbatch.predictions.selection import read_examples
 from sousbatch.recipes.plan import read_plan
 from sousbatch.run_folder import RunPaths
@@ -35,20 +32,13 @@ class Show:
 
 
 @pytest.fixture
-def run(
-    sousbatch: Callable[..., tuple[int, str, str]], project: Path, tmp_path: Path, third_party: Callable[..., None]
-) -> RunPaths:
+def run(frozen: Callable[..., RunPaths], third_party: Callable[..., None]) -> RunPaths:
     """A run whose predictions are merged: each is two characters long."""
     third_party("sousbatch.metrics", "toy = toy_module:LENGTH", TOYS)
     third_party("sousbatch.trackers", "toy = toy_module:Show", TOYS)
-    code, out, err = sousbatch("plan", "small.yaml", "score.metrics=[toy]", "tracking.trackers=[toy]", "--json")
-    assert (code, err) == (0, "")
-    (tmp_path / "made.json").write_text(out)
-    plan = read_plan(tmp_path / "made.json")
-    paths = RunPaths(root=tmp_path / "runs/small" / plan.run_id)
-    freeze(plan, LocalLauncher(), paths)
+    paths = frozen("score.metrics=[toy]", "tracking.trackers=[toy]")
     paths.predictions("predict").mkdir(parents=True)
-    num_rows = plan.stage("predict").splits["predict"].num_rows
+    num_rows = read_plan(paths.plan).stage("predict").splits["predict"].num_rows
     rows = [json.dumps({"index": number, "prediction": "답답"}) + "\n" for number in range(num_rows)]
     paths.predictions_file("predict").write_text("".join(rows))
     return paths

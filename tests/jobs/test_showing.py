@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -13,8 +12,6 @@ from sousbatch.events import Removed, Saved
 from sousbatch.jobs.context import JobContext, run_job
 from sousbatch.jobs.score import score
 from sousbatch.jobs.showing import show_checkpoints, show_inputs, show_merge
-from sousbatch.launchers.freeze import freeze
-from sousbatch.launchers.local.launcher import LocalLauncher
 from sousbatch.predictions.merge import MergeReport
 from sousbatch.recipes.plan import read_plan
 from sousbatch.run_folder import RunPaths
@@ -36,22 +33,11 @@ class Toy:
 
 
 @pytest.fixture
-def run(
-    sousbatch: Callable[..., tuple[int, str, str]],
-    project: Path,
-    tmp_path: Path,
-    third_party: Callable[..., None],
-    monkeypatch: pytest.MonkeyPatch,
-) -> RunPaths:
+def run(frozen: Callable[..., RunPaths], third_party: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> RunPaths:
     """A run that a toy shows, and that tells of its end and of failures."""
     third_party("sousbatch.trackers", "toy = toy_module:Toy", TOY)
     keys = ("tracking.trackers=[toy]", "tracking.alerts=[done,failed]", "score.metrics=[exact_match]")
-    code, out, err = sousbatch("plan", "small.yaml", *keys, "--json")
-    assert code == 0, err
-    (tmp_path / "made.json").write_text(out)
-    plan = read_plan(tmp_path / "made.json")
-    paths = RunPaths(root=tmp_path / "runs/small" / plan.run_id)
-    freeze(plan, LocalLauncher(), paths)
+    paths = frozen(*keys)
     monkeypatch.setenv("SOUSBATCH_ATTEMPT", "1")
     return paths
 

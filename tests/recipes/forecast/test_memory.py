@@ -97,7 +97,7 @@ def test_gradients_take_the_place_of_activations_unless_they_stay_for_another_fo
     recipe = replace(small.RECIPE, train=Train(zero=Zero(stage=0)))
     first = {line.what: line for line in device_memory(recipe, small.MODEL, BATCH, "cpu")}
     assert (first["gradients"].num_bytes, first["gradient buckets"].num_bytes) == (0, 4 * 904)
-    assert first["gradients"].formula == "4 B x 904, less and later"
+    assert first["gradients"].formula == "4 B x 904, not at the peak"
     again = replace(BATCH, accumulation=2)
     found = {line.what: line.num_bytes for line in device_memory(recipe, small.MODEL, again, "cpu")}
     assert found["gradients"] == 4 * 904 and found["activations"] == first["activations"].num_bytes
@@ -108,7 +108,7 @@ def test_small_activations_count_less_than_the_gradients_after_them(small: Modul
     settings = replace(small.RECIPE, data=data, train=train)
     lines = {line.what: line for line in device_memory(settings, small.MODEL, replace(BATCH, micro_batch=1), "gpu")}
     assert lines["gradients"].num_bytes == lines["step"].num_bytes == 4 * 904  # the step: roots of the second moments
-    assert lines["activations"].num_bytes == 0 and lines["activations"].formula.endswith(", less and earlier")
+    assert lines["activations"].num_bytes == 0 and lines["activations"].formula.endswith(", not at the peak")
 
 
 def test_a_gpu_holds_a_whole_bucket_where_few_parameters_train(small: ModuleType) -> None:
