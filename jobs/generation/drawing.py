@@ -72,7 +72,8 @@ def draw(
 
 def _whole_groups(values: torch.Tensor) -> torch.Tensor:
     """Return *values* (rows, tokens) as (rows, groups, tokens of a group), without the rest that is no whole group."""
-    return values[:, : values.shape[-1] // _GROUP * _GROUP].unflatten(-1, (-1, _GROUP))
+    num_groups = values.shape[-1] // _GROUP
+    return values[:, : num_groups * _GROUP].view(len(values), num_groups, _GROUP)
 
 
 def _group_tops(values: torch.Tensor) -> torch.Tensor:
