@@ -71,7 +71,10 @@ def draw(
 
 
 def _whole_groups(values: torch.Tensor) -> torch.Tensor:
-    """Return *values* (rows, tokens) as (rows, groups, tokens of a group), without the rest that is no whole group."""
+    """Return *values* (rows, tokens) as (rows, groups, tokens of a group).
+
+    The rest that is no whole group is left out.
+    """
     num_groups = values.shape[-1] // _GROUP
     return values[:, : num_groups * _GROUP].view(len(values), num_groups, _GROUP)
 
@@ -82,7 +85,7 @@ def _group_tops(values: torch.Tensor) -> torch.Tensor:
 
 
 def _within(values: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-    """Return *values* in some *groups* (rows, groups), and the rest that is in none."""
+    """Return *values* in *groups* (rows, groups), and the rest in none."""
     rows = torch.arange(len(values), device=values.device)[:, None]
     rest = values[:, values.shape[-1] // _GROUP * _GROUP :]
     return torch.cat([_whole_groups(values)[rows, groups].flatten(1), rest], -1)
@@ -128,10 +131,10 @@ def _inverse_of_some(
     weigh: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     uniform: torch.Tensor,
 ) -> torch.Tensor:
-    """Return the same as `_inverse` where only tokens with values of at least *least* have a weight.
+    """Return what `_inverse` does where only values from *least* on weigh.
 
-    They lie in few groups mostly: only those are looked at where they are less than half. A row decides that by itself,
-    since the two ways round differently.
+    These tokens lie in few groups mostly: only those are looked at where they are less than half. A row decides that by
+    itself, since the two ways round differently.
     """
     stays = tops >= least
     counts = stays.sum(-1)
