@@ -76,6 +76,15 @@ class JobContext:
             say("a person stopped the run where it is tracked")
         return flag.exists()
 
+    def tell(self, kind: Alert, text: str) -> None:
+        """Tell a person, where the recipe asks for it."""
+        self.trackers.alert(kind, f"{self.paths.recipe_name} {self.paths.run_id}: {self.stage.name} {kind}", text)
+
+    def tell_stalled(self) -> None:
+        """Tell a person that the watchdog is about to end the attempt."""
+        minutes = self.stage.resources.stall_min
+        self.tell("stalled", f"no step for {minutes:g} minutes: the attempt ends; its log shows where each rank waits")
+
     def open_trackers(self, *, beside_others: bool = False, node: int = 0) -> Trackers:
         """Start the trackers of this task, which `run_job` ends.
 
@@ -164,8 +173,7 @@ def _tell(job: JobContext, code: int, error: str = "") -> None:
     is_last = job.stage.name == job.plan.stages[-1].name and job.task == job.stage.num_tasks - 1
     kind = _ALERTS.get(code, "failed") if code or is_last else None
     if kind is not None:
-        text = error or f"all stages of {job.paths.root} are done"
-        job.trackers.alert(kind, f"{job.paths.recipe_name} {job.paths.run_id}: {job.stage.name} {kind}", text)
+        job.tell(kind, error or f"all stages of {job.paths.root} are done")
 
 
 def _exit_code(error: BaseException) -> int:

@@ -74,7 +74,8 @@ def _answer(job: JobContext, works: Sequence[_Work], ledger: Ledger) -> int:
     dtype = dtype_of(job.stage, model_dir)
     tokenizer_dir, num_devices = job.stage.model.tokenizer_dir_in(job.paths), job.stage.resources.devices_per_node
     loaded = load_model(job.settings, model_dir, tokenizer_dir, device, dtype, num_devices)
-    tracker, watchdog = job.open_trackers(beside_others=True), Watchdog(job.stage.resources.stall_min)
+    tracker = job.open_trackers(beside_others=True)
+    watchdog = Watchdog(job.stage.resources.stall_min, tell=job.tell_stalled)
     code = count = 0
     total = sum(len(work.missing) for work in works)
     for work in works:

@@ -49,7 +49,8 @@ def train(job: JobContext) -> int:
         from .training.engines import engine_of
         from .training.trainer import training_arguments
 
-    watchdog = Watchdog(job.stage.resources.stall_min, rank=int(os.environ.get("RANK", "0")))
+    rank = int(os.environ.get("RANK", "0"))
+    watchdog = Watchdog(job.stage.resources.stall_min, rank=rank, tell=job.tell_stalled)
     engine_of(job.settings).start_process_group(job.stage.resources.device)
     arguments = training_arguments(job, job.batch)
     _ = arguments.device  # transformers starts its process group when the device is first asked for

@@ -14,7 +14,7 @@ from ..files import make_private_dir, read_json, write_json
 Per = Literal["run", "stage", "task"]
 Mode = Literal["auto", "online", "offline", "shared", "disabled"]
 Upload = Literal["model", "predictions"]
-Alert = Literal["done", "failed", "no_space", "diverged"]
+Alert = Literal["done", "failed", "no_space", "stalled", "diverged"]
 _MOST_LETTERS, _MOST_TAG_LETTERS = 128, 64  # a tracker may refuse longer ones
 
 

@@ -75,6 +75,19 @@ def test_a_failure_is_told_with_its_reason(run: RunPaths) -> None:
     assert shown(run)["alert"] == [f"small {run.run_id}: train failed", "RuntimeError: the data is gone"]
 
 
+def test_a_job_that_stalls_tells_so_before_its_end(run: RunPaths) -> None:
+    def work(job: JobContext) -> int:
+        job.open_trackers().alerts = ("stalled",)
+        job.tell_stalled()
+        return 0
+
+    ledger.open_attempt(run.ledger_dir, "train", 0).close()
+    assert run_job("train", work, [str(run.root), "train"]) == 0
+    title, text = shown(run)["alert"]
+    assert title == f"small {run.run_id}: train stalled"
+    assert text == "no step for 30 minutes: the attempt ends; its log shows where each rank waits"
+
+
 def test_checkpoints_inputs_and_merges_are_shown(run: RunPaths) -> None:
     def work(job: JobContext) -> int:
         trackers = job.open_trackers()

@@ -17,7 +17,7 @@ import os, sys, time
 from sousbatch.jobs import watchdog
 watchdog._OTHERS_FIRST_S = 0.2
 rank, end = int(sys.argv[1]), sys.argv[2]
-dog = watchdog.Watchdog(1 / 60, rank=rank)
+dog = watchdog.Watchdog(1 / 60, rank=rank, tell=lambda: print("told", flush=True))
 def busy():
     for _ in range(30):
         time.sleep(0.05)
@@ -58,7 +58,7 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ends]:
 
 def test_a_rank_without_a_step_shows_its_stack_and_ends(ends: Ends) -> None:
     done = ends[0, "hang"]
-    assert done.returncode == 1 and done.stdout == "worked\n"
+    assert done.returncode == 1 and done.stdout == "worked\ntold\n", "told once, before the end"
     assert "Timeout" in done.stderr and "stuck_in_a_collective" in done.stderr and "in busy" not in done.stderr
 
 
