@@ -116,6 +116,8 @@ def _with_adapter(settings: StageSettings, task: TaskSpec, model: Any, options: 
         config.ensure_weight_tying = True
     _check_shared(spec.target_modules, model)
     layers = _linear_layers(model)  # before peft wraps them
+    if task.has_new_head:
+        _check_head(spec.target_modules, _new_heads(model), layers)
     try:
         with wrapping_rows(model):
             adapted = get_peft_model(model, config)
@@ -186,7 +188,7 @@ def _check_saved(names: Sequence[str], model: Any) -> None:
 
 
 def _outermost(names: Sequence[str], model: Any) -> list[str]:
-    """Return *names* of modules such that peft copies each module once, and no others.
+    """Return names of the modules that *names* mean, each once and no others.
 
     peft copies what only ends with a name, as `input_layernorm` does with `norm`, and copies a part of a copy again.
     """
@@ -225,6 +227,17 @@ def _check_shared(targets: Sequence[str], model: Any) -> None:
             raise UsageError(
                 f"adapter.target_modules: {name} has one weight with {others}, and their adapters would be merged into "
                 "different ones; leave it out, or train it in full by adapter.modules_to_save"
+            )
+
+
+def _check_head(targets: Sequence[str], heads: Sequence[str], layers: Sequence[str]) -> None:
+    """Refuse targets within a new head, which trains in full."""
+    for target in targets:
+        found = [name for name in layers if is_target(name, target)]
+        if found and all(f"{name}.".startswith(tuple(f"{head}." for head in heads)) for name in found):
+            raise UsageError(
+                f"adapter.target_modules: {target!r} is of the new head ({', '.join(heads)}), which trains in full "
+                "beside the adapter; leave it out"
             )
 
 

@@ -180,7 +180,10 @@ def _archive_reasons(recipe: Recipe) -> Iterator[str]:
 
 
 def _takes_files(folder: Path) -> bool:
-    """Say whether a file can be made in *folder*; those of /proc take none, whatever their permissions say."""
+    """Say whether a file can be made in *folder*.
+
+    Folders of /proc take none, whatever their permissions say.
+    """
     try:
         with tempfile.TemporaryFile(dir=folder):
             return True

@@ -208,7 +208,7 @@ def _views(recipe: Recipe) -> list[Fault]:
         uses_here = tuple(rows.use for rows in stage.rows)
 
         def ask(settings: StageSettings, uses: Sequence[RowUse] = uses_here) -> list[Fault]:
-            return [*_stage_faults(settings, uses), *step_faults(settings.data), *_decodings(settings, uses)]
+            return [*_stage_faults(settings, uses), *step_faults(settings), *_decodings(settings, uses)]
 
         found[name], of_all = ask(stage.settings), ask(common)
         for fault in found[name]:

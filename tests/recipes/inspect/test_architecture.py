@@ -142,6 +142,15 @@ def test_an_adapter_on_embeddings_that_do_not_look_up_what_they_are_given_is_ref
     assert problem.endswith("adapter.modules_to_save=[embed_positions]")
 
 
+@pytest.mark.parametrize("targets", [("classifier",), ("query", "classifier"), ("pooler.dense",)], ids=str)
+def test_a_target_in_a_new_head_is_told_that_it_trains_in_full(
+    targets: tuple[str, ...], tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    given = {"task": "classification", "settings": replace(lora(target_modules=targets), task="classification")}
+    problem = ask(("bert", {}), tokenizer_folder, tmp_path, **given)["trained"]["one"]["problem"]
+    assert problem.startswith(f"adapter.target_modules: {targets[-1]!r} is of the new head (classifier, bert.pooler), ")
+
+
 def test_layers_within_one_that_trains_in_full_train_with_it_and_no_others(
     tokenizer_folder: Path, tmp_path: Path
 ) -> None:
