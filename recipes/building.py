@@ -111,10 +111,13 @@ def _with_adapter(settings: StageSettings, task: TaskSpec, model: Any, options: 
         **options,
     )
     _check_saved(spec.modules_to_save, model)
+    config.modules_to_save = _outermost(options["modules_to_save"] or (), model) or None
     if _saves_tied(spec.modules_to_save, model):  # else peft would train two copies of one tensor apart
         config.ensure_weight_tying = True
     _check_shared(spec.target_modules, model)
     layers = _linear_layers(model)  # before peft wraps them
+    if task.has_new_head:
+        _check_head(spec.target_modules, _new_heads(model), layers)
     try:
         with wrapping_rows(model):
             adapted = get_peft_model(model, config)
@@ -122,6 +125,7 @@ def _with_adapter(settings: StageSettings, task: TaskSpec, model: Any, options: 
         raise UsageError(_refusal(settings, _kind(model), layers, str(error))) from error
     _check_targets(spec.target_modules, layers, adapted)
     _check_copies(adapted)
+    _check_embeddings(adapted)
     # peft copies layers that train in full in the dtype of the frozen ones; ZeRO wants one dtype
     dtype = getattr(torch, engine_of(settings).working_dtype(settings))
     for parameter in adapted.parameters():
@@ -183,6 +187,17 @@ def _check_saved(names: Sequence[str], model: Any) -> None:
             )
 
 
+def _outermost(names: Sequence[str], model: Any) -> list[str]:
+    """Return names of the modules that *names* mean, each once and no others.
+
+    peft copies what only ends with a name, as `input_layernorm` does with `norm`, and copies a part of a copy again.
+    """
+    known = [name for name, _ in model.named_modules(remove_duplicate=False)]
+    meant = [name for name in known if any(f".{name}".endswith(f".{one}") for one in names)]
+    outer = [name for name in meant if not any(name.startswith(f"{other}.") for other in meant)]
+    return list(names) if outer == [name for name in known if name.endswith(tuple(names))] else outer
+
+
 def _saves_tied(names: Sequence[str], model: Any) -> bool:
     words, head = model.get_input_embeddings(), model.get_output_embeddings()
     if head is None or head.weight is not words.weight:
@@ -215,6 +230,17 @@ def _check_shared(targets: Sequence[str], model: Any) -> None:
             )
 
 
+def _check_head(targets: Sequence[str], heads: Sequence[str], layers: Sequence[str]) -> None:
+    """Refuse targets within a new head, which trains in full."""
+    for target in targets:
+        found = [name for name in layers if is_target(name, target)]
+        if found and all(f"{name}.".startswith(tuple(f"{head}." for head in heads)) for name in found):
+            raise UsageError(
+                f"adapter.target_modules: {target!r} is of the new head ({', '.join(heads)}), which trains in full "
+                "beside the adapter; leave it out"
+            )
+
+
 def _check_copies(adapted: Any) -> None:
     """Refuse layers that train in full, where peft put a copy of another kind."""
     from peft.utils import ModulesToSaveWrapper
@@ -227,6 +253,27 @@ def _check_copies(adapted: Any) -> None:
             raise UsageError(
                 f"adapter.modules_to_save: {name.removeprefix('base_model.model.')} has one weight with a layer of "
                 f"another kind ({' and '.join(kinds)}), and peft cannot train both; leave it out"
+            )
+
+
+def _check_embeddings(adapted: Any) -> None:
+    """Refuse an adapter on embeddings that do more than look up rows.
+
+    peft looks up the rows of the adapter by what such a layer is given. BART's positions are given the tokens.
+    """
+    from peft.tuners.lora import Embedding
+    from torch import nn
+
+    for name, module in adapted.named_modules():
+        if not isinstance(module, Embedding):
+            continue
+        kind = type(module.get_base_layer())
+        if kind.forward is not nn.Embedding.forward and module._get_embed_scale() is None:
+            short = name.removeprefix("base_model.model.")
+            raise UsageError(
+                f"adapter.target_modules: {short} is a {kind.__name__}, which does not look up its rows by what it is "
+                f"given, and peft's adapter would; leave it out, or train it in full by "
+                f"adapter.modules_to_save=[{short.rpartition('.')[2]}]"
             )
 
 

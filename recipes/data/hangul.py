@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TypeVar
 
 from ...errors import UsageError
@@ -227,7 +228,7 @@ def obfuscate(sentence: str, chance: random.Random, mix: Mix) -> str:
     Its length stays.
     """
     letters = [_syllable(character) for character in sentence]
-    for here, after in zip(letters, [*letters[1:], None], strict=True):
+    for here, after in zip_longest(letters, letters[1:]):
         if here is not None:
             _change_end(here, after, chance, mix)
     for here in letters:

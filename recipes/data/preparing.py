@@ -13,12 +13,13 @@ from typing import IO, Any
 from ...errors import Fault
 from ...files import parse_json
 from ..facts import Rows, StepCount
-from ..schema import Augment, Bm25, Data, Select, StageSettings
+from ..schema import Augment, Bm25, Select, StageSettings
 from ..stage_kinds import RowUse
 from ..tasks import task_of
 from . import hangul
 from .cleaning import FILTERS, TEXT_STEPS, filter_of, is_own, problem_of
 from .own_functions import OwnFunction
+from .prompts import has_turns
 from .rows import Row
 from .selection import best_rows, sample_of, search_terms, singles_of
 
@@ -81,8 +82,9 @@ def steps_of(settings: StageSettings, use: RowUse) -> Steps | None:
     )
 
 
-def step_faults(data: Data) -> Iterator[Fault]:
+def step_faults(settings: StageSettings) -> Iterator[Fault]:
     """Yield what is wrong with the steps of a recipe, before any file is read."""
+    data = settings.data
     for number, name in enumerate(data.clean):
         problem, hint = problem_of(name)
         if problem:
@@ -95,9 +97,13 @@ def step_faults(data: Data) -> Iterator[Fault]:
     if augment is not None and augment.name not in AUGMENTS and not is_own(augment.name):
         problem = f"is {augment.name!r}" if augment.name else "is missing"
         yield Fault(key="data.augment.name", problem=problem, hint=f"{', '.join(AUGMENTS)}, or {_OWN}")
-    if augment is not None and augment.name in AUGMENTS and not data.prompt:
-        problem = f"{augment.name} makes an input of the target, and plain text has neither"
-        yield Fault(key="data.augment.name", problem=problem, hint=f"set data.prompt, or {_OWN}")
+    if augment is not None and augment.name in AUGMENTS:
+        without = "" if task_of(settings.task).generates else f"task {settings.task}"
+        if not without and (not data.prompt or has_turns(data.prompt)):
+            without = "a conversation" if data.prompt else "plain text"
+        if without:
+            problem = f"is {augment.name}, which makes an input of the target's text, and {without} has no such text"
+            yield Fault(key="data.augment.name", problem=problem, hint=f"leave it out, or {_OWN}")
 
 
 class _Tally:

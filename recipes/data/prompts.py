@@ -43,7 +43,8 @@ def prompt_fields(prompt: str) -> list[str]:
         if name is None:
             continue
         if not name or name.isdigit() or set(name) & set(".[]") or format_spec or conversion:
-            raise ValueError(f"{{{name}}} is not the name of a column")
+            more = (f"!{conversion}" if conversion else "") + (f":{format_spec}" if format_spec else "")
+            raise ValueError(f"{{{name}{more}}} is not the name of a column")
         names.append(name)
     return names
 

@@ -45,7 +45,8 @@ def read_splits(recipe: Recipe) -> dict[str, SplitFacts]:
             reasons.append(_missing_split(name, needs, list(known)))
         elif (found := collect(reasons, partial(_split, name, known[name]))) is not None:
             splits[name] = found
-            reasons += check_columns(name, found, needs.columns)
+            scored = needs.scored - needs.columns
+            reasons += check_columns(name, found, needs.columns | scored, scored, _unscored(recipe))
     if reasons:
         raise PlanError(reasons)
     return splits
@@ -55,11 +56,22 @@ def read_splits(recipe: Recipe) -> dict[str, SplitFacts]:
 class _Needs:
     """The needs of the stages for a split.
 
-    They are the keys that ask for the split, and the columns that it must have.
+    They are the keys that ask for the split, the columns that it must have, and those that are *scored*.
     """
 
     keys: set[str] = field(default_factory=set)
     columns: set[Column] = field(default_factory=set)
+    scored: set[Column] = field(default_factory=set)
+
+
+def _unscored(recipe: Recipe) -> str:
+    """Return the advice that takes the stages out which need the right answers."""
+    stages = resolve_stages(recipe)
+    scores = [name for name, stage in stages.items() if stage.kind.name == "score"]
+    if recipe.stages:
+        return f"; to predict without scores, set {' '.join(f'~stages.{name}' for name in scores)}"
+    kept = ", ".join(f"{name}: {{}}" for name in stages if name not in scores)
+    return f"; to predict without scores, set 'stages={{{kept}}}'"
 
 
 def _needed(recipe: Recipe) -> dict[str, _Needs]:
@@ -72,7 +84,8 @@ def _needed(recipe: Recipe) -> dict[str, _Needs]:
                 needs.columns.add(Column(named_by="data.columns.id", name=identity))
             steps = steps_of(stage.settings, rows.use)
             if steps is None or not steps.own_functions:  # which may make columns; they are checked when that is done
-                needs.columns.update(task.columns(stage.settings, rows.use))
+                wanted = needs.scored if rows.use == "score" else needs.columns
+                wanted.update(task.columns(stage.settings, rows.use))
     return needed
 
 
@@ -99,8 +112,13 @@ def _missing_split(name: str, needs: _Needs, known: Sequence[str]) -> str:
     )
 
 
-def check_columns(name: str, found: SplitFacts, columns: Collection[Column]) -> Iterator[str]:
-    """Yield why the split called *name* lacks *columns*, and that it is empty."""
+def check_columns(
+    name: str, found: SplitFacts, columns: Collection[Column], scored: Collection[Column] = (), unscored: str = ""
+) -> Iterator[str]:
+    """Yield why the split called *name* lacks *columns*, and that it is empty.
+
+    Only scores need the *scored* ones; *unscored* tells how to do without.
+    """
     if found.num_rows == 0:
         yield f"data file {found.shown} of split {name!r} is empty; it needs at least one row"
         return
@@ -123,6 +141,8 @@ def check_columns(name: str, found: SplitFacts, columns: Collection[Column]) -> 
         hint = f"; {_as_turns(said)}" if said else f" ({nearest(column, row)})" if nearest(column, row) else ""
         if named_by == "data.columns.id" and not hint:
             hint = "; set data.columns.id=null where rows have no names"
+        if not hint and one in scored:
+            hint = unscored
         yield f"{where} has no column {column!r} ({named_by}); {found.shown} has there: {', '.join(row)}{hint}"
 
 

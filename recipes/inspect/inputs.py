@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from operator import attrgetter
@@ -162,7 +163,7 @@ def settings_digest(recipe: Recipe) -> str:
 def _archive_reasons(recipe: Recipe) -> Iterator[str]:
     """Return why the archive cannot be one.
 
-    Only reasons that can be seen without writing to it are found.
+    A file without a name is made in a folder; nothing is written to a URL.
     """
     for url in dict.fromkeys(stage.settings.checkpoints.archive_url for stage in resolve_stages(recipe).values()):
         if url is None:
@@ -174,10 +175,20 @@ def _archive_reasons(recipe: Recipe) -> Iterator[str]:
             continue
         if url.startswith("memory:"):
             yield f"checkpoints.archive_url {url!r} ends with the process that writes to it; name a folder or a store"
-        elif isinstance(place, Path) and not (
-            nearest_existing(place).is_dir() and os.access(nearest_existing(place), os.W_OK)
-        ):
+        elif isinstance(place, Path) and not _takes_files(nearest_existing(place)):
             yield f"checkpoints.archive_url {url!r}: {nearest_existing(place)} is not a folder that you may write to"
+
+
+def _takes_files(folder: Path) -> bool:
+    """Say whether a file can be made in *folder*.
+
+    Folders of /proc take none, whatever their permissions say.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def measure_disk_space(

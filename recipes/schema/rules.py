@@ -208,7 +208,7 @@ def _views(recipe: Recipe) -> list[Fault]:
         uses_here = tuple(rows.use for rows in stage.rows)
 
         def ask(settings: StageSettings, uses: Sequence[RowUse] = uses_here) -> list[Fault]:
-            return [*_stage_faults(settings, uses), *step_faults(settings.data), *_decodings(settings, uses)]
+            return [*_stage_faults(settings, uses), *step_faults(settings), *_decodings(settings, uses)]
 
         found[name], of_all = ask(stage.settings), ask(common)
         for fault in found[name]:
@@ -301,8 +301,13 @@ def _measured(view: StageSettings) -> Iterator[Fault]:
 def _kept(view: StageSettings) -> Iterator[Fault]:
     """Return what is wrong with the checkpoints that are to stay."""
     spec = view.checkpoints
-    if view.measures_answers:
-        yield from _measured(view)
+    faults = list(_measured(view)) if view.measures_answers else []
+    yield from faults
+    if spec.goal and not faults and not METRICS.is_path(spec.metric):
+        best = replace(view, checkpoints=replace(spec, goal=None)).goal
+        if spec.goal != best:
+            problem = f"is {spec.goal}, and the best {spec.metric} is the {best}"
+            yield Fault(key="checkpoints.goal", problem=problem, hint="leave it out: it is for metrics of own code")
     if spec.keep_best > 1 and not view.is_measured:
         problem = f"is {spec.keep_best}, and nothing measures {spec.metric}"
         yield Fault(

@@ -179,6 +179,7 @@ SOUND = {
     "unclosed prompt": ("data: {prompt: 'Q {input'}", "data.prompt is 'Q {input'"),
     "prompt with a position": ("data: {prompt: '{0}'}", "{0} is not the name of a column"),
     "prompt with an attribute": ("data: {prompt: '{a.b}'}", "{a.b} is not the name of a column"),
+    "prompt with a width": ("data: {prompt: '{input!r:>9}'}", "{input!r:>9} is not the name of a column"),
     "prompt that holds the answer": ("data: {prompt: '{input} {target}'}", "data.prompt reads the target column"),
     "restarts without a period": ("train: {schedule: {name: cosine_restarts}}", "schedule cosine_restarts needs it"),
     "patience without a split": ("train: {patience: 3, eval_split: null}", "train.patience needs train.eval_split"),
@@ -193,6 +194,14 @@ SOUND = {
     "an own metric without a goal": (
         "checkpoints: {metric: 'mine:METRIC'}",
         "checkpoints.goal is missing, and checkpoints.metric is own code, 'mine:METRIC' (set checkpoints.goal=highest",
+    ),
+    "the highest loss as the best": (
+        "checkpoints: {goal: highest}",
+        "checkpoints.goal is highest, and the best eval_loss is the lowest (leave it out:",
+    ),
+    "the lowest ROUGE as the best": (
+        "checkpoints: {metric: rougeL, goal: lowest}",
+        "checkpoints.goal is lowest, and the best rougeL is the highest (leave it out:",
     ),
     "a metric without a prompt": (
         "data: {prompt: '', splits: {train: a}}\ncheckpoints: {metric: rougeL}\nstages: {train: {}}",

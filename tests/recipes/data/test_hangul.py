@@ -73,6 +73,7 @@ def test_every_sentence_is_short_and_keeps_its_length(splits: Splits) -> None:
 def test_no_rule_touches_a_sentence_when_all_chances_are_zero() -> None:
     never = hangul.Mix(liaison=0, onset=0, y_vowel=0, like_vowel=0, changed_final=0, added_final=0)
     assert hangul.obfuscate("2박 했는데 값이 좋았어요!", random.Random(1), never) == "2박 했는데 값이 좋았어요!"
+    assert hangul.obfuscate("", random.Random(1), hangul.MAIN_MIX) == ""
 
 
 def test_more_sentences_than_the_grammar_can_give_are_refused() -> None:

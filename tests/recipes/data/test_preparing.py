@@ -186,7 +186,22 @@ def test_faults_of_the_steps_are_found_before_any_file_is_read() -> None:
     data = Data(
         clean=("htm",), select=Select(function="mine", bm25=Bm25(queries=("?!",))), augment=Augment(name="hangull")
     )
-    assert [fault.key for fault in step_faults(data)] == [
+    assert [fault.key for fault in step_faults(StageSettings(data=data))] == [
         *("data.clean.0", "data.select.function", "data.select.bm25.queries", "data.augment.name")
     ]
-    assert "plain text has neither" in next(step_faults(Data(prompt="", augment=Augment(name="hangul")))).problem
+
+
+@pytest.mark.parametrize(
+    ("task", "prompt", "without"),
+    [
+        ("causal_lm", "", "plain text"),
+        ("causal_lm", "messages", "a conversation"),
+        ("classification", "{input}", "task classification"),
+        ("question_answering", "{input}", "task question_answering"),
+    ],
+)
+def test_a_target_that_is_no_text_is_not_obfuscated_into_an_input(task: str, prompt: str, without: str) -> None:
+    settings = StageSettings(task=task, data=Data(prompt=prompt, augment=Augment(name="hangul")))
+    (fault,) = step_faults(settings)
+    assert fault.key == "data.augment.name" and fault.problem.endswith(f"and {without} has no such text")
+    assert not list(step_faults(replace(settings, task="seq2seq", data=replace(settings.data, prompt="{input}"))))

@@ -6,6 +6,7 @@ The model is built in this process, for the sake of its imports.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,11 @@ pytestmark = [
 LLAMA = ("llama", {"num_key_value_heads": 2})
 MIXTRAL = ("mixtral", {"num_key_value_heads": 2, "num_local_experts": 3})
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 64}
+BART = (
+    "bart",
+    {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    | {"encoder_attention_heads": 2, "decoder_attention_heads": 2},
+)
 LAYER = 4 * 16 * 16 + 3 * 16 * 24
 
 
@@ -123,6 +129,39 @@ PROBLEMS: dict[str, tuple[tuple[str, dict[str, Any]], StageSettings, str]] = {
         "'model.layers.0.block_sparse_moe.experts.1.w2.weight' is not",
     ),
 }
+
+
+def test_an_adapter_on_embeddings_that_do_not_look_up_what_they_are_given_is_refused(
+    tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    asked = {"task": "seq2seq", "settings": replace(lora(target_modules=("embed_positions",)), task="seq2seq")}
+    problem = ask(BART, tokenizer_folder, tmp_path, **asked)["trained"]["one"]["problem"]
+    assert problem.startswith(
+        "adapter.target_modules: model.encoder.embed_positions is a BartLearnedPositionalEmbedding"
+    )
+    assert problem.endswith("adapter.modules_to_save=[embed_positions]")
+
+
+@pytest.mark.parametrize("targets", [("classifier",), ("query", "classifier"), ("pooler.dense",)], ids=str)
+def test_a_target_in_a_new_head_is_told_that_it_trains_in_full(
+    targets: tuple[str, ...], tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    given = {"task": "classification", "settings": replace(lora(target_modules=targets), task="classification")}
+    problem = ask(("bert", {}), tokenizer_folder, tmp_path, **given)["trained"]["one"]["problem"]
+    assert problem.startswith(f"adapter.target_modules: {targets[-1]!r} is of the new head (classifier, bert.pooler), ")
+
+
+def test_layers_within_one_that_trains_in_full_train_with_it_and_no_others(
+    tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    given = {"task": "classification", "settings": replace(lora(modules_to_save=("dense",)), task="classification")}
+    found = ask(("bert", {}), tokenizer_folder, tmp_path, **given)["trained"]["one"]
+    dense = 2 * (16 * 16 + 16 + 16 * 24 + 24 + 24 * 16 + 16)
+    head = 16 * 16 + 16 + 2 * 16 + 2
+    factors = 2 * 3 * 2 * (16 + 16)  # all-linear: query, key and value are left
+    assert found["trainable"] == dense + head + factors
+    llama = ask(LLAMA, tokenizer_folder, tmp_path, settings=lora(target_modules=("q_proj",), modules_to_save=("norm",)))
+    assert llama["trained"]["one"]["trainable"] == 2 * 2 * (16 + 16) + 16  # not those of the layers
 
 
 @pytest.mark.parametrize(("kind", "settings", "problem"), PROBLEMS.values(), ids=PROBLEMS)

@@ -72,6 +72,17 @@ def test_rows_may_have_no_names(project: Path) -> None:
     assert _reasons("data.columns.id=key")[0].endswith("; set data.columns.id=null where rows have no names")
 
 
+def test_a_split_without_targets_is_told_how_to_do_without_scores(project: Path) -> None:
+    (project / "bare.jsonl").write_text('{"input": "a"}\n')
+    stages = "stages={train: {}, consolidate: {}, predict: {}, merge: {}}"
+    (reason,) = _reasons("data.splits.test=bare.jsonl")
+    assert reason.endswith(f"; to predict without scores, set '{stages}'")
+    own = ("stages={train: {}, consolidate: {}, predict: {}, merge: {}, marks: {kind: score}}",)
+    assert _reasons("data.splits.test=bare.jsonl", *own)[0].endswith("; to predict without scores, set ~stages.marks")
+    for way in ((stages,), (*own, "~stages.marks")):
+        read_splits(compose("./small.yaml", ("data.splits.test=bare.jsonl", *way)))
+
+
 def test_a_column_of_lists_is_refused_and_not_read_as_text(project: Path) -> None:
     """str() of a list of messages would train on Python's brackets and quotes."""
     path = project / "train.jsonl"

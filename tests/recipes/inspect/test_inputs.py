@@ -78,6 +78,18 @@ def test_broken_weights_are_named(project: Path, content: bytes) -> None:
     assert "model.safetensors is not a safetensors file" in reason
 
 
+def test_an_archive_that_takes_no_files_is_refused_and_nothing_is_left_in_another(
+    project: Path, tmp_path: Path
+) -> None:
+    """The administrator may write to /proc, say its permissions; it takes no file of anyone."""
+    (found,) = _reasons("checkpoints.archive_url=/proc/archive")
+    assert found == "checkpoints.archive_url '/proc/archive': /proc is not a folder that you may write to"
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    inspect(compose("./small.yaml", [f'checkpoints.archive_url="{kept}/new"']), Path("runs"))
+    assert not list(kept.iterdir())
+
+
 def test_model_and_data_faults_come_together(project: Path) -> None:
     assert len(_reasons("model.path=/none", "predict.split=none")) == 2
 
