@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 from array import array
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -76,9 +77,10 @@ def scan_jsonl(path: Path, index_field: str | None) -> Shard:
     complete and kept. A last line without its newline is complete if it parses. The bytes within
     texts are not looked at.
     """
-    shard, offset = Shard(path=path), 0
+    shard = Shard(path=path)
     parse = _parser(index_field)
     with path.open("rb", buffering=_READ_BYTES) as stream:
+        offset = len(BOM_UTF8) if stream.read(len(BOM_UTF8)) == BOM_UTF8 else stream.seek(0)
         while lines := stream.readlines(_READ_BYTES):
             *offsets, offset = accumulate(map(len, lines), initial=offset)
             try:

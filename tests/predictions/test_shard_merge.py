@@ -395,6 +395,14 @@ def test_rows_that_say_the_same_position_are_not_joined_in_file_order(tmp_path: 
     assert not out.exists()
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path, out: Path) -> None:
+    rows = b'{"index": 0, "prediction": "a"}\n{"index": 1, "prediction": "b"}\n'
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + rows)
+    for field in ("index", None):
+        merge_shards([tmp_path / "a.jsonl"], out, num_rows=2, index_field=field)
+        assert out.read_bytes() == rows
+
+
 def test_a_broken_line_makes_the_order_of_the_file_unknown(tmp_path: Path, out: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"t": 1}\n{"t": \n{"t": 3}\n')
     with pytest.raises(UsageError, match="positions after a broken line are unknown"):
