@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -259,7 +260,21 @@ def _as_text(value: Plan) -> str:
         )
         of = "a rank" if value.stage(name).batch else "a device"
         parts.append(format_table(rows, header=(f"memory of {of} of {name}", "", "")))
-    return "\n\n".join([*parts, *(f"warning: {warning}" for warning in value.warnings)])
+    return "\n\n".join([*parts, *(f"warning: {warning}" for warning in all_warnings(value))])
+
+
+def all_warnings(plan: Plan) -> list[str]:
+    """Return the warnings of a plan, and what its trackers would not find in a job."""
+    from ..cluster.environment import withheld
+    from ..launchers.registry import launcher_of
+    from ..tracking.base import doubts
+
+    environment, given = dict(os.environ), plan.recipe.environment
+    if launcher_of(plan).keeps_environment:
+        for name in withheld(os.environ, given.inherit):
+            del environment[name]
+    environment |= {name: str(value) for name, value in given.variables.items()}
+    return [*plan.warnings, *doubts(plan.recipe.tracking.trackers, plan.recipe.tracking.mode, environment)]
 
 
 def _steps(value: Plan) -> list[str]:

@@ -69,11 +69,11 @@ def _submit(arguments: Namespace) -> int:
     from ..launchers.reservations import release_dead
     from ..launchers.submission import submit
     from ..recipes.reference import differences
-    from .plan import make_plan
+    from .plan import all_warnings, make_plan
 
     release_dead(runs_dir(arguments.runs), watcher)
     plan = make_plan(arguments, is_smoke=arguments.smoke)
-    for warning in plan.warnings:
+    for warning in all_warnings(plan):
         print(f"sousbatch: warning: {warning}", file=sys.stderr)
     inherit = plan.recipe.environment.inherit
     if launcher_of(plan).keeps_environment and (names := withheld(os.environ, inherit)):

@@ -15,8 +15,10 @@ Sources: Kumar and Byrne 2004 for the risk, where each answer is also a sample o
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice, zip_longest
 from pathlib import Path
@@ -160,13 +162,18 @@ def _by_label(member: Member, answer: PredictionRow, of: Of) -> dict[str, float]
     """Return a row's probabilities or logits by label."""
     where = f"row {answer.index} of {member.name}"
     is_raw = of == "logits" and "logits" in answer.fields
-    values = answer.fields.get("logits" if is_raw else "probabilities")
+    values = _of_cell(answer.fields.get("logits" if is_raw else "probabilities"))
     if isinstance(values, Mapping):
         by_label = {str(label): value for label, value in values.items()}
     elif isinstance(values, list):
         if len(values) != len(member.labels):
             raise UsageError(f"{where} has {len(values)} probabilities, and there are {len(member.labels)} labels")
         by_label = dict(zip(member.labels, values, strict=True))
+    elif values is not None:
+        raise UsageError(
+            f"{where} has the probabilities {values!r}, and they are a list, such as [0.3, 0.7], or name their labels, "
+            'such as {"no": 0.3, "yes": 0.7}; in a cell of a CSV file, too'
+        )
     else:
         has = ", ".join(answer.fields) or "none"
         hint = "; --of logits joins logits" if "logits" in answer.fields else ""
@@ -188,6 +195,14 @@ def _by_label(member: Member, answer: PredictionRow, of: Of) -> dict[str, float]
     if is_raw or of == "probabilities":
         return by_label
     return {label: math.log(max(value, _LEAST)) for label, value in by_label.items()}
+
+
+def _of_cell(value: Any) -> Any:
+    """Return the list or object that a CSV file has as text, anything else as it is."""
+    if isinstance(value, str):
+        with suppress(ValueError, RecursionError):
+            return json.loads(value)
+    return value
 
 
 def _mean(values: Iterable[float], weights: Sequence[float]) -> float:
@@ -266,7 +281,7 @@ def labels_told(member: Member) -> tuple[str, ...]:
     found: dict[int, str] = {}
     size, name = 0, member.name
     for row in member.read():
-        values = row.fields.get("probabilities", row.fields.get("logits"))
+        values = _of_cell(row.fields.get("probabilities", row.fields.get("logits")))
         if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
             return ()
         size, most = len(values), max(values)

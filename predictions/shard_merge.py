@@ -29,7 +29,7 @@ from .array_reader import SUFFIXES, is_companion, scan_arrays
 from .merge import MergeReport, report_path, settle, writing
 from .rows import INDEX
 from .samplers import PADDING, Dealing, by_number, check_ranks, rows_of_rank
-from .shard_reader import MAX_FAULTS, Shard, has_fields, scan_csv, scan_jsonl
+from .shard_reader import MAX_FAULTS, Shard, has_fields, index_again, scan_csv, scan_jsonl
 from .units import is_unit
 
 _Numbers = NDArray[np.int64]
@@ -96,7 +96,7 @@ def _join(
     dealing: Dealing | None,
     check: Check | None,
 ) -> MergeReport:
-    num_padding, order = 0, ""
+    num_padding, order, is_in_file_order = 0, "", False
     if dealing is not None:
         assert num_rows is not None, "which was asked for"
         check_ranks([shard.path for shard in shards], [len(shard.index) for shard in shards], num_rows, dealing)
@@ -104,11 +104,14 @@ def _join(
         order = f"dealt out to {len(shards)} ranks by sampler {dealing}"
     elif index_field is None:
         _number_in_file_order(shards)
+        is_in_file_order = True
         order = "in the order of the shards"
     elif not any(shard.index for shard in shards):
         _check_has_index(shards, index_field)
     header = _one_header(shards)
     rows = _Rows(shards)
+    if is_in_file_order:
+        _check_no_index_again(rows, header)
     ranking = _rank(rows.index, num_rows)
     with writing(out_path) as (stream, temporary):
         sha256 = _write(rows, ranking.kept, header, stream)
@@ -196,6 +199,17 @@ def _number_in_file_order(shards: Sequence[Shard]) -> None:
     for shard in shards:
         shard.index = array("q", range(first, first + len(shard.index)))
         first += len(shard.index)
+
+
+def _check_no_index_again(rows: _Rows, header: bytes) -> None:
+    """Refuse rows in file order where two say that they are the same one."""
+    lines = (line for block in rows.blocks(np.arange(len(rows.index))) for line in rows.lines(block))
+    if again := index_again(lines, header):
+        first, second = again
+        raise UsageError(
+            f"{rows.place(first)} and {rows.place(second)} have the same {INDEX!r}: merge rows that say their "
+            "positions without --in-file-order, or give a field that says something else another name"
+        )
 
 
 def _deal_out(shards: Sequence[Shard], num_rows: int, dealing: Dealing) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Annotated, Any, Protocol
 
 import msgspec
+import numpy as np
 
 from ..errors import UsageError
+from .rows import INDEX
 
 _READ_BYTES = 1 << 20
 _MAX_INDEX = (1 << 53) - 1  # what every reader of JSON keeps exact
@@ -172,6 +174,30 @@ def scan_csv(path: Path, index_field: str | None) -> Shard:
         except (ValueError, csv.Error) as error:
             shard.reject(offset, record, error)
     return shard
+
+
+def index_again(lines: Iterable[bytes], header: bytes) -> tuple[int, int] | None:
+    """Return which two of *lines* have the same row number in `index`, if any.
+
+    *header* is that of a CSV file. Lines without such a number are not looked at.
+    """
+    columns = next(csv.reader([header.decode("utf-8-sig")]), []) if header else []
+    if header and INDEX not in columns:
+        return None
+    parse, none = _parser(INDEX), -_MAX_INDEX - 1
+    found = array("q")
+    for line in lines:
+        try:
+            if columns:
+                found.append(_csv_index(next(csv.reader([line.decode()]))[columns.index(INDEX)]))
+            else:
+                found.append(_index_of(line, parse, INDEX, 0))
+        except (ValueError, RecursionError):
+            found.append(none)
+    numbers = np.asarray(found)
+    order = np.argsort(numbers, kind="stable")
+    again = np.flatnonzero((numbers[order[1:]] == numbers[order[:-1]]) & (numbers[order[1:]] != none))
+    return (int(order[again[0]]), int(order[again[0] + 1])) if len(again) else None
 
 
 def has_fields(names: Sequence[str]) -> str:

@@ -62,8 +62,8 @@ class Tracker(Protocol):
 
     It may raise: jobs call `Trackers`, which catch it. The table holds classes that are made without arguments.
     Import heavy packages in `start`. One that cannot show a table or an artifact, tell a person or be stopped from has
-    no such method. One that leaves files to be sent later also has the static methods `has_left` and `send`, which
-    `has_left` and `send_left` of this module call.
+    no such method. One that needs a key has the static method `doubt`, which `doubts` calls. One that leaves files to
+    be sent later has the static methods `has_left` and `send`, which `has_left` and `send_left` of this module call.
     """
 
     def start(self, identity: Identity) -> None:
@@ -245,6 +245,12 @@ def start(
     trackers.alerts = run.alerts
     for name in run.trackers if run.mode != "disabled" else ():
         trackers.start(name, replace(run.of_task(stage, kind, task, folder, attempt), node=node))
+
+
+def doubts(names: Sequence[str], mode: str, environment: Mapping[str, str]) -> list[str]:
+    """Return a sentence for what each tracker would not find in *environment*."""
+    found = [TRACKERS.load(name) for name in names if mode in ("online", "shared")]
+    return [doubt for tracker in found if hasattr(tracker, "doubt") and (doubt := tracker.doubt(mode, environment))]
 
 
 def has_left(folder: Path) -> bool:

@@ -130,6 +130,19 @@ class WandbTracker:
         self._writer.close()
 
     @staticmethod
+    def doubt(mode: str, environment: Mapping[str, str]) -> str:
+        """Say what a job would do without a key, or nothing where it finds one."""
+        try:
+            find_server(environment)
+        except NoKeyError as error:
+            lost = "; the metrics of other nodes are lost" * (mode == "shared")
+            return (
+                f"tracking.mode={mode}: {error}, so jobs will record offline{lost}; `wandb login`, or set "
+                "WANDB_API_KEY and environment.inherit=[WANDB_API_KEY], else `sousbatch sync` sends it afterwards"
+            )
+        return ""
+
+    @staticmethod
     def has_left(folder: Path) -> bool:
         """Say whether a run recorded something that is not known to have arrived."""
         return has_left(folder)

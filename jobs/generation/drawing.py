@@ -6,7 +6,7 @@ batch, on every rank.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 _GAMMA = 0x9E3779B97F4A7C15  # the odd number nearest to 2**64 / golden ratio
 _BLOCK = 512  # tokens that are summed up before one of them is looked for
 _GROUP = 64  # tokens of which the likeliest is found, before the likeliest of all are
-_FIRST_GUESS = 256  # likeliest tokens that mostly hold the probability top_p
+_FIRST_GUESS = 128  # likeliest tokens that mostly hold the probability top_p
 
 
 def uniforms(seed: int, streams: Sequence[tuple[int, int, int]], num_steps: int) -> torch.Tensor:
@@ -50,59 +50,112 @@ def draw(
     likely as the last one of the *top_k*, or of the *top_p*, stay too: which of them would go could depend on the
     batch.
     """
-    best = scores.amax(-1, keepdim=True)
-    weights = torch.sub(scores, best).div_(temperature).exp_()
-    least = None
+    uniform = uniform.to(scores.device)[:, None]
     if 0 < top_k < scores.shape[-1]:
-        values = _largest(scores, top_k)
-        least = values[:, -1:]
+        tops = _group_tops(scores)
+        values = _largest(scores, tops, top_k)
+        best, least = values[:, :1], values[:, -1:]
         if top_p < 1:
             shares = (values - best).div_(temperature).exp_().double().cumsum(-1)
             least = _least_of(values, shares, top_p * shares[:, -1:])
-    elif top_p < 1:
-        least = _nucleus(scores, best, _sums(weights).sum(-1, keepdim=True), temperature, top_p)
-    if least is not None:
-        weights.masked_fill_(scores < least, 0)
-    return _inverse(weights, uniform)
+        return _inverse_of_some(
+            scores, tops, least, lambda some, rows: ((some - best[rows]) / temperature).exp_(), uniform
+        )
+    # A softmax takes half the time of its steps one by one. So small a temperature leaves only the best tokens.
+    shares = (scores if temperature == 1 else scores / max(temperature, 1e-30)).softmax(-1)
+    if top_p >= 1:
+        return _inverse(shares, uniform)
+    tops = _group_tops(shares)
+    least = _nucleus(shares, tops, top_p)
+    return _inverse_of_some(shares, tops, least, lambda some, rows: some, uniform)
 
 
-def _nucleus(
-    scores: torch.Tensor, best: torch.Tensor, total: torch.Tensor, temperature: float, top_p: float
-) -> torch.Tensor:
-    """Return the least score of the tokens that hold *top_p* of *total*.
+def _whole_groups(values: torch.Tensor) -> torch.Tensor:
+    """Return *values* (rows, tokens) as (rows, groups, tokens of a group).
+
+    The rest that is no whole group is left out.
+    """
+    num_groups = values.shape[-1] // _GROUP
+    return values[:, : num_groups * _GROUP].view(len(values), num_groups, _GROUP)
+
+
+def _group_tops(values: torch.Tensor) -> torch.Tensor:
+    """Return the largest of *values* in each group."""
+    return _whole_groups(values).amax(-1)
+
+
+def _within(values: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+    """Return *values* in *groups* (rows, groups), and the rest in none."""
+    rows = torch.arange(len(values), device=values.device)[:, None]
+    rest = values[:, values.shape[-1] // _GROUP * _GROUP :]
+    return torch.cat([_whole_groups(values)[rows, groups].flatten(1), rest], -1)
+
+
+def _nucleus(shares: torch.Tensor, tops: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Return the least share of the tokens that hold *top_p* of all.
 
     Few do mostly, so only few are sorted at first.
     """
-    size, most = scores.shape[-1], _FIRST_GUESS
-    least, waiting = torch.empty_like(best), torch.arange(len(scores), device=scores.device)
+    size, most = shares.shape[-1], _FIRST_GUESS
+    least, waiting = torch.empty_like(shares[:, :1]), torch.arange(len(shares), device=shares.device)
     while len(waiting):
-        values = _largest(scores if len(waiting) == len(scores) else scores[waiting], min(most, size))
-        shares = (values - best[waiting]).div_(temperature).exp_().double().cumsum(-1)
-        goal = top_p * total[waiting]
-        least[waiting] = _least_of(values, shares, goal)
-        waiting = waiting[(shares[:, -1:] < goal).squeeze(-1)] if most < size else waiting[:0]
-        most *= 16
+        some = slice(None) if len(waiting) == len(shares) else waiting
+        values = _largest(shares[some], tops[some], min(most, size))
+        held = values.double().cumsum(-1)
+        least[waiting] = _least_of(values, held, held.new_full((len(held), 1), top_p))
+        waiting = waiting[held[:, -1] < top_p] if most < size else waiting[:0]
+        most *= 8
     return least
 
 
-def _largest(scores: torch.Tensor, count: int) -> torch.Tensor:
-    """Return the *count* largest scores of each row, falling.
+def _largest(values: torch.Tensor, tops: torch.Tensor, count: int) -> torch.Tensor:
+    """Return the *count* largest of *values* in each row, falling.
 
-    Sorting a large vocabulary takes longest, so only the groups with the largest maxima are sorted.
+    Sorting a large vocabulary takes longest, so only the groups with the largest *tops* are sorted.
     """
-    num_groups = scores.shape[-1] // _GROUP
-    if num_groups <= 2 * count:
-        return scores.topk(count).values
-    groups = scores[:, : num_groups * _GROUP].reshape(len(scores), -1, _GROUP)
-    chosen = groups.amax(-1).topk(count).indices
-    inside = groups.gather(1, chosen[..., None].expand(-1, -1, _GROUP)).flatten(1)
-    return torch.cat([inside, scores[:, num_groups * _GROUP :]], -1).topk(count).values
+    if tops.shape[-1] <= 2 * count:
+        return values.topk(count).values
+    return _within(values, tops.topk(count).indices).topk(count).values
 
 
 def _least_of(values: torch.Tensor, shares: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
     """Return the first of *values* at which the rising *shares* reach *goal*."""
     place = torch.searchsorted(shares, goal).clamp_max(values.shape[-1] - 1)
     return values.gather(-1, place)
+
+
+def _inverse_of_some(
+    values: torch.Tensor,
+    tops: torch.Tensor,
+    least: torch.Tensor,
+    weigh: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    uniform: torch.Tensor,
+) -> torch.Tensor:
+    """Return what `_inverse` does where only values from *least* on weigh.
+
+    These tokens lie in few groups mostly: only those are looked at where they are less than half. A row decides that by
+    itself, since the two ways round differently.
+    """
+    stays = tops >= least
+    counts = stays.sum(-1)
+    is_wide = 2 * counts >= tops.shape[-1]
+    drawn = torch.empty_like(counts)
+    if len(rows := is_wide.nonzero().squeeze(-1)):
+        some = values[rows]
+        drawn[rows] = _inverse(weigh(some, rows).masked_fill(some < least[rows], 0), uniform[rows])
+    if len(rows := (~is_wide).nonzero().squeeze(-1)):
+        # The row with most groups says how many are taken. What the others get more has no weight, and weights are
+        # summed up one by one: so a running sum is the same beside any rows.
+        groups = stays[rows].byte().topk(max(1, int(counts[rows].amax()))).indices.sort(-1).values
+        some = _within(values if len(rows) == len(values) else values[rows], groups)
+        weights = weigh(some, rows).masked_fill(some < least[rows], 0)
+        places, _ = _find(weights.double().cumsum(-1), uniform[rows])
+        place_of_group = groups.gather(-1, (places // _GROUP).clamp_max(groups.shape[-1] - 1))
+        past = places - groups.shape[-1] * _GROUP  # where it is in the rest
+        drawn[rows] = torch.where(
+            past >= 0, tops.shape[-1] * _GROUP + past, place_of_group * _GROUP + places % _GROUP
+        ).squeeze(-1)
+    return drawn
 
 
 def _inverse(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
@@ -112,7 +165,7 @@ def _inverse(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     one of them is looked into.
     """
     size = weights.shape[-1]
-    block, rest = _find(_sums(weights).cumsum(-1), uniform.to(weights.device)[:, None])
+    block, rest = _find(_sums(weights).cumsum(-1), uniform)
     places = block * _BLOCK + torch.arange(_BLOCK, device=weights.device)
     inner = weights.gather(-1, places.clamp_max(size - 1)).masked_fill_(places >= size, 0)
     place, _ = _find(inner.double().cumsum(-1), rest)

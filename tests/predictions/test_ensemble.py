@@ -119,6 +119,11 @@ REFUSED: dict[str, tuple[list[list[dict[str, Any]]], tuple[str, ...], str]] = {
         "b.jsonl has a probability that is no number",
     ),
     "no probabilities": ([[probable("no", 3, 1)], [probable("no", 1, 0)]], LABELS, "do not add up to 1"),
+    "a text": (
+        [[{"prediction": "no", "probabilities": "[0.6 0.4]"}], [probable("no", 1, 0)]],
+        LABELS,
+        r"row 0 of a.jsonl has the probabilities '\[0.6 0.4\]', and they are a list",
+    ),
     "log-probabilities of tokens, whose ids differ": (
         [[{"prediction": "가", "probabilities": [[[5, -0.1]], [[7, -0.2]]]}]] * 2,
         LABELS,
@@ -167,3 +172,15 @@ def test_span_scores_are_averaged_over_the_spans_of_all_models(join: Any) -> Non
     assert rows[0]["score"] == pytest.approx(math.log(share))
     _, rows, _ = join(*models, options=("--of", "logits", "--null-threshold", "-5"))
     assert (rows[0]["prediction"], rows[0]["start"]) == ("", None)
+
+
+def test_probabilities_in_the_cells_of_a_csv_file_are_read(sousbatch: Run, tmp_path: Path) -> None:
+    for name in "ab":
+        rows = '1,yes,"[0.3, 0.7]"\n2,no,"{""yes"": 0.4, ""no"": 0.6}"\n'
+        (tmp_path / f"{name}.csv").write_text("id,prediction,probabilities\n" + rows)
+    out = tmp_path / "out.jsonl"
+    names = [str(tmp_path / f"{name}.csv") for name in "ab"]
+    assert sousbatch("predictions", "ensemble", *names, "--out", str(out), "--labels", "no,yes")[0] == 0
+    joined = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["prediction"] for row in joined] == ["yes", "no"]
+    assert joined[0]["probabilities"] == pytest.approx([0.3, 0.7])

@@ -380,6 +380,21 @@ def test_shards_merge_in_file_order_where_that_is_said(tmp_path: Path, suffix: s
         merge_shards([first, second], out, num_rows=4, index_field=None)
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+@pytest.mark.parametrize("again", ["c", "b"])
+def test_rows_that_say_the_same_position_are_not_joined_in_file_order(tmp_path: Path, suffix: str, again: str) -> None:
+    """Padding, or a rank that ran twice: the rows' own index would tell, so it is not set aside."""
+    out, paths = tmp_path / f"out{suffix}", [tmp_path / f"{name}{suffix}" for name in "ab"]
+    for path, rows in zip(paths, ([(0, "a"), (1, "b")], [(1, again), (2, "d")]), strict=True):
+        lines = [f"{index},{text}\n" for index, text in rows]
+        if suffix == ".jsonl":
+            lines = [json.dumps({"index": index, "prediction": text}) + "\n" for index, text in rows]
+        path.write_text(("index,prediction\n" if suffix == ".csv" else "") + "".join(lines))
+    with pytest.raises(UsageError, match=r"a\..*: byte .* and .*b\..* the same 'index'.*without --in-file-order"):
+        merge_shards(paths, out, index_field=None)
+    assert not out.exists()
+
+
 def test_a_broken_line_makes_the_order_of_the_file_unknown(tmp_path: Path, out: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"t": 1}\n{"t": \n{"t": 3}\n')
     with pytest.raises(UsageError, match="positions after a broken line are unknown"):

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from sousbatch.tracking.base import Ending, Outcome, Trackers, has_left, send_left, start
+from sousbatch.tracking.base import Ending, Outcome, Trackers, doubts, has_left, send_left, start
 from sousbatch.tracking.identity import write_identity
 from sousbatch.tracking.wandb import _variables
 from sousbatch.tracking.wandb_files import Part, Sent, only_writer
@@ -283,6 +283,15 @@ if not node:
 sys.stdin.read()
 trackers.finish(0)
 """
+
+
+@pytest.mark.parametrize("mode, said", [("online", "offline;"), ("shared", "offline; the metrics of other nodes")])
+def test_a_missing_key_is_told_before_a_job_starts(mode: str, said: str, tmp_path: Path) -> None:
+    (warning,) = doubts(["wandb", "tensorboard"], mode, {"HOME": str(tmp_path)})
+    assert warning.startswith(f"tracking.mode={mode}: there is no key for ") and f"jobs will record {said}" in warning
+    assert "\n" not in warning and "`wandb login`" in warning
+    assert doubts(["wandb"], mode, {"HOME": str(tmp_path), "WANDB_API_KEY": KEY}) == []
+    assert doubts(["wandb"], "auto", {"HOME": str(tmp_path)}) == [], "most people have no account"
 
 
 @pytest.mark.parametrize("mode", ["shared", "online"])

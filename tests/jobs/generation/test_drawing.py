@@ -79,3 +79,24 @@ def test_the_ends_of_the_interval_draw_tokens_that_have_a_share() -> None:
     least, most = draw(row, torch.tensor([1e-300])), draw(row, torch.tensor([1 - 2.0**-53], dtype=torch.float64))
     assert (least.item(), most.item()) == (3, 700)
     assert draw(torch.full((1, 9), torch.nan), torch.tensor([0.5])).item() in range(9)  # refused after the batch
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 5}, {"top_k": 300}, {"top_p": 0.5}, {"top_p": 0.999}])
+@pytest.mark.parametrize("size", [65, 1500, 20_001])
+def test_a_draw_is_the_same_beside_any_rows(size: int, options: dict[str, Any]) -> None:
+    """Some rows keep few tokens, some nearly all, and some only those past the last whole group."""
+    scores = torch.randn(24, size, generator=torch.Generator().manual_seed(size))
+    scores[::3] *= 9
+    scores[1::3, -1] += 40
+    numbers = _numbers()[:24]
+    alone = [draw(row[None], number[None], **options) for row, number in zip(scores, numbers, strict=True)]
+    assert torch.equal(draw(scores.flip(0), numbers.flip(0), **options).flip(0), torch.cat(alone))
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 5}, {"top_p": 0.5}])
+def test_scores_that_are_no_numbers_and_the_least_temperature_draw_tokens_that_exist(options: dict[str, Any]) -> None:
+    scores = torch.arange(1300.0).repeat(3, 1)
+    scores[0] = torch.nan
+    scores[1] = -torch.inf
+    drawn = draw(scores, _numbers()[:3], temperature=1e-38, **options)
+    assert drawn[2] == 1299 and drawn.max() < 1300 and drawn.min() >= 0
