@@ -258,7 +258,7 @@ def _check_copies(adapted: Any) -> None:
 
 
 def _check_ties(adapted: Any) -> None:
-    """Refuse layers that train in full apart from others that have one weight with them."""
+    """Refuse to train a layer apart from others that have one weight with it."""
     from peft.utils import ModulesToSaveWrapper
 
     groups: dict[int, dict[str, Any]] = {}  # by the weight of the base: the layers that hold it, and what each trains
