@@ -129,11 +129,17 @@ def parse_json(text: bytes) -> Any:
     import orjson
 
     try:
-        return orjson.loads(text)
+        found = orjson.loads(text)
     except orjson.JSONDecodeError:
         if b"NaN" not in text and b"Infinity" not in text:
             raise
         return json.loads(text.decode())
+    # orjson makes a whole number of more than 64 bits a float, and so two ids of rows the same one.
+    rows = found if isinstance(found, list) else [found]
+    is_rounded = any(
+        type(value) is float and abs(value) >= 2**63 for row in rows if isinstance(row, dict) for value in row.values()
+    )
+    return json.loads(text) if is_rounded else found
 
 
 def sync_tree(path: Path) -> None:

@@ -42,6 +42,13 @@ def test_a_list_of_objects_is_rows_and_nan_is_data(tmp_path: Path) -> None:
     assert [str(row["a"]) for row in read_rows(tmp_path / "b.jsonl")] == ["1", "-inf"]
 
 
+@pytest.mark.parametrize("content", ['{{"a": {}}}\n{{"a": {}}}\n', '[{{"a": {}}}, {{"a": {}}}]'])
+def test_whole_numbers_of_any_size_are_themselves(tmp_path: Path, content: str) -> None:
+    """Ids such as the bits of a UUID: as floats two of them could be the same."""
+    (tmp_path / "a.json").write_text(content.format(2**80, 2**80 + 1))
+    assert [row["a"] for row in read_rows(tmp_path / "a.json")] == [2**80, 2**80 + 1]
+
+
 def test_a_text_file_has_a_row_a_line(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("하나\r\n둘\x0b\n".encode())
     assert [row["text"] for row in read_rows(tmp_path / "a.txt")] == ["하나", "둘\x0b"]
