@@ -125,6 +125,7 @@ def _with_adapter(settings: StageSettings, task: TaskSpec, model: Any, options: 
         raise UsageError(_refusal(settings, _kind(model), layers, str(error))) from error
     _check_targets(spec.target_modules, layers, adapted)
     _check_copies(adapted)
+    _check_ties(adapted)
     _check_embeddings(adapted)
     # peft copies layers that train in full in the dtype of the frozen ones; ZeRO wants one dtype
     dtype = getattr(torch, engine_of(settings).working_dtype(settings))
@@ -253,6 +254,28 @@ def _check_copies(adapted: Any) -> None:
             raise UsageError(
                 f"adapter.modules_to_save: {name.removeprefix('base_model.model.')} has one weight with a layer of "
                 f"another kind ({' and '.join(kinds)}), and peft cannot train both; leave it out"
+            )
+
+
+def _check_ties(adapted: Any) -> None:
+    """Refuse to train a layer apart from others that have one weight with it."""
+    from peft.utils import ModulesToSaveWrapper
+
+    groups: dict[int, dict[str, Any]] = {}  # by the weight of the base: the layers that hold it, and what each trains
+    for name, module in adapted.named_modules():
+        inner = getattr(module, "original_module", None) if isinstance(module, ModulesToSaveWrapper) else None
+        weight = getattr(inner or module, "weight", None)
+        if weight is None or name.endswith(".original_module") or ".modules_to_save." in name:
+            continue
+        copy = module.modules_to_save["default"].weight if inner else None
+        groups.setdefault(id(weight), {})[name.removeprefix("base_model.model.")] = copy
+    for group in groups.values():
+        if len({id(copy) for copy in group.values()}) > 1:
+            name = next(name for name, copy in group.items() if copy is not None)
+            others = ", ".join(one for one in group if one != name)
+            raise UsageError(
+                f"adapter.modules_to_save: {name} has one weight with {others}, and peft "
+                "would train it apart from them; leave it out"
             )
 
 

@@ -142,6 +142,19 @@ def test_an_adapter_on_embeddings_that_do_not_look_up_what_they_are_given_is_ref
     assert problem.endswith("adapter.modules_to_save=[embed_positions]")
 
 
+@pytest.mark.filterwarnings("ignore:.*(tie_word_embeddings|ensure_weight_tying):UserWarning")
+@pytest.mark.parametrize("name", ["embed_tokens", "shared", "lm_head"])
+def test_embeddings_of_one_weight_do_not_train_apart(name: str, tokenizer_folder: Path, tmp_path: Path) -> None:
+    t5 = ("t5", {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2})
+    given = {"task": "seq2seq", "settings": replace(lora(modules_to_save=(name,)), task="seq2seq")}
+    problem = ask(t5, tokenizer_folder, tmp_path, **given)["trained"]["one"]["problem"]
+    named = "shared" if name == "shared" else "encoder.embed_tokens"
+    assert problem.startswith(f"adapter.modules_to_save: {named} has one weight with ")
+    tied = (LLAMA[0], LLAMA[1] | {"tie_word_embeddings": True})  # whose one weight trains as one
+    settings = lora(target_modules=("q_proj",), modules_to_save=(name if name == "lm_head" else "embed_tokens",))
+    assert ask(tied, tokenizer_folder, tmp_path, settings=settings)["trained"]["one"]["num_tensors"] in (5, 6)
+
+
 @pytest.mark.parametrize("targets", [("classifier",), ("query", "classifier"), ("pooler.dense",)], ids=str)
 def test_a_target_in_a_new_head_is_told_that_it_trains_in_full(
     targets: tuple[str, ...], tokenizer_folder: Path, tmp_path: Path
