@@ -13,9 +13,9 @@ demo: $(STAMP)
 
 # Tests take the Slurm whose sbatch is on PATH; SLURM=PREFIX puts another's there. SET has values of slurm.conf.
 SLURM_ENV = $(if $(SLURM),PATH="$(SLURM)/bin:$$PATH" )SOUSBATCH_TEST_SET="$(SET)" OMP_NUM_THREADS=1
-PYTEST = $(SLURM_ENV) $(BIN)/python -P -m pytest -n $(or $(WORKERS),2) --dist loadgroup -q
+PYTEST = $(SLURM_ENV) $(BIN)/python -P -m pytest -n $(or $(WORKERS),3) --dist loadgroup -q
 
-# The suite runs against the installed wheel, two processes at once; with a private Slurm where there may be one.
+# The suite runs against the installed wheel, three processes at once, which wait more than they compute; with a private Slurm where there may be one.
 test: $(STAMP)
 	@sh .ci/install-slurm
 	$(PYTEST) $(TESTS)
