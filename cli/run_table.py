@@ -31,6 +31,7 @@ def define_runs(parser: Parser) -> None:
         "runs hangul-restoration --best cer",
         "runs --where adapter.method=lora --where state=done --csv",
         "runs hangul-restoration --seeds",
+        "runs --diff 3f2a 77c1",
     )
     parser.add_argument(
         "names",
@@ -51,10 +52,15 @@ def define_runs(parser: Parser) -> None:
         "--sort", metavar="COLUMN", help="by a score, the best first, or another column (default: oldest first)"
     )
     show.add_argument(
-        "--best", metavar="SCORE", help="the best run by a score: what sets it apart, and where its model is"
+        "--best",
+        metavar="SCORE",
+        help="the best run by a score, such as cer: what sets it apart, and where its model is",
     )
     show.add_argument(
         "--seeds", action="store_true", help="mean and standard deviation over runs that differ by seed alone"
+    )
+    show.add_argument(
+        "--diff", nargs=2, metavar="RUN", help="two runs side by side: what differs in what went in, and what came out"
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="as JSON, with the whole recipe of each run")
@@ -65,6 +71,8 @@ def _runs(arguments: Namespace) -> int:
     from ..launchers.history import by_seed, read_history
     from ..launchers.registry import launcher_named
 
+    if arguments.diff:
+        return _diff(arguments)
     chosen = [paths for paths in known_runs() if not arguments.names or paths.recipe_name in arguments.names]
     chosen += [find_run(name) for name in arguments.names if all(name != paths.recipe_name for paths in chosen)]
     rows = _where(read_history(chosen, launcher_named), arguments.where)
@@ -73,14 +81,26 @@ def _runs(arguments: Namespace) -> int:
         return 0
     if arguments.sort:
         rows = _sorted(rows, arguments.sort)
+    if arguments.best and not (scored := _scored(rows, arguments.best)):
+        print(f"none of these {len(rows)} runs has {arguments.best}", file=sys.stderr)
+        return 1
     if arguments.json or arguments.csv:
-        _print_all(rows, as_json=arguments.json)
+        _print_all(scored[:1] if arguments.best else rows, as_json=arguments.json)
     elif arguments.best:
-        print(_describe_best(rows, arguments.best))
+        print(_describe_best(scored, arguments.best))
     elif arguments.seeds:
         print(_describe_seeds(list(by_seed(rows))))
     else:
         print(_table(rows))
+    return 0
+
+
+def _diff(arguments: Namespace) -> int:
+    from .run_differences import describe_differences
+
+    if arguments.names or arguments.where or arguments.csv:
+        raise UsageError("runs --diff takes two runs, and --json; no other name, no --where, no --csv")
+    print(describe_differences([find_run(name) for name in arguments.diff], as_json=arguments.json))
     return 0
 
 
@@ -126,7 +146,8 @@ def columns_of(rows: Sequence[RunRow], *, most_keys: int = _MOST_KEYS) -> dict[s
             "best": lambda row: row.best,
             "examples/s": lambda row: row.examples_per_s,
         }
-    names = dict.fromkeys(name for row in rows for name in headlines(row.scores))
+    oldest_first = sorted(rows, key=lambda row: (row.sent_at, row.run))  # so that sorting moves no column
+    names = dict.fromkeys(name for row in oldest_first for name in headlines(row.scores))
     found |= {name: lambda row, name=name: row.scores.get(name) for name in names}  # type: ignore[misc]
     found["device hours"] = lambda row: row.device_hours
     if price := device_hour_price():
@@ -169,24 +190,45 @@ def _score(row: RunRow, name: str) -> float | None:
     return next((value for key, value in row.scores.items() if name in (key, key.rpartition("/")[2])), None)
 
 
-def _describe_best(rows: Sequence[RunRow], score: str) -> str:
-    """Return the best run, what sets it apart, and where its model lies."""
+def _scored(rows: Sequence[RunRow], score: str) -> list[RunRow]:
+    """Return the rows that have a score, the best first."""
+    get = _column(rows, score)
+    return [row for row in _sorted(rows, score) if get(row) is not None]
+
+
+def _describe_best(scored: Sequence[RunRow], score: str) -> str:
+    """Return the best run beside the next, what sets it apart, and its model.
+
+    The first of *scored* is the best.
+    """
     from ..launchers.history import differing
 
-    get = _column(rows, score)
-    scored = [row for row in _sorted(rows, score) if get(row) is not None]
-    if not scored:
-        return f"none of these {len(rows)} runs has {score}"
-    best = scored[0]
+    get = _column(scored, score)
+    best, second = scored[0], next((row for row in scored if row.folder != scored[0].folder), None)
     facts: list[tuple[str, object]] = [("run", best.run), (score, _cell(get(best)))]
     if best.decoding:
         facts.append(("decoding", best.decoding))
     if len(scored) > 1:
-        facts.append(("next", f"{_cell(get(scored[1]))} of {scored[1].run}, among {len(scored)} runs"))
-    facts += [(key, format_value(best.values.get(key))) for key in differing(scored)]
+        facts.append(("next", f"{_cell(get(scored[1]))} of {_named(scored[1])}, among {len(scored)} with this score"))
+    for key in differing(scored):
+        own, other = (format_value(row.values.get(key)) for row in (best, scored[1]))
+        facts.append((key, own if own == other else f"{own}  (next: {other})"))
     facts += [("folder", best.folder), ("model", best.model or best.values.get("model.path", ""))]
-    again = f"model.path=run:{best.folder if best.sweep else best.run}"
-    return format_table(facts) + (f"\n\npredict with it again: {again}" if best.model else "")
+    advice = []
+    if best.model:
+        advice.append(f"predict with it again: model.path=run:{_name(best)}")
+    if second is not None:
+        advice.append(f"all that differs: sousbatch runs --diff {_name(best)} {_name(second)}")
+    return "\n".join([format_table(facts), *([""] if advice else []), *advice])
+
+
+def _name(row: RunRow) -> str:
+    """Return what names a run in a command: its id, of a point its folder."""
+    return str(row.folder) if row.sweep else row.run
+
+
+def _named(row: RunRow) -> str:
+    return f"{row.run} ({row.decoding})" if row.decoding else row.run
 
 
 def _describe_seeds(groups: Sequence[tuple[Sequence[RunRow], Mapping[str, tuple[float, float]]]]) -> str:

@@ -81,13 +81,16 @@ def test_the_best_run_is_told_with_what_sets_it_apart_and_its_model(sousbatch: R
     assert out.splitlines() == [
         "run     bbb",
         "cer     0.2",
-        "next    0.5 of aaa, among 2 runs",
-        "seed    2",
+        "next    0.5 of aaa, among 2 with this score",
+        "seed    2  (next: 1)",
         f"folder  {best.root}",
         f"model   {best.model('consolidate')}",
         "",
         "predict with it again: model.path=run:bbb",
+        "all that differs: sousbatch runs --diff bbb aaa",
     ]
+    told = json.loads(sousbatch("runs", "small", "--best", "cer", "--json")[1])
+    assert [row["run"] for row in told] == ["bbb"]
 
 
 def test_a_score_without_its_stage_is_that_of_the_first(sousbatch: Run, make: Make) -> None:
@@ -115,6 +118,28 @@ def test_each_decoding_has_a_row(sousbatch: Run, make: Make) -> None:
     assert rows == {"greedy": (None, {"cer": 0.4}), "beams": (4, {"cer": 0.3})}
 
 
+def test_two_runs_stand_side_by_side_with_what_went_in_and_what_came_out(sousbatch: Run, make: Make) -> None:
+    first = make("aaa", changes={"train.learning_rate": 0.1}, scores={"score": {"cer": 0.5}})
+    second = make("bbb", changes={"train.learning_rate": 0.2}, scores={"score": {"cer": 0.25}}, done=("train",))
+    for paths, version in ((first, "2.11"), (second, "2.13")):
+        plan = json.loads(paths.plan.read_text())
+        plan["inputs"]["versions"]["torch"] = version
+        write_json(paths.plan, plan)
+    _, out, _ = sousbatch("runs", "--diff", "aaa", "bbb")
+    went_in, came_out = (part.splitlines() for part in out.split("\n\n"))
+    assert [line.split() for line in went_in] == [
+        ["went", "in", "aaa", "bbb"],
+        ["train.learning_rate", "0.1", "0.2"],
+        ["torch", "2.11", "2.13"],
+    ]
+    assert came_out[1].split()[:2] == ["state", "done"]
+    assert came_out[-1].split() == ["cer", "0.5", "0.25", "-0.25"]
+    told = json.loads(sousbatch("runs", "--diff", "aaa", "bbb", "--json")[1])
+    assert told["runs"] == ["aaa", "bbb"]
+    assert told["inputs"][0] == {"key": "train.learning_rate", "first": 0.1, "second": 0.2}
+    assert told["results"][-1] == {"key": "cer", "first": 0.5, "second": 0.25}
+
+
 def test_runs_are_chosen_by_values_and_written_as_csv(sousbatch: Run, make: Make) -> None:
     make("aaa", changes={"seed": 1}, scores={"score": {"cer": 0.5}})
     make("bbb", changes={"seed": 2}, scores={})
@@ -130,7 +155,10 @@ def test_runs_are_chosen_by_values_and_written_as_csv(sousbatch: Run, make: Make
         (["--where", "sed"], "argument --where: must be KEY=VALUE, not 'sed'"),
         (["--sort", "cerr"], "'cerr' is no column of these runs (did you mean 'cer'?)"),
         (["--sort", "xyzxyz"], "steps, loss, best, examples/s, cer, device hours, holds)"),
+        (["--best", "chrf"], "'chrf' is no column of these runs"),
         (["nobody"], "run 'nobody' does not exist"),
+        (["--diff", "aaa", "nobody"], "run 'nobody' does not exist"),
+        (["--diff", "aaa", "aaa", "--csv"], "runs --diff takes two runs, and --json"),
     ],
 )
 def test_what_runs_do_not_have_is_refused_with_what_they_have(
