@@ -254,7 +254,7 @@ class Finished(Event, kind="finished"):
 class Step(Event, kind="step"):
     """An optimizer step.
 
-    *values* are what training reports of it: loss, eval_loss, learning_rate and others.
+    *values* are what training reports of it: loss, eval_loss, learning_rate, its speed since the last and others.
     """
 
     step: int

@@ -31,7 +31,7 @@ def describe_differences(runs: Sequence[RunPaths], *, as_json: bool) -> str:
         UsageError: one of them is a sweep, which has a run for each point.
     """
     inputs = [pair for pair in _pairs([dict(_inputs(paths)) for paths in runs]) if pair[1] != pair[2]]
-    results = _pairs([_results(paths) for paths in runs])
+    results = [pair for pair in _pairs([_results(paths) for paths in runs]) if pair[1:] != (None, None)]
     names = [paths.run_id for paths in runs]
     if as_json:
         parts = {"inputs": inputs, "results": results}
@@ -87,6 +87,8 @@ def _results(paths: RunPaths) -> dict[str, Any]:
         "loss": one.loss,
         "best": one.best,
         "examples/s": one.examples_per_s,
+        "tokens/s": one.tokens_per_s,
+        "device GB": one.device_memory_gb,
         "device hours": one.device_hours,
         "held bytes": one.held_bytes,
     }

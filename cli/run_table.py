@@ -145,7 +145,10 @@ def columns_of(rows: Sequence[RunRow], *, most_keys: int = _MOST_KEYS) -> dict[s
             "loss": lambda row: row.loss,
             "best": lambda row: row.best,
             "examples/s": lambda row: row.examples_per_s,
+            "tokens/s": lambda row: row.tokens_per_s,
         }
+        if any(row.device_memory_gb for row in rows):
+            found["device GB"] = lambda row: row.device_memory_gb
     oldest_first = sorted(rows, key=lambda row: (row.sent_at, row.run))  # so that sorting moves no column
     names = dict.fromkeys(name for row in oldest_first for name in headlines(row.scores))
     found |= {name: lambda row, name=name: row.scores.get(name) for name in names}  # type: ignore[misc]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 from typing import Any
 
 from .. import files, ledger
@@ -27,7 +27,7 @@ from ..user_folders import recall, remember
 from .base import Launcher
 from .overview import many_states
 
-_FORMAT = 1  # raised when the same files are read as other facts
+_FORMAT = 2  # raised when the same files are read as other facts
 # Keys of a recipe that say nothing of what was tried.
 _UNTOLD = ("name", "description", "resources", "environment", "tracking", "stages")
 
@@ -38,7 +38,8 @@ class RunRow:
 
     *values* are the dotted keys of its recipe, *data* the digests of its splits. *loss* is the last of training, *best*
     the best value of `checkpoints.metric`. *scores* are the model's, by metric, with the stage before it where several
-    score. *device_hours* count each device that a stage had, *examples_per_s* those of the last attempt at training.
+    score. *device_hours* count each device that a stage had. *examples_per_s* and *tokens_per_s* are the median of what
+    the last attempt at training measured, without evaluation and saving; *device_memory_gb* is the most of a device.
     *held_bytes* are those of checkpoints, models and predictions by the ledger.
     """
 
@@ -57,6 +58,8 @@ class RunRow:
     best: float | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
     examples_per_s: float | None = None
+    tokens_per_s: float | None = None
+    device_memory_gb: float | None = None
     device_hours: float = 0.0
     held_bytes: int = 0
     model: Path | None = None
@@ -209,16 +212,21 @@ def _training(stages: Mapping[str, Any], events: Sequence[Event]) -> dict[str, A
     goal = spec["goal"] or (
         "lowest" if spec["metric"].endswith("loss") or is_lower_better(spec["metric"]) else "highest"
     )
-    last = [event for event in losses if event.number == losses[-1].number] if losses else []
-    seconds = last[-1].time - last[0].time if len(last) > 1 else 0.0
-    examples = batch["world_size"] * batch["micro_batch"] * batch["accumulation"]
+    last = [event.values for event in losses if event.number == losses[-1].number]
     return {
         "step": max((event.step for event in steps), default=0),
         "steps": batch["steps"],
         "loss": losses[-1].values["loss"] if losses else None,
         "best": (min if goal == "lowest" else max)(measured, default=None),
-        "examples_per_s": (last[-1].step - last[0].step) * examples / seconds if seconds > 0 else None,
+        "examples_per_s": _measured(last, "examples_per_s", median),
+        "tokens_per_s": _measured(last, "tokens_per_s", median),
+        "device_memory_gb": _measured([event.values for event in losses], "device_memory_gb", max),
     }
+
+
+def _measured(values: Sequence[Mapping[str, float]], name: str, of_all: Callable[[list[float]], float]) -> float | None:
+    found = [one[f"throughput/{name}"] for one in values if f"throughput/{name}" in one]
+    return of_all(found) if found else None
 
 
 def _scores(paths: RunPaths, decoding: str) -> dict[str, float]:

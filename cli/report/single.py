@@ -95,7 +95,10 @@ def _tiles(run: RunFacts) -> Iterator[tuple[str, str, str]]:
         yield "Time", format_time(run.end_s), "from the first event to the last"
     row = run.rows[0] if run.rows else None
     if row is not None and row.examples_per_s:
-        yield "Throughput", f"{format_number(row.examples_per_s)}", "examples/s in training"
+        tokens = f", {format_number(row.tokens_per_s)} tokens/s" if row.tokens_per_s else ""
+        yield "Throughput", f"{format_number(row.examples_per_s)}", f"examples/s in training{tokens}"
+    if row is not None and row.device_memory_gb:
+        yield "Device memory", f"{row.device_memory_gb:.3g} GB", "the most that training took of a device"
     if row is not None and row.device_hours:
         price = device_hour_price()
         yield "Device hours", f"{row.device_hours:.2f}", f"cost {row.device_hours * price:.2f}" if price else ""

@@ -111,10 +111,11 @@ class StepCallback(TrainerCallback):
             shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if name in names)
             say(f"step {state.global_step} of {self._batch.steps}: {shown}")
         problem = self._problem(values, state, args)
-        if self.ledger is not None:
+        if self.ledger is not None:  # rank 0 has it, with or without a tracker
+            values = values | self.throughput.values()
             self.ledger.write(Step(step=state.global_step, values=values))
         if self._tracker is not None:
-            self._tracker.log(state.global_step, values | self.throughput.values())
+            self._tracker.log(state.global_step, values)
         if problem is not None:
             self._diverge(state.global_step, problem)
 

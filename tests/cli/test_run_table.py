@@ -45,7 +45,8 @@ def make(sousbatch: Run, project: Path, tmp_path: Path) -> Make:
             job = ledger.open_job(paths.ledger_dir, stage, 0, attempt.number)
             if stage == "train":
                 for step in (1, 2, 3):
-                    job.write(Step(step=step, values={"loss": 1 / step}))
+                    speed = {"throughput/examples_per_s": 8.0, "throughput/tokens_per_s": 100.0 * step}
+                    job.write(Step(step=step, values={"loss": 1 / step} | speed))
                 job.write(Saved(step=3, metric=0.25, held_bytes=3000))
             if stage == "consolidate":
                 job.write(ModelWritten(num_bytes=500))
@@ -68,7 +69,7 @@ def test_runs_show_what_differs_and_the_best_first(sousbatch: Run, make: Make) -
     lines = [line.split() for line in out.splitlines()]
     assert lines[0][:5] == ["run", "state", "sent", "train.learning_rate", "steps"]
     assert [line[0] for line in lines[1:]] == ["bbb", "aaa", "ccc"]  # of cer less is better; no score comes last
-    assert lines[1][4:8] == ["0.2", "3/6", "0.3333", "0.25"]
+    assert lines[1][4:10] == ["0.2", "3/6", "0.3333", "0.25", "8", "200"]
     assert lines[1][-2:] == ["3.5", "kB"]
     _, out, _ = sousbatch("runs", "--sort", "exact_match")
     assert [line.split()[0] for line in out.splitlines()[1:]] == ["bbb", "aaa", "ccc"]
@@ -154,7 +155,7 @@ def test_runs_are_chosen_by_values_and_written_as_csv(sousbatch: Run, make: Make
         (["--where", "sed=1"], "--where sed: no recipe of these runs has that key (did you mean 'seed'?)"),
         (["--where", "sed"], "argument --where: must be KEY=VALUE, not 'sed'"),
         (["--sort", "cerr"], "'cerr' is no column of these runs (did you mean 'cer'?)"),
-        (["--sort", "xyzxyz"], "steps, loss, best, examples/s, cer, device hours, holds)"),
+        (["--sort", "xyzxyz"], "steps, loss, best, examples/s, tokens/s, cer, device hours, holds)"),
         (["--best", "chrf"], "'chrf' is no column of these runs"),
         (["nobody"], "run 'nobody' does not exist"),
         (["--diff", "aaa", "nobody"], "run 'nobody' does not exist"),
