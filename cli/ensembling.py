@@ -50,6 +50,7 @@ def define_ensemble(ensemble: Parser) -> None:
     ensemble.add_argument(
         "--labels",
         action="append",
+        type=_labels,
         metavar="A,B",
         help="labels in the order of the probabilities, once for all files or once for each; a run knows its own",
     )
@@ -73,6 +74,13 @@ def _numbers(text: str) -> tuple[float, ...]:
     if not values or not all(0 < value < float("inf") for value in values):
         raise argparse.ArgumentTypeError(f"must be numbers above 0 with commas between, such as 2,1,1, not {text!r}")
     return values
+
+
+def _labels(text: str) -> tuple[str, ...]:
+    labels = tuple(text.split(","))
+    if not all(labels) or len(set(labels)) < len(labels):
+        raise argparse.ArgumentTypeError(f"must be labels with commas between, each once, such as no,yes, not {text!r}")
+    return labels
 
 
 def _ensemble(arguments: Namespace) -> int:
@@ -106,7 +114,7 @@ def _ensemble(arguments: Namespace) -> int:
 
 
 def _members(arguments: Namespace) -> list[Member]:
-    given = [tuple(text.split(",")) for text in arguments.labels or ()]
+    given = arguments.labels or []
     if len(given) not in (0, 1, len(arguments.paths)):
         raise UsageError(f"--labels is given {len(given)} times for {len(arguments.paths)} models; once, or for each")
     labels = given * len(arguments.paths) if len(given) == 1 else given or [()] * len(arguments.paths)

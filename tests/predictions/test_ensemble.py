@@ -113,6 +113,7 @@ REFUSED: dict[str, tuple[list[list[dict[str, Any]]], tuple[str, ...], str]] = {
         "b.jsonl predicts 'no', and the likeliest",
     ),
     "labels never predicted": ([[probable("no", 1, 0)]] * 2, (), "a.jsonl does not tell the labels"),
+    "a label named twice": ([[probable("no", 1, 0)]] * 2, ("--labels", "no,no"), "must be labels with commas between"),
     "NaN": (
         [[probable("no", 1, 0)], [probable("no", math.nan, 0)]],
         LABELS,
