@@ -101,11 +101,11 @@ def planned(sousbatch: Run, project: Path, tmp_path: Path) -> Planned:
 
 
 def test_a_run_is_pruned_by_its_own_policy_and_its_report_knows(sousbatch: Run, planned: Planned) -> None:
-    paths = planned("checkpoints.keep_last=2", "checkpoints.goal=highest")
+    paths = planned("checkpoints.keep_last=2")
     for attempt in (1, 2):  # the second attempt saves a step of the first again
         ledger.open_attempt(paths.ledger_dir, "train", 0).close()
         writer = ledger.open_job(paths.ledger_dir, "train", 0, attempt)
-        for step, metric in ((10, 1.0), (20, 3.0), (30, 2.0), (40, 2.5)) if attempt == 1 else ((40, 2.5), (50, 2.0)):
+        for step, metric in ((10, 3.0), (20, 1.0), (30, 2.0), (40, 1.5)) if attempt == 1 else ((40, 1.5), (50, 2.0)):
             save(paths.checkpoints("train"), step, metric, attempt)
             writer.write(events.Saved(step=step, num_bytes=1000, held_bytes=1000, budget_bytes=9000))
         writer.close()
