@@ -46,6 +46,7 @@ def answer(question: Mapping[str, Any]) -> dict[str, Any]:
 
     with torch.device("meta"):
         model = _empty_model(question)
+    untied = _untie(model, question["tables"])
     _check_attention(model, question["attentions"])
     if question["stored"]:
         _check_stored(model, question["stored"], has_new_head=task_of(question["task"]).has_new_head)
@@ -55,11 +56,13 @@ def answer(question: Mapping[str, Any]) -> dict[str, Any]:
     found = {
         "config": json.loads(model.config.to_json_string(use_diff=False)),
         "tensors": [(name, list(value.shape)) for name, value in model.named_parameters()],
+        "untied": untied,
     }
     trained = {}
     for number, (key, values) in enumerate(question["trainings"].items()):
         with torch.device("meta"):
             fresh = _empty_model(question) if number else model
+            _untie(fresh, question["tables"])
             trained[key] = _trained(values, fresh, tokenizer, question["stored"])
     return {**found, "trained": trained}
 
@@ -89,6 +92,31 @@ def _empty_model(question: Mapping[str, Any]) -> Any:
             f"it is a {config.model_type}, which reads {model.main_input_name} and no text; take another model"
         )
     return model
+
+
+def _untie(model: Any, tables: Mapping[str, str]) -> list[str]:
+    """Give layers of one weight their own where the files hold several; return their names.
+
+    transformers does so when it loads the values (`tie_weights`, 5.23), as those of mT5, whose config says otherwise.
+    *tables* has for each tensor its dtype and a digest.
+    """
+    import torch
+
+    groups: dict[int, list[str]] = {}
+    for name, value in model.named_parameters(remove_duplicate=False):
+        if name in tables:
+            groups.setdefault(id(value), []).append(name)
+    found = []
+    for source, *others in groups.values():
+        dtype, digest = tables[source].split()
+        for name in others:
+            if tables[name].split()[0] == dtype and tables[name].split()[1] != digest:
+                place, _, last = name.rpartition(".")
+                value = getattr(model.get_submodule(place), last)
+                setattr(model.get_submodule(place), last, torch.nn.Parameter(torch.empty_like(value)))
+                getattr(model, "all_tied_weights_keys", {}).pop(name, None)
+                found.append(name)
+    return found
 
 
 def _check_attention(model: Any, wanted: Sequence[str]) -> None:

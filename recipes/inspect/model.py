@@ -5,6 +5,7 @@ torch is never imported for it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -35,6 +36,8 @@ from .cache import file_digest
 from .conversion import converted, weights_identity
 from .model_folder import find_folder
 from .tokenizer import tokenizer_digest
+
+_SAMPLE_BYTES = 65_536
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +98,10 @@ def read_model(recipe: Recipe, places: ModelPlaces, variants: Sequence[Recipe] =
             f"model.path {spec.path!r} is quantised already ({how.get('quant_method', 'in its config')}), and such "
             "weights do not train; give the model that it was made from, which adapter=qlora loads in 4 bits"
         )
-    built = _build(recipe, trainings, [] if spec.from_scratch else stored, folder, tokenizer_folder)
+    tables = {} if spec.from_scratch else _tables(weights, config.get("vocab_size"))
+    built = _build(recipe, trainings, [] if spec.from_scratch else stored, tables, folder, tokenizer_folder)
+    if built["untied"]:
+        _check_untied(recipe, built["untied"])
     dtypes, usual = {tensor.name: tensor.dtype for tensor in stored}, stored[0].dtype if stored else "float32"
     found = [
         TensorFacts(name=name, shape=tuple(shape), dtype=dtypes.get(name, usual)) for name, shape in built["tensors"]
@@ -202,6 +208,43 @@ def _tensors_in(path: Path) -> list[TensorFacts]:
         raise UsageError(f"{path} is not a safetensors file: {error}") from error
 
 
+def _tables(weights: Sequence[Path], num_rows: int | None) -> dict[str, str]:
+    """Return what tells apart the tensors of the files that have a row for each token.
+
+    It is a digest of their beginning, middle and end. A model without a second one has none.
+    """
+    found = {}
+    for path in weights:
+        header, start = read_header(path)
+        for name, entry in header.items():
+            if name == "__metadata__" or len(entry["shape"]) != 2 or entry["shape"][0] != num_rows:
+                continue
+            begin, end = entry["data_offsets"]
+            with path.open("rb") as stream:
+                parts = [
+                    stream.read(min(_SAMPLE_BYTES, end - at))
+                    for at in (begin, (begin + end) // 2, max(begin, end - _SAMPLE_BYTES))
+                    if stream.seek(start + at) >= 0
+                ]
+            found[name] = f"{entry['dtype']} {hashlib.sha256(b''.join(parts)).hexdigest()}"
+    return found if len(found) > 1 else {}
+
+
+def _check_untied(recipe: Recipe, names: Sequence[str]) -> None:
+    """Refuse ZeRO-3 for a model that transformers would tie under it, and not elsewhere."""
+    for name, stage in resolve_stages(recipe).items():
+        if stage.kind.leaves == "checkpoints" and stage.settings.train.zero.stage == 3:
+            asked, instead = "train.zero.stage=3", "train.zero.stage=2"
+        elif stage.kind.leaves == "predictions" and stage.settings.predict.engine == "zero3":
+            asked, instead = "predict.engine=zero3", "predict.engine=transformers"
+        else:
+            continue
+        raise UsageError(
+            f"{asked} (stage {name}): {', '.join(names)} in the files of model.path {recipe.model.path!r} differs from "
+            f"the weight that its class ties it to, and transformers would drop it under ZeRO-3; set {instead}"
+        )
+
+
 def _dtype_name(tag: str) -> str:
     return DTYPES_BY_TAG[tag].name if tag in DTYPES_BY_TAG else tag
 
@@ -220,6 +263,7 @@ def _build(
     recipe: Recipe,
     trainings: Sequence[dict[str, Any]],
     stored: Sequence[TensorFacts],
+    tables: Mapping[str, str],
     folder: Path,
     tokenizer_folder: Path,
 ) -> dict[str, Any]:
@@ -235,6 +279,7 @@ def _build(
         "attentions": sorted({one.settings.model.attention or "eager" for one in resolve_stages(recipe).values()}),
         "add_tokens": spec.add_tokens,
         "stored": {tensor.name: (tensor.shape, tensor.dtype) for tensor in stored},
+        "tables": tables,
         "trainings": {digest_of(one): one for one in trainings},
     }
     code = [(path.name, file_digest(path)) for path in sorted(folder.glob("*.py"))] if spec.trust_remote_code else []

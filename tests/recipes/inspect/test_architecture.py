@@ -11,10 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import MT5Config, MT5ForConditionalGeneration
 
 from sousbatch.errors import UsageError
+from sousbatch.recipes.compose import compose
 from sousbatch.recipes.forecast.parameters import deciding_settings
+from sousbatch.recipes.inspect import model as model_facts
 from sousbatch.recipes.inspect.architecture import answer
+from sousbatch.recipes.inspect.model import ModelPlaces, read_model
 from sousbatch.recipes.schema import Adapter, Model, StageSettings, Train
 
 # peft calls transformers by names that are deprecated there
@@ -58,6 +64,7 @@ def ask(kind: tuple[str, dict[str, Any]], tokenizer_folder: Path, tmp_path: Path
         "changes": {},
         "trusts": False,
         "attentions": [],
+        "tables": {},
         "add_tokens": settings.model.add_tokens,
         "stored": {},
         "trainings": {"one": deciding_settings(settings)},
@@ -364,3 +371,34 @@ def test_embeddings_that_an_encoder_and_a_decoder_share_are_not_adapted_apart(
     settings = StageSettings(task="seq2seq", adapter=adapter)
     found = ask(t5, tokenizer_folder, tmp_path, settings=settings, task="seq2seq")
     assert problem in found["trained"]["one"]["problem"]
+
+
+@pytest.mark.parametrize(("last", "untied"), [(1.0, []), (2.0, ["lm_head.weight"])])
+def test_a_head_whose_values_are_its_own_counts_and_needs_a_loader_that_keeps_it(
+    tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: float, untied: list[str]
+) -> None:
+    sizes = {"d_model": 16, "d_ff": 16, "d_kv": 8, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2}
+    config = {"model_type": "mt5", "vocab_size": 64, "decoder_start_token_id": 0, "pad_token_id": 0, **sizes}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = MT5ForConditionalGeneration(MT5Config(**config))
+    values = {name: torch.ones_like(value) for name, value in model.state_dict().items() if "embed_tokens" not in name}
+    values["lm_head.weight"] = torch.full((64, 16), last)
+    save_file(values, tmp_path / "model.safetensors")
+    places = ModelPlaces(folder=tmp_path, tokenizer_folder=tokenizer_folder, is_cached=False)
+    asked: list[Any] = []
+    monkeypatch.setenv("SOUSBATCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(model_facts, "_run_architecture", lambda question: asked.append(answer(question)) or asked[-1])
+    (tmp_path / "recipe.yaml").write_text(
+        f"{{task: seq2seq, model: {{path: {tmp_path}}}, data: {{splits: {{train: a.csv, validation: a.csv, "
+        "test: a.csv}}}"
+    )
+    recipe = compose(str(tmp_path / "recipe.yaml"))
+    facts = read_model(recipe, places)
+    assert asked[0]["untied"] == untied
+    assert facts.num_params == sum(value.numel() for value in values.values()) - (not untied) * 64 * 16
+    sharded = compose(str(tmp_path / "recipe.yaml"), ["train.zero.stage=3"])
+    if untied:
+        with pytest.raises(UsageError, match=r"train.zero.stage=3 \(stage train\): lm_head.weight .* differs"):
+            read_model(sharded, places)
+    else:
+        read_model(sharded, places)
