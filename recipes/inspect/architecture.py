@@ -95,7 +95,7 @@ def _empty_model(question: Mapping[str, Any]) -> Any:
 
 
 def _untie(model: Any, tables: Mapping[str, str]) -> list[str]:
-    """Give layers of one weight their own where the files hold several; return their names.
+    """Untie layers of whose one weight the files hold several; return their names.
 
     transformers does so when it loads the values (`tie_weights`, 5.23), as those of mT5, whose config says otherwise.
     *tables* has for each tensor its dtype and a digest.

@@ -231,7 +231,7 @@ def _tables(weights: Sequence[Path], num_rows: int | None) -> dict[str, str]:
 
 
 def _check_untied(recipe: Recipe, names: Sequence[str]) -> None:
-    """Refuse ZeRO-3 for a model that transformers would tie under it, and not elsewhere."""
+    """Refuse ZeRO-3 for a model that transformers would tie under it alone."""
     for name, stage in resolve_stages(recipe).items():
         if stage.kind.leaves == "checkpoints" and stage.settings.train.zero.stage == 3:
             asked, instead = "train.zero.stage=3", "train.zero.stage=2"
