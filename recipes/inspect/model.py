@@ -209,7 +209,7 @@ def _tensors_in(path: Path) -> list[TensorFacts]:
 
 
 def _tables(weights: Sequence[Path], num_rows: int | None) -> dict[str, str]:
-    """Return what tells apart the tensors of the files that have a row for each token.
+    """Return what tells apart tensors that have a row for each token.
 
     It is a digest of their beginning, middle and end. A model without a second one has none.
     """
