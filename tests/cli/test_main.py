@@ -247,7 +247,8 @@ def test_a_plan_says_what_share_of_the_model_trains(
 
     def built(question: dict[str, Any]) -> dict[str, Any]:
         numbers = {"trainable": 1_234_567, "frozen": 133_765_433, "quantisable": 0, "num_tensors": 4}
-        return {"config": {}, "tensors": [["a", [5]]], "trained": dict.fromkeys(question["trainings"], numbers)}
+        trained = dict.fromkeys(question["trainings"], numbers)
+        return {"config": {}, "tensors": [["a", [5]]], "untied": [], "trained": trained}
 
     monkeypatch.setattr("sousbatch.recipes.inspect.model._run_architecture", built)
     _, out, _ = sousbatch("plan", "small.yaml", "adapter=lora")

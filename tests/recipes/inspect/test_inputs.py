@@ -32,7 +32,7 @@ def test_shapes_are_those_of_the_model_in_memory(project: Path) -> None:
 
 
 def test_a_model_from_scratch_takes_the_shapes_of_its_config(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    built = {"config": {}, "tensors": [["a.weight", [3, 5]]], "trained": {}}
+    built = {"config": {}, "tensors": [["a.weight", [3, 5]]], "untied": [], "trained": {}}
     monkeypatch.setattr("sousbatch.recipes.inspect.model._run_architecture", lambda question: built)
     model = inspect(compose("./small.yaml", ["model.from_scratch=true", "model.config.vocab_size=7"]), project).model
     assert (model.has_weights, model.num_params) == (False, 15)
