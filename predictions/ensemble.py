@@ -178,6 +178,11 @@ def _by_label(member: Member, answer: PredictionRow, of: Of) -> dict[str, float]
         has = ", ".join(answer.fields) or "none"
         hint = "; --of logits joins logits" if "logits" in answer.fields else ""
         raise UsageError(f"{where} has no probabilities of labels; its fields: {has}{hint}")
+    if flag := next((label for label, value in by_label.items() if isinstance(value, bool)), None):
+        raise UsageError(
+            f"{where} has {by_label[flag]} for {flag!r}, and a probability is a number, such as 1.0; to count the "
+            "labels that the models gave: --by majority"
+        )
     if not all(type(value) in (int, float) for value in by_label.values()):
         raise UsageError(
             f"{where} holds no number for each label; log-probabilities of tokens cannot be joined, since their ids "
@@ -255,10 +260,16 @@ def _by_span(member: Member, answer: PredictionRow) -> dict[tuple[int, str] | No
     fields, where = answer.fields, f"row {answer.index} of {member.name}"
     try:
         scores: dict[tuple[int, str] | None, float] = {None: fields["null_score"]}
-        scores |= {(one["start"], one["text"]): one["score"] for one in fields["n_best"]}
+        for one in fields["n_best"]:
+            span = one["start"], one["text"]
+            if type(one["start"]) is not int:
+                raise UsageError(f"{where} has a span that starts at {one['start']!r}, and a start is a whole number")
+            if span in scores:
+                raise UsageError(f"{where} has the span {one['text']!r} at {one['start']} twice")
+            scores[span] = one["score"]
     except (KeyError, TypeError) as error:
         raise UsageError(f"{where} has no spans: it needs null_score and n_best, as question answering has") from error
-    if not all(isinstance(one, (int, float)) and math.isfinite(one) for one in scores.values()):
+    if not all(type(one) in (int, float) and math.isfinite(one) for one in scores.values()):
         raise UsageError(f"{where} has a span whose score is no number")
     return scores
 

@@ -7,9 +7,11 @@ A row is trusted only if all of its line parses; every other line is counted and
 from __future__ import annotations
 
 import csv
+import io
 import json
+import shlex
 from array import array
-from codecs import BOM_UTF8
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, BOM_UTF32_BE, BOM_UTF32_LE
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -74,16 +76,21 @@ def scan_jsonl(path: Path, index_field: str | None) -> Shard:
     """Find the rows of a JSONL shard; without *index_field* the first has index 0.
 
     An incomplete line that a restarted writer continued is one line of two rows: the second is
-    complete and kept. A last line without its newline is complete if it parses. The bytes within
-    texts are not looked at.
+    complete and kept. A last line without its newline is complete if it parses.
     """
+    _check_encoding(path)
     shard = Shard(path=path)
     parse = _parser(index_field)
     with path.open("rb", buffering=_READ_BYTES) as stream:
         offset = len(BOM_UTF8) if stream.read(len(BOM_UTF8)) == BOM_UTF8 else stream.seek(0)
-        while lines := stream.readlines(_READ_BYTES):
+        while block := stream.read(_READ_BYTES):
+            block += stream.readline()
+            lines = io.BytesIO(block).readlines()
             *offsets, offset = accumulate(map(len, lines), initial=offset)
             try:
+                block.decode()  # the parser does not look at the bytes within texts
+                if index_field is not None and block.count(msgspec.json.encode(index_field)) != len(lines):
+                    raise ValueError("a line names it twice, or never")
                 found = [parse(line) for line in lines]
                 indices = (
                     [row.index for row in found]
@@ -114,19 +121,28 @@ def _index_of(line: bytes, parse: _Parse, index_field: str | None, count: int) -
         ValueError: it is no row.
         RecursionError: it has too many brackets within brackets.
     """
-    try:
-        row = parse(line)
-        return row.index if index_field is not None else count
-    except ValueError:
-        if b"NaN" not in line and b"Infinity" not in line:
-            raise
-    values = json.loads(line.decode(errors="replace"))
+    text = line.decode()
+    if index_field is None or line.count(msgspec.json.encode(index_field)) < 2:
+        try:
+            row = parse(line)
+            return row.index if index_field is not None else count
+        except ValueError:
+            if b"NaN" not in line and b"Infinity" not in line:
+                raise
+    values = json.loads(text, object_pairs_hook=lambda pairs: _once(pairs, index_field))
     index = values.get(index_field, None) if isinstance(values, dict) else None
     if index_field is None and isinstance(values, dict):
         return count
     if type(index) is not int or abs(index) > _MAX_INDEX:
         raise ValueError(f"{index_field!r} is {index!r}, which is no row number")
     return index
+
+
+def _once(pairs: Sequence[tuple[str, Any]], name: str | None) -> dict[str, Any]:
+    """Return an object that has *name* at most once: of two indices nobody knows the right one."""
+    if sum(key == name for key, _ in pairs) > 1:
+        raise ValueError(f"it has {name!r} twice")
+    return dict(pairs)
 
 
 def _scan_line(shard: Shard, offset: int, line: bytes, parse: _Parse, index_field: str | None) -> None:
@@ -156,6 +172,7 @@ def scan_csv(path: Path, index_field: str | None) -> Shard:
     Without *index_field* the first row has index 0. A record that was cut within quotes swallows what follows it,
     often all of the shard's rest: it is reported as incomplete or corrupt.
     """
+    _check_encoding(path)
     csv.field_size_limit(_MAX_CELL_CHARS)
     shard = Shard(path=path)
     columns: list[str] = []
@@ -175,7 +192,34 @@ def scan_csv(path: Path, index_field: str | None) -> Shard:
                 shard.accept([index], [offset], [record])
         except (ValueError, csv.Error) as error:
             shard.reject(offset, record, error)
+            if not columns:
+                break  # without the header's names the rest says nothing
     return shard
+
+
+def _check_encoding(path: Path) -> None:
+    """Refuse a shard in UTF-16 or UTF-32, by its first bytes: a mark, or NUL beside what begins a row.
+
+    Raises:
+        UsageError: it is in one of them; the message has the command that converts it.
+    """
+    with path.open("rb") as stream:
+        start = stream.read(4)
+    found = next((name for name, begins in _ENCODINGS.items() if begins(start)), None)
+    if found is not None:
+        into = path.with_name(f"{path.stem}-utf8{path.suffix}")
+        raise UsageError(
+            f"{path} is in {found} and not UTF-8; write it again: iconv -f {found} -t UTF-8 {shlex.quote(str(path))} > "
+            f"{shlex.quote(str(into))}"
+        )
+
+
+_ENCODINGS: dict[str, Callable[[bytes], bool]] = {
+    "UTF-32": lambda start: start in (BOM_UTF32_LE, BOM_UTF32_BE),
+    "UTF-16": lambda start: start.startswith((BOM_UTF16_LE, BOM_UTF16_BE)),
+    "UTF-16LE": lambda start: start[1::2] == b"\0\0" and 0 not in start[::2],
+    "UTF-16BE": lambda start: start[::2] == b"\0\0" and 0 not in start[1::2],
+}
 
 
 def index_again(lines: Iterable[bytes], header: bytes) -> tuple[int, int] | None:

@@ -36,6 +36,11 @@ def probable(prediction: str, *values: float) -> dict[str, Any]:
     return {"prediction": prediction, "probabilities": list(values)}
 
 
+def spans(null_score: float, **scores: float) -> dict[str, Any]:
+    n_best = [{"text": text, "score": score, "start": ord(text)} for text, score in scores.items()]
+    return {"prediction": next(iter(scores), ""), "start": 0, "score": 0.0, "null_score": null_score, "n_best": n_best}
+
+
 def test_probabilities_are_averaged_with_weights(join: Any) -> None:
     options = ("--labels", "no,yes", "--weights", "3,1")
     code, rows, err = join([probable("no", 0.6, 0.4)], [probable("yes", 0.1, 0.9)], options=options)
@@ -130,6 +135,21 @@ REFUSED: dict[str, tuple[list[list[dict[str, Any]]], tuple[str, ...], str]] = {
         LABELS,
         "their ids mean something with one tokenizer alone",
     ),
+    "booleans": (
+        [[probable("no", True, False)]] * 2,
+        LABELS,
+        "row 0 of a.jsonl has True for 'no', and a probability is a",
+    ),
+    "a span that starts at a text": (
+        [[spans(0.0, a=1.0)], [{**spans(0.0), "n_best": [{"text": "a", "start": "97", "score": 1.0}]}]],
+        (),
+        "row 0 of b.jsonl has a span that starts at '97', and a start is a whole number",
+    ),
+    "a span named twice": (
+        [[spans(0.0, a=1.0)], [{**spans(0.0), "n_best": spans(0.0, a=1.0)["n_best"] * 2}]],
+        (),
+        "row 0 of b.jsonl has the span 'a' at 97 twice",
+    ),
     "as many weights": ([[probable("no", 1, 0)]] * 2, ("--weights", "1,2,3"), "3 numbers for 2 models"),
     "texts as spans": ([[{"prediction": "가"}]] * 2, ("--by", "spans"), "has no spans"),
     "one model": ([[{"prediction": "가"}]], (), "needs two models or more"),
@@ -155,11 +175,6 @@ def test_the_majority_wins_and_the_first_of_equals(join: Any) -> None:
     models = [[{"prediction": one}, {"prediction": other}] for one, other in (("a", "c\u2028"), ("b", ""), ("b", "d"))]
     _, rows, _ = join(*models, options=("--by", "majority"))
     assert [row["prediction"] for row in rows] == ["b", "c\u2028"]
-
-
-def spans(null_score: float, **scores: float) -> dict[str, Any]:
-    n_best = [{"text": text, "score": score, "start": ord(text)} for text, score in scores.items()]
-    return {"prediction": n_best[0]["text"], "start": 0, "score": 0.0, "null_score": null_score, "n_best": n_best}
 
 
 def test_span_scores_are_averaged_over_the_spans_of_all_models(join: Any) -> None:

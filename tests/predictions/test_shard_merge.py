@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import subprocess
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,16 @@ LOSSES = {
         "num_corrupt",
     ),
     "bit rot": (lambda data, lines: data.replace(lines[21][-12:], b"\xff" * 11 + b"\n"), {21}, "num_corrupt"),
+    "two indices": (
+        lambda data, lines: data.replace(lines[21], lines[21][:-2] + b', "index": 21}\n'),
+        {21},
+        "num_corrupt",
+    ),
+    "no UTF-8": (
+        lambda data, lines: data.replace(lines[21], lines[21].replace("방".encode(), b"\xb0")),
+        {21},
+        "num_corrupt",
+    ),
     "a list": (lambda data, lines: data.replace(lines[21], b"[1, 2]\n"), {21}, "num_corrupt"),
 }
 
@@ -401,6 +412,27 @@ def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path, out: Path
     for field in ("index", None):
         merge_shards([tmp_path / "a.jsonl"], out, num_rows=2, index_field=field)
         assert out.read_bytes() == rows
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_a_shard_in_another_encoding_is_refused_with_the_command_that_converts_it(
+    tmp_path: Path, suffix: str, encoding: str
+) -> None:
+    text = '{"index": 0, "prediction": "가"}\n' if suffix == ".jsonl" else "index,prediction\n0,가\n"
+    path = tmp_path / f"a b{suffix}"
+    path.write_text(text, encoding=encoding)
+    with pytest.raises(UsageError, match="a b.* is in (UTF-.*) and not UTF-8; write it again: iconv -f") as caught:
+        merge_shards([path], tmp_path / f"out{suffix}")
+    subprocess.run(str(caught.value).split("again: ")[1], shell=True, check=True)
+    merge_shards([tmp_path / f"a b-utf8{suffix}"], tmp_path / f"out{suffix}")
+    assert (tmp_path / f"out{suffix}").read_text(encoding="utf-8") == text
+
+
+def test_a_broken_header_loses_its_shard_alone(csv_shards: list[Path], tmp_path: Path) -> None:
+    rewrite(csv_shards[1], lambda data: b"\xff" + data)
+    with pytest.raises(IncompleteError, match="missing rows: 1,5,9,.*corrupt rows: 1; .*rank=1.csv: byte 0: corrupt"):
+        merge_shards(csv_shards, tmp_path / "out.csv", num_rows=NUM_ROWS)
 
 
 def test_a_broken_line_makes_the_order_of_the_file_unknown(tmp_path: Path, out: Path) -> None:
