@@ -90,16 +90,6 @@ LOSSES = {
         "num_corrupt",
     ),
     "bit rot": (lambda data, lines: data.replace(lines[21][-12:], b"\xff" * 11 + b"\n"), {21}, "num_corrupt"),
-    "two indices": (
-        lambda data, lines: data.replace(lines[21], lines[21][:-2] + b', "index": 21}\n'),
-        {21},
-        "num_corrupt",
-    ),
-    "no UTF-8": (
-        lambda data, lines: data.replace(lines[21], lines[21].replace("방".encode(), b"\xb0")),
-        {21},
-        "num_corrupt",
-    ),
     "a list": (lambda data, lines: data.replace(lines[21], b"[1, 2]\n"), {21}, "num_corrupt"),
 }
 
