@@ -64,11 +64,11 @@ def _following(shard: Shard, lines: Sequence[bytes]) -> range:
 
 def _batches(path: Path, index_field: str | None) -> Iterator[tuple[list[bytes], Sequence[int] | None]]:
     """Yield lines and, where the rows say them, their indices."""
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         yield from _parquet(path, index_field)
         return
     indices = _companion(path)
-    rows = _npy(path) if path.suffix == ".npy" else _pt(path, None if indices is None else len(indices))
+    rows = _npy(path) if path.suffix.lower() == ".npy" else _pt(path, None if indices is None else len(indices))
     done = 0
     for batch in _cut(rows):
         if index_field is None:
@@ -156,7 +156,7 @@ def _companion(path: Path) -> list[int] | None:
     beside = companion_of(path)
     if beside is None or not beside.is_file():
         return None
-    if beside.suffix == ".npy":
+    if beside.suffix.lower() == ".npy":
         found = _loaded(beside)
         if found.dtype.kind not in "iu" or found.ndim != 1:
             raise UsageError(
@@ -168,16 +168,16 @@ def _companion(path: Path) -> list[int] | None:
 
 def companion_of(path: Path) -> Path | None:
     """Return the name of the file of indices beside a shard, if its name has one."""
-    if path.suffix == ".npy" and not path.name.endswith(".index.npy"):
+    if path.suffix.lower() == ".npy" and not path.name.endswith(".index.npy"):
         return path.with_suffix(".index.npy")
-    if path.suffix == ".pt" and path.name.startswith("predictions"):
+    if path.suffix.lower() == ".pt" and path.name.startswith("predictions"):
         return path.with_name(path.name.replace("predictions", "batch_indices", 1))
     return None
 
 
 def is_companion(path: Path) -> bool:
     """Say whether a file holds the indices of another."""
-    return path.name.endswith(".index.npy") or (path.suffix == ".pt" and path.name.startswith("batch_indices"))
+    return path.name.endswith(".index.npy") or (path.suffix.lower() == ".pt" and path.name.startswith("batch_indices"))
 
 
 def _whole_numbers(value: Any, path: Path) -> Iterator[int]:
