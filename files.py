@@ -66,7 +66,7 @@ def final_name(name: str) -> str:
 
 
 def refuse_input(path: Path, inputs: Iterable[Path]) -> None:
-    """Refuse to write over what is read, and to put a file in the place of a device or pipe.
+    """Refuse to write over what is read, and over a device or pipe.
 
     Raises:
         UsageError: *path* is one of *inputs*, or no regular file.

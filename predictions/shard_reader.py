@@ -187,6 +187,8 @@ def scan_csv(path: Path, index_field: str | None) -> Shard:
             cells = next(csv.reader([record.decode("utf-8-sig")], strict=True), [])
             if not record.endswith(b"\n"):
                 shard.reject(offset, record, "no newline at its end")
+            elif b"\0" in record:
+                shard.reject(offset, record, "a NUL byte, which no text has")
             elif not columns:
                 columns, shard.header = cells, record
                 column = None if index_field is None else _csv_column(path, columns, index_field)
@@ -203,7 +205,7 @@ def scan_csv(path: Path, index_field: str | None) -> Shard:
 
 
 def _check_sign(path: Path) -> None:
-    """Refuse by its first bytes what is no text in UTF-8, or one list; say the way out."""
+    """Refuse by its first bytes what is no text in UTF-8, or one list."""
     with path.open("rb") as stream:
         start = stream.read(16)
     sign = next((sign for sign in _SIGNS if start.lstrip(b" \r\n\t").startswith(sign)), None)
