@@ -102,17 +102,24 @@ def _one_run(plan: PlanSummary, paths: RunPaths, states: Mapping[str, StageState
 
 
 def describe_run(plan: PlanSummary, paths: RunPaths, states: Mapping[str, StageState]) -> str:
-    """Return one line a stage, and for what failed where its log is and what helps."""
+    """Return one line a stage, and where the run is shown beside its folder.
+
+    Of what failed the end of its log follows.
+    """
+    from ..launchers.states import is_final
+    from .results import describe_places, describe_points
+
     rows = [
         [name, state.word, f"{state.step}/{state.total}" if state.total else "", state.reason]
         for name, state in states.items()
     ]
     text = f"run {paths.run_id} of {plan.recipe_name} in {paths.root}\n"
     text += format_table(rows, header=("stage", "state", "", "reason")) if rows else f"unknown: {plan.problem}"
+    if places := describe_places(paths, is_over=is_final(states)):
+        text += f"\n\n{format_table(places)}"
     failed = [name for name, state in states.items() if state.word == "failed"]
     if plan.is_sweep and not plan.problem:
         from ..recipes.plan import read_plan
-        from .results import describe_points
 
         text += f"\n\n{describe_points(read_plan(paths.plan), paths)}"
     elif failed:

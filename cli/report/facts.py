@@ -244,11 +244,6 @@ def rows_per_s(events: Timed) -> float | None:
     return rows / seconds if rows and seconds > 0 else None
 
 
-def is_point(paths: RunPaths) -> bool:
-    """Return whether a run is a point: its folder lies in that of a sweep."""
-    return RunPaths(root=paths.runs_dir).plan.is_file()
-
-
 def peak_bytes(stages: Iterable[StageFacts]) -> tuple[float, float] | None:
     """Return the most bytes that checkpoints held, and the least budget they had.
 

@@ -33,7 +33,7 @@ from ...recipes.reference import differences
 from ...recipes.schema import Recipe
 from ...recipes.stage_kinds import STAGE_KINDS
 from ...redaction import redacted
-from ...run_folder import RunPaths
+from ...run_folder import RunPaths, is_point
 from ..results import read_scores, result_files
 from ..status import log_tail
 from ..tables import format_value
@@ -46,7 +46,6 @@ from .facts import (
     Span,
     StageFacts,
     Timed,
-    is_point,
     rows_per_s,
     spans_of,
     storage_of,

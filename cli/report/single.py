@@ -9,11 +9,12 @@ from pathlib import Path
 from ...predictions.scoring import BASELINE, MODEL, headlines, label
 from ...recipes.plan import Plan
 from ...recipes.site_file import device_hour_price
+from ...run_folder import is_point
 from ..results import format_score
 from ..tables import format_size, format_value
 from .charts import Line, Unit, line_chart
 from .curves import EVAL_LOSS, LOSS, PACE, Points, thin_out
-from .facts import RunFacts, StageFacts, is_point, peak_bytes, stalls_of
+from .facts import RunFacts, StageFacts, peak_bytes, stalls_of
 from .markup import Cell, Html, clean, folded, format_number, format_time, link, section, table
 from .samples import draw_rows, draw_samples, draw_scores
 from .storage import draw_storage
