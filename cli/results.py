@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .. import ledger
 from ..errors import DamagedError
-from ..events import Published, of
+from ..events import Event, Published, of
 from ..predictions.scoring import BASELINE, MODEL, WHO, headlines, label
 from ..run_folder import RunPaths, is_point, points_in
 from .tables import format_table
@@ -47,7 +47,7 @@ class Shown:
     note: str = ""
 
 
-def places_of(paths: RunPaths, *, is_over: bool) -> list[Shown]:
+def places_of(paths: RunPaths, events: Iterable[Event], *, is_over: bool) -> list[Shown]:
     """Return where trackers show a run or a sweep, and where it was published.
 
     While a run is not *is_over*, what it recorded may be on its way.
@@ -62,15 +62,21 @@ def places_of(paths: RunPaths, *, is_over: bool) -> list[Shown]:
         is_told = place.has_left and (is_over or not place.link)
         found.append(Shown(what=place.tracker, link=place.link, note=f"{said}: `sousbatch sync {run}`" * is_told))
     found += [Shown(what="dashboard", link=link) for link in known_links(paths.tracking_dir)]
+    urls = dict.fromkeys(event.url for event in of(events, Published))
+    return found + [Shown(what="published", link=url) for url in urls]
+
+
+def read_places(paths: RunPaths, *, is_over: bool) -> list[Shown]:
+    """Return `places_of` a run, with the events of its ledger."""
+    events: list[Event] = []
     with suppress(DamagedError):  # which makes the run unknown, and is told there
-        sent = of(ledger.read(paths.ledger_dir, max_steps=1), Published)
-        found += [Shown(what="published", link=url) for url in dict.fromkeys(event.url for event in sent)]
-    return found
+        events = ledger.read(paths.ledger_dir, max_steps=1)
+    return places_of(paths, events, is_over=is_over)
 
 
 def describe_places(paths: RunPaths, *, is_over: bool) -> list[tuple[str, object]]:
-    """Return `places_of` a run as rows of a table."""
-    found = places_of(paths, is_over=is_over)
+    """Return the places that show a run as rows of a table."""
+    found = read_places(paths, is_over=is_over)
     return [(one.what, f"{one.link} ({one.note})" if one.link and one.note else one.link or one.note) for one in found]
 
 

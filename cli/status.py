@@ -42,7 +42,10 @@ def _status(arguments: Namespace) -> int:
         if not arguments.run:  # of runs whose folder is gone, only what still runs
             found += [row for row in many_states(known_runs(gone=True), look) if row[2]]
         if arguments.json:
-            print(json.dumps(_as_json(found), indent=1, ensure_ascii=False), flush=True)
+            values = _as_json(found)
+            if arguments.run:  # of all runs it would take long
+                values[0]["places"] = _places(*found[0][1:])
+            print(json.dumps(values, indent=1, ensure_ascii=False), flush=True)
         else:
             print(_one_run(*found[0]) if arguments.run else _all_runs(found), flush=True)
         words = {state.word for run, _, states in found for state in states.values() if not run.problem}
@@ -93,6 +96,14 @@ def _as_json(found: Sequence[tuple[PlanSummary, RunPaths, Mapping[str, StageStat
         }
         for plan, paths, states in found
     ]
+
+
+def _places(paths: RunPaths, states: Mapping[str, StageState]) -> list[dict[str, str]]:
+    """Return as plain values where a run is shown beside its folder."""
+    from ..launchers.states import is_final
+    from .results import read_places
+
+    return [dataclasses.asdict(place) for place in read_places(paths, is_over=is_final(states))]
 
 
 def _one_run(plan: PlanSummary, paths: RunPaths, states: Mapping[str, StageState]) -> str:

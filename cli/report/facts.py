@@ -14,6 +14,7 @@ from ...launchers.states import StageState
 from ...ledger_queries import CheckpointLifetime
 from ...recipes.plan import Plan
 from ...run_folder import RunPaths
+from ..results import Shown
 from .curves import Points
 
 Timed = Sequence[tuple[float, Event]]
@@ -127,6 +128,7 @@ class RunFacts:
     bare: Sequence[Mapping[str, Any]] = ()
     failure: Failure | None = None
     files: Sequence[tuple[str, object]] = ()
+    places: Sequence[Shown] = ()
     recipe: str = ""
     changes: Sequence[tuple[str, Any, Any]] = ()
 
@@ -140,12 +142,13 @@ class RunFacts:
 class Asked:
     """What a page was asked to show.
 
-    *num_waiting* points of sweeps have not begun; *notes* say why.
+    *num_waiting* points of sweeps have not begun; *notes* say why. *places* are where the sweeps are shown.
     """
 
     names: tuple[str, ...]
     num_waiting: int = 0
     notes: tuple[str, ...] = ()
+    places: Sequence[Shown] = ()
 
 
 def spans_of(events: Timed, *, ready_s: float, end_s: float, word: str) -> tuple[Span, ...]:
