@@ -222,7 +222,7 @@ def _links(run: RunFacts, out: Path) -> str:
 
 
 def list_places(places: Sequence[Shown]) -> list[tuple[Cell, Cell]]:
-    """Return a row for each place that shows a run: an address as a link, a command as code."""
+    """Return a row for each place that shows a run."""
     rows: list[tuple[Cell, Cell]] = []
     for one in places:
         shown = address(one.link).text if one.link else ""
