@@ -14,6 +14,7 @@ from ...launchers.states import StageState
 from ...ledger_queries import CheckpointLifetime
 from ...recipes.plan import Plan
 from ...run_folder import RunPaths
+from ..results import Shown
 from .curves import Points
 
 Timed = Sequence[tuple[float, Event]]
@@ -127,6 +128,7 @@ class RunFacts:
     bare: Sequence[Mapping[str, Any]] = ()
     failure: Failure | None = None
     files: Sequence[tuple[str, object]] = ()
+    places: Sequence[Shown] = ()
     recipe: str = ""
     changes: Sequence[tuple[str, Any, Any]] = ()
 
@@ -140,12 +142,13 @@ class RunFacts:
 class Asked:
     """What a page was asked to show.
 
-    *num_waiting* points of sweeps have not begun; *notes* say why.
+    *num_waiting* points of sweeps have not begun; *notes* say why. *places* are where the sweeps are shown.
     """
 
     names: tuple[str, ...]
     num_waiting: int = 0
     notes: tuple[str, ...] = ()
+    places: Sequence[Shown] = ()
 
 
 def spans_of(events: Timed, *, ready_s: float, end_s: float, word: str) -> tuple[Span, ...]:
@@ -242,11 +245,6 @@ def rows_per_s(events: Timed) -> float | None:
             rows += event.num_rows
     seconds = max((max(times) - min(times) for times in tasks.values()), default=0.0)
     return rows / seconds if rows and seconds > 0 else None
-
-
-def is_point(paths: RunPaths) -> bool:
-    """Return whether a run is a point: its folder lies in that of a sweep."""
-    return RunPaths(root=paths.runs_dir).plan.is_file()
 
 
 def peak_bytes(stages: Iterable[StageFacts]) -> tuple[float, float] | None:
