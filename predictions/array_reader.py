@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import zipfile
+import zlib
 from array import array
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -239,7 +240,7 @@ def _check_sums(path: Path) -> None:
                 with archive.open(record) as stream:
                     while stream.read(_READ_BYTES):
                         pass
-            except (zipfile.BadZipFile, OSError, EOFError) as error:
+            except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:
                 raise DamagedError(f"{path} cannot be read: {error}") from error
 
 
