@@ -87,6 +87,6 @@ def predictions_of(
         if problem := missing(values, field):
             raise UsageError(f"row {position + 1} of {path} has {problem}")
         found = PredictionRow.from_json(values, position=position, field=field)
-        if found.index != position:
+        if type(found.index) is not int or found.index != position:
             raise DamagedError(f"{path} is not in row order; `sousbatch predictions merge` puts it in order")
         yield found

@@ -135,6 +135,12 @@ REFUSED: dict[str, tuple[list[list[dict[str, Any]]], tuple[str, ...], str]] = {
         LABELS,
         "their ids mean something with one tokenizer alone",
     ),
+    "a number as text": ([[probable("no", 1, "0")]] * 2, LABELS, "row 0 of a.jsonl has '0' for 'yes', and a prob"),  # type: ignore[arg-type]
+    "texts beside probabilities": (
+        [[{"prediction": "no"}], [probable("no", 1, 0)]],
+        LABELS,
+        "b.jsonl has what --by probabilities joins, and a.jsonl what --by risk joins; say which",
+    ),
     "booleans": (
         [[probable("no", True, False)]] * 2,
         LABELS,
@@ -152,6 +158,9 @@ REFUSED: dict[str, tuple[list[list[dict[str, Any]]], tuple[str, ...], str]] = {
     ),
     "as many weights": ([[probable("no", 1, 0)]] * 2, ("--weights", "1,2,3"), "3 numbers for 2 models"),
     "texts as spans": ([[{"prediction": "가"}]] * 2, ("--by", "spans"), "has no spans"),
+    "a file of another format": ([[{"prediction": "a"}]] * 2, ("--out", "out.csv"), "out.csv would hold lines of JSON"),
+    "a folder": ([[{"prediction": "a"}]] * 2, ("--out", "."), "is a folder; name the joined file"),
+    "an index that is no whole number": ([[{"prediction": "a", "index": 0.0}]] * 2, (), "not in row order"),
     "one model": ([[{"prediction": "가"}]], (), "needs two models or more"),
 }
 
@@ -160,7 +169,26 @@ REFUSED: dict[str, tuple[list[list[dict[str, Any]]], tuple[str, ...], str]] = {
 def test_what_does_not_fit_is_refused_and_leaves_no_file(join: Any, case: str) -> None:
     models, options, words = REFUSED[case]
     code, rows, err = join(*models, options=options)
-    assert (code, rows) == (2, []) and re.search(words, err), err
+    assert (code, rows) == (1 if "order;" in err else 2, []) and re.search(words, err), err
+
+
+def test_a_model_that_is_named_twice_is_refused(sousbatch: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prediction": "a"}\n')
+    twice = [str(tmp_path / name) for name in ("a.jsonl", "./a.jsonl")]
+    code, _, err = sousbatch("predictions", "ensemble", *twice, "--out", str(tmp_path / "o.jsonl"))
+    assert code == 2 and "a.jsonl is named twice; --weights gives a model more weight than" in err
+
+
+def test_weights_of_any_size_are_shares(join: Any) -> None:
+    models = ([probable("no", 0.6, 0.4)], [probable("no", 0.8, 0.2)])
+    _, rows, _ = join(*models, options=(*LABELS, "--weights", "1e308,1e308"))
+    assert rows[0]["probabilities"] == pytest.approx([0.7, 0.3])
+
+
+@pytest.mark.parametrize("texts", [["é", "x", "e\u0301"], [1, 2, "1"], [2.0, "3", 2]])
+def test_one_text_written_in_two_ways_has_both_votes(join: Any, texts: list[Any]) -> None:
+    _, rows, _ = join(*[[{"prediction": one}] for one in reversed(texts)], options=("--by", "majority"))
+    assert rows[0]["prediction"] == texts[-1]
 
 
 def test_texts_are_chosen_by_least_risk(join: Any) -> None:
