@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -60,10 +61,17 @@ def define_ensemble(ensemble: Parser) -> None:
     )
     ensemble.add_argument(
         "--null-threshold",
-        type=float,
+        type=_number,
         metavar="X",
         help="of spans: no answer where its score is above the best span's by more than this (default: never)",
     )
+
+
+def _number(text: str) -> float:
+    with suppress(ValueError):
+        if (value := float(text)) == value:
+            return value
+    raise argparse.ArgumentTypeError(f"must be a number, not {text!r}")
 
 
 def _numbers(text: str) -> tuple[float, ...]:

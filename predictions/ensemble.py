@@ -261,11 +261,13 @@ def _spans(
 def _by_span(member: Member, answer: PredictionRow) -> dict[tuple[int, str] | None, float]:
     fields, where = answer.fields, f"row {answer.index} of {member.name}"
     try:
-        scores: dict[tuple[int, str] | None, float] = {None: fields["null_score"]}
-        for one in fields["n_best"]:
+        scores: dict[tuple[int, str] | None, float] = {None: _of_cell(fields["null_score"])}
+        for one in _of_cell(fields["n_best"]):
             span = one["start"], one["text"]
             if type(one["start"]) is not int:
                 raise UsageError(f"{where} has a span that starts at {one['start']!r}, and a start is a whole number")
+            if not isinstance(one["text"], str):
+                raise UsageError(f"{where} has a span whose text is {one['text']!r}")
             if span in scores:
                 raise UsageError(f"{where} has the span {one['text']!r} at {one['start']} twice")
             scores[span] = one["score"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import re
@@ -151,6 +152,12 @@ REFUSED: dict[str, tuple[list[list[dict[str, Any]]], tuple[str, ...], str]] = {
         (),
         "row 0 of b.jsonl has a span that starts at '97', and a start is a whole number",
     ),
+    "a span without text": (
+        [[spans(0.0, a=1.0)], [{**spans(0.0), "n_best": [{"text": None, "start": 0, "score": 1.0}]}]],
+        (),
+        "row 0 of b.jsonl has a span whose text is None",
+    ),
+    "a threshold that is no number": ([[spans(0.0, a=1.0)]] * 2, ("--null-threshold", "nan"), "must be a number"),
     "a span named twice": (
         [[spans(0.0, a=1.0)], [{**spans(0.0), "n_best": spans(0.0, a=1.0)["n_best"] * 2}]],
         (),
@@ -218,11 +225,20 @@ def test_span_scores_are_averaged_over_the_spans_of_all_models(join: Any) -> Non
     assert (rows[0]["prediction"], rows[0]["start"]) == ("", None)
 
 
-def test_probabilities_in_the_cells_of_a_csv_file_are_read(sousbatch: Run, tmp_path: Path) -> None:
+def test_probabilities_and_spans_in_the_cells_of_a_csv_file_are_read(sousbatch: Run, tmp_path: Path) -> None:
     for name in "ab":
         rows = '1,yes,"[0.3, 0.7]"\n2,no,"{""yes"": 0.4, ""no"": 0.6}"\n'
         (tmp_path / f"{name}.csv").write_text("id,prediction,probabilities\n" + rows)
+    spans_of = {name: json.dumps(value) for name, value in spans(0.5, a=2.0).items()}
+    for name in "cd":
+        with (tmp_path / f"{name}.csv").open("w") as stream:
+            writer = csv.DictWriter(stream, list(spans_of))
+            writer.writeheader()
+            writer.writerow(spans_of)
     out = tmp_path / "out.jsonl"
+    names = [str(tmp_path / f"{name}.csv") for name in "cd"]
+    assert sousbatch("predictions", "ensemble", *names, "--out", str(out), "--of", "logits")[0] == 0
+    assert (json.loads(out.read_text())["prediction"], json.loads(out.read_text())["null_score"]) == ("a", 0.5)
     names = [str(tmp_path / f"{name}.csv") for name in "ab"]
     assert sousbatch("predictions", "ensemble", *names, "--out", str(out), "--labels", "no,yes")[0] == 0
     joined = [json.loads(line) for line in out.read_text().splitlines()]
