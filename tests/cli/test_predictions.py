@@ -148,10 +148,10 @@ def test_an_export_is_not_written_over_what_is_read(
         Path(name).write_text("ID,prediction\nx,?\n")
     Path("shards").mkdir()
     Path("shards/rank1.jsonl").write_text('{"index": 1, "prediction": "b"}\n')
-    merge = ("predictions", "merge", "rank0.jsonl", "--out", "merged.jsonl")
-    merge += ("shards",) if "shards" in export else ()
+    merge = ("predictions", "merge", "--out", "merged.jsonl", "rank0.jsonl")
+    folder = ("shards",) if "shards" in export else ()
     export_it = ("--template", "sample.csv", "--data", "data.csv", "--export")
-    code, _, err = sousbatch(*merge, *export_it, export)
+    code, _, err = sousbatch(*merge, *folder, *export_it, export)
     assert code == 2 and f"{export} is read and would be written over" in err, err
-    assert not Path("merged.jsonl").exists() and sousbatch(*merge[:5], *export_it, "out.csv")[0] == 0
+    assert not Path("merged.jsonl").exists() and sousbatch(*merge, *export_it, "out.csv")[0] == 0
     assert Path("out.csv").read_text().splitlines() == ["ID,prediction", "x,a"]
