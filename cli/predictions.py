@@ -174,13 +174,8 @@ def _read(arguments: Namespace, out: Path) -> list[Path]:
     from ..predictions.units import is_unit, is_unit_folder
 
     named = [Path(one).expanduser() for one in arguments.paths]
-    within = [
-        one
-        for folder in named
-        if folder.is_dir()
-        for one in folder.iterdir()
-        if is_unit(one) or not is_unit_folder(folder)
-    ]
+    files = [one for folder in named if folder.is_dir() for one in folder.iterdir() if one.is_file()]
+    within = [one for one in files if is_unit(one) or not is_unit_folder(one.parent)]
     beside = [Path(one) for one in (arguments.template, arguments.data) if one is not None]
     return [out, report_path(out), *named, *within, *beside]
 

@@ -146,7 +146,7 @@ def test_an_export_is_not_written_over_what_is_read(
     Path("rank0.jsonl").write_text('{"index": 0, "prediction": "a"}\n')
     for name in ("data.csv", "sample.csv"):
         Path(name).write_text("ID,prediction\nx,?\n")
-    Path("shards").mkdir()
+    Path("shards/notes").mkdir(parents=True)
     Path("shards/rank1.jsonl").write_text('{"index": 1, "prediction": "b"}\n')
     merge = ("predictions", "merge", "--out", "merged.jsonl", "rank0.jsonl")
     folder = ("shards",) if "shards" in export else ()
