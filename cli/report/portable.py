@@ -1,4 +1,4 @@
-"""Leave out of a page what is of this machine, so that it can be given to others. Pure."""
+"""Leave out of a page what is of this machine, for others to read. Pure."""
 
 from __future__ import annotations
 
