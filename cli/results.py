@@ -47,6 +47,14 @@ class Shown:
     note: str = ""
 
 
+_DASHBOARD, _PUBLISHED = "dashboard", "published"
+
+
+def is_tracker(place: Shown) -> bool:
+    """Say whether a tracker shows the run there."""
+    return place.what not in (_DASHBOARD, _PUBLISHED)
+
+
 def places_of(paths: RunPaths, events: Iterable[Event], *, is_over: bool) -> list[Shown]:
     """Return where trackers show a run or a sweep, and where it was published.
 
@@ -61,9 +69,9 @@ def places_of(paths: RunPaths, events: Iterable[Event], *, is_over: bool) -> lis
         said = "not all of it is sent" if place.link else "offline, not yet sent"
         is_told = place.has_left and (is_over or not place.link)
         found.append(Shown(what=place.tracker, link=place.link, note=f"{said}: `sousbatch sync {run}`" * is_told))
-    found += [Shown(what="dashboard", link=link) for link in known_links(paths.tracking_dir)]
+    found += [Shown(what=_DASHBOARD, link=link) for link in known_links(paths.tracking_dir)]
     urls = dict.fromkeys(event.url for event in of(events, Published))
-    return found + [Shown(what="published", link=url) for url in urls]
+    return found + [Shown(what=_PUBLISHED, link=url) for url in urls]
 
 
 def read_places(paths: RunPaths, *, is_over: bool) -> list[Shown]:

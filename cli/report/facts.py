@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from ...errors import EXIT_STOPPED
 from ...events import CheckpointEvent, Ended, Event, Sent, Started, UnitCommitted
+from ...launchers.base import StateWord
 from ...launchers.history import RunRow
 from ...launchers.states import StageState
 from ...ledger_queries import CheckpointLifetime
@@ -112,7 +113,7 @@ class RunFacts:
 
     *rows* are those of `sousbatch runs`, one a decoding. *began_at* is the time of its first event in seconds since the
     epoch. *plan* is None where the run is one of many, or its plan cannot be read; *problem* then says why. *bare* are
-    rows of predictions that nothing has scored.
+    rows of predictions that nothing has scored. *folder* is where it lies, and *price* that of a device hour.
     """
 
     paths: RunPaths
@@ -129,6 +130,8 @@ class RunFacts:
     failure: Failure | None = None
     files: Sequence[tuple[str, object]] = ()
     places: Sequence[Shown] = ()
+    folder: str = ""
+    price: float | None = None
     recipe: str = ""
     changes: Sequence[tuple[str, Any, Any]] = ()
 
@@ -149,6 +152,16 @@ class Asked:
     num_waiting: int = 0
     notes: tuple[str, ...] = ()
     places: Sequence[Shown] = ()
+
+
+def word_of(words: Iterable[StateWord]) -> StateWord:
+    """Return the state of a stage that says most about its run."""
+    found = list(words)
+    order: tuple[StateWord, ...] = (
+        *("running", "stopping", "unknown", "failed"),
+        *("stopped", "cancelled", "waiting", "lost"),
+    )
+    return next((word for word in order if word in found), "done" if found else "unknown")
 
 
 def spans_of(events: Timed, *, ready_s: float, end_s: float, word: str) -> tuple[Span, ...]:

@@ -31,6 +31,7 @@ from ...recipes.plan import Plan, Stage, read_plan
 from ...recipes.plan_summary import PlanSummary, read_summary
 from ...recipes.reference import differences
 from ...recipes.schema import Recipe
+from ...recipes.site_file import device_hour_price
 from ...recipes.stage_kinds import STAGE_KINDS
 from ...redaction import redacted
 from ...run_folder import RunPaths, is_point
@@ -49,6 +50,7 @@ from .facts import (
     rows_per_s,
     spans_of,
     storage_of,
+    word_of,
 )
 
 _MAX_STEPS = 40_000  # of all runs of a page: parsing that many lines takes half a second
@@ -149,7 +151,7 @@ def read_run(
     return RunFacts(
         paths=paths,
         label=label or paths.run_id,
-        state=state or (rows[0].state if rows else _word(states)),
+        state=state or (rows[0].state if rows else word_of(one.word for one in states.values())),
         stages=_stages(plan, summary, paths, moments, states, end_s),
         rows=tuple(rows),
         began_at=began_at,
@@ -161,6 +163,8 @@ def read_run(
         failure=_failure(paths, states),
         files=result_files(plan, paths) if plan else (),
         places=places_of(paths, events, is_over=not is_open),
+        folder=str(paths.root),
+        price=device_hour_price(),
         recipe=_text(paths.recipe),
         changes=differences(Recipe(), plan.recipe) if plan else (),
     )
@@ -191,12 +195,6 @@ def _states_of_point(summary: PlanSummary, events: Sequence[Event], state: str) 
             if one.word == "lost":
                 found[name] = replace(one, word="running" if mine.get(name) else "waiting")
     return found
-
-
-def _word(states: Mapping[str, StageState]) -> str:
-    words = [one.word for one in states.values()]
-    order = ("running", "stopping", "unknown", "failed", "stopped", "cancelled", "waiting", "lost")
-    return next((word for word in order if word in words), "done" if words else "unknown")
 
 
 def _stages(

@@ -116,8 +116,12 @@ def link(text: str, target: Path, page: Path) -> Html:
 def address(text: str) -> Html:
     """Return a web address as a link, and any other text as code."""
     shown = escape(clean(text))
-    is_web = text.startswith(("https://", "http://"))
-    return Html(f'<a href="{shown}" rel=noreferrer>{shown}</a>' if is_web else f"<code>{shown}</code>")
+    return Html(f'<a href="{shown}" rel=noreferrer>{shown}</a>' if is_web(text) else f"<code>{shown}</code>")
+
+
+def is_web(text: str) -> bool:
+    """Say whether a browser may open *text*."""
+    return text.startswith(("https://", "http://"))
 
 
 def with_code(text: str) -> str:

@@ -44,8 +44,11 @@ _LEVELS = (
 )
 
 
-def render_page(runs: Sequence[RunFacts], *, out: Path, written_at: float, asked: Asked | None = None) -> str:
-    """Return the whole page, which is to lie at *out*, with as much detail as fits."""
+def render_page(runs: Sequence[RunFacts], *, out: Path, written_at: float | None, asked: Asked | None = None) -> str:
+    """Return the whole page, which is to lie at *out*, with as much detail as fits.
+
+    Without *written_at* it does not say when it was written.
+    """
     ordered, asked = best_first(runs), asked or Asked(names=tuple(run.paths.run_id for run in runs))
     text = ""
     for detail in _LEVELS:
@@ -55,7 +58,7 @@ def render_page(runs: Sequence[RunFacts], *, out: Path, written_at: float, asked
     return text
 
 
-def _render(runs: Sequence[RunFacts], detail: Detail, out: Path, written_at: float, asked: Asked) -> str:
+def _render(runs: Sequence[RunFacts], detail: Detail, out: Path, written_at: float | None, asked: Asked) -> str:
     shown, left_out = runs[: detail.num_runs], len(runs) - detail.num_runs
     if len(runs) == 1 and not asked.num_waiting:
         (run,) = runs
@@ -76,7 +79,8 @@ def _render(runs: Sequence[RunFacts], detail: Detail, out: Path, written_at: flo
         if asked.places:
             parts.append(section("Links", table(("what", "where"), list_places(asked.places))))
         parts += _each(shown, detail, out)
-    foot = f"Written {format_date(written_at)} by sousbatch {__version__}."
+    when = "" if written_at is None else f" {format_date(written_at)}"
+    foot = f"Written{when} by sousbatch {__version__}."
     return _document(title, "".join(parts) + f"<footer>{foot}</footer>", palette(len(runs)))
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from ...predictions.scoring import BASELINE, MODEL, headlines, label
 from ...recipes.plan import Plan
-from ...recipes.site_file import device_hour_price
 from ...run_folder import is_point
 from ..results import Shown, format_score
 from ..tables import format_size, format_value
@@ -42,7 +41,9 @@ def run_subtitle(run: RunFacts) -> str:
         parts += [f"on {escape(run.plan.site.name)}", f"{model.num_params:,} parameters"]
     if run.problem:
         parts.append(escape(run.problem))
-    return f"{' · '.join(parts)} · in {escape(str(run.paths.root))}"
+    if run.folder:
+        parts.append(f"in {escape(run.folder)}")
+    return " · ".join(parts)
 
 
 def draw_banner(run: RunFacts) -> str:
@@ -95,8 +96,8 @@ def _tiles(run: RunFacts) -> Iterator[tuple[str, str, str]]:
     if row is not None and row.device_memory_gb:
         yield "Device memory", f"{row.device_memory_gb:.3g} GB", "the most that training took of a device"
     if row is not None and row.device_hours:
-        price = device_hour_price()
-        yield "Device hours", f"{row.device_hours:.2f}", f"cost {row.device_hours * price:.2f}" if price else ""
+        cost = f"cost {row.device_hours * run.price:.2f}" if run.price else ""
+        yield "Device hours", f"{row.device_hours:.2f}", cost
     if (peak := peak_bytes(run.stages)) is not None:
         budget = "" if peak[1] == float("inf") else f"of {format_size(peak[1])} allowed"
         yield "Checkpoints held", format_size(peak[0]), budget
