@@ -150,8 +150,8 @@ def _check_export(arguments: Namespace, out: Path) -> Table | None:
         raise NotFoundError(f"--export {arguments.export!r} is to lie in a folder that does not exist")
     if wrong := [one for one in arguments.column if "=" not in one]:
         raise UsageError(f"--column {wrong[0]!r} is not NAME=FIELD, such as summary=prediction")
-    names = [one.partition("=")[0] for one in arguments.column]
-    if twice := [name for name in names if names.count(name) > 1]:
+    columns = [one.partition("=")[0] for one in arguments.column]
+    if twice := [name for name in columns if columns.count(name) > 1]:
         raise UsageError(f"--column says twice what {twice[0]!r} holds: {', '.join(arguments.column)}")
     fields = _first_fields(arguments)
     if not fields:
