@@ -376,6 +376,7 @@ def merge_predictions(
         raise UsageError(f"{out} is a folder; name the merged file, such as {target / 'predictions.jsonl'}")
     if not target.parent.is_dir():
         raise NotFoundError(f"{target.parent}: no such folder, and {target.name} is to lie there")
+    files.refuse_input(target, given)
     if len(given) == 1 and is_unit_folder(given[0]):
         num_predicted = read_layout(given[0])[1].num_rows
         if num_rows not in (None, num_predicted):

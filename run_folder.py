@@ -204,6 +204,16 @@ def run_paths(runs_dir: Path, recipe_name: str, run_id: str) -> RunPaths:
     return RunPaths(root=runs_dir / recipe_name / run_id)
 
 
+def points_in(sweep: RunPaths) -> list[RunPaths]:
+    """Return the runs of a sweep's points that have begun; another run has none."""
+    return [RunPaths(root=plan.parent) for plan in sorted(sweep.root.glob("*/*/plan.json"))]
+
+
+def is_point(paths: RunPaths) -> bool:
+    """Return whether a run is a point: its folder lies in that of a sweep."""
+    return RunPaths(root=paths.runs_dir).plan.is_file()
+
+
 def reserved_runs(runs_dir: Path) -> list[RunPaths]:
     """Return the runs that have a reservation, of all recipes."""
     return [RunPaths(root=path.parent) for path in sorted(runs_dir.glob("*/*/reservation.json"))]

@@ -22,7 +22,7 @@ from ..predictions.scoring import MODEL
 from ..recipes.plan import plan_values
 from ..recipes.reference import flat
 from ..recipes.stage_kinds import STAGE_KINDS
-from ..run_folder import RunPaths
+from ..run_folder import RunPaths, points_in
 from ..user_folders import recall, remember
 from .base import Launcher
 from .overview import many_states
@@ -135,11 +135,10 @@ def _word(states: Mapping[str, Any]) -> str:
 
 
 def _with_points(run: RunPaths) -> Iterator[tuple[RunPaths, str]]:
-    points = sorted(run.root.glob("*/*/plan.json"))
+    points = points_in(run)
+    yield from ((point, run.run_id) for point in points)
     if not points:
         yield run, ""
-    for plan in points:
-        yield RunPaths(root=plan.parent), run.run_id
 
 
 def _facts(paths: RunPaths) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from .array_reader import SUFFIXES, is_companion, scan_arrays
 from .merge import MergeReport, report_path, settle, writing
 from .rows import INDEX
 from .samplers import PADDING, Dealing, by_number, check_ranks, rows_of_rank
-from .shard_reader import MAX_FAULTS, Shard, has_fields, index_again, scan_csv, scan_jsonl
+from .shard_reader import MAX_FAULTS, MAX_INDEX, Shard, has_fields, index_again, scan_csv, scan_jsonl
 from .units import is_unit
 
 _Numbers = NDArray[np.int64]
@@ -37,6 +37,7 @@ _Numbers = NDArray[np.int64]
 _SUFFIXES = (".jsonl", ".csv", *SUFFIXES)
 # Such as rank3.jsonl.gz, rank3.jsonl.tmp and RANK3.JSONL.
 _SUFFIX_WITHIN = re.compile("|".join(rf"\{suffix}\b" for suffix in _SUFFIXES), re.IGNORECASE)
+_OTHER_OUTPUTS = (*SUFFIXES, ".tsv", ".xlsx", ".gz", ".zst", ".bz2", ".xz", ".zip")
 _GATHER_BYTES = 1 << 20  # what the processor's cache holds: 8 MiB took 1.4 times as long
 
 
@@ -70,6 +71,8 @@ def merge_shards(
             rows these were.
     """
     kinds = _kinds(paths, out_path)
+    if num_rows is not None and num_rows > MAX_INDEX:
+        raise UsageError(f"{num_rows:,} rows are more than {MAX_INDEX:,}, which is the most")
     if dealing is not None and num_rows is None:
         raise UsageError(f"--sampler {dealing.sampler} says which row is which by the number of all: give --rows, too")
     index_field = None if dealing is not None else index_field
@@ -249,8 +252,10 @@ def _kinds(paths: Sequence[Path], out_path: Path) -> set[str]:
     """Return the endings of the shards' names; refuse what cannot be merged."""
     if not paths:
         raise UsageError("there are no shards to merge")
-    if lost := [str(path) for path in paths if not path.is_file()]:
+    if lost := [str(path) for path in paths if not path.exists()]:
         raise NotFoundError(f"no such shard: {', '.join(lost)}")
+    if odd := [str(path) for path in paths if not path.is_file()]:
+        raise UsageError(f"{odd[0]}: a shard is read twice, and this is no regular file; write it to one")
     refuse_input(out_path, paths)
     if unit := next((path for path in paths if is_unit(path)), None):
         raise UsageError(
@@ -258,11 +263,17 @@ def _kinds(paths: Sequence[Path], out_path: Path) -> set[str]:
             f"alone, {unit.parent}"
         )
     kinds = {path.suffix.lower() for path in paths}
+    if ".tsv" in kinds:
+        raise UsageError(
+            f"{next(path for path in paths if path.suffix.lower() == '.tsv')} has tabs; write it with commas, as .csv"
+        )
     all_kinds = kinds | {out_path.suffix.lower()}
     if ".csv" in all_kinds and len(all_kinds) > 1:
         raise UsageError(f"CSV shards merge into a CSV file; here are {', '.join(sorted(all_kinds))}")
     if kinds & set(SUFFIXES) and (len(kinds) > 1 or all_kinds & set(SUFFIXES) != kinds or len(all_kinds) != 2):
         raise UsageError(f"{', '.join(sorted(kinds))} shards merge into a .jsonl file, and are all of one format")
+    if out_path.suffix.lower() in _OTHER_OUTPUTS:
+        raise UsageError(f"{out_path} would hold lines of JSON: call it .jsonl; --export writes other formats")
     return kinds
 
 

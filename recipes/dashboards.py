@@ -10,7 +10,7 @@ from typing import Any
 
 from ..predictions.metrics import METRICS
 from ..predictions.scoring import BASELINE, MODEL
-from ..tracking.dashboards import CONFIG, RUN, Dashboard, Panel, Section
+from ..tracking.dashboards import CONFIG, RUN, Dashboard, Panel, Section, sweep_name
 from ..tracking.identity import group_name
 from .decodings import decodings_of
 from .schema import Recipe, validate
@@ -44,7 +44,7 @@ def sweep_dashboard(recipe: Recipe, labels: Sequence[str], run: str) -> Dashboar
     keys = dict.fromkeys(word.partition("=")[0].lstrip("+") for label in labels for word in label.split(" "))
     axes = [key for key in (_INSIDE.get(key, key) for key in keys) if _is_plain(recipe, key)]
     group = group_name(recipe.name, run)
-    return _dashboard(recipe, axes, name=f"{recipe.name} sweep {run}", filter=f"{RUN}group", wanted=group)
+    return _dashboard(recipe, axes, name=sweep_name(recipe.name, run), filter=f"{RUN}group", wanted=group)
 
 
 def _dashboard(recipe: Recipe, axes: Sequence[str], **named: str) -> Dashboard:

@@ -19,7 +19,7 @@ from ..errors import EXIT_STOPPED
 from ..redaction import redacted
 from .base import Artifact, Ending, Outcome
 from .identity import Identity, RunIdentity
-from .wandb_files import Part, Sent, only_writer, parts_of, settle
+from .wandb_files import Part, Sent, note_page, only_writer, pages_of, parts_of, settle
 from .wandb_server import NoKeyError, OutOfReachError, Server, find_server
 from .wandb_sync import has_left, send
 
@@ -72,6 +72,8 @@ class WandbTracker:
             self._run = self._init(mode)
         if identity.node:
             return
+        if mode != "offline":
+            note_page(identity.folder, identity.id, self._run.url)
         if why:
             _warn(f"{why}; W&B is recorded offline, and `sousbatch sync {identity.config['run']}` sends it")
         # an attempt adds itself to what earlier ones wrote, and may have other values of what is not the recipe's
@@ -143,6 +145,12 @@ class WandbTracker:
         return ""
 
     @staticmethod
+    def link(folders: Sequence[Path], run: RunIdentity) -> str:
+        """Return the address of a run's page; of several runs, of their project."""
+        page = next((page for folder in folders for page in pages_of(folder)), "")
+        return page if run.per == "run" and len(folders) == 1 else page.rpartition("/runs/")[0]
+
+    @staticmethod
     def has_left(folder: Path) -> bool:
         """Say whether a run recorded something that is not known to have arrived."""
         return has_left(folder)
@@ -185,7 +193,7 @@ class WandbTracker:
             return "offline", "" if mode == "auto" else str(error)
         try:
             if identity.node:  # the first one is the writer of rows
-                server.num_rows(identity.project, identity.entity, identity.id)
+                server.look(identity.project, identity.entity, identity.id)
             else:
                 self._online = self._take(identity, server)
         except OutOfReachError as error:
@@ -198,10 +206,10 @@ class WandbTracker:
         Raises:
             OutOfReachError: another task is, or the server does not answer.
         """
-        num_rows = server.num_rows(identity.project, identity.entity, identity.id)
+        num_rows = server.look(identity.project, identity.entity, identity.id).num_rows
         if earlier := _earlier(identity):
             list(send(identity.folder, identity.project, identity.entity, earlier, limit_s=_LEFT_S))
-            num_rows = server.num_rows(identity.project, identity.entity, identity.id)
+            num_rows = server.look(identity.project, identity.entity, identity.id).num_rows
         if not self._writer.enter_context(only_writer(identity.folder, identity.id)):
             raise OutOfReachError("another task of the run is online")
         own, parts = Part(folder=_part_folder(identity)), parts_of(identity.folder, identity.id)
@@ -224,7 +232,7 @@ class _Online:
 
     def finish(self, num_rows: int) -> None:
         """Mark the part as sent where its *num_rows* have arrived."""
-        there = self.server.num_rows(self.identity.project, self.identity.entity, self.identity.id)
+        there = self.server.look(self.identity.project, self.identity.entity, self.identity.id).num_rows
         if there - self.base >= num_rows:
             self.part.write(Sent(arrived=num_rows, is_done=True))
 

@@ -9,11 +9,13 @@ from typing import Any, Literal
 
 from ...errors import EXIT_STOPPED
 from ...events import CheckpointEvent, Ended, Event, Sent, Started, UnitCommitted
+from ...launchers.base import StateWord
 from ...launchers.history import RunRow
 from ...launchers.states import StageState
 from ...ledger_queries import CheckpointLifetime
 from ...recipes.plan import Plan
 from ...run_folder import RunPaths
+from ..results import Shown
 from .curves import Points
 
 Timed = Sequence[tuple[float, Event]]
@@ -111,7 +113,7 @@ class RunFacts:
 
     *rows* are those of `sousbatch runs`, one a decoding. *began_at* is the time of its first event in seconds since the
     epoch. *plan* is None where the run is one of many, or its plan cannot be read; *problem* then says why. *bare* are
-    rows of predictions that nothing has scored.
+    rows of predictions that nothing has scored. *folder* is where it lies, and *price* that of a device hour.
     """
 
     paths: RunPaths
@@ -127,6 +129,9 @@ class RunFacts:
     bare: Sequence[Mapping[str, Any]] = ()
     failure: Failure | None = None
     files: Sequence[tuple[str, object]] = ()
+    places: Sequence[Shown] = ()
+    folder: str = ""
+    price: float | None = None
     recipe: str = ""
     changes: Sequence[tuple[str, Any, Any]] = ()
 
@@ -140,12 +145,23 @@ class RunFacts:
 class Asked:
     """What a page was asked to show.
 
-    *num_waiting* points of sweeps have not begun; *notes* say why.
+    *num_waiting* points of sweeps have not begun; *notes* say why. *places* are where the sweeps are shown.
     """
 
     names: tuple[str, ...]
     num_waiting: int = 0
     notes: tuple[str, ...] = ()
+    places: Sequence[Shown] = ()
+
+
+def word_of(words: Iterable[StateWord]) -> StateWord:
+    """Return the state of a stage that says most about its run."""
+    found = list(words)
+    order: tuple[StateWord, ...] = (
+        *("running", "stopping", "unknown", "failed"),
+        *("stopped", "cancelled", "waiting", "lost"),
+    )
+    return next((word for word in order if word in found), "done" if found else "unknown")
 
 
 def spans_of(events: Timed, *, ready_s: float, end_s: float, word: str) -> tuple[Span, ...]:
@@ -242,11 +258,6 @@ def rows_per_s(events: Timed) -> float | None:
             rows += event.num_rows
     seconds = max((max(times) - min(times) for times in tasks.values()), default=0.0)
     return rows / seconds if rows and seconds > 0 else None
-
-
-def is_point(paths: RunPaths) -> bool:
-    """Return whether a run is a point: its folder lies in that of a sweep."""
-    return RunPaths(root=paths.runs_dir).plan.is_file()
 
 
 def peak_bytes(stages: Iterable[StageFacts]) -> tuple[float, float] | None:

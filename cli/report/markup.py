@@ -113,6 +113,23 @@ def link(text: str, target: Path, page: Path) -> Html:
     return Html(f'<a href="./{escape(path)}">{escape(text)}</a>')
 
 
+def address(text: str) -> Html:
+    """Return a web address as a link, and any other text as code."""
+    shown = escape(clean(text))
+    return Html(f'<a href="{shown}" rel=noreferrer>{shown}</a>' if is_web(text) else f"<code>{shown}</code>")
+
+
+def is_web(text: str) -> bool:
+    """Say whether a browser may open *text*."""
+    return text.startswith(("https://", "http://"))
+
+
+def with_code(text: str) -> str:
+    """Return text as HTML, with what stands between backticks as code."""
+    parts = escape(clean(text)).split("`")
+    return "".join(f"<code>{part}</code>" if place % 2 else part for place, part in enumerate(parts))
+
+
 def long_text(value: object, *, most: int, shown: int = 320, marked: str = "") -> str:
     """Return a value of a row, with a way to show the rest of a long one.
 

@@ -37,11 +37,28 @@ class Answers:
     tokenizer: Tokenizer
 
     @cached_property
+    def values(self) -> list[tuple[Any, Any]]:
+        """The pairs of prediction and target, which are texts, numbers or booleans.
+
+        Raises:
+            UsageError: one is a list or an object.
+        """
+        pairs = [(row.prediction, target) for row, target in zip(self.rows, self.targets, strict=True)]
+        for row, pair in zip(self.rows, pairs, strict=True):
+            for what, value in zip(("prediction", "target"), pair, strict=True):
+                if isinstance(value, (list, dict)):
+                    raise UsageError(
+                        f"compares texts, and the {what} of row {row.index} is {str(value)[:80]}; squad_em and "
+                        "squad_f1 take the best of several targets"
+                    )
+        return pairs
+
+    @cached_property
     def texts(self) -> list[tuple[str, str]]:
         """The pairs of prediction and target as texts in Unicode NFC."""
         return [
-            (unicodedata.normalize("NFC", str(row.prediction)), unicodedata.normalize("NFC", str(target)))
-            for row, target in zip(self.rows, self.targets, strict=True)
+            (unicodedata.normalize("NFC", str(prediction)), unicodedata.normalize("NFC", str(target)))
+            for prediction, target in self.values
         ]
 
     @cached_property

@@ -122,6 +122,35 @@ def test_a_file_that_was_cut_off_is_named_and_its_rows_are_missing(tmp_path: Pat
         _merged(tmp_path)
 
 
+DAMAGES = {
+    "a flipped bit of a tensor": ("a.pt", lambda data: data.replace(b"\x2a" * 8, b"\x2a" * 7 + b"\x2b")),
+    "a flipped bit of a page": ("a.parquet", lambda data: data.replace(b"\x2a" * 8, b"\x2a" * 7 + b"\x2b", 1)),
+    "bytes that moved": ("a.npy", lambda data: data[:150] + data[140:]),
+    "a header that is none": ("a.npy", lambda data: data.replace(b"'shape'", b"'shape\0")),
+    "an open bracket": ("a.npy", lambda data: data.replace(b"(6,", b"((6")),
+    "a column's name": ("a.parquet", lambda data: data.replace(b"prediction", b"predict\xf2on")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_file_that_was_damaged_within_is_named(tmp_path: Path, damage: str) -> None:
+    values = np.full(6, 0x2A2A2A2A2A2A2A2A)
+    name, change = DAMAGES[damage]
+    torch.save({"index": torch.arange(6), "prediction": torch.tensor(values)}, tmp_path / "a.pt")
+    table = pa.table({"index": range(6), "prediction": values})
+    plain = {"use_dictionary": False, "compression": None, "write_statistics": False}
+    pq.write_table(table, tmp_path / "a.parquet", write_page_checksum=True, **plain)
+    np.save(tmp_path / "a.npy", values)
+    np.save(tmp_path / "a.index.npy", np.arange(6))
+    before = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(change(before))
+    assert (tmp_path / name).read_bytes() != before
+    with pytest.raises(IncompleteError, match=f"0 of 6 rows .*corrupt rows: 1; {tmp_path / name}"):
+        _merged(tmp_path, name)
+    (tmp_path / name).write_bytes(before)
+    assert len(_merged(tmp_path, name)) == 6
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

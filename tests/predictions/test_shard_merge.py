@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
 import io
 import json
+import os
+import pickle
+import subprocess
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -302,8 +306,9 @@ def test_csv_records_keep_their_newlines_and_quotes(
         (lambda data, lines: data.replace(lines[21], b"a-21,21,"), "21,25"),
         (lambda data, lines: data.replace(b",21,", b",21.0,"), "21"),
         (lambda data, lines: data.replace(lines[21], b"\0" * 40 + b"\n"), "21"),
+        (lambda data, lines: data.replace(b"a-21,21,", b"\0\0\0\0,21,"), "21"),
     ],
-    ids=["incomplete tail", "continued", "float index", "NUL hole"],
+    ids=["incomplete tail", "continued", "float index", "NUL hole", "NUL in a cell"],
 )
 def test_a_damaged_csv_record_is_dropped(
     csv_shards: list[Path], csv_lines: CsvLines, tmp_path: Path, change: Any, missing: Any
@@ -401,6 +406,70 @@ def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path, out: Path
     for field in ("index", None):
         merge_shards([tmp_path / "a.jsonl"], out, num_rows=2, index_field=field)
         assert out.read_bytes() == rows
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_a_shard_in_another_encoding_is_refused_with_the_command_that_converts_it(
+    tmp_path: Path, suffix: str, encoding: str
+) -> None:
+    text = '{"index": 0, "prediction": "가"}\n' if suffix == ".jsonl" else "index,prediction\n0,가\n"
+    path = tmp_path / f"a b{suffix}"
+    path.write_text(text, encoding=encoding)
+    with pytest.raises(UsageError, match="a b.* is in (UTF-.*) and not UTF-8; write it again: iconv -f") as caught:
+        merge_shards([path], tmp_path / f"out{suffix}")
+    subprocess.run(str(caught.value).split("again: ")[1], shell=True, check=True)
+    merge_shards([tmp_path / f"a b-utf8{suffix}"], tmp_path / f"out{suffix}")
+    assert (tmp_path / f"out{suffix}").read_text(encoding="utf-8") == text
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (gzip.compress(b'{"index": 0}\n'), "is packed; unpack it first: gunzip"),
+        (b"\x28\xb5\x2f\xfd", "is packed; unpack it first: zstd -d"),
+        (b"PK\x03\x04", "is an archive, as torch.save or numpy.savez"),
+        (b"\x93NUMPY", "is an array of numpy; call it .npy"),
+        (b"PAR1", "is Parquet; call it .parquet"),
+        (pickle.dumps([{"index": 0}]), "is a pickle"),
+        (b'[{"index": 0}]', "is one JSON list"),
+        (b' \n[\n {"index": 0}]', "is one JSON list"),
+    ],
+)
+def test_what_is_no_text_is_named(tmp_path: Path, out: Path, content: bytes, words: str) -> None:
+    (tmp_path / "rank0.jsonl").write_bytes(content)
+    with pytest.raises(UsageError, match=rf"rank0.jsonl {words}"):
+        merge_shards([tmp_path / "rank0.jsonl"], out)
+
+
+@pytest.mark.parametrize(
+    ("shard", "name", "words"),
+    [
+        ("a.tsv", "o.jsonl", "a.tsv .*write it with commas, as .csv"),
+        ("a.jsonl", "o.parquet", "o.parquet .*lines of JSON.*--export"),
+        ("a.jsonl", "o.jsonl.gz", "o.jsonl.gz .*lines of JSON"),
+        ("a.jsonl", "pipe", "pipe is no regular file"),
+        ("pipe", "o.jsonl", "pipe: .*read twice"),
+    ],
+)
+def test_names_that_promise_another_format_are_refused(tmp_path: Path, shard: str, name: str, words: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for one in ("a.jsonl", "a.tsv"):
+        (tmp_path / one).write_text('{"index": 0}\n')
+    with pytest.raises(UsageError, match=words):
+        merge_predictions([tmp_path / shard], tmp_path / name)
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_more_rows_than_numbers_of_json_are_refused(shards: list[Path], out: Path) -> None:
+    with pytest.raises(UsageError, match="rows are more than"):
+        merge_shards(shards, out, num_rows=10**20)
+
+
+def test_a_broken_header_loses_its_shard_alone(csv_shards: list[Path], tmp_path: Path) -> None:
+    rewrite(csv_shards[1], lambda data: b"\xff" + data)
+    with pytest.raises(IncompleteError, match="missing rows: 1,5,9,.*corrupt rows: 1; .*rank=1.csv: byte 0: corrupt"):
+        merge_shards(csv_shards, tmp_path / "out.csv", num_rows=NUM_ROWS)
 
 
 def test_a_broken_line_makes_the_order_of_the_file_unknown(tmp_path: Path, out: Path) -> None:
