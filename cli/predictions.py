@@ -169,7 +169,7 @@ def _check_export(arguments: Namespace, out: Path) -> Table | None:
 
 
 def _read(arguments: Namespace, out: Path) -> list[Path]:
-    """Return the files that an export would spoil: what is read, and what the merge writes."""
+    """Return the files that an export must not replace."""
     from ..predictions.merge import report_path
     from ..predictions.units import is_unit, is_unit_folder
 
