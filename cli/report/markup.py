@@ -94,7 +94,8 @@ def section(title: str, *parts: str, prefix: str = "") -> str:
     """
     if not any(parts):
         return ""
-    return f'<section id="{prefix}{title.lower()}"><h2>{escape(title)}</h2>{"".join(parts)}</section>'
+    name = title.lower().replace(" ", "-")
+    return f'<section id="{prefix}{name}"><h2>{escape(title)}</h2>{"".join(parts)}</section>'
 
 
 def folded(title: str, body: str, *, is_open: bool = False) -> str:

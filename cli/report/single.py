@@ -107,13 +107,12 @@ def _tiles(run: RunFacts) -> Iterator[tuple[str, str, str]]:
 def draw_run(run: RunFacts, *, out: Path, num_points: int, num_characters: int, prefix: str = "") -> str:
     """Return the sections of a run."""
     trained = [stage for stage in run.stages if stage.curves]
-    stored = [stage for stage in run.stages if stage.storage is not None]
     rows = "".join(draw_samples(one, most=num_characters) for one in run.samples)
     if not rows and run.bare:
         rows = f"<p class=said>Nothing scored these.</p>{draw_rows(run.bare, most=num_characters)}"
     storage = "".join(
         draw_storage(stage.storage, stage=stage.name, num_points=num_points, end_s=run.end_s)
-        for stage in stored
+        for stage in run.stages
         if stage.storage is not None
     )
     return "".join(
@@ -213,7 +212,7 @@ def _what_ran(plan: Plan, run: RunFacts) -> Iterator[tuple[Cell, Cell]]:
 
 def _links(run: RunFacts, out: Path) -> str:
     rows = list_places(run.places)
-    rows += [(what, link(str(path), Path(str(path)), out)) for what, path in run.files]
+    rows += [(what, link(str(path), path, out)) for what, path in run.files]
     if run.files:
         rows.append(("run folder", link(str(run.paths.root), run.paths.root, out)))
     if any(what.startswith("model") for what, _ in run.files):
