@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 from ...errors import EXIT_STOPPED
 from ...events import CheckpointEvent, Ended, Event, Sent, Started, UnitCommitted
-from ...launchers.base import StateWord
 from ...launchers.history import RunRow
 from ...launchers.states import StageState
 from ...ledger_queries import CheckpointLifetime
@@ -153,16 +152,6 @@ class Asked:
     num_waiting: int = 0
     notes: tuple[str, ...] = ()
     places: Sequence[Shown] = ()
-
-
-def word_of(words: Iterable[StateWord]) -> StateWord:
-    """Return the state of a stage that says most about its run."""
-    found = list(words)
-    order: tuple[StateWord, ...] = (
-        *("running", "stopping", "unknown", "failed"),
-        *("stopped", "cancelled", "waiting", "lost"),
-    )
-    return next((word for word in order if word in found), "done" if found else "unknown")
 
 
 def spans_of(events: Timed, *, ready_s: float, end_s: float, word: str) -> tuple[Span, ...]:

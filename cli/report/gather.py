@@ -19,7 +19,7 @@ from ...launchers.base import FINAL_WORDS, JobState
 from ...launchers.history import RunRow, differing, read_history
 from ...launchers.overview import many_states
 from ...launchers.registry import LOOK_S, launcher_named
-from ...launchers.states import StageState, stage_states
+from ...launchers.states import StageState, stage_states, word_of
 from ...launchers.status import point_states
 from ...ledger_queries import CheckpointLifetime, by_stage, checkpoint_lifetimes, timed
 from ...predictions.rows import predictions_of
@@ -50,7 +50,6 @@ from .facts import (
     rows_per_s,
     spans_of,
     storage_of,
-    word_of,
 )
 
 _MAX_STEPS = 40_000  # of all runs of a page: parsing that many lines takes half a second

@@ -114,10 +114,11 @@ def link(text: str, target: Path, page: Path) -> Html:
     return Html(f'<a href="./{escape(path)}">{escape(text)}</a>')
 
 
-def address(text: str) -> Html:
-    """Return a web address as a link, and any other text as code."""
+def address(text: str, name: str = "") -> Html:
+    """Return a web address as a link, by its *name* if any, and any other text as code."""
     shown = escape(clean(text))
-    return Html(f'<a href="{shown}" rel=noreferrer>{shown}</a>' if is_web(text) else f"<code>{shown}</code>")
+    named = escape(name) or shown
+    return Html(f'<a href="{shown}" rel=noreferrer>{named}</a>' if is_web(text) else f"<code>{shown}</code>")
 
 
 def is_web(text: str) -> bool:

@@ -14,7 +14,20 @@ from ..tables import format_size, format_value
 from .charts import Line, Unit, line_chart
 from .curves import EVAL_LOSS, LOSS, PACE, Points, thin_out
 from .facts import RunFacts, StageFacts, peak_bytes, stalls_of
-from .markup import Cell, Html, address, clean, folded, format_number, format_time, link, section, table, with_code
+from .markup import (
+    Cell,
+    Html,
+    address,
+    clean,
+    folded,
+    format_number,
+    format_time,
+    is_web,
+    link,
+    section,
+    table,
+    with_code,
+)
 from .samples import draw_rows, draw_samples, draw_scores
 from .storage import draw_storage
 from .timeline import draw_stages
@@ -43,7 +56,12 @@ def run_subtitle(run: RunFacts) -> str:
         parts.append(escape(run.problem))
     if run.folder:
         parts.append(f"in {escape(run.folder)}")
-    return " · ".join(parts)
+    return " · ".join([*parts, *web_links(run.places)])
+
+
+def web_links(places: Sequence[Shown]) -> list[str]:
+    """Return links by name to the places that a browser opens."""
+    return [address(one.link, one.what).text for one in places if is_web(one.link)]
 
 
 def draw_banner(run: RunFacts) -> str:
