@@ -115,6 +115,16 @@ class RunPaths:
         return self.root / "checkpoints"
 
     @property
+    def search_dir(self) -> Path:
+        """The study of a search, which its trials share."""
+        return self.root / "search"
+
+    @property
+    def model_dir(self) -> Path:
+        """The models of all consolidate stages."""
+        return self.root / "model"
+
+    @property
     def metrics_dir(self) -> Path:
         """The scores of each score stage."""
         return self.root / "metrics"
@@ -155,7 +165,7 @@ class RunPaths:
 
     def model(self, stage: str) -> Path:
         """Return the folder of the model of a consolidate stage."""
-        return self.root / "model" / stage
+        return self.model_dir / stage
 
     def predictions(self, stage: str) -> Path:
         """Return the folder of a predict stage, with one folder per prediction key."""

@@ -117,20 +117,29 @@ def describe_points(plan: Plan, paths: RunPaths) -> str:
     A line has the point's first score. Say also how many points have not begun.
     """
     from ..launchers.status import point_states
+    from ..recipes.best import best_trial
 
-    found = point_states(plan, paths)
+    found, search = point_states(plan, paths), plan.sweep.search if plan.sweep is not None else None
     rows: list[list[object]] = []
     for point in found:
         if point.folder is None:
             continue
         score = ""
-        for name, result in list(read_scores(RunPaths(root=point.folder)).items())[:1]:
-            metric, value = next(iter(result["scores"][MODEL].items()))
-            score = f"{metric} {value:.4g} ({name})"
+        if search is not None:
+            score = "" if point.value is None else f"{search.metric} {point.value:.4g}"
+        else:
+            for name, result in list(read_scores(RunPaths(root=point.folder)).items())[:1]:
+                metric, value = next(iter(result["scores"][MODEL].items()))
+                score = f"{metric} {value:.4g} ({name})"
         rows.append([point.index, point.word, point.label, score, point.folder])
     waiting = sum(point.word == "waiting" for point in found)
     text = format_table(rows, header=("point", "state", "values", "score", "folder")) if rows else ""
-    return "\n".join([text] * bool(text) + [f"{waiting} of {len(found)} points have not begun"] * bool(waiting))
+    lines = [text] * bool(text) + [f"{waiting} of {len(found)} points have not begun"] * bool(waiting)
+    if any(point.value is not None for point in found):
+        _, best = best_trial(paths)
+        index = next(point.index for point in found if point.folder == best)
+        lines += [f"best: trial {index}; the override best={paths.run_id} lays its values over a recipe"]
+    return "\n".join(lines)
 
 
 def format_scores(found: Mapping[str, Mapping[str, float]]) -> str:

@@ -39,7 +39,7 @@ def recipe_dashboard(recipe: Recipe) -> Dashboard:
 def sweep_dashboard(recipe: Recipe, labels: Sequence[str], run: str) -> Dashboard:
     """Return the dashboard of the points of the sweep *run* over *recipe*.
 
-    *labels* are those of its points, such as "seed=1 train.learning_rate=0.001".
+    *labels* are those of its points, such as "seed=1 train.learning_rate=0.001", or the keys that differ.
     """
     keys = dict.fromkeys(word.partition("=")[0].lstrip("+") for label in labels for word in label.split(" "))
     axes = [key for key in (_INSIDE.get(key, key) for key in keys) if _is_plain(recipe, key)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -121,3 +122,23 @@ METRICS: Registry[Metric] = Registry(
     takes_paths=True,
 )
 DEFAULT_METRICS = ("character_accuracy", "cer", "exact_match", "rouge")
+
+
+def metric_of(score: str) -> str | None:
+    """Return the name of the metric that a score is of, None where none is known.
+
+    That of "rouge1_f1" is "rouge1".
+    """
+    words = score.rpartition("/")[2].split("_")
+    return METRICS.first_known(["_".join(words[:count]) for count in range(len(words), 0, -1)])
+
+
+def is_lower_better(score: str) -> bool:
+    """Say whether lower values of a score are better.
+
+    Of one that is not known here they are not.
+    """
+    name = metric_of(score)
+    with suppress(UsageError):  # a third-party metric that cannot be imported now
+        return name is not None and METRICS.load(name).better == "lower"
+    return False
