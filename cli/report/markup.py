@@ -115,7 +115,7 @@ def link(text: str, target: Path, page: Path) -> Html:
 
 
 def address(text: str, name: str = "") -> Html:
-    """Return a web address as a link, by its *name* if any, and any other text as code."""
+    """Return a web address as a link by its *name*, and any other text as code."""
     shown = escape(clean(text))
     named = escape(name) or shown
     return Html(f'<a href="{shown}" rel=noreferrer>{named}</a>' if is_web(text) else f"<code>{shown}</code>")
