@@ -26,6 +26,7 @@ from ..run_folder import RunPaths, points_in
 from ..user_folders import recall, remember
 from .base import Launcher
 from .overview import many_states
+from .states import word_of
 
 _FORMAT = 3  # raised when the same files are read as other facts
 # Keys of a recipe that say nothing of what was tried.
@@ -74,7 +75,10 @@ def read_history(runs: Sequence[RunPaths], launcher_of: Callable[[str], Launcher
     """
     found = [(paths, sweep, _facts(paths)) for run in runs for paths, sweep in _with_points(run)]
     open_runs = [paths for paths, sweep, facts in found if not facts["is_done"] and not sweep]
-    words = {paths.root: _word(states) for _, paths, states in many_states(open_runs, launcher_of)}
+    words = {
+        paths.root: word_of(state.word for state in states.values())
+        for _, paths, states in many_states(open_runs, launcher_of)
+    }
     return [
         RunRow(
             run=paths.run_id,
@@ -125,13 +129,6 @@ def by_seed(rows: Sequence[RunRow]) -> Iterator[tuple[list[RunRow], dict[str, tu
 
 def _comparable(value: Any) -> str:
     return files.canonical_json(value)
-
-
-def _word(states: Mapping[str, Any]) -> str:
-    """Return the word that says most about a run that is not done."""
-    words = [state.word for state in states.values()]
-    order = ("running", "stopping", "unknown", "failed", "stopped", "cancelled", "waiting", "lost")
-    return next((word for word in order if word in words), "done" if words else "lost")
 
 
 def _with_points(run: RunPaths) -> Iterator[tuple[RunPaths, str]]:
