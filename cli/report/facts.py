@@ -112,8 +112,9 @@ class RunFacts:
     """A run as a page shows it.
 
     *rows* are those of `sousbatch runs`, one a decoding. *began_at* is the time of its first event in seconds since the
-    epoch. *plan* is None where it cannot be read; *problem* then says why. *bare* are
-    rows of predictions that nothing has scored. *folder* is where it lies, and *price* that of a device hour.
+    epoch. *plan* is None where it cannot be read; *problem* then says why. *bare* are rows of predictions that nothing
+    has scored. *folder* is where the run lies, "" on a page for readers who do not know this machine; *price* is that
+    of a device hour.
     """
 
     paths: RunPaths

@@ -50,8 +50,8 @@ def run_subtitle(run: RunFacts) -> str:
     """Return what a run is, as HTML."""
     parts = [f"run <b>{escape(run.paths.run_id)}</b>"]
     if run.plan is not None:
-        model = run.plan.inputs.model
-        parts += [f"on {escape(run.plan.site.name)}", f"{model.num_params:,} parameters"]
+        parts += [f"on {escape(run.plan.site.name)}"] * bool(run.folder)
+        parts.append(f"{run.plan.inputs.model.num_params:,} parameters")
     if run.problem:
         parts.append(escape(run.problem))
     if run.folder:
