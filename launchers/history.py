@@ -106,7 +106,7 @@ def _there(model: Path) -> Path | None:
 def differing(rows: Sequence[RunRow]) -> list[str]:
     """Return the keys whose values are not the same in all *rows*."""
     keys = dict.fromkeys(key for row in rows for key in row.values)
-    return [key for key in keys if len({_comparable(row.values.get(key)) for row in rows}) > 1]
+    return [key for key in keys if any(row.values.get(key) != rows[0].values.get(key) for row in rows)]
 
 
 def by_seed(rows: Sequence[RunRow]) -> Iterator[tuple[list[RunRow], dict[str, tuple[float, float]]]]:
@@ -127,10 +127,6 @@ def by_seed(rows: Sequence[RunRow]) -> Iterator[tuple[list[RunRow], dict[str, tu
         yield group, {name: (mean(all_), stdev(all_) if len(all_) > 1 else 0.0) for name, all_ in numbers.items()}
 
 
-def _comparable(value: Any) -> str:
-    return files.canonical_json(value)
-
-
 def _with_points(run: RunPaths) -> Iterator[tuple[RunPaths, str]]:
     points = points_in(run)
     yield from ((point, run.run_id) for point in points)
@@ -146,11 +142,13 @@ def _facts(paths: RunPaths) -> dict[str, Any]:
             key.append(sorted((entry.name, entry.stat().st_size) for entry in entries))
     except OSError:
         key.append(None)
-    found = recall("history", key) or _read(paths)
+    if (known := recall("history", key)) is not None:
+        return dict(known)
+    found = _read(paths)
     if found["is_done"]:
         with suppress(OSError):  # it is read again where the cache is full
             remember("history", key, found)
-    return dict(found)
+    return found
 
 
 def _stamp(path: Path) -> list[int]:
