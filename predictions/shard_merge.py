@@ -23,7 +23,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import NotFoundError, UsageError, no_room_named
+from ..errors import DamagedError, NotFoundError, UsageError, no_room_named
 from ..files import TEMPORARY_PREFIX, refuse_input
 from .array_reader import SUFFIXES, is_companion, scan_arrays
 from .merge import MergeReport, report_path, settle, writing
@@ -125,6 +125,8 @@ def _join(
             order += f": {compared or 'assumed, since nothing in the rows was compared'}"
             order += _doubt(padding, rows, ranking.kept)
         differing = _differing(rows, ranking)
+        if changed := [shard.path for shard in shards if shard.has_changed()]:
+            raise DamagedError(f"{changed[0]} was changed while it was merged; merge again when nothing writes to it")
         report = MergeReport(
             num_rows=ranking.num_rows,
             num_written=len(ranking.kept),
