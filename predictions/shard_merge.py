@@ -278,7 +278,10 @@ def _one_header(shards: Sequence[Shard]) -> bytes:
     header = next((shard.header for shard in shards if shard.header), b"")
     for shard in shards:
         if shard.header not in (header, b""):
-            shard.faults.insert(0, f"{shard.path}: its columns are not those of the other shards")
+            found, wanted = (one.decode(errors="replace") for one in (shard.header, header))
+            shard.faults.insert(
+                0, f"{shard.path}: its columns are not those of the other shards: {found!r}, and not {wanted!r}"
+            )
             shard.index = array("q", [-1]) * len(shard.index)
     return header
 

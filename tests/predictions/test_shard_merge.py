@@ -335,7 +335,7 @@ def test_a_csv_record_cut_within_quotes_is_not_merged(
 
 def test_a_csv_shard_with_other_columns_is_unexpected(csv_shards: list[Path], tmp_path: Path) -> None:
     (tmp_path / "old.csv").write_text("index,text\n0,x\n1,y\n")
-    with pytest.raises(DamagedError, match="unexpected rows: 2; .*old.csv: its columns are not"):
+    with pytest.raises(DamagedError, match="unexpected rows: 2; .*old.csv: its columns are not .*index,text.*id,index"):
         merge_shards([*csv_shards, tmp_path / "old.csv"], tmp_path / "out.csv", num_rows=NUM_ROWS)
 
 
