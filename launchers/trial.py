@@ -75,12 +75,12 @@ class SearchTrial:
         """
         word: Word = "failed"
         value = self._value(own) if code == 0 else None
-        if lagged or code == EXIT_DIVERGED:
+        if value is not None:  # of one that lagged, too, where it came to its end before it was stopped
+            word = "complete"
+        elif code != 0 and lagged or code == EXIT_DIVERGED:
             word = "pruned"
         elif code == EXIT_STOPPED:
             return code
-        elif value is not None:
-            word = "complete"
         _write(own, TrialEnded(word=word, value=value))
         self._study.end(self._task, word, value)
         if code == 0 and word == "failed":
