@@ -207,7 +207,7 @@ def _end_records(ending: Ending, last: Ending) -> Iterator[Any]:
 
 def _end_with_parent() -> None:
     """End this process when whoever holds the other end of standard input has."""
-    sys.stdin.buffer.read()
+    os.read(0, 1)  # sys.stdin has a lock, over which Python would abort at its own end
     os.kill(os.getpid(), signal.SIGKILL)
 
 
