@@ -78,8 +78,9 @@ class _Sender:
             for part in left:
                 mark = part.read()
                 if mark is not None and mark.base is not None:  # its sender may be sending still
-                    time.sleep(_DIES_S)
-                    patience_s = min(_SETTLES_S, (self.until - time.monotonic()) / 2)
+                    silent_s = max(0.0, time.time() - part.file.stat().st_mtime) if part.file else 0.0
+                    time.sleep(max(0.0, _DIES_S - silent_s))
+                    patience_s = min(_SETTLES_S - silent_s, (self.until - time.monotonic()) / 2)
                     self._wait_for(mark.base + count_rows(part) - mark.arrived, patience_s)
             marks = settle(parts, self._num_rows()) if left else {}
             for part in left:
