@@ -28,6 +28,7 @@ _MOST_ROWS, _MOST_TITLE = 1000, 128  # of a table, of an alert
 _NAME = re.compile(r"[^A-Za-z0-9._-]")  # what the name of an artifact cannot have
 _RECENT = 1000  # rows of more than the second after which W&B's own process writes them
 _LEFT_S = 12.0  # how long a start may send what earlier attempts left
+_END_S = 30.0  # and an end what W&B's own process left; Slurm may kill it before
 # What W&B does unless the user's environment says otherwise. The limits are for a server that does not answer.
 _DEFAULTS = {
     "WANDB_CONSOLE": "off",
@@ -185,20 +186,20 @@ class WandbTracker:
             self._write_lost_rows()
 
     def _write_lost_rows(self) -> None:
-        """Take the place of W&B's own process, and write the rows that it had not written.
+        """Take the place of W&B's own process; write the rows that it had not.
 
         Slurm sends SIGTERM to all of a job before it requeues it; that process ends at once, and the job saves first.
         """
         part = Part(folder=_part_folder(self._identity))
         if part.file is None:
-            raise OutOfReachError("W&B's own process has ended")
+            raise  # what ended W&B's own process
         self._own = RowAppender(part.file, self._online.base if self._online else 0)
         num_lost = self._num_rows - self._own.num_rows
         for row in list(self._recent)[-num_lost:] if num_lost > 0 else ():
             self._own.add(_plain(row))
 
     def _finish_without_service(self, exit_code: int) -> None:
-        """Leave the file whole, and send what it has over what arrived, as far as there is time."""
+        """Leave the file whole, and send what did not arrive while there is time."""
         import wandb
 
         if self._own is None:
@@ -213,7 +214,7 @@ class WandbTracker:
             for name in _variables(one):
                 os.environ.pop(name, None)
             ended = {one.part: Ending(exit_code=exit_code)}
-            for outcome in send(one.folder, one.project, one.entity, ended, limit_s=_LEFT_S):
+            for outcome in send(one.folder, one.project, one.entity, ended, limit_s=_END_S):
                 if outcome.problem:
                     _warn(f"W&B: {outcome.problem}")
 

@@ -10,6 +10,7 @@ import json
 import struct
 import time
 import zlib
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -21,6 +22,7 @@ from .. import files
 _BLOCK_BYTES = 1 << 15
 _HEADER = struct.Struct("<IHB")  # checksum, number of bytes, which part
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
+_NEWEST = 20_000  # records in which the steps lie that an attempt may repeat: a second of reading
 
 
 def read_records(path: Path) -> Iterator[Any]:
@@ -208,15 +210,19 @@ def count_rows(part: Part) -> int:
 
 
 def last_steps(parts: Iterable[Part]) -> dict[str, int]:
-    """Return for each value the last step that *parts* have it of."""
+    """Return for each value the last step that *parts*, oldest first, have it of."""
     found = dict[str, int]()
-    for part in parts:
-        for record in read_records(part.file) if part.file else ():
-            if is_row(record):
-                items = {(item.nested_key[0] if item.nested_key else item.key): item for item in record.history.item}
-                steps = [json.loads(item.value_json) for name, item in items.items() if name.endswith("/step")]
-                for name in items if steps else ():
-                    found[name] = max(found.get(name, -1), steps[0])
+    for path in filter(None, (part.file for part in parts)):
+        from wandb.proto import wandb_internal_pb2 as protocol
+
+        with path.open("rb") as stream:
+            newest = deque(_read_log(stream), maxlen=_NEWEST)
+        for data in newest:
+            record = protocol.Record()
+            record.ParseFromString(data)
+            values = {item.nested_key[0] if item.nested_key else item.key: item for item in record.history.item}
+            for step in (name for name in values if name.endswith("/step")):
+                found |= dict.fromkeys(values, int(values[step].value_json))
     return found
 
 
