@@ -190,6 +190,24 @@ class CancelAsked(Event, kind="cancel"):
     save: bool | None = None
 
 
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Trial(Event, kind="trial"):
+    """The run is a trial of a search.
+
+    *values* are the overrides that it was given, by their keys.
+    """
+
+    values: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class TrialEnded(Event, kind="trial_ended"):
+    """A trial has come to its end: "complete" with a *value*, "pruned" or "failed"."""
+
+    word: str
+    value: float | None = None
+
+
 # What a stage process writes.
 
 

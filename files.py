@@ -66,11 +66,13 @@ def final_name(name: str) -> str:
 
 
 def refuse_input(path: Path, inputs: Iterable[Path]) -> None:
-    """Refuse to write over what is read.
+    """Refuse to write over what is read, and over a device or pipe.
 
     Raises:
-        UsageError: *path* is one of *inputs*.
+        UsageError: *path* is one of *inputs*, or no regular file.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UsageError(f"{path} is no regular file, and one would take its place; name another")
     if path.resolve() in {one.resolve() for one in inputs}:
         raise UsageError(f"{path} is read and would be written over; give the new file another name")
 

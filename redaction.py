@@ -1,4 +1,4 @@
-"""Secrets, and text without them.
+"""Secrets and folders of this machine, and text without them.
 
 A secret is known by the name of its variable and by its value.
 """
@@ -6,6 +6,8 @@ A secret is known by the name of its variable and by its value.
 from __future__ import annotations
 
 import re
+from pathlib import PurePath
+from typing import Any
 
 HIDDEN = "<secret>"
 
@@ -39,6 +41,12 @@ _OFTEN = re.compile(r"TOKEN(?!I[ZS])|(?:^|_)(?:KEY|PAT|PASS|PWD|JWT|AUTH|COOKIE)
 _HARMLESS = re.compile(r"|true|false|yes|no|on|off|[0-9.]{1,7}|[~/.].*|<.*>", re.IGNORECASE | re.DOTALL)
 
 
+# The folders before the last name of an absolute path; those of a URL belong to a store.
+_FOLDERS = re.compile(r"(?:file://|(?<![\w./~]))(?:~\w*)?/(?:[^\s/'\"`:;,()<>\[\]]+/)*(?=[^\s/])")
+# Keys of a recipe that hold texts for the model.
+_TEXTS = ("data.prompt", "data.system", "data.examples", "data.separator")
+
+
 def holds_secret(text: str) -> bool:
     """Say whether a secret stands in *text*.
 
@@ -62,3 +70,25 @@ def redacted(text: str) -> str:
     Words that say how to find the fault stay.
     """
     return _IN_URL.sub(HIDDEN, _TOKEN.sub(HIDDEN, text))
+
+
+def without_folders(text: str) -> str:
+    """Return *text* in which only the last name is left of each absolute path."""
+    return _FOLDERS.sub("", text)
+
+
+def without_places(value: Any, key: str = "") -> Any:
+    """Return a value of a recipe without folders of this machine.
+
+    *key* is its dotted name: a text for the model stays as it is.
+    """
+    if key in _TEXTS:
+        return value
+    if isinstance(value, dict):
+        return {name: without_places(one, f"{key}.{name}" if key else name) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_places(one, key) for one in value]
+    if not isinstance(value, str):
+        return value
+    is_path = value.startswith(("/", "~", "file:"))  # also one with spaces
+    return PurePath(value).name if is_path else without_folders(value)

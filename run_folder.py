@@ -115,6 +115,16 @@ class RunPaths:
         return self.root / "checkpoints"
 
     @property
+    def search_dir(self) -> Path:
+        """The study of a search, which its trials share."""
+        return self.root / "search"
+
+    @property
+    def model_dir(self) -> Path:
+        """The models of all consolidate stages."""
+        return self.root / "model"
+
+    @property
     def metrics_dir(self) -> Path:
         """The scores of each score stage."""
         return self.root / "metrics"
@@ -155,7 +165,7 @@ class RunPaths:
 
     def model(self, stage: str) -> Path:
         """Return the folder of the model of a consolidate stage."""
-        return self.root / "model" / stage
+        return self.model_dir / stage
 
     def predictions(self, stage: str) -> Path:
         """Return the folder of a predict stage, with one folder per prediction key."""
@@ -192,6 +202,21 @@ def run_paths(runs_dir: Path, recipe_name: str, run_id: str) -> RunPaths:
     For a point of a sweep that folder is the sweep's run folder.
     """
     return RunPaths(root=runs_dir / recipe_name / run_id)
+
+
+SWEEP_PREFIX = "sweep-"  # of the run ids of sweeps
+
+
+def points_in(sweep: RunPaths) -> list[RunPaths]:
+    """Return the runs of a sweep's points that have begun; another run has none."""
+    if not sweep.run_id.startswith(SWEEP_PREFIX):  # of a thousand runs each look costs
+        return []
+    return [RunPaths(root=plan.parent) for plan in sorted(sweep.root.glob("*/*/plan.json"))]
+
+
+def is_point(paths: RunPaths) -> bool:
+    """Return whether a run is a point: its folder lies in that of a sweep."""
+    return RunPaths(root=paths.runs_dir).plan.is_file()
 
 
 def reserved_runs(runs_dir: Path) -> list[RunPaths]:

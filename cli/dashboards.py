@@ -7,7 +7,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -77,13 +77,17 @@ def _diff(arguments: Namespace) -> int:
 
 
 def _push(arguments: Namespace) -> int:
+    from ..tracking.dashboards import remember_link
     from ..tracking.wandb_server import find_server
     from ..tracking.wandb_views import push, with_entity
 
     dashboard = _dashboard(arguments)
     with _reaching():
         server = find_server(os.environ)
-        print(push(server, with_entity(server, dashboard)))
+        link = push(server, with_entity(server, dashboard))
+    print(link)
+    with suppress(OSError):  # `status` lacks it where the cache is full
+        remember_link(dashboard, link)
     return 0
 
 
@@ -120,6 +124,8 @@ def _dashboard_of_run(run: RunPaths) -> Dashboard:
     recipe = _tracked(plan.recipe)
     if plan.sweep is None:
         return recipe_dashboard(recipe)
+    if (search := plan.sweep.search) is not None:
+        return sweep_dashboard(recipe, [axis.key for axis in search.axes], run.run_id)
     return sweep_dashboard(recipe, [point.label for point in plan.sweep.points], run.run_id)
 
 

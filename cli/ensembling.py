@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,13 +14,13 @@ from typing import TYPE_CHECKING, get_args
 from ..errors import UsageError
 from ..files import refuse_input
 from ..predictions.metrics.tokenizers import Tokenizer
-from ..predictions.rows import PredictionRow, predictions_of
+from ..predictions.rows import ID, INDEX, PredictionRow, predictions_of
 from ..recipes.data.rows import read_rows
 from ..run_index import find_run
 from .parser import RUN_HELP, Parser, define
 
 if TYPE_CHECKING:
-    from ..predictions.ensemble import Member
+    from ..predictions.ensemble import Member, Way
 
 
 def define_ensemble(ensemble: Parser) -> None:
@@ -60,10 +61,17 @@ def define_ensemble(ensemble: Parser) -> None:
     )
     ensemble.add_argument(
         "--null-threshold",
-        type=float,
+        type=_number,
         metavar="X",
         help="of spans: no answer where its score is above the best span's by more than this (default: never)",
     )
+
+
+def _number(text: str) -> float:
+    with suppress(ValueError):
+        if (value := float(text)) == value:
+            return value
+    raise argparse.ArgumentTypeError(f"must be a number, not {text!r}")
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -84,20 +92,21 @@ def _labels(text: str) -> tuple[str, ...]:
 
 
 def _ensemble(arguments: Namespace) -> int:
-    from ..predictions.ensemble import Ensemble, labels_told, way_of, write_joined
+    from ..predictions.ensemble import Ensemble, labels_told, write_joined
 
-    refuse_input(Path(arguments.out), map(Path, arguments.paths))
+    out = Path(arguments.out).expanduser().absolute()
+    refuse_input(out, map(Path, arguments.paths))
+    if out.is_dir():
+        raise UsageError(f"{arguments.out} is a folder; name the joined file, such as {out / 'joined.jsonl'}")
+    if out.suffix not in ("", ".jsonl"):
+        raise UsageError(f"{arguments.out} would hold lines of JSON; call it .jsonl")
     if len(arguments.paths) < 2:
         raise UsageError("an ensemble needs two models or more, and one is named")
     weights = arguments.weights or (1.0,) * len(arguments.paths)
     if len(weights) != len(arguments.paths):
         raise UsageError(f"--weights has {len(weights)} numbers for {len(arguments.paths)} models")
-    out = Path(arguments.out).expanduser().absolute()
     members = _members(arguments)
-    first = next(iter(members[0].read()), None)
-    if first is None:
-        raise UsageError(f"{members[0].name} has no rows")
-    way = arguments.by or way_of(first)
+    way = arguments.by or _way_of_all(members)
     ensemble = Ensemble(
         way=way,
         weights=weights,
@@ -110,7 +119,28 @@ def _ensemble(arguments: Namespace) -> int:
         members = [one if one.labels else replace(one, labels=labels_told(one)) for one in members]
     num_rows = write_joined(ensemble.joined(members), out)
     print(f"{out}: {num_rows:,} rows of {len(members)} models, by {way}" + f" of {arguments.of}" * (way == "spans"))
+    for name in (one for one in arguments.paths if Path(one).is_file()):
+        if not {INDEX, ID} & next(iter(read_rows(Path(name))), {}).keys():
+            print(
+                f"  {name} says neither index nor id of its rows: that they are in the order of the others is assumed"
+            )
     return 0
+
+
+def _way_of_all(members: Sequence[Member]) -> Way:
+    """Return how the first row of each model can be joined, which must be one way."""
+    from ..predictions.ensemble import way_of
+
+    ways: dict[Way, str] = {}
+    for member in members:
+        first = next(iter(member.read()), None)
+        if first is None:
+            raise UsageError(f"{member.name} has no rows")
+        ways.setdefault(way_of(first), member.name)
+    (way, name), *others = ways.items()
+    for other, other_name in others:
+        raise UsageError(f"{other_name} has what --by {other} joins, and {name} what --by {way} joins; say which")
+    return way
 
 
 def _members(arguments: Namespace) -> list[Member]:
@@ -119,23 +149,30 @@ def _members(arguments: Namespace) -> list[Member]:
         raise UsageError(f"--labels is given {len(given)} times for {len(arguments.paths)} models; once, or for each")
     labels = given * len(arguments.paths) if len(given) == 1 else given or [()] * len(arguments.paths)
     found = [_member(path, own) for path, own in zip(arguments.paths, labels, strict=True)]
-    digests = {digest: name for member, digest in found if digest for name in [member.name]}
+    digests = {digest: member.name for member, _, digest in found if digest}
     if len(digests) > 1:
         raise UsageError(f"{' and '.join(digests.values())} predicted rows of different data")
-    return [member for member, _ in found]
+    read = [path.resolve() for _, path, _ in found]
+    if again := next((member.name for member, path, _ in found if read.count(path.resolve()) > 1), None):
+        raise UsageError(f"{again} is named twice; --weights gives a model more weight than others")
+    return [member for member, _, _ in found]
 
 
-def _member(named: str, labels: tuple[str, ...]) -> tuple[Member, str]:
-    """Return what *named* is, and the digest of the data that a run predicted."""
+def _member(named: str, labels: tuple[str, ...]) -> tuple[Member, Path, str]:
+    """Return what *named* is, its file, and the digest of a run's data."""
     from ..predictions.ensemble import Member
 
     if Path(named).is_file():
-        return Member(name=named, read=partial(_rows, Path(named)), labels=labels), ""
+        return Member(name=named, read=partial(_rows, Path(named)), labels=labels), Path(named), ""
     from ..recipes.decodings import decodings_of
     from ..recipes.plan import read_plan
 
     paths = find_run(named, newest=True)
     plan = read_plan(paths.plan)
+    if plan.sweep is not None:
+        raise UsageError(
+            f"{paths.run_id} is a sweep; name the folders of its points, which `sousbatch status {paths.run_id}` lists"
+        )
     merged = {
         paths.predictions_file(stage.name, way): stage.splits["predict"].digest
         for stage in plan.stages
@@ -149,7 +186,7 @@ def _member(named: str, labels: tuple[str, ...]) -> tuple[Member, str]:
         )
         raise UsageError(f"run {paths.run_id} has {has}")
     read = partial(_rows, there[0])
-    return Member(name=paths.run_id, read=read, labels=labels or plan.inputs.labels), merged[there[0]]
+    return Member(name=paths.run_id, read=read, labels=labels or plan.inputs.labels), there[0], merged[there[0]]
 
 
 def _rows(path: Path) -> Iterator[PredictionRow]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
@@ -77,21 +78,10 @@ def make_plan(arguments: Namespace, *, is_smoke: bool = False) -> Plan:
 
     folder = runs_dir(arguments.runs)
     dead_runs = reservations.dead_runs(folder, watcher)
-    if getattr(arguments, "sweep", None) and getattr(arguments, "fit", None):
-        raise UsageError("--fit chooses settings of one run, and --sweep makes many; write the settings as overrides")
-    if getattr(arguments, "sweep", None):
-        from ..recipes.sweep import plan_sweep
-
+    if many := _many(arguments):
         with row_progress() as progress:
-            return plan_sweep(
-                arguments.recipe,
-                arguments.overrides,
-                arguments.sweep,
-                choose_site(arguments.launcher),
-                folder,
-                is_smoke=is_smoke,
-                progress=progress,
-                dead_runs=dead_runs,
+            return many(
+                choose_site(arguments.launcher), folder, is_smoke=is_smoke, progress=progress, dead_runs=dead_runs
             )
     if number := getattr(arguments, "fit", None):
         return _chosen(make_proposals(arguments, is_smoke=is_smoke), number)
@@ -100,6 +90,29 @@ def make_plan(arguments: Namespace, *, is_smoke: bool = False) -> Plan:
     site, space = _site(arguments)
     with row_progress() as progress:
         return compile(recipe, site, _at(inspect(recipe, folder, progress, dead_runs), space))
+
+
+def _many(arguments: Namespace) -> Callable[..., Plan] | None:
+    """Return what plans the runs of --sweep or --search; None where neither is given."""
+    sweep, search, fit = (getattr(arguments, name, None) for name in ("sweep", "search", "fit"))
+    if sweep and search:
+        raise UsageError("--sweep runs every point, and --search chooses them; give one of them")
+    if (sweep or search) and fit:
+        which = "--sweep" if sweep else "--search"
+        raise UsageError(f"--fit chooses settings of one run, and {which} makes many; write the settings as overrides")
+    for name in ("trials", "best"):
+        if getattr(arguments, name, None) is not None and not search:
+            raise UsageError(f"--{name} goes with --search, which is not given")
+    if sweep:
+        from ..recipes.sweep import plan_sweep
+
+        return partial(plan_sweep, arguments.recipe, arguments.overrides, sweep)
+    if not search:
+        return None
+    from ..recipes.search import NUM_TRIALS, plan_search
+
+    chosen = {"num_trials": arguments.trials or NUM_TRIALS, "metric": arguments.best}
+    return partial(plan_search, arguments.recipe, arguments.overrides, search, **chosen)
 
 
 def _site(arguments: Namespace) -> tuple[Site, DiskSpace | None]:

@@ -18,7 +18,7 @@ from ..errors import NotFoundError, UsageError
 from ..predictions.measure import Case
 from ..predictions.metrics import DEFAULT_METRICS
 from ..predictions.metrics.tokenizers import Tokenizer
-from ..predictions.rows import ID, NO_ID, PREDICTION, predictions_of
+from ..predictions.rows import ID, NO_ID, PREDICTION, missing, predictions_of
 from ..predictions.scoring import Scoring, paired
 from ..recipes.data.rows import read_rows
 from ..run_folder import RunPaths
@@ -118,8 +118,8 @@ def _beside(path: Path, data: Path, arguments: Namespace) -> Iterator[Case]:
                 f"row {number} of {path} answers the id {prediction.id!r}, and row {number} of {data} has "
                 f"{row[ID]!r}: these are not the rows that were predicted, or they are in another order"
             )
-        if row.get(arguments.target) is None:
-            raise UsageError(f"row {number} of {data} has no {arguments.target!r}; it has: {', '.join(row)}")
+        if problem := missing(row, arguments.target):
+            raise UsageError(f"row {number} of {data} has {problem}")
         first = first or dict(row)
         has_input = has_input or arguments.input is None or arguments.input in row
         yield Case(row=prediction, target=row[arguments.target], input=row.get(arguments.input or "input"))

@@ -82,6 +82,8 @@ def _show(arguments: Namespace) -> int:
     for block in blocks:
         selection.add(block)
         num_rows += len(block.cases)
+    if not num_rows:
+        raise UsageError(f"{source.predictions} has no rows")
     if missing := [row for row in selection.indices if row >= num_rows]:
         raise UsageError(f"there is no row {missing[0]}: the last of {num_rows:,} rows is {num_rows - 1}")
     chosen = selection.chosen()

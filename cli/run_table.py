@@ -169,7 +169,7 @@ def _sorted(rows: Sequence[RunRow], column: str) -> list[RunRow]:
 
     Scores have the best first; rows without a value come last.
     """
-    from ..launchers.history import is_lower_better
+    from ..predictions.metrics import is_lower_better
 
     get = _column(rows, column)
     is_reverse = any(_score(row, column) is not None for row in rows) and not is_lower_better(column)
@@ -216,7 +216,8 @@ def _describe_best(scored: Sequence[RunRow], score: str) -> str:
     for key in differing(scored):
         own, other = (format_value(row.values.get(key)) for row in (best, scored[1]))
         facts.append((key, own if own == other else f"{own}  (next: {other})"))
-    facts += [("folder", best.folder), ("model", best.model or best.values.get("model.path", ""))]
+    untrained = "was removed" if best.steps else best.values.get("model.path", "")
+    facts += [("folder", best.folder), ("model", best.model or untrained)]
     advice = []
     if best.model:
         advice.append(f"predict with it again: model.path=run:{_name(best)}")

@@ -42,7 +42,10 @@ def _status(arguments: Namespace) -> int:
         if not arguments.run:  # of runs whose folder is gone, only what still runs
             found += [row for row in many_states(known_runs(gone=True), look) if row[2]]
         if arguments.json:
-            print(json.dumps(_as_json(found), indent=1, ensure_ascii=False), flush=True)
+            values = _as_json(found)
+            if arguments.run:  # of all runs it would take long
+                values[0]["places"] = _places(*found[0][1:])
+            print(json.dumps(values, indent=1, ensure_ascii=False), flush=True)
         else:
             print(_one_run(*found[0]) if arguments.run else _all_runs(found), flush=True)
         words = {state.word for run, _, states in found for state in states.values() if not run.problem}
@@ -95,6 +98,14 @@ def _as_json(found: Sequence[tuple[PlanSummary, RunPaths, Mapping[str, StageStat
     ]
 
 
+def _places(paths: RunPaths, states: Mapping[str, StageState]) -> list[dict[str, str]]:
+    """Return as plain values where a run is shown beside its folder."""
+    from ..launchers.states import is_final
+    from .results import read_places
+
+    return [dataclasses.asdict(place) for place in read_places(paths, is_over=is_final(states))]
+
+
 def _one_run(plan: PlanSummary, paths: RunPaths, states: Mapping[str, StageState]) -> str:
     """Return `describe_run`, and what helps where `resume` does not."""
     text = describe_run(plan, paths, states)
@@ -102,17 +113,24 @@ def _one_run(plan: PlanSummary, paths: RunPaths, states: Mapping[str, StageState
 
 
 def describe_run(plan: PlanSummary, paths: RunPaths, states: Mapping[str, StageState]) -> str:
-    """Return one line a stage, and for what failed where its log is and what helps."""
+    """Return one line a stage, and where the run is shown beside its folder.
+
+    Of what failed the end of its log follows.
+    """
+    from ..launchers.states import is_final
+    from .results import describe_places, describe_points
+
     rows = [
         [name, state.word, f"{state.step}/{state.total}" if state.total else "", state.reason]
         for name, state in states.items()
     ]
     text = f"run {paths.run_id} of {plan.recipe_name} in {paths.root}\n"
     text += format_table(rows, header=("stage", "state", "", "reason")) if rows else f"unknown: {plan.problem}"
+    if places := describe_places(paths, is_over=is_final(states)):
+        text += f"\n\n{format_table(places)}"
     failed = [name for name, state in states.items() if state.word == "failed"]
     if plan.is_sweep and not plan.problem:
         from ..recipes.plan import read_plan
-        from .results import describe_points
 
         text += f"\n\n{describe_points(read_plan(paths.plan), paths)}"
     elif failed:

@@ -28,6 +28,7 @@ def define_submit(parser: Parser) -> None:
         "submit hangul-restoration --smoke",
         "submit hangul-restoration --detach",
         "submit hangul-restoration --smoke --sweep train.learning_rate=1e-3,1e-4 seed=1,2",
+        "submit hangul-restoration --smoke --search 'train.learning_rate=tag(log, interval(1e-4,1e-2))' --trials 2",
     )
     add_recipe_arguments(parser)
     _add_detach(parser)
@@ -37,6 +38,19 @@ def define_submit(parser: Parser) -> None:
         nargs="+",
         metavar="KEY=VALUES",
         help="one run for each choice of values, all in one job array: seed=1,2 train.learning_rate=1e-3,1e-4",
+    )
+    parser.add_argument(
+        "--search",
+        nargs="+",
+        metavar="KEY=SPACE",
+        help="trials whose values Optuna chooses by the scores of earlier ones: "
+        "'train.learning_rate=tag(log, interval(1e-5,1e-3))' seed=1,2",
+    )
+    parser.add_argument("--trials", type=positive_count, metavar="N", help="how many trials --search makes (20)")
+    parser.add_argument(
+        "--best",
+        metavar="SCORE",
+        help="what --search makes better: a score, or what training measures (the first score)",
     )
     parser.add_argument(
         "--fit",

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 
 from .. import ledger
 from ..ledger_queries import endings
-from ..run_folder import RunPaths
+from ..run_folder import RunPaths, points_in
 from ..run_index import find_run, known_runs
-from ..tracking.base import Ending, has_left, send_left
+from ..tracking.base import Ending, has_left, places, send_left
 from ..tracking.identity import part_name
 from .parser import RUN_HELP, Parser, define
 
@@ -33,18 +33,13 @@ def _sync(arguments: Namespace) -> int:
     told: set[str] = set()
     while True:
         runs = [find_run(name) for name in arguments.runs] or list(known_runs())
-        results = [_sync_run(point, owner, told) for owner in runs for point in _points(owner)]
+        results = [_sync_run(point, owner, told) for owner in runs for point in points_in(owner) or [owner]]
         if not arguments.watch or not any(waits for _, waits in results):
             break
         time.sleep(_POLL_S)
     if not told:
         print("sousbatch: nothing is left to send", file=sys.stderr)
     return 0 if all(is_sent for is_sent, _ in results) else 1
-
-
-def _points(run: RunPaths) -> list[RunPaths]:
-    """Return the runs of a sweep's points, or the run itself."""
-    return [RunPaths(root=plan.parent) for plan in sorted(run.root.glob("*/*/plan.json"))] or [run]
 
 
 def _sync_run(paths: RunPaths, owner: RunPaths, told: set[str]) -> tuple[bool, bool]:
@@ -59,6 +54,9 @@ def _sync_run(paths: RunPaths, owner: RunPaths, told: set[str]) -> tuple[bool, b
             is_sent = is_sent and not outcome.problem
             whose = f"{paths.run_id} {outcome.what}" if outcome.of_run else outcome.what
             _tell(f"{whose}: {outcome.problem or 'sent'}", told)
+        for place in places([paths.tracking_dir]):
+            if place.link:
+                _tell(f"{paths.run_id}: {place.link}", told)
     return is_sent, not is_over
 
 

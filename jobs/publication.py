@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Collection, Iterator, Mapping
@@ -31,6 +32,7 @@ from ..recipes.plan import Plan, Stage
 from ..recipes.reference import differences
 from ..recipes.retention import consolidate_options, weights_dtype
 from ..recipes.schema import Recipe
+from ..redaction import without_places
 from ..run_folder import RunPaths
 
 _UNTOLD = ("resources", "environment", "tracking", "publish", "stages", "name", "description")
@@ -164,10 +166,13 @@ def _scores(paths: RunPaths, stages: Collection[Stage]) -> dict[str, Any]:
 
 
 def _report(paths: RunPaths, work: Path) -> Path:
-    """Write the page that shows the run, by the command that does so for people."""
+    """Write the page that shows the run, by the command that does so for people.
+
+    It is the same wherever it is written, as long as the run is the same.
+    """
     page = work / paths.report.name
-    command = [sys.executable, "-P", "-m", "sousbatch", "report", str(paths.root), "--out", str(page)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-P", "-m", "sousbatch", "report", str(paths.root), "--portable", "--out", str(page)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"TZ": "UTC"})
     if done.returncode:
         raise RunError(f"no report: {done.stderr.strip()}; leave report out of publish.what")
     return page
@@ -188,7 +193,7 @@ def _card(plan: Plan, about: Mapping[str, Any], scores: Mapping[str, Any]) -> It
     yield f"## Recipe\n\n`{plan.recipe.name}`; what is not given has its default.\n\n```yaml"
     for key, _, value in differences(Recipe(), plan.recipe):
         if key.split(".")[0] not in _UNTOLD and value is not None:
-            yield f"{key}: {_plain(value)}"
+            yield f"{key}: {_plain(without_places(value, key))}"
     yield "```\n\n## Digests\n\n| | |\n|---|---|"
     digests = {"run": about["run"], "model": about["model"]}
     digests |= {"code": about["code"]} if plan.recipe.environment.code else {}
@@ -198,10 +203,5 @@ def _card(plan: Plan, about: Mapping[str, Any], scores: Mapping[str, Any]) -> It
 
 
 def _plain(value: Any) -> str:
-    """Return a value as YAML writes it in one line.
-
-    Of a place of this machine it is the last name alone.
-    """
-    if isinstance(value, str) and value.startswith(("/", "~")):
-        value = Path(value).name
+    """Return a value as YAML writes it in one line."""
     return str(yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)).split("\n")[0]

@@ -14,20 +14,21 @@ from statistics import mean, median, stdev
 from typing import Any
 
 from .. import files, ledger
-from ..errors import SousbatchError, UsageError
-from ..events import CheckpointEvent, Ended, Event, Merged, ModelWritten, Sent, Started, Step, of
+from ..errors import SousbatchError
+from ..events import CheckpointEvent, Ended, Event, Merged, ModelWritten, Sent, Started, Step, TrialEnded, of
 from ..ledger_queries import by_stage, done_tasks
-from ..predictions.metrics import METRICS
+from ..predictions.metrics import is_lower_better
 from ..predictions.scoring import MODEL
 from ..recipes.plan import plan_values
 from ..recipes.reference import flat
 from ..recipes.stage_kinds import STAGE_KINDS
-from ..run_folder import RunPaths
+from ..run_folder import RunPaths, points_in
 from ..user_folders import recall, remember
 from .base import Launcher
 from .overview import many_states
+from .states import word_of
 
-_FORMAT = 2  # raised when the same files are read as other facts
+_FORMAT = 3  # raised when the same files are read as other facts
 # Keys of a recipe that say nothing of what was tried.
 _UNTOLD = ("name", "description", "resources", "environment", "tracking", "stages")
 
@@ -74,7 +75,10 @@ def read_history(runs: Sequence[RunPaths], launcher_of: Callable[[str], Launcher
     """
     found = [(paths, sweep, _facts(paths)) for run in runs for paths, sweep in _with_points(run)]
     open_runs = [paths for paths, sweep, facts in found if not facts["is_done"] and not sweep]
-    words = {paths.root: _word(states) for _, paths, states in many_states(open_runs, launcher_of)}
+    words = {
+        paths.root: word_of(state.word for state in states.values())
+        for _, paths, states in many_states(open_runs, launcher_of)
+    }
     return [
         RunRow(
             run=paths.run_id,
@@ -82,7 +86,8 @@ def read_history(runs: Sequence[RunPaths], launcher_of: Callable[[str], Launcher
             folder=paths.root,
             sweep=sweep,
             state="done" if facts["is_done"] else words.get(paths.root, facts["word"]),
-            model=paths.model(facts["model"]) if facts["model"] else None,
+            model=_there(paths.model(facts["model"])) if facts["model"] else None,
+            held_bytes=sum(size for name, size in facts["held"].items() if (paths.root / name).is_dir()),
             **facts["numbers"] | decoding,
         )
         for paths, sweep, facts in found
@@ -90,10 +95,18 @@ def read_history(runs: Sequence[RunPaths], launcher_of: Callable[[str], Launcher
     ]
 
 
+def _there(model: Path) -> Path | None:
+    """Return the folder of a model, or None where it was removed.
+
+    A trial that is not the best of its search loses its model.
+    """
+    return model if model.is_dir() else None
+
+
 def differing(rows: Sequence[RunRow]) -> list[str]:
     """Return the keys whose values are not the same in all *rows*."""
     keys = dict.fromkeys(key for row in rows for key in row.values)
-    return [key for key in keys if len({_comparable(row.values.get(key)) for row in rows}) > 1]
+    return [key for key in keys if any(row.values.get(key) != rows[0].values.get(key) for row in rows)]
 
 
 def by_seed(rows: Sequence[RunRow]) -> Iterator[tuple[list[RunRow], dict[str, tuple[float, float]]]]:
@@ -114,23 +127,11 @@ def by_seed(rows: Sequence[RunRow]) -> Iterator[tuple[list[RunRow], dict[str, tu
         yield group, {name: (mean(all_), stdev(all_) if len(all_) > 1 else 0.0) for name, all_ in numbers.items()}
 
 
-def _comparable(value: Any) -> str:
-    return files.canonical_json(value)
-
-
-def _word(states: Mapping[str, Any]) -> str:
-    """Return the word that says most about a run that is not done."""
-    words = [state.word for state in states.values()]
-    order = ("running", "stopping", "unknown", "failed", "stopped", "cancelled", "waiting", "lost")
-    return next((word for word in order if word in words), "done" if words else "lost")
-
-
 def _with_points(run: RunPaths) -> Iterator[tuple[RunPaths, str]]:
-    points = sorted(run.root.glob("*/*/plan.json"))
+    points = points_in(run)
+    yield from ((point, run.run_id) for point in points)
     if not points:
         yield run, ""
-    for plan in points:
-        yield RunPaths(root=plan.parent), run.run_id
 
 
 def _facts(paths: RunPaths) -> dict[str, Any]:
@@ -141,11 +142,13 @@ def _facts(paths: RunPaths) -> dict[str, Any]:
             key.append(sorted((entry.name, entry.stat().st_size) for entry in entries))
     except OSError:
         key.append(None)
-    found = recall("history", key) or _read(paths)
+    if (known := recall("history", key)) is not None:
+        return dict(known)
+    found = _read(paths)
     if found["is_done"]:
         with suppress(OSError):  # it is read again where the cache is full
             remember("history", key, found)
-    return dict(found)
+    return found
 
 
 def _stamp(path: Path) -> list[int]:
@@ -164,21 +167,22 @@ def _read(paths: RunPaths) -> dict[str, Any]:
         done = [len(done_tasks(events, name)) == stage["num_tasks"] for name, stage in stages.items()]
         mine = by_stage(events)
         failed = any(event.exit_code for event in of(events, Ended))
+        trial = next((event.word for event in reversed(of(events, TrialEnded)) if event.word == "pruned"), "")
         return {
             "is_done": all(done),
-            "word": "failed" if failed else "running" if of(events, Started) else "waiting",
+            "word": trial or ("failed" if failed else "running" if of(events, Started) else "waiting"),
             "model": next((event.stage for event in reversed(of(events, ModelWritten))), ""),
             "decodings": _decodings(recipe, paths),
+            "held": _held(paths, events),
             "numbers": {
                 "data": {name: split["digest"][:12] for name, split in plan["inputs"]["splits"].items()},
                 "sent_at": min((event.time for event in of(events, Sent)), default=events[0].time if events else 0.0),
                 "device_hours": sum(_device_hours(stage, mine.get(name, [])) for name, stage in stages.items()),
-                "held_bytes": _held(events),
                 **_training(stages, events),
             },
         }
     except (SousbatchError, KeyError, TypeError, AttributeError, ValueError):  # damaged, or of another version
-        return {"is_done": False, "word": "unknown", "model": "", "decodings": [{}], "numbers": {}}
+        return {"is_done": False, "word": "unknown", "model": "", "decodings": [{}], "held": {}, "numbers": {}}
 
 
 def _decodings(recipe: Mapping[str, Any], paths: RunPaths) -> list[dict[str, Any]]:
@@ -262,20 +266,17 @@ def _device_hours(stage: Mapping[str, Any], events: Sequence[Event]) -> float:
     return float(seconds / 3600 * asked["nodes"] * asked["devices_per_node"])
 
 
-def _held(events: Sequence[Event]) -> int:
-    held = {event.stage: event.held_bytes for event in of(events, CheckpointEvent) if event.held_bytes is not None}
-    models = {event.stage: event.num_bytes or 0 for event in of(events, ModelWritten)}
-    merged = {(event.stage, event.decoding): 2 * (event.num_bytes or 0) for event in of(events, Merged)}  # and units
-    return sum(held.values()) + sum(models.values()) + sum(merged.values())
+def _held(paths: RunPaths, events: Sequence[Event]) -> dict[str, int]:
+    """Return what the folders of a run hold, by their names in it.
 
-
-def is_lower_better(score: str) -> bool:
-    """Say whether lower values of a score are better.
-
-    Of one that is not known here they are not.
+    `clean` and searches remove some later.
     """
-    words = score.rpartition("/")[2].split("_")
-    name = METRICS.first_known(["_".join(words[:count]) for count in range(len(words), 0, -1)])
-    with suppress(UsageError):  # a third-party metric that cannot be imported now
-        return name is not None and METRICS.load(name).better == "lower"
-    return False
+    checkpoints, models = paths.checkpoints_dir.name, paths.model_dir.name
+    found: dict[str, int] = {}
+    for event in events:
+        if isinstance(event, CheckpointEvent) and event.held_bytes is not None:
+            found[f"{checkpoints}/{event.stage}"] = event.held_bytes
+        elif isinstance(event, ModelWritten):
+            found[f"{models}/{event.stage}"] = event.num_bytes or 0
+    merged = {(event.stage, event.decoding): 2 * (event.num_bytes or 0) for event in of(events, Merged)}  # and units
+    return found | {".": sum(merged.values())}

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from .. import ledger
 from ..errors import EXIT_STOPPED, SlurmError, UnreachableError, UsageError
-from ..events import Ended, Event, Frozen, Intent, Sent, of
+from ..events import Ended, Event, Frozen, Intent, Sent, Trial, TrialEnded, of
 from ..ledger_queries import by_stage, done_tasks, jobs_started, last_sent, unsettled
 from ..recipes.plan import Plan
 from ..recipes.plan_summary import PlanSummary
@@ -86,13 +87,14 @@ def asking(paths: RunPaths) -> Iterator[None]:
 class PointState:
     """The state of a point of a sweep.
 
-    *folder* is that of its run, once it has begun.
+    *folder* is that of its run, once it has begun; *value* is what a trial of a search came to.
     """
 
     index: int
     label: str
-    word: StateWord
+    word: StateWord | Literal["pruned"]
     folder: Path | None = None
+    value: float | None = None
 
 
 def point_states(plan: Plan, paths: RunPaths) -> list[PointState]:
@@ -102,21 +104,27 @@ def point_states(plan: Plan, paths: RunPaths) -> list[PointState]:
     """
     assert plan.sweep is not None, "only a sweep has points"
     ends = {one.task: one.exit_code for one in of(ledger.read(paths.ledger_dir), Ended)}
-    begun: dict[int, Path] = {}
+    begun: dict[int, tuple[Path, Sequence[Event]]] = {}
     for folder in paths.root.glob("*/*/ledger"):
-        for event in of(ledger.read(folder), Frozen):
-            if event.point is not None:
-                begun[event.point] = folder.parent
+        events = ledger.read(folder, max_steps=1)
+        begun |= {event.point: (folder.parent, events) for event in of(events, Frozen) if event.point is not None}
     words: dict[int | None, StateWord] = {None: "running", 0: "done", EXIT_STOPPED: "stopped"}
-    return [
-        PointState(
-            index=index,
-            label=point.label,
-            word=words.get(ends.get(index), "failed") if index in begun or index in ends else "waiting",
-            folder=begun.get(index),
+    found = []
+    for index, point in enumerate(plan.sweep.points):
+        own, written = begun.get(index, (None, ()))
+        values = [f"{key}={value}" for trial in of(written, Trial) for key, value in trial.values.items()]
+        word = words.get(ends.get(index), "failed") if own or index in ends else "waiting"
+        is_pruned = word == "done" and any(event.word == "pruned" for event in of(written, TrialEnded))
+        found.append(
+            PointState(
+                index=index,
+                label=" ".join(values) or point.label,
+                word="pruned" if is_pruned else word,
+                folder=own,
+                value=next((event.value for event in reversed(of(written, TrialEnded))), None),
+            )
         )
-        for index, point in enumerate(plan.sweep.points)
-    ]
+    return found
 
 
 def stopping_stages(plan: Plan | PlanSummary, paths: RunPaths) -> frozenset[str]:

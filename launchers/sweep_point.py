@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -26,6 +27,9 @@ from ..recipes.sweep import point_plan
 from ..run_folder import RunPaths, run_paths
 from .freeze import freeze
 from .registry import launcher_of
+from .trial import SearchTrial
+
+_LOOK_S = 2.0  # between looks at what a trial has measured
 
 
 def open_point(sweep: Plan, paths: RunPaths, index: int) -> tuple[Plan, RunPaths, bool]:
@@ -49,8 +53,9 @@ def open_point(sweep: Plan, paths: RunPaths, index: int) -> tuple[Plan, RunPaths
 class _Walk:
     """The stages of one point, run one at a time."""
 
-    def __init__(self, plan: Plan, paths: RunPaths, sweep: str) -> None:
-        self._plan, self._paths, self._sweep = plan, paths, sweep
+    def __init__(self, plan: Plan, paths: RunPaths, sweep: str, trial: SearchTrial | None) -> None:
+        self._plan, self._paths, self._sweep, self._trial = plan, paths, sweep, trial
+        self.lagged = False
         self._child: subprocess.Popen[bytes] | None = None
         self._is_stopping = False
 
@@ -93,9 +98,25 @@ class _Walk:
             )
         if self._is_stopping:  # before there was a child to signal
             self._child.send_signal(signal.SIGTERM)
-        code = self._child.wait()
+        code = self._wait(self._child, stage)
         print(f"sousbatch: {stage.name} {task} of {self._paths.root} ended with exit code {code}", flush=True)
         return code if code >= 0 else 128 - code
+
+    def _wait(self, child: subprocess.Popen[bytes], stage: Stage) -> int:
+        """Wait for a stage to end; one of a trial that lags behind the others is stopped."""
+        if self._trial is None:
+            return child.wait()
+        while not self.lagged and not self._is_stopping:
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(_LOOK_S)
+            is_behind = self._trial.lags(self._paths, stage)  # others are compared with what it measured last, too
+            if child.poll() is not None:
+                break
+            if is_behind:
+                self.lagged = True
+                self._trial.prune(self._paths, stage)
+                child.send_signal(signal.SIGTERM)
+        return child.wait()
 
     def _on_stop(self, number: int, _: FrameType | None) -> None:
         self._is_stopping = True
@@ -108,16 +129,34 @@ def main(run: str) -> int:
     processes.die_with_parent(signal.SIGTERM)
     processes.adopt_orphans()
     paths, index = RunPaths(root=Path(run)), JobEnvironment.from_env(os.environ).task
+    trial: SearchTrial | None = None
     try:
-        plan, own, is_own = open_point(read_plan(paths.plan), paths, index)
+        sweep = read_plan(paths.plan)
+        if sweep.sweep is not None and sweep.sweep.search is not None:
+            trial = SearchTrial(sweep, sweep.sweep.search, paths, index)
+            if trial.plan is None:
+                trial.tidy()
+                print(f"sousbatch: trial {index} has ended already", flush=True)
+                return 0
+            sweep = trial.plan
+        plan, own, is_own = open_point(sweep, paths, index)
     except SousbatchError as error:
         print(f"sousbatch: point {index}: {error}", flush=True)
+        if trial is not None:
+            trial.give_up()
         return 1
+    if trial is not None and not is_own:
+        trial.give_up()
     if not is_own:
         print(f"sousbatch: point {index} is the same as another one, in {own.root}", flush=True)
         return 0
     print(f"sousbatch: point {index} runs in {own.root}", flush=True)
-    return _Walk(plan, own, paths.run_id).run()
+    if trial is None:
+        return _Walk(plan, own, paths.run_id, None).run()
+    trial.begin(own)
+    walk = _Walk(plan, own, paths.run_id, trial)
+    code = walk.run()
+    return trial.end(own, code, lagged=walk.lagged)
 
 
 if __name__ == "__main__":

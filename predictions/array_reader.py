@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import math
+import zipfile
+import zlib
 from array import array
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -23,6 +26,9 @@ from .shard_reader import Shard, has_fields
 
 SUFFIXES = (".parquet", ".npy", ".pt")
 _BATCH_ROWS = 4096
+_READ_BYTES = 1 << 20
+# What readers raise for bytes that are not what their file's name says.
+_MALFORMED = (DamagedError, ArithmeticError, LookupError, MemoryError, SyntaxError, TokenError, TypeError, ValueError)
 _NUMPY = {"bfloat16": "<u2"}  # numpy has no such type: its bits are the upper half of a float32's
 Row = dict[str, Any]
 
@@ -44,7 +50,11 @@ def scan_arrays(path: Path, index_field: str | None, spool: Path) -> Shard:
                 _take_indices(shard, indices if indices is not None else _following(shard, lines))
                 shard.offset.extend(accumulate(map(len, lines[:-1]), initial=offset))
                 shard.length.extend(map(len, lines))
-        except DamagedError as error:
+        except UsageError as error:
+            if str(path.parent) in str(error):  # it names the shard, or the file beside it
+                raise
+            raise UsageError(f"{path}: {error}") from error
+        except _MALFORMED as error:
             shard.index, shard.offset, shard.length = array("q"), array("q"), array("q")
             shard.num_corrupt += 1
             shard.faults.append(str(error) if str(path) in str(error) else f"{path}: {error}")
@@ -64,11 +74,11 @@ def _following(shard: Shard, lines: Sequence[bytes]) -> range:
 
 def _batches(path: Path, index_field: str | None) -> Iterator[tuple[list[bytes], Sequence[int] | None]]:
     """Yield lines and, where the rows say them, their indices."""
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         yield from _parquet(path, index_field)
         return
     indices = _companion(path)
-    rows = _npy(path) if path.suffix == ".npy" else _pt(path, None if indices is None else len(indices))
+    rows = _npy(path) if path.suffix.lower() == ".npy" else _pt(path, None if indices is None else len(indices))
     done = 0
     for batch in _cut(rows):
         if index_field is None:
@@ -107,7 +117,15 @@ def _index_of(row: Row, index_field: str, path: Path) -> int:
 
 
 def _line(row: Row) -> bytes:
-    return json.dumps(row, ensure_ascii=False, default=str).encode(errors="replace") + b"\n"
+    return json.dumps(row, ensure_ascii=False, default=_text_of).encode(errors="replace") + b"\n"
+
+
+def _text_of(value: Any) -> str:
+    """Return as text what JSON has no form for.
+
+    Some writers of Parquet do not say of bytes that they are text.
+    """
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
 
 
 def _parquet(path: Path, index_field: str | None) -> Iterator[tuple[list[bytes], Sequence[int] | None]]:
@@ -118,10 +136,12 @@ def _parquet(path: Path, index_field: str | None) -> Iterator[tuple[list[bytes],
         raise UsageError(f"reading {path} needs pyarrow: pip install 'sousbatch[data]'") from error
     import orjson
 
-    quick = partial(orjson.dumps, default=str, option=orjson.OPT_APPEND_NEWLINE)
+    quick = partial(orjson.dumps, default=_text_of, option=orjson.OPT_APPEND_NEWLINE)
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:  # where the writer has taken them
             names = file.schema_arrow.names
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise UsageError(f"{path} has more than one column called {twice[0]!r}; give each a name of its own")
             if index_field is not None and index_field not in names:
                 raise UsageError(f"{path} has no column {index_field!r}; {has_fields(names)}")
             if index_field is not None and not pa.types.is_integer(file.schema_arrow.field(index_field).type):
@@ -156,7 +176,7 @@ def _companion(path: Path) -> list[int] | None:
     beside = companion_of(path)
     if beside is None or not beside.is_file():
         return None
-    if beside.suffix == ".npy":
+    if beside.suffix.lower() == ".npy":
         found = _loaded(beside)
         if found.dtype.kind not in "iu" or found.ndim != 1:
             raise UsageError(
@@ -168,16 +188,16 @@ def _companion(path: Path) -> list[int] | None:
 
 def companion_of(path: Path) -> Path | None:
     """Return the name of the file of indices beside a shard, if its name has one."""
-    if path.suffix == ".npy" and not path.name.endswith(".index.npy"):
+    if path.suffix.lower() == ".npy" and not path.name.endswith(".index.npy"):
         return path.with_suffix(".index.npy")
-    if path.suffix == ".pt" and path.name.startswith("predictions"):
+    if path.suffix.lower() == ".pt" and path.name.startswith("predictions"):
         return path.with_name(path.name.replace("predictions", "batch_indices", 1))
     return None
 
 
 def is_companion(path: Path) -> bool:
     """Say whether a file holds the indices of another."""
-    return path.name.endswith(".index.npy") or (path.suffix == ".pt" and path.name.startswith("batch_indices"))
+    return path.name.endswith(".index.npy") or (path.suffix.lower() == ".pt" and path.name.startswith("batch_indices"))
 
 
 def _whole_numbers(value: Any, path: Path) -> Iterator[int]:
@@ -193,11 +213,14 @@ def _whole_numbers(value: Any, path: Path) -> Iterator[int]:
 
 def _loaded(path: Path) -> Any:
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError, SyntaxError, TokenError) as error:
         if "pickle" in str(error) or "Python objects" in str(error):
             raise UsageError(f"{path} holds Python objects, whose loading could run code; save plain arrays") from error
         raise DamagedError(f"{path} cannot be read: {error}") from error
+    if isinstance(found, np.memmap) and (more := path.stat().st_size - found.offset - found.nbytes):
+        raise DamagedError(f"{path} has {more:,} bytes more than its rows take: its values may have moved")
+    return found
 
 
 def _npy(path: Path) -> Iterator[Row]:
@@ -217,7 +240,22 @@ def _npy(path: Path) -> Iterator[Row]:
 def _stored(path: Path) -> Any:
     from ..checkpoints.formats.torch_zip import load_any
 
-    return load_any(path)[0]
+    value = load_any(path)[0]
+    if zipfile.is_zipfile(path):
+        _check_sums(path)
+    return value
+
+
+def _check_sums(path: Path) -> None:
+    """Compare the records of a zip with their checksums."""
+    with zipfile.ZipFile(path) as archive:
+        for record in filter(lambda one: one.CRC, archive.infolist()):  # torch can be told to take none
+            try:
+                with archive.open(record) as stream:
+                    while stream.read(_READ_BYTES):
+                        pass
+            except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:
+                raise DamagedError(f"{path} cannot be read: {error}") from error
 
 
 def _pt(path: Path, num_indices: int | None) -> Iterator[Row]:
@@ -284,9 +322,18 @@ def _plain(value: Any) -> Any:
 
 
 def _values(value: Any) -> Any:
-    """Return a stored tensor as an array in the file, anything else as it is."""
-    from ..checkpoints.formats.unpickler import StoredTensor
+    """Return a stored tensor as an array in the file, anything else as it is.
 
+    Raises:
+        UsageError: it is an object of a class, whose value only running its code would give.
+    """
+    from ..checkpoints.formats.unpickler import StoredTensor, is_foreign
+
+    if is_foreign(value):
+        raise UsageError(
+            "it holds an object of a class, such as an array or number of numpy, bytes or a set, whose loading could "
+            "run code; save tensors, texts, plain numbers and lists, such as array.tolist()"
+        )
     if not isinstance(value, StoredTensor):
         return value
     count = math.prod(value.shape)

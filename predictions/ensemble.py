@@ -28,6 +28,7 @@ from .. import files
 from ..errors import UsageError, no_room_named
 from .measure import Case, measure, scores_of_row
 from .metrics import METRICS
+from .metrics.labels import label_text
 from .metrics.tokenizers import Tokenizer
 from .rows import NO_ID, PredictionRow
 from .scoring import headline
@@ -71,8 +72,8 @@ class Ensemble:
         Raises:
             UsageError: the members do not answer the same rows, or their labels differ.
         """
-        total = math.fsum(self.weights)
-        weights = [weight / total for weight in self.weights]
+        weights = [weight / max(self.weights) for weight in self.weights]  # the sum of huge ones is no number
+        weights = [weight / math.fsum(weights) for weight in weights]
         rows = _aligned(members)
         while block := list(islice(rows, _BLOCK_ROWS)):
             if self.way == "risk":
@@ -134,9 +135,10 @@ def _row(answers: Sequence[PredictionRow], *, prediction: Any, **fields: Any) ->
 def _majority(answers: Sequence[PredictionRow], weights: Sequence[float]) -> Any:
     votes: dict[str, float] = {}
     for answer, weight in zip(answers, weights, strict=True):
-        votes[str(answer.prediction)] = votes.get(str(answer.prediction), 0.0) + weight
+        text = label_text(answer.prediction)
+        votes[text] = votes.get(text, 0.0) + weight
     most = max(votes.values())
-    return next(one.prediction for one in answers if math.isclose(votes[str(one.prediction)], most))
+    return next(one.prediction for one in answers if math.isclose(votes[label_text(one.prediction)], most))
 
 
 def _probabilities(
@@ -178,10 +180,15 @@ def _by_label(member: Member, answer: PredictionRow, of: Of) -> dict[str, float]
         has = ", ".join(answer.fields) or "none"
         hint = "; --of logits joins logits" if "logits" in answer.fields else ""
         raise UsageError(f"{where} has no probabilities of labels; its fields: {has}{hint}")
-    if not all(type(value) in (int, float) for value in by_label.values()):
+    if any(isinstance(value, (list, dict)) for value in by_label.values()):
         raise UsageError(
             f"{where} holds no number for each label; log-probabilities of tokens cannot be joined, since their ids "
             "mean something with one tokenizer alone: join texts, with --by risk"
+        )
+    if odd := [label for label, value in by_label.items() if type(value) not in (int, float)]:
+        raise UsageError(
+            f"{where} has {by_label[odd[0]]!r} for {odd[0]!r}, and a probability is a number, such as 1.0; to count "
+            "the labels that the models gave: --by majority"
         )
     if not all(map(math.isfinite, by_label.values())):
         raise UsageError(f"{where} has a probability that is no number: {by_label}")
@@ -254,11 +261,19 @@ def _spans(
 def _by_span(member: Member, answer: PredictionRow) -> dict[tuple[int, str] | None, float]:
     fields, where = answer.fields, f"row {answer.index} of {member.name}"
     try:
-        scores: dict[tuple[int, str] | None, float] = {None: fields["null_score"]}
-        scores |= {(one["start"], one["text"]): one["score"] for one in fields["n_best"]}
+        scores: dict[tuple[int, str] | None, float] = {None: _of_cell(fields["null_score"])}
+        for one in _of_cell(fields["n_best"]):
+            span = one["start"], one["text"]
+            if type(one["start"]) is not int:
+                raise UsageError(f"{where} has a span that starts at {one['start']!r}, and a start is a whole number")
+            if not isinstance(one["text"], str):
+                raise UsageError(f"{where} has a span whose text is {one['text']!r}")
+            if span in scores:
+                raise UsageError(f"{where} has the span {one['text']!r} at {one['start']} twice")
+            scores[span] = one["score"]
     except (KeyError, TypeError) as error:
         raise UsageError(f"{where} has no spans: it needs null_score and n_best, as question answering has") from error
-    if not all(isinstance(one, (int, float)) and math.isfinite(one) for one in scores.values()):
+    if not all(type(one) in (int, float) and math.isfinite(one) for one in scores.values()):
         raise UsageError(f"{where} has a span whose score is no number")
     return scores
 

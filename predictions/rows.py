@@ -66,19 +66,27 @@ class PredictionRow:
         )
 
 
+def missing(values: Mapping[str, Any], field: str) -> str:
+    """Return what a row has in place of a value, "" where it has one."""
+    if field not in values:
+        return f"no {field!r}; it has: {', '.join(values)}"
+    value = values[field]
+    return "" if value is not None and value == value else f"{'null' if value is None else 'NaN'} as {field!r}"
+
+
 def predictions_of(
     rows: Iterable[Mapping[str, Any]], path: Path, *, field: str = PREDICTION
 ) -> Iterator[PredictionRow]:
     """Yield the predictions of a file's *rows*, which must be in input order.
 
     Raises:
-        UsageError: a row has no prediction.
+        UsageError: a row has no prediction. NaN is none: so pandas writes an empty text that it has read.
         DamagedError: the rows are not in order, or some are missing.
     """
     for position, values in enumerate(rows):
-        if values.get(field) is None:
-            raise UsageError(f"row {position + 1} of {path} has no {field!r}; it has: {', '.join(values)}")
+        if problem := missing(values, field):
+            raise UsageError(f"row {position + 1} of {path} has {problem}")
         found = PredictionRow.from_json(values, position=position, field=field)
-        if found.index != position:
+        if type(found.index) is not int or found.index != position:
             raise DamagedError(f"{path} is not in row order; `sousbatch predictions merge` puts it in order")
         yield found

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from math import fsum
 from typing import Any, TypeVar, get_args
 
 from ..errors import UsageError, nearest
 from .measure import Case, Measured, Scores, Tally, measure
-from .metrics import DEFAULT_METRICS, METRICS, Metric
+from .metrics import DEFAULT_METRICS, METRICS, Metric, is_lower_better
 from .metrics.tokenizers import Tokenizer, tokenizer_problem
 from .rows import RAW_PREDICTION, PredictionRow
 
@@ -179,12 +178,7 @@ def headline(scores: Scores) -> float:
 
 def label(score: str) -> str:
     """Return a score's name as tables show it, marked where lower is better."""
-    words = score.split("_")
-    name = METRICS.first_known(["_".join(words[:count]) for count in range(len(words), 0, -1)])
-    with suppress(UsageError):  # a third-party metric that cannot be imported now; its scores are still shown
-        if name is not None and METRICS.load(name).better == "lower":
-            return f"{score} (lower is better)"
-    return score
+    return f"{score} (lower is better)" if is_lower_better(score) else score
 
 
 def headlines(scores: Mapping[str, float]) -> list[str]:

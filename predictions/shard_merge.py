@@ -23,13 +23,13 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import NotFoundError, UsageError, no_room_named
+from ..errors import DamagedError, NotFoundError, UsageError, no_room_named
 from ..files import TEMPORARY_PREFIX, refuse_input
 from .array_reader import SUFFIXES, is_companion, scan_arrays
 from .merge import MergeReport, report_path, settle, writing
 from .rows import INDEX
-from .samplers import PADDING, Dealing, by_number, check_ranks, rows_of_rank
-from .shard_reader import MAX_FAULTS, Shard, has_fields, index_again, scan_csv, scan_jsonl
+from .samplers import Dealing, by_number, check_ranks, deal_out
+from .shard_reader import MAX_FAULTS, MAX_INDEX, Shard, has_fields, index_again, scan_csv, scan_jsonl
 from .units import is_unit
 
 _Numbers = NDArray[np.int64]
@@ -37,6 +37,7 @@ _Numbers = NDArray[np.int64]
 _SUFFIXES = (".jsonl", ".csv", *SUFFIXES)
 # Such as rank3.jsonl.gz, rank3.jsonl.tmp and RANK3.JSONL.
 _SUFFIX_WITHIN = re.compile("|".join(rf"\{suffix}\b" for suffix in _SUFFIXES), re.IGNORECASE)
+_OTHER_OUTPUTS = (*SUFFIXES, ".tsv", ".xlsx", ".gz", ".zst", ".bz2", ".xz", ".zip")
 _GATHER_BYTES = 1 << 20  # what the processor's cache holds: 8 MiB took 1.4 times as long
 
 
@@ -70,6 +71,8 @@ def merge_shards(
             rows these were.
     """
     kinds = _kinds(paths, out_path)
+    if num_rows is not None and num_rows > MAX_INDEX:
+        raise UsageError(f"{num_rows:,} rows are more than {MAX_INDEX:,}, which is the most")
     if dealing is not None and num_rows is None:
         raise UsageError(f"--sampler {dealing.sampler} says which row is which by the number of all: give --rows, too")
     index_field = None if dealing is not None else index_field
@@ -96,11 +99,11 @@ def _join(
     dealing: Dealing | None,
     check: Check | None,
 ) -> MergeReport:
-    num_padding, order, is_in_file_order = 0, "", False
+    padding, order, is_in_file_order = list[tuple[int, bytes]](), "", False
     if dealing is not None:
         assert num_rows is not None, "which was asked for"
         check_ranks([shard.path for shard in shards], [len(shard.index) for shard in shards], num_rows, dealing)
-        num_padding = _deal_out(shards, num_rows, dealing)
+        padding = deal_out(shards, num_rows, dealing)
         order = f"dealt out to {len(shards)} ranks by sampler {dealing}"
     elif index_field is None:
         _number_in_file_order(shards)
@@ -120,7 +123,10 @@ def _join(
             stream.flush()
             compared = check(temporary, rows.index[ranking.kept].tolist()) if check is not None else ""
             order += f": {compared or 'assumed, since nothing in the rows was compared'}"
+            order += _doubt(padding, rows, ranking.kept)
         differing = _differing(rows, ranking)
+        if changed := [shard.path for shard in shards if shard.has_changed()]:
+            raise DamagedError(f"{changed[0]} was changed while it was merged; merge again when nothing writes to it")
         report = MergeReport(
             num_rows=ranking.num_rows,
             num_written=len(ranking.kept),
@@ -129,7 +135,7 @@ def _join(
             missing=_gaps(rows.index[ranking.kept], ranking.num_rows),
             conflicts=_runs(np.unique(rows.index[ranking.again[differing]])),
             num_duplicates=len(ranking.again),
-            num_padding=num_padding,
+            num_padding=len(padding),
             num_incomplete=sum(shard.num_incomplete for shard in shards),
             num_corrupt=sum(shard.num_corrupt for shard in shards),
             num_unexpected=len(ranking.unexpected),
@@ -212,28 +218,21 @@ def _check_no_index_again(rows: _Rows, header: bytes) -> None:
         )
 
 
-def _deal_out(shards: Sequence[Shard], num_rows: int, dealing: Dealing) -> int:
-    """Give the rows of each rank their positions; return how much was padding.
-
-    A shard that ends early lacks its last rows, which get reported as missing.
-    """
-    num_padding = 0
-    for rank, shard in enumerate(shards):
-        if shard.num_corrupt:
-            raise UsageError(f"positions after a broken line are unknown: {shard.faults[0]}; fix or remove the line")
-        rows = rows_of_rank(dealing.sampler, num_rows, rank, len(shards), dealing.batch_rows)
-        if len(shard.index) > len(rows):
-            raise UsageError(
-                f"{shard.path} has {len(shard.index):,} rows, and rank {rank} of {len(shards)} has {len(rows):,} of "
-                f"{num_rows:,} by --sampler {dealing.sampler}; name every shard once, in the order of the ranks, with "
-                "the right --rows and --batch-rows"
-            )
-        rows = rows[: len(shard.index)]
-        num_real = int((rows != PADDING).sum())  # padding stands at the end
-        num_padding += len(rows) - num_real
-        shard.index = array("q", rows[:num_real].tobytes())
-        del shard.offset[num_real:], shard.length[num_real:]
-    return num_padding
+def _doubt(padding: Sequence[tuple[int, bytes]], rows: _Rows, kept: _Numbers) -> str:
+    """Say how much padding is not the row that it should repeat, if any."""
+    asked = np.array([row for row, _ in padding], dtype=np.int64)
+    places = np.searchsorted(rows.index[kept], asked)
+    there = [
+        place for place, row in enumerate(asked) if places[place] < len(kept) and rows.index[kept[places[place]]] == row
+    ]
+    lines = rows.lines(kept[places[there]])
+    num_other = sum(line != padding[place][1] for place, line in zip(there, lines, strict=True))
+    if not num_other:
+        return ""
+    return (
+        f"; {num_other} of {len(padding)} rows of padding are not those that they should repeat: that is right where "
+        "answers are drawn or rounded, and else --rows, --sampler, --batch-rows or the order of the shards is wrong"
+    )
 
 
 def _check_has_index(shards: Sequence[Shard], index_field: str) -> None:
@@ -249,8 +248,10 @@ def _kinds(paths: Sequence[Path], out_path: Path) -> set[str]:
     """Return the endings of the shards' names; refuse what cannot be merged."""
     if not paths:
         raise UsageError("there are no shards to merge")
-    if lost := [str(path) for path in paths if not path.is_file()]:
+    if lost := [str(path) for path in paths if not path.exists()]:
         raise NotFoundError(f"no such shard: {', '.join(lost)}")
+    if odd := [str(path) for path in paths if not path.is_file()]:
+        raise UsageError(f"{odd[0]}: a shard is read twice, and this is no regular file; write it to one")
     refuse_input(out_path, paths)
     if unit := next((path for path in paths if is_unit(path)), None):
         raise UsageError(
@@ -258,11 +259,17 @@ def _kinds(paths: Sequence[Path], out_path: Path) -> set[str]:
             f"alone, {unit.parent}"
         )
     kinds = {path.suffix.lower() for path in paths}
+    if ".tsv" in kinds:
+        raise UsageError(
+            f"{next(path for path in paths if path.suffix.lower() == '.tsv')} has tabs; write it with commas, as .csv"
+        )
     all_kinds = kinds | {out_path.suffix.lower()}
     if ".csv" in all_kinds and len(all_kinds) > 1:
         raise UsageError(f"CSV shards merge into a CSV file; here are {', '.join(sorted(all_kinds))}")
     if kinds & set(SUFFIXES) and (len(kinds) > 1 or all_kinds & set(SUFFIXES) != kinds or len(all_kinds) != 2):
         raise UsageError(f"{', '.join(sorted(kinds))} shards merge into a .jsonl file, and are all of one format")
+    if out_path.suffix.lower() in _OTHER_OUTPUTS:
+        raise UsageError(f"{out_path} would hold lines of JSON: call it .jsonl; --export writes other formats")
     return kinds
 
 
@@ -271,7 +278,10 @@ def _one_header(shards: Sequence[Shard]) -> bytes:
     header = next((shard.header for shard in shards if shard.header), b"")
     for shard in shards:
         if shard.header not in (header, b""):
-            shard.faults.insert(0, f"{shard.path}: its columns are not those of the other shards")
+            found, wanted = (one.decode(errors="replace") for one in (shard.header, header))
+            shard.faults.insert(
+                0, f"{shard.path}: its columns are not those of the other shards: {found!r}, and not {wanted!r}"
+            )
             shard.index = array("q", [-1]) * len(shard.index)
     return header
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 from array import array
-from codecs import BOM_UTF8
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, BOM_UTF32_BE, BOM_UTF32_LE
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,9 +25,27 @@ from ..errors import UsageError
 from .rows import INDEX
 
 _READ_BYTES = 1 << 20
-_MAX_INDEX = (1 << 53) - 1  # what every reader of JSON keeps exact
+MAX_INDEX = (1 << 53) - 1  # what every reader of JSON keeps exact
 _MAX_CELL_CHARS = 1 << 30  # the csv module refuses cells above 131,072 characters otherwise
 MAX_FAULTS = 20
+_SIGNS = {
+    b"\x1f\x8b": "is packed; unpack it first: gunzip",
+    b"\x28\xb5\x2f\xfd": "is packed; unpack it first: zstd -d",
+    b"BZh": "is packed; unpack it first: bunzip2",
+    b"\xfd7zXZ": "is packed; unpack it first: unxz",
+    b"PK\x03\x04": "is an archive, as torch.save or numpy.savez write; call the former .pt, save arrays as .npy",
+    b"\x93NUMPY": "is an array of numpy; call it .npy",
+    b"PAR1": "is Parquet; call it .parquet",
+    b"\x80": "is a pickle, whose loading could run code; write its rows as JSON, one a line",
+    b"[": "is one JSON list; write one object a line, such as with jq -c '.[]'",
+}
+# By a file's first four bytes: a mark, or NUL beside what begins a row.
+_ENCODINGS: dict[str, Callable[[bytes], bool]] = {
+    "UTF-32": lambda start: start in (BOM_UTF32_LE, BOM_UTF32_BE),
+    "UTF-16": lambda start: start.startswith((BOM_UTF16_LE, BOM_UTF16_BE)),
+    "UTF-16LE": lambda start: start[1::2] == b"\0\0" and 0 not in start[::2],
+    "UTF-16BE": lambda start: start[::2] == b"\0\0" and 0 not in start[1::2],
+}
 
 
 @dataclass(kw_only=True)
@@ -46,6 +65,17 @@ class Shard:
     num_incomplete: int = 0
     num_corrupt: int = 0
     faults: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._state = self._now()
+
+    def _now(self) -> tuple[int, int, int]:
+        found = self.path.stat()
+        return found.st_ino, found.st_size, found.st_mtime_ns
+
+    def has_changed(self) -> bool:
+        """Say whether the file was written to since it was looked at first."""
+        return self._now() != self._state
 
     def accept(self, indices: Sequence[int], offsets: Sequence[int], lines: Sequence[bytes]) -> None:
         """Take in complete rows; only the last line may lack its newline."""
@@ -75,8 +105,10 @@ def scan_jsonl(path: Path, index_field: str | None) -> Shard:
 
     An incomplete line that a restarted writer continued is one line of two rows: the second is
     complete and kept. A last line without its newline is complete if it parses. The bytes within
-    texts are not looked at.
+    texts are not looked at, since that would take half as long again; of an index that a line has twice the
+    last one counts, as in Python's json.
     """
+    _check_sign(path)
     shard = Shard(path=path)
     parse = _parser(index_field)
     with path.open("rb", buffering=_READ_BYTES) as stream:
@@ -102,7 +134,7 @@ def _parser(index_field: str | None) -> _Parse:
     if index_field is None:
         any_row: Any = msgspec.defstruct("Row", [], gc=False)
         return msgspec.json.Decoder(any_row).decode
-    number = Annotated[int, msgspec.Meta(ge=-_MAX_INDEX, le=_MAX_INDEX)]
+    number = Annotated[int, msgspec.Meta(ge=-MAX_INDEX, le=MAX_INDEX)]
     row: Any = msgspec.defstruct("Row", [("index", number, msgspec.field(name=index_field))], gc=False)
     return msgspec.json.Decoder(row).decode
 
@@ -124,7 +156,7 @@ def _index_of(line: bytes, parse: _Parse, index_field: str | None, count: int) -
     index = values.get(index_field, None) if isinstance(values, dict) else None
     if index_field is None and isinstance(values, dict):
         return count
-    if type(index) is not int or abs(index) > _MAX_INDEX:
+    if type(index) is not int or abs(index) > MAX_INDEX:
         raise ValueError(f"{index_field!r} is {index!r}, which is no row number")
     return index
 
@@ -156,6 +188,7 @@ def scan_csv(path: Path, index_field: str | None) -> Shard:
     Without *index_field* the first row has index 0. A record that was cut within quotes swallows what follows it,
     often all of the shard's rest: it is reported as incomplete or corrupt.
     """
+    _check_sign(path)
     csv.field_size_limit(_MAX_CELL_CHARS)
     shard = Shard(path=path)
     columns: list[str] = []
@@ -165,6 +198,8 @@ def scan_csv(path: Path, index_field: str | None) -> Shard:
             cells = next(csv.reader([record.decode("utf-8-sig")], strict=True), [])
             if not record.endswith(b"\n"):
                 shard.reject(offset, record, "no newline at its end")
+            elif b"\0" in record:
+                shard.reject(offset, record, "a NUL byte, which no text has")
             elif not columns:
                 columns, shard.header = cells, record
                 column = None if index_field is None else _csv_column(path, columns, index_field)
@@ -175,7 +210,26 @@ def scan_csv(path: Path, index_field: str | None) -> Shard:
                 shard.accept([index], [offset], [record])
         except (ValueError, csv.Error) as error:
             shard.reject(offset, record, error)
+            if not columns:
+                break  # without the header's names the rest says nothing
     return shard
+
+
+def _check_sign(path: Path) -> None:
+    """Refuse by its first bytes what is no text in UTF-8, or one list."""
+    with path.open("rb") as stream:
+        start = stream.read(16)
+    sign = next((sign for sign in _SIGNS if start.lstrip(b" \r\n\t").startswith(sign)), None)
+    if sign and (sign != b"[" or path.suffix.lower() != ".csv"):
+        raise UsageError(f"{path} {_SIGNS[sign]}")
+    start = start[:4]
+    found = next((name for name, begins in _ENCODINGS.items() if begins(start)), None)
+    if found is not None:
+        into = path.with_name(f"{path.stem}-utf8{path.suffix}")
+        raise UsageError(
+            f"{path} is in {found} and not UTF-8; write it again: iconv -f {found} -t UTF-8 {shlex.quote(str(path))} > "
+            f"{shlex.quote(str(into))}"
+        )
 
 
 def index_again(lines: Iterable[bytes], header: bytes) -> tuple[int, int] | None:
@@ -186,7 +240,7 @@ def index_again(lines: Iterable[bytes], header: bytes) -> tuple[int, int] | None
     columns = next(csv.reader([header.decode("utf-8-sig")]), []) if header else []
     if header and INDEX not in columns:
         return None
-    parse, none = _parser(INDEX), -_MAX_INDEX - 1
+    parse, none = _parser(INDEX), -MAX_INDEX - 1
     found = array("q")
     for line in lines:
         try:
@@ -214,12 +268,14 @@ def has_fields(names: Sequence[str]) -> str:
 def _csv_column(path: Path, columns: list[str], index_field: str) -> int:
     if index_field not in columns:
         raise UsageError(f"{path} has no column {index_field!r}; {has_fields(columns)}")
+    if columns.count(index_field) > 1:
+        raise UsageError(f"{path} has more than one column called {index_field!r}; give each a name of its own")
     return columns.index(index_field)
 
 
 def _csv_index(cell: str) -> int:
     index = int(cell)
-    if abs(index) > _MAX_INDEX or not cell.isascii() or "_" in cell:
+    if abs(index) > MAX_INDEX or not cell.isascii() or "_" in cell:
         raise ValueError(f"{cell!r} is no row number")
     return index
 

@@ -15,6 +15,7 @@ import os
 import re
 import socket
 from collections.abc import Container, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -179,13 +180,30 @@ def survey_units(folder: Path, layout: Layout, key: str) -> tuple[dict[int, Unit
 
 def read_units(folder: Path, layout: Layout, key: str, faults: list[str]) -> Iterator[Unit]:
     """Yield the committed units in order; *faults* gets the other unit files."""
-    with os.scandir(folder) as entries:
-        numbers = sorted(int(match[1]) for entry in entries if (match := _UNIT_NAME.fullmatch(entry.name)))
-    for number in numbers:
+    for number in _numbers(folder):
         try:
             yield _read_unit(unit_path(folder, number), layout, number, key)
         except DamagedError as error:
             faults.append(str(error))
+
+
+def rows_beyond(folder: Path, layout: Layout, key: str) -> dict[Path, int]:
+    """Return the unit files of *key* that the layout has no place for.
+
+    Each is there with its number of rows. The layout was changed then, or is damaged.
+    """
+    found: dict[Path, int] = {}
+    for path in (unit_path(folder, number) for number in _numbers(folder) if number >= layout.num_units):
+        with path.open("rb") as stream, suppress(ValueError, KeyError, TypeError):
+            header = json.loads(stream.readline(_MAX_HEADER_BYTES))
+            if header["key"] == key:
+                found[path] = int(header["num_rows"])
+    return found
+
+
+def _numbers(folder: Path) -> list[int]:
+    with os.scandir(folder) as entries:
+        return sorted(int(match[1]) for entry in entries if (match := _UNIT_NAME.fullmatch(entry.name)))
 
 
 def committed_units(folder: Path, layout: Layout, key: str) -> dict[int, Unit]:
@@ -244,7 +262,8 @@ def _read_unit(path: Path, layout: Layout, number: int, key: str) -> Unit:
             path=path,
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"{path} has no unit header: {error!r}") from error
+        what = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise DamagedError(f"{path} has no unit header: {what}") from error
     if file_bytes != unit.body_offset + unit.num_bytes:
         raise DamagedError(f"{path} is incomplete: {file_bytes:,} bytes, not {unit.body_offset + unit.num_bytes:,}")
     return unit

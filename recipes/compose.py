@@ -15,6 +15,7 @@ from typing import Any
 from ..errors import Fault, RecipeError, UsageError
 from ..user_folders import config_file
 from . import overrides
+from .best import with_best
 from .catalog import find_recipe, search_dirs
 from .schema import Recipe, rules, validate
 from .stage_kinds import USUAL_KINDS
@@ -38,7 +39,7 @@ def values_of(name: str, texts: Sequence[str] = ()) -> tuple[dict[str, Any], lis
 
     Every ${key} is still in the values.
     """
-    path = find_recipe(name)
+    path, texts = find_recipe(name), with_best(texts)
     faults: list[Fault] = []
     groups, others = overrides.split_groups(overrides.parse(texts, faults), path.parent, faults)
     values = _over(_site_defaults(faults), _compose_files(path, groups))

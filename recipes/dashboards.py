@@ -10,7 +10,7 @@ from typing import Any
 
 from ..predictions.metrics import METRICS
 from ..predictions.scoring import BASELINE, MODEL
-from ..tracking.dashboards import CONFIG, RUN, Dashboard, Panel, Section
+from ..tracking.dashboards import CONFIG, RUN, Dashboard, Panel, Section, sweep_name
 from ..tracking.identity import group_name
 from .decodings import decodings_of
 from .schema import Recipe, validate
@@ -39,12 +39,12 @@ def recipe_dashboard(recipe: Recipe) -> Dashboard:
 def sweep_dashboard(recipe: Recipe, labels: Sequence[str], run: str) -> Dashboard:
     """Return the dashboard of the points of the sweep *run* over *recipe*.
 
-    *labels* are those of its points, such as "seed=1 train.learning_rate=0.001".
+    *labels* are those of its points, such as "seed=1 train.learning_rate=0.001", or the keys that differ.
     """
     keys = dict.fromkeys(word.partition("=")[0].lstrip("+") for label in labels for word in label.split(" "))
     axes = [key for key in (_INSIDE.get(key, key) for key in keys) if _is_plain(recipe, key)]
     group = group_name(recipe.name, run)
-    return _dashboard(recipe, axes, name=f"{recipe.name} sweep {run}", filter=f"{RUN}group", wanted=group)
+    return _dashboard(recipe, axes, name=sweep_name(recipe.name, run), filter=f"{RUN}group", wanted=group)
 
 
 def _dashboard(recipe: Recipe, axes: Sequence[str], **named: str) -> Dashboard:

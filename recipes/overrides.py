@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import Fault, nearest
 from .catalog import search_dirs
+from .plan import Axis
 from .stage_kinds import USUAL_KINDS
 
 if TYPE_CHECKING:
@@ -79,6 +80,48 @@ def axes(texts: Sequence[str], faults: list[Fault]) -> list[list[str]]:
         else:
             key = item.get_key_element()
             found.append([str(_read_back(f"{key}={value}")) for value in item.sweep_string_iterator()])
+    return found
+
+
+def spaces(texts: Sequence[str], faults: list[Fault]) -> list[Axis]:
+    """Return what a search may give the key of each text.
+
+    The words are those of Hydra's Optuna sweeper. A text is such as `seed=1,2`, `adapter.rank=range(4,65,4)`,
+    `train.weight_decay=interval(0,0.1)`, `train.steps=int(interval(50,200))` or `train.learning_rate=tag(log,
+    interval(1e-5,1e-3))`.
+    """
+    from hydra.core.override_parser.types import IntervalSweep, RangeSweep
+
+    found = []
+    for text in texts:
+        item = _parsed(text)
+        if item is None or not item.is_sweep_override():
+            hint = "write key=a,b or key=interval(low,high)" if item else _advice(text)
+            faults.append(Fault(key=text, problem="is nothing to search", hint=hint))
+            continue
+        key, space = _read_back(item.get_key_element()), item._value
+        if unknown := sorted(set(getattr(space, "tags", ())) - {"log"}):
+            faults.append(Fault(key=text, problem=f"has the tag {unknown[0]}", hint="a search knows the tag log"))
+        is_log = "log" in getattr(space, "tags", ())
+        if isinstance(space, IntervalSweep):
+            low, high = space.start or 0, space.end or 0
+            is_whole = isinstance(low, int) and isinstance(high, int)  # as int() around it makes them
+            step = 1 if is_whole else None
+            axis = Axis(key=key, low=float(low), high=float(high), step=step, is_log=is_log)
+        elif (
+            isinstance(space, RangeSweep) and isinstance(values := space.range(), range) and values.step > 0 and values
+        ):
+            step = 1 if is_log else values.step
+            axis = Axis(key=key, low=float(values[0]), high=float(values[-1]), step=step, is_log=is_log)
+        else:
+            choices = dict.fromkeys(str(_read_back(value)) for value in item.sweep_string_iterator())
+            axis = Axis(key=key, choices=tuple(choices))
+        if len(axis.choices) == 1:
+            faults.append(Fault(key=text, problem="has one value", hint="write it as an override, without --search"))
+        if not axis.choices and (axis.low >= axis.high or (is_log and axis.low <= 0)):
+            hint = "the lower end comes first, and with the tag log both are above 0"
+            faults.append(Fault(key=text, problem="has nothing between its ends", hint=hint))
+        found.append(axis)
     return found
 
 

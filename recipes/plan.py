@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 from .. import __version__, files
+from ..checkpoints.retention.policies import Goal
 from ..checkpoints.retention.save_level import SaveLevel
 from ..cluster.site import Site
 from ..errors import NotFoundError, UsageError
-from ..run_folder import PLAN_FORMAT, RunPaths
+from ..run_folder import PLAN_FORMAT, SWEEP_PREFIX, RunPaths
 from .facts import Inputs
 from .schema import Recipe, Resources, StageSettings, validate
 from .stage_kinds import STAGE_KINDS, RowUse, StageKind
@@ -203,12 +204,46 @@ class Point:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Axis:
+    """What a search may give one key.
+
+    It is one of *choices*, each as an override's value; without them a number from *low* to *high*, both included: any,
+    or with *step* a whole one. With *is_log* numbers are drawn evenly by their logarithm.
+    """
+
+    key: str
+    choices: tuple[str, ...] = ()
+    low: float = 0.0
+    high: float = 0.0
+    step: int | None = None
+    is_log: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """How the points of a sweep get their values when their tasks start.
+
+    The best trial has by *goal* the lowest or highest value of *metric*: a score, or with *is_measured* the best
+    that training measured.
+    """
+
+    axes: tuple[Axis, ...]
+    goal: Goal
+    metric: str
+    is_measured: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """The points of a sweep. Each becomes a run of its own when its task starts."""
+    """The points of a sweep. Each becomes a run of its own when its task starts.
+
+    With a *search* they have no overrides yet: each is given some by then.
+    """
 
     variants: tuple[Variant, ...]
     points: tuple[Point, ...]
     is_smoke: bool = False
+    search: Search | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,7 +280,8 @@ class Plan:
         if self.sweep is not None:
             points = [(point.variant, point.overrides) for point in self.sweep.points]
             decided += [points, [variant.values for variant in self.sweep.variants]]
-        return ("sweep-" if self.sweep else "") + files.digest_of(decided)[:12]
+            decided += [validate.to_plain(self.sweep.search)] if self.sweep.search is not None else []
+        return (SWEEP_PREFIX if self.sweep else "") + files.digest_of(decided)[:12]
 
     def stage(self, name: str) -> Stage:
         """Return the stage called *name*, or raise a NotFoundError that lists all."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,6 +22,7 @@ from .catalog import find_recipe
 from .compile import compile, stage_model
 from .compose import recipe_of, values_of
 from .decodings import decodings_of_axes
+from .forecast.storage import lasting_bytes
 from .inspect.inputs import READ_KEYS, inspect
 from .inspect.lengths import Progress
 from .inspect.run_models import ALL, each_checkpoint
@@ -32,6 +34,8 @@ from .stages import settings_of, smoke
 STAGE = "sweep"
 # Points that are composed and compiled before sending: all of few, else a sample that shows each value, where it fits.
 _NUM_CHECKED, _NUM_SAMPLED = 64, 16
+# Sections that all points have in common.
+SHARED = ("name", "resources", "environment", "tracking", "description")
 # Sections that change neither what is read nor what a job is given: their values are laid over when a point starts.
 _LATE = ("train", "checkpoints", "consolidate", "predict", "adapter", "score", "seed")
 
@@ -64,14 +68,14 @@ def plan_sweep(
     faults += [
         Fault(key=axis[0], problem="cannot be swept", hint="all points share one name and one request")
         for axis in axes
-        if axis[0].split("=")[0].split(".")[0] in ("name", "resources", "environment", "tracking", "description")
+        if axis[0].split("=")[0].split(".")[0] in SHARED
     ]
     if faults:
         raise RecipeError(name, faults)
     look = partial(inspect, store=store, progress=progress, dead_runs=dead_runs)
     if (recipe := _decodings(name, texts, axes, is_smoke)) is not None:
         return compile(recipe, site, look(recipe))
-    early = [index for index, axis in enumerate(axes) if _is_early(axis[0], find_recipe(name).parent)]
+    early = [index for index, axis in enumerate(axes) if is_early(axis[0], find_recipe(name).parent)]
     variants: dict[tuple[str, ...], int] = {}
     points = []
     for chosen in itertools.product(*axes):
@@ -83,14 +87,14 @@ def plan_sweep(
     made = []
     for shared, number in variants.items():
         values, wrong = values_of(name, [*texts, *shared])
-        recipe = _small(recipe_of(values, wrong), is_smoke)
-        others = [_laid_over(values, points[index], is_smoke) for index in sample if points[index].variant == number]
+        recipe = small(recipe_of(values, wrong), is_smoke)
+        others = [laid_over(values, points[index], is_smoke) for index in sample if points[index].variant == number]
         made.append(Variant(values=values, inputs=look(recipe, variants=others)))
     whole = Sweep(variants=tuple(made), points=tuple(points), is_smoke=is_smoke)
-    plans = {index: _checked(whole, index, site) for index in sample}
+    plans = {index: checked(whole, index, site) for index in sample}
     if reasons := [*shared_places(list(plans.values()))]:
         raise PlanError(reasons)
-    return _joined(whole, list(plans.values()), site)
+    return joined(whole, list(plans.values()), site)
 
 
 def _decodings(name: str, texts: Sequence[str], axes: Sequence[Sequence[str]], is_smoke: bool) -> Recipe | None:
@@ -106,7 +110,7 @@ def _decodings(name: str, texts: Sequence[str], axes: Sequence[Sequence[str]], i
     section = values.setdefault("predict", {})
     longest = [one["max_new_tokens"] for one in found.values() if isinstance(one.get("max_new_tokens"), int)]
     section.update({"decodings": found} | ({"max_new_tokens": max(longest)} if longest else {}))
-    return _small(recipe_of(values, faults), is_smoke)
+    return small(recipe_of(values, faults), is_smoke)
 
 
 def _with_each_checkpoint(text: str) -> str:
@@ -118,7 +122,7 @@ def _with_each_checkpoint(text: str) -> str:
     return f"{key}={','.join(itertools.chain.from_iterable(shown))}"
 
 
-def _is_early(text: str, folder: Path) -> bool:
+def is_early(text: str, folder: Path) -> bool:
     """Say whether an override chooses a file, or changes what the run reads."""
     key, _, value = text.partition("=")
     if key.split(".")[0] not in _LATE or any(f"{key}.".startswith(f"{one}.") for one in READ_KEYS):
@@ -146,7 +150,7 @@ def _sample(axes: Sequence[Sequence[str]]) -> list[int]:
     return sorted({*chosen[::pace], 0, total - 1})
 
 
-def _checked(sweep: Sweep, index: int, site: Site) -> Plan:
+def checked(sweep: Sweep, index: int, site: Site) -> Plan:
     try:
         return _plan(sweep, index, site)
     except PlanError as error:
@@ -156,19 +160,19 @@ def _checked(sweep: Sweep, index: int, site: Site) -> Plan:
 def point_recipe(sweep: Sweep, index: int) -> Recipe:
     """Return the recipe of a point, as composing its overrides alone would give it."""
     point = sweep.points[index]
-    return _laid_over(sweep.variants[point.variant].values, point, sweep.is_smoke)
+    return laid_over(sweep.variants[point.variant].values, point, sweep.is_smoke)
 
 
-def _laid_over(variant: dict[str, Any], point: Point, is_smoke: bool) -> Recipe:
+def laid_over(variant: dict[str, Any], point: Point, is_smoke: bool) -> Recipe:
     values, faults = copy.deepcopy(variant), list[Fault]()
     items = overrides.parse(point.overrides, faults)
     for item in items:
         overrides.lay_over(values, item, faults)
     faults += overrides.without_effect(values, items)
-    return _small(recipe_of(values, faults), is_smoke)
+    return small(recipe_of(values, faults), is_smoke)
 
 
-def _small(recipe: Recipe, is_smoke: bool) -> Recipe:
+def small(recipe: Recipe, is_smoke: bool) -> Recipe:
     return smoke(recipe) if is_smoke else recipe
 
 
@@ -182,25 +186,33 @@ def point_plan(plan: Plan, index: int) -> Plan:
     return _plan(plan.sweep, index, plan.site)
 
 
-def _joined(sweep: Sweep, plans: Sequence[Plan], site: Site) -> Plan:
+def joined(sweep: Sweep, plans: Sequence[Plan], site: Site) -> Plan:
     """Return the plan whose one stage runs all stages of a point in each task."""
     first, num_points = plans[0], len(sweep.points)
+    resources = _largest(first)
+    if sweep.search is not None:  # a trial is chosen the better, the more have ended
+        resources = replace(resources, tasks_at_once=resources.tasks_at_once or math.ceil(num_points / 10))
     stage = Stage(
         name=STAGE,
         kind="sweep",
         of=None,
-        resources=_largest(first),
+        resources=resources,
         settings=settings_of(first.recipe),
         model=stage_model(first.inputs.model, None),
         num_tasks=num_points,
         after=(),
     )
     peak = max(plan.forecast.storage_peak_bytes for plan in plans)
+    num_whole, rest = num_points, 0
+    if sweep.search is not None:  # those that run, and the best, hold more than what lasts
+        num_whole = min(num_points, (resources.tasks_at_once or num_points) + 1)
+        rest = max(lasting_bytes(plan.forecast) for plan in plans)
+    less = f" + {num_points - num_whole} x {rest:,} B, what stays of a trial that is not the best"
     line = replace(
         first.forecast.storage[0],
         what=f"{num_points} points",
-        num_bytes=num_points * peak,
-        formula=f"{num_points} x {peak:,} B, the peak of the largest that was looked at",
+        num_bytes=num_whole * peak + (num_points - num_whole) * rest,
+        formula=f"{num_whole} x {peak:,} B, the peak of the largest that was looked at" + less * (rest > 0),
     )
     space = first.inputs.disk_space
     if line.num_bytes > space.free_bytes:

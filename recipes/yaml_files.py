@@ -5,7 +5,7 @@ Nine aliases of nine aliases of ... fill any memory from one line each.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -19,10 +19,14 @@ _MAX_DEPTH = 100
 
 def to_yaml(recipe: Recipe) -> str:
     """Return *recipe* as YAML text, its name first."""
+    return dump({"name": recipe.name, "description": recipe.description} | validate.to_plain(recipe))
+
+
+def dump(values: Mapping[str, Any]) -> str:
+    """Return plain values as YAML text, in their order."""
     import yaml
 
-    values = {"name": recipe.name, "description": recipe.description} | validate.to_plain(recipe)
-    return str(yaml.safe_dump(values, allow_unicode=True, sort_keys=False, width=1000))
+    return str(yaml.safe_dump(dict(values), allow_unicode=True, sort_keys=False, width=1000))
 
 
 def check_size(path: Path, text: str) -> None:

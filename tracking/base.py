@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -57,13 +57,26 @@ class Outcome:
     of_run: bool = True
 
 
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a tracker shows a run: an address, or a command that opens it.
+
+    *link* is "" where the tracker shows nothing yet; *has_left* says that not all is known to have arrived.
+    """
+
+    tracker: str
+    link: str = ""
+    has_left: bool = False
+
+
 class Tracker(Protocol):
     """What shows the numbers of one task.
 
     It may raise: jobs call `Trackers`, which catch it. The table holds classes that are made without arguments.
     Import heavy packages in `start`. One that cannot show a table or an artifact, tell a person or be stopped from has
-    no such method. One that needs a key has the static method `doubt`, which `doubts` calls. One that leaves files to
-    be sent later has the static methods `has_left` and `send`, which `has_left` and `send_left` of this module call.
+    no such method. One that needs a key has the static method `doubt`, which `doubts` calls, and one that a person can
+    open the static method `link`, which `places` calls. One that leaves files to be sent later has the static methods
+    `has_left` and `send`, which `has_left` and `send_left` of this module call.
     """
 
     def start(self, identity: Identity) -> None:
@@ -251,6 +264,26 @@ def doubts(names: Sequence[str], mode: str, environment: Mapping[str, str]) -> l
     """Return a sentence for what each tracker would not find in *environment*."""
     found = [TRACKERS.load(name) for name in names if mode in ("online", "shared")]
     return [doubt for tracker in found if hasattr(tracker, "doubt") and (doubt := tracker.doubt(mode, environment))]
+
+
+def places(folders: Sequence[Path]) -> list[Place]:
+    """Return where the trackers of a run show it.
+
+    *folders* are its tracking folder, of a sweep those of its points too. A tracker with neither a link nor something
+    left is not there.
+    """
+    found = []
+    try:
+        run = read_identity(folders[0])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    for name in run.trackers if run.mode != "disabled" else ():
+        with suppress(Exception):  # a tracker may raise any error, or not be installed any more
+            tracker: Any = TRACKERS.load(name)
+            link = tracker.link(folders, run) if hasattr(tracker, "link") else None
+            left = hasattr(tracker, "send") and any(tracker.has_left(folder) for folder in folders)
+            found += [Place(tracker=name, link=link or "", has_left=left)] if link or left else []
+    return found
 
 
 def has_left(folder: Path) -> bool:

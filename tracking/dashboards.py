@@ -11,7 +11,11 @@ import difflib
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
+
+from ..user_folders import recall, remember
+from .identity import read_identity
 
 CONFIG, RUN = "config:", "run:"
 PanelKind = Literal["lines", "bars", "table", "parallel", "importance", "scatter", "differences", "other"]
@@ -87,3 +91,26 @@ def compare(saved: Dashboard, own: Dashboard) -> list[str]:
     """Return the lines in which a saved dashboard differs from our own."""
     names = ("saved", "own")
     return list(difflib.unified_diff(outline(saved), outline(own), *names, lineterm="", n=1))
+
+
+def sweep_name(recipe: str, run: str) -> str:
+    """Return the name of the dashboard of a sweep."""
+    return f"{recipe} sweep {run}"
+
+
+def remember_link(dashboard: Dashboard, link: str) -> None:
+    """Remember where a dashboard was saved."""
+    remember("dashboard", [dashboard.project, dashboard.name], link)
+
+
+def known_links(folder: Path) -> list[str]:
+    """Return where this user saved the dashboards of a run, by its tracking folder.
+
+    Those are the one of its sweep and the one of its recipe.
+    """
+    try:
+        run = read_identity(folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    found = [recall("dashboard", [run.project, name]) for name in (sweep_name(run.recipe, run.group), run.recipe)]
+    return [str(link) for link in found if link]

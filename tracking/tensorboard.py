@@ -6,10 +6,13 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from .identity import Identity
+from .identity import Identity, RunIdentity
 
 
 class TensorBoardTracker:
@@ -58,6 +61,12 @@ class TensorBoardTracker:
     def finish(self, exit_code: int) -> None:
         """Write what is left."""
         self._writer.close()
+
+    @staticmethod
+    def link(folders: Sequence[Path], run: RunIdentity) -> str:
+        """Return the command that shows the runs, beside each other."""
+        found = [folder / "tensorboard" for folder in folders if (folder / "tensorboard").is_dir()]
+        return f"tensorboard --logdir {shlex.quote(os.path.commonpath(found))}" if found else ""
 
 
 def _cell(value: Any) -> str:

@@ -6,12 +6,14 @@ It lies in the run's tracking folder, or where the environment says.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
-from .identity import Identity
+from .identity import Identity, RunIdentity
 
 _REMOTE = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_BUCKET_ID")
 
@@ -57,3 +59,13 @@ class TrackioTracker:
         """Write what is left."""
         with redirect_stdout(StringIO()):
             self._run.finish()
+
+    @staticmethod
+    def link(folders: Sequence[Path], run: RunIdentity) -> str:
+        """Return the command that shows the run.
+
+        Each point of a sweep has a folder of its own, and needs a command of its own.
+        """
+        found = [folder / "trackio" for folder in folders if (folder / "trackio").is_dir()]
+        command = f"trackio show --project {shlex.quote(run.project)}"
+        return f"TRACKIO_DIR={shlex.quote(str(found[0]))} {command}" if len(found) == 1 else ""

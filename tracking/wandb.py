@@ -20,7 +20,7 @@ from ..errors import EXIT_STOPPED
 from ..redaction import redacted
 from .base import Artifact, Ending, Outcome
 from .identity import Identity, RunIdentity
-from .wandb_files import Part, RowAppender, Sent, last_steps, only_writer, parts_of, settle
+from .wandb_files import Part, RowAppender, Sent, last_steps, note_page, only_writer, pages_of, parts_of, settle
 from .wandb_server import NoKeyError, OutOfReachError, Server, find_server
 from .wandb_sync import has_left, send
 
@@ -79,6 +79,8 @@ class WandbTracker:
         if identity.node:
             return
         self._shown = last_steps(_earlier(identity))
+        if mode != "offline":
+            note_page(identity.folder, identity.id, self._run.url)
         if why:
             _warn(f"{why}; W&B is recorded offline, and `sousbatch sync {identity.config['run']}` sends it")
         # an attempt adds itself to what earlier ones wrote, and may have other values of what is not the recipe's
@@ -157,6 +159,12 @@ class WandbTracker:
                 "WANDB_API_KEY and environment.inherit=[WANDB_API_KEY], else `sousbatch sync` sends it afterwards"
             )
         return ""
+
+    @staticmethod
+    def link(folders: Sequence[Path], run: RunIdentity) -> str:
+        """Return the address of a run's page; of several runs, of their project."""
+        page = next((page for folder in folders for page in pages_of(folder)), "")
+        return page if run.per == "run" and len(folders) == 1 else page.rpartition("/runs/")[0]
 
     @staticmethod
     def has_left(folder: Path) -> bool:
@@ -241,7 +249,7 @@ class WandbTracker:
             return "offline", "" if mode == "auto" else str(error)
         try:
             if identity.node:  # the first one is the writer of rows
-                server.num_rows(identity.project, identity.entity, identity.id)
+                server.look(identity.project, identity.entity, identity.id)
             else:
                 self._online = self._take(identity, server)
         except OutOfReachError as error:
@@ -254,11 +262,11 @@ class WandbTracker:
         Raises:
             OutOfReachError: another task is, or the server does not answer.
         """
-        num_rows = server.num_rows(identity.project, identity.entity, identity.id)
+        num_rows = server.look(identity.project, identity.entity, identity.id).num_rows
         left = [part for part in _earlier(identity) if not ((mark := part.read()) and mark.is_done)]
         if earlier := {part.label: Ending(exit_code=EXIT_STOPPED) for part in left}:
             list(send(identity.folder, identity.project, identity.entity, earlier, limit_s=_LEFT_S))
-            num_rows = server.num_rows(identity.project, identity.entity, identity.id)
+            num_rows = server.look(identity.project, identity.entity, identity.id).num_rows
         if not self._writer.enter_context(only_writer(identity.folder, identity.id)):
             raise OutOfReachError("another task of the run is online")
         own, parts = Part(folder=_part_folder(identity)), parts_of(identity.folder, identity.id)
@@ -281,7 +289,7 @@ class _Online:
 
     def finish(self, num_rows: int) -> None:
         """Mark the part as sent where its *num_rows* have arrived."""
-        there = self.server.num_rows(self.identity.project, self.identity.entity, self.identity.id)
+        there = self.server.look(self.identity.project, self.identity.entity, self.identity.id).num_rows
         if there - self.base >= num_rows:
             self.part.write(Sent(arrived=num_rows, is_done=True))
 

@@ -179,6 +179,19 @@ def parts_of(folder: Path, run: str) -> list[Part]:
     return [Part(folder=each) for each in folders]
 
 
+def note_page(folder: Path, run: str, url: str) -> None:
+    """Remember below a tracking folder where the server shows a tracked run."""
+    path = files.make_private_dir(folder / "wandb") / f"{run}.url"
+    if url and not (path.is_file() and path.read_text(encoding="utf-8") == url):
+        files.write_text(path, url)
+
+
+def pages_of(folder: Path) -> Iterator[str]:
+    """Yield the remembered addresses of the tracked runs of a tracking folder."""
+    for path in sorted(folder.glob("wandb/*.url")):
+        yield path.read_text(encoding="utf-8")
+
+
 def settle(parts: Sequence[Part], num_rows: int) -> dict[str, Sent]:
     """Find how much of each part arrived, and write it down.
 

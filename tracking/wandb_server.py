@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 LOOK_S = 3.0
 _PUBLIC_URL = "https://api.wandb.ai"
@@ -26,8 +27,12 @@ _PUBLIC_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
 _PUBLIC_PAGES = "https://forge.coreweave.com/wandb"
 _QUERY = """query RunRows($project: String, $entity: String, $name: String!) {
   viewer { id }
-  model(name: $project, entityName: $entity) { bucket(name: $name, missingOk: true) { historyLineCount } }
+  model(name: $project, entityName: $entity) {
+    entity { name }
+    bucket(name: $name, missingOk: true) { historyLineCount }
+  }
 }"""
+_SAFE = "=+&$@"  # what W&B leaves as it is in the address of a run
 
 
 class OutOfReachError(Exception):
@@ -39,6 +44,17 @@ class NoKeyError(OutOfReachError):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Arrived:
+    """What a server has of a run: rows, and the page that shows them.
+
+    Where there is no such run, *page* is "".
+    """
+
+    num_rows: int
+    page: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Server:
     """A server, and the key or the file with an identity token to log in with."""
 
@@ -46,8 +62,8 @@ class Server:
     key: str = field(default="", repr=False)
     token_file: str = ""
 
-    def num_rows(self, project: str, entity: str | None, run: str) -> int:
-        """Return how many rows of a run have arrived, 0 where there is no such run.
+    def look(self, project: str, entity: str | None, run: str) -> Arrived:
+        """Return what has arrived of a run.
 
         Raises:
             OutOfReachError: it is not known within `LOOK_S`.
@@ -55,8 +71,10 @@ class Server:
         data = self.ask(_QUERY, {"project": project, "entity": entity, "name": run})
         if not data.get("viewer"):
             raise OutOfReachError(f"{self.url} refuses the key")
-        bucket = (data.get("model") or {}).get("bucket") or {}
-        return int(bucket.get("historyLineCount") or 0)
+        model = data.get("model") or {}
+        owner, bucket = (model.get("entity") or {}).get("name"), model.get("bucket") or {}
+        place = "/".join([quote(owner), quote(project), "runs", quote(run, safe=_SAFE)]) if owner and bucket else ""
+        return Arrived(num_rows=int(bucket.get("historyLineCount") or 0), page=place and f"{app_url(self.url)}/{place}")
 
     def ask(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
         """Return the data that answers a GraphQL query.

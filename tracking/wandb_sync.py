@@ -23,7 +23,18 @@ from .. import files
 from ..errors import EXIT_STOPPED
 from ..redaction import redacted
 from .base import Ending, Outcome
-from .wandb_files import Part, Sent, count_rows, is_row, only_writer, parts_of, read_records, settle, write_records
+from .wandb_files import (
+    Part,
+    Sent,
+    count_rows,
+    is_row,
+    note_page,
+    only_writer,
+    parts_of,
+    read_records,
+    settle,
+    write_records,
+)
 from .wandb_server import OutOfReachError, Server, find_server
 
 _SETTLES_S = 15.0  # how long after a request its rows may take to be counted
@@ -57,7 +68,7 @@ def send(
             if not is_free:
                 yield Outcome(what=each, problem="another sync, or a job that is online, sends it")
                 continue
-            yield from _Sender(server, project, entity, each, until).send(folder, endings)
+            yield from _Sender(server, project, entity, each, until, folder).send(endings)
 
 
 @dataclass(frozen=True)
@@ -69,10 +80,11 @@ class _Sender:
     entity: str | None
     run: str
     until: float
+    folder: Path
 
-    def send(self, folder: Path, endings: Mapping[str, Ending]) -> Iterator[Outcome]:
+    def send(self, endings: Mapping[str, Ending]) -> Iterator[Outcome]:
         """Send the parts that have ended and were not sent, oldest first."""
-        parts = [part for part in parts_of(folder, self.run) if part.label in endings]
+        parts = [part for part in parts_of(self.folder, self.run) if part.label in endings]
         left = [part for part in parts if not (mark := part.read()) or not mark.is_done]
         try:
             for part in left:
@@ -93,7 +105,10 @@ class _Sender:
             yield Outcome(what=self.run, problem=str(error))
 
     def _num_rows(self) -> int:
-        return self.server.num_rows(self.project, self.entity, self.run)
+        """Ask how many rows the server has, and remember where it shows them."""
+        arrived = self.server.look(self.project, self.entity, self.run)
+        note_page(self.folder, self.run, arrived.page)
+        return arrived.num_rows
 
     def _send_part(self, part: Part, sent: Sent, ending: Ending, last: Ending) -> None:
         """Send what a server lacks of *part*.

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from html import escape
 
-from ...launchers.history import RunRow, differing, is_lower_better
+from ...launchers.history import RunRow, differing
+from ...predictions.metrics import is_lower_better
 from ...predictions.scoring import MODEL, headlines
 from ..results import format_score
 from ..run_table import columns_of

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ from ... import ledger
 from ...checkpoints.commit import committed
 from ...errors import SousbatchError, UsageError
 from ...events import Event
-from ...launchers.base import JobState
+from ...launchers.base import FINAL_WORDS, JobState
 from ...launchers.history import RunRow, differing, read_history
 from ...launchers.overview import many_states
 from ...launchers.registry import LOOK_S, launcher_named
-from ...launchers.states import StageState, stage_states
+from ...launchers.states import StageState, stage_states, word_of
 from ...launchers.status import point_states
 from ...ledger_queries import CheckpointLifetime, by_stage, checkpoint_lifetimes, timed
 from ...predictions.rows import predictions_of
@@ -31,10 +31,11 @@ from ...recipes.plan import Plan, Stage, read_plan
 from ...recipes.plan_summary import PlanSummary, read_summary
 from ...recipes.reference import differences
 from ...recipes.schema import Recipe
+from ...recipes.site_file import device_hour_price
 from ...recipes.stage_kinds import STAGE_KINDS
 from ...redaction import redacted
-from ...run_folder import RunPaths
-from ..results import read_scores, result_files
+from ...run_folder import RunPaths, is_point
+from ..results import Shown, places_of, read_scores, result_files
 from ..status import log_tail
 from ..tables import format_value
 from .curves import curves_of
@@ -46,7 +47,6 @@ from .facts import (
     Span,
     StageFacts,
     Timed,
-    is_point,
     rows_per_s,
     spans_of,
     storage_of,
@@ -55,6 +55,7 @@ from .facts import (
 _MAX_STEPS = 40_000  # of all runs of a page: parsing that many lines takes half a second
 _LEAST_STEPS = 300  # of each run
 _LABEL_CHARACTERS = 32
+_Point = tuple[RunPaths, str, str]  # a run, its label and its state where they are known
 
 
 def gather(runs: Sequence[RunPaths]) -> tuple[list[RunFacts], Asked]:
@@ -62,15 +63,20 @@ def gather(runs: Sequence[RunPaths]) -> tuple[list[RunFacts], Asked]:
 
     A sweep has those of its points that have begun.
     """
-    found: list[tuple[RunPaths, str, str]] = []  # the folder, its label and its state where they are known
-    num_waiting, notes = 0, []
+    found = list[_Point]()
+    num_waiting, notes, places = 0, [], list[Shown]()
+    points_of = cache(_points_of)  # of points that are named by their folders each sweep is read once
     for paths in dict.fromkeys(runs):
-        points, waiting = _points_of(paths)
+        points, waiting = points_of(paths)
         num_waiting += waiting
-        found += points if points or waiting else [_alone(paths)]
+        found += points if points or waiting else [_alone(paths, points_of)]
+        if points:
+            is_over = not waiting and all(word in FINAL_WORDS for _, _, word in points)
+            places += places_of(paths, (), is_over=is_over)  # each point is published for itself
         if waiting:
             notes += [one.reason for one in _states(paths).values() if one.reason]
-    asked = Asked(names=tuple(paths.run_id for paths in runs), num_waiting=num_waiting, notes=tuple(notes))
+    names = tuple(paths.run_id for paths in runs)
+    asked = Asked(names=names, num_waiting=num_waiting, notes=tuple(notes), places=places)
     rows = _rows_by_folder([paths for paths, _, _ in found])
     labels = _labels(found, rows)
     max_steps = max(_LEAST_STEPS, _MAX_STEPS // max(1, len(found)))
@@ -81,13 +87,13 @@ def gather(runs: Sequence[RunPaths]) -> tuple[list[RunFacts], Asked]:
     return facts, asked
 
 
-def _alone(paths: RunPaths) -> tuple[RunPaths, str, str]:
+def _alone(paths: RunPaths, points_of: Callable[[RunPaths], tuple[list[_Point], int]]) -> _Point:
     """Return a run; of a point that is named by its folder label and state, too."""
-    points = _points_of(RunPaths(root=paths.runs_dir))[0] if is_point(paths) else []
+    points = points_of(RunPaths(root=paths.runs_dir))[0] if is_point(paths) else []
     return next((point for point in points if point[0] == paths), (paths, "", ""))
 
 
-def _points_of(paths: RunPaths) -> tuple[list[tuple[RunPaths, str, str]], int]:
+def _points_of(paths: RunPaths) -> tuple[list[_Point], int]:
     """Return the points of a sweep that have begun, and how many have not."""
     summary = read_summary(paths.plan)
     if not summary.is_sweep or summary.problem:
@@ -105,7 +111,7 @@ def _rows_by_folder(runs: Sequence[RunPaths]) -> dict[Path, tuple[RunRow, ...]]:
     return found
 
 
-def _labels(found: Sequence[tuple[RunPaths, str, str]], rows: Mapping[Path, Sequence[RunRow]]) -> list[str]:
+def _labels(found: Sequence[_Point], rows: Mapping[Path, Sequence[RunRow]]) -> list[str]:
     """Return a short name for each run: what sets it apart, else its id."""
     firsts = [rows[paths.root][0] for paths, _, _ in found if rows.get(paths.root)]
     keys = differing(firsts)
@@ -146,7 +152,7 @@ def read_run(
     return RunFacts(
         paths=paths,
         label=label or paths.run_id,
-        state=state or (rows[0].state if rows else _word(states)),
+        state=state or (rows[0].state if rows else word_of(one.word for one in states.values())),
         stages=_stages(plan, summary, paths, moments, states, end_s),
         rows=tuple(rows),
         began_at=began_at,
@@ -157,6 +163,9 @@ def read_run(
         bare=_bare_rows(plan, paths) if plan and not read_scores(paths) else (),
         failure=_failure(paths, states),
         files=result_files(plan, paths) if plan else (),
+        places=places_of(paths, events, is_over=not is_open),
+        folder=str(paths.root),
+        price=device_hour_price(),
         recipe=_text(paths.recipe),
         changes=differences(Recipe(), plan.recipe) if plan else (),
     )
@@ -187,12 +196,6 @@ def _states_of_point(summary: PlanSummary, events: Sequence[Event], state: str) 
             if one.word == "lost":
                 found[name] = replace(one, word="running" if mine.get(name) else "waiting")
     return found
-
-
-def _word(states: Mapping[str, StageState]) -> str:
-    words = [one.word for one in states.values()]
-    order = ("running", "stopping", "unknown", "failed", "stopped", "cancelled", "waiting", "lost")
-    return next((word for word in order if word in words), "done" if words else "unknown")
 
 
 def _stages(

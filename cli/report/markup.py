@@ -94,7 +94,8 @@ def section(title: str, *parts: str, prefix: str = "") -> str:
     """
     if not any(parts):
         return ""
-    return f'<section id="{prefix}{title.lower()}"><h2>{escape(title)}</h2>{"".join(parts)}</section>'
+    name = title.lower().replace(" ", "-")
+    return f'<section id="{prefix}{name}"><h2>{escape(title)}</h2>{"".join(parts)}</section>'
 
 
 def folded(title: str, body: str, *, is_open: bool = False) -> str:
@@ -111,6 +112,24 @@ def link(text: str, target: Path, page: Path) -> Html:
     """Return a link to a file that the page reaches by a relative path."""
     path = quote(os.path.relpath(target, page.parent))
     return Html(f'<a href="./{escape(path)}">{escape(text)}</a>')
+
+
+def address(text: str, name: str = "") -> Html:
+    """Return a web address as a link by its *name*, and any other text as code."""
+    shown = escape(clean(text))
+    named = escape(name) or shown
+    return Html(f'<a href="{shown}" rel=noreferrer>{named}</a>' if is_web(text) else f"<code>{shown}</code>")
+
+
+def is_web(text: str) -> bool:
+    """Say whether a browser may open *text*."""
+    return text.startswith(("https://", "http://"))
+
+
+def with_code(text: str) -> str:
+    """Return text as HTML, with what stands between backticks as code."""
+    parts = escape(clean(text)).split("`")
+    return "".join(f"<code>{part}</code>" if place % 2 else part for place, part in enumerate(parts))
 
 
 def long_text(value: object, *, most: int, shown: int = 320, marked: str = "") -> str:

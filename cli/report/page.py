@@ -17,8 +17,8 @@ from pathlib import Path
 from ... import __version__
 from .compare import best_first, draw_comparison, palette
 from .facts import Asked, RunFacts
-from .markup import badge, format_date
-from .single import draw_banner, draw_run, draw_tiles, run_subtitle
+from .markup import badge, format_date, section, table
+from .single import draw_banner, draw_run, draw_tiles, list_places, run_subtitle, web_links
 
 MAX_BYTES = 1_900_000
 _MAX_WHOLE = 6  # runs of which a page shows all; of more it shows the best one
@@ -44,8 +44,11 @@ _LEVELS = (
 )
 
 
-def render_page(runs: Sequence[RunFacts], *, out: Path, written_at: float, asked: Asked | None = None) -> str:
-    """Return the whole page, which is to lie at *out*, with as much detail as fits."""
+def render_page(runs: Sequence[RunFacts], *, out: Path, written_at: float | None, asked: Asked | None = None) -> str:
+    """Return the whole page, which is to lie at *out*, with as much detail as fits.
+
+    Without *written_at* it does not say when it was written.
+    """
     ordered, asked = best_first(runs), asked or Asked(names=tuple(run.paths.run_id for run in runs))
     text = ""
     for detail in _LEVELS:
@@ -55,7 +58,7 @@ def render_page(runs: Sequence[RunFacts], *, out: Path, written_at: float, asked
     return text
 
 
-def _render(runs: Sequence[RunFacts], detail: Detail, out: Path, written_at: float, asked: Asked) -> str:
+def _render(runs: Sequence[RunFacts], detail: Detail, out: Path, written_at: float | None, asked: Asked) -> str:
     shown, left_out = runs[: detail.num_runs], len(runs) - detail.num_runs
     if len(runs) == 1 and not asked.num_waiting:
         (run,) = runs
@@ -73,8 +76,11 @@ def _render(runs: Sequence[RunFacts], detail: Detail, out: Path, written_at: flo
         parts += list(filter(None, map(draw_banner, runs)))[:_MAX_WHOLE]
         if shown:
             parts.append(draw_comparison(shown, detail.num_points, detail.num_characters))
+        if asked.places:
+            parts.append(section("Links", table(("what", "where"), list_places(asked.places))))
         parts += _each(shown, detail, out)
-    foot = f"Written {format_date(written_at)} by sousbatch {__version__}."
+    when = "" if written_at is None else f" {format_date(written_at)}"
+    foot = f"Written{when} by sousbatch {__version__}."
     return _document(title, "".join(parts) + f"<footer>{foot}</footer>", palette(len(runs)))
 
 
@@ -93,6 +99,7 @@ def _several(runs: Sequence[RunFacts], asked: Asked, left_out: int) -> str:
     parts.append(escape(", ".join(asked.names[:_MAX_WHOLE])) + (" …" if len(asked.names) > _MAX_WHOLE else ""))
     parts += map(escape, asked.notes[:_MAX_WHOLE])
     parts += [f"the first {len(runs) - left_out} are shown"] if left_out > 0 else []
+    parts += web_links(asked.places)
     return " · ".join(parts)
 
 

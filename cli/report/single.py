@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
 from ...predictions.scoring import BASELINE, MODEL, headlines, label
 from ...recipes.plan import Plan
-from ...recipes.site_file import device_hour_price
-from ..results import format_score
+from ...run_folder import is_point
+from ..results import Shown, format_score
 from ..tables import format_size, format_value
 from .charts import Line, Unit, line_chart
 from .curves import EVAL_LOSS, LOSS, PACE, Points, thin_out
-from .facts import RunFacts, StageFacts, is_point, peak_bytes, stalls_of
-from .markup import Cell, Html, clean, folded, format_number, format_time, link, section, table
+from .facts import RunFacts, StageFacts, peak_bytes, stalls_of
+from .markup import (
+    Cell,
+    Html,
+    address,
+    clean,
+    folded,
+    format_number,
+    format_time,
+    is_web,
+    link,
+    section,
+    table,
+    with_code,
+)
 from .samples import draw_rows, draw_samples, draw_scores
 from .storage import draw_storage
 from .timeline import draw_stages
@@ -37,11 +50,18 @@ def run_subtitle(run: RunFacts) -> str:
     """Return what a run is, as HTML."""
     parts = [f"run <b>{escape(run.paths.run_id)}</b>"]
     if run.plan is not None:
-        model = run.plan.inputs.model
-        parts += [f"on {escape(run.plan.site.name)}", f"{model.num_params:,} parameters"]
+        parts += [f"on {escape(run.plan.site.name)}"] * bool(run.folder)
+        parts.append(f"{run.plan.inputs.model.num_params:,} parameters")
     if run.problem:
         parts.append(escape(run.problem))
-    return f"{' · '.join(parts)} · in {escape(str(run.paths.root))}"
+    if run.folder:
+        parts.append(f"in {escape(run.folder)}")
+    return " · ".join([*parts, *web_links(run.places)])
+
+
+def web_links(places: Sequence[Shown]) -> list[str]:
+    """Return links by name to the places that a browser opens."""
+    return [address(one.link, one.what).text for one in places if is_web(one.link)]
 
 
 def draw_banner(run: RunFacts) -> str:
@@ -50,7 +70,7 @@ def draw_banner(run: RunFacts) -> str:
         one = run.failure
         return (
             f"<section class='banner failed' role=alert><h2>{escape(run.label)}: {escape(one.stage)} failed</h2>"
-            f"<p>{escape(clean(one.reason))}</p><p><b>Next:</b> {_with_code(one.advice)}</p>"
+            f"<p>{escape(clean(one.reason))}</p><p><b>Next:</b> {with_code(one.advice)}</p>"
             f"{folded('The end of its log', f'<pre>{escape(one.log)}</pre>')}</section>"
         )
     waits = [stage for stage in run.stages if stage.state is not None and stage.state.word == "waiting"]
@@ -62,12 +82,6 @@ def draw_banner(run: RunFacts) -> str:
             f"{since}</h2>" + (f"<p>{escape(clean(reason))}</p>" if reason else "") + "</section>"
         )
     return ""
-
-
-def _with_code(text: str) -> str:
-    """Return text as HTML, with what stands between backticks as code."""
-    parts = escape(clean(text)).split("`")
-    return "".join(f"<code>{part}</code>" if place % 2 else part for place, part in enumerate(parts))
 
 
 def draw_tiles(run: RunFacts) -> str:
@@ -100,8 +114,8 @@ def _tiles(run: RunFacts) -> Iterator[tuple[str, str, str]]:
     if row is not None and row.device_memory_gb:
         yield "Device memory", f"{row.device_memory_gb:.3g} GB", "the most that training took of a device"
     if row is not None and row.device_hours:
-        price = device_hour_price()
-        yield "Device hours", f"{row.device_hours:.2f}", f"cost {row.device_hours * price:.2f}" if price else ""
+        cost = f"cost {row.device_hours * run.price:.2f}" if run.price else ""
+        yield "Device hours", f"{row.device_hours:.2f}", cost
     if (peak := peak_bytes(run.stages)) is not None:
         budget = "" if peak[1] == float("inf") else f"of {format_size(peak[1])} allowed"
         yield "Checkpoints held", format_size(peak[0]), budget
@@ -111,13 +125,12 @@ def _tiles(run: RunFacts) -> Iterator[tuple[str, str, str]]:
 def draw_run(run: RunFacts, *, out: Path, num_points: int, num_characters: int, prefix: str = "") -> str:
     """Return the sections of a run."""
     trained = [stage for stage in run.stages if stage.curves]
-    stored = [stage for stage in run.stages if stage.storage is not None]
     rows = "".join(draw_samples(one, most=num_characters) for one in run.samples)
     if not rows and run.bare:
         rows = f"<p class=said>Nothing scored these.</p>{draw_rows(run.bare, most=num_characters)}"
     storage = "".join(
         draw_storage(stage.storage, stage=stage.name, num_points=num_points, end_s=run.end_s)
-        for stage in stored
+        for stage in run.stages
         if stage.storage is not None
     )
     return "".join(
@@ -128,7 +141,7 @@ def draw_run(run: RunFacts, *, out: Path, num_points: int, num_characters: int, 
             section("Storage", storage, prefix=prefix),
             section("Samples", rows, prefix=prefix),
             section("Recipe", *_recipe(run), prefix=prefix),
-            section("Files", _files(run, out), prefix=prefix),
+            section("Links", _links(run, out), prefix=prefix),
         )
     )
 
@@ -215,11 +228,21 @@ def _what_ran(plan: Plan, run: RunFacts) -> Iterator[tuple[Cell, Cell]]:
     )
 
 
-def _files(run: RunFacts, out: Path) -> str:
-    rows: list[tuple[Cell, Cell]] = [(what, link(str(path), Path(str(path)), out)) for what, path in run.files]
-    if rows:
+def _links(run: RunFacts, out: Path) -> str:
+    rows = list_places(run.places)
+    rows += [(what, link(str(path), path, out)) for what, path in run.files]
+    if run.files:
         rows.append(("run folder", link(str(run.paths.root), run.paths.root, out)))
     if any(what.startswith("model") for what, _ in run.files):
         name = escape(str(run.paths.root) if is_point(run.paths) else run.paths.run_id)
         rows.append(("predict with it again", Html(f"<code>model.path=run:{name}</code>")))
     return table(("what", "where"), rows) if rows else ""
+
+
+def list_places(places: Sequence[Shown]) -> list[tuple[Cell, Cell]]:
+    """Return a row for each place that shows a run."""
+    rows: list[tuple[Cell, Cell]] = []
+    for one in places:
+        shown = address(one.link).text if one.link else ""
+        rows.append((one.what, Html(" ".join(filter(None, [shown, with_code(one.note)])))))
+    return rows

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from typing import Any, Literal
 
+from ...errors import UsageError
 from ...plugins import Registry
 from ..rows import PredictionRow
 from .tokenizers import TOKENIZERS, Tokenizer
@@ -35,11 +37,28 @@ class Answers:
     tokenizer: Tokenizer
 
     @cached_property
+    def values(self) -> list[tuple[Any, Any]]:
+        """The pairs of prediction and target, which are texts, numbers or booleans.
+
+        Raises:
+            UsageError: one is a list or an object.
+        """
+        pairs = [(row.prediction, target) for row, target in zip(self.rows, self.targets, strict=True)]
+        for row, pair in zip(self.rows, pairs, strict=True):
+            for what, value in zip(("prediction", "target"), pair, strict=True):
+                if isinstance(value, (list, dict)):
+                    raise UsageError(
+                        f"compares texts, and the {what} of row {row.index} is {str(value)[:80]}; squad_em and "
+                        "squad_f1 take the best of several targets"
+                    )
+        return pairs
+
+    @cached_property
     def texts(self) -> list[tuple[str, str]]:
         """The pairs of prediction and target as texts in Unicode NFC."""
         return [
-            (unicodedata.normalize("NFC", str(row.prediction)), unicodedata.normalize("NFC", str(target)))
-            for row, target in zip(self.rows, self.targets, strict=True)
+            (unicodedata.normalize("NFC", str(prediction)), unicodedata.normalize("NFC", str(target)))
+            for prediction, target in self.values
         ]
 
     @cached_property
@@ -103,3 +122,23 @@ METRICS: Registry[Metric] = Registry(
     takes_paths=True,
 )
 DEFAULT_METRICS = ("character_accuracy", "cer", "exact_match", "rouge")
+
+
+def metric_of(score: str) -> str | None:
+    """Return the name of the metric that a score is of, None where none is known.
+
+    That of "rouge1_f1" is "rouge1".
+    """
+    words = score.rpartition("/")[2].split("_")
+    return METRICS.first_known(["_".join(words[:count]) for count in range(len(words), 0, -1)])
+
+
+def is_lower_better(score: str) -> bool:
+    """Say whether lower values of a score are better.
+
+    Of one that is not known here they are not.
+    """
+    name = metric_of(score)
+    with suppress(UsageError):  # a third-party metric that cannot be imported now
+        return name is not None and METRICS.load(name).better == "lower"
+    return False

@@ -32,10 +32,7 @@ def label_text(value: Any) -> str:
 
 
 def _pairs(answers: Answers) -> list[tuple[str, str]]:
-    return [
-        (label_text(row.prediction), label_text(target))
-        for row, target in zip(answers.rows, answers.targets, strict=True)
-    ]
+    return [(label_text(prediction), label_text(target)) for prediction, target in answers.values]
 
 
 def _accuracy(answers: Answers) -> dict[str, list[float]]:

@@ -44,6 +44,7 @@ class Fit(NamedTuple):
 
 FITS = (Fit("full", keeps_all=True), *map(Fit, SAVE_LEVELS))  # the best first
 _CHECKPOINTS_OF = "checkpoints of "
+_MODEL_OF, _MERGING_OF = "model of ", "merging of "
 _LOG_ENTRY_BYTES = 190  # one entry of the log in trainer_state.json
 _LOG_BYTES_PER_STEP = 200  # one line of log and one ledger event, seldom more
 _FIXED_LOG_BYTES = 2_000_000  # start-up messages of every stage, the tracker's files: measured 1 to 2 MB
@@ -127,6 +128,12 @@ def later_bytes(found: Forecast) -> int:
     return sum(line.num_bytes for line in found.storage if not line.what.startswith(_CHECKPOINTS_OF))
 
 
+def lasting_bytes(found: Forecast) -> int:
+    """Return what a run holds whose checkpoints and models were removed."""
+    gone = (_CHECKPOINTS_OF, _MODEL_OF, _MERGING_OF)
+    return sum(line.num_bytes for line in found.storage if not line.what.startswith(gone))
+
+
 def storage_of(inputs: Inputs, stages: Sequence[Stage]) -> tuple[list[ForecastLine], dict[str, CheckpointForecast]]:
     """Return what the run of *stages* holds, line by line, and how well it fits.
 
@@ -193,10 +200,10 @@ def _beside(inputs: Inputs, stage: Stage) -> Iterator[ForecastLine]:
     settings, leaves = stage.settings, stage.record.leaves
     if leaves == "model":
         size = model_of(settings, inputs.model)
-        yield ForecastLine(what=f"model of {stage.name}", num_bytes=size.num_bytes, formula=size.formula)
+        yield ForecastLine(what=f"{_MODEL_OF}{stage.name}", num_bytes=size.num_bytes, formula=size.formula)
         if merged := merge_bytes(settings, inputs.model):
             formula = f"4 B x {inputs.model.num_params:,}, for a while"
-            yield ForecastLine(what=f"merging of {stage.name}", num_bytes=merged, formula=formula)
+            yield ForecastLine(what=f"{_MERGING_OF}{stage.name}", num_bytes=merged, formula=formula)
     if leaves == "predictions":
         rows = stage.splits["predict"].num_rows
         sizes = [task_of(one.task).row_bytes(one) for one in decodings_of(settings).values()]

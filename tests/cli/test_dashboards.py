@@ -12,7 +12,7 @@ from sousbatch.files import make_private_dir
 from sousbatch.launchers.freeze import freeze
 from sousbatch.launchers.registry import choose_site, launcher_of
 from sousbatch.recipes.sweep import plan_sweep
-from sousbatch.run_folder import run_paths
+from sousbatch.run_folder import RunPaths, run_paths
 from sousbatch.run_index import remember_run
 
 Run = Callable[..., tuple[int, str, str]]
@@ -47,6 +47,20 @@ def test_a_sweep_is_shown_by_its_id_as_json(sousbatch: Run, project: Path, tmp_p
     assert found["sections"][-1]["panels"][0]["values"][:2] == ["config:train.learning_rate", "config:seed"]
     code, _, err = sousbatch("dashboards", "show", plan.run_id, "seed=3")
     assert code == 2 and "give overrides to a recipe" in err
+
+
+def test_the_saved_dashboard_of_a_recipe_is_named_by_the_status_of_its_runs(
+    sousbatch: Run, frozen: Callable[..., RunPaths], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SOUSBATCH_CACHE", str(tmp_path / "cache"))  # the one of all tests would name it in each
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setattr("sousbatch.tracking.wandb_views.push", lambda server, dashboard: f"https://w/{dashboard.name}")
+    run = frozen()
+    assert "https://w" not in sousbatch("status", run.run_id)[1]
+    assert sousbatch("dashboards", "push", "small.yaml", "tracking.entity=team")[:2] == (0, "https://w/small\n")
+    assert "\ndashboard  https://w/small\n" in sousbatch("status", run.run_id)[1]
+    (found,) = json.loads(sousbatch("status", run.run_id, "--json")[1])
+    assert found["places"] == [{"what": "dashboard", "link": "https://w/small", "note": ""}]
 
 
 @pytest.mark.parametrize(

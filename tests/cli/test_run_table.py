@@ -13,7 +13,7 @@ import pytest
 
 from sousbatch import ledger
 from sousbatch.events import Ended, ModelWritten, Saved, Started, Step
-from sousbatch.files import make_private_dir, write_json
+from sousbatch.files import make_private_dir, remove_tree, write_json
 from sousbatch.run_folder import RunPaths
 from sousbatch.run_index import remember_run
 
@@ -48,8 +48,10 @@ def make(sousbatch: Run, project: Path, tmp_path: Path) -> Make:
                     speed = {"throughput/examples_per_s": 8.0, "throughput/tokens_per_s": 100.0 * step}
                     job.write(Step(step=step, values={"loss": 1 / step} | speed))
                 job.write(Saved(step=3, metric=0.25, held_bytes=3000))
+                paths.checkpoints(stage).mkdir(parents=True)
             if stage == "consolidate":
                 job.write(ModelWritten(num_bytes=500))
+                paths.model(stage).mkdir(parents=True)
             job.close()
             attempt.write(Ended(exit_code=0))
             attempt.close()
@@ -90,6 +92,8 @@ def test_the_best_run_is_told_with_what_sets_it_apart_and_its_model(sousbatch: R
         "predict with it again: model.path=run:bbb",
         "all that differs: sousbatch runs --diff bbb aaa",
     ]
+    remove_tree(best.model_dir)
+    assert "model   was removed\n" in sousbatch("runs", "small", "--best", "cer")[1]
     told = json.loads(sousbatch("runs", "small", "--best", "cer", "--json")[1])
     assert [row["run"] for row in told] == ["bbb"]
 

@@ -27,6 +27,8 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, texts in (("a", ["서울", "부산", "?", ""]), ("b", ["서울", "부산", "대구 \x1b[31m", "광주"])):
         rows = [{"index": place, "id": f"r-{place}", "prediction": text} for place, text in enumerate(texts)]
         Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("empty.jsonl").touch()
+    Path("nan.jsonl").write_text('{"target": "a"}\n' * 3 + '{"target": NaN}\n')
     rows = [{"input": "שלום\u202e" if place == 2 else target, "target": target} for place, target in enumerate(targets)]
     Path("data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -89,6 +91,8 @@ def test_the_worst_rows_are_shown_below_the_scores(sousbatch: Run) -> None:
         (("score", "a.jsonl", *DATA, "--metric", "mine:LENGTH"), "metric 'mine:LENGTH' cannot be imported"),
         (("show", "a.jsonl", "--worst", "3"), "name the rows that it answers with --data FILE"),
         (("show", "a.jsonl", "--row", "4"), "there is no row 4: the last of 4 rows is 3"),
+        (("score", "a.jsonl", "--data", "nan.jsonl"), "row 4 of nan.jsonl has NaN as 'target'"),
+        (("show", "empty.jsonl"), "empty.jsonl has no rows"),
         (("show", "a.jsonl", "b.jsonl"), "shows one file or run; name one of: a.jsonl, b.jsonl\n"),
         (("score", "a.jsonl", *DATA, "--rows", "a.jsonl"), "a.jsonl is read and would be written over"),
         (("score", "a.jsonl", *DATA, "--rows", "data.jsonl"), "data.jsonl is read and would be written over"),

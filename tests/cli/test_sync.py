@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from sousbatch import ledger
+from sousbatch.cli.results import describe_results
 from sousbatch.events import Ended, Error, Started
 from sousbatch.ledger_queries import endings
+from sousbatch.recipes.plan import read_plan
 from sousbatch.run_folder import RunPaths
 
 TOY = """
@@ -17,6 +19,8 @@ from sousbatch.tracking.base import Outcome
 
 class Toy:
     def start(self, identity): pass
+    @staticmethod
+    def link(folders, run): return f"https://toy/{run.run}" if (folders[0] / "all").exists() else ""
     @staticmethod
     def has_left(folder): return not (folder / "all").exists()
     @staticmethod
@@ -44,8 +48,17 @@ def test_all_that_ended_is_sent_once_and_told(run: RunPaths, sousbatch: Callable
     code, out, err = sousbatch("sync")
     assert (code, err) == (0, "")
     sent = ["train-0-1 1 it was killed: sent", "train-0-2 1 its job was lost: sent"]
-    assert out.splitlines() == [f"{run.run_id} {line}" for line in sent]
+    assert out.splitlines() == [*(f"{run.run_id} {line}" for line in sent), f"{run.run_id}: https://toy/{run.run_id}"]
     assert sousbatch("sync", run.run_id) == (0, "", "sousbatch: nothing is left to send\n")
+
+
+def test_status_and_results_name_where_a_run_is_shown(
+    run: RunPaths, sousbatch: Callable[..., tuple[int, str, str]]
+) -> None:
+    assert f"\ntoy  offline, not yet sent: `sousbatch sync {run.run_id}`\n" in sousbatch("status", run.run_id)[1]
+    (run.tracking_dir / "all").touch()
+    for shown in (sousbatch("status", run.run_id)[1], describe_results(read_plan(run.plan), run)):
+        assert f"toy  https://toy/{run.run_id}" in shown.splitlines()
 
 
 def test_what_cannot_be_sent_is_told_and_the_command_fails(

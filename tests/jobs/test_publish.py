@@ -23,7 +23,7 @@ from sousbatch.checkpoints.integrity import open_verified
 from sousbatch.cli.publish import _WHAT
 from sousbatch.cli.results import describe_results
 from sousbatch.errors import RunError
-from sousbatch.events import Published, Started, of
+from sousbatch.events import Ended, Kept, Published, Saved, Started, of
 from sousbatch.jobs.context import run_job
 from sousbatch.jobs.publication import gather
 from sousbatch.jobs.publish import publish
@@ -39,7 +39,8 @@ Run = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def run(frozen: Callable[..., RunPaths], project: Path, tmp_path: Path) -> RunPaths:
     """A run with a model, merged predictions and scores, and a publish stage that is next."""
-    paths = frozen(f"publish.url=file://{tmp_path}/published", "stages.publish={}", "train.learning_rate=0.25")
+    files = f"data.splits.train=[{json.dumps(str(project / 'train.jsonl'))}]"
+    paths = frozen(f"publish.url=file://{tmp_path}/published", "stages.publish={}", "train.learning_rate=0.25", files)
     paths.model("consolidate").parent.mkdir(parents=True)
     options = ConsolidateOptions(copy_from=project / "model", is_compared=False)
     consolidate(open_verified(project / "model"), paths.model("consolidate"), options)
@@ -96,11 +97,27 @@ def test_the_command_sends_what_is_missing_and_says_so(run: RunPaths, sousbatch:
     assert [event.url for event in of(ledger.read(run.ledger_dir), Published)] == [str(target)] * 2
 
 
-def test_the_command_takes_place_and_parts_of_the_recipe(run: RunPaths, sousbatch: Run, tmp_path: Path) -> None:
-    code, out, err = sousbatch("publish", run.run_id)
-    assert code == 0, err
-    assert {"report.html", PUBLICATION_NAME} < names_in(tmp_path / "published")
-    assert f"file://{tmp_path}/published" in describe_results(read_plan(run.plan), run)
+def test_what_is_published_names_no_folder_and_stays_the_same_while_the_run_does(
+    run: RunPaths, sousbatch: Run, tmp_path: Path
+) -> None:
+    target, where = tmp_path / "published", str(tmp_path)
+    with closing(ledger.open_job(run.ledger_dir, "train", 0, 1)) as job:
+        job.write(Saved(step=1, num_bytes=5, held_bytes=5))
+        job.write(Kept(step=1, message=f"{run.checkpoints('train')}/step-00000001: Permission denied"))
+    run.log_dir.mkdir()
+    run.log("train", 0).write_text(f"{where}: no such thing\n")
+    assert run_job("publish", publish, [str(run.root), "publish"]) == 0
+    before = {name: (target / name).read_bytes() for name in names_in(target)}
+    named = [name for name, content in before.items() if where.encode() in content]
+    assert named == []
+    assert b"Permission denied" in before["report.html"] and b"train.jsonl" in before["README.md"]
+    with closing(ledger.open_attempt(run.ledger_dir, "publish", 0)) as attempt:
+        attempt.write(Started(host="elsewhere"))
+        attempt.write(Ended(exit_code=0))
+    code, out, err = sousbatch("publish", run.run_id)  # with place and parts of the recipe
+    assert (code, ", 0 of them sent now" in out) == (0, True), out + err
+    assert {name: (target / name).read_bytes() for name in names_in(target)} == before
+    assert f"file://{target}" in describe_results(read_plan(run.plan), run)
 
 
 def test_what_is_not_there_yet_or_was_changed_is_told_before_anything_is_sent(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import re
@@ -34,6 +35,11 @@ def join(
 
 def probable(prediction: str, *values: float) -> dict[str, Any]:
     return {"prediction": prediction, "probabilities": list(values)}
+
+
+def spans(null_score: float, **scores: float) -> dict[str, Any]:
+    n_best = [{"text": text, "score": score, "start": ord(text)} for text, score in scores.items()]
+    return {"prediction": next(iter(scores), ""), "start": 0, "score": 0.0, "null_score": null_score, "n_best": n_best}
 
 
 def test_probabilities_are_averaged_with_weights(join: Any) -> None:
@@ -130,8 +136,38 @@ REFUSED: dict[str, tuple[list[list[dict[str, Any]]], tuple[str, ...], str]] = {
         LABELS,
         "their ids mean something with one tokenizer alone",
     ),
+    "a number as text": ([[probable("no", 1, "0")]] * 2, LABELS, "row 0 of a.jsonl has '0' for 'yes', and a prob"),  # type: ignore[arg-type]
+    "texts beside probabilities": (
+        [[{"prediction": "no"}], [probable("no", 1, 0)]],
+        LABELS,
+        "b.jsonl has what --by probabilities joins, and a.jsonl what --by risk joins; say which",
+    ),
+    "booleans": (
+        [[probable("no", True, False)]] * 2,
+        LABELS,
+        "row 0 of a.jsonl has True for 'no', and a probability is a",
+    ),
+    "a span that starts at a text": (
+        [[spans(0.0, a=1.0)], [{**spans(0.0), "n_best": [{"text": "a", "start": "97", "score": 1.0}]}]],
+        (),
+        "row 0 of b.jsonl has a span that starts at '97', and a start is a whole number",
+    ),
+    "a span without text": (
+        [[spans(0.0, a=1.0)], [{**spans(0.0), "n_best": [{"text": None, "start": 0, "score": 1.0}]}]],
+        (),
+        "row 0 of b.jsonl has a span whose text is None",
+    ),
+    "a threshold that is no number": ([[spans(0.0, a=1.0)]] * 2, ("--null-threshold", "nan"), "must be a number"),
+    "a span named twice": (
+        [[spans(0.0, a=1.0)], [{**spans(0.0), "n_best": spans(0.0, a=1.0)["n_best"] * 2}]],
+        (),
+        "row 0 of b.jsonl has the span 'a' at 97 twice",
+    ),
     "as many weights": ([[probable("no", 1, 0)]] * 2, ("--weights", "1,2,3"), "3 numbers for 2 models"),
     "texts as spans": ([[{"prediction": "가"}]] * 2, ("--by", "spans"), "has no spans"),
+    "a file of another format": ([[{"prediction": "a"}]] * 2, ("--out", "out.csv"), "out.csv would hold lines of JSON"),
+    "a folder": ([[{"prediction": "a"}]] * 2, ("--out", "."), "is a folder; name the joined file"),
+    "an index that is no whole number": ([[{"prediction": "a", "index": 0.0}]] * 2, (), "not in row order"),
     "one model": ([[{"prediction": "가"}]], (), "needs two models or more"),
 }
 
@@ -140,7 +176,26 @@ REFUSED: dict[str, tuple[list[list[dict[str, Any]]], tuple[str, ...], str]] = {
 def test_what_does_not_fit_is_refused_and_leaves_no_file(join: Any, case: str) -> None:
     models, options, words = REFUSED[case]
     code, rows, err = join(*models, options=options)
-    assert (code, rows) == (2, []) and re.search(words, err), err
+    assert (code, rows) == (1 if "order;" in err else 2, []) and re.search(words, err), err
+
+
+def test_a_model_that_is_named_twice_is_refused(sousbatch: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prediction": "a"}\n')
+    twice = [str(tmp_path / name) for name in ("a.jsonl", "./a.jsonl")]
+    code, _, err = sousbatch("predictions", "ensemble", *twice, "--out", str(tmp_path / "o.jsonl"))
+    assert code == 2 and "a.jsonl is named twice; --weights gives a model more weight than" in err
+
+
+def test_weights_of_any_size_are_shares(join: Any) -> None:
+    models = ([probable("no", 0.6, 0.4)], [probable("no", 0.8, 0.2)])
+    _, rows, _ = join(*models, options=(*LABELS, "--weights", "1e308,1e308"))
+    assert rows[0]["probabilities"] == pytest.approx([0.7, 0.3])
+
+
+@pytest.mark.parametrize("texts", [["é", "x", "e\u0301"], [1, 2, "1"], [2.0, "3", 2]])
+def test_one_text_written_in_two_ways_has_both_votes(join: Any, texts: list[Any]) -> None:
+    _, rows, _ = join(*[[{"prediction": one}] for one in reversed(texts)], options=("--by", "majority"))
+    assert rows[0]["prediction"] == texts[-1]
 
 
 def test_texts_are_chosen_by_least_risk(join: Any) -> None:
@@ -157,11 +212,6 @@ def test_the_majority_wins_and_the_first_of_equals(join: Any) -> None:
     assert [row["prediction"] for row in rows] == ["b", "c\u2028"]
 
 
-def spans(null_score: float, **scores: float) -> dict[str, Any]:
-    n_best = [{"text": text, "score": score, "start": ord(text)} for text, score in scores.items()]
-    return {"prediction": n_best[0]["text"], "start": 0, "score": 0.0, "null_score": null_score, "n_best": n_best}
-
-
 def test_span_scores_are_averaged_over_the_spans_of_all_models(join: Any) -> None:
     models = ([spans(0.0, a=5.0, b=4.0)], [spans(2.0, b=6.0, c=1.0)])
     _, rows, _ = join(*models, options=("--of", "logits"))
@@ -175,13 +225,25 @@ def test_span_scores_are_averaged_over_the_spans_of_all_models(join: Any) -> Non
     assert (rows[0]["prediction"], rows[0]["start"]) == ("", None)
 
 
-def test_probabilities_in_the_cells_of_a_csv_file_are_read(sousbatch: Run, tmp_path: Path) -> None:
+def test_probabilities_and_spans_in_the_cells_of_a_csv_file_are_read(sousbatch: Run, tmp_path: Path) -> None:
     for name in "ab":
         rows = '1,yes,"[0.3, 0.7]"\n2,no,"{""yes"": 0.4, ""no"": 0.6}"\n'
         (tmp_path / f"{name}.csv").write_text("id,prediction,probabilities\n" + rows)
+    spans_of = {name: json.dumps(value) for name, value in spans(0.5, a=2.0).items()}
+    for name in "cd":
+        with (tmp_path / f"{name}.csv").open("w") as stream:
+            writer = csv.DictWriter(stream, list(spans_of))
+            writer.writeheader()
+            writer.writerow(spans_of)
     out = tmp_path / "out.jsonl"
+    names = [str(tmp_path / f"{name}.csv") for name in "cd"]
+    assert sousbatch("predictions", "ensemble", *names, "--out", str(out), "--of", "logits")[0] == 0
+    assert (json.loads(out.read_text())["prediction"], json.loads(out.read_text())["null_score"]) == ("a", 0.5)
     names = [str(tmp_path / f"{name}.csv") for name in "ab"]
     assert sousbatch("predictions", "ensemble", *names, "--out", str(out), "--labels", "no,yes")[0] == 0
+    (tmp_path / "b.csv").write_text("prediction\nyes\nno\n")
+    code, said, _ = sousbatch("predictions", "ensemble", *names, "--out", f"{out}l.jsonl", "--by", "majority")
+    assert code == 0 and said.count("says neither index nor id") == 1 and "b.csv says neither" in said
     joined = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["prediction"] for row in joined] == ["yes", "no"]
     assert joined[0]["probabilities"] == pytest.approx([0.3, 0.7])

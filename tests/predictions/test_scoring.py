@@ -110,6 +110,13 @@ def test_scores_stand_beside_those_of_the_copied_input() -> None:
     [
         ([], [], {"metrics": ["cer"]}, "no predictions"),
         (["가"], ["가", "나"], {"metrics": ["cer"]}, "1 predictions cannot be scored against 2 targets"),
+        (
+            ["가"],
+            [["가", "나"]],
+            {"metrics": ["cer"]},
+            "metric 'cer' compares texts, and the target of row 0 is .*squad_f1",
+        ),
+        ([["가"]], ["가"], {"metrics": ["accuracy"]}, "'accuracy' compares texts, and the prediction of row 0 is"),
         (["가"], ["가"], {"metrics": ["rouge3"]}, "metric 'rouge3' is unknown; known: .*did you mean"),
         (
             ["가"],

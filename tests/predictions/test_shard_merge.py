@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
 import io
 import json
+import os
+import pickle
+import subprocess
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,7 @@ import pytest
 from sousbatch.api import merge_predictions
 from sousbatch.cli.main import main
 from sousbatch.errors import DamagedError, IncompleteError, NotFoundError, UsageError
+from sousbatch.predictions import shard_merge
 from sousbatch.predictions.merge import partial_path, report_path
 from sousbatch.predictions.rows import PredictionRow
 from sousbatch.predictions.shard_merge import find_shards, merge_shards
@@ -302,8 +307,9 @@ def test_csv_records_keep_their_newlines_and_quotes(
         (lambda data, lines: data.replace(lines[21], b"a-21,21,"), "21,25"),
         (lambda data, lines: data.replace(b",21,", b",21.0,"), "21"),
         (lambda data, lines: data.replace(lines[21], b"\0" * 40 + b"\n"), "21"),
+        (lambda data, lines: data.replace(b"a-21,21,", b"\0\0\0\0,21,"), "21"),
     ],
-    ids=["incomplete tail", "continued", "float index", "NUL hole"],
+    ids=["incomplete tail", "continued", "float index", "NUL hole", "NUL in a cell"],
 )
 def test_a_damaged_csv_record_is_dropped(
     csv_shards: list[Path], csv_lines: CsvLines, tmp_path: Path, change: Any, missing: Any
@@ -329,13 +335,19 @@ def test_a_csv_record_cut_within_quotes_is_not_merged(
 
 def test_a_csv_shard_with_other_columns_is_unexpected(csv_shards: list[Path], tmp_path: Path) -> None:
     (tmp_path / "old.csv").write_text("index,text\n0,x\n1,y\n")
-    with pytest.raises(DamagedError, match="unexpected rows: 2; .*old.csv: its columns are not"):
+    with pytest.raises(DamagedError, match="unexpected rows: 2; .*old.csv: its columns are not .*index,text.*id,index"):
         merge_shards([*csv_shards, tmp_path / "old.csv"], tmp_path / "out.csv", num_rows=NUM_ROWS)
 
 
 def test_a_csv_without_the_index_column_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("id,text\n0,x\n")
     with pytest.raises(UsageError, match="a.csv has no column 'index'; it has id, text"):
+        merge_shards([tmp_path / "a.csv"], tmp_path / "out.csv")
+
+
+def test_a_csv_with_two_index_columns_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("index,index,text\n0,1,x\n")
+    with pytest.raises(UsageError, match="more than one column called 'index'"):
         merge_shards([tmp_path / "a.csv"], tmp_path / "out.csv")
 
 
@@ -401,6 +413,95 @@ def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path, out: Path
     for field in ("index", None):
         merge_shards([tmp_path / "a.jsonl"], out, num_rows=2, index_field=field)
         assert out.read_bytes() == rows
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_a_shard_in_another_encoding_is_refused_with_the_command_that_converts_it(
+    tmp_path: Path, suffix: str, encoding: str
+) -> None:
+    text = '{"index": 0, "prediction": "가"}\n' if suffix == ".jsonl" else "index,prediction\n0,가\n"
+    path = tmp_path / f"a b{suffix}"
+    path.write_text(text, encoding=encoding)
+    with pytest.raises(UsageError, match="a b.* is in (UTF-.*) and not UTF-8; write it again: iconv -f") as caught:
+        merge_shards([path], tmp_path / f"out{suffix}")
+    subprocess.run(str(caught.value).split("again: ")[1], shell=True, check=True)
+    merge_shards([tmp_path / f"a b-utf8{suffix}"], tmp_path / f"out{suffix}")
+    assert (tmp_path / f"out{suffix}").read_text(encoding="utf-8") == text
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (gzip.compress(b'{"index": 0}\n'), "is packed; unpack it first: gunzip"),
+        (b"\x28\xb5\x2f\xfd", "is packed; unpack it first: zstd -d"),
+        (b"PK\x03\x04", "is an archive, as torch.save or numpy.savez"),
+        (b"\x93NUMPY", "is an array of numpy; call it .npy"),
+        (b"PAR1", "is Parquet; call it .parquet"),
+        (pickle.dumps([{"index": 0}]), "is a pickle"),
+        (b'[{"index": 0}]', "is one JSON list"),
+        (b' \n[\n {"index": 0}]', "is one JSON list"),
+    ],
+)
+def test_what_is_no_text_is_named(tmp_path: Path, out: Path, content: bytes, words: str) -> None:
+    (tmp_path / "rank0.jsonl").write_bytes(content)
+    with pytest.raises(UsageError, match=rf"rank0.jsonl {words}"):
+        merge_shards([tmp_path / "rank0.jsonl"], out)
+
+
+@pytest.mark.parametrize(
+    ("shard", "name", "words"),
+    [
+        ("a.tsv", "o.jsonl", "a.tsv .*write it with commas, as .csv"),
+        ("a.jsonl", "o.parquet", "o.parquet .*lines of JSON.*--export"),
+        ("a.jsonl", "o.jsonl.gz", "o.jsonl.gz .*lines of JSON"),
+        ("a.jsonl", "pipe", "pipe is no regular file"),
+        ("pipe", "o.jsonl", "pipe: .*read twice"),
+    ],
+)
+def test_names_that_promise_another_format_are_refused(tmp_path: Path, shard: str, name: str, words: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for one in ("a.jsonl", "a.tsv"):
+        (tmp_path / one).write_text('{"index": 0}\n')
+    with pytest.raises(UsageError, match=words):
+        merge_predictions([tmp_path / shard], tmp_path / name)
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_shard_that_changes_while_it_is_merged_is_named(
+    shards: list[Path], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rank_and_rewrite(index: Any, num_rows: int | None) -> Any:
+        rewrite(shards[1], lambda data: data.swapcase())
+        return rank(index, num_rows)
+
+    rank = shard_merge._rank
+    monkeypatch.setattr(shard_merge, "_rank", rank_and_rewrite)
+    with pytest.raises(DamagedError, match="rank=1.jsonl was changed while it was merged; merge again"):
+        merge_shards(shards, out, num_rows=NUM_ROWS)
+    assert sorted(out.parent.iterdir()) == sorted(shards)
+
+
+def test_nothing_is_written_among_the_units_of_a_run(tmp_path: Path, make_rows: MakeRows) -> None:
+    layout = open_layout(tmp_path / "units", "key", 2, 2)
+    rows = [PredictionRow.from_json(row, position=row["index"]) for row in make_rows(0, 2)]
+    write_unit(tmp_path / "units", layout, 0, rows, "key", 0, 0)
+    before = sorted((tmp_path / "units").iterdir())
+    for name in ("unit-000000.jsonl", "o.jsonl"):
+        with pytest.raises(UsageError, match="holds the units of a run, and nothing else"):
+            merge_predictions([tmp_path / "units"], tmp_path / "units" / name)
+    assert sorted((tmp_path / "units").iterdir()) == before
+
+
+def test_more_rows_than_numbers_of_json_are_refused(shards: list[Path], out: Path) -> None:
+    with pytest.raises(UsageError, match="rows are more than"):
+        merge_shards(shards, out, num_rows=10**20)
+
+
+def test_a_broken_header_loses_its_shard_alone(csv_shards: list[Path], tmp_path: Path) -> None:
+    rewrite(csv_shards[1], lambda data: b"\xff" + data)
+    with pytest.raises(IncompleteError, match="missing rows: 1,5,9,.*corrupt rows: 1; .*rank=1.csv: byte 0: corrupt"):
+        merge_shards(csv_shards, tmp_path / "out.csv", num_rows=NUM_ROWS)
 
 
 def test_a_broken_line_makes_the_order_of_the_file_unknown(tmp_path: Path, out: Path) -> None:

@@ -102,7 +102,8 @@ class StandIn:
     def _RunRows(self, given: dict[str, Any]) -> dict[str, Any]:
         run = self.runs.get(given["name"])
         bucket = {"historyLineCount": len(run.rows)} if run else None
-        return {"viewer": {"id": "u"}, "model": {"bucket": bucket} if self.runs else None}
+        model = {"entity": {"name": "team"}, "bucket": bucket}
+        return {"viewer": {"id": "u"}, "model": model if self.runs else None}
 
     def _ViewerEntity(self, given: dict[str, Any]) -> dict[str, Any]:
         return {"viewer": {"entity": "team"}}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sousbatch.tracking.base import TRACKERS
+from sousbatch.tracking.base import TRACKERS, places
 
 from .test_base import TOY
 
@@ -51,6 +51,7 @@ def test_attempts_of_a_task_are_shown_as_one_run_in_the_tracking_folder(
             text=True,
         )
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert [place.tracker for place in places([folder])] == [name] * (name != "toy")
     left = [path for path in folder.rglob("*") if path.is_file() and path.name != "identity.json"]
     assert left and any(b"0123456789ab" in path.read_bytes() for path in left)
     assert [path for path in (tmp_path / "elsewhere").rglob("*") if path.is_file()] == []

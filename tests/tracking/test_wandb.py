@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from sousbatch.tracking.base import Ending, Outcome, Trackers, doubts, has_left, send_left, start
+from sousbatch.tracking.base import Ending, Outcome, Place, Trackers, doubts, has_left, places, send_left, start
 from sousbatch.tracking.identity import write_identity
 from sousbatch.tracking.wandb import _variables
 from sousbatch.tracking.wandb_files import Part, Sent, only_writer
-from sousbatch.tracking.wandb_server import OutOfReachError, find_server
+from sousbatch.tracking.wandb_server import Arrived, OutOfReachError, find_server
 
 from .conftest import RUN, make_identity
 from .stand_in import KEY, StandIn
@@ -125,6 +125,9 @@ def test_attempts_are_one_run_online_also_when_one_was_killed(tracked: Callable[
     assert attempt(folder, 2, 3, "preempted")[1] == ""  # it repeats two steps
     assert attempt(folder, 3, 10, "0")[1] == ""
     (run,) = server.runs.values()
+    page = f"{server.url}/team/our-project/runs/{RUN}"
+    assert places([folder]) == [Place(tracker="wandb", link=page)]
+    assert places([folder, folder]) == [Place(tracker="wandb", link=f"{server.url}/team/our-project")]
     assert [row["train/step"] for row in run.rows] == list(range(15)) == [row["_step"] for row in run.rows]
     ends = [(end["preempting"], end["exitcode"]) for end in run.endings if end["exitcode"] is None or end["complete"]]
     assert ends[-3:] == [(True, None), (None, 75), (None, 0)]
@@ -182,7 +185,7 @@ def test_without_a_route_a_look_takes_no_longer_than_three_seconds(server: Stand
     ]:
         server.fault, began = "silent", time.monotonic()
         with pytest.raises(OutOfReachError, match=why):
-            find_server(variables | {"WANDB_API_KEY": KEY}).num_rows("p", None, RUN)
+            find_server(variables | {"WANDB_API_KEY": KEY}).look("p", None, RUN)
         assert time.monotonic() - began < 3.5
 
 
@@ -210,7 +213,7 @@ def test_a_key_comes_from_a_variable_from_netrc_or_from_an_identity_file(server:
     by_file = {"HOME": str(home), "WANDB_IDENTITY_TOKEN_FILE": str(home / "token")}
     for variables in ({"HOME": str(home)}, {"HOME": str(home), "WANDB_API_KEY": KEY}, by_file):
         found = find_server(variables)
-        assert found.url == server.url and found.num_rows("p", None, RUN) == 0
+        assert found.url == server.url and found.look("p", None, RUN) == Arrived(num_rows=0)
         assert KEY not in repr(found)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sousbatch.tracking.base import Ending, Outcome, has_left, send_at_end, send_left
+from sousbatch.tracking.base import Ending, Outcome, Place, has_left, places, send_at_end, send_left
 from sousbatch.tracking.wandb_files import only_writer
 
 from .conftest import RUN
@@ -40,17 +40,19 @@ def test_ended_attempts_arrive_once_and_in_order_as_one_run(recorded: Callable[.
     file = recorded(1, range(4), exit_code=75)
     recorded(2, range(4, 7), exit_code=None)
     recorded(3, range(7, 9))
+    folder, page = file.parents[4], f"{server.url}/team/our-project/runs/{RUN}"
+    assert places([folder]) == [Place(tracker="wandb", has_left=True)]
     sent = send(file, a1=STOPPED, a2=Ending(exit_code=137, error="it was killed"))
     assert sent == [Outcome(what="train-0-1"), Outcome(what="train-0-2")]
     assert steps(server) == list(range(7)) and server.runs[RUN].summary["error"] == "it was killed"
     assert server.runs[RUN].endings[-1]["exitcode"] == 137
-    assert has_left(file.parents[4])
+    assert places([folder]) == [Place(tracker="wandb", link=page, has_left=True)]
     assert send(file, a1=STOPPED, a2=DONE, a3=DONE) == [Outcome(what="train-0-3")]
     assert send(file, a1=STOPPED, a2=DONE, a3=DONE) == []
     assert steps(server) == list(range(9)) and [row["_step"] for row in server.runs[RUN].rows] == list(range(9))
     assert server.runs[RUN].endings[-1]["exitcode"] == 0
-    assert not has_left(file.parents[4])
-    assert not list(file.parents[4].rglob(".tmp-*"))
+    assert places([folder]) == [Place(tracker="wandb", link=page)]
+    assert not list(folder.rglob(".tmp-*"))
 
 
 def test_a_lock_is_nothing_that_is_left(tmp_path: Path) -> None:

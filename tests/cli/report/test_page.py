@@ -7,7 +7,8 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,11 @@ from sousbatch.launchers.sweep_point import open_point
 from sousbatch.recipes.sweep import plan_sweep
 from sousbatch.run_folder import RunPaths, run_paths
 from sousbatch.run_index import remember_run
+from sousbatch.tracking.identity import write_identity
+from sousbatch.tracking.wandb_files import Part
+from sousbatch.tracking.wandb_files import Sent as Mark
+
+from ...tracking.conftest import make_identity
 
 Run = Callable[..., tuple[int, str, str]]
 Make = Callable[..., RunPaths]
@@ -61,14 +67,17 @@ class Checker(HTMLParser):
         self.text += data
 
 
-def checked(page: str) -> Checker:
-    """Return the page, of which nothing of a run is markup, and which loads nothing."""
+def checked(page: str, links: Collection[str] = ()) -> Checker:
+    """Return the page, of which nothing of a run is markup, which loads nothing and leads to *links* alone."""
     found = Checker(page)
     assert [tag for tag, _ in found.tags if tag in ("img", "iframe", "link", "object", "base", "form")] == []
     assert [tag for tag, _ in found.tags].count("script") == 1
     names = {name for _, attributes in found.tags for name in attributes}
     assert not [name for name in names if name.startswith("on") or name in ("style", "src")]
-    assert all(attributes["href"][:2] == "./" for tag, attributes in found.tags if tag == "a")  # type: ignore[index]
+    addresses = [str(attributes["href"]) for tag, attributes in found.tags if tag == "a"]
+    assert {address for address in addresses if not address.startswith("./")} == set(links)
+    for link in links:
+        page = page.replace(escape(link), "")
     policy = next(each["content"] for _, each in found.tags if each.get("http-equiv") == "Content-Security-Policy")
     for tag in ("style", "script"):
         (text,) = re.findall(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
@@ -145,6 +154,26 @@ def test_the_page_stands_alone_and_nothing_of_the_run_is_markup(make: Make) -> N
         "Storage of train",
         "Checkpoints of train",
     ]
+
+
+def test_the_places_that_show_a_run_are_linked_where_a_browser_opens_them(make: Make) -> None:
+    run = make()
+    for url in ("https://host/<b>", "s3://bucket/x", "javascript:alert(1)"):
+        train(run, events.Published(url=url))
+    write_identity(make_identity(trackers=("wandb", "tensorboard")), run.tracking_dir)
+    (run.tracking_dir / "tensorboard").mkdir()
+    Part(folder=run.tracking_dir / "wandb/train-0-1").write(Mark())
+    text = page(run)
+    links = re.search('id="links">.*?<tbody>(.*?)</tbody>', text)
+    assert links and re.findall("<tr><td>(.*?)</td></tr>", links[1].replace("</td><td>", "  ")) == [
+        "wandb  offline, not yet sent: <code>sousbatch sync &lt;b&gt;1</code>",
+        f"tensorboard  <code>tensorboard --logdir &#x27;{escape(str(run.tracking_dir))}/tensorboard&#x27;</code>",
+        'published  <a href="https://host/&lt;b&gt;" rel=noreferrer>https://host/&lt;b&gt;</a>',
+        "published  <code>s3://bucket/x</code>",
+        "published  <code>javascript:alert(1)</code>",
+    ]
+    checked(text, ["https://host/<b>"])
+    assert '<a href="https://host/&lt;b&gt;" rel=noreferrer>published</a></p></header>' in text
 
 
 def test_a_run_that_has_not_begun_has_a_page(make: Make) -> None:
