@@ -142,6 +142,8 @@ class WandbTracker:
                 self._run.mark_preempting()
             self._run.finish(exit_code=exit_code)
         except OSError:
+            if self._identity.node:  # the file of the first node is not its own
+                raise
             return self._finish_without_service(exit_code)
         if self._online is not None:
             self._online.finish(self._num_rows)
@@ -187,7 +189,8 @@ class WandbTracker:
         self._recent.append(row)
         self._num_rows += 1
         if self._own is not None:
-            return self._own.add(_plain(row))
+            self._own.add(_plain(row))
+            return
         try:
             self._run.log(row)
         except OSError:

@@ -109,9 +109,11 @@ class RowAppender:
         self._left = _BLOCK_BYTES - end % _BLOCK_BYTES
 
     def add(self, values: Mapping[str, Any]) -> None:
-        """Add what one call of `log` gave."""
+        """Add what one call of `log` gave, unless that is nothing."""
         from wandb.proto import wandb_internal_pb2 as protocol
 
+        if not values:
+            return
         record = protocol.Record()
         record.history.step.num = self._step
         for name, value in {**values, "_step": self._step, "_timestamp": time.time()}.items():
