@@ -149,6 +149,25 @@ def test_an_adapter_on_embeddings_that_do_not_look_up_what_they_are_given_is_ref
     assert problem.endswith("adapter.modules_to_save=[embed_positions]")
 
 
+@pytest.mark.parametrize("kind", ["deberta", "deberta-v2"])
+def test_an_adapter_on_embeddings_that_the_model_reads_past_their_layer_is_refused(
+    kind: str, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    deberta = (kind, {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "norm_rel_ebd": "layer_norm"})
+
+    def asked(*targets: str) -> Any:
+        settings = replace(lora(target_modules=targets), task="classification")
+        return ask(deberta, tokenizer_folder, tmp_path, task="classification", settings=settings)["trained"]["one"]
+
+    name = {"deberta": "Deberta", "deberta-v2": "DebertaV2"}[kind]
+    assert asked("word_embeddings", "rel_embeddings")["problem"] == (
+        f"adapter.target_modules: {name}ForSequenceClassification does not call deberta.encoder.rel_embeddings, but "
+        "reads its weight or nothing of it, so that an adapter of it would not train; leave it out, or train it in "
+        "full by adapter.modules_to_save=[rel_embeddings]"
+    )
+    assert asked("word_embeddings")["trainable"] > 0
+
+
 @pytest.mark.filterwarnings("ignore:.*(tie_word_embeddings|ensure_weight_tying):UserWarning")
 @pytest.mark.parametrize("name", ["embed_tokens", "shared", "lm_head"])
 def test_embeddings_of_one_weight_do_not_train_apart(name: str, tokenizer_folder: Path, tmp_path: Path) -> None:
@@ -396,6 +415,8 @@ def test_a_head_whose_values_are_its_own_counts_and_needs_a_loader_that_keeps_it
     facts = read_model(recipe, places)
     assert asked[0]["untied"] == untied
     assert facts.num_params == sum(value.numel() for value in values.values()) - (not untied) * 64 * 16
+    grown = read_model(compose(str(tmp_path / "recipe.yaml"), ["model.add_tokens=['[A]']"]), places)
+    assert grown.num_params == facts.num_params + 16 * (1 + len(untied))
     sharded = compose(str(tmp_path / "recipe.yaml"), ["train.zero.stage=3"])
     if untied:
         with pytest.raises(UsageError, match=r"train.zero.stage=3 \(stage train\): lm_head.weight .* differs"):
