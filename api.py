@@ -377,6 +377,8 @@ def merge_predictions(
     if not target.parent.is_dir():
         raise NotFoundError(f"{target.parent}: no such folder, and {target.name} is to lie there")
     files.refuse_input(target, given)
+    if is_unit_folder(target.parent):
+        raise UsageError(f"{target.parent} holds the units of a run, and nothing else; write {target.name} elsewhere")
     if len(given) == 1 and is_unit_folder(given[0]):
         num_predicted = read_layout(given[0])[1].num_rows
         if num_rows not in (None, num_predicted):

@@ -206,7 +206,6 @@ class TrialEnded(Event, kind="trial_ended"):
 
     word: str
     value: float | None = None
-    message: str | None = None
 
 
 # What a stage process writes.

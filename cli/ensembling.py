@@ -164,6 +164,10 @@ def _member(named: str, labels: tuple[str, ...]) -> tuple[Member, Path, str]:
 
     paths = find_run(named, newest=True)
     plan = read_plan(paths.plan)
+    if plan.sweep is not None:
+        raise UsageError(
+            f"{paths.run_id} is a sweep; name the folders of its points, which `sousbatch status {paths.run_id}` lists"
+        )
     merged = {
         paths.predictions_file(stage.name, way): stage.splits["predict"].digest
         for stage in plan.stages

@@ -145,10 +145,14 @@ def _check_export(arguments: Namespace, out: Path) -> Table | None:
         raise UsageError(f"--export needs --out to be a .jsonl file, and it is {out.name!r}")
     if arguments.template is not None and not Path(arguments.template).is_file():
         raise NotFoundError(f"--template {arguments.template!r} does not exist")
-    read = [out, *(Path(one) for one in (*arguments.paths, arguments.template, arguments.data) if one is not None)]
-    refuse_input(Path(arguments.export), read)
+    refuse_input(Path(arguments.export), _read(arguments, out))
+    if not Path(arguments.export).absolute().parent.is_dir():
+        raise NotFoundError(f"--export {arguments.export!r} is to lie in a folder that does not exist")
     if wrong := [one for one in arguments.column if "=" not in one]:
         raise UsageError(f"--column {wrong[0]!r} is not NAME=FIELD, such as summary=prediction")
+    columns = [one.partition("=")[0] for one in arguments.column]
+    if twice := [name for name in columns if columns.count(name) > 1]:
+        raise UsageError(f"--column says twice what {twice[0]!r} holds: {', '.join(arguments.column)}")
     fields = _first_fields(arguments)
     if not fields:
         return None
@@ -162,6 +166,18 @@ def _check_export(arguments: Namespace, out: Path) -> Table | None:
         if source == INDEX or (source in next(read_rows(Path(arguments.data)), {}) and source != ID):
             check_template(table, Path(arguments.data), arguments.rows or sys.maxsize, None, is_part=False)
     return table
+
+
+def _read(arguments: Namespace, out: Path) -> list[Path]:
+    """Return the files that an export must not replace."""
+    from ..predictions.merge import report_path
+    from ..predictions.units import is_unit, is_unit_folder
+
+    named = [Path(one).expanduser() for one in arguments.paths]
+    files = [one for folder in named if folder.is_dir() for one in folder.iterdir() if one.is_file()]
+    within = [one for one in files if is_unit(one) or not is_unit_folder(one.parent)]
+    beside = [Path(one) for one in (arguments.template, arguments.data) if one is not None]
+    return [out, report_path(out), *named, *within, *beside]
 
 
 def _first_fields(arguments: Namespace) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import ledger
@@ -20,11 +21,11 @@ if TYPE_CHECKING:
     from ..recipes.plan import Plan
 
 
-def result_files(plan: Plan, paths: RunPaths) -> list[tuple[str, object]]:
+def result_files(plan: Plan, paths: RunPaths) -> list[tuple[str, Path]]:
     """Return what each model, predictions file and submission of a run is, and where."""
     from ..recipes.decodings import decodings_of
 
-    rows: list[tuple[str, object]] = []
+    rows: list[tuple[str, Path]] = []
     for stage in plan.stages:
         if paths.model(stage.name).is_dir():
             rows.append((f"model ({stage.name})", paths.model(stage.name)))
@@ -95,7 +96,8 @@ def describe_results(plan: Plan, paths: RunPaths) -> str:
     if plan.sweep is not None:
         places = describe_places(paths, is_over=True)
         return describe_points(plan, paths) + (f"\n\n{format_table(places)}" if places else "")
-    rows, text = result_files(plan, paths), ""
+    rows: list[tuple[str, object]] = [*result_files(plan, paths)]
+    text = ""
     if paths.metrics.is_file():
         rows.append(("scores", paths.metrics))
         for stage, results in itertools.groupby(read_scores(paths).items(), lambda item: item[0].partition("@")[0]):

@@ -31,7 +31,7 @@ def format_size(num_bytes: float) -> str:
     1 kB is 1000 B.
     """
     for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
+        if num_bytes < 999.5:  # else three digits would be 1e+03
             return f"{num_bytes:.3g} {unit}"
         num_bytes /= 1000
     return f"{num_bytes:,.2f} TB"

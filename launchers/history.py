@@ -26,6 +26,7 @@ from ..run_folder import RunPaths, points_in
 from ..user_folders import recall, remember
 from .base import Launcher
 from .overview import many_states
+from .states import word_of
 
 _FORMAT = 3  # raised when the same files are read as other facts
 # Keys of a recipe that say nothing of what was tried.
@@ -74,7 +75,10 @@ def read_history(runs: Sequence[RunPaths], launcher_of: Callable[[str], Launcher
     """
     found = [(paths, sweep, _facts(paths)) for run in runs for paths, sweep in _with_points(run)]
     open_runs = [paths for paths, sweep, facts in found if not facts["is_done"] and not sweep]
-    words = {paths.root: _word(states) for _, paths, states in many_states(open_runs, launcher_of)}
+    words = {
+        paths.root: word_of(state.word for state in states.values())
+        for _, paths, states in many_states(open_runs, launcher_of)
+    }
     return [
         RunRow(
             run=paths.run_id,
@@ -102,7 +106,7 @@ def _there(model: Path) -> Path | None:
 def differing(rows: Sequence[RunRow]) -> list[str]:
     """Return the keys whose values are not the same in all *rows*."""
     keys = dict.fromkeys(key for row in rows for key in row.values)
-    return [key for key in keys if len({_comparable(row.values.get(key)) for row in rows}) > 1]
+    return [key for key in keys if any(row.values.get(key) != rows[0].values.get(key) for row in rows)]
 
 
 def by_seed(rows: Sequence[RunRow]) -> Iterator[tuple[list[RunRow], dict[str, tuple[float, float]]]]:
@@ -123,17 +127,6 @@ def by_seed(rows: Sequence[RunRow]) -> Iterator[tuple[list[RunRow], dict[str, tu
         yield group, {name: (mean(all_), stdev(all_) if len(all_) > 1 else 0.0) for name, all_ in numbers.items()}
 
 
-def _comparable(value: Any) -> str:
-    return files.canonical_json(value)
-
-
-def _word(states: Mapping[str, Any]) -> str:
-    """Return the word that says most about a run that is not done."""
-    words = [state.word for state in states.values()]
-    order = ("running", "stopping", "unknown", "failed", "stopped", "cancelled", "waiting", "lost")
-    return next((word for word in order if word in words), "done" if words else "lost")
-
-
 def _with_points(run: RunPaths) -> Iterator[tuple[RunPaths, str]]:
     points = points_in(run)
     yield from ((point, run.run_id) for point in points)
@@ -149,11 +142,13 @@ def _facts(paths: RunPaths) -> dict[str, Any]:
             key.append(sorted((entry.name, entry.stat().st_size) for entry in entries))
     except OSError:
         key.append(None)
-    found = recall("history", key) or _read(paths)
+    if (known := recall("history", key)) is not None:
+        return dict(known)
+    found = _read(paths)
     if found["is_done"]:
         with suppress(OSError):  # it is read again where the cache is full
             remember("history", key, found)
-    return dict(found)
+    return found
 
 
 def _stamp(path: Path) -> list[int]:

@@ -6,7 +6,7 @@ A table of rules does it: the first one that holds gives the word and the reason
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -274,6 +274,13 @@ def _progress(facts: Facts) -> tuple[int, int]:
     if unit == "points" or (unit == "parts" and stage.num_tasks > 1):
         return len(done_tasks(facts.events, stage.name)), stage.num_tasks
     return 0, 0
+
+
+def word_of(words: Iterable[StateWord]) -> StateWord:
+    """Return the state of a stage that says most about its run."""
+    found = set(words)
+    order: list[StateWord] = ["running", "stopping", "unknown", "failed", "stopped", "cancelled", "waiting", "lost"]
+    return next((word for word in order if word in found), "done" if found else "unknown")
 
 
 def is_final(states: Mapping[str, StageState]) -> bool:

@@ -129,8 +129,9 @@ def main(run: str) -> int:
     processes.die_with_parent(signal.SIGTERM)
     processes.adopt_orphans()
     paths, index = RunPaths(root=Path(run)), JobEnvironment.from_env(os.environ).task
+    trial: SearchTrial | None = None
     try:
-        sweep, trial = read_plan(paths.plan), None
+        sweep = read_plan(paths.plan)
         if sweep.sweep is not None and sweep.sweep.search is not None:
             trial = SearchTrial(sweep, sweep.sweep.search, paths, index)
             if trial.plan is None:
@@ -140,7 +141,11 @@ def main(run: str) -> int:
         plan, own, is_own = open_point(sweep, paths, index)
     except SousbatchError as error:
         print(f"sousbatch: point {index}: {error}", flush=True)
+        if trial is not None:
+            trial.give_up()
         return 1
+    if trial is not None and not is_own:
+        trial.give_up()
     if not is_own:
         print(f"sousbatch: point {index} is the same as another one, in {own.root}", flush=True)
         return 0

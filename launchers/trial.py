@@ -29,6 +29,7 @@ class SearchTrial:
         self._study = Study(paths, search, sweep.stages[0].num_tasks, sweep.recipe.seed)
         self._values = self._study.take(task)
         self._reader: ledger.LedgerReader | None = None
+        self._told = {100}  # at the end there is nothing to prune
         self.plan = with_values(sweep, task, self._values) if self._values is not None else None
 
     def begin(self, own: RunPaths) -> None:
@@ -37,6 +38,10 @@ class SearchTrial:
         if not of(ledger.read(own.ledger_dir, max_steps=1), Trial):
             pairs = (text.partition("=") for text in self._values or ())
             _write(own, Trial(values={key: value for key, _, value in pairs}))
+
+    def give_up(self) -> None:
+        """Tell the study that the trial has no run of its own, or none that could begin."""
+        self._study.end(self._task, "failed")
 
     def lags(self, own: RunPaths, stage: Stage) -> bool:
         """Tell the study what a training has measured since the last look.
@@ -51,8 +56,10 @@ class SearchTrial:
         self._reader = self._reader or ledger.LedgerReader(own.ledger_dir)
         for event in of(self._reader.poll(), Step):
             value = event.values.get(name)
-            if value is None or not math.isfinite(value) or event.stage != stage.name or event.step >= stage.steps:
+            percent = 100 * event.step // stage.steps
+            if value is None or not math.isfinite(value) or event.stage != stage.name or percent in self._told:
                 continue
+            self._told.add(percent)  # a study takes no thousands of values: each is a line that all trials read
             is_behind = self._study.should_stop(self._task, event.step / stage.steps, sign * value)
         return is_behind
 
@@ -76,6 +83,8 @@ class SearchTrial:
             word = "complete"
         self._study.end(self._task, word, value)
         _write(own, TrialEnded(word=word, value=value))
+        if code == 0 and word == "failed":
+            print(f"sousbatch: the run {own.root} has no {self._search.metric}, which the search is for", flush=True)
         if word == "failed":
             return code or 1
         for run_id in self._study.outdone():

@@ -16,7 +16,7 @@ from ..checkpoints.retention.policies import Goal
 from ..checkpoints.retention.save_level import SaveLevel
 from ..cluster.site import Site
 from ..errors import NotFoundError, UsageError
-from ..run_folder import PLAN_FORMAT, RunPaths
+from ..run_folder import PLAN_FORMAT, SWEEP_PREFIX, RunPaths
 from .facts import Inputs
 from .schema import Recipe, Resources, StageSettings, validate
 from .stage_kinds import STAGE_KINDS, RowUse, StageKind
@@ -281,7 +281,7 @@ class Plan:
             points = [(point.variant, point.overrides) for point in self.sweep.points]
             decided += [points, [variant.values for variant in self.sweep.variants]]
             decided += [validate.to_plain(self.sweep.search)] if self.sweep.search is not None else []
-        return ("sweep-" if self.sweep else "") + files.digest_of(decided)[:12]
+        return (SWEEP_PREFIX if self.sweep else "") + files.digest_of(decided)[:12]
 
     def stage(self, name: str) -> Stage:
         """Return the stage called *name*, or raise a NotFoundError that lists all."""

@@ -212,16 +212,9 @@ def _y_axis(seen: Range, unit: Unit) -> str:
 
 def _draw(line: Line) -> str:
     """Return a line, and a dot on each of a few points."""
-    path, before = [], None
-    for x, y in line.points:
-        place = f"{x:.7g}"
-        if before is None:
-            path.append(f"M{place} {y:.5g}")
-        elif line.is_step:
-            path.append(f"H{place}V{y:.5g}")
-        else:
-            path.append(f"L{place} {y:.5g}")
-        before = y
+    (x, y), *rest = line.points
+    form = "H{:.7g}V{:.5g}" if line.is_step else "L{:.7g} {:.5g}"
+    path = [f"M{x:.7g} {y:.5g}", *(form.format(*point) for point in rest)]
     dots = ""
     if line.has_dots and len(line.points) <= _MOST_DOTS or len(line.points) == 1:
         places = "".join(f"M{x:.7g} {y:.5g}h0" for x, y in line.points)

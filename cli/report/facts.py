@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from ...errors import EXIT_STOPPED
 from ...events import CheckpointEvent, Ended, Event, Sent, Started, UnitCommitted
-from ...launchers.base import StateWord
 from ...launchers.history import RunRow
 from ...launchers.states import StageState
 from ...ledger_queries import CheckpointLifetime
@@ -112,8 +112,9 @@ class RunFacts:
     """A run as a page shows it.
 
     *rows* are those of `sousbatch runs`, one a decoding. *began_at* is the time of its first event in seconds since the
-    epoch. *plan* is None where the run is one of many, or its plan cannot be read; *problem* then says why. *bare* are
-    rows of predictions that nothing has scored. *folder* is where it lies, and *price* that of a device hour.
+    epoch. *plan* is None where it cannot be read; *problem* then says why. *bare* are rows of predictions that nothing
+    has scored. *folder* is where the run lies, "" on a page for readers who do not know this machine; *price* is that
+    of a device hour.
     """
 
     paths: RunPaths
@@ -128,7 +129,7 @@ class RunFacts:
     samples: tuple[Samples, ...] = ()
     bare: Sequence[Mapping[str, Any]] = ()
     failure: Failure | None = None
-    files: Sequence[tuple[str, object]] = ()
+    files: Sequence[tuple[str, Path]] = ()
     places: Sequence[Shown] = ()
     folder: str = ""
     price: float | None = None
@@ -152,16 +153,6 @@ class Asked:
     num_waiting: int = 0
     notes: tuple[str, ...] = ()
     places: Sequence[Shown] = ()
-
-
-def word_of(words: Iterable[StateWord]) -> StateWord:
-    """Return the state of a stage that says most about its run."""
-    found = list(words)
-    order: tuple[StateWord, ...] = (
-        *("running", "stopping", "unknown", "failed"),
-        *("stopped", "cancelled", "waiting", "lost"),
-    )
-    return next((word for word in order if word in found), "done" if found else "unknown")
 
 
 def spans_of(events: Timed, *, ready_s: float, end_s: float, word: str) -> tuple[Span, ...]:
@@ -233,9 +224,9 @@ def _waits(task: int, before: Sequence[Span], sent: Sequence[float], ready_s: fl
 
 def storage_of(events: Timed, lifetimes: Sequence[CheckpointLifetime]) -> StorageFacts | None:
     """Return what the checkpoints of a stage held, or None where it saved nothing."""
-    sizes = [(time, event) for time, event in events if isinstance(event, CheckpointEvent)]
     if not lifetimes:
         return None
+    sizes = [(time, event) for time, event in events if isinstance(event, CheckpointEvent)]
     return StorageFacts(
         held=tuple((time, event.held_bytes) for time, event in sizes if event.held_bytes is not None),
         allowed=tuple((time, event.budget_bytes) for time, event in sizes if event.budget_bytes),
@@ -247,16 +238,20 @@ def storage_of(events: Timed, lifetimes: Sequence[CheckpointLifetime]) -> Storag
 def rows_per_s(events: Timed) -> float | None:
     """Return the rows that the tasks of a stage predicted in a second of work.
 
-    The time of a task is that between its first and last event; loading the model is a part of it.
+    The time of an attempt is that between its first and last event, loading the model included; that of a task is the
+    sum of its attempts.
     """
-    rows, seconds = 0, 0.0
-    tasks: dict[tuple[int, int], list[float]] = {}
+    rows = 0
+    attempts: dict[tuple[int, int], list[float]] = {}
     for time, event in events:
         if event.role != "client":
-            tasks.setdefault((event.task, event.number), []).append(time)
+            attempts.setdefault((event.task, event.number), []).append(time)
         if isinstance(event, UnitCommitted):
             rows += event.num_rows
-    seconds = max((max(times) - min(times) for times in tasks.values()), default=0.0)
+    tasks: dict[int, float] = {}
+    for (task, _), times in attempts.items():
+        tasks[task] = tasks.get(task, 0.0) + max(times) - min(times)
+    seconds = max(tasks.values(), default=0.0)
     return rows / seconds if rows and seconds > 0 else None
 
 

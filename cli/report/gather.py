@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from ...launchers.base import FINAL_WORDS, JobState
 from ...launchers.history import RunRow, differing, read_history
 from ...launchers.overview import many_states
 from ...launchers.registry import LOOK_S, launcher_named
-from ...launchers.states import StageState, stage_states
+from ...launchers.states import StageState, stage_states, word_of
 from ...launchers.status import point_states
 from ...ledger_queries import CheckpointLifetime, by_stage, checkpoint_lifetimes, timed
 from ...predictions.rows import predictions_of
@@ -50,12 +50,12 @@ from .facts import (
     rows_per_s,
     spans_of,
     storage_of,
-    word_of,
 )
 
 _MAX_STEPS = 40_000  # of all runs of a page: parsing that many lines takes half a second
 _LEAST_STEPS = 300  # of each run
 _LABEL_CHARACTERS = 32
+_Point = tuple[RunPaths, str, str]  # a run, its label and its state where they are known
 
 
 def gather(runs: Sequence[RunPaths]) -> tuple[list[RunFacts], Asked]:
@@ -63,12 +63,13 @@ def gather(runs: Sequence[RunPaths]) -> tuple[list[RunFacts], Asked]:
 
     A sweep has those of its points that have begun.
     """
-    found: list[tuple[RunPaths, str, str]] = []  # the folder, its label and its state where they are known
+    found = list[_Point]()
     num_waiting, notes, places = 0, [], list[Shown]()
+    points_of = cache(_points_of)  # of points that are named by their folders each sweep is read once
     for paths in dict.fromkeys(runs):
-        points, waiting = _points_of(paths)
+        points, waiting = points_of(paths)
         num_waiting += waiting
-        found += points if points or waiting else [_alone(paths)]
+        found += points if points or waiting else [_alone(paths, points_of)]
         if points:
             is_over = not waiting and all(word in FINAL_WORDS for _, _, word in points)
             places += places_of(paths, (), is_over=is_over)  # each point is published for itself
@@ -86,13 +87,13 @@ def gather(runs: Sequence[RunPaths]) -> tuple[list[RunFacts], Asked]:
     return facts, asked
 
 
-def _alone(paths: RunPaths) -> tuple[RunPaths, str, str]:
+def _alone(paths: RunPaths, points_of: Callable[[RunPaths], tuple[list[_Point], int]]) -> _Point:
     """Return a run; of a point that is named by its folder label and state, too."""
-    points = _points_of(RunPaths(root=paths.runs_dir))[0] if is_point(paths) else []
+    points = points_of(RunPaths(root=paths.runs_dir))[0] if is_point(paths) else []
     return next((point for point in points if point[0] == paths), (paths, "", ""))
 
 
-def _points_of(paths: RunPaths) -> tuple[list[tuple[RunPaths, str, str]], int]:
+def _points_of(paths: RunPaths) -> tuple[list[_Point], int]:
     """Return the points of a sweep that have begun, and how many have not."""
     summary = read_summary(paths.plan)
     if not summary.is_sweep or summary.problem:
@@ -110,7 +111,7 @@ def _rows_by_folder(runs: Sequence[RunPaths]) -> dict[Path, tuple[RunRow, ...]]:
     return found
 
 
-def _labels(found: Sequence[tuple[RunPaths, str, str]], rows: Mapping[Path, Sequence[RunRow]]) -> list[str]:
+def _labels(found: Sequence[_Point], rows: Mapping[Path, Sequence[RunRow]]) -> list[str]:
     """Return a short name for each run: what sets it apart, else its id."""
     firsts = [rows[paths.root][0] for paths, _, _ in found if rows.get(paths.root)]
     keys = differing(firsts)

@@ -94,7 +94,8 @@ def section(title: str, *parts: str, prefix: str = "") -> str:
     """
     if not any(parts):
         return ""
-    return f'<section id="{prefix}{title.lower()}"><h2>{escape(title)}</h2>{"".join(parts)}</section>'
+    name = title.lower().replace(" ", "-")
+    return f'<section id="{prefix}{name}"><h2>{escape(title)}</h2>{"".join(parts)}</section>'
 
 
 def folded(title: str, body: str, *, is_open: bool = False) -> str:
@@ -113,10 +114,11 @@ def link(text: str, target: Path, page: Path) -> Html:
     return Html(f'<a href="./{escape(path)}">{escape(text)}</a>')
 
 
-def address(text: str) -> Html:
-    """Return a web address as a link, and any other text as code."""
+def address(text: str, name: str = "") -> Html:
+    """Return a web address as a link by its *name*, and any other text as code."""
     shown = escape(clean(text))
-    return Html(f'<a href="{shown}" rel=noreferrer>{shown}</a>' if is_web(text) else f"<code>{shown}</code>")
+    named = escape(name) or shown
+    return Html(f'<a href="{shown}" rel=noreferrer>{named}</a>' if is_web(text) else f"<code>{shown}</code>")
 
 
 def is_web(text: str) -> bool:

@@ -12,11 +12,14 @@
   const number = v => v === 0 ? "0" : Math.abs(v) >= 1e-3 && Math.abs(v) < 1e6
     ? (Math.abs(v) >= 1000 ? Math.round(v).toLocaleString("en") : String(+v.toPrecision(4))) : v.toExponential(2);
   const bytes = v => {
-    for (const unit of ["B", "kB", "MB", "GB"]) { if (Math.abs(v) < 1000) return +v.toPrecision(3) + " " + unit; v /= 1000; }
+    for (const unit of ["B", "kB", "MB", "GB"]) { if (Math.abs(v) < 999.5) return +v.toPrecision(3) + " " + unit; v /= 1000; }
     return +v.toPrecision(3) + " TB";
   };
-  const time = s => s < 60 ? +s.toPrecision(3) + " s" : s < 3600 ? Math.floor(s / 60) + " min" + (Math.round(s % 60) ? " " + Math.round(s % 60) + " s" : "")
-    : s < 172800 ? Math.floor(s / 3600) + " h " + Math.round(s % 3600 / 60) + " min" : +(s / 86400).toPrecision(3) + " d";
+  const time = s => {
+    const seconds = Math.round(s), minutes = Math.round(s / 60), left = seconds % 60;
+    return s < 59.5 ? +s.toPrecision(3) + " s" : seconds < 3600 ? Math.floor(seconds / 60) + " min" + (left ? ` ${left} s` : "")
+      : s < 172800 ? Math.floor(minutes / 60) + " h " + minutes % 60 + " min" : +(s / 86400).toPrecision(3) + " d";
+  };
   const shown = (v, unit) => unit === "B" ? bytes(v) : unit === "s" ? (v ? time(v) : "0")
     : unit === "step" ? Math.round(v).toLocaleString("en") : number(v);
   const ticks = (low, high, most) => {

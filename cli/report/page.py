@@ -18,7 +18,7 @@ from ... import __version__
 from .compare import best_first, draw_comparison, palette
 from .facts import Asked, RunFacts
 from .markup import badge, format_date, section, table
-from .single import draw_banner, draw_run, draw_tiles, list_places, run_subtitle
+from .single import draw_banner, draw_run, draw_tiles, list_places, run_subtitle, web_links
 
 MAX_BYTES = 1_900_000
 _MAX_WHOLE = 6  # runs of which a page shows all; of more it shows the best one
@@ -99,6 +99,7 @@ def _several(runs: Sequence[RunFacts], asked: Asked, left_out: int) -> str:
     parts.append(escape(", ".join(asked.names[:_MAX_WHOLE])) + (" …" if len(asked.names) > _MAX_WHOLE else ""))
     parts += map(escape, asked.notes[:_MAX_WHOLE])
     parts += [f"the first {len(runs) - left_out} are shown"] if left_out > 0 else []
+    parts += web_links(asked.places)
     return " · ".join(parts)
 
 

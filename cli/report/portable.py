@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from ...launchers.states import word_of
 from ...recipes.plan import Plan
 from ...recipes.schema import validate
 from ...recipes.yaml_files import dump
 from ...redaction import without_folders, without_places
 from ..results import is_tracker
-from .facts import RunFacts, StageFacts, word_of
+from .facts import RunFacts, StageFacts
 from .markup import is_web
 
 # Sections of a recipe that say where a run was, and nothing of what it made.

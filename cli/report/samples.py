@@ -31,7 +31,7 @@ def draw_scores(samples: Sequence[Samples]) -> str:
         mine = [one for one in samples if one.name.partition("@")[0] == stage]
         names = list(dict.fromkeys(name for one in mine for name in one.scores[MODEL]))
         head = headlines(dict.fromkeys(names, 0.0))
-        lines = [(one.name.partition("@")[2] or who_named(who), one.scores[who]) for one in mine for who in _who(one)]
+        lines = [(one.name.partition("@")[2] or WHO[who], one.scores[who]) for one in mine for who in _who(one)]
         if len(mine) > 1 and BASELINE in mine[0].scores:
             lines.append((WHO[BASELINE], mine[0].scores[BASELINE]))
         what = f"{stage}: {mine[0].num_rows:,} rows of {mine[0].split}"
@@ -39,11 +39,6 @@ def draw_scores(samples: Sequence[Samples]) -> str:
         parts.append(f"<h3>{escape(what)}</h3>{_score_table(head, lines)}")
         parts.append(folded(f"Details of {stage}", _score_table(rest, lines)) if rest else "")
     return "".join(parts)
-
-
-def who_named(who: str) -> str:
-    """Return how tables call what has a score."""
-    return WHO.get(who, who)
 
 
 def _who(one: Samples) -> list[str]:
@@ -127,12 +122,12 @@ def _pieces(text: str) -> list[str]:
 
 def same_rows(runs: Sequence[RunFacts], keys: Sequence[str], *, most: int) -> str:
     """Return what several runs answered to the same random rows."""
-    answers: dict[tuple[str, object], dict[int, Mapping[str, Any]]] = {}
+    answers: dict[tuple[str, ...], dict[int, Mapping[str, Any]]] = {}
     for place, run in enumerate(runs):
         for one in run.samples[:1]:
             for row in one.rows.get("random", ()):
                 question = (str(row[INDEX]), str(row.get("input")), str(row.get("target")))
-                answers.setdefault((question[0], question), {})[place] = row
+                answers.setdefault(question, {})[place] = row
     shared = [rows for rows in answers.values() if len(rows) > 1]
     cards = []
     for rows in shared:

@@ -14,7 +14,20 @@ from ..tables import format_size, format_value
 from .charts import Line, Unit, line_chart
 from .curves import EVAL_LOSS, LOSS, PACE, Points, thin_out
 from .facts import RunFacts, StageFacts, peak_bytes, stalls_of
-from .markup import Cell, Html, address, clean, folded, format_number, format_time, link, section, table, with_code
+from .markup import (
+    Cell,
+    Html,
+    address,
+    clean,
+    folded,
+    format_number,
+    format_time,
+    is_web,
+    link,
+    section,
+    table,
+    with_code,
+)
 from .samples import draw_rows, draw_samples, draw_scores
 from .storage import draw_storage
 from .timeline import draw_stages
@@ -37,13 +50,18 @@ def run_subtitle(run: RunFacts) -> str:
     """Return what a run is, as HTML."""
     parts = [f"run <b>{escape(run.paths.run_id)}</b>"]
     if run.plan is not None:
-        model = run.plan.inputs.model
-        parts += [f"on {escape(run.plan.site.name)}", f"{model.num_params:,} parameters"]
+        parts += [f"on {escape(run.plan.site.name)}"] * bool(run.folder)
+        parts.append(f"{run.plan.inputs.model.num_params:,} parameters")
     if run.problem:
         parts.append(escape(run.problem))
     if run.folder:
         parts.append(f"in {escape(run.folder)}")
-    return " · ".join(parts)
+    return " · ".join([*parts, *web_links(run.places)])
+
+
+def web_links(places: Sequence[Shown]) -> list[str]:
+    """Return links by name to the places that a browser opens."""
+    return [address(one.link, one.what).text for one in places if is_web(one.link)]
 
 
 def draw_banner(run: RunFacts) -> str:
@@ -107,13 +125,12 @@ def _tiles(run: RunFacts) -> Iterator[tuple[str, str, str]]:
 def draw_run(run: RunFacts, *, out: Path, num_points: int, num_characters: int, prefix: str = "") -> str:
     """Return the sections of a run."""
     trained = [stage for stage in run.stages if stage.curves]
-    stored = [stage for stage in run.stages if stage.storage is not None]
     rows = "".join(draw_samples(one, most=num_characters) for one in run.samples)
     if not rows and run.bare:
         rows = f"<p class=said>Nothing scored these.</p>{draw_rows(run.bare, most=num_characters)}"
     storage = "".join(
         draw_storage(stage.storage, stage=stage.name, num_points=num_points, end_s=run.end_s)
-        for stage in stored
+        for stage in run.stages
         if stage.storage is not None
     )
     return "".join(
@@ -213,7 +230,7 @@ def _what_ran(plan: Plan, run: RunFacts) -> Iterator[tuple[Cell, Cell]]:
 
 def _links(run: RunFacts, out: Path) -> str:
     rows = list_places(run.places)
-    rows += [(what, link(str(path), Path(str(path)), out)) for what, path in run.files]
+    rows += [(what, link(str(path), path, out)) for what, path in run.files]
     if run.files:
         rows.append(("run folder", link(str(run.paths.root), run.paths.root, out)))
     if any(what.startswith("model") for what, _ in run.files):

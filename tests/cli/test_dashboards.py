@@ -50,8 +50,9 @@ def test_a_sweep_is_shown_by_its_id_as_json(sousbatch: Run, project: Path, tmp_p
 
 
 def test_the_saved_dashboard_of_a_recipe_is_named_by_the_status_of_its_runs(
-    sousbatch: Run, frozen: Callable[..., RunPaths], monkeypatch: pytest.MonkeyPatch
+    sousbatch: Run, frozen: Callable[..., RunPaths], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setenv("SOUSBATCH_CACHE", str(tmp_path / "cache"))  # the one of all tests would name it in each
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setattr("sousbatch.tracking.wandb_views.push", lambda server, dashboard: f"https://w/{dashboard.name}")
     run = frozen()

@@ -95,6 +95,7 @@ def test_an_export_of_unknown_format_is_refused_before_merging(sousbatch: Run, t
     ("template", "says"),
     [
         ("who,answer\n1,x\n", "column 'who' of template t.csv is given by nothing called 'who'"),
+        ("index,answer\n0,x\n", "--column says twice what 'answer' holds: answer=prediction, answer=index"),
         ("index\n", "template t.csv has no row"),
         ("index,answer\n7,x\n", "does not have the id '0'"),
     ],
@@ -108,6 +109,7 @@ def test_a_template_that_does_not_fit_is_refused_before_merging(
     Path("data.csv").write_text("text\nx\n")
     arguments = ("--export", "o.csv", "--template", "t.csv", "--column", "answer=prediction", "--data", "data.csv")
     given = arguments if "answer" in template else arguments[:4]
+    given += ("--column", "answer=index") if "twice" in says else ()
     code, _, err = sousbatch("predictions", "merge", "rank0.jsonl", "--out", "m.jsonl", *given)
     assert code == 2 and says in err
     assert not Path("m.jsonl").exists() and not Path("o.csv").exists()
@@ -134,7 +136,9 @@ def test_the_own_functions_that_a_run_has_frozen_repair_its_texts(
     assert json.loads(merged.read_text())["prediction"] == "AB"
 
 
-@pytest.mark.parametrize("export", ["rank0.jsonl", "merged.jsonl", "data.csv", "sample.csv"])
+@pytest.mark.parametrize(
+    "export", ["rank0.jsonl", "merged.jsonl", "merged.report.json", "data.csv", "sample.csv", "shards/rank1.jsonl"]
+)
 def test_an_export_is_not_written_over_what_is_read(
     export: str, sousbatch: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,9 +146,12 @@ def test_an_export_is_not_written_over_what_is_read(
     Path("rank0.jsonl").write_text('{"index": 0, "prediction": "a"}\n')
     for name in ("data.csv", "sample.csv"):
         Path(name).write_text("ID,prediction\nx,?\n")
-    merge = ("predictions", "merge", "rank0.jsonl", "--out", "merged.jsonl")
+    Path("shards/notes").mkdir(parents=True)
+    Path("shards/rank1.jsonl").write_text('{"index": 1, "prediction": "b"}\n')
+    merge = ("predictions", "merge", "--out", "merged.jsonl", "rank0.jsonl")
+    folder = ("shards",) if "shards" in export else ()
     export_it = ("--template", "sample.csv", "--data", "data.csv", "--export")
-    code, _, err = sousbatch(*merge, *export_it, export)
+    code, _, err = sousbatch(*merge, *folder, *export_it, export)
     assert code == 2 and f"{export} is read and would be written over" in err, err
     assert not Path("merged.jsonl").exists() and sousbatch(*merge, *export_it, "out.csv")[0] == 0
     assert Path("out.csv").read_text().splitlines() == ["ID,prediction", "x,a"]

@@ -461,6 +461,17 @@ def test_names_that_promise_another_format_are_refused(tmp_path: Path, shard: st
     assert (tmp_path / "pipe").is_fifo()
 
 
+def test_nothing_is_written_among_the_units_of_a_run(tmp_path: Path, make_rows: MakeRows) -> None:
+    layout = open_layout(tmp_path / "units", "key", 2, 2)
+    rows = [PredictionRow.from_json(row, position=row["index"]) for row in make_rows(0, 2)]
+    write_unit(tmp_path / "units", layout, 0, rows, "key", 0, 0)
+    before = sorted((tmp_path / "units").iterdir())
+    for name in ("unit-000000.jsonl", "o.jsonl"):
+        with pytest.raises(UsageError, match="holds the units of a run, and nothing else"):
+            merge_predictions([tmp_path / "units"], tmp_path / "units" / name)
+    assert sorted((tmp_path / "units").iterdir()) == before
+
+
 def test_more_rows_than_numbers_of_json_are_refused(shards: list[Path], out: Path) -> None:
     with pytest.raises(UsageError, match="rows are more than"):
         merge_shards(shards, out, num_rows=10**20)

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from sousbatch.cli.report.charts import Line, line_chart, scatter_chart, spread, ticks, time_ticks
+from sousbatch.cli.tables import format_size
 
 
 def parsed(chart: str) -> ElementTree.Element:
@@ -84,6 +85,13 @@ def test_moments_are_round_and_few(seconds: float) -> None:
     assert 2 <= len(found) <= 7 and found[0] == 0 and found[-1] <= seconds
     if seconds >= 120:
         assert all(one % 60 == 0 for one in found)
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "said"), [(0, "0 B"), (999, "999 B"), (999_499, "999 kB"), (999_700, "1 MB"), (2.5e12, "2.50 TB")]
+)
+def test_a_size_has_at_most_three_digits_before_its_unit(num_bytes: float, said: str) -> None:
+    assert format_size(num_bytes) == said
 
 
 def test_values_of_several_sizes_are_scattered_by_their_logarithm() -> None:

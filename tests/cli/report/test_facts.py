@@ -65,4 +65,7 @@ def test_rows_a_second_are_those_of_all_tasks_over_the_longest() -> None:
         events += [(0.0, Started(role="stage", task=task, number=1))]
         events += [(time, UnitCommitted(role="job", task=task, number=1, unit=task, num_rows=64)) for time in (5, 10)]
     assert rows_per_s(events) == pytest.approx(25.6)
+    again = [(50.0, UnitCommitted(role="job", task=0, number=2, unit=2, num_rows=64))]
+    again += [(60.0, UnitCommitted(role="job", task=0, number=2, unit=3, num_rows=64))]
+    assert rows_per_s([*events, *again]) == pytest.approx(384 / 20), "both attempts took time"
     assert rows_per_s(events[:1]) is None

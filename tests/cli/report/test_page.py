@@ -173,6 +173,7 @@ def test_the_places_that_show_a_run_are_linked_where_a_browser_opens_them(make: 
         "published  <code>javascript:alert(1)</code>",
     ]
     checked(text, ["https://host/<b>"])
+    assert '<a href="https://host/&lt;b&gt;" rel=noreferrer>published</a></p></header>' in text
 
 
 def test_a_run_that_has_not_begun_has_a_page(make: Make) -> None:
