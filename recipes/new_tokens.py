@@ -36,9 +36,9 @@ def add_rows(model: Any, tokenizer: Any) -> list[int]:
 
 
 def _keep_own_head(model: Any) -> None:
-    """Let nothing tie a head anew that has values of its own, as that of mT5, whose config says that it is tied.
+    """Let nothing tie a head anew that has values of its own.
 
-    transformers would when it resizes, and peft when it wraps rows.
+    The config of mT5 says that its head is tied. transformers would when it resizes, and peft when it wraps rows.
     """
     names = [f"{name}.weight" for name, _ in embedding_layers(model)]
     ties = getattr(model, "_tied_weights_keys", None)

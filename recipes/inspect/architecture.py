@@ -192,16 +192,16 @@ def _trained(values: Mapping[str, Any], model: Any, tokenizer: Any, stored: Mapp
 
 
 def _check_called(model: Any) -> None:
-    """Refuse an adapter on a layer whose weight the *model* reads past the layer, as DeBERTa reads `rel_embeddings`.
+    """Refuse an adapter on a layer that the *model* does not call, as `rel_embeddings` of DeBERTa.
 
-    A model is called without values to see it. One that cannot run so is let through. Linear layers are left out: a
+    It reads the weight past the layer, and so past the adapter. A model is called without values to see it. One that cannot run so is let through. Linear layers are left out: a
     model calls them.
     """
     import torch
     from peft.tuners.lora.layer import Embedding, _ConvNd
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    class AnyValues(TorchDispatchMode):
+    class AnyValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Answers what a model asks of values, such as whether a mask is all ones."""
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -220,12 +220,13 @@ def _check_called(model: Any) -> None:
         if not left:  # the rest would take seconds for a deep model
             raise AllCalledError
 
+    any_values: Any = AnyValues()  # type: ignore[no-untyped-call]
     hooks = [module.register_forward_pre_hook(strike) for module in left]
     ids = torch.zeros((1, _NUM_TOKENS), dtype=torch.long, device="meta")
     also = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
     model.eval()  # in training some models skip layers at random
     try:
-        with torch.no_grad(), torch.device("cpu"), AnyValues():  # what it makes by the way has values
+        with torch.no_grad(), torch.device("cpu"), any_values:  # what it makes by the way has values
             model.get_base_model()(input_ids=ids, attention_mask=torch.ones_like(ids), **also)
     except Exception:  # whatever a model needs values for
         return
