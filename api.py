@@ -365,6 +365,7 @@ def merge_predictions(
     from .predictions.shard_merge import find_shards, merge_shards
     from .predictions.units import is_unit_folder, read_layout
     from .recipes.data.compared import compare_rows
+    from .recipes.data.rows import read_rows
 
     _check_list("paths", paths)
     if not paths:
@@ -394,6 +395,13 @@ def merge_predictions(
         )
     if num_ranks is not None and sampler is None:
         raise UsageError("--ranks says how many ranks a --sampler dealt out the rows to; give that, too")
+    if data is not None:
+        num_given = sum(1 for _ in read_rows(Path(data)))
+        if num_rows not in (None, num_given):
+            raise UsageError(
+                f"--rows is {num_rows:,}, and {data} has {num_given:,} rows; name those that were predicted"
+            )
+        num_rows = num_given
     dealing = None
     if sampler is not None:
         dealing = Dealing(sampler=sampler, batch_rows=batch_rows or 1, num_ranks=num_ranks)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, get_args
 from ..errors import UsageError
 from ..files import refuse_input
 from ..predictions.metrics.tokenizers import Tokenizer
-from ..predictions.rows import PredictionRow, predictions_of
+from ..predictions.rows import ID, INDEX, PredictionRow, predictions_of
 from ..recipes.data.rows import read_rows
 from ..run_index import find_run
 from .parser import RUN_HELP, Parser, define
@@ -119,6 +119,11 @@ def _ensemble(arguments: Namespace) -> int:
         members = [one if one.labels else replace(one, labels=labels_told(one)) for one in members]
     num_rows = write_joined(ensemble.joined(members), out)
     print(f"{out}: {num_rows:,} rows of {len(members)} models, by {way}" + f" of {arguments.of}" * (way == "spans"))
+    for name in (one for one in arguments.paths if Path(one).is_file()):
+        if not {INDEX, ID} & next(iter(read_rows(Path(name))), {}).keys():
+            print(
+                f"  {name} says neither index nor id of its rows: that they are in the order of the others is assumed"
+            )
     return 0
 
 

@@ -85,8 +85,8 @@ def _define_merge(merge: Parser) -> None:
     merge.add_argument(
         "--data",
         metavar="FILE",
-        help="the rows that were predicted: their columns can be exported, and rows without an index are compared with "
-        "them in the columns that both have",
+        help="the rows that were predicted, as many as there must be: their columns can be exported, and rows without "
+        "an index are compared with them in the columns that both have",
     )
 
 

@@ -50,6 +50,10 @@ def scan_arrays(path: Path, index_field: str | None, spool: Path) -> Shard:
                 _take_indices(shard, indices if indices is not None else _following(shard, lines))
                 shard.offset.extend(accumulate(map(len, lines[:-1]), initial=offset))
                 shard.length.extend(map(len, lines))
+        except UsageError as error:
+            if str(path.parent) in str(error):  # it names the shard, or the file beside it
+                raise
+            raise UsageError(f"{path}: {error}") from error
         except _MALFORMED as error:
             shard.index, shard.offset, shard.length = array("q"), array("q"), array("q")
             shard.num_corrupt += 1
@@ -113,7 +117,15 @@ def _index_of(row: Row, index_field: str, path: Path) -> int:
 
 
 def _line(row: Row) -> bytes:
-    return json.dumps(row, ensure_ascii=False, default=str).encode(errors="replace") + b"\n"
+    return json.dumps(row, ensure_ascii=False, default=_text_of).encode(errors="replace") + b"\n"
+
+
+def _text_of(value: Any) -> str:
+    """Return as text what JSON has no form for.
+
+    Some writers of Parquet do not say of bytes that they are text.
+    """
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
 
 
 def _parquet(path: Path, index_field: str | None) -> Iterator[tuple[list[bytes], Sequence[int] | None]]:
@@ -124,10 +136,12 @@ def _parquet(path: Path, index_field: str | None) -> Iterator[tuple[list[bytes],
         raise UsageError(f"reading {path} needs pyarrow: pip install 'sousbatch[data]'") from error
     import orjson
 
-    quick = partial(orjson.dumps, default=str, option=orjson.OPT_APPEND_NEWLINE)
+    quick = partial(orjson.dumps, default=_text_of, option=orjson.OPT_APPEND_NEWLINE)
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:  # where the writer has taken them
             names = file.schema_arrow.names
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise UsageError(f"{path} has more than one column called {twice[0]!r}; give each a name of its own")
             if index_field is not None and index_field not in names:
                 raise UsageError(f"{path} has no column {index_field!r}; {has_fields(names)}")
             if index_field is not None and not pa.types.is_integer(file.schema_arrow.field(index_field).type):
@@ -308,9 +322,18 @@ def _plain(value: Any) -> Any:
 
 
 def _values(value: Any) -> Any:
-    """Return a stored tensor as an array in the file, anything else as it is."""
-    from ..checkpoints.formats.unpickler import StoredTensor
+    """Return a stored tensor as an array in the file, anything else as it is.
 
+    Raises:
+        UsageError: it is an object of a class, whose value only running its code would give.
+    """
+    from ..checkpoints.formats.unpickler import StoredTensor, is_foreign
+
+    if is_foreign(value):
+        raise UsageError(
+            "it holds an object of a class, such as an array or number of numpy, bytes or a set, whose loading could "
+            "run code; save tensors, texts, plain numbers and lists, such as array.tolist()"
+        )
     if not isinstance(value, StoredTensor):
         return value
     count = math.prod(value.shape)

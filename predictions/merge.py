@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from ..errors import DamagedError, IncompleteError, no_room_named
 from ..files import read_json, sync_dir, temporary_path, write_json
-from .units import Layout, Unit, missing_ranges, read_layout, read_units
+from .units import Layout, Unit, missing_ranges, read_layout, read_units, rows_beyond
 
 _BLOCK_BYTES = 1 << 20
 _NUM_NAMED = 5
@@ -161,6 +161,8 @@ def merge_units(folder: Path, out_path: Path, *, change: Change | None = None, r
             digest = digest_before
             os.replace(unit.path, f"{unit.path}.damaged")
             faults.append(f"{unit.path}.damaged: its bytes have changed since it was committed")
+        beyond = rows_beyond(folder, layout, key)
+        faults += [f"{path} is a unit of these predictions, and layout.json has no place for it" for path in beyond]
         done_units = set(chain.from_iterable(written.values()))
         report = MergeReport(
             key=key,
@@ -171,6 +173,7 @@ def merge_units(folder: Path, out_path: Path, *, change: Change | None = None, r
             num_bytes=stream.tell(),
             sha256=digest.hexdigest(),
             missing=missing_ranges(layout, done_units),
+            num_unexpected=sum(beyond.values()),
             faults=tuple(faults),
             sources=_sources(layout, written),
         )

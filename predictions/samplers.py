@@ -7,6 +7,7 @@ dropped by its place: a repeated row may be answered in other words.
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,6 +19,8 @@ from ..errors import UsageError
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from .shard_reader import Shard
 
 Sampler = Literal["contiguous", "interleaved", "distributed", "batches"]
 SAMPLERS: dict[Sampler, str] = {
@@ -96,6 +99,36 @@ def _is_part(counts: Sequence[int], of_all: Sequence[int]) -> bool:
     return all(count in left for count in counts)
 
 
+def deal_out(shards: Sequence[Shard], num_rows: int, dealing: Dealing) -> list[tuple[int, bytes]]:
+    """Give the rows of each rank their positions, and return the padding.
+
+    Of padding it is the row that it repeats, and its line.
+    A shard that ends early lacks its last rows, which get reported as missing.
+    """
+    padding: list[tuple[int, bytes]] = []
+    for rank, shard in enumerate(shards):
+        if shard.num_corrupt:
+            raise UsageError(f"positions after a broken line are unknown: {shard.faults[0]}; fix or remove the line")
+        place = dealing.sampler, num_rows, rank, len(shards), dealing.batch_rows
+        rows = rows_of_rank(*place)
+        if len(shard.index) > len(rows):
+            raise UsageError(
+                f"{shard.path} has {len(shard.index):,} rows, and rank {rank} of {len(shards)} has {len(rows):,} of "
+                f"{num_rows:,} by --sampler {dealing.sampler}; name every shard once, in the order of the ranks, with "
+                "the right --rows and --batch-rows"
+            )
+        rows = rows[: len(shard.index)]
+        num_real = int((rows != PADDING).sum())  # padding stands at the end
+        with (shard.data or shard.path).open("rb") as stream:
+            there = zip(shard.offset[num_real:], shard.length[num_real:], strict=True)
+            for row, (offset, length) in zip(repeated_rows(*place).tolist(), there, strict=False):  # it may end early
+                stream.seek(offset)
+                padding.append((row, stream.read(length - 1)))
+        shard.index = array("q", rows[:num_real].tobytes())
+        del shard.offset[num_real:], shard.length[num_real:]
+    return padding
+
+
 def rows_of_rank(sampler: Sampler, num_rows: int, rank: int, num_ranks: int, batch_rows: int = 1) -> NDArray[np.int64]:
     """Return the rows of a rank in its order, with -1 for padding.
 
@@ -114,3 +147,15 @@ def rows_of_rank(sampler: Sampler, num_rows: int, rank: int, num_ranks: int, bat
     if sampler == "interleaved":
         return slots[slots < num_rows]
     return np.where(slots < num_rows, slots, PADDING)
+
+
+def repeated_rows(sampler: Sampler, num_rows: int, rank: int, num_ranks: int, batch_rows: int = 1) -> NDArray[np.int64]:
+    """Return which rows the padding of a rank repeats, in its order."""
+    import numpy as np
+
+    rows = rows_of_rank(sampler, num_rows, rank, num_ranks, batch_rows)
+    places = np.flatnonzero(rows == PADDING)
+    if sampler == "contiguous":
+        return np.full(len(places), num_rows - 1)
+    slots = (places // batch_rows * num_ranks + rank) * batch_rows + places % batch_rows
+    return (slots - num_rows) % num_rows

@@ -28,7 +28,7 @@ from ..files import TEMPORARY_PREFIX, refuse_input
 from .array_reader import SUFFIXES, is_companion, scan_arrays
 from .merge import MergeReport, report_path, settle, writing
 from .rows import INDEX
-from .samplers import PADDING, Dealing, by_number, check_ranks, rows_of_rank
+from .samplers import Dealing, by_number, check_ranks, deal_out
 from .shard_reader import MAX_FAULTS, MAX_INDEX, Shard, has_fields, index_again, scan_csv, scan_jsonl
 from .units import is_unit
 
@@ -99,11 +99,11 @@ def _join(
     dealing: Dealing | None,
     check: Check | None,
 ) -> MergeReport:
-    num_padding, order, is_in_file_order = 0, "", False
+    padding, order, is_in_file_order = list[tuple[int, bytes]](), "", False
     if dealing is not None:
         assert num_rows is not None, "which was asked for"
         check_ranks([shard.path for shard in shards], [len(shard.index) for shard in shards], num_rows, dealing)
-        num_padding = _deal_out(shards, num_rows, dealing)
+        padding = deal_out(shards, num_rows, dealing)
         order = f"dealt out to {len(shards)} ranks by sampler {dealing}"
     elif index_field is None:
         _number_in_file_order(shards)
@@ -123,6 +123,7 @@ def _join(
             stream.flush()
             compared = check(temporary, rows.index[ranking.kept].tolist()) if check is not None else ""
             order += f": {compared or 'assumed, since nothing in the rows was compared'}"
+            order += _doubt(padding, rows, ranking.kept)
         differing = _differing(rows, ranking)
         report = MergeReport(
             num_rows=ranking.num_rows,
@@ -132,7 +133,7 @@ def _join(
             missing=_gaps(rows.index[ranking.kept], ranking.num_rows),
             conflicts=_runs(np.unique(rows.index[ranking.again[differing]])),
             num_duplicates=len(ranking.again),
-            num_padding=num_padding,
+            num_padding=len(padding),
             num_incomplete=sum(shard.num_incomplete for shard in shards),
             num_corrupt=sum(shard.num_corrupt for shard in shards),
             num_unexpected=len(ranking.unexpected),
@@ -215,28 +216,21 @@ def _check_no_index_again(rows: _Rows, header: bytes) -> None:
         )
 
 
-def _deal_out(shards: Sequence[Shard], num_rows: int, dealing: Dealing) -> int:
-    """Give the rows of each rank their positions; return how much was padding.
-
-    A shard that ends early lacks its last rows, which get reported as missing.
-    """
-    num_padding = 0
-    for rank, shard in enumerate(shards):
-        if shard.num_corrupt:
-            raise UsageError(f"positions after a broken line are unknown: {shard.faults[0]}; fix or remove the line")
-        rows = rows_of_rank(dealing.sampler, num_rows, rank, len(shards), dealing.batch_rows)
-        if len(shard.index) > len(rows):
-            raise UsageError(
-                f"{shard.path} has {len(shard.index):,} rows, and rank {rank} of {len(shards)} has {len(rows):,} of "
-                f"{num_rows:,} by --sampler {dealing.sampler}; name every shard once, in the order of the ranks, with "
-                "the right --rows and --batch-rows"
-            )
-        rows = rows[: len(shard.index)]
-        num_real = int((rows != PADDING).sum())  # padding stands at the end
-        num_padding += len(rows) - num_real
-        shard.index = array("q", rows[:num_real].tobytes())
-        del shard.offset[num_real:], shard.length[num_real:]
-    return num_padding
+def _doubt(padding: Sequence[tuple[int, bytes]], rows: _Rows, kept: _Numbers) -> str:
+    """Say how much padding is not the row that it should repeat, if any."""
+    asked = np.array([row for row, _ in padding], dtype=np.int64)
+    places = np.searchsorted(rows.index[kept], asked)
+    there = [
+        place for place, row in enumerate(asked) if places[place] < len(kept) and rows.index[kept[places[place]]] == row
+    ]
+    lines = rows.lines(kept[places[there]])
+    num_other = sum(line != padding[place][1] for place, line in zip(there, lines, strict=True))
+    if not num_other:
+        return ""
+    return (
+        f"; {num_other} of {len(padding)} rows of padding are not those that they should repeat: that is right where "
+        "answers are drawn or rounded, and else --rows, --sampler, --batch-rows or the order of the shards is wrong"
+    )
 
 
 def _check_has_index(shards: Sequence[Shard], index_field: str) -> None:

@@ -257,6 +257,8 @@ def has_fields(names: Sequence[str]) -> str:
 def _csv_column(path: Path, columns: list[str], index_field: str) -> int:
     if index_field not in columns:
         raise UsageError(f"{path} has no column {index_field!r}; {has_fields(columns)}")
+    if columns.count(index_field) > 1:
+        raise UsageError(f"{path} has more than one column called {index_field!r}; give each a name of its own")
     return columns.index(index_field)
 
 

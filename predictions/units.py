@@ -15,6 +15,7 @@ import os
 import re
 import socket
 from collections.abc import Container, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -188,6 +189,22 @@ def read_units(folder: Path, layout: Layout, key: str, faults: list[str]) -> Ite
             faults.append(str(error))
 
 
+def rows_beyond(folder: Path, layout: Layout, key: str) -> dict[Path, int]:
+    """Return the unit files of *key* that the layout has no place for.
+
+    Each is there with its number of rows. The layout was changed then, or is damaged.
+    """
+    found: dict[Path, int] = {}
+    for path in sorted(folder.glob("unit-*.jsonl")):
+        match = _UNIT_NAME.fullmatch(path.name)
+        if match and int(match[1]) >= layout.num_units and path.is_file():
+            with path.open("rb") as stream, suppress(ValueError, KeyError, TypeError):
+                header = json.loads(stream.readline(_MAX_HEADER_BYTES))
+                if header["key"] == key:
+                    found[path] = int(header["num_rows"])
+    return found
+
+
 def committed_units(folder: Path, layout: Layout, key: str) -> dict[int, Unit]:
     """Return the committed units by number, and log the files that are not one."""
     units, faults = survey_units(folder, layout, key)
@@ -244,7 +261,8 @@ def _read_unit(path: Path, layout: Layout, number: int, key: str) -> Unit:
             path=path,
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"{path} has no unit header: {error!r}") from error
+        what = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise DamagedError(f"{path} has no unit header: {what}") from error
     if file_bytes != unit.body_offset + unit.num_bytes:
         raise DamagedError(f"{path} is incomplete: {file_bytes:,} bytes, not {unit.body_offset + unit.num_bytes:,}")
     return unit

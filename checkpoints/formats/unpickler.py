@@ -148,6 +148,11 @@ class _Foreign(dict[Any, Any]):
     __hash__ = object.__hash__  # type: ignore[assignment]  # any object may be a key of a dict
 
 
+def is_foreign(value: object) -> bool:
+    """Say whether *value* stands for an object of a class, and lacks what that holds."""
+    return isinstance(value, _Foreign)
+
+
 class Unpickler(pickle.Unpickler):
     """Resolves globals from the list below; calling any other raises `RefusedGlobal`.
 

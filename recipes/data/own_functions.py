@@ -48,7 +48,8 @@ class OwnFunction:
         Raises:
             UsageError: there is no such module or function, or the import failed.
         """
-        self.key, self.name, self._split = key, name, split
+        self.key, self.name = key, name
+        self._of_split = f" of split {split!r}" if split else ""
         module, function = split_name(name)
         try:
             found = importlib.import_module(module)
@@ -95,7 +96,7 @@ class OwnFunction:
                 raise
             what = f"{type(error).__name__}: {error}".rstrip(": ")
             raise UsageError(
-                f"{self.key}: {self.name} failed at row {number} of split {self._split!r}: "
+                f"{self.key}: {self.name} failed at row {number}{self._of_split}: "
                 f"{_one_line(what)}{_place(error, self._file)}"
             ) from error
 
@@ -123,7 +124,7 @@ class OwnFunction:
         raise UsageError(f"{self._returned(number)} {_kind(value)} ({_one_line(repr(value))}); it returns {allowed}")
 
     def _returned(self, number: int) -> str:
-        return f"{self.key}: {self.name} returned at row {number} of split {self._split!r}"
+        return f"{self.key}: {self.name} returned at row {number}{self._of_split}"
 
 
 def _not_plain(value: Any) -> Any:

@@ -44,6 +44,12 @@ def test_nan_of_parquet_stays_what_it_is(tmp_path: Path, value: float | None) ->
     assert str(first["score"]) == str(value) == str(second["both"][0])
 
 
+def test_texts_that_parquet_holds_as_bytes_are_texts(tmp_path: Path) -> None:
+    table = pa.table({"index": [0, 1], "prediction": ["가".encode(), b"a\xff"]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert [row["prediction"] for row in _merged(tmp_path, num_rows=2)] == ["가", "a\\xff"]
+
+
 def test_npy_has_its_indices_beside_it_or_in_fields(tmp_path: Path) -> None:
     logits = np.arange(18, dtype=np.float16).reshape(6, 3)
     for rank in (0, 1):
@@ -155,6 +161,17 @@ def test_a_file_that_was_damaged_within_is_named(tmp_path: Path, damage: str) ->
     ("make", "message"),
     [
         (lambda path: pq.write_table(pa.table({"id": ["a"]}), path / "a.parquet"), "has no column 'index'; it has id"),
+        (
+            lambda path: pq.write_table(pa.table([[0], ["a"], ["b"]], names=["index", "p", "p"]), path / "a.parquet"),
+            "a.parquet has more than one column called 'p'",
+        ),
+        (
+            lambda path: torch.save([{"index": 0, "score": np.float32(0.5)}], path / "a.pt"),
+            "a.pt: it holds an object of a class.*save tensors, texts, plain",
+        ),
+        (lambda path: torch.save({"index": torch.arange(2), "p": np.ones(2)}, path / "a.pt"), "an object of a class"),
+        (lambda path: torch.save({"index": [0], "p": [b"x"]}, path / "a.pt"), "an object of a class"),
+        (lambda path: torch.save([{"index": 0, "p": [{1, 2}]}], path / "a.pt"), "an object of a class"),
         (lambda path: pq.write_table(pa.table({"index": [0.5]}), path / "a.parquet"), "has no whole numbers"),
         (lambda path: np.save(path / "a.npy", np.ones(3)), "has no field 'index'; it has prediction; .* --sampler"),
         (lambda path: np.save(path / "a.npy", np.float32(3)), "holds one value, and no rows"),

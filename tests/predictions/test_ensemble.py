@@ -241,6 +241,9 @@ def test_probabilities_and_spans_in_the_cells_of_a_csv_file_are_read(sousbatch: 
     assert (json.loads(out.read_text())["prediction"], json.loads(out.read_text())["null_score"]) == ("a", 0.5)
     names = [str(tmp_path / f"{name}.csv") for name in "ab"]
     assert sousbatch("predictions", "ensemble", *names, "--out", str(out), "--labels", "no,yes")[0] == 0
+    (tmp_path / "b.csv").write_text("prediction\nyes\nno\n")
+    code, said, _ = sousbatch("predictions", "ensemble", *names, "--out", f"{out}l.jsonl", "--by", "majority")
+    assert code == 0 and said.count("says neither index nor id") == 1 and "b.csv says neither" in said
     joined = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["prediction"] for row in joined] == ["yes", "no"]
     assert joined[0]["probabilities"] == pytest.approx([0.3, 0.7])

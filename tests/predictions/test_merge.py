@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sousbatch.errors import IncompleteError, NoRoomError, NotFoundError
+from sousbatch.errors import DamagedError, IncompleteError, NoRoomError, NotFoundError
 from sousbatch.predictions import merge as merging
 from sousbatch.predictions.merge import format_rows, merge_units, partial_path, report_path
 from sousbatch.predictions.units import committed_units, open_layout, read_layout, unit_path, write_unit
@@ -147,6 +147,14 @@ def test_a_unit_of_other_predictions_is_not_mixed_in(
     os.replace(unit_path(other, 3), unit_path(predicted, 3))
     with pytest.raises(IncompleteError, match=r"missing rows: 15-19; .*unit-000003.jsonl: its key is 'older-key'"):
         merge_units(predicted, out)
+
+
+def test_units_beyond_the_layout_are_not_dropped(predicted: Path, out: Path) -> None:
+    layout = predicted / "layout.json"
+    layout.write_text(layout.read_text().replace('"num_rows": 22', '"num_rows": 10'))
+    with pytest.raises(DamagedError, match="10 of 10 rows .*unexpected rows: 12; .*layout.json has no place for it"):
+        merge_units(predicted, out)
+    assert not out.exists()
 
 
 def test_a_complete_output_of_the_same_key_stands_when_units_are_lost(predicted: Path, out: Path) -> None:

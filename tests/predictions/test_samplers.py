@@ -14,7 +14,7 @@ from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler, DistributedSampler, SequentialSampler
 
 from sousbatch.errors import IncompleteError, UsageError
-from sousbatch.predictions.samplers import SAMPLERS, Dealing, Sampler, rows_of_rank
+from sousbatch.predictions.samplers import SAMPLERS, Dealing, Sampler, repeated_rows, rows_of_rank
 from sousbatch.predictions.shard_merge import merge_shards
 
 SIZES = [(1, 1), (3, 4), (13, 3), (16, 4), (17, 4), (100, 7)]
@@ -59,6 +59,8 @@ def test_rows_are_those_of_the_real_sampler_and_each_is_real_once(
         theirs = REAL[sampler](num_rows, rank, num_ranks)
         assert len(ours) == len(theirs)
         assert [(our, their) for our, their in zip(ours, theirs, strict=True) if our not in (their, -1)] == []
+        padding = [their for our, their in zip(ours, theirs, strict=True) if our < 0]
+        assert repeated_rows(sampler, num_rows, rank, num_ranks, 3 if sampler == "batches" else 1).tolist() == padding
         seen += [row for row in ours if row >= 0]
     assert sorted(seen) == list(range(num_rows))
 
@@ -136,6 +138,49 @@ def test_wrong_batches_that_fit_are_found_by_what_rows_say_beside_their_predicti
     code, said, err = sousbatch(*given, "--batch-rows", "3", "--data", str(data))
     assert code == 0 and "of 3 rows: name of every row as in" in said, err
     assert [json.loads(line)["name"] for line in out.read_text().splitlines()] == [f"n{row}" for row in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("order", "shards"),
+    [
+        (["--sampler", "distributed"], [[0, 2], [1, 0]]),
+        (["--in-file-order"], [[0, 1], [2]]),
+        (["--index", "p", "--export", "o.csv"], [[2], [1, 0]]),
+    ],
+)
+def test_the_data_say_how_many_rows_there_must_be(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sousbatch: Callable[..., tuple[int, str, str]],
+    order: list[str],
+    shards: list[list[int]],
+) -> None:
+    """By a sampler with one row less the last one would be taken for padding."""
+    monkeypatch.chdir(tmp_path)
+    for rank, rows in enumerate(shards):
+        Path(f"rank{rank}.jsonl").write_text("".join(f'{{"p": {row}}}\n' for row in rows))
+    Path("data.csv").write_text("text\na\nb\nc\n")
+    given = ["predictions", "merge", "rank0.jsonl", "rank1.jsonl", *order, "--out", "m.jsonl", "--data", "data.csv"]
+    code, _, err = sousbatch(*given, "--rows", "2")
+    assert code == 2 and "--rows is 2, and data.csv has 3 rows" in err and not Path("m.jsonl").exists()
+    code, _, err = sousbatch(*given)
+    assert code == 0 and [json.loads(line)["p"] for line in Path("m.jsonl").read_text().splitlines()] == [0, 1, 2], err
+    Path("data.csv").write_text("text\na\nb\nc\nd\ne\n")
+    assert sousbatch(*given)[0] != 0
+
+
+def test_padding_that_is_not_what_it_should_repeat_is_said(
+    tmp_path: Path, sousbatch: Callable[..., tuple[int, str, str]]
+) -> None:
+    shards = [str(path) for path in _write(tmp_path, "distributed", 13, 4)]
+    for rank, path in enumerate(shards):
+        rows = [*range(rank, 13, 4), *([rank - 1] if rank else [])]  # as DistributedSampler pads them
+        Path(path).write_text("".join(f'{{"p": {row}}}\n' for row in rows))
+    given = ["predictions", "merge", "--sampler", "distributed", "--out", str(tmp_path / "o.jsonl")]
+    assert "of padding" not in sousbatch(*given, *shards, "--rows", "13")[1]
+    for order, num_rows, num_differing in ((shards, 14, 2), ([*shards[:2], shards[3], shards[2]], 13, 2)):
+        said = sousbatch(*given, *order, "--rows", str(num_rows))[1]
+        assert f"{num_differing} of {16 - num_rows} rows of padding are not those that they should repeat" in said
 
 
 @pytest.mark.parametrize(

@@ -344,6 +344,12 @@ def test_a_csv_without_the_index_column_is_refused(tmp_path: Path) -> None:
         merge_shards([tmp_path / "a.csv"], tmp_path / "out.csv")
 
 
+def test_a_csv_with_two_index_columns_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("index,index,text\n0,1,x\n")
+    with pytest.raises(UsageError, match="more than one column called 'index'"):
+        merge_shards([tmp_path / "a.csv"], tmp_path / "out.csv")
+
+
 def test_a_byte_order_mark_and_long_cells_are_read(tmp_path: Path) -> None:
     text = "\ufeffindex,text\n0," + "가" * 200_000 + "\n"
     (tmp_path / "a.csv").write_text(text, encoding="utf-8")

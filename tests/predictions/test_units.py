@@ -162,6 +162,7 @@ def test_a_unit_cut_at_any_byte_is_not_committed(predicted: Path, key: str) -> N
         (lambda data: data.replace(b'"unit":2', b'"unit":3'), "unit"),
         (lambda data: data.replace(b'"num_rows":5', b'"num_rows":4'), "num_rows"),
         (lambda data: b"[1]\n" + data, "no unit header"),
+        (lambda data: data.replace(b'"first_row"', b'"first"'), "no unit header: it lacks 'first_row'"),
         (lambda data: b"x" * 5000 + data, "no unit header"),
     ],
 )
