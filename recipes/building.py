@@ -115,6 +115,7 @@ def _with_adapter(settings: StageSettings, task: TaskSpec, model: Any, options: 
     if _saves_tied(spec.modules_to_save, model):  # else peft would train two copies of one tensor apart
         config.ensure_weight_tying = True
     _check_shared(spec.target_modules, model)
+    _check_groups(spec.target_modules, model)
     layers = _linear_layers(model)  # before peft wraps them
     if task.has_new_head:
         _check_head(spec.target_modules, _new_heads(model), layers)
@@ -231,6 +232,16 @@ def _check_shared(targets: Sequence[str], model: Any) -> None:
             )
 
 
+def _check_groups(targets: Sequence[str], model: Any) -> None:
+    """Refuse adapters on convolutions in groups, which peft trains but cannot merge."""
+    for name, module in model.named_modules():
+        if getattr(module, "groups", 1) > 1 and any(is_target(name, target) for target in targets):
+            raise UsageError(
+                f"adapter.target_modules: {name} is a convolution in {module.groups} groups, whose adapter peft cannot "
+                "merge; leave it out, or train it in full: adapter=full"
+            )
+
+
 def _check_head(targets: Sequence[str], heads: Sequence[str], layers: Sequence[str]) -> None:
     """Refuse targets within a new head, which trains in full."""
     for target in targets:
@@ -326,6 +337,11 @@ def _refusal(settings: StageSettings, kind: str, layers: Sequence[str], reason: 
             f"adapter.dropout {settings.adapter.dropout:g} cannot be used on the experts of {kind}, which are held in "
             "one tensor a layer; set adapter.dropout=0, or name the layers of the attention: "
             f"adapter.target_modules=[{','.join(attention)}]"
+        )
+    if "No modules were targeted" in reason and "all-linear" in targets:
+        return (
+            f"adapter.target_modules: all-linear finds no linear layer in {kind} beside a new head; name layers of "
+            "another kind, or train it in full: adapter=full"
         )
     if "not found in the base model" in reason and len(targets) == 1:
         return _no_layer(targets[0], layers)

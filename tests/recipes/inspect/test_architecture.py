@@ -190,6 +190,23 @@ def test_a_target_in_a_new_head_is_told_that_it_trains_in_full(
     assert problem.startswith(f"adapter.target_modules: {targets[-1]!r} is of the new head (classifier, bert.pooler), ")
 
 
+def test_a_model_of_convolutions_is_told_which_of_them_can_be_adapted(tokenizer_folder: Path, tmp_path: Path) -> None:
+    squeezebert = ("squeezebert", {"embedding_size": 16})
+
+    def asked(*targets: str) -> Any:
+        settings = replace(lora(target_modules=targets), task="classification")
+        return ask(squeezebert, tokenizer_folder, tmp_path, task="classification", settings=settings)["trained"]["one"]
+
+    assert asked("all-linear")["problem"] == (
+        "adapter.target_modules: all-linear finds no linear layer in SqueezeBertForSequenceClassification beside a "
+        "new head; name layers of another kind, or train it in full: adapter=full"
+    )
+    assert asked("query")["problem"].startswith(
+        "adapter.target_modules: transformer.encoder.layers.0.attention.query is a convolution in 4 groups, "
+    )
+    assert asked("post_attention.conv1d")["trainable"] > 0
+
+
 def test_layers_within_one_that_trains_in_full_train_with_it_and_no_others(
     tokenizer_folder: Path, tmp_path: Path
 ) -> None:
