@@ -6,8 +6,9 @@ kernel's, which a killed job cannot leave behind.
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 _TASK, _RUN = "task", "run"
-_MOST_DRAWS = 100  # until values are found that no trial had
+_MOST_DRAWS = 30  # that give values which another trial had
 _NUM_STARTUP = 10  # trials with values at random, before the others teach which are good; Optuna's own number
 Word = Literal["complete", "pruned", "failed"]
 
@@ -42,10 +43,9 @@ class Study:
         self._num_startup = min(_NUM_STARTUP, max(1, num_trials // 2))
 
     def take(self, task: int) -> tuple[str, ...] | None:
-        """Return the overrides of a task's trial, None where there is nothing to do.
+        """Return the overrides of a task's trial, None when it has ended.
 
-        Then it has ended, or no values are left to try. A trial whose job was killed is continued, and one that failed
-        is tried once more with the same values.
+        A trial whose job was killed is continued, and one that failed is tried once more with the same values.
         """
         with self._opened() as study:
             trials = study.get_trials(deepcopy=False)
@@ -55,12 +55,13 @@ class Study:
             mine = [trial for trial in trials if trial.user_attrs.get(_TASK) == task]
             if not mine:
                 return self._new(study, task)
+            values = mine[-1].params
             if mine[-1].state == _states()["failed"]:
-                study.enqueue_trial(mine[-1].params)
+                study.enqueue_trial(values)
                 study.ask(self._distributions()).set_user_attr(_TASK, task)
             elif mine[-1].state.is_finished():
                 return None
-            return self._overrides(mine[-1].params)
+            return self._overrides(values)
 
     def note_run(self, task: int, run_id: str) -> None:
         """Note which run a task's trial is."""
@@ -89,28 +90,30 @@ class Study:
         Of equal ones the first is the best.
         """
         with self._opened() as study:
-            ended = [
-                trial
-                for trial in study.get_trials(deepcopy=False)
-                if trial.state in (_states()["complete"], _states()["pruned"]) and _RUN in trial.user_attrs
-            ]
-        sign = 1 if self._search.goal == "lowest" else -1
-        complete = [(sign * trial.value, trial.user_attrs[_TASK], trial) for trial in ended if trial.value is not None]
-        best = min(complete)[2] if complete else None
-        return [trial.user_attrs[_RUN] for trial in ended if trial is not best]
+            ended = [trial for trial in study.get_trials(deepcopy=False) if _RUN in trial.user_attrs]
+        sign, states = 1 if self._search.goal == "lowest" else -1, _states()
+        complete = [trial for trial in ended if trial.state == states["complete"]]  # pruned ones may have a value, too
+        best = min(complete, key=lambda trial: (sign * (trial.value or 0.0), trial.user_attrs[_TASK]), default=None)
+        gone = [trial for trial in ended if trial.state in (states["complete"], states["pruned"]) and trial is not best]
+        return [trial.user_attrs[_RUN] for trial in gone]
 
-    def _new(self, study: optuna.Study, task: int) -> tuple[str, ...] | None:
-        """Return values that no other trial had, None when none were found."""
+    def _new(self, study: optuna.Study, task: int) -> tuple[str, ...]:
+        """Return values that no other trial had."""
         known = {
             self._overrides(trial.params) for trial in study.get_trials(deepcopy=False) if _TASK in trial.user_attrs
         }
-        for _ in range(_MOST_DRAWS):
+        for number in itertools.count():
+            if number == _MOST_DRAWS:  # the likely ones of a small space have been had: then the first of those left
+                axes = self._search.axes
+                left = (dict(zip((axis.key for axis in axes), values, strict=True)) for values in _all_values(axes))
+                study.enqueue_trial(next(values for values in left if self._overrides(values) not in known))
             trial = study.ask(self._distributions())
-            if (values := self._overrides(trial.params)) not in known:
-                trial.set_user_attr(_TASK, task)
-                return values
+            values = self._overrides(trial.params)
+            if values not in known:
+                break
             study.tell(trial, state=_states()["failed"])
-        return None
+        trial.set_user_attr(_TASK, task)
+        return values
 
     def _running(self, study: optuna.Study, task: int) -> optuna.Trial:
         import optuna
@@ -147,6 +150,13 @@ class Study:
                 direction="minimize" if self._search.goal == "lowest" else "maximize",
                 load_if_exists=True,
             )
+
+
+def _all_values(axes: Sequence[Axis]) -> Iterator[tuple[float | str, ...]]:
+    """Return all points of a space without axes of any number."""
+    return itertools.product(
+        *(axis.choices or range(int(axis.low), int(axis.high) + 1, axis.step or 1) for axis in axes)
+    )
 
 
 def _states() -> dict[Word, optuna.trial.TrialState]:

@@ -135,7 +135,8 @@ def main(run: str) -> int:
         if sweep.sweep is not None and sweep.sweep.search is not None:
             trial = SearchTrial(sweep, sweep.sweep.search, paths, index)
             if trial.plan is None:
-                print(f"sousbatch: trial {index} has ended already, or no values are left to try", flush=True)
+                trial.tidy()
+                print(f"sousbatch: trial {index} has ended already", flush=True)
                 return 0
             sweep = trial.plan
         plan, own, is_own = open_point(sweep, paths, index)

@@ -21,11 +21,11 @@ from .study import Study, Word
 class SearchTrial:
     """A trial of the search that runs in the folder *paths*.
 
-    *plan* is that of the search, with the trial's values; None where nothing is left to do.
+    *plan* is that of the search, with the trial's values; None when the trial has ended.
     """
 
     def __init__(self, sweep: Plan, search: Search, paths: RunPaths, task: int) -> None:
-        self._search, self._paths, self._task = search, paths, task
+        self._search, self._paths, self._task, self._recipe_name = search, paths, task, sweep.recipe.name
         self._study = Study(paths, search, sweep.stages[0].num_tasks, sweep.recipe.seed)
         self._values = self._study.take(task)
         self._reader: ledger.LedgerReader | None = None
@@ -75,21 +75,25 @@ class SearchTrial:
         """
         word: Word = "failed"
         value = self._value(own) if code == 0 else None
-        if lagged or code == EXIT_DIVERGED:
+        if value is not None:  # of one that lagged, too, where it came to its end before it was stopped
+            word = "complete"
+        elif code != 0 and lagged or code == EXIT_DIVERGED:
             word = "pruned"
         elif code == EXIT_STOPPED:
             return code
-        elif value is not None:
-            word = "complete"
-        self._study.end(self._task, word, value)
         _write(own, TrialEnded(word=word, value=value))
+        self._study.end(self._task, word, value)
         if code == 0 and word == "failed":
             print(f"sousbatch: the run {own.root} has no {self._search.metric}, which the search is for", flush=True)
         if word == "failed":
             return code or 1
-        for run_id in self._study.outdone():
-            _keep_records(run_paths(self._paths.root, own.recipe_name, run_id))
+        self.tidy()
         return 0
+
+    def tidy(self) -> None:
+        """Leave checkpoints and models to the best trial alone."""
+        for run_id in self._study.outdone():
+            _keep_records(run_paths(self._paths.root, self._recipe_name, run_id))
 
     def _value(self, own: RunPaths) -> float | None:
         """Return what the search is for, as the run has it; None where it has none."""

@@ -23,7 +23,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import NotFoundError, UsageError, no_room_named
+from ..errors import DamagedError, NotFoundError, UsageError, no_room_named
 from ..files import TEMPORARY_PREFIX, refuse_input
 from .array_reader import SUFFIXES, is_companion, scan_arrays
 from .merge import MergeReport, report_path, settle, writing
@@ -125,6 +125,8 @@ def _join(
             order += f": {compared or 'assumed, since nothing in the rows was compared'}"
             order += _doubt(padding, rows, ranking.kept)
         differing = _differing(rows, ranking)
+        if changed := [shard.path for shard in shards if shard.has_changed()]:
+            raise DamagedError(f"{changed[0]} was changed while it was merged; merge again when nothing writes to it")
         report = MergeReport(
             num_rows=ranking.num_rows,
             num_written=len(ranking.kept),
@@ -276,7 +278,10 @@ def _one_header(shards: Sequence[Shard]) -> bytes:
     header = next((shard.header for shard in shards if shard.header), b"")
     for shard in shards:
         if shard.header not in (header, b""):
-            shard.faults.insert(0, f"{shard.path}: its columns are not those of the other shards")
+            found, wanted = (one.decode(errors="replace") for one in (shard.header, header))
+            shard.faults.insert(
+                0, f"{shard.path}: its columns are not those of the other shards: {found!r}, and not {wanted!r}"
+            )
             shard.index = array("q", [-1]) * len(shard.index)
     return header
 

@@ -66,6 +66,17 @@ class Shard:
     num_corrupt: int = 0
     faults: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self._state = self._now()
+
+    def _now(self) -> tuple[int, int, int]:
+        found = self.path.stat()
+        return found.st_ino, found.st_size, found.st_mtime_ns
+
+    def has_changed(self) -> bool:
+        """Say whether the file was written to since it was looked at first."""
+        return self._now() != self._state
+
     def accept(self, indices: Sequence[int], offsets: Sequence[int], lines: Sequence[bytes]) -> None:
         """Take in complete rows; only the last line may lack its newline."""
         self.index.extend(indices)

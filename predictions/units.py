@@ -180,9 +180,7 @@ def survey_units(folder: Path, layout: Layout, key: str) -> tuple[dict[int, Unit
 
 def read_units(folder: Path, layout: Layout, key: str, faults: list[str]) -> Iterator[Unit]:
     """Yield the committed units in order; *faults* gets the other unit files."""
-    with os.scandir(folder) as entries:
-        numbers = sorted(int(match[1]) for entry in entries if (match := _UNIT_NAME.fullmatch(entry.name)))
-    for number in numbers:
+    for number in _numbers(folder):
         try:
             yield _read_unit(unit_path(folder, number), layout, number, key)
         except DamagedError as error:
@@ -195,14 +193,17 @@ def rows_beyond(folder: Path, layout: Layout, key: str) -> dict[Path, int]:
     Each is there with its number of rows. The layout was changed then, or is damaged.
     """
     found: dict[Path, int] = {}
-    for path in sorted(folder.glob("unit-*.jsonl")):
-        match = _UNIT_NAME.fullmatch(path.name)
-        if match and int(match[1]) >= layout.num_units and path.is_file():
-            with path.open("rb") as stream, suppress(ValueError, KeyError, TypeError):
-                header = json.loads(stream.readline(_MAX_HEADER_BYTES))
-                if header["key"] == key:
-                    found[path] = int(header["num_rows"])
+    for path in (unit_path(folder, number) for number in _numbers(folder) if number >= layout.num_units):
+        with path.open("rb") as stream, suppress(ValueError, KeyError, TypeError):
+            header = json.loads(stream.readline(_MAX_HEADER_BYTES))
+            if header["key"] == key:
+                found[path] = int(header["num_rows"])
     return found
+
+
+def _numbers(folder: Path) -> list[int]:
+    with os.scandir(folder) as entries:
+        return sorted(int(match[1]) for entry in entries if (match := _UNIT_NAME.fullmatch(entry.name)))
 
 
 def committed_units(folder: Path, layout: Layout, key: str) -> dict[int, Unit]:

@@ -18,6 +18,7 @@ from sousbatch.recipes.plan import Axis, Search
 from sousbatch.run_folder import RunPaths
 
 RATE = Axis(key="train.learning_rate", low=1e-5, high=1e-1, is_log=True)
+KINDS = Axis(key="adapter", choices=("a", "b"))
 SEEDS = Axis(key="seed", low=1, high=3, step=1)
 
 WORKER = """
@@ -86,9 +87,9 @@ def test_a_trial_that_failed_is_tried_again_with_its_values_and_one_that_ended_i
     assert study_of(tmp_path).take(1) not in (None, first)
 
 
-def test_values_are_drawn_once_and_then_there_are_none_left(tmp_path: Path) -> None:
-    found = [study_of(tmp_path, SEEDS).take(task) for task in range(4)]
-    assert sorted(filter(None, found)) == [("seed=1",), ("seed=2",), ("seed=3",)] and found[3] is None
+def test_a_small_space_is_tried_to_its_last_values(tmp_path: Path) -> None:
+    found = [study_of(tmp_path, SEEDS, KINDS).take(task) for task in range(6)]
+    assert sorted(filter(None, found)) == [(f"seed={seed}", f"adapter={kind}") for seed in (1, 2, 3) for kind in "ab"]
 
 
 @pytest.mark.parametrize("tear", ['{"op_code":4,"worker_id":"x', '{"op_code"'])

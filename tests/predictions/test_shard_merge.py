@@ -17,6 +17,7 @@ import pytest
 from sousbatch.api import merge_predictions
 from sousbatch.cli.main import main
 from sousbatch.errors import DamagedError, IncompleteError, NotFoundError, UsageError
+from sousbatch.predictions import shard_merge
 from sousbatch.predictions.merge import partial_path, report_path
 from sousbatch.predictions.rows import PredictionRow
 from sousbatch.predictions.shard_merge import find_shards, merge_shards
@@ -334,7 +335,7 @@ def test_a_csv_record_cut_within_quotes_is_not_merged(
 
 def test_a_csv_shard_with_other_columns_is_unexpected(csv_shards: list[Path], tmp_path: Path) -> None:
     (tmp_path / "old.csv").write_text("index,text\n0,x\n1,y\n")
-    with pytest.raises(DamagedError, match="unexpected rows: 2; .*old.csv: its columns are not"):
+    with pytest.raises(DamagedError, match="unexpected rows: 2; .*old.csv: its columns are not .*index,text.*id,index"):
         merge_shards([*csv_shards, tmp_path / "old.csv"], tmp_path / "out.csv", num_rows=NUM_ROWS)
 
 
@@ -465,6 +466,20 @@ def test_names_that_promise_another_format_are_refused(tmp_path: Path, shard: st
     with pytest.raises(UsageError, match=words):
         merge_predictions([tmp_path / shard], tmp_path / name)
     assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_shard_that_changes_while_it_is_merged_is_named(
+    shards: list[Path], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rank_and_rewrite(index: Any, num_rows: int | None) -> Any:
+        rewrite(shards[1], lambda data: data.swapcase())
+        return rank(index, num_rows)
+
+    rank = shard_merge._rank
+    monkeypatch.setattr(shard_merge, "_rank", rank_and_rewrite)
+    with pytest.raises(DamagedError, match="rank=1.jsonl was changed while it was merged; merge again"):
+        merge_shards(shards, out, num_rows=NUM_ROWS)
+    assert sorted(out.parent.iterdir()) == sorted(shards)
 
 
 def test_nothing_is_written_among_the_units_of_a_run(tmp_path: Path, make_rows: MakeRows) -> None:
