@@ -216,20 +216,33 @@ def _linear_layers(model: Any) -> list[str]:
 
 
 def _check_shared(targets: Sequence[str], model: Any) -> None:
-    """Refuse adapters on embeddings that have one weight, as encoder-decoders do."""
+    """Refuse adapters on layers that have one weight, as encoders and decoders, or embeddings and a head."""
     from torch.nn import Embedding
 
+    head = model.get_output_embeddings()
     groups: dict[int, list[str]] = {}
     for name, module in model.named_modules():
-        if isinstance(module, Embedding):
+        if isinstance(module, Embedding) or module is head:
             groups.setdefault(id(module.weight), []).append(name)
     for group in (one for one in groups.values() if len(one) > 1):
         for name in (one for one in group if any(is_target(one, target) for target in targets)):
             others = ", ".join(one for one in group if one != name)
+            advice = [f"train it in full: adapter.modules_to_save=[{one}]" for one in _name_of_both(group)]
             raise UsageError(
-                f"adapter.target_modules: {name} has one weight with {others}, and their adapters would be merged into "
-                "different ones; leave it out, or train it in full by adapter.modules_to_save"
+                f"adapter.target_modules: {name} has one weight with {others}, which its adapter would be merged into, "
+                f"too; {' or '.join(['leave it out', *advice])}"
             )
+
+
+def _name_of_both(group: Iterable[str]) -> list[str]:
+    """Return the name, if any, by which peft trains embeddings and a head with one weight in full, as one.
+
+    It knows some names; those of encoder-decoders have more layers than it copies.
+    """
+    from peft.utils.constants import EMBEDDING_LAYER_NAMES
+
+    names = [one.rpartition(".")[2] for one in group]
+    return [one for one in names if one in EMBEDDING_LAYER_NAMES][-1:] if len(names) == 2 else []
 
 
 def _check_groups(targets: Sequence[str], model: Any) -> None:
@@ -284,9 +297,11 @@ def _check_ties(adapted: Any) -> None:
         if len({id(copy) for copy in group.values()}) > 1:
             name = next(name for name, copy in group.items() if copy is not None)
             others = ", ".join(one for one in group if one != name)
+            both = [one for one in _name_of_both(group) if one != name]
+            advice = f"name {both[0]} instead, which stands for both" if both else "leave it out"
             raise UsageError(
                 f"adapter.modules_to_save: {name} has one weight with {others}, and peft "
-                "would train it apart from them; leave it out"
+                f"would train it apart from them; {advice}"
             )
 
 

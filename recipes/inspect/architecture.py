@@ -192,10 +192,11 @@ def _trained(values: Mapping[str, Any], model: Any, tokenizer: Any, stored: Mapp
 
 
 def _check_called(model: Any) -> None:
-    """Refuse an adapter on a layer that the *model* does not call, as `rel_embeddings` of DeBERTa.
+    """Refuse an adapter on a layer that the *model* does not call.
 
-    It reads the weight past the layer, and so past the adapter. A model is called without values to see it; one that
-    cannot run so is let through. Linear layers are left out: a model calls them.
+    DeBERTa does not call its `rel_embeddings`: it reads the weight past the layer, and so past the adapter. A model is
+    called without values to see it; one that cannot run so is let through. Linear layers are left out: a model calls
+    them.
     """
     import torch
     from peft.tuners.lora.layer import Embedding, _ConvNd

@@ -106,6 +106,7 @@ CASES: dict[str, tuple[tuple[int, ...], str, tuple[str, ...], dict[str, Any]]] =
         (*QLORA, *ADDED, "adapter.modules_to_save=[embed_tokens,lm_head]"),
         {},
     ),
+    "a tied head that trains in full": ((0, 2), "gpt2", (*LORA, *ADDED, "adapter.modules_to_save=[lm_head]"), {}),
     "new tokens, all trained": (SHARDED, "tied", ADDED, {}),
     "DoRA": (SHARDED, "llama", (*LORA, "adapter.dora=true"), {}),
     "DoRA, quantised": ((0, 2), "llama", (*QLORA, "adapter.dora=true"), {}),

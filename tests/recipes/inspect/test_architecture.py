@@ -168,6 +168,26 @@ def test_an_adapter_on_embeddings_that_the_model_reads_past_their_layer_is_refus
     assert asked("word_embeddings")["trainable"] > 0
 
 
+@pytest.mark.filterwarnings("ignore:.*(tie_word_embeddings|ensure_weight_tying|fan_in_fan_out):UserWarning")
+@pytest.mark.parametrize(("kind", "words"), [("gpt2", "wte"), ("bloom", "word_embeddings"), ("llama", "embed_tokens")])
+def test_embeddings_and_a_head_of_one_weight_train_as_one_by_the_name_that_is_advised(
+    kind: str, words: str, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    tied = (kind, {"tie_word_embeddings": True, "num_key_value_heads": 2, "n_embd": 16, "n_head": 2, "n_layer": 1})
+
+    def asked(**values: Any) -> Any:
+        given = {"target_modules": ("all-linear",)} | values
+        return ask(tied, tokenizer_folder, tmp_path, settings=lora(**given))["trained"]["one"]
+
+    for target in (words, "lm_head"):
+        said = asked(target_modules=(target,))["problem"]
+        assert "has one weight with" in said and said.endswith("train it in full: adapter.modules_to_save=[lm_head]")
+    if kind != "llama":
+        said = asked(modules_to_save=(words,))["problem"]
+        assert said.endswith("would train it apart from them; name lm_head instead, which stands for both")
+    assert asked(modules_to_save=("lm_head",))["trainable"] == asked()["trainable"] + 64 * 16
+
+
 @pytest.mark.filterwarnings("ignore:.*(tie_word_embeddings|ensure_weight_tying):UserWarning")
 @pytest.mark.parametrize("name", ["embed_tokens", "shared", "lm_head"])
 def test_embeddings_of_one_weight_do_not_train_apart(name: str, tokenizer_folder: Path, tmp_path: Path) -> None:
