@@ -77,8 +77,14 @@ def _batches(path: Path, index_field: str | None) -> Iterator[tuple[list[bytes],
     if path.suffix.lower() == ".parquet":
         yield from _parquet(path, index_field)
         return
-    indices = _companion(path)
-    rows = _npy(path) if path.suffix.lower() == ".npy" else _pt(path, None if indices is None else len(indices))
+    indices, are_nested = _companion(path) or (None, False)
+    if index_field is None and indices is not None:
+        raise UsageError(
+            f"{companion_of(path)} says the positions of the rows: merge them by it, without --in-file-order and "
+            "--sampler, or move it away"
+        )
+    num_indices = None if indices is None else len(indices)
+    rows = _npy(path) if path.suffix.lower() == ".npy" else _pt(path, num_indices, are_nested)
     done = 0
     for batch in _cut(rows):
         if index_field is None:
@@ -88,6 +94,9 @@ def _batches(path: Path, index_field: str | None) -> Iterator[tuple[list[bytes],
             if len(found) < len(batch):
                 raise UsageError(f"{path} has more rows than the {len(indices):,} indices beside it")
             batch = [{index_field: index, **row} for index, row in zip(found, batch, strict=True)]
+            if other := next((one for one in zip(batch, found, strict=True) if one[0][index_field] != one[1]), None):
+                said = other[0][index_field]
+                raise UsageError(f"{path}: a row's {index_field!r} is {said!r}, and {other[1]} in the file beside it")
         else:
             found = [_index_of(row, index_field, path) for row in batch]
         done += len(batch)
@@ -167,9 +176,10 @@ def _has_nan(batch: Any) -> bool:
     return False
 
 
-def _companion(path: Path) -> list[int] | None:
-    """Return the indices in the file beside a shard, None without one.
+def _companion(path: Path) -> tuple[list[int], bool] | None:
+    """Return the indices in the file beside a shard, and whether they lie in batches.
 
+    It is None where there is no such file.
     Beside `a.npy` that is `a.index.npy`; beside `predictions_0.pt`, as Lightning's BasePredictionWriter is documented,
     `batch_indices_0.pt`.
     """
@@ -182,8 +192,11 @@ def _companion(path: Path) -> list[int] | None:
             raise UsageError(
                 f"{beside} has {found.dtype} of shape {found.shape}, and indices are whole numbers in a row"
             )
-        return [int(one) for one in found]
-    return list(_whole_numbers(_stored(beside), beside))
+        return [int(one) for one in found], False
+    value = _values(_stored(beside))
+    items = value if isinstance(value, (list, tuple)) else ()
+    are_nested = any(isinstance(_values(one), (list, tuple, np.ndarray)) for one in items)
+    return list(_whole_numbers(value, beside)), are_nested
 
 
 def companion_of(path: Path) -> Path | None:
@@ -258,10 +271,10 @@ def _check_sums(path: Path) -> None:
                 raise DamagedError(f"{path} cannot be read: {error}") from error
 
 
-def _pt(path: Path, num_indices: int | None) -> Iterator[Row]:
+def _pt(path: Path, num_indices: int | None, are_nested: bool) -> Iterator[Row]:
     """Yield the rows of a tensor, of columns, or of a list of rows or batches."""
     value = _values(_stored(path))
-    rows = list(_rows(value, num_indices)) if not isinstance(value, np.ndarray) else None
+    rows = list(_rows(value, num_indices, are_nested)) if not isinstance(value, np.ndarray) else None
     if rows is None:
         if value.ndim == 0:
             raise UsageError(f"{path} holds one value, and no rows")
@@ -270,7 +283,7 @@ def _pt(path: Path, num_indices: int | None) -> Iterator[Row]:
         yield from rows
 
 
-def _rows(value: Any, num_indices: int | None) -> Iterator[Row]:
+def _rows(value: Any, num_indices: int | None, are_nested: bool = False) -> Iterator[Row]:
     if isinstance(value, dict):
         columns = {str(name): _items(one) for name, one in value.items()}
         sizes = {len(one) for one in columns.values() if one is not None}
@@ -281,7 +294,7 @@ def _rows(value: Any, num_indices: int | None) -> Iterator[Row]:
             yield dict(zip(columns, map(_plain, values), strict=True))
     elif isinstance(value, (list, tuple)):
         items = [_values(one) for one in value]
-        if not _are_batches(items, num_indices):
+        if not _are_batches(items, num_indices, are_nested):
             for item in items:
                 yield from _rows(item, None) if isinstance(item, dict) else iter(({PREDICTION: _plain(item)},))
             return
@@ -291,17 +304,20 @@ def _rows(value: Any, num_indices: int | None) -> Iterator[Row]:
         raise UsageError(f"a .pt shard holds {type(value).__name__}, and rows are a tensor, a list or named columns")
 
 
-def _are_batches(items: Sequence[Any], num_indices: int | None) -> bool:
+def _are_batches(items: Sequence[Any], num_indices: int | None, are_nested: bool) -> bool:
     """Say whether the items of a list are batches, and no rows.
 
-    Vectors may be either: they are batches where so many indices lie beside.
+    Vectors may be either: they are batches where so many indices lie beside. Where as many fit both, as with batches
+    of one row, they are batches if the indices are.
     """
     if not items or not all(isinstance(one, (list, tuple, np.ndarray)) for one in items):
         return False
     if all(isinstance(one, np.ndarray) and one.ndim > 1 for one in items):
         return True
     if any(isinstance(one, np.ndarray) for one in items):
-        return num_indices is not None and len(items) != num_indices
+        return num_indices is not None and (
+            len(items) != num_indices or (are_nested and sum(map(len, items)) == num_indices)
+        )
     inner = [one for item in items for one in item]
     return bool(inner) and not all(isinstance(one, (int, float, bool)) for one in inner)
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,15 @@ from ..errors import EXIT_STOPPED
 from ..redaction import redacted
 from .base import Artifact, Ending, Outcome
 from .identity import Identity, RunIdentity
-from .wandb_files import Part, Sent, note_page, only_writer, pages_of, parts_of, settle
+from .wandb_files import Part, RowAppender, Sent, last_steps, note_page, only_writer, pages_of, parts_of, settle
 from .wandb_server import NoKeyError, OutOfReachError, Server, find_server
 from .wandb_sync import has_left, send
 
 _MOST_ROWS, _MOST_TITLE = 1000, 128  # of a table, of an alert
 _NAME = re.compile(r"[^A-Za-z0-9._-]")  # what the name of an artifact cannot have
+_RECENT = 1000  # rows of more than the second after which W&B's own process writes them
 _LEFT_S = 12.0  # how long a start may send what earlier attempts left
+_END_S = 30.0  # and an end what W&B's own process left; Slurm may kill it before
 # What W&B does unless the user's environment says otherwise. The limits are for a server that does not answer.
 _DEFAULTS = {
     "WANDB_CONSOLE": "off",
@@ -42,12 +45,15 @@ class WandbTracker:
     """A W&B run, or what one stage shows in it."""
 
     _run: Any
-    _online: _Online | None
+    _identity: Identity
 
     def __init__(self) -> None:
-        self._prefix, self._num_rows, self._is_asked = "", 0, False
-        self._writer, self._online = ExitStack(), None
-        self._uploads: tuple[str, ...] = ()
+        self._num_rows, self._is_asked, self._writer = 0, False, ExitStack()
+        self._online: _Online | None = None
+        self._shown: Mapping[str, int] = {}
+        # rows that W&B's own process may not have written yet, and what takes its place when it is gone
+        self._recent: deque[dict[str, Any]] = deque(maxlen=_RECENT)
+        self._own: RowAppender | None = None
 
     def start(self, identity: Identity) -> None:
         """Open the run; attempts after the first one resume it."""
@@ -57,7 +63,7 @@ class WandbTracker:
         for name, value in _DEFAULTS.items():  # some are read when wandb is imported
             os.environ.setdefault(name, value)
         os.environ.update(_variables(identity))
-        self._prefix, self._uploads = identity.prefix, identity.uploads
+        self._identity = identity
         if mode != "offline":
             try:
                 self._run = self._init(mode, identity.node)
@@ -72,21 +78,28 @@ class WandbTracker:
             self._run = self._init(mode)
         if identity.node:
             return
+        self._shown = last_steps(_earlier(identity))
         if mode != "offline":
             note_page(identity.folder, identity.id, self._run.url)
         if why:
             _warn(f"{why}; W&B is recorded offline, and `sousbatch sync {identity.config['run']}` sends it")
         # an attempt adds itself to what earlier ones wrote, and may have other values of what is not the recipe's
         self._run.config.update(identity.config, allow_val_change=True)
-        self._run.define_metric(f"{self._prefix}*", step_metric=f"{self._prefix}step")
+        self._run.define_metric(f"{identity.prefix}*", step_metric=f"{identity.prefix}step")
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        """Add a row, without W&B's own step: W&B drops the rows of a repeated step."""
-        self._log({"step": step, **values})
+        """Add a row, without W&B's own step: W&B drops the rows of a repeated step.
+
+        What an attempt that was killed has shown, and this one repeats, is left out.
+        """
+        prefix = self._identity.prefix
+        new = {name: value for name, value in values.items() if step > self._shown.get(f"{prefix}{name}", -1)}
+        if new or not values:
+            self._log({"step": step, **new})
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Set values of the run's summary."""
-        self._run.summary.update({f"{self._prefix}{name}": value for name, value in values.items()})
+        self._run.summary.update({f"{self._identity.prefix}{name}": value for name, value in values.items()})
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Add a row with a table."""
@@ -101,7 +114,7 @@ class WandbTracker:
 
         facts = {"digest": artifact.digest, "path": str(artifact.path), **artifact.facts}
         shown = wandb.Artifact(_NAME.sub("-", artifact.name), type=artifact.kind, metadata=facts)
-        if artifact.kind in self._uploads and artifact.is_made:
+        if artifact.kind in self._identity.uploads and artifact.is_made:
             add = shown.add_dir if artifact.path.is_dir() else shown.add_file
             add(str(artifact.path), policy="immutable")  # without a copy
         else:
@@ -124,9 +137,14 @@ class WandbTracker:
 
         One that saved and left for another attempt is preempted, and not failed.
         """
-        if exit_code == EXIT_STOPPED and not self._is_asked:
-            self._run.mark_preempting()
-        self._run.finish(exit_code=exit_code)
+        try:
+            if exit_code == EXIT_STOPPED and not self._is_asked:
+                self._run.mark_preempting()
+            self._run.finish(exit_code=exit_code)
+        except OSError:
+            if self._identity.node:  # the file of the first node is not its own
+                raise
+            return self._finish_without_service(exit_code)
         if self._online is not None:
             self._online.finish(self._num_rows)
         self._writer.close()
@@ -167,8 +185,49 @@ class WandbTracker:
         return send(folder, run.project, run.entity, endings, limit_s=limit_s)
 
     def _log(self, values: Mapping[str, Any]) -> None:
-        self._run.log({f"{self._prefix}{name}": value for name, value in values.items()})
+        row = {f"{self._identity.prefix}{name}": value for name, value in values.items()}
+        self._recent.append(row)
         self._num_rows += 1
+        if self._own is not None:
+            self._own.add(_plain(row))
+            return
+        try:
+            self._run.log(row)
+        except OSError:
+            self._write_lost_rows()
+
+    def _write_lost_rows(self) -> None:
+        """Take the place of W&B's own process; write the rows that it had not.
+
+        Slurm sends SIGTERM to all of a job before it requeues it; that process ends at once, and the job saves first.
+        """
+        part = Part(folder=_part_folder(self._identity))
+        if part.file is None:
+            raise  # what ended W&B's own process
+        self._own = RowAppender(part.file, self._online.base if self._online else 0)
+        num_lost = self._num_rows - self._own.num_rows
+        for row in list(self._recent)[-num_lost:] if num_lost > 0 else ():
+            self._own.add(_plain(row))
+
+    def _finish_without_service(self, exit_code: int) -> None:
+        """Leave the file whole, and send what did not arrive while there is time."""
+        import wandb
+
+        if self._own is None:
+            self._write_lost_rows()
+        assert self._own is not None
+        self._own.close()
+        with suppress(OSError):  # which it would else print when Python ends
+            wandb.teardown()
+        self._writer.close()
+        if self._online is not None:
+            one = self._identity
+            for name in _variables(one):
+                os.environ.pop(name, None)
+            ended = {one.part: Ending(exit_code=exit_code)}
+            for outcome in send(one.folder, one.project, one.entity, ended, limit_s=_END_S):
+                if outcome.problem:
+                    _warn(f"W&B: {outcome.problem}")
 
     def _init(self, mode: str, node: int = 0) -> Any:
         import wandb
@@ -207,7 +266,8 @@ class WandbTracker:
             OutOfReachError: another task is, or the server does not answer.
         """
         num_rows = server.look(identity.project, identity.entity, identity.id).num_rows
-        if earlier := _earlier(identity):
+        left = [part for part in _earlier(identity) if not ((mark := part.read()) and mark.is_done)]
+        if earlier := {part.label: Ending(exit_code=EXIT_STOPPED) for part in left}:
             list(send(identity.folder, identity.project, identity.entity, earlier, limit_s=_LEFT_S))
             num_rows = server.look(identity.project, identity.entity, identity.id).num_rows
         if not self._writer.enter_context(only_writer(identity.folder, identity.id)):
@@ -237,16 +297,16 @@ class _Online:
             self.part.write(Sent(arrived=num_rows, is_done=True))
 
 
-def _earlier(identity: Identity) -> dict[str, Ending]:
-    """Return the earlier attempts of this task that left something to be sent."""
+def _earlier(identity: Identity) -> list[Part]:
+    """Return what earlier attempts of this task left."""
     task, _, number = identity.part.rpartition("-")
-    found = {}
-    for part in parts_of(identity.folder, identity.id):
-        before, _, other = part.label.rpartition("-")
-        mark = part.read()
-        if before == task and int(other) < int(number) and not (mark and mark.is_done):
-            found[part.label] = Ending(exit_code=EXIT_STOPPED)
-    return found
+    found = [(part, *part.label.rpartition("-")) for part in parts_of(identity.folder, identity.id)]
+    return [part for part, before, _, other in found if before == task and int(other) < int(number)]
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row without tables, which W&B's own process would write."""
+    return {name: value for name, value in row.items() if isinstance(value, (int, float, str))}
 
 
 def _asked_mode(mode: str) -> str:

@@ -6,9 +6,12 @@ checksum, its length and which part it is. wandb 0.31 has no public reader.
 
 from __future__ import annotations
 
+import json
 import struct
+import time
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,6 +22,7 @@ from .. import files
 _BLOCK_BYTES = 1 << 15
 _HEADER = struct.Struct("<IHB")  # checksum, number of bytes, which part
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
+_NEWEST = 20_000  # records in which the steps lie that an attempt may repeat: a second of reading
 
 
 def read_records(path: Path) -> Iterator[Any]:
@@ -82,6 +86,45 @@ def _write_record(stream: IO[bytes], data: bytes, left: int) -> int:
         is_first = False
         if not data:
             return left
+
+
+class RowAppender:
+    """Adds rows to a file whose own writer, W&B's process, is gone.
+
+    The first row of a file that has none gets *first_step*.
+    """
+
+    def __init__(self, path: Path, first_step: int) -> None:
+        from wandb.proto import wandb_internal_pb2 as protocol
+
+        self._stream, self._step = path.open("r+b"), first_step
+        self.num_rows, end = 0, _HEADER.size
+        for data in _read_log(self._stream):
+            record, end = protocol.Record(), self._stream.tell()
+            record.ParseFromString(data)
+            if is_row(record):
+                self.num_rows, self._step = self.num_rows + 1, record.history.step.num + 1
+        self._stream.truncate(end)  # of a record that was cut
+        self._stream.seek(end)
+        self._left = _BLOCK_BYTES - end % _BLOCK_BYTES
+
+    def add(self, values: Mapping[str, Any]) -> None:
+        """Add what one call of `log` gave, unless that is nothing."""
+        from wandb.proto import wandb_internal_pb2 as protocol
+
+        if not values:
+            return
+        record = protocol.Record()
+        record.history.step.num = self._step
+        for name, value in {**values, "_step": self._step, "_timestamp": time.time()}.items():
+            record.history.item.add(nested_key=[name], value_json=json.dumps(value))
+        self._left = _write_record(self._stream, record.SerializeToString(), self._left)
+        self._stream.flush()
+        self.num_rows, self._step = self.num_rows + 1, self._step + 1
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +222,23 @@ def settle(parts: Sequence[Part], num_rows: int) -> dict[str, Sent]:
 def count_rows(part: Part) -> int:
     """Return how many rows the file of *part* has."""
     return sum(is_row(record) for record in read_records(part.file)) if part.file else 0
+
+
+def last_steps(parts: Iterable[Part]) -> dict[str, int]:
+    """Return for each value the last step that *parts*, oldest first, have it of."""
+    found = dict[str, int]()
+    for path in filter(None, (part.file for part in parts)):
+        from wandb.proto import wandb_internal_pb2 as protocol
+
+        with path.open("rb") as stream:
+            newest = deque(_read_log(stream), maxlen=_NEWEST)
+        for data in newest:
+            record = protocol.Record()
+            record.ParseFromString(data)
+            values = {item.nested_key[0] if item.nested_key else item.key: item for item in record.history.item}
+            for step in (name for name in values if name.endswith("/step")):
+                found |= dict.fromkeys(values, int(values[step].value_json))
+    return found
 
 
 def is_row(record: Any) -> bool:

@@ -90,8 +90,9 @@ class _Sender:
             for part in left:
                 mark = part.read()
                 if mark is not None and mark.base is not None:  # its sender may be sending still
-                    time.sleep(_DIES_S)
-                    patience_s = min(_SETTLES_S, (self.until - time.monotonic()) / 2)
+                    silent_s = max(0.0, time.time() - part.file.stat().st_mtime) if part.file else 0.0
+                    time.sleep(max(0.0, _DIES_S - silent_s))
+                    patience_s = min(_SETTLES_S - silent_s, (self.until - time.monotonic()) / 2)
                     self._wait_for(mark.base + count_rows(part) - mark.arrived, patience_s)
             marks = settle(parts, self._num_rows()) if left else {}
             for part in left:
@@ -124,7 +125,7 @@ class _Sender:
         files.make_private_dir(copy.parent)
         try:
             (copy.parent / "files").symlink_to(original.parent / "files")
-            num_rows = _write_copy(copy, original, sent.arrived, ending, last)
+            num_rows = _write_copy(copy, original, sent.arrived, self._run_record(), ending, last)
             part.write(replace(sent, base=base))
             said = self._wandb_sync(copy)
             has_ended = Path(f"{copy}.synced").is_file()
@@ -137,6 +138,12 @@ class _Sender:
         if not is_done:
             why = said or f"{there - base} of {num_rows} rows of {part.label} arrived"
             raise OutOfReachError(f"{why}; the next sync sends the rest")
+
+    def _run_record(self) -> Any:
+        from wandb.proto import wandb_internal_pb2 as protocol
+
+        run = protocol.RunRecord(run_id=self.run, project=self.project, entity=self.entity or "", resume=True)
+        return protocol.Record(run=run)
 
     def _wait_for(self, num_rows: int, patience_s: float) -> int:
         """Wait for rows to be counted; return how many the server has."""
@@ -176,27 +183,33 @@ class _Sender:
         return redacted(" ".join(lines[-1:]))[:300]
 
 
-def _write_copy(copy: Path, original: Path, arrived: int, ending: Ending, last: Ending) -> int:
+def _write_copy(copy: Path, original: Path, arrived: int, run: Any, ending: Ending, last: Ending) -> int:
     """Write what a server lacks of a file; return how many rows that is.
 
-    A file that was cut, since its writer was killed, gets the end that it lacks.
+    A file that was cut, since its writer was killed, gets the end that it lacks, and the *run* where it lacks all.
     """
-    num_rows, has_end = 0, False
+    num_rows, has_run, has_end = 0, False, False
 
     def lacking() -> Iterator[Any]:
-        nonlocal num_rows, has_end
+        nonlocal num_rows, has_run, has_end
         seen = 0
         for record in read_records(original):
+            has_run = has_run or record.WhichOneof("record_type") == "run"
             if is_row(record):
                 seen += 1
                 if seen <= arrived:
                     continue
                 num_rows += 1
+                if not has_run:
+                    yield run
+                    has_run = True
             if record.WhichOneof("record_type") == "exit":
                 has_end = True
                 if last is not ending:
                     record.exit.exit_code = last.exit_code
             yield record
+        if not has_run:
+            yield run
         if not has_end:
             yield from _end_records(ending, last)
 
@@ -222,7 +235,7 @@ def _end_records(ending: Ending, last: Ending) -> Iterator[Any]:
 
 def _end_with_parent() -> None:
     """End this process when whoever holds the other end of standard input has."""
-    sys.stdin.buffer.read()
+    os.read(0, 1)  # sys.stdin has a lock, over which Python would abort at its own end
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -8,9 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,9 @@ ONLY_TRAIN = ["stages={train: {}, consolidate: {}}"]
 # What a rank does at a moment that no test could hit from outside. Python imports it at every start, from the run's
 # own code folder.
 HOOK = """
-import os
-if "RANK" in os.environ:
-    import signal, sys, time, transformers, torch
+import os, sys
+if "RANK" in os.environ and "sousbatch.jobs.train" in sys.orig_argv:
+    import signal, time, transformers, torch
     is_first = os.environ.get("SOUSBATCH_ATTEMPT") == "1"
     true_step = transformers.Trainer.training_step
     def training_step(self, *args, **kwargs):
@@ -61,6 +61,7 @@ class Place:
     """A user's folders, and the command line in them."""
 
     root: Path
+    shell: Mapping[str, str] = field(default_factory=dict)  # more variables
 
     @property
     def environment(self) -> dict[str, str]:
@@ -69,7 +70,7 @@ class Place:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("SOUSBATCH_", "WANDB_"))}
         (self.root / "tmp").mkdir(exist_ok=True)
         own = {"TMPDIR": str(self.root / "tmp"), "TORCH_EXTENSIONS_DIR": str(self.root / "extensions")}
-        return kept | paths | own | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+        return kept | paths | own | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"} | dict(self.shell)
 
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
         return subprocess.Popen(

@@ -22,17 +22,21 @@ IN_PARTS = ("consolidate.max_shard_gb=0.0002", "resources.consolidate.tasks=3")
 
 
 def _check_whole_chain(place, small):
-    done = place.run("submit", "hangul-restoration", "--launcher", "slurm", *small, FIVE_STAGES, GPUS, *IN_PARTS)
+    published = place.root / "published"
+    stages = [FIVE_STAGES, "stages.publish={}", f"publish.url={published}"]
+    done = place.run("submit", "hangul-restoration", "--launcher", "slurm", *small, *stages, GPUS, *IN_PARTS)
     run = place.run_dir()
     lines = (run / "predictions/predict/predictions.jsonl").read_text().splitlines()
     assert [json.loads(line)["index"] for line in lines] == list(range(24))
     assert str(run / "model/consolidate") in done.stdout and "copying the input" in done.stdout
     assert {state["state"] for state in place.states().values()} == {"done"}
     starts = {(event["file"].split(".")[1], event["host"]) for event in place.events("attempt")}
-    assert len(starts) == 8, "one job a stage, two tasks of predict, three of consolidate"
+    assert len(starts) == 9, "one job a stage, two tasks of predict, three of consolidate"
     assert [path.name for path in sorted((run / "model/consolidate").glob("*.safetensors"))] == [
         f"model-{number:05d}-of-00004.safetensors" for number in range(1, 5)
     ]
+    sent = {one["name"] for one in json.loads((published / "publication.json").read_text())["files"]}
+    assert {"predictions/predict/predictions.jsonl", "metrics.json", "report.html", "config.json"} <= sent
     (model,) = place.events("model")
     assert model["digest"] == json.loads((run / "model/consolidate/manifest.json").read_text())["digest"]
     assert _slurm("squeue", "--me", "--noheader", "--states=PENDING,RUNNING") == ""

@@ -146,7 +146,6 @@ facts = [os.environ[key] for key in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURMD
 (root / "ranks" / f"{attempt}.{rank}").write_text(" ".join(facts))
 step = int(place.read_text()) if place.exists() else 0
 print(f"rank {rank} begins at step {step}", flush=True)
-INSTEAD
 def save():
     if rank == 0:
         try:
@@ -158,6 +157,7 @@ def save():
         writer = ledger.open_job(root / "ledger", name, task, attempt)
         writer.write(events.Saved(step=step))
         writer.close()
+INSTEAD
 goal = STEPS
 while step < goal and not (root / "enough").exists():
     time.sleep(0.1)

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from sousbatch.errors import DamagedError, IncompleteError, UsageError
+from sousbatch.predictions.samplers import Dealing
 from sousbatch.predictions.shard_merge import find_shards, merge_shards
 
 TEXTS = ("줄\n바꿈", "U+2028\u2028 'x'", "", "NUL \0", "עברית", "가" * 50)
@@ -85,6 +86,30 @@ def test_what_lightning_writes_has_its_indices_beside_it(tmp_path: Path, value: 
     torch.save([AT], tmp_path / "batch_indices_0.pt")
     rows = _merged(tmp_path)
     assert [(row["index"], row["prediction"]) for row in rows] == list(enumerate(TEXTS))
+
+
+def test_a_batch_of_one_is_a_batch_where_its_indices_say_so(tmp_path: Path) -> None:
+    for rank, (values, indices) in enumerate([([1.0, 2.0], [[0, 1]]), ([3.0], [[2]])]):
+        torch.save([torch.tensor(values)], tmp_path / f"predictions_{rank}.pt")
+        torch.save(indices, tmp_path / f"batch_indices_{rank}.pt")
+    assert [row["prediction"] for row in _merged(tmp_path, num_rows=3)] == [1.0, 2.0, 3.0]
+    torch.save([2], tmp_path / "batch_indices_1.pt")
+    assert _merged(tmp_path, num_rows=3)[2]["prediction"] == [3.0]
+
+
+@pytest.mark.parametrize("options", [{"index_field": None}, {"dealing": Dealing(sampler="interleaved")}])
+def test_indices_beside_a_shard_are_not_set_aside(tmp_path: Path, options: dict[str, Any]) -> None:
+    np.save(tmp_path / "a.npy", np.arange(3))
+    np.save(tmp_path / "a.index.npy", [2, 0, 1])
+    with pytest.raises(UsageError, match="a.index.npy says the positions of the rows"):
+        _merged(tmp_path, num_rows=3, **options)
+
+
+def test_rows_that_contradict_the_indices_beside_them_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.array([(1, 0.5), (0, 0.25)], dtype=[("index", "i8"), ("p", "f4")]))
+    np.save(tmp_path / "a.index.npy", [0, 1])
+    with pytest.raises(UsageError, match="a.npy: a row's 'index' is 1, and 0 in the file beside it"):
+        _merged(tmp_path, num_rows=2)
 
 
 def test_batches_of_tensors_are_rows(tmp_path: Path) -> None:

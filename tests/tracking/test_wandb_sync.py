@@ -78,6 +78,16 @@ def test_of_a_file_that_was_cut_all_rows_before_the_cut_arrive(
     assert steps(server) == list(range(3))
 
 
+def test_an_attempt_that_was_killed_before_its_file_was_written_holds_up_nothing(
+    recorded: Callable[..., Path], server: StandIn
+) -> None:
+    file = recorded(1, (), exit_code=None)
+    file.write_bytes(file.read_bytes()[:7])
+    recorded(2, range(3))
+    assert send(file, a1=Ending(exit_code=137), a2=DONE) == [Outcome(what="train-0-1"), Outcome(what="train-0-2")]
+    assert steps(server) == list(range(3))
+
+
 def test_a_refused_key_leaves_all_for_the_next_sync(recorded: Callable[..., Path], server: StandIn) -> None:
     file = recorded(1, range(4))
     server.fault = "refused"
