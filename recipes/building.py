@@ -216,7 +216,10 @@ def _linear_layers(model: Any) -> list[str]:
 
 
 def _check_shared(targets: Sequence[str], model: Any) -> None:
-    """Refuse adapters on layers that have one weight, as encoders and decoders, or embeddings and a head."""
+    """Refuse adapters on layers that have one weight.
+
+    An encoder and a decoder may have one, or the embeddings and the head.
+    """
     from torch.nn import Embedding
 
     head = model.get_output_embeddings()
@@ -235,9 +238,9 @@ def _check_shared(targets: Sequence[str], model: Any) -> None:
 
 
 def _name_of_both(group: Iterable[str]) -> list[str]:
-    """Return the name, if any, by which peft trains embeddings and a head with one weight in full, as one.
+    """Return the name by which peft trains embeddings and a head in full, as one.
 
-    It knows some names; those of encoder-decoders have more layers than it copies.
+    There may be none. It knows some names; those of encoder-decoders have more layers than it copies.
     """
     from peft.utils.constants import EMBEDDING_LAYER_NAMES
 
