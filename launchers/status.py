@@ -114,14 +114,15 @@ def point_states(plan: Plan, paths: RunPaths) -> list[PointState]:
         own, written = begun.get(index, (None, ()))
         values = [f"{key}={value}" for trial in of(written, Trial) for key, value in trial.values.items()]
         word = words.get(ends.get(index), "failed") if own or index in ends else "waiting"
-        is_pruned = word == "done" and any(event.word == "pruned" for event in of(written, TrialEnded))
+        ended = next(reversed(of(written, TrialEnded)), None)
+        is_pruned = word == "done" and ended is not None and ended.word == "pruned"
         found.append(
             PointState(
                 index=index,
                 label=" ".join(values) or point.label,
                 word="pruned" if is_pruned else word,
                 folder=own,
-                value=next((event.value for event in reversed(of(written, TrialEnded))), None),
+                value=ended.value if ended is not None else None,
             )
         )
     return found
