@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+from ..errors import UsageError
 from .schema import StageSettings
 
 
@@ -20,13 +21,22 @@ def add_rows(model: Any, tokenizer: Any) -> list[int]:
     takes minutes for a large vocabulary. The mean alone starts as well, and is the same on every rank and after a
     resume. Spare rows of the model that tokens fall into count as new, too.
     Source: Hewitt, "Initializing New Word Embeddings for Pretrained Language Models" (2021).
+
+    Raises:
+        UsageError: the model's class has no way to get more rows.
     """
     import torch
 
     _keep_own_head(model)
     num_rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > num_rows:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        try:
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        except RuntimeError as error:  # Marian's resizes in a way of its own, which fails before there are weights
+            raise UsageError(
+                f"model.add_tokens: {type(model).__name__} of transformers cannot be given rows for new tokens "
+                f"({error}); leave model.add_tokens out, or take another model"
+            ) from error
     num_old = min(num_rows, getattr(tokenizer, "num_known", num_rows))
     new = list(range(num_old, len(tokenizer)))
     for _, layer in embedding_layers(model) if new else ():

@@ -460,3 +460,12 @@ def test_a_head_whose_values_are_its_own_counts_and_needs_a_loader_that_keeps_it
             read_model(sharded, places)
     else:
         read_model(sharded, places)
+
+
+def test_a_class_that_cannot_be_given_tokens_is_named(tokenizer_folder: Path, tmp_path: Path) -> None:
+    """Marian resizes in a way of its own."""
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "pad_token_id": 0, "decoder_start_token_id": 0}
+    settings = StageSettings(task="seq2seq", model=Model(add_tokens=("[A]", "[B]")))
+    with pytest.raises(UsageError, match=r"model.add_tokens: MarianMTModel .* leave model.add_tokens out"):
+        ask(("marian", {**sizes, **heads}), tokenizer_folder, tmp_path, task="seq2seq", settings=settings)
