@@ -87,10 +87,14 @@ def _faults_of(axis: Axis, folder: Path) -> Iterator[Fault]:
 
 
 def _ends(axis: Axis) -> list[str]:
-    """Return the overrides of an axis to check: every choice, or both ends."""
+    """Return the overrides of an axis to check: every choice, or both ends and a value between them.
+
+    The ends of `train.steps=interval(2,4)` are whole numbers, and what a trial draws is not.
+    """
     if axis.choices:
         return [f"{axis.key}={choice}" for choice in axis.choices]
-    return [override_of(axis, value) for value in (axis.low, axis.high)]
+    between = axis.low + (axis.high - axis.low) * 0.618
+    return [override_of(axis, value) for value in (axis.low, between, axis.high)]
 
 
 def override_of(axis: Axis, value: float | str) -> str:
@@ -128,7 +132,7 @@ def _search_of(plan: Plan, axes: tuple[Axis, ...], metric: str | None) -> Search
     measured = {name: one for one in trains for name in (one.checkpoints.metric, one.metric_in_logs)}
     known = [*dict.fromkeys([*score_names(scores), *measured])]
     wanted = metric or next(iter([*score_names(scores), *scores, *measured]), "")
-    if not wanted:
+    if not known and (metric or not wanted):
         raise PlanError(["nothing tells which trial is best: add a score stage, or train.eval_split"])
     if wanted in measured and wanted not in score_names(scores):
         return Search(axes=axes, goal=measured[wanted].goal, metric=wanted, is_measured=True)
