@@ -129,11 +129,14 @@ def describe_run(plan: PlanSummary, paths: RunPaths, states: Mapping[str, StageS
     if places := describe_places(paths, is_over=is_final(states)):
         text += f"\n\n{format_table(places)}"
     failed = [name for name, state in states.items() if state.word == "failed"]
+    points = ""
     if plan.is_sweep and not plan.problem:
         from ..recipes.plan import read_plan
 
-        text += f"\n\n{describe_points(read_plan(paths.plan), paths)}"
-    elif failed:
+        points = describe_points(read_plan(paths.plan), paths)
+    if points:
+        text += f"\n\n{points}"
+    elif failed:  # also of a sweep, none of whose points could begin
         text += f"\n\n{log_tail(paths, failed[0])}"
     return text
 

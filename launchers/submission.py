@@ -16,6 +16,7 @@ from .. import files, ledger
 from ..errors import NoRoomError, NotFoundError, PlanError, UnreachableError, UsageError, no_room_named
 from ..events import Adopted, CancelAsked, Intent, Sent
 from ..recipes.plan import Plan, read_plan
+from ..recipes.search import require_optuna
 from ..run_folder import RunPaths
 from ..run_index import forget_run, remember_run
 from .base import FINAL_WORDS, JobRef, Launcher, Request, StateWord
@@ -81,6 +82,8 @@ def resume(paths: RunPaths, launcher: Launcher, *, accepts_environment: bool = F
     """
     with no_room_named(f"the run {paths.root}"), _held(paths):
         plan = read_plan(paths.plan)
+        if plan.sweep is not None and plan.sweep.search is not None:
+            require_optuna(f"search {paths.run_id}")
         _adopt(launcher, paths)
         remember_run(paths)
         found = run_states(plan, paths, launcher)

@@ -52,8 +52,7 @@ def plan_search(
         RecipeError: a fault of a space, or of values that were checked.
         PlanError: values that were checked cannot run here, or nothing tells which trial is best.
     """
-    if find_spec("optuna") is None:
-        raise UsageError("--search needs optuna: pip install 'sousbatch[search]'")
+    require_optuna("--search")
     faults: list[Fault] = []
     axes = overrides.spaces(spaces, faults)
     faults += [fault for axis in axes for fault in _faults_of(axis, find_recipe(name).parent)]
@@ -76,6 +75,12 @@ def plan_search(
     trials = tuple(Point(variant=0, overrides=(), label=f"trial {number}") for number in range(num_trials))
     search = _search_of(plans[0], tuple(axes), metric)
     return joined(replace(tried, points=trials, search=search), plans, site)
+
+
+def require_optuna(what: str) -> None:
+    """Raise UsageError where *what* cannot run, since Optuna is not installed."""
+    if find_spec("optuna") is None:
+        raise UsageError(f"{what} needs optuna: pip install 'sousbatch[search]'")
 
 
 def _faults_of(axis: Axis, folder: Path) -> Iterator[Fault]:

@@ -14,6 +14,8 @@ from sousbatch import ledger
 from sousbatch.cluster.site import Site
 from sousbatch.errors import NotFoundError, PlanError, RecipeError, UsageError
 from sousbatch.events import Frozen, Trial, TrialEnded
+from sousbatch.launchers.local.launcher import LocalLauncher
+from sousbatch.launchers.submission import resume
 from sousbatch.recipes import overrides
 from sousbatch.recipes.compose import compose
 from sousbatch.recipes.plan import Axis, Plan, read_plan
@@ -73,6 +75,16 @@ REFUSED = {
 def test_what_cannot_be_searched_is_refused_with_its_reason(project: Path, space: str, words: str) -> None:
     with pytest.raises((RecipeError, PlanError), match=words):
         made(project, space)
+
+
+def test_a_search_is_neither_sent_nor_resumed_without_optuna(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths, launcher = RunPaths(root=project / "runs/small/sweep-1"), LocalLauncher()
+    paths.root.mkdir(parents=True)
+    paths.plan.write_text(made(project, RATE).to_json())
+    monkeypatch.setattr("sousbatch.recipes.search.find_spec", lambda _: None)
+    for act in (lambda: made(project, RATE), lambda: resume(paths, launcher)):
+        with pytest.raises(UsageError, match=r"needs optuna: pip install 'sousbatch\[search\]'"):
+            act()
 
 
 def test_a_key_has_one_space(project: Path) -> None:
