@@ -362,7 +362,8 @@ def merge_predictions(
     """
     from .predictions.merge import merge_units
     from .predictions.samplers import Dealing
-    from .predictions.shard_merge import find_shards, merge_shards
+    from .predictions.shard_files import find_shards
+    from .predictions.shard_merge import merge_shards
     from .predictions.units import is_unit_folder, read_layout
     from .recipes.data.compared import compare_rows
     from .recipes.data.rows import read_rows

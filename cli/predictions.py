@@ -186,7 +186,7 @@ def _first_fields(arguments: Namespace) -> tuple[str, ...]:
     There are none where that cannot be seen yet.
     """
     from ..predictions.rows import RAW_PREDICTION
-    from ..predictions.shard_merge import find_shards
+    from ..predictions.shard_files import find_shards
     from ..predictions.units import is_unit_folder
     from ..recipes.data.rows import read_rows
 

@@ -198,8 +198,6 @@ def scan_csv(path: Path, index_field: str | None) -> Shard:
             cells = next(csv.reader([record.decode("utf-8-sig")], strict=True), [])
             if not record.endswith(b"\n"):
                 shard.reject(offset, record, "no newline at its end")
-            elif b"\0" in record:
-                shard.reject(offset, record, "a NUL byte, which no text has")
             elif not columns:
                 columns, shard.header = cells, record
                 column = None if index_field is None else _csv_column(path, columns, index_field)

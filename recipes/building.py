@@ -115,6 +115,7 @@ def _with_adapter(settings: StageSettings, task: TaskSpec, model: Any, options: 
     if _saves_tied(spec.modules_to_save, model):  # else peft would train two copies of one tensor apart
         config.ensure_weight_tying = True
     _check_shared(spec.target_modules, model)
+    _check_groups(spec.target_modules, model)
     layers = _linear_layers(model)  # before peft wraps them
     if task.has_new_head:
         _check_head(spec.target_modules, _new_heads(model), layers)
@@ -215,19 +216,45 @@ def _linear_layers(model: Any) -> list[str]:
 
 
 def _check_shared(targets: Sequence[str], model: Any) -> None:
-    """Refuse adapters on embeddings that have one weight, as encoder-decoders do."""
+    """Refuse adapters on layers that have one weight.
+
+    An encoder and a decoder may have one, or the embeddings and the head.
+    """
     from torch.nn import Embedding
 
+    head = model.get_output_embeddings()
     groups: dict[int, list[str]] = {}
     for name, module in model.named_modules():
-        if isinstance(module, Embedding):
+        if isinstance(module, Embedding) or module is head:
             groups.setdefault(id(module.weight), []).append(name)
     for group in (one for one in groups.values() if len(one) > 1):
         for name in (one for one in group if any(is_target(one, target) for target in targets)):
             others = ", ".join(one for one in group if one != name)
+            advice = [f"train it in full: adapter.modules_to_save=[{one}]" for one in _name_of_both(group)]
             raise UsageError(
-                f"adapter.target_modules: {name} has one weight with {others}, and their adapters would be merged into "
-                "different ones; leave it out, or train it in full by adapter.modules_to_save"
+                f"adapter.target_modules: {name} has one weight with {others}, which its adapter would be merged into, "
+                f"too; {' or '.join(['leave it out', *advice])}"
+            )
+
+
+def _name_of_both(group: Iterable[str]) -> list[str]:
+    """Return the name by which peft trains embeddings and a head in full, as one.
+
+    There may be none. It knows some names; those of encoder-decoders have more layers than it copies.
+    """
+    from peft.utils.constants import EMBEDDING_LAYER_NAMES
+
+    names = [one.rpartition(".")[2] for one in group]
+    return [one for one in names if one in EMBEDDING_LAYER_NAMES][-1:] if len(names) == 2 else []
+
+
+def _check_groups(targets: Sequence[str], model: Any) -> None:
+    """Refuse adapters on convolutions in groups, which peft trains but cannot merge."""
+    for name, module in model.named_modules():
+        if getattr(module, "groups", 1) > 1 and any(is_target(name, target) for target in targets):
+            raise UsageError(
+                f"adapter.target_modules: {name} is a convolution in {module.groups} groups, whose adapter peft cannot "
+                "merge; leave it out, or train it in full: adapter=full"
             )
 
 
@@ -273,9 +300,11 @@ def _check_ties(adapted: Any) -> None:
         if len({id(copy) for copy in group.values()}) > 1:
             name = next(name for name, copy in group.items() if copy is not None)
             others = ", ".join(one for one in group if one != name)
+            both = [one for one in _name_of_both(group) if one != name]
+            advice = f"name {both[0]} instead, which stands for both" if both else "leave it out"
             raise UsageError(
                 f"adapter.modules_to_save: {name} has one weight with {others}, and peft "
-                "would train it apart from them; leave it out"
+                f"would train it apart from them; {advice}"
             )
 
 
@@ -326,6 +355,11 @@ def _refusal(settings: StageSettings, kind: str, layers: Sequence[str], reason: 
             f"adapter.dropout {settings.adapter.dropout:g} cannot be used on the experts of {kind}, which are held in "
             "one tensor a layer; set adapter.dropout=0, or name the layers of the attention: "
             f"adapter.target_modules=[{','.join(attention)}]"
+        )
+    if "No modules were targeted" in reason and "all-linear" in targets:
+        return (
+            f"adapter.target_modules: all-linear finds no linear layer in {kind} beside a new head; name layers of "
+            "another kind, or train it in full: adapter=full"
         )
     if "not found in the base model" in reason and len(targets) == 1:
         return _no_layer(targets[0], layers)

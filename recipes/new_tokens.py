@@ -5,6 +5,7 @@ Beside an adapter these rows train too.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -22,6 +23,7 @@ def add_rows(model: Any, tokenizer: Any) -> list[int]:
     """
     import torch
 
+    _keep_own_head(model)
     num_rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > num_rows:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
@@ -31,6 +33,17 @@ def add_rows(model: Any, tokenizer: Any) -> list[int]:
         with _gathered([layer.weight], is_changed=True), torch.no_grad():
             layer.weight[num_old : len(tokenizer)] = layer.weight[:num_old].float().mean(dim=0).to(layer.weight.dtype)
     return new
+
+
+def _keep_own_head(model: Any) -> None:
+    """Let nothing tie a head anew that has values of its own.
+
+    The config of mT5 says that its head is tied. transformers would when it resizes, and peft when it wraps rows.
+    """
+    names = [f"{name}.weight" for name, _ in embedding_layers(model)]
+    ties = getattr(model, "_tied_weights_keys", None)
+    if len(names) > 1 and isinstance(ties, dict):
+        model._tied_weights_keys = {one: other for one, other in ties.items() if not re.fullmatch(one, names[-1])}
 
 
 def embedding_layers(model: Any) -> list[tuple[str, Any]]:

@@ -24,6 +24,8 @@ from ..schema.validate import build
 from ..tasks import TaskSpec, advise_task, misfit, task_of
 from .tokenizer import load_full
 
+_NUM_TOKENS = 8
+
 
 def main() -> None:
     """Read a question from stdin and print the answer as the last line."""
@@ -181,11 +183,63 @@ def _trained(values: Mapping[str, Any], model: Any, tokenizer: Any, stored: Mapp
     name = type(model).__name__
     try:
         ready = prepare_model(settings, model, tokenizer)
+        _check_called(ready)
         return {**count_parameters(ready), "merges_in_memory": _merges_in_memory(ready, stored)}
     except UsageError as error:
         return {"problem": str(error)}
     except Exception as error:  # whatever a library raises here, it would raise in the job
         return {"problem": f"{name} cannot be made ready to train: {type(error).__name__}: {error}"}
+
+
+def _check_called(model: Any) -> None:
+    """Refuse an adapter on a layer that the *model* does not call.
+
+    DeBERTa does not call its `rel_embeddings`: it reads the weight past the layer, and so past the adapter. A model is
+    called without values to see it; one that cannot run so is let through. Linear layers are left out: a model calls
+    them.
+    """
+    import torch
+    from peft.tuners.lora.layer import Embedding, _ConvNd
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class AnyValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        """Answers what a model asks of values, such as whether a mask is all ones."""
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            asks = func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta
+            return True if asks else func(*args, **(kwargs or {}))
+
+    class AllCalledError(Exception):
+        pass
+
+    left = {module: name for name, module in model.named_modules() if isinstance(module, Embedding | _ConvNd)}
+    if not left:
+        return
+
+    def strike(module: Any, _: Any) -> None:
+        left.pop(module, None)
+        if not left:  # the rest would take seconds for a deep model
+            raise AllCalledError
+
+    any_values: Any = AnyValues()  # type: ignore[no-untyped-call]
+    hooks = [module.register_forward_pre_hook(strike) for module in left]
+    ids = torch.zeros((1, _NUM_TOKENS), dtype=torch.long, device="meta")
+    also = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+    model.eval()  # in training some models skip layers at random
+    try:
+        with torch.no_grad(), torch.device("cpu"), any_values:  # what it makes by the way has values
+            model.get_base_model()(input_ids=ids, attention_mask=torch.ones_like(ids), **also)
+    except Exception:  # whatever a model needs values for
+        return
+    finally:
+        model.train()
+        [hook.remove() for hook in hooks]
+    short = next(iter(left.values())).removeprefix("base_model.model.")
+    raise UsageError(
+        f"adapter.target_modules: {type(model.get_base_model()).__name__} does not call {short}, but reads its weight "
+        "or nothing of it, so that an adapter of it would not train; leave it out, or train it in full by "
+        f"adapter.modules_to_save=[{short.rpartition('.')[2]}]"
+    )
 
 
 def _merges_in_memory(model: Any, stored: Mapping[str, Any]) -> bool:

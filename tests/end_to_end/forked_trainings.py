@@ -93,7 +93,10 @@ def write_project(request: dict[str, Any]) -> None:
 
     torch.manual_seed(0)
     config = getattr(transformers, request["config"])(vocab_size=len(WORDS), **request["sizes"])
-    getattr(transformers, request.get("base", request["class"]))(config).save_pretrained("model")
+    model = getattr(transformers, request.get("base", request["class"]))(config)
+    if request.get("has_own_head"):
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight * 0.5)
+    model.save_pretrained("model")
     if request.get("is_random"):
         Path("model/model.safetensors").unlink()
     words = {word: number for number, word in enumerate(WORDS)}

@@ -49,6 +49,13 @@ MODELS: dict[str, dict[str, Any]] = {
         "sizes": {"pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0, "num_layers": 2, "num_heads": 2}
         | {"d_model": 64, "d_ff": 64, "d_kv": 32},
     },
+    "mt5": {
+        "config": "MT5Config",
+        "class": "MT5ForConditionalGeneration",
+        "sizes": {"pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0, "num_layers": 2, "num_heads": 2}
+        | {"d_model": 64, "d_ff": 64, "d_kv": 32},
+        "has_own_head": True,
+    },
     "bert": {
         "config": "BertConfig",
         "base": "BertForMaskedLM",
@@ -99,6 +106,7 @@ CASES: dict[str, tuple[tuple[int, ...], str, tuple[str, ...], dict[str, Any]]] =
         (*QLORA, *ADDED, "adapter.modules_to_save=[embed_tokens,lm_head]"),
         {},
     ),
+    "a tied head that trains in full": ((0, 2), "gpt2", (*LORA, *ADDED, "adapter.modules_to_save=[lm_head]"), {}),
     "new tokens, all trained": (SHARDED, "tied", ADDED, {}),
     "DoRA": (SHARDED, "llama", (*LORA, "adapter.dora=true"), {}),
     "DoRA, quantised": ((0, 2), "llama", (*QLORA, "adapter.dora=true"), {}),
@@ -109,6 +117,8 @@ CASES: dict[str, tuple[tuple[int, ...], str, tuple[str, ...], dict[str, Any]]] =
     "dropout": ((0, 3), "llama", (*LORA, "adapter.dropout=0.1"), {}),
     "T5": (SHARDED, "t5", ("train.label_smoothing=0.1",), SEQ2SEQ),
     "T5 with an adapter": ((0, 3), "t5", LORA, SEQ2SEQ),
+    "new tokens beside a head that the config ties": ((0, 2), "mt5", ADDED, SEQ2SEQ),
+    "rows of new tokens beside a head that the config ties": ((0, 2), "mt5", (*LORA, *ADDED), SEQ2SEQ),
     "smoothed labels beside weights of classes": (SHARDED, "bert", WEIGHTED, CLASSIFIES),
     "a decoder that classifies": ((0, 3), "llama that classifies", WEIGHTED, CLASSIFIES),
     "a decoder that classifies, adapted": ((0, 3), "llama that classifies", LORA, CLASSIFIES),

@@ -15,7 +15,8 @@ import torch
 
 from sousbatch.errors import DamagedError, IncompleteError, UsageError
 from sousbatch.predictions.samplers import Dealing
-from sousbatch.predictions.shard_merge import find_shards, merge_shards
+from sousbatch.predictions.shard_files import find_shards
+from sousbatch.predictions.shard_merge import merge_shards
 
 TEXTS = ("줄\n바꿈", "U+2028\u2028 'x'", "", "NUL \0", "עברית", "가" * 50)
 

@@ -20,7 +20,8 @@ from sousbatch.errors import DamagedError, IncompleteError, NotFoundError, Usage
 from sousbatch.predictions import shard_merge
 from sousbatch.predictions.merge import partial_path, report_path
 from sousbatch.predictions.rows import PredictionRow
-from sousbatch.predictions.shard_merge import find_shards, merge_shards
+from sousbatch.predictions.shard_files import find_shards
+from sousbatch.predictions.shard_merge import merge_shards
 from sousbatch.predictions.units import open_layout, write_unit
 
 NUM_ROWS, NUM_RANKS = 60, 4
@@ -307,9 +308,8 @@ def test_csv_records_keep_their_newlines_and_quotes(
         (lambda data, lines: data.replace(lines[21], b"a-21,21,"), "21,25"),
         (lambda data, lines: data.replace(b",21,", b",21.0,"), "21"),
         (lambda data, lines: data.replace(lines[21], b"\0" * 40 + b"\n"), "21"),
-        (lambda data, lines: data.replace(b"a-21,21,", b"\0\0\0\0,21,"), "21"),
     ],
-    ids=["incomplete tail", "continued", "float index", "NUL hole", "NUL in a cell"],
+    ids=["incomplete tail", "continued", "float index", "NUL hole"],
 )
 def test_a_damaged_csv_record_is_dropped(
     csv_shards: list[Path], csv_lines: CsvLines, tmp_path: Path, change: Any, missing: Any
@@ -442,6 +442,7 @@ def test_a_shard_in_another_encoding_is_refused_with_the_command_that_converts_i
         (b'[{"index": 0}]', "is one JSON list"),
         (b' \n[\n {"index": 0}]', "is one JSON list"),
     ],
+    ids=["gzip", "zstd", "zip", "numpy", "parquet", "pickle", "a JSON list", "a JSON list with space"],
 )
 def test_what_is_no_text_is_named(tmp_path: Path, out: Path, content: bytes, words: str) -> None:
     (tmp_path / "rank0.jsonl").write_bytes(content)

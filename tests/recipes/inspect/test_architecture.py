@@ -149,6 +149,45 @@ def test_an_adapter_on_embeddings_that_do_not_look_up_what_they_are_given_is_ref
     assert problem.endswith("adapter.modules_to_save=[embed_positions]")
 
 
+@pytest.mark.parametrize("kind", ["deberta", "deberta-v2"])
+def test_an_adapter_on_embeddings_that_the_model_reads_past_their_layer_is_refused(
+    kind: str, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    deberta = (kind, {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "norm_rel_ebd": "layer_norm"})
+
+    def asked(*targets: str) -> Any:
+        settings = replace(lora(target_modules=targets), task="classification")
+        return ask(deberta, tokenizer_folder, tmp_path, task="classification", settings=settings)["trained"]["one"]
+
+    name = {"deberta": "Deberta", "deberta-v2": "DebertaV2"}[kind]
+    assert asked("word_embeddings", "rel_embeddings")["problem"] == (
+        f"adapter.target_modules: {name}ForSequenceClassification does not call deberta.encoder.rel_embeddings, but "
+        "reads its weight or nothing of it, so that an adapter of it would not train; leave it out, or train it in "
+        "full by adapter.modules_to_save=[rel_embeddings]"
+    )
+    assert asked("word_embeddings")["trainable"] > 0
+
+
+@pytest.mark.filterwarnings("ignore:.*(tie_word_embeddings|ensure_weight_tying|fan_in_fan_out):UserWarning")
+@pytest.mark.parametrize(("kind", "words"), [("gpt2", "wte"), ("bloom", "word_embeddings"), ("llama", "embed_tokens")])
+def test_embeddings_and_a_head_of_one_weight_train_as_one_by_the_name_that_is_advised(
+    kind: str, words: str, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    tied = (kind, {"tie_word_embeddings": True, "num_key_value_heads": 2, "n_embd": 16, "n_head": 2, "n_layer": 1})
+
+    def asked(**values: Any) -> Any:
+        given = {"target_modules": ("all-linear",)} | values
+        return ask(tied, tokenizer_folder, tmp_path, settings=lora(**given))["trained"]["one"]
+
+    for target in (words, "lm_head"):
+        said = asked(target_modules=(target,))["problem"]
+        assert "has one weight with" in said and said.endswith("train it in full: adapter.modules_to_save=[lm_head]")
+    if kind != "llama":
+        said = asked(modules_to_save=(words,))["problem"]
+        assert said.endswith("would train it apart from them; name lm_head instead, which stands for both")
+    assert asked(modules_to_save=("lm_head",))["trainable"] == asked()["trainable"] + 64 * 16
+
+
 @pytest.mark.filterwarnings("ignore:.*(tie_word_embeddings|ensure_weight_tying):UserWarning")
 @pytest.mark.parametrize("name", ["embed_tokens", "shared", "lm_head"])
 def test_embeddings_of_one_weight_do_not_train_apart(name: str, tokenizer_folder: Path, tmp_path: Path) -> None:
@@ -169,6 +208,23 @@ def test_a_target_in_a_new_head_is_told_that_it_trains_in_full(
     given = {"task": "classification", "settings": replace(lora(target_modules=targets), task="classification")}
     problem = ask(("bert", {}), tokenizer_folder, tmp_path, **given)["trained"]["one"]["problem"]
     assert problem.startswith(f"adapter.target_modules: {targets[-1]!r} is of the new head (classifier, bert.pooler), ")
+
+
+def test_a_model_of_convolutions_is_told_which_of_them_can_be_adapted(tokenizer_folder: Path, tmp_path: Path) -> None:
+    squeezebert = ("squeezebert", {"embedding_size": 16})
+
+    def asked(*targets: str) -> Any:
+        settings = replace(lora(target_modules=targets), task="classification")
+        return ask(squeezebert, tokenizer_folder, tmp_path, task="classification", settings=settings)["trained"]["one"]
+
+    assert asked("all-linear")["problem"] == (
+        "adapter.target_modules: all-linear finds no linear layer in SqueezeBertForSequenceClassification beside a "
+        "new head; name layers of another kind, or train it in full: adapter=full"
+    )
+    assert asked("query")["problem"].startswith(
+        "adapter.target_modules: transformer.encoder.layers.0.attention.query is a convolution in 4 groups, "
+    )
+    assert asked("post_attention.conv1d")["trainable"] > 0
 
 
 def test_layers_within_one_that_trains_in_full_train_with_it_and_no_others(
@@ -396,6 +452,8 @@ def test_a_head_whose_values_are_its_own_counts_and_needs_a_loader_that_keeps_it
     facts = read_model(recipe, places)
     assert asked[0]["untied"] == untied
     assert facts.num_params == sum(value.numel() for value in values.values()) - (not untied) * 64 * 16
+    grown = read_model(compose(str(tmp_path / "recipe.yaml"), ["model.add_tokens=['[A]']"]), places)
+    assert grown.num_params == facts.num_params + 16 * (1 + len(untied))
     sharded = compose(str(tmp_path / "recipe.yaml"), ["train.zero.stage=3"])
     if untied:
         with pytest.raises(UsageError, match=r"train.zero.stage=3 \(stage train\): lm_head.weight .* differs"):
