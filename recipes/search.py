@@ -92,9 +92,10 @@ def _faults_of(axis: Axis, folder: Path) -> Iterator[Fault]:
 
 
 def _ends(axis: Axis) -> list[str]:
-    """Return the overrides of an axis to check.
+    """Return the overrides of an axis to check: every choice, or both ends.
 
-    They are every choice, or both ends and a value between them: the ends of `train.steps=interval(2,4)` are whole numbers, and what a trial draws is not.
+    A value between the ends is checked, too: those of `train.steps=interval(2,4)` are whole numbers, and what a trial
+    draws is not.
     """
     if axis.choices:
         return [f"{axis.key}={choice}" for choice in axis.choices]
