@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from . import files
 from .errors import NotFoundError, UsageError
-from .run_folder import RunPaths
+from .run_folder import RunPaths, points_in
 from .user_folders import state_dir
 
 RUN_PREFIX = "run:"  # before the name of a run, where another name may stand, too
@@ -84,8 +85,9 @@ def _is_temporary(name: str) -> bool:
 def find_run(name: str, *, newest: bool = False, gone: bool = False) -> RunPaths:
     """Return the run that *name* means.
 
-    *name* is a folder, an id or its beginning, or a recipe's name. Where a recipe has several runs, *newest* takes the
-    one submitted last, for callers that only look. With *gone* a run is found whose folder does not exist any more.
+    *name* is a folder, an id or its beginning, also that of a sweep's point, or a recipe's name. Where a recipe has
+    several runs, *newest* takes the one submitted last, for callers that only look. With *gone* a run is found whose
+    folder does not exist any more.
 
     Raises:
         NotFoundError: no run answers to *name*.
@@ -96,7 +98,7 @@ def find_run(name: str, *, newest: bool = False, gone: bool = False) -> RunPaths
     if here.plan.is_file() or here.ledger_dir.is_dir():
         return here
     runs = known_runs()
-    matches = _called(name, runs)
+    matches = _called(name, runs) or _points(name, runs)
     if not matches and (lost := _called(name, known_runs(gone=True))):
         if not gone:
             root = lost[-1].root
@@ -126,6 +128,13 @@ def find_run(name: str, *, newest: bool = False, gone: bool = False) -> RunPaths
 
 def _called(name: str, runs: Sequence[RunPaths]) -> list[RunPaths]:
     return [paths for paths in runs if paths.run_id.startswith(name) or paths.recipe_name == name]
+
+
+def _points(name: str, runs: Sequence[RunPaths]) -> list[RunPaths]:
+    """Return the points of sweeps whose id begins with *name*."""
+    if not re.fullmatch("[0-9a-f]{4,}", name):  # so that a mistyped recipe does not look into every sweep
+        return []
+    return [point for paths in runs for point in points_in(paths) if point.run_id.startswith(name)]
 
 
 def find_checkpoint_dirs(text: str) -> list[Path]:

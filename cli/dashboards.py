@@ -125,7 +125,7 @@ def _dashboard_of_run(run: RunPaths) -> Dashboard:
     if plan.sweep is None:
         return recipe_dashboard(recipe)
     if (search := plan.sweep.search) is not None:
-        return sweep_dashboard(recipe, [axis.key for axis in search.axes], run.run_id)
+        return sweep_dashboard(recipe, [axis.key for axis in search.axes], run.run_id, search)
     return sweep_dashboard(recipe, [point.label for point in plan.sweep.points], run.run_id)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ def places_of(paths: RunPaths, events: Iterable[Event], *, is_over: bool) -> lis
     from ..tracking.dashboards import known_links
 
     points, found = points_in(paths), list[Shown]()
-    run = paths.root if is_point(paths) else paths.run_id
+    run = shlex.quote(str(paths.root)) if is_point(paths) else paths.run_id
     for place in places([paths.tracking_dir, *(point.tracking_dir for point in points)]):
         said = "not all of it is sent" if place.link else "offline, not yet sent"
         is_told = place.has_left and (is_over or not place.link)

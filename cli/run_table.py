@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import sys
 import time
 from argparse import Namespace
@@ -227,8 +228,8 @@ def _describe_best(scored: Sequence[RunRow], score: str) -> str:
 
 
 def _name(row: RunRow) -> str:
-    """Return what names a run in a command: its id, of a point its folder."""
-    return str(row.folder) if row.sweep else row.run
+    """Return what names a run in a shell's command: its id, of a point its folder."""
+    return shlex.quote(str(row.folder)) if row.sweep else row.run
 
 
 def _named(row: RunRow) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..run_folder import RunPaths
+from ..run_folder import RunPaths, is_point
 from ..run_index import find_run, known_runs
 from .parser import RUN_HELP, Parser, define
 from .tables import format_table
@@ -126,14 +126,19 @@ def describe_run(plan: PlanSummary, paths: RunPaths, states: Mapping[str, StageS
     ]
     text = f"run {paths.run_id} of {plan.recipe_name} in {paths.root}\n"
     text += format_table(rows, header=("stage", "state", "", "reason")) if rows else f"unknown: {plan.problem}"
+    if is_point(paths):
+        text += f"\n\na point of {paths.runs_dir.name}, which has its job: `sousbatch status {paths.runs_dir.name}`"
     if places := describe_places(paths, is_over=is_final(states)):
         text += f"\n\n{format_table(places)}"
     failed = [name for name, state in states.items() if state.word == "failed"]
+    points = ""
     if plan.is_sweep and not plan.problem:
         from ..recipes.plan import read_plan
 
-        text += f"\n\n{describe_points(read_plan(paths.plan), paths)}"
-    elif failed:
+        points = describe_points(read_plan(paths.plan), paths)
+    if points:
+        text += f"\n\n{points}"
+    elif failed:  # also of a sweep, none of whose points could begin
         text += f"\n\n{log_tail(paths, failed[0])}"
     return text
 

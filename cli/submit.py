@@ -134,6 +134,8 @@ def _after_sending(done: Submitted, detach: bool) -> int:
         print(f"sousbatch: run {run_id} is done already; --again makes another", file=sys.stderr)
     else:
         already = "" if done.sent else " is under way already,"
+        if any(state.word == "stopping" for state in done.found.values()):
+            already = " is stopping, and `sousbatch resume` resumes it when it has stopped,"
         print(f"sousbatch: run {run_id}{already} on {done.plan.site.name}, in {done.paths.root}", file=sys.stderr)
     if detach:
         print(run_id)

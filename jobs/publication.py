@@ -101,7 +101,8 @@ def gather(
 
 
 def _lacking(paths: RunPaths, what: str) -> RunError:
-    return RunError(f"{what} is not there yet; `sousbatch status {paths.run_id}` shows where the run stands")
+    why = "is not there yet, or was removed"  # by `clean`, or as that of a trial that is not the best
+    return RunError(f"{what} {why}; `sousbatch status {paths.run_id}` shows where the run stands")
 
 
 def _with_card(model: Manifest, card: Path) -> Manifest:

@@ -16,7 +16,8 @@ from .. import files, ledger
 from ..errors import NoRoomError, NotFoundError, PlanError, UnreachableError, UsageError, no_room_named
 from ..events import Adopted, CancelAsked, Intent, Sent
 from ..recipes.plan import Plan, read_plan
-from ..run_folder import RunPaths
+from ..recipes.search import require_optuna
+from ..run_folder import RunPaths, is_point, points_in
 from ..run_index import forget_run, remember_run
 from .base import FINAL_WORDS, JobRef, Launcher, Request, StateWord
 from .freeze import accept_environment, freeze, read_requests
@@ -79,8 +80,11 @@ def resume(paths: RunPaths, launcher: Launcher, *, accepts_environment: bool = F
 
     With *accepts_environment* the jobs may find the package versions of now in place of those at submission.
     """
+    _refuse_point(paths, "resume")
     with no_room_named(f"the run {paths.root}"), _held(paths):
         plan = read_plan(paths.plan)
+        if plan.sweep is not None and plan.sweep.search is not None:
+            require_optuna(f"search {paths.run_id}")
         _adopt(launcher, paths)
         remember_run(paths)
         found = run_states(plan, paths, launcher)
@@ -91,6 +95,7 @@ def resume(paths: RunPaths, launcher: Launcher, *, accepts_environment: bool = F
 
 def cancel(paths: RunPaths, launcher: Launcher, *, save: bool) -> tuple[str, ...]:
     """End the jobs of a run that are under way and return their stages."""
+    _refuse_point(paths, "cancel")
     with _held(paths):  # another submission would send what follows
         plan = read_plan(paths.plan)
         states = run_states(plan, paths, launcher)
@@ -154,9 +159,10 @@ def clean(
         UsageError: the run is under way or may be, or *is_named* and it could still be resumed.
     """
     with _held(paths) if paths.root.is_dir() else nullcontext():
-        objection = _why_kept(paths, launcher_of, whole=whole, despite_jobs=despite_jobs)
+        owner = RunPaths(root=paths.runs_dir) if whole and is_point(paths) else paths  # the sweep has the point's job
+        objection = _why_kept(owner, launcher_of, whole=whole, despite_jobs=despite_jobs)
         if objection and is_named:
-            raise UsageError(f"run {paths.run_id} {objection}")
+            raise UsageError(f"run {owner.run_id} {objection}")
         return 0 if objection else _remove(paths, whole=whole)
 
 
@@ -177,8 +183,16 @@ def _why_kept(paths: RunPaths, launcher_of: Callable[[str], Launcher], *, whole:
     return "" if whole else "is not finished: resume needs its checkpoints; --all removes the whole run"
 
 
+def _refuse_point(paths: RunPaths, verb: str) -> None:
+    """Raise UsageError for a point: its sweep has its job."""
+    if is_point(paths):
+        sweep = paths.runs_dir.name
+        raise UsageError(f"run {paths.run_id} is a point of {sweep}, which has its job; `sousbatch {verb} {sweep}`")
+
+
 def _remove(paths: RunPaths, *, whole: bool) -> int:
-    doomed = [paths.root] if whole else [paths.checkpoints_dir, *paths.unit_dirs()]
+    runs = [paths, *points_in(paths)]
+    doomed = [paths.root] if whole else [path for run in runs for path in (run.checkpoints_dir, *run.unit_dirs())]
     freed = sum(files.num_bytes_below(path) for path in doomed)
     if whole:
         forget_run(paths)

@@ -13,6 +13,7 @@ from ..predictions.scoring import BASELINE, MODEL
 from ..tracking.dashboards import CONFIG, RUN, Dashboard, Panel, Section, sweep_name
 from ..tracking.identity import group_name
 from .decodings import decodings_of
+from .plan import Search
 from .schema import Recipe, validate
 from .stages import ResolvedStage, resolve_stages
 from .tasks import with_metrics
@@ -36,18 +37,19 @@ def recipe_dashboard(recipe: Recipe) -> Dashboard:
     return _dashboard(recipe, axes, name=recipe.name, filter=f"{CONFIG}recipe", wanted=recipe.name, group=f"{RUN}group")
 
 
-def sweep_dashboard(recipe: Recipe, labels: Sequence[str], run: str) -> Dashboard:
+def sweep_dashboard(recipe: Recipe, labels: Sequence[str], run: str, search: Search | None = None) -> Dashboard:
     """Return the dashboard of the points of the sweep *run* over *recipe*.
 
-    *labels* are those of its points, such as "seed=1 train.learning_rate=0.001", or the keys that differ.
+    *labels* are those of its points, such as "seed=1 train.learning_rate=0.001", or the keys that differ. What a
+    *search* makes better tells which point is best.
     """
     keys = dict.fromkeys(word.partition("=")[0].lstrip("+") for label in labels for word in label.split(" "))
     axes = [key for key in (_INSIDE.get(key, key) for key in keys) if _is_plain(recipe, key)]
     group = group_name(recipe.name, run)
-    return _dashboard(recipe, axes, name=sweep_name(recipe.name, run), filter=f"{RUN}group", wanted=group)
+    return _dashboard(recipe, axes, search, name=sweep_name(recipe.name, run), filter=f"{RUN}group", wanted=group)
 
 
-def _dashboard(recipe: Recipe, axes: Sequence[str], **named: str) -> Dashboard:
+def _dashboard(recipe: Recipe, axes: Sequence[str], search: Search | None = None, **named: str) -> Dashboard:
     recipe = with_metrics(recipe)
     stages = list(resolve_stages(recipe).values())
     is_one = recipe.tracking.per == "run"  # then the names of values begin with the stage
@@ -55,7 +57,7 @@ def _dashboard(recipe: Recipe, axes: Sequence[str], **named: str) -> Dashboard:
     trains = [stage for stage in stages if stage.kind.leaves == "checkpoints"]
     merges = [stage for stage in stages if stage.kind.leaves == "merged predictions"]
     scores = [stage for stage in stages if stage.kind.leaves == "scores"]
-    target = _target(trains, scores, prefixes)
+    target = _target(trains, scores, prefixes, search)
     sections = {
         "Training": _of_each(trains, prefixes, _training),
         "Throughput and system": [*_of_each(trains, prefixes, _throughput), *_system(stages)],
@@ -173,13 +175,18 @@ def _sweep(axes: Sequence[str], target: str) -> Iterator[Panel]:
     yield Panel(kind="differences")
 
 
-def _target(trains: Sequence[ResolvedStage], scores: Sequence[ResolvedStage], prefixes: dict[str, str]) -> str:
+def _target(
+    trains: Sequence[ResolvedStage],
+    scores: Sequence[ResolvedStage],
+    prefixes: dict[str, str],
+    search: Search | None,
+) -> str:
     """Return the value that tells which run is best.
 
-    It is the first score, else what best means for checkpoints.
+    It is what a *search* makes better, or the first score, else what best means for checkpoints.
     """
-    for stage in scores:
-        for name in score_names(stage.settings.score.metrics):
+    for stage in () if search is not None and search.is_measured else scores:
+        for name in [search.metric] if search is not None else score_names(stage.settings.score.metrics):
             decoding = next(iter(decodings_of(stage.settings)))
             return f"{prefixes[stage.name]}{decoding}{'/' * bool(decoding)}{MODEL}/{name}"
     for stage in reversed(trains):

@@ -27,7 +27,8 @@ _FUNCTIONS = "bool choice extend_list float glob int interval json_str range shu
 _GROUPING = re.compile(rf"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|\b(?:{"|".join(_FUNCTIONS)})\s*\(|[()=]""", re.DOTALL)
 _APOSTROPHE = re.compile(r"(?<=\w)'(?=\w)")
 _SPELT = re.compile("Qz([0-9a-f]+)zQ")
-
+_SPACE = re.compile(r"=\s*(?:choice|range|interval|int|tag)\s*\(")
+_NO_GLOB = "glob() stands for files of a group; name the values, as in key=a,b"
 
 _WINS_OVER = {
     "train.epochs": "train.steps",
@@ -74,6 +75,8 @@ def axes(texts: Sequence[str], faults: list[Fault]) -> list[list[str]]:
         item = _parsed(text)
         if item is None:
             faults.append(Fault(key=text, problem="is no axis of a sweep", hint=_advice(text)))
+        elif _is_glob(item):
+            faults.append(Fault(key=text, problem="is no axis of a sweep", hint=_NO_GLOB))
         elif not item.is_sweep_override() or not item.is_discrete_sweep():
             hint = "it has one value, or a continuous range of them; write key=value,value or key=range(1,4)"
             faults.append(Fault(key=text, problem="is no axis of a sweep", hint=hint))
@@ -92,14 +95,20 @@ def spaces(texts: Sequence[str], faults: list[Fault]) -> list[Axis]:
     """
     from hydra.core.override_parser.types import IntervalSweep, RangeSweep
 
-    found = []
+    found = list[Axis]()
     for text in texts:
         item = _parsed(text)
         if item is None or not item.is_sweep_override():
-            hint = "write key=a,b or key=interval(low,high)" if item else _advice(text)
+            is_value = item is None and "=" in text and not _SPACE.search(text)
+            hint = _advice(text) if is_value else "write key=a,b, key=range(low,high,step) or key=interval(low,high)"
             faults.append(Fault(key=text, problem="is nothing to search", hint=hint))
             continue
+        if _is_glob(item):
+            faults.append(Fault(key=text, problem="is nothing to search", hint=_NO_GLOB))
+            continue
         key, space = _read_back(item.get_key_element()), item._value
+        if any(axis.key == key for axis in found):
+            faults.append(Fault(key=text, problem="is the second space of its key", hint="give each key one space"))
         if unknown := sorted(set(getattr(space, "tags", ())) - {"log"}):
             faults.append(Fault(key=text, problem=f"has the tag {unknown[0]}", hint="a search knows the tag log"))
         is_log = "log" in getattr(space, "tags", ())
@@ -123,6 +132,12 @@ def spaces(texts: Sequence[str], faults: list[Fault]) -> list[Axis]:
             faults.append(Fault(key=text, problem="has nothing between its ends", hint=hint))
         found.append(axis)
     return found
+
+
+def _is_glob(item: Override) -> bool:
+    from hydra.core.override_parser.types import Glob
+
+    return isinstance(item._value, Glob)
 
 
 def _parsed(text: str) -> Override | None:

@@ -52,8 +52,7 @@ def plan_search(
         RecipeError: a fault of a space, or of values that were checked.
         PlanError: values that were checked cannot run here, or nothing tells which trial is best.
     """
-    if find_spec("optuna") is None:
-        raise UsageError("--search needs optuna: pip install 'sousbatch[search]'")
+    require_optuna("--search")
     faults: list[Fault] = []
     axes = overrides.spaces(spaces, faults)
     faults += [fault for axis in axes for fault in _faults_of(axis, find_recipe(name).parent)]
@@ -78,6 +77,12 @@ def plan_search(
     return joined(replace(tried, points=trials, search=search), plans, site)
 
 
+def require_optuna(what: str) -> None:
+    """Raise UsageError where *what* cannot run, since Optuna is not installed."""
+    if find_spec("optuna") is None:
+        raise UsageError(f"{what} needs optuna: pip install 'sousbatch[search]'")
+
+
 def _faults_of(axis: Axis, folder: Path) -> Iterator[Fault]:
     if axis.key.lstrip("+").split(".")[0] in SHARED:
         yield Fault(key=axis.key, problem="cannot be searched", hint="all trials share one name and one request")
@@ -87,10 +92,15 @@ def _faults_of(axis: Axis, folder: Path) -> Iterator[Fault]:
 
 
 def _ends(axis: Axis) -> list[str]:
-    """Return the overrides of an axis to check: every choice, or both ends."""
+    """Return the overrides of an axis to check: every choice, or both ends.
+
+    A value between the ends is checked, too: those of `train.steps=interval(2,4)` are whole numbers, and what a trial
+    draws is not.
+    """
     if axis.choices:
         return [f"{axis.key}={choice}" for choice in axis.choices]
-    return [override_of(axis, value) for value in (axis.low, axis.high)]
+    between = axis.low + (axis.high - axis.low) * 0.618
+    return [override_of(axis, value) for value in (axis.low, between, axis.high)]
 
 
 def override_of(axis: Axis, value: float | str) -> str:
@@ -128,7 +138,7 @@ def _search_of(plan: Plan, axes: tuple[Axis, ...], metric: str | None) -> Search
     measured = {name: one for one in trains for name in (one.checkpoints.metric, one.metric_in_logs)}
     known = [*dict.fromkeys([*score_names(scores), *measured])]
     wanted = metric or next(iter([*score_names(scores), *scores, *measured]), "")
-    if not wanted:
+    if not known and (metric or not wanted):
         raise PlanError(["nothing tells which trial is best: add a score stage, or train.eval_split"])
     if wanted in measured and wanted not in score_names(scores):
         return Search(axes=axes, goal=measured[wanted].goal, metric=wanted, is_measured=True)

@@ -31,6 +31,14 @@ def test_a_run_is_found_by_id_beginning_recipe_and_folder(tmp_path: Path, monkey
     assert run_index.find_run("0123456789ab") == paths
 
 
+def test_a_point_of_a_sweep_is_found_by_its_id(tmp_path: Path) -> None:
+    sweep = make_run(tmp_path, "toy", "sweep-0123456789ab")
+    point = RunPaths(root=sweep.root / "toy" / "abcdef012345")
+    point.root.mkdir(parents=True)
+    point.plan.write_text("{}")
+    assert run_index.find_run("abcdef012345") == run_index.find_run("abcd") == point
+
+
 def test_an_exact_id_wins_over_its_repetitions(tmp_path: Path) -> None:
     paths = make_run(tmp_path, "toy", "0123456789ab")
     make_run(tmp_path, "toy", "0123456789ab-2")

@@ -39,7 +39,7 @@ def _report(arguments: Namespace) -> int:
     facts, asked = gather(runs)
     if arguments.portable:
         if len(facts) != 1 or asked.num_waiting:
-            raise UsageError("--portable takes one run; name one point of a sweep by its folder")
+            raise UsageError("--portable takes one run; name one point of a sweep, which `sousbatch runs` lists")
         facts = [portable(facts[0])]
     written_at = None if arguments.portable else time.time()
     files.write_text(out, render_page(facts, out=out.absolute(), written_at=written_at, asked=asked))

@@ -122,7 +122,8 @@ def read(folder: Path) -> Sandbox:
     try:
         value = files.read_json(folder / _SHAPE)
     except FileNotFoundError as error:
-        raise NotFoundError(f"no sandbox in {folder}; `sousbatch sandbox start --dir {folder}` starts one") from error
+        hint = "`sousbatch sandbox start` starts one, and --dir names another folder"
+        raise NotFoundError(f"no sandbox in {folder}; {hint}") from error
     try:
         return Sandbox(folder=folder, **value | {"ports": tuple(value["ports"])})
     except (KeyError, TypeError) as error:
@@ -257,7 +258,8 @@ def _check(folder: Path, *, nodes: int, cpus: int, gpus: int, settings: Mapping[
             f"{_MAX_FOLDER}; name a shorter one with --dir"
         )
     if re.search(r"[^\w./+@:-]", str(folder)):
-        raise UsageError(f"sandbox folder {str(folder)!r} has characters that slurm.conf cannot hold; name another")
+        problem = "has characters that slurm.conf cannot hold"
+        raise UsageError(f"sandbox folder {str(folder)!r} {problem}; name another, such as --dir /tmp/slurm")
     if folder.is_dir() and not (folder / _SHAPE).is_file() and any(folder.iterdir()):
         raise UsageError(f"{folder} holds something that is no sandbox; name another folder with --dir")
     for what, count, least, most in (("nodes", nodes, 1, 99), ("CPUs", cpus, 1, 1024), ("GPUs", gpus, 0, 64)):

@@ -126,7 +126,7 @@ def test_what_is_not_there_yet_or_was_changed_is_told_before_anything_is_sent(
     target = tmp_path / "by hand"
     run.predictions_file("predict").rename(tmp_path / "away")
     code, _, err = sousbatch("publish", run.run_id, str(target))
-    assert code == 1 and "the predictions file of stage 'merge' is not there yet" in err
+    assert code == 1 and "the predictions file of stage 'merge' is not there yet, or was removed" in err
     with (run.model("consolidate") / "config.json").open("a") as stream:
         stream.write(" ")
     code, _, err = sousbatch("publish", run.run_id, str(target), "--what", "model")

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -462,6 +463,27 @@ def test_a_run_under_way_is_not_cleaned_and_a_done_one_keeps_its_results(desk: D
     with pytest.raises(NotFoundError):
         submission.resume(desk.paths, desk.launcher)
     assert not desk.paths.root.exists()
+
+
+def test_a_sweep_is_cleaned_with_its_points_whose_jobs_are_its_own(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Plan, "run_id", "sweep-0123456789ab")
+    sweep = desk.paths = RunPaths(root=desk.runs / "toy/sweep-0123456789ab")
+    gate = hold(desk, "first")
+    desk.submit()
+    point = RunPaths(root=sweep.root / "toy/0123456789ab")
+    checkpoints = point.checkpoints("train")
+    checkpoints.mkdir(parents=True)
+    for path in (point.plan, checkpoints / "weights"):
+        path.write_text("x" * 100)
+    for act in (submission.resume, partial(submission.cancel, save=False)):
+        with pytest.raises(UsageError, match="0123456789ab is a point of sweep-0123456789ab, which has its job"):
+            act(point, desk.launcher)
+    with pytest.raises(UsageError, match="run sweep-0123456789ab is not finished: cancel it first"):
+        submission.clean(point, lambda _: desk.launcher, whole=True, is_named=True)
+    gate.touch()
+    desk.end()
+    assert submission.clean(sweep, lambda _: desk.launcher, whole=False, is_named=True) == 100
+    assert not checkpoints.exists() and point.plan.exists()
 
 
 def test_an_unfinished_run_keeps_what_resume_needs(desk: Desk) -> None:

@@ -15,6 +15,7 @@ from sousbatch.predictions.rows import PredictionRow
 from sousbatch.predictions.scoring import MODEL, score_cases
 from sousbatch.recipes.compose import compose
 from sousbatch.recipes.dashboards import recipe_dashboard, score_names, sweep_dashboard
+from sousbatch.recipes.plan import Search
 from sousbatch.tracking.dashboards import Dashboard, Panel, Section, compare, outline
 
 GOLDEN = Path(__file__).parent / "golden/dashboard.txt"
@@ -81,6 +82,10 @@ def test_a_sweep_has_the_keys_of_its_axes_and_its_own_runs_alone() -> None:
     assert panels(found, "Sweep")[0].values == (*keys, best)
     assert [panel.over for panel in panels(found, "Sweep") if panel.kind == "scatter"] == list(keys)
     assert found.view != recipe_dashboard(compose("hangul-restoration")).view
+    for metric, is_measured, value in (("cer", False, "score/model/cer"), ("eval_loss", True, "train/eval_loss")):
+        search = Search(axes=(), goal="lowest", metric=metric, is_measured=is_measured)
+        found = sweep_dashboard(compose("hangul-restoration"), ["seed"], "0123456789ab", search)
+        assert panels(found, "Sweep")[0].values[-1] == value, "what the search makes better"
 
 
 @pytest.mark.parametrize("metric", METRICS)

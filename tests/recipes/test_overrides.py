@@ -44,6 +44,7 @@ def test_an_axis_of_a_sweep_keeps_its_texts() -> None:
         ["+data.splits.검증=a.csv", "+data.splits.검증=b.csv"],
     ]
     assert faults == []
+    assert axes(["adapter=glob(*)"], faults) == [] and "name the values" in str(faults[0])
 
 
 WRONG = {

@@ -14,6 +14,8 @@ from sousbatch import ledger
 from sousbatch.cluster.site import Site
 from sousbatch.errors import NotFoundError, PlanError, RecipeError, UsageError
 from sousbatch.events import Frozen, Trial, TrialEnded
+from sousbatch.launchers.local.launcher import LocalLauncher
+from sousbatch.launchers.submission import resume
 from sousbatch.recipes import overrides
 from sousbatch.recipes.compose import compose
 from sousbatch.recipes.plan import Axis, Plan, read_plan
@@ -52,7 +54,11 @@ def test_a_space_is_written_as_for_hydras_optuna_sweeper(text: str, axis: Axis) 
 
 REFUSED = {
     "seed=1": "is nothing to search",
-    "seed": "is nothing to search",
+    "seed": r"write key=a,b, key=range\(low,high,step\) or key=interval",
+    "train.steps=int(interval(50,200)": r"write key=a,b, key=range\(low,high,step\) or key=interval",
+    "train.weight_decay=interval(0,1,2)": r"write key=a,b, key=range\(low,high,step\) or key=interval",
+    "train.steps=glob(*)": "name the values",
+    "train.steps=interval(2,4)": "a whole number is expected",
     "seed=choice(1)": "has one value",
     "train.weight_decay=interval(1,0)": "has nothing between its ends",
     "train.learning_rate=tag(log, interval(0,1))": "has nothing between its ends",
@@ -69,6 +75,21 @@ REFUSED = {
 def test_what_cannot_be_searched_is_refused_with_its_reason(project: Path, space: str, words: str) -> None:
     with pytest.raises((RecipeError, PlanError), match=words):
         made(project, space)
+
+
+def test_a_search_is_neither_sent_nor_resumed_without_optuna(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths, launcher = RunPaths(root=project / "runs/small/sweep-1"), LocalLauncher()
+    paths.root.mkdir(parents=True)
+    paths.plan.write_text(made(project, RATE).to_json())
+    monkeypatch.setattr("sousbatch.recipes.search.find_spec", lambda _: None)
+    for act in (lambda: made(project, RATE), lambda: resume(paths, launcher)):
+        with pytest.raises(UsageError, match=r"needs optuna: pip install 'sousbatch\[search\]'"):
+            act()
+
+
+def test_a_key_has_one_space(project: Path) -> None:
+    with pytest.raises(RecipeError, match="seed=3,4 is the second space of its key"):
+        made(project, "seed=1,2", "seed=3,4", num_trials=2)
 
 
 def test_a_space_with_fewer_values_than_trials_is_refused(project: Path) -> None:
@@ -91,6 +112,8 @@ def test_what_is_best_is_the_first_score_or_what_is_named(project: Path) -> None
         of("score.metrics=[rouge]", metric="rougel_f1")
     with pytest.raises(PlanError, match="nothing tells which trial is best: add a score stage, or train.eval_split"):
         of("stages={train: {}}", "train.eval_split=null")
+    with pytest.raises(PlanError, match="nothing tells which trial is best"):
+        of("stages={train: {}}", "train.eval_split=null", metric="cer")
 
 
 def test_the_frozen_plan_says_all_that_its_trials_need(project: Path) -> None:
