@@ -14,9 +14,9 @@ from statistics import mean, median, stdev
 from typing import Any
 
 from .. import files, ledger
-from ..errors import SousbatchError
-from ..events import CheckpointEvent, Ended, Event, Merged, ModelWritten, Sent, Started, Step, TrialEnded, of
-from ..ledger_queries import by_stage, done_tasks
+from ..errors import EXIT_STOPPED, SousbatchError
+from ..events import CheckpointEvent, Event, Merged, ModelWritten, Sent, Step, TrialEnded, of
+from ..ledger_queries import by_stage, done_tasks, endings
 from ..predictions.metrics import is_lower_better
 from ..predictions.scoring import MODEL
 from ..recipes.plan import plan_values
@@ -166,11 +166,9 @@ def _read(paths: RunPaths) -> dict[str, Any]:
         recipe = {key: value for key, value in plan["recipe"].items() if key not in _UNTOLD}
         done = [len(done_tasks(events, name)) == stage["num_tasks"] for name, stage in stages.items()]
         mine = by_stage(events)
-        failed = any(event.exit_code for event in of(events, Ended))
-        trial = next((event.word for event in reversed(of(events, TrialEnded)) if event.word == "pruned"), "")
         return {
             "is_done": all(done),
-            "word": trial or ("failed" if failed else "running" if of(events, Started) else "waiting"),
+            "word": _word_by(events),
             "model": next((event.stage for event in reversed(of(events, ModelWritten))), ""),
             "decodings": _decodings(recipe, paths),
             "held": _held(paths, events),
@@ -183,6 +181,19 @@ def _read(paths: RunPaths) -> dict[str, Any]:
         }
     except (SousbatchError, KeyError, TypeError, AttributeError, ValueError):  # damaged, or of another version
         return {"is_done": False, "word": "unknown", "model": "", "decodings": [{}], "held": {}, "numbers": {}}
+
+
+def _word_by(events: Sequence[Event]) -> str:
+    """Return the state of a point that is not done, by the newest attempts in its ledger."""
+    if any(event.word == "pruned" for event in of(events, TrialEnded)):
+        return "pruned"
+    newest = {(stage, task): end for (stage, task, _), end in sorted(endings(events).items())}
+    codes = {end[0] if end is not None else None for end in newest.values()}
+    if codes - {0, None, EXIT_STOPPED}:
+        return "failed"
+    if EXIT_STOPPED in codes and None not in codes:
+        return "stopped"
+    return "running" if codes else "waiting"
 
 
 def _decodings(recipe: Mapping[str, Any], paths: RunPaths) -> list[dict[str, Any]]:

@@ -201,3 +201,24 @@ def test_a_price_makes_costs(sousbatch: Run, make: Make, tmp_path: Path, monkeyp
     assert "cost" in sousbatch("runs")[1]
     (tmp_path / "config.yaml").write_text("device_hour_price: cheap\n")
     assert "device_hour_price is 'cheap'; write a number above 0, such as 1.9" in sousbatch("runs")[2]
+
+
+@pytest.mark.parametrize(
+    ("codes", "state"),
+    [((), "waiting"), ((75,), "stopped"), ((75, None), "running"), ((3,), "failed"), ((3, 75), "stopped")],
+)
+def test_a_point_is_told_by_its_newest_attempt(
+    sousbatch: Run, make: Make, codes: tuple[int | None, ...], state: str
+) -> None:
+    sweep = make("sweep-1", changes={}, scores={}, done=())
+    point = RunPaths(root=sweep.root / "small" / "abc")
+    make_private_dir(point.root.parent)
+    make_private_dir(point.root)
+    write_json(point.plan, json.loads(sweep.plan.read_text()))
+    for code in codes:
+        attempt = ledger.open_attempt(point.ledger_dir, "train", 0)
+        attempt.write(Started(host="here"))
+        if code is not None:
+            attempt.write(Ended(exit_code=code))
+        attempt.close()
+    assert sousbatch("runs")[1].splitlines()[1].split()[:2] == ["abc", state]
