@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 from argparse import Namespace
@@ -55,6 +56,8 @@ def _publish(arguments: Namespace) -> int:
         raise UsageError(f"run {paths.run_id} has no publish.url; name a folder, a URL or hf://OWNER/NAME")
     if holds_secret(url):
         raise UsageError("the URL holds a secret, which would be written; leave it out, and export it")
+    if "://" not in url and (mistyped := re.match(r"[a-z][a-z0-9]*:/*", url)):
+        raise UsageError(f"{url!r} is no URL, which begins with {mistyped[0].rstrip('/')}//; ./{url} is a folder here")
     url = url if "://" in url else os.path.abspath(os.path.expanduser(url))
     if refusal := refusal_of(url):
         raise UsageError(f"{url} {refusal}")

@@ -135,7 +135,12 @@ def test_what_is_not_there_yet_or_was_changed_is_told_before_anything_is_sent(
 
 
 @pytest.mark.parametrize(
-    ("url", "said"), [("nosuch://bucket/x", "Protocol not known: nosuch"), ("memory://x", "would be gone")]
+    ("url", "said"),
+    [
+        ("nosuch://bucket/x", "Protocol not known: nosuch"),
+        ("memory://x", "would be gone"),
+        ("hf:/team/x", "is no URL, which begins with hf://; ./hf:/team/x is a folder here"),
+    ],
 )
 def test_a_place_that_takes_nothing_is_refused(run: RunPaths, sousbatch: Run, url: str, said: str) -> None:
     code, _, err = sousbatch("publish", run.run_id, url)
