@@ -287,7 +287,8 @@ def all_warnings(plan: Plan) -> list[str]:
         for name in withheld(os.environ, given.inherit):
             del environment[name]
     environment |= {name: str(value) for name, value in given.variables.items()}
-    return [*plan.warnings, *doubts(plan.recipe.tracking.trackers, plan.recipe.tracking.mode, environment)]
+    spec = plan.recipe.tracking
+    return [*plan.warnings, *doubts(spec.trackers, spec.mode, environment, spec.alerts)]
 
 
 def _steps(value: Plan) -> list[str]:

@@ -260,10 +260,16 @@ def start(
         trackers.start(name, replace(run.of_task(stage, kind, task, folder, attempt), node=node))
 
 
-def doubts(names: Sequence[str], mode: str, environment: Mapping[str, str]) -> list[str]:
-    """Return a sentence for what each tracker would not find in *environment*."""
+def doubts(names: Sequence[str], mode: str, environment: Mapping[str, str], alerts: Sequence[str] = ()) -> list[str]:
+    """Return a sentence for what each tracker would not find in *environment*.
+
+    Another one says that nobody sends the *alerts*.
+    """
     found = [TRACKERS.load(name) for name in names if mode in ("online", "shared")]
-    return [doubt for tracker in found if hasattr(tracker, "doubt") and (doubt := tracker.doubt(mode, environment))]
+    said = [doubt for tracker in found if hasattr(tracker, "doubt") and (doubt := tracker.doubt(mode, environment))]
+    if alerts and (mode == "disabled" or not any(hasattr(TRACKERS.load(name), "alert") for name in names)):
+        said.append(f"tracking.alerts=[{','.join(alerts)}]: no tracker of this run sends them; wandb does")
+    return said
 
 
 def places(folders: Sequence[Path]) -> list[Place]:

@@ -302,7 +302,13 @@ def test_a_missing_key_is_told_before_a_job_starts(mode: str, said: str, tmp_pat
     assert warning.startswith(f"tracking.mode={mode}: there is no key for ") and f"jobs will record {said}" in warning
     assert "\n" not in warning and "`wandb login`" in warning
     assert doubts(["wandb"], mode, {"HOME": str(tmp_path), "WANDB_API_KEY": KEY}) == []
-    assert doubts(["wandb"], "auto", {"HOME": str(tmp_path)}) == [], "most people have no account"
+    assert doubts(["wandb"], "auto", {"HOME": str(tmp_path)}, ["done"]) == [], "most people have no account"
+
+
+@pytest.mark.parametrize(("names", "mode"), [(["tensorboard"], "auto"), ([], "auto"), (["wandb"], "disabled")])
+def test_alerts_that_nobody_sends_are_told(names: list[str], mode: str) -> None:
+    (warning,) = doubts(names, mode, {}, ["done", "failed"])
+    assert warning == "tracking.alerts=[done,failed]: no tracker of this run sends them; wandb does"
 
 
 @pytest.mark.parametrize("mode", ["shared", "online"])
