@@ -35,11 +35,10 @@ class Study:
         paths: the run folder of the search.
         search: what it draws from, and what is best.
         num_trials: how many tasks there are.
-        seed: that of the recipe; trials that follow each other draw the same values again.
     """
 
-    def __init__(self, paths: RunPaths, search: Search, num_trials: int, seed: int) -> None:
-        self._folder, self._search, self._seed = paths.search_dir, search, seed
+    def __init__(self, paths: RunPaths, search: Search, num_trials: int) -> None:
+        self._folder, self._search = paths.search_dir, search
         self._num_startup = min(_NUM_STARTUP, max(1, num_trials // 2))
 
     def take(self, task: int) -> tuple[str, ...] | None:
@@ -143,7 +142,7 @@ class Study:
             yield optuna.create_study(
                 storage=optuna.storages.JournalStorage(JournalFileBackend(str(journal))),
                 sampler=optuna.samplers.TPESampler(
-                    n_startup_trials=self._num_startup, constant_liar=True, seed=self._seed + num_lines
+                    n_startup_trials=self._num_startup, constant_liar=True, seed=self._search.seed + num_lines
                 ),
                 pruner=optuna.pruners.MedianPruner(n_startup_trials=max(2, self._num_startup // 2)),
                 study_name="search",

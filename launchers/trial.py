@@ -26,7 +26,7 @@ class SearchTrial:
 
     def __init__(self, sweep: Plan, search: Search, paths: RunPaths, task: int) -> None:
         self._search, self._paths, self._task, self._recipe_name = search, paths, task, sweep.recipe.name
-        self._study = Study(paths, search, sweep.stages[0].num_tasks, sweep.recipe.seed)
+        self._study = Study(paths, search, sweep.stages[0].num_tasks)
         self._values = self._study.take(task)
         self._reader: ledger.LedgerReader | None = None
         self._told = {100}  # at the end there is nothing to prune

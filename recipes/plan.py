@@ -224,10 +224,11 @@ class Search:
     """How the points of a sweep get their values when their tasks start.
 
     The best trial has by *goal* the lowest or highest value of *metric*: a score, or with *is_measured* the best
-    that training measured.
+    that training measured. The same *seed* draws the same values for trials that follow each other.
     """
 
     axes: tuple[Axis, ...]
+    seed: int
     goal: Goal
     metric: str
     is_measured: bool = False

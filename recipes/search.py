@@ -133,7 +133,7 @@ def _search_of(plan: Plan, axes: tuple[Axis, ...], metric: str | None) -> Search
 
     Without one it is the first score, else what training measures.
     """
-    scores = [name for stage in plan.stages if stage.kind == "score" for name in stage.settings.score.metrics]
+    scores = [name for stage in plan.stages if stage.record.leaves == "scores" for name in stage.settings.score.metrics]
     trains = [stage.settings for stage in plan.stages if stage.batch is not None and stage.settings.is_measured]
     measured = {name: one for one in trains for name in (one.checkpoints.metric, one.metric_in_logs)}
     known = [*dict.fromkeys([*score_names(scores), *measured])]
@@ -141,12 +141,14 @@ def _search_of(plan: Plan, axes: tuple[Axis, ...], metric: str | None) -> Search
     if not known and (metric or not wanted):
         raise PlanError(["nothing tells which trial is best: add a score stage, or train.eval_split"])
     if wanted in measured and wanted not in score_names(scores):
-        return Search(axes=axes, goal=measured[wanted].goal, metric=wanted, is_measured=True)
+        return Search(axes=axes, seed=plan.recipe.seed, goal=measured[wanted].goal, metric=wanted, is_measured=True)
     name = metric_of(wanted)
     if name is None or not any(name.startswith(one) for one in scores):  # rouge makes rouge1 and others
         hint = nearest(wanted, known) or f"known: {', '.join(known)}"
         raise RecipeError(plan.recipe.name, [Fault(key=f"--best {wanted}", problem="is no score of it", hint=hint)])
-    return Search(axes=axes, goal="lowest" if is_lower_better(wanted) else "highest", metric=wanted)
+    return Search(
+        axes=axes, seed=plan.recipe.seed, goal="lowest" if is_lower_better(wanted) else "highest", metric=wanted
+    )
 
 
 def with_values(plan: Plan, index: int, texts: Sequence[str]) -> Plan:

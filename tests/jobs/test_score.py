@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 
 import pytest
@@ -63,7 +64,9 @@ def test_scores_are_written_and_shown_but_for_a_job_run_by_hand(
     (row,) = json.loads(out)["row"]
     assert (code, row["index"], row["prediction"], row["scores"]) == (0, 1, "답답", {"toy_length": 2.0})
     out_file = str(run.root / "joined.jsonl")
-    code, out, _ = sousbatch("predictions", "ensemble", str(run.root), str(run.root), "--out", out_file)
+    other = run.root / "other.jsonl"
+    shutil.copyfile(run.predictions_file("predict"), other)
+    code, out, _ = sousbatch("predictions", "ensemble", str(run.root), str(other), "--out", out_file)
     assert (code, out.endswith(" rows of 2 models, by risk\n")) == (0, True)
     values = {f"{who}/toy_length": value["toy_length"] for who, value in scores.items()}
     assert shown == ({} if is_by_hand else {f"{run.run_id}-ended-0": values})

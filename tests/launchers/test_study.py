@@ -30,7 +30,8 @@ from sousbatch.run_folder import RunPaths
 
 rate = Axis(key="train.learning_rate", low=1e-5, high=1e-1, is_log=True)
 paths = RunPaths(root=Path(sys.argv[1]))
-study = Study(paths, Search(axes=(rate,), goal="lowest", metric="eval_loss", is_measured=True), int(sys.argv[2]), 7)
+search = Search(axes=(rate,), seed=7, goal="lowest", metric="eval_loss", is_measured=True)
+study = Study(paths, search, int(sys.argv[2]))
 for task in map(int, sys.argv[3:]):
     values = study.take(task)
     if values is None:
@@ -44,8 +45,8 @@ for task in map(int, sys.argv[3:]):
 
 
 def study_of(folder: Path, *axes: Axis, num_trials: int = 10, goal: str = "lowest") -> Study:
-    search = Search(axes=axes or (RATE,), goal=goal, metric="eval_loss", is_measured=True)
-    return Study(RunPaths(root=folder), search, num_trials, 7)
+    search = Search(axes=axes or (RATE,), seed=7, goal=goal, metric="eval_loss", is_measured=True)
+    return Study(RunPaths(root=folder), search, num_trials)
 
 
 def started(folder: Path, tasks: range, num_trials: int) -> subprocess.Popen[str]:

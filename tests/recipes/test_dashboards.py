@@ -83,7 +83,7 @@ def test_a_sweep_has_the_keys_of_its_axes_and_its_own_runs_alone() -> None:
     assert [panel.over for panel in panels(found, "Sweep") if panel.kind == "scatter"] == list(keys)
     assert found.view != recipe_dashboard(compose("hangul-restoration")).view
     for metric, is_measured, value in (("cer", False, "score/model/cer"), ("eval_loss", True, "train/eval_loss")):
-        search = Search(axes=(), goal="lowest", metric=metric, is_measured=is_measured)
+        search = Search(axes=(), seed=1, goal="lowest", metric=metric, is_measured=is_measured)
         found = sweep_dashboard(compose("hangul-restoration"), ["seed"], "0123456789ab", search)
         assert panels(found, "Sweep")[0].values[-1] == value, "what the search makes better"
 
