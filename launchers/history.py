@@ -184,7 +184,10 @@ def _read(paths: RunPaths) -> dict[str, Any]:
 
 
 def _word_by(events: Sequence[Event]) -> str:
-    """Return the state of a point that is not done, by the newest attempts in its ledger."""
+    """Return the state of a point that is not done.
+
+    The newest attempts in its ledger tell it.
+    """
     if any(event.word == "pruned" for event in of(events, TrialEnded)):
         return "pruned"
     newest = {(stage, task): end for (stage, task, _), end in sorted(endings(events).items())}
