@@ -118,7 +118,6 @@ def describe_points(plan: Plan, paths: RunPaths) -> str:
     A line has the point's first score. Say also how many points have not begun.
     """
     from ..launchers.status import point_states
-    from ..recipes.best import best_trial
 
     found, search = point_states(plan, paths), plan.sweep.search if plan.sweep is not None else None
     rows: list[list[object]] = []
@@ -136,10 +135,9 @@ def describe_points(plan: Plan, paths: RunPaths) -> str:
     waiting = sum(point.word == "waiting" for point in found)
     text = format_table(rows, header=("point", "state", "values", "score", "folder")) if rows else ""
     lines = [text] * bool(text) + [f"{waiting} of {len(found)} points have not begun"] * bool(waiting)
-    if any(point.value is not None for point in found):
-        _, best = best_trial(paths)
-        index = next(point.index for point in found if point.folder == best)
-        lines += [f"best: trial {index}; the override best={paths.run_id} lays its values over a recipe"]
+    sign = -1 if search is not None and search.goal == "highest" else 1
+    if ended := [(sign * point.value, point.index) for point in found if point.value is not None]:
+        lines += [f"best: trial {min(ended)[1]}; the override best={paths.run_id} lays its values over a recipe"]
     return "\n".join(lines)
 
 

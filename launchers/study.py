@@ -65,7 +65,8 @@ class Study:
     def note_run(self, task: int, run_id: str) -> None:
         """Note which run a task's trial is."""
         with self._opened() as study:
-            self._running(study, task).set_user_attr(_RUN, run_id)
+            if (trial := self._running(study, task)) is not None:
+                trial.set_user_attr(_RUN, run_id)
 
     def should_stop(self, task: int, share: float, value: float) -> bool:
         """Record what a trial measured, and return whether it lags behind the others.
@@ -74,14 +75,19 @@ class Study:
         numbers of steps.
         """
         with self._opened() as study:
-            trial = self._running(study, task)
+            if (trial := self._running(study, task)) is None:
+                return False
             trial.report(value, round(1000 * share))
             return trial.should_prune()
 
     def end(self, task: int, word: Word, value: float | None = None) -> None:
-        """Tell how a task's trial ended; a complete one has a *value*."""
+        """Tell how a task's trial ended; a complete one has a *value*.
+
+        What another job of the task has told stays.
+        """
         with self._opened() as study:
-            study.tell(self._running(study, task).number, value, state=_states()[word])
+            if (trial := self._running(study, task)) is not None:
+                study.tell(trial, value, state=_states()[word])
 
     def outdone(self) -> list[str]:
         """Return the runs of all trials that are complete or pruned, but for the best.
@@ -114,12 +120,14 @@ class Study:
         trial.set_user_attr(_TASK, task)
         return values
 
-    def _running(self, study: optuna.Study, task: int) -> optuna.Trial:
+    def _running(self, study: optuna.Study, task: int) -> optuna.Trial | None:
+        """Return a task's trial, None when it has ended: a node that Slurm gave up may still run the task."""
         import optuna
 
-        trials = reversed(study.get_trials(deepcopy=False))
-        mine = next(one for one in trials if one.user_attrs.get(_TASK) == task and not one.state.is_finished())
-        return optuna.Trial(study, mine._trial_id)  # Optuna has no other way to go on with a trial of another process
+        for one in reversed(study.get_trials(deepcopy=False)):
+            if one.user_attrs.get(_TASK) == task and not one.state.is_finished():
+                return optuna.Trial(study, one._trial_id)  # there is no other way to go on with another process's trial
+        return None
 
     def _overrides(self, values: Mapping[str, Any]) -> tuple[str, ...]:
         return tuple(override_of(axis, values[axis.key]) for axis in self._search.axes)

@@ -18,7 +18,7 @@ from types import FrameType
 
 from .. import files, ledger
 from ..cluster import processes
-from ..errors import EXIT_STOPPED, SousbatchError
+from ..errors import EXIT_NO_ROOM, EXIT_STOPPED, SousbatchError, is_no_room
 from ..events import Frozen, of
 from ..job_environment import JobEnvironment
 from ..ledger_queries import done_tasks
@@ -124,39 +124,44 @@ class _Walk:
             self._child.send_signal(signal.SIGTERM)
 
 
+def _run_point(sweep: Plan, paths: RunPaths, index: int, trial: SearchTrial | None) -> int:
+    """Open the point and walk through its stages; return the exit code."""
+    try:
+        plan, own, is_own = open_point(sweep, paths, index)
+    except SousbatchError:
+        if trial is not None:
+            trial.give_up()
+        raise
+    print(f"sousbatch: point {index} {'runs' if is_own else 'is the same as another one,'} in {own.root}", flush=True)
+    if trial is None:
+        return _Walk(plan, own, paths.run_id, None).run() if is_own else 0
+    if not is_own:
+        trial.give_up()
+        return 0
+    trial.begin(own)
+    walk = _Walk(plan, own, paths.run_id, trial)
+    code = walk.run()
+    return trial.end(own, code, lagged=walk.lagged)
+
+
 def main(run: str) -> int:
     """Run the point that SOUSBATCH_TASK names; return its exit code."""
     processes.die_with_parent(signal.SIGTERM)
     processes.adopt_orphans()
     paths, index = RunPaths(root=Path(run)), JobEnvironment.from_env(os.environ).task
-    trial: SearchTrial | None = None
     try:
         sweep = read_plan(paths.plan)
-        if sweep.sweep is not None and sweep.sweep.search is not None:
-            trial = SearchTrial(sweep, sweep.sweep.search, paths, index)
-            if trial.plan is None:
-                trial.tidy()
-                print(f"sousbatch: trial {index} has ended already", flush=True)
-                return 0
-            sweep = trial.plan
-        plan, own, is_own = open_point(sweep, paths, index)
-    except SousbatchError as error:
-        print(f"sousbatch: point {index}: {error}", flush=True)
-        if trial is not None:
-            trial.give_up()
-        return 1
-    if trial is not None and not is_own:
-        trial.give_up()
-    if not is_own:
-        print(f"sousbatch: point {index} is the same as another one, in {own.root}", flush=True)
+        if sweep.sweep is None or sweep.sweep.search is None:
+            return _run_point(sweep, paths, index, None)
+        trial = SearchTrial(sweep, sweep.sweep.search, paths, index)
+        if trial.plan is not None:
+            return _run_point(trial.plan, paths, index, trial)
+        trial.tidy()
+        print(f"sousbatch: trial {index} has ended already", flush=True)
         return 0
-    print(f"sousbatch: point {index} runs in {own.root}", flush=True)
-    if trial is None:
-        return _Walk(plan, own, paths.run_id, None).run()
-    trial.begin(own)
-    walk = _Walk(plan, own, paths.run_id, trial)
-    code = walk.run()
-    return trial.end(own, code, lagged=walk.lagged)
+    except (SousbatchError, OSError) as error:
+        print(f"sousbatch: point {index}: {error}", flush=True)
+        return EXIT_NO_ROOM if is_no_room(error) else 1
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ It takes its values from the study, is watched, and what came of it is told.
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 
 from .. import files, ledger
 from ..errors import EXIT_DIVERGED, EXIT_STOPPED
@@ -60,7 +61,8 @@ class SearchTrial:
             if value is None or not math.isfinite(value) or event.stage != stage.name or percent in self._told:
                 continue
             self._told.add(percent)  # a study takes no thousands of values: each is a line that all trials read
-            is_behind = self._study.should_stop(self._task, event.step / stage.steps, sign * value)
+            with suppress(OSError):  # a full disk costs a look, and not the training
+                is_behind = self._study.should_stop(self._task, event.step / stage.steps, sign * value)
         return is_behind
 
     def prune(self, own: RunPaths, stage: Stage) -> None:
@@ -77,7 +79,7 @@ class SearchTrial:
         value = self._value(own) if code == 0 else None
         if value is not None:  # of one that lagged, too, where it came to its end before it was stopped
             word = "complete"
-        elif code != 0 and lagged or code == EXIT_DIVERGED:
+        elif code == EXIT_DIVERGED or (lagged and code != 0):
             word = "pruned"
         elif code == EXIT_STOPPED:
             return code
