@@ -121,7 +121,10 @@ class Study:
         return values
 
     def _running(self, study: optuna.Study, task: int) -> optuna.Trial | None:
-        """Return a task's trial, None when it has ended: a node that Slurm gave up may still run the task."""
+        """Return a task's trial, None when it has ended.
+
+        A node that Slurm gave up may still run the task.
+        """
         import optuna
 
         for one in reversed(study.get_trials(deepcopy=False)):
