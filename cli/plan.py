@@ -145,19 +145,28 @@ def make_proposals(arguments: Namespace, *, is_smoke: bool = False) -> list[Prop
     folder = runs_dir(arguments.runs)
     dead_runs = reservations.dead_runs(folder, watcher)
     site, space = _site(arguments)
-    given = compose(arguments.recipe, arguments.overrides).adapter.method
-    variants = {}
+    recipe = compose(arguments.recipe, arguments.overrides)
+    given: str = recipe.adapter.method
+    recipes, variants = {given: smoke(recipe) if is_smoke else recipe}, {}
+
+    def tell(method: str, error: Exception) -> None:
+        print(f"sousbatch: without adapter.method={method}: {error}", file=sys.stderr)
+
+    for method in METHODS[METHODS.index(given) + 1 :]:
+        try:
+            recipe = compose(arguments.recipe, [*arguments.overrides, f"adapter.method={method}"])
+            recipes[method] = smoke(recipe) if is_smoke else recipe
+        except RecipeError as error:
+            tell(method, error)
     with row_progress() as progress:
-        for method in METHODS[METHODS.index(given) :]:
-            texts = [*arguments.overrides, f"adapter.method={method}"] if method != given else arguments.overrides
+        for method, recipe in recipes.items():
+            ahead = [other for name, other in recipes.items() if name != method]
             try:
-                recipe = compose(arguments.recipe, texts)
-                recipe = smoke(recipe) if is_smoke else recipe
-                variants[method] = (recipe, _at(inspect(recipe, folder, progress, dead_runs), space))
-            except (PlanError, RecipeError) as error:
+                variants[method] = (recipe, _at(inspect(recipe, folder, progress, dead_runs, ahead=ahead), space))
+            except PlanError as error:
                 if method == given:
                     raise
-                print(f"sousbatch: without adapter.method={method}: {error}", file=sys.stderr)
+                tell(method, error)
     return propose(variants, site)
 
 

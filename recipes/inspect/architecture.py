@@ -57,8 +57,10 @@ def answer(question: Mapping[str, Any]) -> dict[str, Any]:
     tokenizer = load_full(question["tokenizer_folder"], question["add_tokens"], trusts_code=question["trusts"])
     with torch.device("meta"):
         add_rows(model, tokenizer)
+    config = json.loads(model.config.to_json_string(use_diff=False))
+    config.pop("_name_or_path", None)  # the same model may lie elsewhere
     found = {
-        "config": json.loads(model.config.to_json_string(use_diff=False)),
+        "config": config,
         "tensors": [(name, list(value.shape)) for name, value in model.named_parameters()],
         "untied": untied,
     }
