@@ -48,7 +48,8 @@ def prepare_model(settings: StageSettings, model: Any, tokenizer: Any) -> Any:
     elif checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=_CHECKPOINTING)
     if settings.adapter.method != "full":
-        model.enable_input_require_grads()
+        if checkpointing:  # without it gradients reach the adapters anyway, and CTRL changes these inputs in place
+            model.enable_input_require_grads()
         options = options_for_tokens(settings, model, tokenizer, new_rows)
         model = with_adapter(settings, task, model, options)
     return model

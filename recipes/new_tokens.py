@@ -75,7 +75,17 @@ def options_for_tokens(settings: StageSettings, model: Any, tokenizer: Any, new:
     These are the *new* rows, and those of the recipe's tokens. A token that the model knew already trains too: it was
     named because it matters. Layers that train in full, or get an adapter of their own, are left as they are. An output
     layer with a bias trains in full: peft 0.21 forgets the bias of a layer whose rows train.
+
+    Raises:
+        UsageError: that layer is tied to the embeddings, so that it cannot.
     """
+    head = model.get_output_embeddings()
+    if new and getattr(head, "bias", None) is not None and len(embedding_layers(model)) == 1:
+        raise UsageError(
+            f"model.add_tokens: the output layer of {type(model).__name__} has one weight with the embeddings and a "
+            "bias of its own, which an adapter leaves without values for new tokens; set adapter=full, or leave "
+            "model.add_tokens out"
+        )
     spec, saved = settings.adapter, list(settings.adapter.modules_to_save)
     ids = sorted({*new, *(int(tokenizer.convert_tokens_to_ids(token)) for token in settings.model.add_tokens)})
     rows: dict[str, list[int]] = {}

@@ -178,6 +178,8 @@ def _ask(
     if not any(has_turns(one.settings.data.prompt) for one in wanted):
         tokenizer = load_light(folder, recipe.model.add_tokens)
     if tokenizer is not None:
+        if reason := _lack(wanted, tokenizer):
+            raise _unreadable(folder, reason)
         report = progress or (lambda what, done, total: None)
         return [_answer(one, tokenizer, count, report) for one in wanted]
     request = {
@@ -215,7 +217,21 @@ def _ask_process(request: dict[str, Any], folder: Path, progress: Progress | Non
                     progress(message["what"], message["done"], message["total"])
         complaints.seek(0)
         reason = (complaints.read().strip().splitlines() or ["no reason given"])[-1]
-    raise UsageError(f"the rows cannot be read with the tokenizer in {folder}: {reason}")
+    raise _unreadable(folder, reason)
+
+
+def _unreadable(folder: Path, reason: str) -> UsageError:
+    return UsageError(f"the rows cannot be read with the tokenizer in {folder}: {reason}")
+
+
+def _lack(wanted: Sequence[RowsToCount], tokenizer: Any) -> str:
+    """Return which token the tasks need and the tokenizer lacks, "" for none."""
+    if tokenizer.eos_token_id is not None:
+        return ""
+    write = 'write "eos_token" into its tokenizer_config.json, or set model.tokenizer to another'
+    if any(task_of(one.settings.task).generates for one in wanted):
+        return f"it has no end token, so that no answer would end; {write}"
+    return f"it has neither a padding token nor an end token; {write}" if tokenizer.pad_token_id is None else ""
 
 
 def _message(line: str) -> dict[str, Any]:
@@ -238,10 +254,15 @@ def main() -> None:
     def report(what: str, done: int, total: int) -> None:
         print(json.dumps({"what": what, "done": done, "total": total}), flush=True)
 
-    answers = []
+    asked = []
     for values in request["wanted"]:
         wanted, faults = validate.build(RowsToCount, values)
         assert wanted is not None, faults
+        asked.append(wanted)
+    if reason := _lack(asked, tokenizer):
+        sys.exit(reason)
+    answers = []
+    for wanted in asked:
         try:
             answers.append(_answer(wanted, tokenizer, request["count"], report))
         except RowFault as fault:

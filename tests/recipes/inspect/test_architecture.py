@@ -147,6 +147,11 @@ PROBLEMS: dict[str, tuple[tuple[str, dict[str, Any]], StageSettings, str]] = {
         "adapter.target_modules: model.layers.0.feed_forward.router is a Llama4Router, which computes more than a "
         "product, so that peft cannot adapt it; leave it out, or train it in full: adapter.modules_to_save=[router]",
     ),
+    "tokens and a tied head with a bias": (
+        ("ctrl", {"n_embd": 16, "n_head": 2, "n_layer": 1, "dff": 16}),
+        replace(lora(), model=Model(add_tokens=("[A]",))),
+        "the output layer of CTRLLMHeadModel has one weight with the embeddings and a bias of its own",
+    ),
     "a part of a tensor": (
         MIXTRAL,
         StageSettings(model=Model(freeze=("*.experts.0.w2.*",))),

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import pytest
 
 from sousbatch.cluster.site import Site
-from sousbatch.errors import PlanError, RecipeError
+from sousbatch.errors import PlanError, RecipeError, UsageError
 from sousbatch.jobs.tasks.causal_lm import load_examples
 from sousbatch.recipes.catalog import LIBRARY_DIR
 from sousbatch.recipes.compile import compile
@@ -218,6 +218,18 @@ def test_a_chat_template_is_counted_in_a_process_of_its_own(
     assert f"row 1: {found[0].longest} tokens" in out  # all rows are as long
     assert "  masked  | <s>system: Be kind\n  masked  | <s>user: train 0\n  masked  | assistant:\n" in out
     assert "  learned | 답 0</s>" in out
+
+
+@pytest.mark.parametrize("prompt", ["chat", "{input}"])
+def test_a_tokenizer_without_an_end_token_is_refused(project: Path, bpe: Path, tmp_path: Path, prompt: str) -> None:
+    config = json.loads((bpe / "tokenizer_config.json").read_text())
+    (tmp_path / "endless").mkdir()
+    (tmp_path / "endless/tokenizer.json").write_bytes((bpe / "tokenizer.json").read_bytes())
+    (tmp_path / "endless/tokenizer_config.json").write_text(json.dumps(config | {"eos_token": None}))
+    with pytest.raises(
+        UsageError, match='endless: it has no end token, so that no answer would end; write "eos_token"'
+    ):
+        _plan(f'data.prompt="{prompt}"', f"model.tokenizer={json.dumps(str(tmp_path / 'endless'))}", TRAIN_ONLY)
 
 
 def test_rows_are_shown_as_training_sees_them(project: Path, sousbatch: Any) -> None:
