@@ -72,7 +72,7 @@ def test_a_window_holds_the_answer_or_points_to_cls(tokenizer: LightTokenizer) -
 
 
 def test_tokens_with_a_blank_before_them_keep_the_places_of_their_letters() -> None:
-    """RoBERTa's tokens begin with the blank, which its post-processor takes off their places."""
+    """RoBERTa's post-processor takes the blank off the places of its tokens."""
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(special_tokens=["<s>", "</s>"], show_progress=False)
