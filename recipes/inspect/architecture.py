@@ -182,6 +182,7 @@ def _trained(values: Mapping[str, Any], model: Any, tokenizer: Any, stored: Mapp
         return {"problem": "; ".join(map(str, faults))}
     name = type(model).__name__
     try:
+        _check_start(model)
         ready = prepare_model(settings, model, tokenizer)
         _check_called(ready)
         return {**count_parameters(ready), "merges_in_memory": _merges_in_memory(ready, stored)}
@@ -189,6 +190,22 @@ def _trained(values: Mapping[str, Any], model: Any, tokenizer: Any, stored: Mapp
         return {"problem": str(error)}
     except Exception as error:  # whatever a library raises here, it would raise in the job
         return {"problem": f"{name} cannot be made ready to train: {type(error).__name__}: {error}"}
+
+
+def _check_start(model: Any) -> None:
+    """Refuse an encoder-decoder whose decoder cannot be given targets to read, as jobs.tasks.seq2seq gives them."""
+    import torch
+
+    shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if shift is None or not model.config.is_encoder_decoder:
+        return
+    try:
+        shift(labels=torch.zeros((1, _NUM_TOKENS), dtype=torch.long))
+    except Exception as error:  # each class has its own way to say that a token has no id
+        raise UsageError(
+            f"{type(model).__name__} does not know what its decoder begins with ({error}); give its config.json a "
+            "decoder_start_token_id and a pad_token_id, such as 0 and 0 of a T5"
+        ) from error
 
 
 def _check_called(model: Any) -> None:

@@ -462,6 +462,15 @@ def test_a_head_whose_values_are_its_own_counts_and_needs_a_loader_that_keeps_it
         read_model(sharded, places)
 
 
+def test_a_decoder_without_a_token_to_begin_with_is_refused(tokenizer_folder: Path, tmp_path: Path) -> None:
+    sizes = {"d_model": 16, "d_ff": 24, "d_kv": 8, "num_layers": 1, "num_heads": 2, "pad_token_id": 0}
+    asked = {"task": "seq2seq", "settings": StageSettings(task="seq2seq")}
+    found = ask(("t5", sizes), tokenizer_folder, tmp_path, **asked)
+    assert "give its config.json a decoder_start_token_id" in found["trained"]["one"]["problem"]
+    found = ask(("t5", {**sizes, "decoder_start_token_id": 0}), tokenizer_folder, tmp_path, **asked)
+    assert "problem" not in found["trained"]["one"]
+
+
 def test_a_class_that_cannot_be_given_tokens_is_named(tokenizer_folder: Path, tmp_path: Path) -> None:
     """Marian resizes in a way of its own."""
     sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
