@@ -88,6 +88,9 @@ def _empty_model(question: Mapping[str, Any]) -> Any:
         wrong = f"is a {config.model_type}, which has no {task.model_class.removeprefix('Auto')} in transformers"
     if wrong:
         raise UsageError(f"it {wrong}; {advise_task(plain, lambda other: _has_class(other, config))}")
+    if "default_language" in plain and plain["default_language"] not in plain["languages"]:  # an XMOD
+        known = ", ".join(plain["languages"])
+        raise UsageError(f"it does not know its language; set model.config.default_language to one of {known}")
     model = kind.from_config(config, **options)
     if model.main_input_name != "input_ids":
         raise UsageError(

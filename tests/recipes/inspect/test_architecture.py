@@ -303,6 +303,11 @@ WRONG = {
         "is a llama, which has no ModelForSeq2SeqLM in transformers; set task=causal_lm or task=classification or "
         "task=question_answering",
     ),
+    "no language": (
+        ("xmod", {"languages": ["en_XX", "ko_KR"]}),
+        "classification",
+        "set model.config.default_language to one of en_XX, ko_KR",
+    ),
     "images and text": (("qwen2_vl", {}), "classification", "take another model"),
     "speech": (
         ("whisper", SPEECH),
