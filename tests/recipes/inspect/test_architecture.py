@@ -381,6 +381,20 @@ def test_it_is_known_before_the_training_who_will_merge_the_adapter(
     assert found["merges_in_memory"] is expected
 
 
+def test_peft_merges_where_new_tokens_lack_their_bias(tokenizer_folder: Path, tmp_path: Path) -> None:
+    """BART's files hold a buffer with a number for each token."""
+    kind = (BART[0], {**BART[1], "pad_token_id": 1, "decoder_start_token_id": 2})
+    plain = ask(kind, tokenizer_folder, tmp_path, task="seq2seq", trainings={})
+    stored = {name: (shape, "float32") for name, shape in plain["tensors"]} | {
+        "final_logits_bias": ([1, 64], "float32")
+    }
+    for tokens, expected in ((), False), (("[A]",), True):
+        settings = replace(lora(target_modules=("q_proj",)), task="seq2seq", model=Model(add_tokens=tokens))
+        asked = {"task": "seq2seq", "settings": settings, "stored": stored}
+        found = ask(kind, tokenizer_folder, tmp_path, **asked)["trained"]["one"]
+        assert found["merges_in_memory"] is expected
+
+
 @pytest.mark.parametrize("saved", ["embed_tokens", "lm_head"])
 def test_a_tied_layer_that_trains_in_full_stays_tied(saved: str, tokenizer_folder: Path, tmp_path: Path) -> None:
     settings = lora(target_modules=("q_proj",), modules_to_save=(saved,))
