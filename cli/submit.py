@@ -83,7 +83,8 @@ def _submit(arguments: Namespace) -> int:
     from ..launchers.reservations import release_dead
     from ..launchers.submission import submit
     from ..recipes.reference import differences
-    from .plan import all_warnings, make_plan
+    from .plan import make_plan
+    from .plan_text import all_warnings
 
     release_dead(runs_dir(arguments.runs), watcher)
     plan = make_plan(arguments, is_smoke=arguments.smoke)

@@ -29,8 +29,10 @@ _NUM_TOKENS = 8
 
 def main() -> None:
     """Read a question from stdin and print the answer as the last line."""
-    sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]  # peft would import it, which takes seconds
-    print(json.dumps(answer(json.load(sys.stdin))))
+    question = json.load(sys.stdin)
+    for name in () if question["trusts"] else ("bitsandbytes", "datasets"):  # which transformers and peft would import
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # for seconds, and need only to load values
+    print(json.dumps(answer(question)))
 
 
 def answer(question: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,8 +57,10 @@ def answer(question: Mapping[str, Any]) -> dict[str, Any]:
     tokenizer = load_full(question["tokenizer_folder"], question["add_tokens"], trusts_code=question["trusts"])
     with torch.device("meta"):
         add_rows(model, tokenizer)
+    config = json.loads(model.config.to_json_string(use_diff=False))
+    config.pop("_name_or_path", None)  # the same model may lie elsewhere
     found = {
-        "config": json.loads(model.config.to_json_string(use_diff=False)),
+        "config": config,
         "tensors": [(name, list(value.shape)) for name, value in model.named_parameters()],
         "untied": untied,
     }
@@ -187,7 +191,8 @@ def _trained(values: Mapping[str, Any], model: Any, tokenizer: Any, stored: Mapp
     try:
         _check_start(model)
         ready = prepare_model(settings, model, tokenizer)
-        _check_called(ready)
+        if hasattr(ready, "peft_config"):
+            _check_called(ready)
         return {**count_parameters(ready), "merges_in_memory": _merges_in_memory(ready, stored)}
     except UsageError as error:
         return {"problem": str(error)}

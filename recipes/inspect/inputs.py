@@ -44,12 +44,14 @@ def inspect(
     progress: Progress | None = None,
     dead_runs: Collection[Path] = (),
     variants: Sequence[Recipe] = (),
+    ahead: Sequence[Recipe] = (),
 ) -> Inputs:
     """Return what *recipe* works on.
 
     *store* is the folder that will hold its runs; *progress* gets the number of rows read. The folders of *dead_runs*,
     whose jobs have all ended, promise nothing more than they hold. The *variants* of the recipe read the same; what
-    they train of the model is looked at, too.
+    they train of the model is looked at, too. Those *ahead* come next: what they train of the same model is looked at
+    in the same process, and remembered.
 
     Raises:
         UsageError: this version does not have the task.
@@ -69,8 +71,8 @@ def inspect(
     labels: tuple[str, ...] | None = ()
     if task.has_labels and places is not None and splits is not None and prepared is not None:
         labels = collect(reasons, lambda: read_labels(recipe, read_config(recipe, places), splits, prepared))
-    labelled = [with_labels(one, labels or ()) for one in (recipe, *variants)]
-    model, tokens, lengths = _read_tokens(reasons, labelled[0], places, splits, prepared, progress, labelled[1:])
+    alike = [[with_labels(one, labels or ()) for one in part] for part in ((recipe,), variants, ahead)]
+    model, tokens, lengths = _read_tokens(reasons, alike, places, splits, prepared, progress)
     uses_four_bits = any(stage.settings.adapter.method == "qlora" for stage in resolve_stages(recipe).values())
     if uses_four_bits and recipe.environment.python is None and importlib.util.find_spec("bitsandbytes") is None:
         reasons.append(f"adapter.method qlora needs bitsandbytes; {sys.executable} -m pip install bitsandbytes")
@@ -112,26 +114,25 @@ def inspect(
 
 def _read_tokens(
     reasons: list[str],
-    recipe: Recipe,
+    alike: Sequence[Sequence[Recipe]],
     places: ModelPlaces | None,
     splits: dict[str, SplitFacts] | None,
     prepared: tuple[Prepared, ...] | None,
     progress: Progress | None,
-    variants: Sequence[Recipe],
 ) -> tuple[ModelFacts | None, TokenFacts | None, tuple[Lengths, ...]]:
     """Return the model, the tokens that are found for it, and the rows' lengths.
 
-    What could not be seen is None; *reasons* gets why.
+    *alike* are the recipe, its variants, and those ahead. What could not be seen is None; *reasons* gets why.
     """
     if places is None:
         return None, None, ()
     num_reasons, tokens = len(reasons), None
     if splits is not None and prepared is not None:
-        tokens = collect(reasons, lambda: find_tokens(recipe, places.tokenizer_folder, splits, prepared))
+        tokens = collect(reasons, lambda: find_tokens(alike[0][0], places.tokenizer_folder, splits, prepared))
     if len(reasons) > num_reasons:
         return None, None, ()
-    recipe, variants = with_tokens(recipe, tokens), [with_tokens(one, tokens) for one in variants]
-    model = collect(reasons, lambda: read_model(recipe, places, variants))
+    (recipe,), variants, ahead = ([with_tokens(one, tokens) for one in part] for part in alike)
+    model = collect(reasons, lambda: read_model(recipe, places, variants, ahead))
     if model is None or splits is None or prepared is None:
         return model, tokens, ()
     lengths = collect(reasons, lambda: count_lengths(recipe, model, splits, prepared, progress))

@@ -24,7 +24,7 @@ from ...checkpoints.formats.safetensors_file import read_header
 from ...checkpoints.formats.tensors import DTYPES_BY_TAG
 from ...errors import DamagedError, PlanError, UsageError
 from ...files import digest_of
-from ...user_folders import cached
+from ...user_folders import recall, remember
 from ..data.prompts import has_turns
 from ..facts import ModelFacts, TensorFacts, TrainedFacts
 from ..forecast.parameters import deciding_settings
@@ -71,10 +71,12 @@ def find_model(recipe: Recipe) -> ModelPlaces:
     return ModelPlaces(folder=folder, tokenizer_folder=tokenizer_folder, is_cached=is_cached)
 
 
-def read_model(recipe: Recipe, places: ModelPlaces, variants: Sequence[Recipe] = ()) -> ModelFacts:
+def read_model(
+    recipe: Recipe, places: ModelPlaces, variants: Sequence[Recipe] = (), ahead: Sequence[Recipe] = ()
+) -> ModelFacts:
     """Return what the recipe's model is: folder, identity, tensors, what trains.
 
-    The *variants* of the recipe train the same model otherwise.
+    The *variants* of the recipe train the same model otherwise. So do those *ahead*, which are only remembered.
 
     Raises:
         UsageError: it is incomplete, or is not of a kind that can be trained here.
@@ -99,7 +101,9 @@ def read_model(recipe: Recipe, places: ModelPlaces, variants: Sequence[Recipe] =
             "weights do not train; give the model that it was made from, which adapter=qlora loads in 4 bits"
         )
     tables = {} if spec.from_scratch else _tables(weights, config.get("vocab_size"))
-    built = _build(recipe, trainings, [] if spec.from_scratch else stored, tables, folder, tokenizer_folder)
+    built = _build(
+        recipe, trainings, _trainings(ahead), [] if spec.from_scratch else stored, tables, folder, tokenizer_folder
+    )
     if built["untied"]:
         _check_untied(recipe, built["untied"])
     dtypes, usual = {tensor.name: tensor.dtype for tensor in stored}, stored[0].dtype if stored else "float32"
@@ -262,6 +266,7 @@ def _trainings(recipes: Sequence[Recipe]) -> list[dict[str, Any]]:
 def _build(
     recipe: Recipe,
     trainings: Sequence[dict[str, Any]],
+    ahead: Sequence[dict[str, Any]],
     stored: Sequence[TensorFacts],
     tables: Mapping[str, str],
     folder: Path,
@@ -269,7 +274,8 @@ def _build(
 ) -> dict[str, Any]:
     """Return what `architecture` finds when it builds the model for *trainings*.
 
-    The answer is remembered.
+    Its answers are remembered, the model's and each training's. Its process takes seconds to start, so one that is
+    needed also looks at the trainings *ahead*.
     """
     spec = recipe.model
     question = {
@@ -280,15 +286,26 @@ def _build(
         "add_tokens": spec.add_tokens,
         "stored": {tensor.name: (tensor.shape, tensor.dtype) for tensor in stored},
         "tables": tables,
-        "trainings": {digest_of(one): one for one in trainings},
     }
     code = [(path.name, file_digest(path)) for path in sorted(folder.glob("*.py"))] if spec.trust_remote_code else []
-    key = [
-        *((folder / "config.json").read_text(encoding="utf-8"), tokenizer_digest(tokenizer_folder), code, question),
-        *(metadata.version(name) for name in ("transformers", "peft")),
-    ]
-    places = {"folder": str(folder), "tokenizer_folder": str(tokenizer_folder)}
-    return dict(cached("built", key, lambda: _run_architecture({**places, **question})))
+    base = files.digest_of(
+        [
+            *((folder / "config.json").read_text(encoding="utf-8"), tokenizer_digest(tokenizer_folder), code, question),
+            *(metadata.version(name) for name in ("transformers", "peft")),
+        ]
+    )
+    wanted, others = ({digest_of(one): one for one in part} for part in (trainings, ahead))
+    built, trained = recall("built", base), {key: recall("trained", [base, key]) for key in wanted | others}
+    if built is None or any(trained[key] is None for key in wanted):
+        places = {"folder": str(folder), "tokenizer_folder": str(tokenizer_folder)}
+        missing = {key: one for key, one in (wanted | others).items() if trained[key] is None}
+        answer = _run_architecture({**places, **question, "trainings": missing})
+        built = {name: value for name, value in answer.items() if name != "trained"}
+        remember("built", base, built)
+        for key in missing:
+            trained[key] = answer["trained"][key]
+            remember("trained", [base, key], trained[key])
+    return {**built, "trained": {key: trained[key] for key in wanted}}
 
 
 def _run_architecture(question: Mapping[str, Any]) -> Any:

@@ -31,35 +31,30 @@ def last_loss(run: Path) -> float:
     return [event["eval_loss"] for event in events if event.get("step") == 6 and "eval_loss" in event][-1]
 
 
-def test_after_kill_9_of_every_process_resume_ends_the_run(place, small, five_stages, until):
-    """Of a training that has saved, and of a prediction that has written some of its rows."""
-    client = place.start("submit", "hangul-restoration", *small, five_stages, "predict.unit_rows=1")
-    for kind, stage in (("saved", "train"), ("unit", "predict")):
-        until(lambda kind=kind: place.events(kind), f"the first event {kind!r}", client)
-        client.kill()
-        client.communicate()
-        place.kill_all()
-        assert place.states()[stage]["state"] == "lost"
-        client = place.start("resume", "hangul-restoration")
-    _, err = client.communicate(timeout=300)
-    assert client.returncode == 0, err + place.logs()
-    lines = (place.run_dir() / "predictions/predict/predictions.jsonl").read_text().splitlines()
-    assert [json.loads(line)["index"] for line in lines] == list(range(24))
-
-
-def test_kill_9_of_the_client_leaves_the_jobs_running_and_a_smoke_run_goes_through_every_stage(
+def test_a_smoke_run_goes_on_without_its_client_and_after_kill_9_of_every_process_resume_ends_it(
     place, five_stages, until
 ):
-    arguments = ["submit", "hangul-restoration", "--smoke", five_stages, "tracking.mode=disabled"]
+    """All is killed in a training that has saved, and in a prediction that has written some of its rows."""
+    changes = [five_stages, "predict.unit_rows=1", "tracking.mode=disabled"]
+    arguments = ["submit", "hangul-restoration", "--smoke", *changes]
     client = place.start(*arguments)
     until(lambda: place.events("attempt"), "the first attempt", client)
     client.kill()
     client.communicate()
-    assert "under way already" in place.run(*arguments).stderr
-    until(lambda: all(stage["state"] == "done" for stage in place.states().values()), "the end of the run")
-    attempts = [event["file"].split(".")[1:3] for event in place.events("attempt")]
-    assert {name[:-6] for name, _ in attempts} == {"train", "consolidate", "predict", "merge", "score"}
-    assert {number for _, number in attempts} == {"0001"}
+    assert "under way already" in place.run(*arguments, "--detach").stderr
+    until(lambda: place.events("saved"), "a save without the client")
+    assert len(place.events("attempt")) == 1
+    place.kill_all()
+    assert place.states()["train"]["state"] == "lost"
+    client = place.start("resume", "hangul-restoration")
+    until(lambda: place.events("unit"), "the first unit", client)
+    client.kill()
+    client.communicate()
+    place.kill_all()
+    assert place.states()["predict"]["state"] == "lost"
+    place.run("resume", "hangul-restoration")
+    lines = (place.run_dir() / "predictions/predict/predictions.jsonl").read_text().splitlines()
+    assert [json.loads(line)["index"] for line in lines] == list(range(8))
     assert "8 rows of test\n" in place.run(*arguments).stdout
 
 

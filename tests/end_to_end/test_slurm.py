@@ -21,17 +21,31 @@ def _slurm(*command: str) -> str:
 IN_PARTS = ("consolidate.max_shard_gb=0.0002", "resources.consolidate.tasks=3")
 
 
-def _check_whole_chain(place, small):
+def _check_whole_chain(place):
+    """Training is warned, as before a time limit, and goes on; the other stages wait for its end."""
     published = place.root / "published"
     stages = [FIVE_STAGES, "stages.publish={}", f"publish.url={published}"]
-    done = place.run("submit", "hangul-restoration", "--launcher", "slurm", *small, *stages, GPUS, *IN_PARTS)
+    steps = ["train.steps=30", "checkpoints.every_steps=30", place.hook("is_first and step >= 12 and time.sleep(1)")]
+    client = place.start(
+        "submit", "hangul-restoration", "--launcher", "slurm", *TRACKED, *steps, *stages, GPUS, *IN_PARTS
+    )
+    wait_for(lambda: any(event["step"] >= 1 for event in place.events("step")), "a step", client)
+    (job,) = {event["job"] for event in place.events("attempt")}
+    _slurm("scancel", "--batch", "--signal=USR1", job)
+    shown, said = client.communicate(timeout=400)
+    assert client.returncode == 0, said + place.logs()
+    first, *_ = place.events("saved")
+    (resumed,) = place.events("resumed")
+    assert 0 < first["step"] < 30 and resumed["step"] == first["step"]
     run = place.run_dir()
+    tracked = [path.stem for path in run.glob("tracking/wandb/train-0-*/wandb/offline-run-*/run-*.wandb")]
+    assert len(tracked) == 2 and len(set(tracked)) == 1, "two attempts, one W&B run"
     lines = (run / "predictions/predict/predictions.jsonl").read_text().splitlines()
     assert [json.loads(line)["index"] for line in lines] == list(range(24))
-    assert str(run / "model/consolidate") in done.stdout and "copying the input" in done.stdout
+    assert str(run / "model/consolidate") in shown and "copying the input" in shown
     assert {state["state"] for state in place.states().values()} == {"done"}
-    starts = {(event["file"].split(".")[1], event["host"]) for event in place.events("attempt")}
-    assert len(starts) == 9, "one job a stage, two tasks of predict, three of consolidate"
+    begun = {event["file"].rpartition(".")[0].rpartition(".")[0] for event in place.events("attempt")}
+    assert len(begun) == 9, "one job a stage, two tasks of predict, three of consolidate"
     assert [path.name for path in sorted((run / "model/consolidate").glob("*.safetensors"))] == [
         f"model-{number:05d}-of-00004.safetensors" for number in range(1, 5)
     ]
@@ -44,29 +58,13 @@ def _check_whole_chain(place, small):
     assert "#SBATCH --nodes=2\n" in script and "#SBATCH --gres=gpu:2\n" in script
 
 
-def test_the_demo_runs_through_all_stages(place, small, slurm):
-    _check_whole_chain(place, small)
+def test_the_demo_warned_while_it_trains_runs_through_all_stages(place, slurm):
+    _check_whole_chain(place)
 
 
 @pytest.mark.faults
-def test_the_demo_runs_through_all_stages_with_accounting(place, small, slurm_accounting):
-    _check_whole_chain(place, small)
-
-
-def test_a_real_training_that_is_warned_goes_on_with_the_same_wandb_run(place, slurm):
-    steps = [*TRACKED, "train.steps=30", "checkpoints.every_steps=30", "stages={train: {}}"]
-    slow = place.hook("is_first and step >= 12 and time.sleep(1)")  # so that the warning comes before the end
-    client = place.start("submit", "hangul-restoration", "--launcher", "slurm", *steps, slow)
-    wait_for(lambda: any(event["step"] >= 1 for event in place.events("step")), "a step", client)
-    (job,) = {event["job"] for event in place.events("attempt")}
-    _slurm("scancel", "--batch", "--signal=USR1", job)
-    _, said = client.communicate(timeout=300)
-    assert client.returncode == 0, said + place.logs()
-    first, *_ = place.events("saved")
-    (resumed,) = place.events("resumed")
-    assert 0 < first["step"] < 30 and resumed["step"] == first["step"]
-    tracked = [path.stem for path in place.run_dir().glob("tracking/wandb/*/wandb/offline-run-*/run-*.wandb")]
-    assert len(tracked) == 2 and len(set(tracked)) == 1, "two attempts, one W&B run"
+def test_the_demo_runs_through_all_stages_with_accounting(place, slurm_accounting):
+    _check_whole_chain(place)
 
 
 def test_a_plan_says_when_slurm_would_start_each_stage_and_why_it_would_not(place, slurm):

@@ -16,6 +16,7 @@ from sousbatch.errors import PlanError, UsageError
 from sousbatch.recipes.compile import compile
 from sousbatch.recipes.facts import DiskSpace, Inputs, TensorFacts
 from sousbatch.recipes.fit import Proposal, propose
+from sousbatch.recipes.inspect import model
 from sousbatch.recipes.schema import Adapter, Recipe, Resources, Train
 from sousbatch.recipes.site_file import read_site_file, with_gpu_memory
 
@@ -150,9 +151,18 @@ def test_an_unknown_site_is_answered_with_the_known_ones() -> None:
         read_site_file("h10")
 
 
-def test_a_submission_takes_the_run_that_the_settings_of_a_proposal_give(sousbatch, project: Path) -> None:
+def test_a_submission_takes_the_run_that_the_settings_of_a_proposal_give(
+    sousbatch, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOUSBATCH_CACHE", str(tmp_path / "cache"))  # where nobody knows the model yet
+    looks: list[int] = []
+    look = model._run_architecture
+    monkeypatch.setattr(
+        model, "_run_architecture", lambda question: looks.append(len(question["trainings"])) or look(question)
+    )
     code, out, _ = sousbatch("plan", "small.yaml", "--fit", "--launcher", "local")
     assert code == 0 and "relative" not in out
+    assert looks == [3], "one process, which takes seconds to start, looks at all methods"
     first = next(line for line in out.splitlines() if line.startswith("1  "))
     settings = [word for word in first.split() if "=" in word]
     assert settings

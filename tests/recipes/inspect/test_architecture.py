@@ -31,6 +31,7 @@ pytestmark = [
 LLAMA = ("llama", {"num_key_value_heads": 2})
 MIXTRAL = ("mixtral", {"num_key_value_heads": 2, "num_local_experts": 3})
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 64}
+LLAMA4 = ("llama4_text", {"num_key_value_heads": 2, "num_local_experts": 2, "head_dim": 8})
 BART = (
     "bart",
     {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
@@ -111,7 +112,7 @@ PROBLEMS: dict[str, tuple[tuple[str, dict[str, Any]], StageSettings, str]] = {
         lora(target_modules=("q_proj", "query")),
         "no layer is called 'query'; known: down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj",
     ),
-    "no layer at all": (LLAMA, lora(target_modules=("query",)), "no layer is called 'query'; known: down_proj"),
+    "no layer at all": (LLAMA, lora(target_modules=("query", "key")), "no layer is called 'query'; known: down_proj"),
     "a module that is not there": (
         LLAMA,
         lora(modules_to_save=("lm_haed",)),
@@ -128,6 +129,23 @@ PROBLEMS: dict[str, tuple[tuple[str, dict[str, Any]], StageSettings, str]] = {
         lora(dropout=0.1),
         "set adapter.dropout=0, or name the layers of the attention: "
         "adapter.target_modules=[k_proj,o_proj,q_proj,v_proj]",
+    ),
+    "experts with dora": (
+        MIXTRAL,
+        lora(dora=True),
+        "adapter.dora cannot be used on the experts of MixtralForCausalLM, which are held in one tensor a layer; set "
+        "adapter.dora=false, or name the layers of the attention: adapter.target_modules=[k_proj,o_proj,q_proj,v_proj]",
+    ),
+    "layers that Mamba reads past": (
+        ("mamba", {"state_size": 4}),
+        lora(target_modules=("all-linear",)),
+        "name others: adapter.target_modules=[dt_proj,in_proj,x_proj]",
+    ),
+    "a router": (
+        LLAMA4,
+        lora(target_modules=("q_proj", "router")),
+        "adapter.target_modules: model.layers.0.feed_forward.router is a Llama4Router, which computes more than a "
+        "product, so that peft cannot adapt it; leave it out, or train it in full: adapter.modules_to_save=[router]",
     ),
     "a part of a tensor": (
         MIXTRAL,
@@ -265,6 +283,15 @@ def test_experts_get_adapters_by_the_names_of_their_files(
     found = ask(MIXTRAL, tokenizer_folder, tmp_path, settings=lora(target_modules=targets))["trained"]["one"]
     experts = 3 * (4 * (16 + 48) + 2 * (24 + 16))  # gate and up are one tensor, with the rank of both
     assert found["trainable"] >= 2 * experts
+
+
+def test_all_linear_leaves_out_routers_that_compute_more_than_a_product(tokenizer_folder: Path, tmp_path: Path) -> None:
+    def trainable(*targets: str) -> int:
+        found = ask(LLAMA4, tokenizer_folder, tmp_path, settings=lora(target_modules=targets))["trained"]["one"]
+        return int(found["trainable"])
+
+    named = ("q_proj", "k_proj", "v_proj", "o_proj", "shared_expert.gate_proj", "shared_expert.up_proj")
+    assert trainable("all-linear") == trainable(*named, "shared_expert.down_proj")
 
 
 def test_several_trainings_are_looked_at_and_each_has_its_own_answer(tokenizer_folder: Path, tmp_path: Path) -> None:

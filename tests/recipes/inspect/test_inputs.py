@@ -6,6 +6,7 @@ import json
 import shutil
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,8 +33,13 @@ def test_shapes_are_those_of_the_model_in_memory(project: Path) -> None:
 
 
 def test_a_model_from_scratch_takes_the_shapes_of_its_config(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    built = {"config": {}, "tensors": [["a.weight", [3, 5]]], "untied": [], "trained": {}}
-    monkeypatch.setattr("sousbatch.recipes.inspect.model._run_architecture", lambda question: built)
+
+    def built(question: dict[str, Any]) -> dict[str, Any]:
+        numbers = {"trainable": 15, "frozen": 0, "quantisable": 0, "num_tensors": 1}
+        trained = dict.fromkeys(question["trainings"], numbers)
+        return {"config": {}, "tensors": [["a.weight", [3, 5]]], "untied": [], "trained": trained}
+
+    monkeypatch.setattr("sousbatch.recipes.inspect.model._run_architecture", built)
     model = inspect(compose("./small.yaml", ["model.from_scratch=true", "model.config.vocab_size=7"]), project).model
     assert (model.has_weights, model.num_params) == (False, 15)
 
