@@ -93,8 +93,8 @@ def _empty_model(question: Mapping[str, Any]) -> Any:
     if wrong:
         raise UsageError(f"it {wrong}; {advise_task(plain, lambda other: _has_class(other, config))}")
     if "default_language" in plain and plain["default_language"] not in plain["languages"]:  # an XMOD
-        known = ", ".join(plain["languages"])
-        raise UsageError(f"it does not know its language; set model.config.default_language to one of {known}")
+        languages = ", ".join(plain["languages"])
+        raise UsageError(f"it does not know its language; set model.config.default_language to one of {languages}")
     model = kind.from_config(config, **options)
     if model.main_input_name != "input_ids":
         raise UsageError(
@@ -201,7 +201,7 @@ def _trained(values: Mapping[str, Any], model: Any, tokenizer: Any, stored: Mapp
 
 
 def _check_start(model: Any) -> None:
-    """Refuse an encoder-decoder whose decoder cannot be given targets to read, as jobs.tasks.seq2seq gives them."""
+    """Refuse an encoder-decoder whose decoder has no token to begin with."""
     import torch
 
     shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
