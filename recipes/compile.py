@@ -183,6 +183,19 @@ def _refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
     elif stage.record.starts_from_model and stage.model.is_random:
         why = "model.from_scratch is true" if settings.model.from_scratch else "model.path has no weights"
         yield f"stage {stage.name!r} has no model: no consolidate stage above it, and {why}"
+    elif stage.record.starts_from_model and stage.model.made_by is None:
+        yield from _head_refusals(stage, inputs)
+
+
+def _head_refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
+    """Refuse to ask a model whose head was never trained."""
+    task = task_of(stage.settings.task)
+    architectures = ", ".join(map(str, inputs.model.config.get("architectures") or ["no class"]))
+    if task.has_new_head and task.model_class.removeprefix("AutoModel") not in architectures:
+        yield (
+            f"stage {stage.name!r}: the model was not trained for task {task.name} (it is {architectures}), so its "
+            "answers would be random; train it in this recipe, or name a model that was"
+        )
 
 
 def _merge_refusals(stage: Stage, site: Site, inputs: Inputs) -> Iterator[str]:

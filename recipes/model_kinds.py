@@ -10,12 +10,13 @@ from typing import Any, Literal
 
 ModelKind = Literal["decoder", "encoder-decoder", "encoder"]
 
-# The model types of transformers that learn by filling gaps, as their masked language models are listed there.
+# The model types of transformers that learn by filling gaps, as their masked language models are listed there, and two
+# that see what follows a token though they are listed as causal: XLNet, and BertGeneration unless it is a decoder.
 _ENCODERS = frozenset(
-    """albert bert big_bird camembert convbert data2vec-text deberta deberta-v2 distilbert electra ernie esm eurobert
-    flaubert fnet funnel gte ibert jina_embeddings_v3 layoutlm longformer luke megatron-bert mobilebert modernbert
-    mpnet mra nomic_bert nystromformer perceiver rembert roberta roberta-prelayernorm roc_bert roformer splinter
-    squeezebert tapas xlm xlm-roberta xlm-roberta-xl xmod yoso""".split()
+    """albert bert bert-generation big_bird camembert convbert data2vec-text deberta deberta-v2 distilbert electra
+    ernie esm eurobert flaubert fnet funnel gte ibert jina_embeddings_v3 layoutlm longformer luke megatron-bert
+    mobilebert modernbert mpnet mra nomic_bert nystromformer perceiver rembert roberta roberta-prelayernorm
+    roc_bert roformer splinter squeezebert tapas xlm xlnet xlm-roberta xlm-roberta-xl xmod yoso""".split()
 )
 # These two have their kind by their classes' default, which a config may leave out.
 _ENCODER_DECODERS = frozenset(

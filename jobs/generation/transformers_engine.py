@@ -23,6 +23,9 @@ from . import Generation, LoadRequest, Prompt, not_finite
 from .batches import Batches
 from .steps import Choice, Limits, Record
 
+_NUM_HIDDEN = 8  # tokens of padding that are looked at
+_ROUNDING = 0.01  # rows of one batch may differ by the rounding of bfloat16, as a share of the largest score
+
 
 def load(request: LoadRequest) -> TransformersEngine:
     """Return the engine with the model of the request."""
@@ -109,6 +112,7 @@ class TransformersEngine:
         self._generation = _generation_config(settings.predict, model, tokenizer, self._pad)
         self._ends: frozenset[int] = frozenset(self._generation.eos_token_id or ())
         self._batches = Batches(settings.predict.batch_rows, settings.predict.batch_tokens)
+        self._is_probed = self._is_encoder_decoder
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -119,10 +123,13 @@ class TransformersEngine:
         """Return the same model with other settings of `predict`."""
         other = TransformersEngine(settings, self._model, self._tokenizer)
         other._batches = self._batches  # no decoding changes their sizes, and what memory has held is known
+        other._is_probed = self._is_probed
         return other
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Generation]:
         """Return what follows each prompt; those of like length share a batch.
+
+        A model that reads padding gets each alone.
 
         Raises:
             RunError: the model's scores of a row are no numbers, or a row alone is too large for the device.
@@ -130,7 +137,32 @@ class TransformersEngine:
         beams = self._generation.num_beams or 1
         sizes = [(beams * prompt.max_new_tokens, beams * len(prompt.ids)) for prompt in prompts]
         rows = [prompt.row for prompt in prompts]
+        if not self._is_probed and len(prompts) > 1:
+            self._is_probed = True
+            if self._reads_padding(prompts):
+                self._batches = Batches(1, self._settings.predict.batch_tokens)
         return self._batches.run(sizes, lambda places: self._continue([prompts[place] for place in places]), rows)
+
+    @torch.no_grad()
+    def _reads_padding(self, prompts: Sequence[Prompt]) -> bool:
+        """Say whether a token's scores depend on what stands in the padding.
+
+        Some recurrent models pay no heed to the mask: in transformers 5.23 RecurrentGemma, and RWKV, which mixes up the
+        states of rows of one length, too. Their rows are answered one by one.
+        """
+        token = next((one for prompt in prompts for one in prompt.ids if one != self._pad), self._pad)
+        ids = torch.tensor([[hidden] * _NUM_HIDDEN + [token] for hidden in (self._pad, token)])
+        mask = torch.tensor([[0] * _NUM_HIDDEN + [1]] * 2)
+        device = input_device(self._model)
+        output = self._model.generate(  # as answers are made: ranks that share a model wait for each other in it
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            generation_config=GenerationConfig(
+                max_new_tokens=1, pad_token_id=self._pad, return_dict_in_generate=True, output_logits=True
+            ),
+        )
+        scores = output.logits[0].float()
+        return bool((scores[0] - scores[1]).abs().max() > _ROUNDING * scores.abs().max())
 
     @torch.no_grad()  # not inference_mode: what a model keeps from it could not be used by a training that goes on
     def _continue(self, prompts: list[Prompt]) -> list[Generation]:

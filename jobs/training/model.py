@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 import torch
 
-from ...recipes.building import full_layers, prepare_model
+from ...recipes.adapting import full_layers
+from ...recipes.building import prepare_model
 from ...recipes.engines import engine_of
 from ...recipes.inspect.tokenizer import load_full
 from ...recipes.schema import StageSettings

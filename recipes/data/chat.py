@@ -31,15 +31,24 @@ class RowFault(UsageError):
         super().__init__(f"row {number} {problem}")
 
 
+def out_of_json(value: Any) -> Any:
+    """Return a conversation that is text in JSON as a list.
+
+    Any other value comes back as it stands.
+    """
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with suppress(ValueError):
+            return parse_json(value.encode())
+    return value
+
+
 def turns_of(value: Any) -> list[Turn]:
     """Return the turns of a conversation, also of one that is text in JSON.
 
     Raises:
         ValueError: it is none, or holds more than text; the message follows the row's number.
     """
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        with suppress(ValueError):
-            value = parse_json(value.encode())
+    value = out_of_json(value)
     if not isinstance(value, list) or not value:
         raise ValueError(f"has no conversation but {str(value)[:60]!r}; a list of turns {{role, content}} is expected")
     return [_turn(number, one) for number, one in enumerate(value, 1)]
@@ -105,8 +114,13 @@ def render(tokenizer: Any, turns: Sequence[Turn], *, asks: bool = False) -> str:
     One that *asks* ends where the answer begins.
 
     Raises:
-        ValueError: the template refuses the turns.
+        ValueError: the template refuses the turns, or there are none.
     """
+    if not turns:
+        raise ValueError(
+            "begins with what the assistant says, and nothing that it answers; put a turn before it, set data.system, "
+            "or leave the row out"
+        )
     try:
         return str(tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=asks))
     except Exception as error:  # of jinja2, which the light tokenizer does without; a template may raise any

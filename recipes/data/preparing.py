@@ -10,16 +10,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
-from ...errors import Fault
+from ...errors import Fault, UsageError
 from ...files import parse_json
 from ..facts import Rows, StepCount
 from ..schema import Augment, Bm25, Select, StageSettings
 from ..stage_kinds import RowUse
 from ..tasks import task_of
 from . import hangul
+from .chat import out_of_json
 from .cleaning import FILTERS, TEXT_STEPS, filter_of, is_own, problem_of
 from .own_functions import OwnFunction
-from .prompts import has_turns
+from .prompts import MESSAGES, has_turns
 from .rows import Row
 from .selection import best_rows, sample_of, search_terms, singles_of
 
@@ -27,6 +28,10 @@ Numbered = tuple[int, dict[str, Any]]
 Load = Callable[[str, str], OwnFunction]  # from the recipe's key and the function's name
 _NUM_NAMED = 5
 AUGMENTS = ("hangul",)
+_OF_TURN, _OF_PART = (
+    ("content", "value"),
+    ("text",),
+)  # where the texts of {role, content}, {from, value}, {type, text} are
 _OWN = "an own function as module:function"
 
 
@@ -34,8 +39,8 @@ _OWN = "an own function as module:function"
 class Steps:
     """What is done to the rows of one split for one use.
 
-    *columns* are those with text, *input_column* and *target_column* among them; *identity* is that of a row's id. Rows
-    that are to be predicted all stay (*keeps_all*).
+    *columns* are those with text, *input_column* and *target_column* among them; *identity* is that of a row's id, and
+    *conversation_column* may hold text in JSON. Rows that are to be predicted all stay (*keeps_all*).
     """
 
     clean: tuple[str, ...] = ()
@@ -45,6 +50,7 @@ class Steps:
     input_column: str = ""
     target_column: str = ""
     search_column: str = ""
+    conversation_column: str = ""
     identity: str | None = None
     keeps_all: bool = False
 
@@ -76,6 +82,7 @@ def steps_of(settings: StageSettings, use: RowUse) -> Steps | None:
         columns=tuple(sorted(read - {data.columns.id})),
         input_column=data.columns.input,
         target_column=data.columns.target,
+        conversation_column=data.columns.messages if data.prompt == MESSAGES else "",
         search_column=(data.select.bm25.column if data.select and data.select.bm25 else None) or search,
         identity=data.columns.id,
         keeps_all=keeps_all,
@@ -166,7 +173,8 @@ class Preparation:
     def _numbered(self, rows: Iterable[Row]) -> Iterator[Numbered]:
         for number, row in enumerate(rows, 1):
             self.num_read = number
-            yield number, dict(row)
+            column = self._steps.conversation_column
+            yield number, {**row, column: out_of_json(row[column])} if column in row else dict(row)
 
     def _cleaned(self, rows: Iterator[Numbered], name: str) -> Iterator[Numbered]:
         tally = self._tally(f"clean {name}")
@@ -197,7 +205,7 @@ def texts_of(row: Row, columns: Iterable[str]) -> list[str]:
     for column in columns:
         value = row.get(column)
         if isinstance(value, list):
-            found += [one["content"] for one in value if isinstance(one, dict) and isinstance(one.get("content"), str)]
+            found += _said(value)
         elif value is not None and not isinstance(value, dict):
             found.append(str(value))
         elif column in row and value is None:
@@ -205,13 +213,22 @@ def texts_of(row: Row, columns: Iterable[str]) -> list[str]:
     return found
 
 
-def _with_texts(value: Any, change: Callable[[str], str]) -> Any:
+def _said(turns: Sequence[Any], names: Sequence[str] = _OF_TURN) -> list[str]:
+    """Return the texts of a conversation, whose turns may have several parts."""
+    found = list[str]()
+    for one in turns:
+        for value in (one.get(name) for name in names) if isinstance(one, dict) else ():
+            found += _said(value, _OF_PART) if isinstance(value, list) else [value] if isinstance(value, str) else []
+    return found
+
+
+def _with_texts(value: Any, change: Callable[[str], str], names: Sequence[str] = _OF_TURN) -> Any:
     if isinstance(value, str):
         return change(value)
     if isinstance(value, list):
         return [
-            {**one, "content": change(one["content"])}
-            if isinstance(one, dict) and isinstance(one.get("content"), str)
+            one | {name: _with_texts(one[name], change, _OF_PART) for name in names if name in one}
+            if isinstance(one, dict)
             else one
             for one in value
         ]
@@ -261,6 +278,11 @@ def _found(rows: Iterator[Numbered], spec: Bm25, column: str, spool: IO[bytes], 
     places = list(
         _spooled(rows, spool, lambda row: terms.append(search_terms(" ".join(texts_of(row, [column])), singles)))
     )
+    if places and not any(terms):
+        raise UsageError(
+            f"data.select.bm25: no row has a word in column {column!r}; name the one to search with "
+            "data.select.bm25.column"
+        )
     chosen = set[int]().union(*best_rows(spec, terms)) if places else set[int]()
     yield from _reread(places, chosen, spool, tally)
 

@@ -92,6 +92,11 @@ def _warnings(stage: Stage, inputs: Inputs) -> Iterator[str]:
     yield from row_warnings(stage, inputs)
     yield from drawing_warnings(stage)
     data, train = stage.settings.data, stage.settings.train
+    if stage.splits and data.prompt and not prompt_columns(data):
+        yield (
+            f"data.prompt {data.prompt[:60]!r} reads no column, so that every row has the same prompt; put names of "
+            "columns in braces, such as '{input} =>'"
+        )
     if "train" in stage.splits and data.packing != "none" and train.neftune_alpha:
         yield (
             f"stage {stage.name!r}: train.neftune_alpha is noise within alpha / sqrt(tokens x width) of an example; "

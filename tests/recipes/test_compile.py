@@ -319,6 +319,7 @@ def test_all_reasons_come_at_once_and_each_once(small: ModuleType) -> None:
     ("changes", "warning"),
     [
         ({"predict.temperature": 0.2}, "predict.temperature does nothing without predict.sample=true"),
+        ({"data.prompt": "input =>"}, "data.prompt 'input =>' reads no column, so that every row has the same prompt"),
         ({"train.micro_batch": 4, "data.max_tokens": 10**9}, "`sousbatch plan --fit` finds settings"),
     ],
     ids=str,

@@ -14,7 +14,7 @@ from sousbatch.recipes.tasks import advise_task, misfit, task_of
 
 KINDS = {
     **dict.fromkeys(("llama", "gpt2", "mixtral", "qwen2", "gemma"), "decoder"),
-    **dict.fromkeys(("bert", "roberta", "electra", "modernbert", "deberta-v2"), "encoder"),
+    **dict.fromkeys(("bert", "roberta", "electra", "modernbert", "deberta-v2", "xlnet", "bert-generation"), "encoder"),
     **dict.fromkeys(("bart", "t5", "mt5", "mbart", "led", "pegasus", "marian"), "encoder-decoder"),
 }
 

@@ -53,6 +53,27 @@ def test_a_row_gets_the_same_answer_in_any_batch(model_dir, sample):
     assert together == alone
 
 
+SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+RECURRENT = {"rwkv": SIZES | {"attention_hidden_size": 32}, "recurrent_gemma": SIZES | {"lru_width": 32}}
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_a_model_that_reads_padding_answers_row_by_row(kind, tmp_path):
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(1)
+    tiny = AutoConfig.from_pretrained(TINY)
+    ids = {name: getattr(tiny, name) for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **RECURRENT[kind], **ids))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    model.save_pretrained(tmp_path)
+    recipe = replace(RECIPE, predict=replace(RECIPE.predict, batch_rows=5))
+    together = answers(recipe, tmp_path, ROWS)
+    assert together == [answers(recipe, tmp_path, [row])[0] for row in ROWS]
+
+
 def test_another_seed_draws_other_answers(model_dir):
     recipe = replace(RECIPE, predict=replace(RECIPE.predict, sample=True))
     assert answers(recipe, model_dir, ROWS) != answers(replace(recipe, seed=1), model_dir, ROWS)

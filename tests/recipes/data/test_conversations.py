@@ -145,6 +145,12 @@ def test_what_is_no_conversation_is_named(name: str, bytes_tokenizer: Any) -> No
     assert caught.value.number == 2 and caught.value.problem.startswith(problem)
 
 
+def test_an_answer_that_nothing_precedes_is_named(bytes_tokenizer: Any) -> None:
+    bytes_tokenizer.chat_template = NO_ENDS
+    with pytest.raises(RowFault, match="row 1 begins with what the assistant says, and nothing that it answers; put a"):
+        encode_conversations(SPEC, [{"messages": [{"role": "assistant", "content": "a"}, *KOREAN]}], bytes_tokenizer)
+
+
 def test_a_conversation_may_be_text_in_json_with_texts_in_parts() -> None:
     assert turns_of('[{"role": "user", "content": [{"type": "text", "text": "가"}]}]') == [
         {"role": "user", "content": "가"}

@@ -12,6 +12,7 @@ import pytest
 
 from sousbatch.errors import UsageError
 from sousbatch.recipes.data import hangul
+from sousbatch.recipes.data.chat import turns_of
 from sousbatch.recipes.data.own_functions import OwnFunction, find_source
 from sousbatch.recipes.data.preparing import Preparation, Steps, step_faults, steps_of
 from sousbatch.recipes.facts import Rows, StepCount
@@ -69,10 +70,27 @@ def test_texts_are_cleaned_in_the_order_of_the_steps_and_other_columns_stay() ->
     )
 
 
-def test_the_messages_of_a_conversation_are_cleaned() -> None:
-    row = {"input": [{"role": "user", "content": " a  b "}, {"role": "assistant", "content": "c"}]}
-    rows, _ = _prepare(replace(STEPS, clean=("blanks",)), [row])
-    assert [message["content"] for message in rows[0]["input"]] == ["a b", "c"]
+CONVERSATIONS = {
+    "content": [{"role": "user", "content": " a  b "}, {"role": "assistant", "content": "c"}],
+    "ShareGPT": [{"from": "human", "value": " a  b "}, {"from": "gpt", "value": "c"}],
+    "parts": [{"role": "user", "content": [{"type": "text", "text": " a  b "}]}, {"role": "assistant", "content": "c"}],
+    "JSON": '[{"role": "user", "content": " a  b "}, {"role": "assistant", "content": "c"}]',
+}
+
+
+@pytest.mark.parametrize("form", CONVERSATIONS)
+def test_the_messages_of_a_conversation_are_cleaned_and_searched_in_each_form(form: str) -> None:
+    steps = steps_of(
+        StageSettings(
+            data=Data(
+                prompt="messages", clean=("blanks", "min_chars:4"), select=Select(bm25=Bm25(queries=("b",), column="m"))
+            )
+        ),
+        "train",
+    )
+    assert steps is not None
+    rows, _ = _prepare(replace(steps, columns=("m",), conversation_column="m"), [{"m": CONVERSATIONS[form]}])
+    assert [turn["content"] for turn in turns_of(rows[0]["m"])] == ["a b", "c"]
 
 
 def test_rows_to_predict_keep_place_and_id_whatever_a_function_returns(load: Any) -> None:
@@ -154,6 +172,8 @@ def test_each_query_finds_its_best_rows_and_their_order_stays() -> None:
     assert counts[0].dropped == Rows(num=3, first=(1, 4, 6))
     with pytest.raises(UsageError, match="no row has a word of the query '호텔'"):
         _prepare(replace(STEPS, select=Select(bm25=Bm25(queries=("호텔",)))), _inputs(*texts))
+    with pytest.raises(UsageError, match="no row has a word in column 'titel'; name the one to search with"):
+        _prepare(replace(STEPS, select=select, search_column="titel"), _inputs(*texts))
 
 
 def test_a_function_and_a_sample_select_and_copies_are_made_of_what_remains(load: Any) -> None:

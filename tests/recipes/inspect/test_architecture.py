@@ -31,6 +31,7 @@ pytestmark = [
 LLAMA = ("llama", {"num_key_value_heads": 2})
 MIXTRAL = ("mixtral", {"num_key_value_heads": 2, "num_local_experts": 3})
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 64}
+LLAMA4 = ("llama4_text", {"num_key_value_heads": 2, "num_local_experts": 2, "head_dim": 8})
 BART = (
     "bart",
     {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
@@ -111,7 +112,7 @@ PROBLEMS: dict[str, tuple[tuple[str, dict[str, Any]], StageSettings, str]] = {
         lora(target_modules=("q_proj", "query")),
         "no layer is called 'query'; known: down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj",
     ),
-    "no layer at all": (LLAMA, lora(target_modules=("query",)), "no layer is called 'query'; known: down_proj"),
+    "no layer at all": (LLAMA, lora(target_modules=("query", "key")), "no layer is called 'query'; known: down_proj"),
     "a module that is not there": (
         LLAMA,
         lora(modules_to_save=("lm_haed",)),
@@ -128,6 +129,23 @@ PROBLEMS: dict[str, tuple[tuple[str, dict[str, Any]], StageSettings, str]] = {
         lora(dropout=0.1),
         "set adapter.dropout=0, or name the layers of the attention: "
         "adapter.target_modules=[k_proj,o_proj,q_proj,v_proj]",
+    ),
+    "experts with dora": (
+        MIXTRAL,
+        lora(dora=True),
+        "adapter.dora cannot be used on the experts of MixtralForCausalLM, which are held in one tensor a layer; set "
+        "adapter.dora=false, or name the layers of the attention: adapter.target_modules=[k_proj,o_proj,q_proj,v_proj]",
+    ),
+    "layers that Mamba reads past": (
+        ("mamba", {"state_size": 4}),
+        lora(target_modules=("all-linear",)),
+        "name others: adapter.target_modules=[dt_proj,in_proj,x_proj]",
+    ),
+    "a router": (
+        LLAMA4,
+        lora(target_modules=("q_proj", "router")),
+        "adapter.target_modules: model.layers.0.feed_forward.router is a Llama4Router, which computes more than a "
+        "product, so that peft cannot adapt it; leave it out, or train it in full: adapter.modules_to_save=[router]",
     ),
     "a part of a tensor": (
         MIXTRAL,
@@ -267,6 +285,15 @@ def test_experts_get_adapters_by_the_names_of_their_files(
     assert found["trainable"] >= 2 * experts
 
 
+def test_all_linear_leaves_out_routers_that_compute_more_than_a_product(tokenizer_folder: Path, tmp_path: Path) -> None:
+    def trainable(*targets: str) -> int:
+        found = ask(LLAMA4, tokenizer_folder, tmp_path, settings=lora(target_modules=targets))["trained"]["one"]
+        return int(found["trainable"])
+
+    named = ("q_proj", "k_proj", "v_proj", "o_proj", "shared_expert.gate_proj", "shared_expert.up_proj")
+    assert trainable("all-linear") == trainable(*named, "shared_expert.down_proj")
+
+
 def test_several_trainings_are_looked_at_and_each_has_its_own_answer(tokenizer_folder: Path, tmp_path: Path) -> None:
     trainings = {"bad": deciding_settings(lora(target_modules=("nope",))), "good": deciding_settings(lora())}
     found = ask(LLAMA, tokenizer_folder, tmp_path, trainings=trainings)["trained"]
@@ -302,6 +329,11 @@ WRONG = {
         "seq2seq",
         "is a llama, which has no ModelForSeq2SeqLM in transformers; set task=causal_lm or task=classification or "
         "task=question_answering",
+    ),
+    "no language": (
+        ("xmod", {"languages": ["en_XX", "ko_KR"]}),
+        "classification",
+        "set model.config.default_language to one of en_XX, ko_KR",
     ),
     "images and text": (("qwen2_vl", {}), "classification", "take another model"),
     "speech": (
@@ -374,6 +406,20 @@ def test_it_is_known_before_the_training_who_will_merge_the_adapter(
     stored = {name: (shape, "float32") for name, shape in plain["tensors"]}
     found = ask(kind, tokenizer_folder, tmp_path, settings=settings, stored=stored)["trained"]["one"]
     assert found["merges_in_memory"] is expected
+
+
+def test_peft_merges_where_new_tokens_lack_their_bias(tokenizer_folder: Path, tmp_path: Path) -> None:
+    """BART's files hold a buffer with a number for each token."""
+    kind = (BART[0], {**BART[1], "pad_token_id": 1, "decoder_start_token_id": 2})
+    plain = ask(kind, tokenizer_folder, tmp_path, task="seq2seq", trainings={})
+    stored = {name: (shape, "float32") for name, shape in plain["tensors"]} | {
+        "final_logits_bias": ([1, 64], "float32")
+    }
+    for tokens, expected in ((), False), (("[A]",), True):
+        settings = replace(lora(target_modules=("q_proj",)), task="seq2seq", model=Model(add_tokens=tokens))
+        asked = {"task": "seq2seq", "settings": settings, "stored": stored}
+        found = ask(kind, tokenizer_folder, tmp_path, **asked)["trained"]["one"]
+        assert found["merges_in_memory"] is expected
 
 
 @pytest.mark.parametrize("saved", ["embed_tokens", "lm_head"])
@@ -460,6 +506,15 @@ def test_a_head_whose_values_are_its_own_counts_and_needs_a_loader_that_keeps_it
             read_model(sharded, places)
     else:
         read_model(sharded, places)
+
+
+def test_a_decoder_without_a_token_to_begin_with_is_refused(tokenizer_folder: Path, tmp_path: Path) -> None:
+    sizes = {"d_model": 16, "d_ff": 24, "d_kv": 8, "num_layers": 1, "num_heads": 2, "pad_token_id": 0}
+    asked = {"task": "seq2seq", "settings": StageSettings(task="seq2seq")}
+    found = ask(("t5", sizes), tokenizer_folder, tmp_path, **asked)
+    assert "give its config.json a decoder_start_token_id" in found["trained"]["one"]["problem"]
+    found = ask(("t5", {**sizes, "decoder_start_token_id": 0}), tokenizer_folder, tmp_path, **asked)
+    assert "problem" not in found["trained"]["one"]
 
 
 def test_a_class_that_cannot_be_given_tokens_is_named(tokenizer_folder: Path, tmp_path: Path) -> None:
