@@ -20,6 +20,7 @@ from .forecast.prediction import memory_refusals
 from .forecast.storage import is_own_limit, model_of, with_dtype
 from .generation import engine_refusals
 from .labels import with_labels
+from .model_kinds import reads_padding
 from .optimizers import optimizer_refusals
 from .plan import After, Batch, Forecast, Plan, Stage, StageModel, StageSplit
 from .publications import unpublished
@@ -322,6 +323,11 @@ def _warnings(recipe: Recipe, site: Site, inputs: Inputs, stage: Stage, found: F
     if stage.batch is None:
         return
     yield from train_warnings(stage)
+    if reads_padding(inputs.model.config) and stage.batch.micro_batch > 1:
+        yield (
+            f"stage {stage.name!r}: a {inputs.model.config['model_type']} reads the padding of the rows beside a row, "
+            "and answers each row alone; train.micro_batch=1 trains it as it will be asked"
+        )
     yield from _storage_warnings(stage, found)
     if "predict" in stage.splits and (num_rows := stage.splits["predict"].num_rows) > _MANY_ANSWERS:
         if task_of(stage.settings.task).generates:
