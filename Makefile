@@ -29,8 +29,11 @@ test-matrix: $(STAMP)
 	$(PYTEST) -m "matrix or cell" $(TESTS)
 
 # What needs a GPU, with the Python whose torch knows the card, and the other packages, test tools too: PYTHON=python3
+GPU_PYTHON = PYTHONPATH=$(abspath build/as) OMP_NUM_THREADS=1 $(PYTHON)
 test-gpu: build/as/sousbatch
-	PYTHONPATH=$(abspath build/as) OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -rPs -m gpu tests/end_to_end/test_gpu.py tests/jobs/generation/test_engines_contract.py
+	$(GPU_PYTHON) -m pytest -q -rPs -m gpu tests/end_to_end/test_gpu.py tests/jobs/generation/test_engines_contract.py
+	@if command -v nvidia-smi > /dev/null; then $(GPU_PYTHON) benchmarks/overhead.py --device gpu --pairs 2; \
+	else echo "throughput beside the bare Trainer is left out: no NVIDIA GPU is here"; fi
 
 # What needs a Slurm, on that of a prefix, and with values of slurm.conf: make test-slurm SLURM=DIR SET="KEY=VALUE ..."
 test-slurm: $(STAMP)

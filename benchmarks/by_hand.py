@@ -65,6 +65,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", required=True)
     parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--config", type=json.loads, default={}, help="changes to the model's config, as JSON")
     args = parser.parse_args()
     arguments = TrainingArguments(
         output_dir=args.out,
@@ -82,14 +84,15 @@ def main() -> None:
         seed=1,
         data_seed=1,
         remove_unused_columns=False,
-        use_cpu=True,
-        ddp_backend="gloo",
-        dataloader_pin_memory=False,
+        use_cpu=args.device == "cpu",
+        ddp_backend="gloo" if args.device == "cpu" else None,
+        dataloader_pin_memory=args.device == "gpu",
     )
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     rows = encode(args.data, tokenizer)
     set_seed(1)
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(args.model), dtype=torch.float32)
+    config = AutoConfig.from_pretrained(args.model, **args.config)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.config.use_cache = False
     Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate).train()
 

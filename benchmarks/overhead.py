@@ -1,12 +1,16 @@
 """Measure what training through the recipe costs above the same Trainer by hand.
 
     python benchmarks/overhead.py --pairs 20
+    python benchmarks/overhead.py --pairs 3 --device gpu
 
 Both sides train the demo's model on one rank under torchrun: one as `sousbatch submit` does it, with
 the ledger, logs and W&B offline; one by `by_hand.py`. The two of a pair run at once but compute in
 turn, a step each, so that a machine whose speed changes from second to second slows both alike; who
 begins changes from pair to pair. Compared are the CPU seconds between two steps of the rank, its
 children (W&B's service) and the processes that watch it. Reach: under 2 % more.
+
+On a GPU the sides train one after the other, a model of 29 million parameters, and what is compared
+is the time that passes from step to step, which is what a user of the card pays for.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, median, stdev
@@ -36,6 +41,11 @@ VALUES = (
     "data.generator.num_train=3200",
     "tracking.mode=offline",
 )
+# on a GPU: large enough that the card computes longer than Python takes to ask it to
+LARGER: dict[str, int] = {
+    **{"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 8},
+    **{"num_key_value_heads": 8, "head_dim": 64},
+}
 # what the stage's own script sets, for the script by hand too
 SAME = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -54,43 +64,58 @@ def start(command: list[str], variables: dict[str, str], out: Path) -> subproces
         return subprocess.Popen(command, env=variables, cwd=out, stdout=log, stderr=subprocess.STDOUT)
 
 
-def by_recipe(steps: int, out: Path) -> list[str]:
+def values(device: str) -> list[str]:
+    """Return the overrides of the recipe."""
+    config = ", ".join(f"{name}: {value}" for name, value in LARGER.items())
+    larger = [f"model.config={{{config}}}"] if device == "gpu" else []
+    return [*VALUES, *larger, f"resources.default.device={device}"]
+
+
+def by_recipe(device: str, steps: int, out: Path) -> list[str]:
     """Return the command that trains as a user of sousbatch does."""
     own = [f"train.steps={steps}", f"checkpoints.every_steps={steps}", f"environment.code=[{HERE / 'probe'}]"]
     command = [sys.executable, "-m", "sousbatch", "submit", "hangul-restoration"]
-    return [*command, *VALUES, *own, "--runs", str(out / "runs")]
+    return [*command, *values(device), *own, "--runs", str(out / "runs")]
 
 
-def by_hand(steps: int, inputs: dict[str, Any], out: Path) -> list[str]:
+def by_hand(device: str, steps: int, inputs: dict[str, Any], out: Path) -> list[str]:
     """Return the command that trains with the plain script.
 
     It trains on the files that the plan names.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=1", str(HERE / "by_hand.py")]
     files = [f"--model={inputs['model']['folder']}", f"--data={inputs['splits']['train']['path']}"]
-    return [*command, *files, f"--out={out}", f"--steps={steps}"]
+    config = json.dumps(LARGER if device == "gpu" else {})
+    return [*command, *files, f"--out={out}", f"--steps={steps}", f"--device={device}", f"--config={config}"]
 
 
-def run_pair(folder: Path, last: int, inputs: dict[str, Any], first: str) -> dict[str, dict[str, Any]]:
+def run_pair(folder: Path, last: int, inputs: dict[str, Any], order: list[str], device: str) -> dict[str, Any]:
     """Train on both sides and return what the probe wrote.
 
-    The sides take turns from step to step.
+    On the CPU the sides take turns from step to step, the first of *order* first; on a GPU the second one waits for the
+    end of the first.
     """
     folder.mkdir()
-    fifos = {"recipe": folder / "recipe.turn", "hand": folder / "hand.turn"}
+    fifos = {side: folder / f"{side}.turn" for side in order} if device == "cpu" else {}
     for fifo in fifos.values():
         os.mkfifo(fifo)
     turns = {side: os.open(fifo, os.O_RDWR) for side, fifo in fifos.items()}  # open, so that no turn is lost
-    os.write(turns[first], b".")
-    outs = {side: folder / side for side in fifos}
+    if turns:
+        os.write(turns[order[0]], b".")
+    outs = {side: folder / side for side in order}
     steps = last + 2  # the save at the end must not disturb the other side's last step
-    recipe = environment(outs["recipe"], last, [fifos["recipe"], fifos["hand"]])
-    hand = environment(outs["hand"], last, [fifos["hand"], fifos["recipe"]])
-    hand["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE / "probe"), hand.get("PYTHONPATH")]))
-    processes = {
-        "recipe": start(by_recipe(steps, outs["recipe"]), recipe, outs["recipe"]),
-        "hand": start(by_hand(steps, inputs, outs["hand"]), hand, outs["hand"]),
+    commands = {
+        "recipe": by_recipe(device, steps, outs["recipe"]),
+        "hand": by_hand(device, steps, inputs, outs["hand"]),
     }
+    processes = {}
+    for side, other in (order, order[::-1]):
+        own = environment(outs[side], last, [fifos[side], fifos[other]] if fifos else [])
+        if side == "hand":
+            own["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE / "probe"), own.get("PYTHONPATH")]))
+        processes[side] = start(commands[side], own, outs[side])
+        if not fifos:
+            processes[side].wait()
     for side, process in processes.items():
         if process.wait():
             raise SystemExit((outs[side] / "log").read_text()[-2000:] + f"\n{side} failed")
@@ -117,6 +142,11 @@ def step_cpu_s(found: dict[str, Any], last: int, *, is_all: bool) -> float:
     took = {name: end[name] - first[name] for name in end}
     others = took["children"] + took["above"] * took["own"] / took["wall"] if is_all else 0.0
     return float(took["own"] + others) / (last - FIRST)
+
+
+def step_wall_s(found: dict[str, Any], last: int) -> float:
+    """Return the seconds that pass in a step."""
+    return float(found["cpu_s"][str(last)]["wall"] - found["cpu_s"][str(FIRST)]["wall"]) / (last - FIRST)
 
 
 def interval(ratios: list[float]) -> tuple[float, float, float]:
@@ -153,22 +183,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the recipe's CPU seconds a step against a script by hand.")
     parser.add_argument("--pairs", type=int, default=20, help="at least 2")
     parser.add_argument("--last", type=int, default=40, help="last step; the first ten are not measured")
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     args = parser.parse_args()
-    plan = [sys.executable, "-m", "sousbatch", "plan", "hangul-restoration", *VALUES, "--json"]
+    plan = [sys.executable, "-m", "sousbatch", "plan", "hangul-restoration", *values(args.device), "--json"]
     inputs = json.loads(subprocess.run(plan, check=True, capture_output=True, text=True).stdout)["inputs"]
+    step_s = partial(step_cpu_s, is_all=True) if args.device == "cpu" else step_wall_s
     recipe: list[dict[str, Any]] = []
     hand: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="overhead-") as temporary:
         for number in range(args.pairs):
-            first = "recipe" if number % 2 else "hand"
-            pair = run_pair(Path(temporary) / str(number), args.last, inputs, first)
+            order = ["recipe", "hand"] if number % 2 else ["hand", "recipe"]
+            pair = run_pair(Path(temporary) / str(number), args.last, inputs, order, args.device)
             recipe.append(pair["recipe"])
             hand.append(pair["hand"])
             is_same = losses(recipe[-1], args.last) == losses(hand[-1], args.last)
-            costs = [step_cpu_s(found[-1], args.last, is_all=True) for found in (recipe, hand)]
+            costs = [step_s(found[-1], args.last) for found in (recipe, hand)]
             print(f"pair {number}: {costs[0] / costs[1]:.4f}, losses {'equal' if is_same else 'DIFFER'}", flush=True)
     print(f"losses every 10 steps: {losses(recipe[-1], args.last)}, by hand {losses(hand[-1], args.last)}")
-    print(f"{'CPU ms a step, medians':<42}{'recipe':>8}{'hand':>8}  mean ratio [95 % interval]")
+    what = "CPU ms a step, medians" if args.device == "cpu" else "ms a step, medians"
+    print(f"{what:<42}{'recipe':>8}{'hand':>8}  mean ratio [95 % interval]")
+    if args.device == "gpu":
+        report("the time that passes", *([step_s(found, args.last) for found in side] for side in (recipe, hand)))
+        return
     for title, is_all in (("rank, its children, those above", True), ("rank alone", False)):
         report(title, *([step_cpu_s(found, args.last, is_all=is_all) for found in side] for side in (recipe, hand)))
     ours, theirs = (least_step_cpu_s(side, args.last) for side in (recipe, hand))

@@ -20,6 +20,7 @@ from .forecast.prediction import memory_refusals
 from .forecast.storage import is_own_limit, model_of, with_dtype
 from .generation import engine_refusals
 from .labels import with_labels
+from .model_kinds import reads_padding
 from .optimizers import optimizer_refusals
 from .plan import After, Batch, Forecast, Plan, Stage, StageModel, StageSplit
 from .publications import unpublished
@@ -183,6 +184,19 @@ def _refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
     elif stage.record.starts_from_model and stage.model.is_random:
         why = "model.from_scratch is true" if settings.model.from_scratch else "model.path has no weights"
         yield f"stage {stage.name!r} has no model: no consolidate stage above it, and {why}"
+    elif stage.record.starts_from_model and stage.model.made_by is None:
+        yield from _head_refusals(stage, inputs)
+
+
+def _head_refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
+    """Refuse to ask a model whose head was never trained."""
+    task = task_of(stage.settings.task)
+    architectures = ", ".join(map(str, inputs.model.config.get("architectures") or ["no class"]))
+    if task.has_new_head and task.model_class.removeprefix("AutoModel") not in architectures:
+        yield (
+            f"stage {stage.name!r}: the model was not trained for task {task.name} (it is {architectures}), so its "
+            "answers would be random; train it in this recipe, or name a model that was"
+        )
 
 
 def _merge_refusals(stage: Stage, site: Site, inputs: Inputs) -> Iterator[str]:
@@ -309,6 +323,11 @@ def _warnings(recipe: Recipe, site: Site, inputs: Inputs, stage: Stage, found: F
     if stage.batch is None:
         return
     yield from train_warnings(stage)
+    if reads_padding(inputs.model.config) and stage.batch.micro_batch > 1:
+        yield (
+            f"stage {stage.name!r}: a {inputs.model.config['model_type']} reads the padding of the rows beside a row, "
+            "and answers each row alone; train.micro_batch=1 trains it as it will be asked"
+        )
     yield from _storage_warnings(stage, found)
     if "predict" in stage.splits and (num_rows := stage.splits["predict"].num_rows) > _MANY_ANSWERS:
         if task_of(stage.settings.task).generates:

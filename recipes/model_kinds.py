@@ -53,6 +53,15 @@ def overflows_in_float16(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") in _WITHOUT_POSITIONS
 
 
+def reads_padding(config: Mapping[str, Any]) -> bool:
+    """Say whether an encoder mixes the padding of a batch into its texts.
+
+    Whatever the mask says, FNet transforms all places together, and ConvBERT's convolutions reach into the padding
+    (transformers 5.23).
+    """
+    return config.get("model_type") in ("fnet", "convbert")
+
+
 def padding_side(config: Mapping[str, Any]) -> Literal["left", "right"]:
     """Return where the padding of a text stands that is classified.
 

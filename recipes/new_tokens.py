@@ -50,10 +50,13 @@ def _keep_own_head(model: Any) -> None:
 
     The config of mT5 says that its head is tied. transformers would when it resizes, and peft when it wraps rows.
     """
-    names = [f"{name}.weight" for name, _ in embedding_layers(model)]
-    ties = getattr(model, "_tied_weights_keys", None)
-    if len(names) > 1 and isinstance(ties, dict):
-        model._tied_weights_keys = {one: other for one, other in ties.items() if not re.fullmatch(one, names[-1])}
+    layers, ties = embedding_layers(model), getattr(model, "_tied_weights_keys", None)
+    name, head = layers[-1]
+    # T5Gemma's is tied to the embeddings of its decoder, not to those of its input
+    is_tied = sum(value is head.weight for _, value in model.named_parameters(remove_duplicate=False)) > 1
+    if len(layers) > 1 and not is_tied and isinstance(ties, dict):
+        own = f"{name}.weight"
+        model._tied_weights_keys = {one: other for one, other in ties.items() if not re.fullmatch(one, own)}
 
 
 def embedding_layers(model: Any) -> list[tuple[str, Any]]:

@@ -26,6 +26,7 @@ _TRAINING_NAMES = (
 _NEW_HEADS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 _ROWS = ".token_adapter.trainable_tokens_delta"
 _MAGNITUDE = ".lora_magnitude_vector"
+_TOKEN_BIAS = "final_logits_bias"  # a buffer of BART and its kin, which grows with the embeddings
 # Where peft saves resized embeddings it writes them also as they were before the training.
 _BEFORE = (".original_module.", ".token_adapter.base_layer.")
 # Options that change nothing of `W + scaling * B @ A`, and those that are computed below.
@@ -210,6 +211,8 @@ def _replace_rows(
         raise UnmergeableError(f"{name!r} has {weight.shape[0]} rows, and not all that follow were trained; {_ADVICE}")
     width = weight.shape[1]
     segments = weight.segments
+    if new and _TOKEN_BIAS in merged:
+        raise UnmergeableError(f"{_TOKEN_BIAS!r} of the base has no numbers for {len(new)} new tokens; {_ADVICE}")
     if new:  # read, and replaced
         segments = (*segments, *cut(weight.segments, dtype_of(weight).num_bytes, 0, len(new) * width))
     merged[name] = replace(

@@ -21,7 +21,7 @@ from ...predictions.rows import PREDICTION
 from ...recipes.data.encode import Encoded, pad_id
 from ...recipes.data.rows import Row, read_rows
 from ...recipes.labels import labels_in
-from ...recipes.model_kinds import padding_side
+from ...recipes.model_kinds import padding_side, reads_padding
 from ...recipes.schema import StageSettings
 from ...recipes.tasks.classification import PROBABILITIES, TASK
 from ..generation import not_finite
@@ -130,7 +130,8 @@ class LabelAnswerer:
 
     def __init__(self, settings: StageSettings, model: Any, tokenizer: Any) -> None:
         self._settings, self._model, self._tokenizer, self._pad = settings, model, tokenizer, pad_id(tokenizer)
-        self._batches = Batches(settings.predict.batch_rows, settings.predict.batch_tokens)
+        batch_rows = 1 if reads_padding(model.config.to_dict()) else settings.predict.batch_rows
+        self._batches = Batches(batch_rows, settings.predict.batch_tokens)
         config = model.config.to_dict()
         self._side = padding_side(config)
         self._labels, self._longest = labels_in(config), TASK.longest(settings, "predict", config)

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from ...predictions.rows import PREDICTION
 from ...recipes.data.encode import BATCH_ROWS, pad_id
 from ...recipes.data.rows import Row, read_rows
+from ...recipes.model_kinds import reads_padding
 from ...recipes.schema import StageSettings
 from ...recipes.tasks.question_answering import TASK, Window
 from ..generation import not_finite
@@ -109,7 +110,8 @@ class SpanAnswerer:
     def __init__(self, settings: StageSettings, model: Any, tokenizer: Any) -> None:
         self._settings, self._model, self._tokenizer = settings, model, tokenizer
         self._collate = make_collator(settings, tokenizer, model)
-        self._batches = Batches(settings.predict.batch_rows, settings.predict.batch_tokens)
+        batch_rows = 1 if reads_padding(model.config.to_dict()) else settings.predict.batch_rows
+        self._batches = Batches(batch_rows, settings.predict.batch_tokens)
 
     def answer(self, rows: Sequence[tuple[int, Row]]) -> list[dict[str, Any]]:
         """Return the predictions of rows, in their order.

@@ -28,10 +28,7 @@ Numbered = tuple[int, dict[str, Any]]
 Load = Callable[[str, str], OwnFunction]  # from the recipe's key and the function's name
 _NUM_NAMED = 5
 AUGMENTS = ("hangul",)
-_OF_TURN, _OF_PART = (
-    ("content", "value"),
-    ("text",),
-)  # where the texts of {role, content}, {from, value}, {type, text} are
+_OF_TURN, _OF_PART = ("content", "value"), ("text",)  # texts of {role, content}, {from, value}; of {type, text}
 _OWN = "an own function as module:function"
 
 

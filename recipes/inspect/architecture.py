@@ -92,6 +92,9 @@ def _empty_model(question: Mapping[str, Any]) -> Any:
         wrong = f"is a {config.model_type}, which has no {task.model_class.removeprefix('Auto')} in transformers"
     if wrong:
         raise UsageError(f"it {wrong}; {advise_task(plain, lambda other: _has_class(other, config))}")
+    if "default_language" in plain and plain["default_language"] not in plain["languages"]:  # an XMOD
+        languages = ", ".join(plain["languages"])
+        raise UsageError(f"it does not know its language; set model.config.default_language to one of {languages}")
     model = kind.from_config(config, **options)
     if model.main_input_name != "input_ids":
         raise UsageError(
@@ -186,6 +189,7 @@ def _trained(values: Mapping[str, Any], model: Any, tokenizer: Any, stored: Mapp
         return {"problem": "; ".join(map(str, faults))}
     name = type(model).__name__
     try:
+        _check_start(model)
         ready = prepare_model(settings, model, tokenizer)
         if hasattr(ready, "peft_config"):
             _check_called(ready)
@@ -194,6 +198,22 @@ def _trained(values: Mapping[str, Any], model: Any, tokenizer: Any, stored: Mapp
         return {"problem": str(error)}
     except Exception as error:  # whatever a library raises here, it would raise in the job
         return {"problem": f"{name} cannot be made ready to train: {type(error).__name__}: {error}"}
+
+
+def _check_start(model: Any) -> None:
+    """Refuse an encoder-decoder whose decoder has no token to begin with."""
+    import torch
+
+    shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if shift is None or not model.config.is_encoder_decoder:
+        return
+    try:
+        shift(labels=torch.zeros((1, _NUM_TOKENS), dtype=torch.long))
+    except Exception as error:  # each class has its own way to say that a token has no id
+        raise UsageError(
+            f"{type(model).__name__} does not know what its decoder begins with ({error}); give its config.json a "
+            "decoder_start_token_id and a pad_token_id, such as 0 and 0 of a T5"
+        ) from error
 
 
 def _check_called(model: Any) -> None:

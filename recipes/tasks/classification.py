@@ -59,13 +59,6 @@ def _encode(
 
 def _refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
     yield from framed_refusals(stage, inputs)
-    architectures = ", ".join(map(str, inputs.model.config.get("architectures") or ["no class"]))
-    has_head = "ForSequenceClassification" in architectures
-    if "predict" in stage.splits and stage.model.made_by is None and not has_head:
-        yield (
-            f"stage {stage.name!r}: the model was not trained to classify (it is {architectures}), so "
-            "its labels would be random; train it in this recipe, or name a model that was"
-        )
     weights = stage.settings.train.class_weights
     if stage.batch is not None and isinstance(weights, Mapping) and (unknown := weights.keys() - set(inputs.labels)):
         yield (

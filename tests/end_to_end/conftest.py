@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,9 +108,9 @@ class Place:
         found = []
         for path in sorted((self.root / "runs").glob("*/*/ledger/*.jsonl")):
             for line in path.read_text().splitlines():
-                event = json.loads(line)
-                if event["kind"] == kind:
-                    found.append({"file": path.name} | event)
+                with suppress(ValueError):  # a line that a kill or a full disk has cut
+                    event = json.loads(line)
+                    found += [{"file": path.name} | event] if event["kind"] == kind else []
         return found
 
     def states(self) -> dict[str, dict[str, Any]]:

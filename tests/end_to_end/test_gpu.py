@@ -50,7 +50,7 @@ def test_it_trains_consolidates_and_predicts_in_the_memory_that_was_forecast(pla
     hook = place.hook(MEASURE.replace("WHERE", str(measured)))
     place.run("submit", "hangul-restoration", *small, five_stages, *ON_ONE_CARD, LARGER, *method, hook)
     assert {stage["state"] for stage in place.states().values()} == {"done"}
-    (predictions,) = place.run_dir().glob("predictions/merge/*.jsonl")
+    predictions = place.run_dir() / "predictions/predict/predictions.jsonl"
     assert len(predictions.read_text().splitlines()) == 24
     found, wanted = int(measured.read_text()), forecast_bytes(place)
     print(f"{cell}: {found / 1e9:.3f} GB of the card, {wanted / 1e9:.3f} GB forecast")

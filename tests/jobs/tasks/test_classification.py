@@ -12,6 +12,8 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import (
     AutoTokenizer,
+    FNetConfig,
+    FNetForSequenceClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
     XLNetConfig,
@@ -67,6 +69,15 @@ def test_an_answer_is_the_likeliest_label_with_the_probability_of_each(model: An
         likeliest = max(range(2), key=answer["probabilities"].__getitem__)
         assert answer["prediction"] == ("no", "yes")[likeliest]
         assert sum(answer["probabilities"]) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_model_that_reads_padding_answers_each_row_alone() -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16, "initializer_range": 1.0}
+    model = FNetForSequenceClassification(FNetConfig(vocab_size=512, **sizes, **SETTINGS.model.config)).eval()
+    answerer = RUNTIME.answerer(SETTINGS, model, AutoTokenizer.from_pretrained(TINY))
+    short, long = (0, {"input": "가"}), (1, {"input": "나다라마바사"})
+    assert answerer.answer([short, long])[0] == answerer.answer([short])[0]
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])

@@ -7,12 +7,22 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GPTJConfig, GPTJForCausalLM, LlamaConfig, LlamaForCausalLM, MarianConfig, MarianMTModel
+from transformers import (
+    GPTJConfig,
+    GPTJForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MarianConfig,
+    MarianMTModel,
+    T5GemmaConfig,
+    T5GemmaForConditionalGeneration,
+)
 
 from sousbatch.errors import UsageError
 from sousbatch.jobs.training.model import build_model
 from sousbatch.recipes.facts import TensorFacts
 from sousbatch.recipes.forecast.parameters import takes_adapter
+from sousbatch.recipes.new_tokens import add_rows
 from sousbatch.recipes.schema import Adapter, Model, Recipe, Train, Zero
 
 # peft calls transformers by names that are deprecated there, and ours serve the older ones too
@@ -180,6 +190,15 @@ def test_an_output_layer_with_a_bias_trains_in_full_for_new_tokens(tmp_path: Pat
         "lm_head.modules_to_save.default.weight",
         "lm_head.modules_to_save.default.bias",
     }
+
+
+def test_a_head_that_is_tied_to_the_decoders_embeddings_is_saved_with_them(tmp_path: Path) -> None:
+    part = {"vocab_size": WORDS, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 8}
+    part |= {"num_attention_heads": 2, "num_key_value_heads": 2, "layer_types": ["full_attention"]}
+    model = T5GemmaForConditionalGeneration(T5GemmaConfig(encoder=part, decoder=part, vocab_size=WORDS))
+    assert add_rows(model, Words()) == [WORDS, WORDS + 1]
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").exists()
 
 
 def test_layers_that_train_in_full_beside_an_adapter_are_not_quantised(folder: Path) -> None:

@@ -335,6 +335,11 @@ WRONG = {
         "is a llama, which has no ModelForSeq2SeqLM in transformers; set task=causal_lm or task=classification or "
         "task=question_answering",
     ),
+    "no language": (
+        ("xmod", {"languages": ["en_XX", "ko_KR"]}),
+        "classification",
+        "set model.config.default_language to one of en_XX, ko_KR",
+    ),
     "images and text": (("qwen2_vl", {}), "classification", "take another model"),
     "speech": (
         ("whisper", SPEECH),
@@ -406,6 +411,20 @@ def test_it_is_known_before_the_training_who_will_merge_the_adapter(
     stored = {name: (shape, "float32") for name, shape in plain["tensors"]}
     found = ask(kind, tokenizer_folder, tmp_path, settings=settings, stored=stored)["trained"]["one"]
     assert found["merges_in_memory"] is expected
+
+
+def test_peft_merges_where_new_tokens_lack_their_bias(tokenizer_folder: Path, tmp_path: Path) -> None:
+    """BART's files hold a buffer with a number for each token."""
+    kind = (BART[0], {**BART[1], "pad_token_id": 1, "decoder_start_token_id": 2})
+    plain = ask(kind, tokenizer_folder, tmp_path, task="seq2seq", trainings={})
+    stored = {name: (shape, "float32") for name, shape in plain["tensors"]} | {
+        "final_logits_bias": ([1, 64], "float32")
+    }
+    for tokens, expected in ((), False), (("[A]",), True):
+        settings = replace(lora(target_modules=("q_proj",)), task="seq2seq", model=Model(add_tokens=tokens))
+        asked = {"task": "seq2seq", "settings": settings, "stored": stored}
+        found = ask(kind, tokenizer_folder, tmp_path, **asked)["trained"]["one"]
+        assert found["merges_in_memory"] is expected
 
 
 @pytest.mark.parametrize("saved", ["embed_tokens", "lm_head"])
@@ -492,6 +511,15 @@ def test_a_head_whose_values_are_its_own_counts_and_needs_a_loader_that_keeps_it
             read_model(sharded, places)
     else:
         read_model(sharded, places)
+
+
+def test_a_decoder_without_a_token_to_begin_with_is_refused(tokenizer_folder: Path, tmp_path: Path) -> None:
+    sizes = {"d_model": 16, "d_ff": 24, "d_kv": 8, "num_layers": 1, "num_heads": 2, "pad_token_id": 0}
+    asked = {"task": "seq2seq", "settings": StageSettings(task="seq2seq")}
+    found = ask(("t5", sizes), tokenizer_folder, tmp_path, **asked)
+    assert "give its config.json a decoder_start_token_id" in found["trained"]["one"]["problem"]
+    found = ask(("t5", {**sizes, "decoder_start_token_id": 0}), tokenizer_folder, tmp_path, **asked)
+    assert "problem" not in found["trained"]["one"]
 
 
 def test_a_class_that_cannot_be_given_tokens_is_named(tokenizer_folder: Path, tmp_path: Path) -> None:

@@ -121,14 +121,30 @@ def test_texts_longer_than_the_model_are_refused_and_can_be_cut() -> None:
     assert plan("data.long_rows=cut_right").inputs.lengths[0].longest_kept == 32
 
 
-def test_a_model_without_a_trained_head_is_not_asked() -> None:
+def test_a_model_that_reads_padding_is_to_train_as_it_will_be_asked() -> None:
     found = plan()
-    asked = replace(found.stage("predict"), model=found.stage("train").model)
-    reasons = list(TASK.refusals(asked, found.inputs))
-    assert len(reasons) == 1 and "was not trained to classify" in reasons[0]
-    trained = {**found.inputs.model.config, "architectures": ["BertForSequenceClassification"]}
-    inputs = replace(found.inputs, model=replace(found.inputs.model, config=trained))
-    assert not list(TASK.refusals(asked, inputs))
+    config = {**found.inputs.model.config, "model_type": "fnet"}
+    inputs = replace(found.inputs, model=replace(found.inputs.model, config=config))
+    for micro_batch, expected in ((2, 1), (1, 0)):
+        recipe = compose("./small.yaml", [*BERT, f"train.micro_batch={micro_batch}"])
+        said = [one for one in compile(recipe, SITE, inputs).warnings if "reads the padding" in one]
+        assert len(said) == expected
+
+
+def test_a_model_without_a_trained_head_is_trained_and_not_asked() -> None:
+    found = plan("checkpoints.metric=macro_f1")  # which asks it while it trains
+    recipe = compose("./small.yaml", [*BERT[:2], "stages={predict: {}}"])
+
+    def ask(task: str, architecture: str) -> Plan:
+        config = {**found.inputs.model.config, "architectures": [architecture]}
+        model = replace(found.inputs.model, has_weights=True, config=config)
+        return compile(replace(recipe, task=task), SITE, replace(found.inputs, model=model))
+
+    with pytest.raises(PlanError, match=r"was not trained for task classification \(it is BertModel\)"):
+        ask("classification", "BertModel")
+    with pytest.raises(PlanError, match=r"was not trained for task question_answering \(it is BertForMaskedLM\)"):
+        ask("question_answering", "BertForMaskedLM")
+    ask("classification", "BertForSequenceClassification")
 
 
 @pytest.mark.parametrize("weights", ["most", "{좋다: 0}", "3"])

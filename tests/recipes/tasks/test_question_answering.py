@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 from sousbatch.errors import UsageError
 from sousbatch.recipes.facts import ModelFacts, TensorFacts
@@ -69,6 +69,20 @@ def test_a_window_holds_the_answer_or_points_to_cls(tokenizer: LightTokenizer) -
     begin, end = second.offsets[second.start], second.offsets[second.end]
     assert PASSAGE[begin[0] : end[1]] == "자차 카타"
     assert [one.num_learned for one in windows] == [1, 2] and windows[0].remarks == ()
+
+
+def test_tokens_with_a_blank_before_them_keep_the_places_of_their_letters() -> None:
+    """RoBERTa's post-processor takes the blank off the places of its tokens."""
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(special_tokens=["<s>", "</s>"], show_progress=False)
+    inner.train_from_iterator([PASSAGE, "무엇"], trainer)
+    inner.post_processor = processors.RobertaProcessing(("</s>", 1), ("<s>", 0))
+    names = {"bos_token": None, "eos_token": None, "pad_token": None, "cls_token": "<s>"}
+    wide = replace(SETTINGS, data=Data(max_tokens=64))
+    (window,) = encoded(LightTokenizer(inner, names), ROW | {"question": "무엇"}, settings=wide)
+    begin, end = window.offsets[window.start], window.offsets[window.end]
+    assert PASSAGE[begin[0] : end[1]] == "사아"
 
 
 @pytest.mark.parametrize(
