@@ -37,7 +37,7 @@ from .tokenizer import load_full, load_light, tokenizer_digest, unknown_id
 Progress = Callable[[str, int, int], None]  # what is counted, rows done, rows in all
 Use = Literal["train", "eval", "predict"]
 
-_FORMAT = 7  # raised when rows are counted in another way
+_FORMAT = 8  # raised when rows are counted in another way
 _NUM_NAMED = 5
 
 

@@ -38,6 +38,9 @@ from .model_folder import find_folder
 from .tokenizer import tokenizer_digest
 
 _SAMPLE_BYTES = 65_536
+_RECIPES = Path(__file__).parents[1]
+# What refuses a training when it looks at its model: another version may answer otherwise.
+_LOOK = tuple(_RECIPES / name for name in ("adapting.py", "building.py", "new_tokens.py", "inspect/architecture.py"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,6 +295,7 @@ def _build(
         [
             *((folder / "config.json").read_text(encoding="utf-8"), tokenizer_digest(tokenizer_folder), code, question),
             *(metadata.version(name) for name in ("transformers", "peft")),
+            *map(file_digest, _LOOK),
         ]
     )
     wanted, others = ({digest_of(one): one for one in part} for part in (trainings, ahead))

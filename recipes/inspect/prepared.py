@@ -22,7 +22,7 @@ from ... import files
 from ...checkpoints.capacity.limits import read_limits, tightest
 from ...errors import NoRoomError, PlanError, UsageError, is_no_room
 from ...user_folders import cache_dir, recall, remember
-from ..data import cleaning, hangul, own_functions, preparing, selection
+from ..data import chat, cleaning, hangul, own_functions, preparing, selection
 from ..data.own_functions import OwnFunction, find_source
 from ..data.preparing import Preparation, Steps, as_line, steps_of
 from ..data.rows import read_rows
@@ -37,7 +37,7 @@ from .data import check_columns, read_file
 Progress = Callable[[str, int, int], None]  # what is prepared, rows done, rows in all
 
 _FORMAT = 1  # raised when a prepared file is written in another way
-_MODULES = (cleaning, hangul, own_functions, preparing, selection)
+_MODULES = (chat, cleaning, hangul, own_functions, preparing, selection)
 _REPORT_EVERY = 1000
 _MORE_ROOM = "free some space, or let SOUSBATCH_CACHE name a folder of a larger disk"
 

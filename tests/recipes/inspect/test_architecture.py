@@ -501,6 +501,10 @@ def test_a_head_whose_values_are_its_own_counts_and_needs_a_loader_that_keeps_it
     )
     recipe = compose(str(tmp_path / "recipe.yaml"))
     facts = read_model(recipe, places)
+    assert read_model(recipe, places) == facts and len(asked) == 1, "the answer is remembered"
+    (tmp_path / "look.py").write_text("another version")
+    monkeypatch.setattr(model_facts, "_LOOK", (tmp_path / "look.py",))
+    assert read_model(recipe, places) == facts and len(asked) == 2, "but not that of another version"
     assert asked[0]["untied"] == untied
     assert facts.num_params == sum(value.numel() for value in values.values()) - (not untied) * 64 * 16
     grown = read_model(compose(str(tmp_path / "recipe.yaml"), ["model.add_tokens=['[A]']"]), places)
