@@ -95,6 +95,11 @@ def _empty_model(question: Mapping[str, Any]) -> Any:
     if "default_language" in plain and plain["default_language"] not in plain["languages"]:  # an XMOD
         languages = ", ".join(plain["languages"])
         raise UsageError(f"it does not know its language; set model.config.default_language to one of {languages}")
+    if plain.get("num_landmarks", width := plain.get("segment_means_seq_len")) != width:  # a Nystromformer
+        raise UsageError(
+            f"it takes texts of {width} tokens alone, to sum them up in {plain['num_landmarks']}; set "
+            f"model.config.num_landmarks={width}, so that it attends to all tokens of any text"
+        )
     model = kind.from_config(config, **options)
     if model.main_input_name != "input_ids":
         raise UsageError(

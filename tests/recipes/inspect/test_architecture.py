@@ -335,6 +335,11 @@ WRONG = {
         "is a llama, which has no ModelForSeq2SeqLM in transformers; set task=causal_lm or task=classification or "
         "task=question_answering",
     ),
+    "one length": (
+        ("nystromformer", {"num_landmarks": 16, "segment_means_seq_len": 32}),
+        "classification",
+        "set model.config.num_landmarks=32",
+    ),
     "no language": (
         ("xmod", {"languages": ["en_XX", "ko_KR"]}),
         "classification",
