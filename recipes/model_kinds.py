@@ -56,10 +56,10 @@ def overflows_in_float16(config: Mapping[str, Any]) -> bool:
 def reads_padding(config: Mapping[str, Any]) -> bool:
     """Say whether an encoder mixes the padding of a batch into its texts.
 
-    Whatever the mask says, FNet transforms all places together, and ConvBERT's convolutions reach into the padding
-    (transformers 5.23).
+    Whatever the mask says, FNet transforms all places together, and the convolutions of ConvBERT and Nystromformer
+    reach into the padding (transformers 5.23).
     """
-    return config.get("model_type") in ("fnet", "convbert")
+    return config.get("model_type") in ("fnet", "convbert", "nystromformer")
 
 
 def padding_side(config: Mapping[str, Any]) -> Literal["left", "right"]:
