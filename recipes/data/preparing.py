@@ -220,7 +220,7 @@ def _said(turns: Sequence[Any], names: Sequence[str] = _OF_TURN) -> list[str]:
 
 
 def _with_texts(value: Any, change: Callable[[str], str]) -> Any:
-    """Change the texts of a column, which may be a conversation, or the answers of a question."""
+    """Change the texts of a column, those of turns and of answers too."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, list):
