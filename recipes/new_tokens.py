@@ -34,8 +34,9 @@ def add_rows(model: Any, tokenizer: Any) -> list[int]:
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         except RuntimeError as error:  # Marian's resizes in a way of its own, which fails before there are weights
             raise UsageError(
-                f"model.add_tokens: {type(model).__name__} of transformers cannot be given rows for new tokens "
-                f"({error}); leave model.add_tokens out, or take another model"
+                f"model.add_tokens: {type(model).__name__} of transformers cannot be given rows for tokens beyond its "
+                f"{num_rows:,}, and its tokenizer has {len(tokenizer):,} ({error}); leave model.add_tokens out, or "
+                "take another model or tokenizer"
             ) from error
     num_old = min(num_rows, getattr(tokenizer, "num_known", num_rows))
     new = list(range(num_old, len(tokenizer)))

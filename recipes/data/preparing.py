@@ -219,16 +219,14 @@ def _said(turns: Sequence[Any], names: Sequence[str] = _OF_TURN) -> list[str]:
     return found
 
 
-def _with_texts(value: Any, change: Callable[[str], str], names: Sequence[str] = _OF_TURN) -> Any:
+def _with_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """Change the texts of a column, those of turns and of answers too."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, list):
-        return [
-            one | {name: _with_texts(one[name], change, _OF_PART) for name in names if name in one}
-            if isinstance(one, dict)
-            else one
-            for one in value
-        ]
+        return [_with_texts(one, change) for one in value]
+    if isinstance(value, dict):
+        return value | {name: _with_texts(value[name], change) for name in (*_OF_TURN, *_OF_PART) if name in value}
     return value
 
 

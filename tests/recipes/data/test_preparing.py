@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,20 @@ def test_the_messages_of_a_conversation_are_cleaned_and_searched_in_each_form(fo
     assert steps is not None
     rows, _ = _prepare(replace(steps, columns=("m",), conversation_column="m"), [{"m": CONVERSATIONS[form]}])
     assert [turn["content"] for turn in turns_of(rows[0]["m"])] == ["a b", "c"]
+
+
+@pytest.mark.parametrize("form", ["text", "list", "datasets", "squad"])
+def test_answers_are_cleaned_as_their_passage_is(form: str) -> None:
+    forms: dict[str, Callable[[str], Any]] = {
+        "text": lambda said: said,
+        "list": lambda said: [said],
+        "datasets": lambda said: {"text": [said], "answer_start": [0]},
+        "squad": lambda said: [{"text": said, "answer_start": 0}],
+    }
+    steps = replace(STEPS, clean=("unicode",), columns=("context", "answers"))
+    whole, parts = "\uac00", "\u1100\u1161"  # one letter, as macOS and others write it
+    rows, _ = _prepare(steps, [{"context": f"{parts}.", "answers": forms[form](parts)}])
+    assert rows == [{"context": f"{whole}.", "answers": forms[form](whole)}]
 
 
 def test_rows_to_predict_keep_place_and_id_whatever_a_function_returns(load: Any) -> None:

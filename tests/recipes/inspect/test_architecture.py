@@ -214,7 +214,8 @@ def test_embeddings_and_a_head_of_one_weight_train_as_one_by_the_name_that_is_ad
 @pytest.mark.filterwarnings("ignore:.*(tie_word_embeddings|ensure_weight_tying):UserWarning")
 @pytest.mark.parametrize("name", ["embed_tokens", "shared", "lm_head"])
 def test_embeddings_of_one_weight_do_not_train_apart(name: str, tokenizer_folder: Path, tmp_path: Path) -> None:
-    t5 = ("t5", {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2})
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    t5 = ("t5", {**sizes, "decoder_start_token_id": 0})
     given = {"task": "seq2seq", "settings": replace(lora(modules_to_save=(name,)), task="seq2seq")}
     problem = ask(t5, tokenizer_folder, tmp_path, **given)["trained"]["one"]["problem"]
     named = "shared" if name == "shared" else "encoder.embed_tokens"
@@ -478,7 +479,8 @@ def test_a_kernel_of_attention_that_the_model_cannot_use_is_refused(tokenizer_fo
 def test_embeddings_that_an_encoder_and_a_decoder_share_are_not_adapted_apart(
     values: dict[str, Any], problem: str, tokenizer_folder: Path, tmp_path: Path
 ) -> None:
-    t5 = ("t5", {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2})
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    t5 = ("t5", {**sizes, "decoder_start_token_id": 0})
     adapter = Adapter(method="lora", rank=2, **({"target_modules": ("q",)} | values))
     settings = StageSettings(task="seq2seq", adapter=adapter)
     found = ask(t5, tokenizer_folder, tmp_path, settings=settings, task="seq2seq")

@@ -177,7 +177,8 @@ def test_a_model_of_few_positions_limits_sources_targets_and_answers(project: Pa
 def test_a_t5_becomes_a_bfloat16_model(project: Path) -> None:
     _write_pairs(project, "가", "나")
     config = {"model_type": "t5", "d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
-    (project / "model" / "config.json").write_text(json.dumps(config | {"vocab_size": 32, "is_encoder_decoder": True}))
+    config |= {"vocab_size": 32, "is_encoder_decoder": True, "decoder_start_token_id": 0}
+    (project / "model" / "config.json").write_text(json.dumps(config))
     t5 = ["./small.yaml", "task=seq2seq", "model.from_scratch=true"]
     assert _plan(*t5).recipe.consolidate.dtype == "bfloat16"
     warnings = _plan(*t5, "consolidate.dtype=float16").warnings
