@@ -12,7 +12,10 @@ _LABELS = {"labels": _IGNORED_LABEL, "start_positions": _BEYOND_ANY_TEXT, "end_p
 
 
 def first_rows(batch: dict[str, Any], num_rows: int) -> dict[str, Any]:
-    """Return *batch* with the labels of its first rows alone; those behind them do not count in a loss."""
+    """Return *batch* with the labels of its first *num_rows* rows alone.
+
+    The others do not count in a loss.
+    """
     found = dict(batch)
     for name in _LABELS.keys() & batch.keys():
         found[name] = batch[name].clone()
@@ -22,10 +25,9 @@ def first_rows(batch: dict[str, Any], num_rows: int) -> dict[str, Any]:
 
 def num_labels(batch: dict[str, Any], *, is_shifted: bool) -> torch.Tensor:
     """Return how many labels of *batch* count in its mean loss."""
-    if "labels" not in batch:
-        return (batch["start_positions"] != _BEYOND_ANY_TEXT).sum()
-    labels = batch["labels"][..., 1:] if is_shifted else batch["labels"]
-    return (labels != _IGNORED_LABEL).sum()
+    name = "labels" if "labels" in batch else "start_positions"
+    labels: torch.Tensor = batch[name][..., 1:] if is_shifted else batch[name]
+    return (labels != _LABELS[name]).sum()
 
 
 def chosen_tokens(logits: torch.Tensor, labels: torch.Tensor, *, is_shifted: bool) -> tuple[set[int], set[int]]:

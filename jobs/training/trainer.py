@@ -182,9 +182,9 @@ class RecipeTrainer(Trainer):
         return loss, None, None
 
     def evaluation_loop(self, *arguments: Any, **options: Any) -> Any:
-        """Return transformers' times, the mean loss of all labels, and the metric of answers, if any.
+        """Return transformers' times, the mean loss, and the metric of answers.
 
-        transformers' own is a mean over batches, which depends on micro batch and ranks.
+        transformers' own loss is a mean over batches, which depends on micro batch and ranks.
         """
         self._measured = []
         output = super().evaluation_loop(*arguments, **options)
