@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import Fault
 from ..plugins import Registry
-from .model_kinds import ModelKind, max_positions
+from .model_kinds import ModelKind, max_positions, mixes_beams
 from .tasks import task_of
 
 if TYPE_CHECKING:
@@ -151,6 +151,10 @@ def spans_devices(settings: StageSettings) -> bool:
 def engine_refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
     """Yield why an engine cannot work with the Python, devices or model it gets."""
     settings, wanted = stage.settings, stage.resources
+    beams = settings.predict.num_beams or 1
+    if beams > 1 and "predict" in stage.splits and mixes_beams(inputs.model.config):
+        model_type = inputs.model.config["model_type"]
+        yield f"predict.num_beams is {beams}, and beams mix up what a {model_type} remembers; set predict.num_beams=1"
     if stage.record.leaves != "predictions":
         return
     engine, versions = engine_of(settings), inputs.versions

@@ -62,6 +62,15 @@ def reads_padding(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") in ("fnet", "convbert", "nystromformer")
 
 
+def mixes_beams(config: Mapping[str, Any]) -> bool:
+    """Say whether beams of a model would continue from the states of others (transformers 5.23).
+
+    What RecurrentGemma and MiniMax remember does not move with its beam, and is mixed up in silence; that of RWKV and
+    xLSTM ends the search.
+    """
+    return config.get("model_type") in ("recurrent_gemma", "minimax", "rwkv", "xlstm")
+
+
 def padding_side(config: Mapping[str, Any]) -> Literal["left", "right"]:
     """Return where the padding of a text stands that is classified.
 

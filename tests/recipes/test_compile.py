@@ -283,6 +283,22 @@ def test_a_predict_task_has_one_device_unless_its_engine_spreads_a_model(
         compile(recipe, small.SITE, small.INPUTS)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"predict.num_beams": 3},
+        {"predict.decodings": {"greedy": {}, "beams": {"num_beams": 3}}},
+        {"predict.num_beams": 3, "checkpoints.metric": "exact_match", "stages": {"train": StageSpec()}},
+    ],
+)
+def test_beams_are_refused_where_a_model_mixes_their_states(small: ModuleType, changes: dict[str, Any]) -> None:
+    recipe = _changed(small.RECIPE, changes)
+    assert compile(recipe, small.SITE, small.INPUTS)
+    inputs = _changed(small.INPUTS, {"model.config": {**small.CONFIG, "model_type": "recurrent_gemma"}})
+    with pytest.raises(PlanError, match="predict.num_beams is 3, and .* a recurrent_gemma remembers; set predict.num"):
+        compile(recipe, small.SITE, inputs)
+
+
 def test_predicting_needs_a_model(small: ModuleType) -> None:
     with pytest.raises(PlanError, match="stage 'predict' has no model"):
         _stages(small, _changed(small.INPUTS, {"model.has_weights": False}), predict=StageSpec())
