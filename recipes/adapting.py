@@ -60,6 +60,13 @@ def with_adapter(settings: StageSettings, task: TaskSpec, model: Any, options: d
             adapted = get_peft_model(model, config)
     except ValueError as error:
         raise UsageError(_refusal(settings, type(model).__name__, layers, str(error))) from error
+    except TypeError as error:
+        if "ParamWrapper" not in str(error):
+            raise
+        raise UsageError(
+            f"adapter.modules_to_save {list(spec.modules_to_save)} has the experts of {type(model).__name__}, which "
+            "peft adapts and cannot train in full; leave them out"
+        ) from error
     _check_targets(spec.target_modules, layers, adapted)
     _check_copies(adapted)
     _check_ties(adapted)

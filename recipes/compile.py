@@ -322,7 +322,7 @@ def _warnings(recipe: Recipe, site: Site, inputs: Inputs, stage: Stage, found: F
     yield from _output_warnings(stage, inputs)
     if stage.batch is None:
         return
-    yield from train_warnings(stage)
+    yield from train_warnings(stage, inputs)
     if reads_padding(inputs.model.config) and stage.batch.micro_batch > 1:
         yield (
             f"stage {stage.name!r}: a {inputs.model.config['model_type']} reads the padding of the rows beside a row, "

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from .facts import Inputs, ModelFacts
 from .fallbacks import fallback_refusals
+from .forecast.parameters import is_frozen
 from .plan import Stage
 from .schema import StageSettings
 from .tasks import task_of
@@ -38,6 +40,20 @@ def train_refusals(stage: Stage) -> Iterator[str]:
         yield from _pure_refusals(stage.settings)
 
 
+def _unlearned(stage: Stage, model: ModelFacts) -> Iterator[str]:
+    """Say so where all tables that get a row for each new token are frozen."""
+    added, frozen = stage.settings.model.add_tokens, stage.settings.model.freeze
+    if not (added and frozen):
+        return
+    words = model.config.get("vocab_size")
+    tables = [one.name for one in model.tensors if len(one.shape) == 2 and one.shape[0] == words]
+    if tables and all(is_frozen(name, frozen) for name in tables):
+        yield (
+            f"stage {stage.name!r}: model.freeze has {', '.join(tables)}, so that the rows of the {len(added)} new "
+            "tokens stay the mean of the others; leave it out, and they are learned"
+        )
+
+
 def _pure_refusals(settings: StageSettings) -> Iterator[str]:
     """Yield why a training cannot do without float32 masters."""
     train, keep = settings.train, "set train.master_weights=true"
@@ -52,8 +68,13 @@ def _pure_refusals(settings: StageSettings) -> Iterator[str]:
         )
 
 
-def train_warnings(stage: Stage) -> Iterator[str]:
+def train_warnings(stage: Stage, inputs: Inputs) -> Iterator[str]:
     """Yield what a train stage will do that may not be meant."""
+    yield from _unlearned(stage, inputs.model)
+    for one in inputs.prepared:
+        for step in one.steps:
+            if one.stage == stage.name and step.name.startswith("augment ") and not step.added:
+                yield f"stage {stage.name!r}: {step.name.replace(' ', ' by ', 1)} made no row of split {one.split!r}"
     batch, optimizer = stage.batch, stage.settings.train.optimizer
     if optimizer in ("fused_adam", "cpu_adam"):
         yield (

@@ -49,8 +49,11 @@ def _columns(settings: StageSettings, use: RowUse) -> list[Column]:
 def _faults(settings: StageSettings, uses: Sequence[RowUse]) -> Iterator[Fault]:
     data = settings.data
     if "predict" in uses and not data.prompt:
-        hint = "write a template, or leave the predict stage out"
-        yield Fault(key="data.prompt", problem="is empty, so a predict stage has nothing to answer", hint=hint)
+        problem, hint = "is empty, so a predict stage has nothing to answer", "leave the predict stage out"
+        if "train" in uses:
+            problem = f"is empty, so there are no answers to measure {settings.checkpoints.metric} of"
+            hint = "set checkpoints.metric=eval_loss"
+        yield Fault(key="data.prompt", problem=problem, hint=f"write a template, or {hint}")
     yield from prompt_faults(data)
 
 

@@ -17,7 +17,7 @@ from sousbatch.cluster.site import NodeKind, Partition
 from sousbatch.errors import PlanError
 from sousbatch.recipes import generation
 from sousbatch.recipes.compile import compile
-from sousbatch.recipes.facts import Inputs, TrainedFacts
+from sousbatch.recipes.facts import Inputs, Prepared, StepCount, TrainedFacts
 from sousbatch.recipes.forecast.parameters import training_key
 from sousbatch.recipes.plan import Plan, read_plan
 from sousbatch.recipes.schema import Recipe, Resources, StageSpec
@@ -322,6 +322,20 @@ def test_a_full_disk_is_refused_with_the_largest_part_named(small: ModuleType) -
         PlanError, match="not enough space: the run will hold .* the largest part is logs, ledger, tracking"
     ):
         compile(predict, small.SITE, inputs)
+
+
+def test_new_tokens_that_no_table_learns_and_augmenting_to_nothing_are_said(small: ModuleType) -> None:
+    step, rows = StepCount(name="augment mine:vary"), small.INPUTS.splits["train"]
+    made = Prepared(stage="train", use="train", split="train", num_source_rows=100, rows=rows, steps=(step,))
+    inputs = replace(small.INPUTS, prepared=(made,))
+    tokens = {"model.add_tokens": ("<x>",), "model.freeze": ("*embed*",)}
+    said = compile(_changed(small.RECIPE, tokens), small.SITE, inputs).warnings
+    assert said == ("stage 'train': augment by mine:vary made no row of split 'train'",)
+    both = tokens | {"model.freeze": ("*embed*", "lm_head.*")}
+    assert (
+        "so that the rows of the 1 new tokens stay"
+        in compile(_changed(small.RECIPE, both), small.SITE, small.INPUTS).warnings[0]
+    )
 
 
 def test_all_reasons_come_at_once_and_each_once(small: ModuleType) -> None:

@@ -205,7 +205,7 @@ SOUND = {
     ),
     "a metric without a prompt": (
         "data: {prompt: '', splits: {train: a}}\ncheckpoints: {metric: rougeL}\nstages: {train: {}}",
-        "data.prompt is empty",
+        "data.prompt is empty, so there are no answers to measure rougeL of (write a template, or set check",
     ),
     "shortest above longest": ("predict: {min_new_tokens: 9, max_new_tokens: 8}", "above max_new_tokens 8"),
     "sampling beams": ("predict: {sample: true, num_beams: 4}", "draw tokens or search beams"),

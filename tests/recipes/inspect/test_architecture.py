@@ -136,6 +136,11 @@ PROBLEMS: dict[str, tuple[tuple[str, dict[str, Any]], StageSettings, str]] = {
         "adapter.dora cannot be used on the experts of MixtralForCausalLM, which are held in one tensor a layer; set "
         "adapter.dora=false, or name the layers of the attention: adapter.target_modules=[k_proj,o_proj,q_proj,v_proj]",
     ),
+    "experts in full": (
+        MIXTRAL,
+        lora(modules_to_save=("experts",)),
+        "adapter.modules_to_save ['experts'] has the experts of MixtralForCausalLM, which peft adapts and cannot",
+    ),
     "layers that Mamba reads past": (
         ("mamba", {"state_size": 4}),
         lora(target_modules=("all-linear",)),
