@@ -248,6 +248,7 @@ def test_a_submit_limit_is_kept_and_a_second_run_that_does_not_fit_is_refused_in
         desk_of(other)
     assert desk.end() == {"train": "done", "predict": "done", "next": "done"}
     assert sorted(event.task for event in desk.events("attempt", "predict")) == list(range(14))
+    until(lambda: desk.slurm("squeue", "--noheader") == "")  # jobs that are completing count, too
     second = desk_of(other)
     assert second.end() == {"train": "done", "predict": "done", "next": "done"}
     assert len(second.events("attempt")) == 1
