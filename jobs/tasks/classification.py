@@ -27,7 +27,7 @@ from ...recipes.tasks.classification import PROBABILITIES, TASK
 from ..generation import not_finite
 from ..generation.batches import Batches
 from ..generation.transformers_engine import input_device
-from . import TaskRuntime
+from . import IGNORED_LABEL, TaskRuntime
 from .causal_lm import Ragged, kept_rows
 
 _DIGITS = 6  # of a probability; float32 has no more
@@ -102,7 +102,7 @@ class _LabelLoss:
         logits = outputs["logits"].float()
         weights = None if self._weights is None else torch.tensor(self._weights, device=logits.device)
         summed = cross_entropy(logits, labels, weight=weights, reduction="sum")
-        return summed / (num_items_in_batch if num_items_in_batch is not None else len(labels))
+        return summed / (num_items_in_batch if num_items_in_batch is not None else (labels != IGNORED_LABEL).sum())
 
 
 def _label_loss(settings: StageSettings, examples: Any) -> _LabelLoss:

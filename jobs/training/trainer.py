@@ -23,7 +23,7 @@ from . import schedule
 from .callback import StepCallback
 from .engines import engine_of
 from .guard import Answers
-from .losses import chosen_tokens, uniform_loss
+from .losses import chosen_tokens, first_rows, num_labels, uniform_loss
 from .measuring import AnswerMetric
 from .row_order import LengthSampler
 from .saver import Saver
@@ -108,6 +108,7 @@ class RecipeTrainer(Trainer):
         self._job, self._batch, self._saver, self._callback = job, batch, saver, callback
         self._answers = Answers(is_text=task_of(job.settings.task).generates)
         self._metric = metric
+        self._measured: list[torch.Tensor] = []  # of each batch the sum of its losses, and its labels
         self._is_causal = task_of(job.settings.task).model_class == "AutoModelForCausalLM"
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -166,9 +167,29 @@ class RecipeTrainer(Trainer):
         self._callback.check_answers(self.state.global_step, self._answers, found["eval_loss"])
         return found
 
+    def prediction_step(self, model: Any, inputs: Any, *arguments: Any, **options: Any) -> Any:
+        """Return the mean loss of a batch, and add it to the sum over all labels.
+
+        Ranks get as many rows each, the first ones again behind the last one; these do not count.
+        """
+        batch, done = self.args.eval_batch_size, len(self._measured)
+        before = (done * self.args.world_size + self.args.process_index) * batch
+        inputs = first_rows(self._prepare_inputs(inputs), len(cast("Any", self.eval_dataset)) - before)
+        count = num_labels(inputs, is_shifted=self._is_causal)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = self.compute_loss(model, inputs).detach()
+        self._measured.append(torch.stack((torch.where(count > 0, loss * count, 0), count)).double())
+        return loss, None, None
+
     def evaluation_loop(self, *arguments: Any, **options: Any) -> Any:
-        """Return transformers' loss and times, and the metric of answers, if any."""
+        """Return transformers' times, the mean loss, and the metric of answers.
+
+        transformers' own loss is a mean over batches, which depends on micro batch and ranks.
+        """
+        self._measured = []
         output = super().evaluation_loop(*arguments, **options)
+        summed, count = self.accelerator.reduce(torch.stack(self._measured).sum(0))
+        output.metrics["eval_loss"] = float(summed / count)
         if self._metric is not None:
             output.metrics.update(self._metric.measure(self.model))
         return output

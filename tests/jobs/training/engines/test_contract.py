@@ -86,6 +86,13 @@ def test_every_rank_measures_the_same_answers_at_each_step(trained: dict[str, An
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_the_eval_loss_counts_each_token_once(trained: dict[str, Any], case: str) -> None:
+    """Its three rows have targets of unlike length, and two ranks with a row each repeat one."""
+    found = trained[case]
+    assert found["saw"]["1-2-0"]["losses"][-1] == pytest.approx(found["loss"], rel=2e-3)
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_a_checkpoint_has_the_planned_size(trained: dict[str, Any], case: str) -> None:
     """Within the 2 % of the forecast."""
     found, (zero_stage, optimizer) = trained[case], CASES[case]

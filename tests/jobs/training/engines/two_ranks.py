@@ -57,6 +57,7 @@ def prepare(folder: Path) -> None:
     options = {"unk_token": "<unk>", "eos_token": "</s>"}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options).save_pretrained(folder / "model")
     rows = [{"input": f"{number} {number + 1}", "target": f"{number + 2}"} for number in range(8)]
+    rows[2]["target"] = "4 5 6 7 8"
     for split, number in (("train", 8), ("validation", 3)):  # which two ranks do not share evenly
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:number]))
     (folder / "recipe.yaml").write_text(RECIPE)
@@ -96,6 +97,7 @@ def look(trainer: Any, path: Path) -> None:
     named = dict(trainer.accelerator.unwrap_model(trainer.model).named_parameters())
     full = {name: value.detach().float().clone() for name, value in engine.gathered(trainer, named)}
     facts = {
+        "losses": [one["eval_loss"] for one in trainer.state.log_history if "eval_loss" in one],
         "metrics": [one["eval_character_accuracy"] for one in trainer.state.log_history if "eval_loss" in one],
         "digest": hashlib.sha256(b"".join(value.numpy().tobytes() for value in full.values())).hexdigest(),
         "shapes": all(engine.full_shape(named[name]) == tuple(value.shape) for name, value in full.items()),
@@ -136,6 +138,21 @@ def both_ranks(run: Path, out: Path, attempt: int) -> None:
             raise SystemExit(f"a rank of attempt {attempt} ended with status {status}")
 
 
+def mean_loss(model_dir: Path, path: Path) -> float:
+    """Return the mean loss of all tokens of the targets in *path*, row by row."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(model_dir), AutoTokenizer.from_pretrained(model_dir)
+    losses = []
+    for row in map(json.loads, path.read_text().splitlines()):
+        prompt, target = tokenizer(row["input"])["input_ids"], tokenizer(row["target"] + "</s>")["input_ids"]
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            logits = model(torch.tensor([prompt + target])).logits[0, len(prompt) - 1 : -1]
+        losses.append(torch.nn.functional.cross_entropy(logits.float(), torch.tensor(target), reduction="none"))
+    return float(torch.cat(losses).mean())
+
+
 def facts_of(folder: Path, zero_stage: int, optimizer: str) -> dict[str, Any]:
     import torch
     from safetensors.torch import load_file
@@ -151,10 +168,12 @@ def facts_of(folder: Path, zero_stage: int, optimizer: str) -> dict[str, Any]:
     num_bytes = sum(path.stat().st_size for path in second.rglob("*") if path.is_file())
     command("checkpoints", "consolidate", str(second), str(out / "model"), "--dtype", "float32")
     full, model = torch.load(out / "1-2-0.pt"), load_file(out / "model/model.safetensors")
+    loss = mean_loss(out / "model", folder / "validation.jsonl")
     shutil.rmtree(second)
     both_ranks(run, out, 2)
     return {
         "num_bytes": num_bytes,
+        "loss": loss,
         "unequal": [name for name, value in full.items() if not torch.equal(value, model[name])],
         "shapes": {name: list(value.shape) for name, value in full.items()},
         "saw": {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")},
