@@ -341,7 +341,8 @@ def _refusal(settings: StageSettings, kind: str, layers: Sequence[str], reason: 
             f"adapter.dora=false, or name the layers of the attention: adapter.target_modules=[{attention}]"
         )
     if "incompatible with Mamba" in reason:
-        others = {name.rsplit(".", 1)[-1] for name in layers} - {"out_proj", "lm_head"}
+        # Mamba reads dt_proj, and its kernels for a GPU x_proj, in the same way; peft does not know it
+        others = {name.rsplit(".", 1)[-1] for name in layers} - {"out_proj", "x_proj", "dt_proj", "lm_head"}
         return (
             f"adapter.target_modules: {kind} reads the weights of out_proj and conv1d past their layers, and so past "
             f"an adapter; name others: adapter.target_modules=[{','.join(sorted(others))}]"

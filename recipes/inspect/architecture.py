@@ -197,7 +197,7 @@ def _trained(values: Mapping[str, Any], model: Any, tokenizer: Any, stored: Mapp
         _check_start(model)
         ready = prepare_model(settings, model, tokenizer)
         if hasattr(ready, "peft_config"):
-            _check_called(ready)
+            _check_called(ready, takes_all_linear="all-linear" in settings.adapter.target_modules)
         return {**count_parameters(ready), "merges_in_memory": _merges_in_memory(ready, stored)}
     except UsageError as error:
         return {"problem": str(error)}
@@ -221,15 +221,15 @@ def _check_start(model: Any) -> None:
         ) from error
 
 
-def _check_called(model: Any) -> None:
+def _check_called(model: Any, *, takes_all_linear: bool) -> None:
     """Refuse an adapter on a layer that the *model* does not call.
 
-    DeBERTa does not call its `rel_embeddings`: it reads the weight past the layer, and so past the adapter. A model is
-    called without values to see it; one that cannot run so is let through. Linear layers are left out: a model calls
-    them.
+    DeBERTa does not call its `rel_embeddings`, nor Mamba its `dt_proj`: they read the weight past the layer, and so
+    past the adapter. A model is called without values to see it; one that cannot run so is let through. Linear layers
+    of one name are called alike, or not at all; those of `all-linear` may be in a part that reads no text.
     """
     import torch
-    from peft.tuners.lora.layer import Embedding, _ConvNd
+    from peft.tuners.lora.layer import Embedding, Linear, _ConvNd
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class AnyValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -242,17 +242,20 @@ def _check_called(model: Any) -> None:
     class AllCalledError(Exception):
         pass
 
-    left = {module: name for name, module in model.named_modules() if isinstance(module, Embedding | _ConvNd)}
+    kinds = (Embedding, _ConvNd) if takes_all_linear else (Embedding, _ConvNd, Linear)
+    names = {module: name for name, module in model.named_modules() if isinstance(module, kinds)}
+    groups = {module: name.rpartition(".")[2] if isinstance(module, Linear) else name for module, name in names.items()}
+    left = {groups[module]: name for module, name in names.items()}
     if not left:
         return
 
     def strike(module: Any, _: Any) -> None:
-        left.pop(module, None)
+        left.pop(groups[module], None)
         if not left:  # the rest would take seconds for a deep model
             raise AllCalledError
 
     any_values: Any = AnyValues()  # type: ignore[no-untyped-call]
-    hooks = [module.register_forward_pre_hook(strike) for module in left]
+    hooks = [module.register_forward_pre_hook(strike) for module in names]
     ids = torch.zeros((1, _NUM_TOKENS), dtype=torch.long, device="meta")
     also = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
     model.eval()  # in training some models skip layers at random

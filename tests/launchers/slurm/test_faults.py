@@ -232,7 +232,7 @@ def test_an_element_that_is_asked_to_stop_begins_none_of_its_other_tasks(
 
 @pytest.mark.faults
 def test_a_submit_limit_is_kept_and_a_second_run_that_does_not_fit_is_refused_in_words(
-    another_slurm: Start, start: Start, make_stage: Callable[..., Stage], tmp_path: Path, desk_of: Start
+    another_slurm: Start, start: Start, make_stage: Callable[..., Stage], desk_of: Start, until: Start
 ) -> None:
     another_slurm(accounting=True, AccountingStorageEnforce="limits")
     # slurmdbd 22.05 reads a user's unset limits as 0 from a newer MariaDB, until the account sets them
@@ -248,6 +248,7 @@ def test_a_submit_limit_is_kept_and_a_second_run_that_does_not_fit_is_refused_in
         desk_of(other)
     assert desk.end() == {"train": "done", "predict": "done", "next": "done"}
     assert sorted(event.task for event in desk.events("attempt", "predict")) == list(range(14))
+    until(lambda: desk.slurm("squeue", "--noheader") == "")  # jobs that are completing count, too
     second = desk_of(other)
     assert second.end() == {"train": "done", "predict": "done", "next": "done"}
     assert len(second.events("attempt")) == 1

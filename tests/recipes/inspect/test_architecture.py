@@ -144,7 +144,12 @@ PROBLEMS: dict[str, tuple[tuple[str, dict[str, Any]], StageSettings, str]] = {
     "layers that Mamba reads past": (
         ("mamba", {"state_size": 4}),
         lora(target_modules=("all-linear",)),
-        "name others: adapter.target_modules=[dt_proj,in_proj,x_proj]",
+        "name others: adapter.target_modules=[in_proj]",
+    ),
+    "a linear layer that Mamba reads past": (
+        ("mamba", {"state_size": 4}),
+        lora(target_modules=("in_proj", "dt_proj")),
+        "adapter.target_modules: MambaForCausalLM does not call backbone.layers.1.mixer.dt_proj, but reads its weight",
     ),
     "a router": (
         LLAMA4,
