@@ -63,10 +63,10 @@ def reads_padding(config: Mapping[str, Any]) -> bool:
 
 
 def mixes_beams(config: Mapping[str, Any]) -> bool:
-    """Say whether beams of a model would continue from the states of others (transformers 5.23).
+    """Say whether beams of a model would continue from the states of others.
 
     What RecurrentGemma and MiniMax remember does not move with its beam, and is mixed up in silence; that of RWKV and
-    xLSTM ends the search.
+    xLSTM ends the search (transformers 5.23).
     """
     return config.get("model_type") in ("recurrent_gemma", "minimax", "rwkv", "xlstm")
 
