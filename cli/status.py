@@ -154,9 +154,13 @@ def advise(paths: RunPaths, states: Mapping[str, StageState]) -> str:
 def log_tail(paths: RunPaths, stage: str, num_lines: int = 12) -> str:
     """Return the last lines of a stage's newest log, with its path.
 
-    Where srun names a failed rank, they are that rank's.
+    A task that is done has none to show beside one that is not. Where srun names a failed rank, they are that rank's.
     """
-    logs = sorted(paths.logs(stage), key=lambda path: path.stat().st_mtime)
+    from .. import ledger
+    from ..ledger_queries import done_tasks
+
+    done = {paths.log(stage, task) for task in done_tasks(ledger.read(paths.ledger_dir, max_steps=1), stage)}
+    logs = sorted(paths.logs(stage), key=lambda path: (path not in done, path.stat().st_mtime))
     if not logs:
         return f"{stage} has no log yet"
     lines = logs[-1].read_text(encoding="utf-8", errors="replace").splitlines()

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from sousbatch import events, ledger
+from sousbatch.cli.status import log_tail
 from sousbatch.errors import SlurmError, UnreachableError, UsageError
+from sousbatch.files import make_private_dir
 from sousbatch.launchers import submission
 from sousbatch.launchers.base import JobRef, JobState, Launcher
 from sousbatch.launchers.local.launcher import LocalLauncher
@@ -117,6 +119,16 @@ def test_a_run_of_which_the_ledger_says_that_all_is_done_is_cleaned_whoever_answ
         writer.write(events.Ended(exit_code=0))
         writer.close()
     assert submission.clean(run, lambda _: silent(), whole=True, is_named=True) > 0
+
+
+def test_the_log_of_a_failed_stage_is_that_of_a_task_that_is_not_done(run: RunPaths) -> None:
+    make_private_dir(run.log_dir)
+    for task, code in ((0, 1), (1, 0)):  # the one that is done wrote last
+        run.log("first", task).write_text(f"task {task} ends with {code}\n")
+        writer = ledger.open_attempt(run.ledger_dir, "first", task)
+        writer.write(events.Ended(exit_code=code))
+        writer.close()
+    assert log_tail(run, "first").endswith("  task 0 ends with 1")
 
 
 @pytest.mark.parametrize("what", ["plan.json", "ledger", "line"])
