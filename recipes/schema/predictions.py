@@ -138,8 +138,8 @@ class Predict:
     )
     decodings: dict[str, dict[str, Any]] = key(
         dict,
-        "several ways to decode, by name, each with other values of keys above, such as "
-        "{greedy: {}, beams: {num_beams: 4}}: the model is loaded once, and each has predictions and scores",
+        "several ways to decode, by name, each with other values of the keys by which the engine chooses tokens, such "
+        "as {greedy: {}, beams: {num_beams: 4}}: the model is loaded once, and each has predictions and scores",
     )
     repetition_penalty: float | None = key(
         None, "above 1 makes used tokens less likely; when not given, an encoder-decoder's own, else 1", above=0
