@@ -12,12 +12,14 @@ from typing import Any
 
 from ..errors import UsageError
 from .adapting import with_adapter
+from .data.framed import encode_texts
 from .forecast.parameters import is_frozen, missing_layers
 from .new_tokens import add_rows, options_for_tokens
 from .schema import StageSettings
 from .tasks import task_of
 
 _CHECKPOINTING = {"use_reentrant": False}  # what torch recommends; it is to become the only way
+_ANY_LENGTH = 1 << 40
 
 
 def prepare_model(settings: StageSettings, model: Any, tokenizer: Any) -> Any:
@@ -34,6 +36,7 @@ def prepare_model(settings: StageSettings, model: Any, tokenizer: Any) -> Any:
         model.config.architectures = [type(model).__name__]
     if task.has_labels and model.config.pad_token_id is None:  # a decoder finds the end of a text by it
         model.config.pad_token_id = tokenizer.pad_token_id
+    _set_start(settings, model, tokenizer)
     _freeze(settings.model.freeze, model)
     model.config.use_cache = False
     checkpointing = settings.train.gradient_checkpointing
@@ -53,6 +56,23 @@ def prepare_model(settings: StageSettings, model: Any, tokenizer: Any) -> Any:
         options = options_for_tokens(settings, model, tokenizer, new_rows)
         model = with_adapter(settings, task, model, options)
     return model
+
+
+def _set_start(settings: StageSettings, model: Any, tokenizer: Any) -> None:
+    """Let the answers of an encoder-decoder begin as its targets do in training.
+
+    The decoder of an mBART reads the language of the target first, whatever its config says.
+    """
+    shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if shift is None or not model.config.is_encoder_decoder:
+        return
+    import torch
+
+    (target,) = encode_texts(settings.data, ["1"], tokenizer, _ANY_LENGTH, is_target=True)
+    start = int(shift(labels=torch.tensor([target.ids], device="cpu"))[0, 0])
+    for config in (model.config, model.generation_config):
+        if config is not None and config.decoder_start_token_id != start:
+            config.decoder_start_token_id = start
 
 
 def _kind(model: Any) -> str:

@@ -60,7 +60,7 @@ def _vllm_faults(predict: Predict) -> Iterator[Fault]:
 
 TRANSFORMERS = EngineSpec(
     name="transformers",
-    version=2,  # draws by inverse transform from counters
+    version=3,  # a tokenizer's end token ends an answer, too
     decides=(
         *("predict.max_new_tokens", "predict.min_new_tokens", "predict.num_beams"),
         *("predict.sample", "predict.temperature", "predict.top_k", "predict.top_p", "seed"),
@@ -84,7 +84,7 @@ ZERO3 = replace(
 )
 VLLM = EngineSpec(
     name="vllm",
-    version=1,
+    version=2,
     decides=(
         *("predict.max_new_tokens", "predict.min_new_tokens", "predict.repetition_penalty", "predict.stop"),
         *("predict.stop_ids", "predict.keep_logprobs"),

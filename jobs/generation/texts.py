@@ -12,8 +12,24 @@ _END = re.compile(r"""(?:[.!?…。！？]+["'”’」』)\]]*\s+|\n+)""")
 
 
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:
-    """Return the text of *ids* in Unicode NFC, without special tokens."""
-    return unicodedata.normalize("NFC", tokenizer.decode(list(ids), skip_special_tokens=True))
+    """Return the text of *ids* in Unicode NFC, without special tokens.
+
+    It is without a blank that the tokenizer itself puts before every text, too.
+    """
+    text = unicodedata.normalize("NFC", tokenizer.decode(list(ids), skip_special_tokens=True))
+    return text.removeprefix(" ") if text.startswith(" ") and _puts_blank(tokenizer) else text
+
+
+def _puts_blank(tokenizer: Any) -> bool:
+    """Say whether "1" is " 1" after it was encoded, as by a byte-level tokenizer with `add_prefix_space`."""
+    ids = tokenizer(["1"], add_special_tokens=False)["input_ids"][0]
+    return bool(tokenizer.decode(ids).startswith(" "))
+
+
+def end_ids(of_model: int | Sequence[int] | None, tokenizer: Any) -> tuple[int, ...]:
+    """Return the tokens that end an answer: those *of_model*, and its tokenizer's, with which rows to train on end."""
+    found = (of_model,) if isinstance(of_model, int) else tuple(of_model or ())
+    return found if tokenizer.eos_token_id in (None, *found) else (*found, tokenizer.eos_token_id)
 
 
 def cut(text: str, stops: Sequence[str], most_characters: int | None) -> str:

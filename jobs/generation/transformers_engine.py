@@ -22,6 +22,7 @@ from ..training.model import quantised_in, round_nothing
 from . import Generation, LoadRequest, Prompt, not_finite
 from .batches import Batches
 from .steps import Choice, Limits, Record
+from .texts import end_ids
 
 _NUM_HIDDEN = 8  # tokens of padding that are looked at
 _ROUNDING = 0.01  # rows of one batch may differ by the rounding of bfloat16, as a share of the largest score
@@ -230,7 +231,6 @@ def _generation_config(spec: Predict, model: Any, tokenizer: Any, pad: int) -> G
     own = model.generation_config if model.generation_config is not None else GenerationConfig()
     base = own if model.config.is_encoder_decoder else GenerationConfig()
     found = copy.deepcopy(base)
-    ends = own.eos_token_id if own.eos_token_id is not None else tokenizer.eos_token_id
     found.update(
         max_length=None,
         min_length=None,
@@ -241,7 +241,7 @@ def _generation_config(spec: Predict, model: Any, tokenizer: Any, pad: int) -> G
         num_beams=spec.num_beams or (not spec.sample and not spec.keep_logprobs and base.num_beams) or 1,
         repetition_penalty=spec.repetition_penalty or base.repetition_penalty or 1.0,
         no_repeat_ngram_size=base.no_repeat_ngram_size or 0 if spec.no_repeat_ngram is None else spec.no_repeat_ngram,
-        eos_token_id=[*(ends if isinstance(ends, list) else [ends] * (ends is not None)), *spec.stop_ids] or None,
+        eos_token_id=[*end_ids(own.eos_token_id, tokenizer), *spec.stop_ids] or None,
         bos_token_id=tokenizer.bos_token_id,
         pad_token_id=pad,
     )

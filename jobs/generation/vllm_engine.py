@@ -16,6 +16,7 @@ from ...errors import RunError
 from ...files import digest_of
 from ...recipes.schema import StageSettings
 from . import Generation, LoadRequest, Prompt, TokenLogprobs, not_finite
+from .texts import end_ids
 
 _DIGITS = 5  # of a log-probability
 _AS_LONG_AS_FITS = -1  # vLLM's word for it, since 0.14
@@ -141,11 +142,9 @@ def _logprobs(prompt: Prompt, ids: Sequence[int], steps: Sequence[Mapping[int, A
 
 
 def _end_ids(model_dir: Path, tokenizer: Any) -> tuple[int, ...]:
-    """Return the tokens that end an answer: the model's, else its tokenizer's."""
+    """Return the tokens that end an answer: the model's and its tokenizer's."""
     path = model_dir / "generation_config.json"
-    found = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
-    found = tokenizer.eos_token_id if found is None else found
-    return tuple(found) if isinstance(found, list) else (found,) * (found is not None)
+    return end_ids(json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None, tokenizer)
 
 
 def _first_line(error: Exception) -> str:

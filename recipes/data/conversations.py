@@ -44,8 +44,9 @@ def encode_conversations(spec: Data, rows: Sequence[Row], tokenizer: Any) -> lis
         if last < 0:
             learned = []
         elif not learned or ids[learned[-1][1] - 1] != tokenizer.eos_token_id:  # the template ends no turn by it
-            ids = [*ids, tokenizer.eos_token_id]
-            learned = [*learned, (len(ids) - 1, len(ids))]
+            end = learned[-1][1] if learned else len(ids)  # behind what is masked an answer would not come to it
+            ids = [*ids[:end], tokenizer.eos_token_id]
+            learned = [*learned, (end, end + 1)]
         spans = ((0, len(ids)),) if spec.loss_on == "all" else tuple(learned)
         found.append(fit(spec, Encoded(ids, spans, len(ids), False), is_empty and last >= 0, tokenizer))
     return found

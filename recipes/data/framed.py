@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ...errors import UsageError
 from ..model_kinds import max_positions
 from ..schema import Data as DataSpec
 from ..schema import StageSettings
@@ -39,7 +40,15 @@ def encode_texts(
     if not texts:
         return []
     key = "text_target" if is_target else "text"
-    found = tokenizer(**{key: ["", *texts]})["input_ids"]
+    try:
+        found = tokenizer(**{key: ["", *texts]})["input_ids"]
+    except KeyError as error:
+        if getattr(tokenizer, "tgt_lang", error) is not None:
+            raise
+        raise UsageError(  # an M2M100's; others take a language of their own
+            "it does not know the language of the targets; write src_lang and tgt_lang into the tokenizer_config.json "
+            "of a copy, and name that in model.tokenizer"
+        ) from error
     frame, end = found[0], tokenizer.eos_token_id
     if is_target and end is not None and end not in frame:  # KoBART's tokenizer adds none
         frame, found = [*frame, end], [[*ids, end] for ids in found]

@@ -100,6 +100,11 @@ def _empty_model(question: Mapping[str, Any]) -> Any:
             f"it takes texts of {width} tokens alone, to sum them up in {plain['num_landmarks']}; set "
             f"model.config.num_landmarks={width}, so that it attends to all tokens of any text"
         )
+    if config.model_type == "prophetnet":
+        raise UsageError(
+            "it is a ProphetNet, whose scores of a token depend on how many follow it (transformers 5.23), so that it "
+            "would not answer as it was trained; take another model"
+        )
     model = kind.from_config(config, **options)
     if model.main_input_name != "input_ids":
         raise UsageError(

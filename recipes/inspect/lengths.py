@@ -268,6 +268,8 @@ def main() -> None:
         except RowFault as fault:
             answers.append({"fault": fault.problem, "row": fault.number})
             break
+        except UsageError as error:
+            sys.exit(str(error))
     print(json.dumps({"answer": answers}), flush=True)
 
 

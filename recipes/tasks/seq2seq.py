@@ -82,7 +82,7 @@ def _float16_key(stage: Stage) -> str:
 
 TASK = TaskSpec(
     name="seq2seq",
-    version=1,
+    version=2,
     runtime="sousbatch.jobs.tasks.seq2seq",
     model_class="AutoModelForSeq2SeqLM",
     kinds=("encoder-decoder",),

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 import sousbatch.recipes
 from sousbatch.jobs.generation import Generation, Prompt
@@ -92,6 +94,17 @@ def test_a_text_is_cut_at_the_first_stop_and_at_the_most_characters(tokenizer: A
 
 
 STRANGE = ["a\u2028b\x85c", "nul\x00", "x" * 1_000_000, "שלום \u202eabc", "", '"quoted"\r\n\ttab', "한" * 3]
+
+
+def test_a_blank_that_the_tokenizer_puts_before_every_text_is_no_part_of_an_answer(tokenizer: Any) -> None:
+    inner = Tokenizer(models.BPE({sign: number for number, sign in enumerate(pre_tokenizers.ByteLevel.alphabet())}, []))
+    inner.decoder = decoders.ByteLevel()
+    for adds_blank in (True, False):
+        inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=adds_blank)
+        loaded = PreTrainedTokenizerFast(tokenizer_object=inner)
+        for text in ("ab", " ab"):
+            ids = loaded(text, add_special_tokens=False)["input_ids"]
+            assert decode(loaded, ids) == ("ab" if adds_blank else text)
 
 
 def test_strange_texts_and_ids_come_through_units_and_merge_as_they_are(tmp_path: Path, tokenizer: Any) -> None:

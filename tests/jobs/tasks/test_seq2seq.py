@@ -15,6 +15,8 @@ from transformers import (
     GenerationConfig,
     M2M100Config,
     M2M100ForConditionalGeneration,
+    MBartConfig,
+    MBartForConditionalGeneration,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -23,6 +25,7 @@ import sousbatch.recipes
 from sousbatch.jobs.generation import Prompt
 from sousbatch.jobs.generation.transformers_engine import TransformersEngine
 from sousbatch.jobs.tasks.seq2seq import PairCollator, token_loss
+from sousbatch.recipes.building import prepare_model
 from sousbatch.recipes.schema import Data, Predict, StageSettings
 
 TINY = Path(sousbatch.recipes.__file__).parent / "library/models/tiny-hangul"
@@ -102,3 +105,15 @@ def test_an_encoder_decoder_keeps_its_own_way_to_generate_where_the_recipe_is_si
     assert (given.num_beams, given.no_repeat_ngram_size, given.forced_bos_token_id) == (1, 0, 9)
     assert engine(model, sample=True)._generation.num_beams == 1
     assert model.generation_config.num_beams == 2
+
+
+def test_answers_begin_as_training_does_and_end_with_the_tokenizers_end_too() -> None:
+    """The decoder of an mBART reads the last token of a target first: the language, or the end."""
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "decoder_start_token_id": 7}
+    model = MBartForConditionalGeneration(MBartConfig(**sizes, **heads, **{**IDS, "eos_token_id": 9}))
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    prepare_model(SETTINGS, model, tokenizer)
+    assert model.config.decoder_start_token_id == tokenizer.eos_token_id == 2
+    made = engine(model)._generation
+    assert (made.decoder_start_token_id, made.eos_token_id) == (2, [9, 2])

@@ -35,7 +35,10 @@ class Words:
     """A tokenizer as far as building a model asks: two of its tokens are the recipe's own, called by their ids."""
 
     def __init__(self, num_known: int = WORDS) -> None:
-        self.num_known = num_known
+        self.num_known, self.eos_token_id = num_known, 2
+
+    def __call__(self, *, text_target: list[str]) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[int(text or 0), self.eos_token_id] for text in text_target]}
 
     def __len__(self) -> int:
         return WORDS + ADDED

@@ -68,6 +68,14 @@ def test_a_template_without_ends_gets_one_behind_the_last_answer(bytes_tokenizer
     assert _learned(SPEC, bytes_tokenizer, KOREAN) == [["네, 끝", "그럼", "</s>"]]
 
 
+def test_the_end_token_follows_the_end_of_a_turn_that_is_another(bytes_tokenizer: Any) -> None:
+    """What stands between them is not learned, so that an answer would not come to the end."""
+    bytes_tokenizer.chat_template = HEAD + "{{ m.content }}<|end|>\n{% endfor %}" + ASKS
+    (row,) = encode_conversations(SPEC, [{"messages": SHARED}], bytes_tokenizer)
+    assert bytes_tokenizer.decode(row.ids).endswith("<|assistant|>\nyes<|end|></s>")
+    assert _learned(SPEC, bytes_tokenizer, SHARED) == [["yes<|end|>", "</s>"]]
+
+
 def test_a_prompt_is_what_precedes_the_last_answer_and_training_begins_with_it(bytes_tokenizer: Any) -> None:
     bytes_tokenizer.chat_template = TEMPLATES["marks"]
     row = {"messages": [{"role": "system", "content": "own"}, *KOREAN]}

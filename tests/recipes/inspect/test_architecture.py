@@ -56,7 +56,8 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def ask(kind: tuple[str, dict[str, Any]], tokenizer_folder: Path, tmp_path: Path, **asked: Any) -> dict[str, Any]:
     """Return the answer for one training of a small model."""
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind[0], **SIZES, **kind[1]}))
+    sizes = {name: value for name, value in {**SIZES, **kind[1]}.items() if value is not None}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind[0], **sizes}))
     settings = asked.pop("settings", StageSettings())
     question: dict[str, Any] = {
         "folder": str(tmp_path),
@@ -355,6 +356,11 @@ WRONG = {
         ("xmod", {"languages": ["en_XX", "ko_KR"]}),
         "classification",
         "set model.config.default_language to one of en_XX, ko_KR",
+    ),
+    "scores that later tokens change": (
+        ("prophetnet", {"num_hidden_layers": None}),
+        "seq2seq",
+        "is a ProphetNet, whose scores of a token depend on how many follow it",
     ),
     "images and text": (("qwen2_vl", {}), "classification", "take another model"),
     "speech": (
