@@ -24,7 +24,7 @@ def forecast(inputs: Inputs, stages: Sequence[Stage]) -> Forecast:
     """Return what the run of *stages* will take."""
     storage, checkpoints = storage_of(inputs, stages)
     device = {
-        stage.name: tuple(device_memory(stage.settings, inputs.model, stage.batch, stage.resources.device))
+        stage.name: tuple(device_memory(as_read(stage, inputs), inputs.model, stage.batch, stage.resources.device))
         for stage in stages
         if stage.batch is not None
     } | {
@@ -36,6 +36,21 @@ def forecast(inputs: Inputs, stages: Sequence[Stage]) -> Forecast:
         checkpoints=checkpoints,
         device=device,
     )
+
+
+def as_read(stage: Stage, inputs: Inputs) -> StageSettings:
+    """Return the settings of a training with the longest of its rows for limits that none of them reaches."""
+    data = stage.settings.data
+    found = [one for use in ("train", "eval") if (one := inputs.lengths_of(stage.name, use)) is not None]
+    if not found:
+        return stage.settings
+    longest = max(1, *(one.longest_kept for one in found))
+    target = max(1, *(one.longest_target for one in found))
+    lengths = {
+        "max_tokens": min(data.max_tokens, longest),
+        "max_target_tokens": min(data.max_target_tokens, target),
+    }
+    return replace(stage.settings, data=replace(data, **lengths))
 
 
 def device_memory(settings: StageSettings, model: ModelFacts, batch: Batch, device: Device) -> list[ForecastLine]:
