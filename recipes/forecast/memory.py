@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from ...checkpoints.formats.tensors import DTYPES
 from ..engines import engine_of
@@ -18,6 +18,8 @@ from ..tasks import task_of
 from .parameters import layer_numbers, params_of
 from .prediction import prediction_memory
 from .storage import storage_of
+
+_LEARNS: tuple[Literal["train", "eval"], ...] = ("train", "eval")
 
 
 def forecast(inputs: Inputs, stages: Sequence[Stage]) -> Forecast:
@@ -39,18 +41,17 @@ def forecast(inputs: Inputs, stages: Sequence[Stage]) -> Forecast:
 
 
 def as_read(stage: Stage, inputs: Inputs) -> StageSettings:
-    """Return the settings of a training with the longest of its rows for limits that none of them reaches."""
+    """Return a training's settings, limits that no row reaches lowered to the longest.
+
+    A batch is padded to its longest row.
+    """
     data = stage.settings.data
-    found = [one for use in ("train", "eval") if (one := inputs.lengths_of(stage.name, use)) is not None]
+    found = [one for use in _LEARNS if (one := inputs.lengths_of(stage.name, use)) is not None]
     if not found:
         return stage.settings
-    longest = max(1, *(one.longest_kept for one in found))
-    target = max(1, *(one.longest_target for one in found))
-    lengths = {
-        "max_tokens": min(data.max_tokens, longest),
-        "max_target_tokens": min(data.max_target_tokens, target),
-    }
-    return replace(stage.settings, data=replace(data, **lengths))
+    longest = min(data.max_tokens, max(1, *(one.longest_kept for one in found)))
+    target = min(data.max_target_tokens, max(1, *(one.longest_target for one in found)))
+    return replace(stage.settings, data=replace(data, max_tokens=longest, max_target_tokens=target))
 
 
 def device_memory(settings: StageSettings, model: ModelFacts, batch: Batch, device: Device) -> list[ForecastLine]:
