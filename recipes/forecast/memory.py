@@ -41,7 +41,7 @@ def forecast(inputs: Inputs, stages: Sequence[Stage]) -> Forecast:
 
 
 def as_read(stage: Stage, inputs: Inputs) -> StageSettings:
-    """Return a training's settings, limits that no row reaches lowered to the longest.
+    """Return a training's settings, with no limit above its longest row.
 
     A batch is padded to its longest row.
     """
