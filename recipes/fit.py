@@ -16,7 +16,7 @@ from ..cluster.site import Site
 from ..errors import PlanError
 from .compile import compile
 from .facts import Inputs, ModelFacts
-from .forecast.memory import host_memory
+from .forecast.memory import as_read, host_memory
 from .forecast.parameters import params_of
 from .plan import Plan, Stage
 from .reference import differences
@@ -204,7 +204,9 @@ def _proposal(given: Recipe, changed: Recipe, plan: Plan) -> Proposal:
         memory_there=memory_there,
         host_bytes=host_bytes,
         host_there=host_there,
-        cost=max(estimate_cost(stage, plan.inputs.model) for stage in stages),
+        cost=max(
+            estimate_cost(replace(stage, settings=as_read(stage, plan.inputs)), plan.inputs.model) for stage in stages
+        ),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from ...checkpoints.formats.tensors import DTYPES
 from ..engines import engine_of
@@ -19,12 +19,14 @@ from .parameters import layer_numbers, params_of
 from .prediction import prediction_memory
 from .storage import storage_of
 
+_LEARNS: tuple[Literal["train", "eval"], ...] = ("train", "eval")
+
 
 def forecast(inputs: Inputs, stages: Sequence[Stage]) -> Forecast:
     """Return what the run of *stages* will take."""
     storage, checkpoints = storage_of(inputs, stages)
     device = {
-        stage.name: tuple(device_memory(stage.settings, inputs.model, stage.batch, stage.resources.device))
+        stage.name: tuple(device_memory(as_read(stage, inputs), inputs.model, stage.batch, stage.resources.device))
         for stage in stages
         if stage.batch is not None
     } | {
@@ -36,6 +38,20 @@ def forecast(inputs: Inputs, stages: Sequence[Stage]) -> Forecast:
         checkpoints=checkpoints,
         device=device,
     )
+
+
+def as_read(stage: Stage, inputs: Inputs) -> StageSettings:
+    """Return a training's settings, with no limit above its longest row.
+
+    A batch is padded to its longest row.
+    """
+    data = stage.settings.data
+    found = [one for use in _LEARNS if (one := inputs.lengths_of(stage.name, use)) is not None]
+    if not found:
+        return stage.settings
+    longest = min(data.max_tokens, max(1, *(one.longest_kept for one in found)))
+    target = min(data.max_target_tokens, max(1, *(one.longest_target for one in found)))
+    return replace(stage.settings, data=replace(data, max_tokens=longest, max_target_tokens=target))
 
 
 def device_memory(settings: StageSettings, model: ModelFacts, batch: Batch, device: Device) -> list[ForecastLine]:

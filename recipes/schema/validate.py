@@ -196,6 +196,9 @@ def _value(hint: Any, value: Any, key: str, faults: list[Fault]) -> Any:
 
 
 def _section_hint(cls: Any, key: str) -> str:
+    before, _, name = key.rpartition(".")
+    if name in {field.name for field in dataclasses.fields(cls)}:
+        return f"the name of a stage comes before it, as in {before}.train.{name}"
     return f"a section of keys is expected, such as {_join(key, dataclasses.fields(cls)[0].name)}"
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from sousbatch.recipes.compile import compile
-from sousbatch.recipes.facts import TensorFacts
+from sousbatch.recipes.facts import Lengths, TensorFacts
 from sousbatch.recipes.forecast.memory import device_memory, forecast
 from sousbatch.recipes.forecast.parameters import params_of, takes_adapter
 from sousbatch.recipes.plan import Batch
@@ -36,6 +37,30 @@ def test_activations_are_summed_over_layers(small: ModuleType) -> None:
     assert _memory(small)["activations"] == 2 * 17 * 4 * tokens * hidden + logits
     eager = _memory(small, model=Model(attention="eager"))["activations"]
     assert eager == _memory(small)["activations"] + 2 * 5 * 2 * 32 * 32 * 2 * 2
+
+
+def test_activations_are_those_of_the_longest_row_that_is_trained_or_measured(small: ModuleType) -> None:
+    uses: tuple[Literal["train", "eval"], ...] = ("train", "eval")
+
+    def planned(*longest: int) -> int:
+        lengths = [
+            Lengths(
+                stage="train",
+                use=use,
+                split="train",
+                limit=32,
+                num_rows=9,
+                num_examples=9,
+                longest=9,
+                longest_kept=kept,
+            )
+            for use, kept in zip(uses, longest, strict=False)
+        ]
+        plan = compile(small.RECIPE, small.SITE, replace(small.INPUTS, lengths=tuple(lengths)))
+        (found,) = (line for line in plan.forecast.device["train"] if line.what == "activations")
+        return int(re.search(r"\d+ x (\d+) tokens", found.formula)[1])
+
+    assert (planned(), planned(7, 5), planned(7, 11), planned(32, 5)) == (32, 7, 11, 32)
 
 
 def test_encoder_and_decoder_each_have_their_layers_and_tokens(small: ModuleType) -> None:

@@ -24,6 +24,10 @@ def _faults(values: Any) -> list[str]:
         ({"train": {"bf16": True}}, "train.bf16 is another library's word (here it is train.precision)"),
         ({"train": {"warmup_ratio": 0}}, "train.warmup_ratio is not a key (it is train.schedule.warmup_ratio)"),
         ({"train": 5}, "train is 5 (a section of keys is expected, such as train.split)"),
+        (
+            {"resources": {"nodes": 2}},
+            "resources.nodes is 2 (the name of a stage comes before it, as in resources.train.nodes)",
+        ),
         ({"train": {"steps": 0}}, "train.steps is 0 (at least 1)"),
         ({"train": {"learning_rate": 0}}, "train.learning_rate is 0.0 (above 0)"),
         ({"seed": 2**32}, "seed is 4294967296 (at most 4294967295)"),
