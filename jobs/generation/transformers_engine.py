@@ -114,6 +114,9 @@ class TransformersEngine:
         self._ends: frozenset[int] = frozenset(self._generation.eos_token_id or ())
         self._batches = Batches(settings.predict.batch_rows, settings.predict.batch_tokens)
         self._is_probed = self._is_encoder_decoder
+        # a mixture of experts would compute what balances them in training, which fails beside what it remembers
+        has_balance = getattr(model.config, "output_router_logits", False)
+        self._options = {"output_router_logits": False} if has_balance else {}
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -161,6 +164,7 @@ class TransformersEngine:
             generation_config=GenerationConfig(
                 max_new_tokens=1, pad_token_id=self._pad, return_dict_in_generate=True, output_logits=True
             ),
+            **self._options,
         )
         scores = output.logits[0].float()
         return bool((scores[0] - scores[1]).abs().max() > _ROUNDING * scores.abs().max())
@@ -186,6 +190,7 @@ class TransformersEngine:
                 generation_config=config,
                 logits_processor=LogitsProcessorList([choice]),
                 stopping_criteria=StoppingCriteriaList([limits, *([record] if record else [])]),
+                **self._options,
             )
         finally:
             if record is not None:

@@ -77,8 +77,8 @@ class Environment:
     code: tuple[str, ...] = key(
         (),
         "folders of Python code, copied at submission and put on the import path of the jobs: for modules that a "
-        "tokenizer or model with model.trust_remote_code imports, and own functions and metrics that other keys name as "
-        "module:NAME; a training script of your own is not run",
+        "tokenizer or model with model.trust_remote_code imports, and own functions and metrics that other keys "
+        "name as module:NAME; a training script of your own is not run",
     )
 
 

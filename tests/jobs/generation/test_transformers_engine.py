@@ -54,18 +54,22 @@ def test_a_row_gets_the_same_answer_in_any_batch(model_dir, sample):
 
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+EXPERTS = SIZES | {"num_local_experts": 2, "num_key_value_heads": 1, "output_router_logits": True}
 RECURRENT = {"rwkv": SIZES | {"attention_hidden_size": 32}, "recurrent_gemma": SIZES | {"lru_width": 32}}
 
 
-@pytest.mark.parametrize("kind", RECURRENT)
-def test_a_model_that_reads_padding_answers_row_by_row(kind, tmp_path):
+MODELS = {**RECURRENT, "mixtral": EXPERTS}  # the last computes beside padding what balances its experts in training
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_such_a_model_answers_a_row_in_a_batch_as_alone(kind, tmp_path):
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(1)
     tiny = AutoConfig.from_pretrained(TINY)
     ids = {name: getattr(tiny, name) for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **RECURRENT[kind], **ids))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **MODELS[kind], **ids))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     model.save_pretrained(tmp_path)
