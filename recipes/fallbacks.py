@@ -36,7 +36,7 @@ def smaller(batch: Batch, settings: StageSettings) -> Batch | None:
 
 
 def _can_be_learned(settings: StageSettings) -> bool:
-    """Return whether rows of so few tokens have something to learn, as their task frames them."""
+    """Return whether rows of so few tokens have something to learn."""
     tokens = settings.data.max_tokens
     has_room = tokens >= _LEAST_TOKENS and tokens > (settings.data.pad_input_to or 0)
     return has_room and not any(task_of(settings.task).faults(settings, ["train"]))
