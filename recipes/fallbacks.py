@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from .plan import Batch, Stage
 from .schema import StageSettings
+from .tasks import task_of
 
 _LEAST_TOKENS = 64
 
@@ -21,7 +22,7 @@ def smaller(batch: Batch, settings: StageSettings) -> Batch | None:
     Return None where nothing more may be given up.
     """
     settings = with_fallbacks(settings, batch.fallbacks)
-    train, tokens = settings.train, settings.data.max_tokens // 2
+    train, shorter = settings.train, f"max_tokens={settings.data.max_tokens // 2}"
     for name in train.on_out_of_memory:
         if name == "micro_batch" and batch.micro_batch > 1:
             return _halved(batch)
@@ -29,9 +30,16 @@ def smaller(batch: Batch, settings: StageSettings) -> Batch | None:
             return replace(batch, fallbacks=(*batch.fallbacks, name))
         if name == "offload" and train.zero.stage and train.zero.offload == "none":
             return replace(batch, fallbacks=(*batch.fallbacks, name))
-        if name == "max_tokens" and tokens >= _LEAST_TOKENS:
-            return replace(batch, fallbacks=(*batch.fallbacks, f"{name}={tokens}"))
+        if name == "max_tokens" and _can_be_learned(with_fallbacks(settings, [shorter])):
+            return replace(batch, fallbacks=(*batch.fallbacks, shorter))
     return None
+
+
+def _can_be_learned(settings: StageSettings) -> bool:
+    """Return whether rows of so few tokens have something to learn."""
+    tokens = settings.data.max_tokens
+    has_room = tokens >= _LEAST_TOKENS and tokens > (settings.data.pad_input_to or 0)
+    return has_room and not any(task_of(settings.task).faults(settings, ["train"]))
 
 
 def _halved(batch: Batch) -> Batch:

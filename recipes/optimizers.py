@@ -93,7 +93,7 @@ def optimizer_refusals(stage: Stage, versions: Mapping[str, str]) -> Iterator[st
     """
     train, is_cpu = stage.settings.train, stage.resources.device == "cpu"
     name, spec = train.optimizer, OPTIMIZERS[train.optimizer]
-    offload = train.zero.offload
+    offload, is_held = train.zero.offload, bool(spec.package or spec.needs_gpu)
     if spec.package and versions and spec.package not in versions:
         yield f"train.optimizer {name} needs the package {spec.package}: pip install {spec.package}"
     if spec.needs_gpu and is_cpu:
@@ -103,10 +103,15 @@ def optimizer_refusals(stage: Stage, versions: Mapping[str, str]) -> Iterator[st
         yield (
             f"train.optimizer {name} is not supported with ZeRO here; set train.optimizer=adamw or train.zero.stage=0"
         )
-    if offload != "none" and (spec.package or spec.needs_gpu):
+    if offload != "none" and is_held:
         yield (
             f"train.optimizer {name} keeps its states on the GPU, and train.zero.offload {offload} in host memory; set "
             "train.optimizer=cpu_adam or train.zero.offload=none"
+        )
+    elif "offload" in train.on_out_of_memory and is_held:
+        yield (
+            f"train.on_out_of_memory has offload, and train.optimizer {name} keeps its states on the GPU; set "
+            "train.optimizer=adamw or train.on_out_of_memory=[micro_batch,gradient_checkpointing]"
         )
     if name == "cpu_adam" and offload == "none" and not is_cpu:
         yield (

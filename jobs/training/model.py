@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +35,8 @@ def build_model(settings: StageSettings, folder: Path, tokenizer: Any, *, has_we
     Under ZeRO-3 transformers then builds it in pieces on every rank.
     """
     model = _load(settings, task_of(settings.task), folder, has_weights=has_weights)
+    if not getattr(model, "supports_gradient_checkpointing", True):  # only an attempt that gives up memory asks for it
+        settings = replace(settings, train=replace(settings.train, gradient_checkpointing=False))
     return prepare_model(settings, model, tokenizer)
 
 

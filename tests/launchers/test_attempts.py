@@ -138,6 +138,18 @@ def test_what_a_recipe_does_already_or_cannot_do_is_passed_over() -> None:
     assert next_batch(attempt(EXIT_DEVICE_MEMORY, 0, batch(2)), StageSettings(train=train)) == batch(1, 2)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        StageSettings(data=Data(max_tokens=160, pad_input_to=80, long_rows="cut_right")),
+        StageSettings(task="question_answering", data=Data(max_tokens=384, long_rows="cut_right")),
+    ],
+)
+def test_rows_are_not_shortened_until_nothing_can_be_learned(settings: StageSettings) -> None:
+    settings = replace(settings, train=Train(on_out_of_memory=("max_tokens",)))
+    assert isinstance(next_batch(attempt(EXIT_DEVICE_MEMORY, 0, batch(1)), settings), Stop)
+
+
 def test_attempts_are_read_from_the_events_of_their_own_task() -> None:
     events = [
         event("sent", role="client", number=9, key="k", launcher="local", job_id="k"),

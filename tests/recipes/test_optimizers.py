@@ -77,6 +77,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "factored and ZeRO": ({"optimizer": "adafactor", "zero": Zero(stage=2)}, "is not supported with ZeRO"),
     "tf32": ({"tf32": True}, "train.tf32 has no effect on a CPU; set train.tf32=false"),
     "offload without ZeRO": ({"on_out_of_memory": ("offload",)}, "offload, which needs ZeRO; set train.zero.stage=2"),
+    "offload and its own place": (
+        {"optimizer": "adamw_8bit", "zero": Zero(stage=2), "on_out_of_memory": ("offload",)},
+        "and train.optimizer adamw_8bit keeps its states on the GPU",
+    ),
     "fewer tokens": ({"on_out_of_memory": ("max_tokens",)}, "set data.long_rows=cut_right"),
     "pure and ZeRO": ({"master_weights": False, "zero": Zero(stage=1)}, "is not supported with ZeRO"),
     "pure and float32": ({"master_weights": False, "precision": "float32"}, "has no meaning in float32"),

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    AlbertConfig,
+    AlbertForSequenceClassification,
     GPTJConfig,
     GPTJForCausalLM,
     LlamaConfig,
@@ -289,3 +291,12 @@ def test_computed_positions_do_not_train(tmp_path: Path) -> None:
     model = build_model(recipe, tmp_path, Words(WORDS + ADDED), has_weights=True)
     frozen = {name for name, value in model.named_parameters() if not value.requires_grad}
     assert frozen == {f"model.{side}.embed_positions.weight" for side in ("encoder", "decoder")}
+
+
+def test_an_attempt_that_gives_up_memory_starts_also_where_nothing_can_be_computed_again(tmp_path: Path) -> None:
+    sizes = {"embedding_size": 16, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    config = AlbertConfig(vocab_size=WORDS, num_attention_heads=2, **sizes)
+    AlbertForSequenceClassification(config).save_pretrained(tmp_path)
+    train = Train(precision="float32", gradient_checkpointing=True)
+    recipe = Recipe(name="r", task="classification", model=Model(path="m"), train=train)
+    assert not build_model(recipe, tmp_path, Words(WORDS), has_weights=True).is_gradient_checkpointing
