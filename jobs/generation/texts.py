@@ -21,13 +21,16 @@ def decode(tokenizer: Any, ids: Sequence[int]) -> str:
 
 
 def _puts_blank(tokenizer: Any) -> bool:
-    """Say whether "1" is " 1" after it was encoded, as by a byte-level tokenizer with `add_prefix_space`."""
+    """Say whether the tokenizer makes " 1" of "1", as byte-level ones with `add_prefix_space` do."""
     ids = tokenizer(["1"], add_special_tokens=False)["input_ids"][0]
     return bool(tokenizer.decode(ids).startswith(" "))
 
 
 def end_ids(of_model: int | Sequence[int] | None, tokenizer: Any) -> tuple[int, ...]:
-    """Return the tokens that end an answer: those *of_model*, and its tokenizer's, with which rows to train on end."""
+    """Return the tokens that end an answer: those *of_model*, and its tokenizer's.
+
+    With the latter the rows end that a model is trained on.
+    """
     found = (of_model,) if isinstance(of_model, int) else tuple(of_model or ())
     return found if tokenizer.eos_token_id in (None, *found) else (*found, tokenizer.eos_token_id)
 
