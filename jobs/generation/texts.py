@@ -21,7 +21,7 @@ def decode(tokenizer: Any, ids: Sequence[int]) -> str:
 
 
 def _puts_blank(tokenizer: Any) -> bool:
-    """Say whether the tokenizer makes " 1" of "1", as byte-level ones with `add_prefix_space` do."""
+    """Say whether "1" comes back as " 1", as from a byte-level `add_prefix_space`."""
     ids = tokenizer(["1"], add_special_tokens=False)["input_ids"][0]
     return bool(tokenizer.decode(ids).startswith(" "))
 
