@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import UsageError
+from ..errors import RecipeError, UsageError
 from .parser import Parser, add_command, add_overrides, add_verbs, define
 from .tables import format_table
 
@@ -86,7 +86,8 @@ def _new(arguments: Namespace) -> int:
         compose(str(path))
     except UsageError as error:
         path.unlink()
-        raise UsageError(f"{arguments.source} cannot be copied, since it needs the files beside it: {error}") from error
+        why = "" if isinstance(error, RecipeError) else ", since it needs the files beside it"
+        raise UsageError(f"{arguments.source} cannot be copied{why}: {error}") from error
     print(f"{path.name}\nedit it, then: sousbatch plan ./{path.name}")
     return 0
 

@@ -24,6 +24,7 @@ def test_a_copied_recipe_is_the_same_recipe_with_its_comments(sousbatch, project
         "exists": ("small", "hangul-restoration", "small.yaml exists"),
         "is a path": ("../mine", "hangul-restoration", "must be a plain word"),
         "is a file's": ("mine.yaml", "hangul-restoration", "must be a plain word"),
+        "is no name": ("Mine", "hangul-restoration", "cannot be copied: recipe 'Mine': name is 'Mine'"),
         "has no source": ("mine", "hangul-restorations", "did you mean 'hangul-restoration'?"),
     }.values(),
 )
