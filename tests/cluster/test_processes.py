@@ -176,3 +176,26 @@ def test_descendants_in_their_own_sessions_and_orphans_are_ended(record: Path) -
     ended, left, child_code, own_code = output.split()[1:]
     assert (int(ended), left) == (4, "0")
     assert (child_code, own_code) == (str(-signal.SIGTERM), str(-signal.SIGKILL)), "an exit code was lost"
+
+
+ABORTING = """
+import atexit, os
+from sousbatch.cluster import processes
+
+class Abort:
+    def __del__(self):  # as a thread of torch does that asks for an interpreter on its way out
+        os.abort()
+
+kept = Abort()
+atexit.register(print, "handled")
+print("done")
+"""
+
+
+def test_a_process_that_leaves_keeps_its_code_whatever_its_end_would_do() -> None:
+    def run(last: str) -> tuple[int, str]:
+        done = subprocess.run([sys.executable, "-P", "-c", ABORTING + last], capture_output=True, text=True)
+        return done.returncode, done.stdout
+
+    assert run("")[0] == -signal.SIGABRT
+    assert run("processes.leave(3)") == (3, "done\nhandled\n")
