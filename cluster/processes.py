@@ -85,7 +85,7 @@ def descendants() -> list[psutil.Process]:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process with *code*, once its exit handlers have run and its output is written.
+    """End this process with *code* after its exit handlers.
 
     Python is not taken down: a thread of torch's autograd that asks for the interpreter meanwhile would abort the
     process, and what a rank has finished would count as failed with exit code 134.
