@@ -57,6 +57,7 @@ def answer(question: Mapping[str, Any]) -> dict[str, Any]:
     tokenizer = load_full(question["tokenizer_folder"], question["add_tokens"], trusts_code=question["trusts"])
     with torch.device("meta"):
         add_rows(model, tokenizer)
+    _check_ids(model, tokenizer)
     config = json.loads(model.config.to_json_string(use_diff=False))
     config.pop("_name_or_path", None)  # the same model may lie elsewhere
     found = {
@@ -136,6 +137,17 @@ def _untie(model: Any, tables: Mapping[str, str]) -> list[str]:
                 getattr(model, "all_tied_weights_keys", {}).pop(name, None)
                 found.append(name)
     return found
+
+
+def _check_ids(model: Any, tokenizer: Any) -> None:
+    """Refuse a tokenizer with gaps, some of whose ids are beyond the model's rows."""
+    rows, highest = model.get_input_embeddings().num_embeddings, max(tokenizer.get_vocab().values(), default=0)
+    if highest >= rows:
+        raise UsageError(
+            f"its tokenizer gives ids up to {highest:,} for {len(tokenizer):,} tokens, and the model has rows for "
+            f"{rows:,} ids; take the tokenizer that it was trained with, or number the tokens without gaps; a model "
+            f"from scratch takes model.config.vocab_size={highest + 1}"
+        )
 
 
 def _check_attention(model: Any, wanted: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ The model is built in this process, for the sake of its imports.
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,16 @@ def test_an_adapter_trains_its_factors_and_what_is_saved_beside_them(tokenizer_f
     assert trained["frozen"] == sum(
         len(shape) == 1 and shape[0] or shape[0] * shape[1] for _, shape in found["tensors"]
     )
+
+
+def test_ids_beyond_the_rows_of_the_model_are_refused(tokenizer_folder: Path, tmp_path: Path) -> None:
+    gapped = tmp_path / "gapped"
+    shutil.copytree(tokenizer_folder, gapped)
+    text = (gapped / "tokenizer.json").read_text()
+    (gapped / "tokenizer.json").write_text(text.replace('"60": 63', '"60": 99'))
+    with pytest.raises(UsageError, match=r"ids up to 99 for 64 tokens, and the model has rows for 64 ids"):
+        ask(LLAMA, gapped, tmp_path)
+    assert ask(LLAMA, gapped, tmp_path, changes={"vocab_size": 100})["trained"]["one"]
 
 
 def test_added_tokens_lengthen_the_embeddings_and_their_rows_train(tokenizer_folder: Path, tmp_path: Path) -> None:
