@@ -85,17 +85,23 @@ def descendants() -> list[psutil.Process]:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process with *code* after its exit handlers.
+    """Exit with *code*, and end the process once its exit handlers have run.
 
-    Python is not taken down: a thread of torch's autograd that asks for the interpreter meanwhile would abort the
-    process, and what a rank has finished would count as failed with exit code 134.
+    Python is not taken down: a thread of torch's that asks for the interpreter meanwhile would abort the process, and
+    what a rank has finished would count as failed with exit code 134.
     """
-    try:
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-    finally:
-        os._exit(code)
+
+    def end() -> None:  # the last one to be registered is the first to be called
+        atexit.unregister(end)
+        try:
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
+
+    atexit.register(end)
+    sys.exit(code)
 
 
 def _wait_until_none(timeout_s: float) -> None:

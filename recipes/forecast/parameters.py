@@ -15,7 +15,7 @@ from ..schema import StageSettings
 from ..schema.validate import to_plain
 from ..tasks import task_of
 
-_LAYERS = re.compile(r"layers:(\d+)-(\d+)")
+_LAYERS = re.compile(r"layers:(?P<first>\d+)(-(?P<last>\d+))?")
 _LAYER_IN_NAME = re.compile(r"\.(?:layers|layer|h|block|blocks)\.(\d+)\.")
 
 
@@ -141,20 +141,21 @@ def missing_layers(pattern: str, names: Iterable[str]) -> str:
     """Say which layer of a span *names* lack, "" where they have all of them."""
     span = _LAYERS.fullmatch(pattern)
     numbers = [int(found[1]) for name in names if (found := _LAYER_IN_NAME.search(f".{name}"))]
-    if span is None or not numbers or int(span[2]) <= max(numbers):
+    last = int(span["last"] or span["first"]) if span else 0
+    if span is None or not numbers or last <= max(numbers):
         return ""
-    return f"{pattern!r} names layer {span[2]}, and the model's layers are 0 to {max(numbers)}"
+    return f"{pattern!r} names layer {last}, and the model's layers are 0 to {max(numbers)}"
 
 
 def is_frozen(name: str, patterns: Sequence[str]) -> bool:
     """Say whether the parameter called *name* is frozen by one of *patterns*.
 
-    A pattern is a shell pattern over the whole name, or layers:FIRST-LAST.
+    A pattern is a shell pattern over the whole name, layers:FIRST-LAST, or layers:ONE.
     """
     layer = _LAYER_IN_NAME.search(f".{name}")
     for pattern in patterns:
         span = _LAYERS.fullmatch(pattern)
-        if span and layer and int(span[1]) <= int(layer[1]) <= int(span[2]):
+        if span and layer and int(span["first"]) <= int(layer[1]) <= int(span["last"] or span["first"]):
             return True
         if fnmatch.fnmatchcase(name, pattern):
             return True

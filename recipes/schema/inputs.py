@@ -34,7 +34,9 @@ class Model:
     attention: Literal["eager", "sdpa", "flash_attention_2"] | None = key(
         None, "attention kernel; transformers chooses when not given", also=("attn_implementation",)
     )
-    freeze: tuple[str, ...] = key((), "parameters that do not train: shell patterns of their names, or layers:0-11")
+    freeze: tuple[str, ...] = key(
+        (), "parameters that do not train: shell patterns of their names, layers:0-11 or layers:0"
+    )
     trust_remote_code: bool = key(False, "run Python code that comes with the model")
 
 

@@ -103,8 +103,9 @@ def test_an_adapter_trains_rank_times_both_sides(small: ModuleType) -> None:
 
 
 def test_frozen_layers_do_not_train(small: ModuleType) -> None:
-    recipe = replace(small.RECIPE, model=Model(path="m", freeze=("layers:0-0", "*embed*")))
-    assert params_of(recipe, small.MODEL).frozen == 8 * 16 + 8 * 8 + 32 * 8
+    for layer in ("layers:0-0", "layers:0"):
+        recipe = replace(small.RECIPE, model=Model(path="m", freeze=(layer, "*embed*")))
+        assert params_of(recipe, small.MODEL).frozen == 8 * 16 + 8 * 8 + 32 * 8
 
 
 def test_predictions_are_held_twice_while_they_are_merged(small: ModuleType) -> None:
