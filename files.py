@@ -6,6 +6,7 @@ name starts with `.tmp-`, so that every reader and every cleaner recognizes it.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -174,8 +175,13 @@ def remove_tree(path: Path) -> None:
         return
     if doomed.is_symlink():
         doomed.unlink()
-    else:
-        shutil.rmtree(doomed)
+        return
+    for is_last in (False, False, True):
+        try:
+            return shutil.rmtree(doomed)
+        except OSError as error:  # a call that found the folder before the rename may still make a file in it
+            if is_last or error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
+                raise
 
 
 def discard(path: Path) -> None:

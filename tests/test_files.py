@@ -68,6 +68,21 @@ def test_a_removed_tree_is_out_of_sight_before_it_is_deleted(tmp_path: Path, mon
     assert [name.startswith(files.TEMPORARY_PREFIX) for name in seen[0]] == [True]
 
 
+def test_a_file_that_is_made_while_a_tree_goes_is_removed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that found the folder before it was renamed ends its call in the renamed one."""
+    (tmp_path / "tree").mkdir()
+    really, late = os.rmdir, ["late"]
+
+    def rmdir(path: str, *, dir_fd: int | None = None) -> None:
+        if late:
+            Path(path, late.pop()).touch()
+        really(path, dir_fd=dir_fd)
+
+    monkeypatch.setattr("os.rmdir", rmdir)
+    files.remove_tree(tmp_path / "tree")
+    assert late == [] and os.listdir(tmp_path) == []
+
+
 def test_removing_what_is_gone_does_nothing(tmp_path: Path) -> None:
     files.remove_tree(tmp_path / "tree")
 
