@@ -229,7 +229,7 @@ def split_groups(parsed: Sequence[Change], folder: Path, faults: list[Fault]) ->
 
 
 def files_of_group(group: str, folder: Path) -> set[str]:
-    """Return the names of a group's files, beside a recipe in *folder* and in the search folders."""
+    """Return the names of a group's files, in *folder* and the search folders."""
     places = [place / group for place in (folder, *search_dirs())] if "." not in group else []
     return {file.stem for place in places if place.is_dir() for file in place.glob("*.yaml")}
 

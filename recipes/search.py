@@ -95,7 +95,7 @@ def _faults_of(axis: Axis, folder: Path) -> Iterator[Fault]:
 
 
 def _of_space(fault: Fault, axes: Sequence[Axis]) -> Fault:
-    """Return a fault of a value that a search drew as one of the space that it is drawn from."""
+    """Return a fault of a drawn value as one of its space."""
     for axis in axes:
         if axis.key == fault.key and axis.step is None and not axis.choices and "whole number" in fault.hint:
             space = f"{axis.key}=int(interval({axis.low:g},{axis.high:g}))"
