@@ -64,6 +64,8 @@ def find_recipe(name: str) -> Path:
     """
     if name.endswith((".yaml", ".yml")) or os.sep in name:
         path = Path(name).expanduser()
+        if path.is_dir():
+            raise NotFoundError(f"recipe file {name!r} is a folder; name a file in it")
         if not path.is_file():
             raise NotFoundError(f"recipe file {name!r} does not exist (looked in {path.absolute().parent})")
         if path.suffix != ".yaml":

@@ -217,7 +217,7 @@ def split_groups(parsed: Sequence[Change], folder: Path, faults: list[Fault]) ->
     """
     groups, others = [], []
     for item in parsed:
-        known, value = _files_of_group(item.key, folder), item.value
+        known, value = files_of_group(item.key, folder), item.value
         if not known or not isinstance(value, str):
             others.append(item)
         elif value in known:
@@ -228,7 +228,8 @@ def split_groups(parsed: Sequence[Change], folder: Path, faults: list[Fault]) ->
     return groups, others
 
 
-def _files_of_group(group: str, folder: Path) -> set[str]:
+def files_of_group(group: str, folder: Path) -> set[str]:
+    """Return the names of a group's files, in *folder* and the search folders."""
     places = [place / group for place in (folder, *search_dirs())] if "." not in group else []
     return {file.stem for place in places if place.is_dir() for file in place.glob("*.yaml")}
 
