@@ -78,7 +78,7 @@ def axes(texts: Sequence[str], faults: list[Fault]) -> list[list[str]]:
         elif _is_glob(item):
             faults.append(Fault(key=text, problem="is no axis of a sweep", hint=_NO_GLOB))
         elif not item.is_sweep_override() or not item.is_discrete_sweep():
-            hint = "it has one value, or a continuous range of them; write key=value,value or key=range(1,4)"
+            hint = "write key=value,value or key=range(1,4); an override of one value stands before --sweep"
             faults.append(Fault(key=text, problem="is no axis of a sweep", hint=hint))
         else:
             key = item.get_key_element()
