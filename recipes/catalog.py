@@ -74,6 +74,8 @@ def find_recipe(name: str) -> Path:
     for folder in search_dirs():
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
+    if "=" in name:
+        raise NotFoundError(f"{name!r} is an override; a recipe comes before it, as in hangul-restoration {name}")
     known = [recipe.name for recipe in list_recipes()]
     hint = nearest(name, known)
     raise NotFoundError(

@@ -145,6 +145,7 @@ def test_a_value_is_taken_away_with_a_tilde(tmp_path: Path) -> None:
     [
         ("seed", "seed is not an override"),
         ("data.prompt={input}", "quotes around a value with braces"),
+        (r"data.prompt={a}\n{b}", r"""'data.prompt="{a}\n{b}"'"""),
         ("seed=1,2", "seed=1,2 has several values (a list is written [a,b])"),
         ("adapter=loar", "adapter=loar is unknown; known: full, lora, qlora (did you mean 'lora'?)"),
         ("seed.more=1", "seed.more=1 goes too deep (seed is 5, which has no keys)"),
