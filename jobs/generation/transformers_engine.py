@@ -204,9 +204,9 @@ class TransformersEngine:
         return record.add_to(answers) if record is not None else answers
 
     def _memory(self) -> dict[str, Any]:
-        """Return what a decoder remembers into, where it has more layers than its encoder, as in some T5s.
+        """Return what a decoder with more layers than its encoder remembers into.
 
-        transformers 5.23 counts those of the encoder.
+        Some T5s have one, and transformers 5.23 counts the layers of the encoder.
         """
         config = self._model.config
         if not (getattr(config, "num_decoder_layers", None) or 0) > getattr(config, "num_hidden_layers", 0):
