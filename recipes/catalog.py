@@ -64,6 +64,8 @@ def find_recipe(name: str) -> Path:
     """
     if name.endswith((".yaml", ".yml")) or os.sep in name:
         path = Path(name).expanduser()
+        if path.is_dir():
+            raise NotFoundError(f"recipe file {name!r} is a folder; name a file in it")
         if not path.is_file():
             raise NotFoundError(f"recipe file {name!r} does not exist (looked in {path.absolute().parent})")
         if path.suffix != ".yaml":
@@ -72,6 +74,8 @@ def find_recipe(name: str) -> Path:
     for folder in search_dirs():
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
+    if "=" in name:
+        raise NotFoundError(f"{name!r} is an override; a recipe comes before it, as in hangul-restoration {name}")
     known = [recipe.name for recipe in list_recipes()]
     hint = nearest(name, known)
     raise NotFoundError(

@@ -319,6 +319,7 @@ def _warnings(recipe: Recipe, site: Site, inputs: Inputs, stage: Stage, found: F
     for one in decoded(stage).values():
         yield from task_of(stage.settings.task).warnings(one, inputs)
     yield from unknown_warnings(stage, inputs)
+    yield from _escape_warnings(stage)
     yield from _output_warnings(stage, inputs)
     if stage.batch is None:
         return
@@ -355,6 +356,18 @@ def _warnings(recipe: Recipe, site: Site, inputs: Inputs, stage: Stage, found: F
             f"stage {stage.name!r} asks for {cores} cores and {site.name} has {site.cpus_per_node}: "
             "ranks will take turns"
         )
+
+
+def _escape_warnings(stage: Stage) -> Iterator[str]:
+    """Warn of new lines that stayed a backslash and a letter on their way here."""
+    data, predict = stage.settings.data, stage.settings.predict
+    texts = {"data.prompt": [data.prompt], "data.separator": [data.separator], "data.system": [data.system or ""]}
+    for key, given in {**texts, "predict.stop": predict.stop}.items():
+        if any("\\n" in text for text in given):
+            yield (
+                f"{key} has a backslash and an n, and no new line: write it in double quotes in the recipe's file, or "
+                f"on the command line as $'{key}=\"...\\n...\"'"
+            )
 
 
 def _output_warnings(stage: Stage, inputs: Inputs) -> Iterator[str]:

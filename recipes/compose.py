@@ -12,11 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import Fault, RecipeError, UsageError
+from ..errors import Fault, RecipeError, UsageError, nearest
 from ..user_folders import config_file
 from . import overrides
 from .best import with_best
-from .catalog import find_recipe, search_dirs
+from .catalog import find_recipe, list_groups, list_recipes, search_dirs
 from .schema import Recipe, rules, validate
 from .stage_kinds import USUAL_KINDS
 from .stages import layered_resources
@@ -168,5 +168,15 @@ def _resolved(values: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _unreadable(path: Path | str, error: Exception) -> UsageError:
-    reason = " ".join(str(error).split("Config search path:")[0].split())
+    from hydra.errors import MissingConfigException
+
+    if isinstance(error, MissingConfigException) and (missing := error.missing_cfg_file):
+        known = [f"{group}/{file}" for group, files in list_groups().items() for file in files]
+        known += [recipe.name for recipe in list_recipes()]
+        hint = nearest(str(missing), known) or "`sousbatch recipes list` shows recipes and groups"
+        reason = f"nothing is called {str(missing)!r}, which its defaults list names ({hint})"
+    elif "got ListConfig" in str(error):
+        reason = "it is a list; a recipe has keys, such as task: causal_lm"
+    else:
+        reason = " ".join(str(error).split("Config search path:")[0].split())
     return UsageError(f"recipe {str(path)!r} cannot be read: {reason}")

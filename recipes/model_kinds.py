@@ -56,10 +56,11 @@ def overflows_in_float16(config: Mapping[str, Any]) -> bool:
 def reads_padding(config: Mapping[str, Any]) -> bool:
     """Say whether an encoder mixes the padding of a batch into its texts.
 
-    Whatever the mask says, FNet transforms all places together, and the convolutions of ConvBERT and Nystromformer
-    reach into the padding (transformers 5.23).
+    Whatever the mask says, FNet transforms all places together, the convolutions of ConvBERT and Nystromformer and
+    MobileBERT's embeddings of three tokens reach into the padding, Funnel pools it with its neighbours, and YOSO
+    attends to it (transformers 5.23).
     """
-    return config.get("model_type") in ("fnet", "convbert", "nystromformer")
+    return config.get("model_type") in ("fnet", "convbert", "nystromformer", "mobilebert", "funnel", "yoso")
 
 
 def mixes_beams(config: Mapping[str, Any]) -> bool:

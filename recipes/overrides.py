@@ -26,6 +26,7 @@ _MEANT = set("_ \t.,:=()[]{}'\"\\/-+$%*@?|")
 _FUNCTIONS = "bool choice extend_list float glob int interval json_str range shuffle sort str tag".split()
 _GROUPING = re.compile(rf"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|\b(?:{"|".join(_FUNCTIONS)})\s*\(|[()=]""", re.DOTALL)
 _APOSTROPHE = re.compile(r"(?<=\w)'(?=\w)")
+_BEFORE_QUOTE = re.compile(r'(\\*)("|$)')  # where alone a backslash means something in Hydra's quotes
 _SPELT = re.compile("Qz([0-9a-f]+)zQ")
 _SPACE = re.compile(r"=\s*(?:choice|range|interval|int|tag)\s*\(")
 _NO_GLOB = "glob() stands for files of a group; name the values, as in key=a,b"
@@ -78,7 +79,7 @@ def axes(texts: Sequence[str], faults: list[Fault]) -> list[list[str]]:
         elif _is_glob(item):
             faults.append(Fault(key=text, problem="is no axis of a sweep", hint=_NO_GLOB))
         elif not item.is_sweep_override() or not item.is_discrete_sweep():
-            hint = "it has one value, or a continuous range of them; write key=value,value or key=range(1,4)"
+            hint = "write key=value,value or key=range(1,4); an override of one value stands before --sweep"
             faults.append(Fault(key=text, problem="is no axis of a sweep", hint=hint))
         else:
             key = item.get_key_element()
@@ -206,7 +207,7 @@ def _advice(text: str) -> str:
 def _quoted(text: str) -> str:
     """Return an override with quotes around its value, as a shell takes it."""
     key, _, value = text.partition("=")
-    inner = value.strip("\"'").replace("\\", "\\\\").replace('"', '\\"')
+    inner = _BEFORE_QUOTE.sub(lambda match: match[1] * 2 + match[2].replace('"', '\\"'), value.strip("\"'"))
     return shlex.quote(f'{key}="{inner}"')
 
 
@@ -217,7 +218,7 @@ def split_groups(parsed: Sequence[Change], folder: Path, faults: list[Fault]) ->
     """
     groups, others = [], []
     for item in parsed:
-        known, value = _files_of_group(item.key, folder), item.value
+        known, value = files_of_group(item.key, folder), item.value
         if not known or not isinstance(value, str):
             others.append(item)
         elif value in known:
@@ -228,7 +229,8 @@ def split_groups(parsed: Sequence[Change], folder: Path, faults: list[Fault]) ->
     return groups, others
 
 
-def _files_of_group(group: str, folder: Path) -> set[str]:
+def files_of_group(group: str, folder: Path) -> set[str]:
+    """Return the names of a group's files, in *folder* and the search folders."""
     places = [place / group for place in (folder, *search_dirs())] if "." not in group else []
     return {file.stem for place in places if place.is_dir() for file in place.glob("*.yaml")}
 

@@ -23,7 +23,7 @@ from .inspect.inputs import inspect
 from .inspect.lengths import Progress
 from .plan import Axis, Plan, Point, Search, Sweep, Variant
 from .publications import shared_places
-from .sweep import SHARED, checked, is_early, joined, laid_over, small
+from .sweep import SHARED, checked, is_early, is_known, joined, laid_over, small
 
 NUM_TRIALS = 20
 
@@ -66,7 +66,10 @@ def plan_search(
     values, wrong = values_of(name, texts)
     recipe = small(recipe_of(values, wrong), is_smoke)
     corners = [Point(variant=0, overrides=texts, label=" ".join(texts)) for texts in _corners(axes)]
-    others = [laid_over(values, corner, is_smoke) for corner in corners]
+    try:
+        others = [laid_over(values, corner, is_smoke) for corner in corners]
+    except RecipeError as error:
+        raise RecipeError(name, [_of_space(fault, axes) for fault in error.faults]) from None
     inputs = inspect(recipe, store, progress, dead_runs, others)
     tried = Sweep(variants=(Variant(values=values, inputs=inputs),), points=tuple(corners), is_smoke=is_smoke)
     plans = [checked(tried, index, site) for index in range(len(corners))]
@@ -86,9 +89,18 @@ def require_optuna(what: str) -> None:
 def _faults_of(axis: Axis, folder: Path) -> Iterator[Fault]:
     if axis.key.lstrip("+").split(".")[0] in SHARED:
         yield Fault(key=axis.key, problem="cannot be searched", hint="all trials share one name and one request")
-    elif any(is_early(text, folder) for text in _ends(axis)):
+    elif is_known(axis.key, folder) and any(is_early(text, folder) for text in _ends(axis)):
         hint = "search one value after the other, or use --sweep, which reads the inputs of each"
         yield Fault(key=axis.key, problem="cannot be searched: it changes what is read", hint=hint)
+
+
+def _of_space(fault: Fault, axes: Sequence[Axis]) -> Fault:
+    """Return a fault of a drawn value as one of its space."""
+    for axis in axes:
+        if axis.key == fault.key and axis.step is None and not axis.choices and "whole number" in fault.hint:
+            space = f"{axis.key}=int(interval({axis.low:g},{axis.high:g}))"
+            return Fault(key=axis.key, problem="is a whole number", hint=f"write {space}")
+    return fault
 
 
 def _ends(axis: Axis) -> list[str]:

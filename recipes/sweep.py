@@ -10,7 +10,7 @@ import copy
 import itertools
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,12 @@ def is_early(text: str, folder: Path) -> bool:
         return True
     groups, _ = overrides.split_groups(overrides.parse([text], []), folder, [])
     return bool(groups)
+
+
+def is_known(key: str, folder: Path) -> bool:
+    """Say whether a key lies in a section of recipes, or is a group of files."""
+    section = key.lstrip("+").split(".")[0]
+    return section in {field.name for field in fields(Recipe)} or bool(overrides.files_of_group(key, folder))
 
 
 def _sample(axes: Sequence[Sequence[str]]) -> list[int]:

@@ -169,15 +169,20 @@ def _windows(
     cls: int | None,
 ) -> Iterator[Window]:
     made = []
+    whole = encodings[0]
+    of_passage = next((kind for part, kind in zip(whole.sequence_ids, whole.type_ids, strict=True) if part == 1), 0)
     for encoding in encodings:
         ids = encoding.ids
         offsets = tuple(
             place if part == 1 and place[0] < place[1] else None
             for part, place in zip(encoding.sequence_ids, encoding.offsets, strict=True)
         )
+        # a template gives the passage its type in the first window alone, where that was not encoded in a pair
+        parts = zip(encoding.sequence_ids, encoding.type_ids, strict=True)
+        type_ids = tuple(of_passage if part == 1 else kind for part, kind in parts)
         first = ids.index(cls) if cls in ids else 0
         start, end = _span(offsets, answer) or (first, first)
-        made.append((ids, offsets, tuple(encoding.type_ids), start, end, (start, end) != (first, first)))
+        made.append((ids, offsets, type_ids, start, end, (start, end) != (first, first)))
     if answer is not None:
         if not any(is_there for *_, is_there in made):
             remarks = [*remarks, UNSEEN]
@@ -280,7 +285,7 @@ def _row_bytes(settings: StageSettings) -> tuple[int, str]:
 
 TASK = TaskSpec(
     name="question_answering",
-    version=2,
+    version=3,
     runtime="sousbatch.jobs.tasks.question_answering",
     model_class="AutoModelForQuestionAnswering",
     kinds=("encoder", "decoder"),

@@ -32,6 +32,7 @@ def _said(run: Run, *arguments: str) -> str:
 
 BAD_RECIPES = {
     "unknown recipe": (["smal"], "recipe 'smal' is unknown; known: classification, "),
+    "an override first": (["seed=2", "small"], "'seed=2' is an override; a recipe comes before it"),
     "no such file": (["./smal.yaml"], "recipe file './smal.yaml' does not exist"),
     "unknown key": (["small.yaml", "trian.steps=1"], "trian is not a key (did you mean 'train'?)"),
     "word of transformers": (["small.yaml", "num_train_epochs=3"], "here it is train.epochs"),

@@ -350,6 +350,8 @@ def test_all_reasons_come_at_once_and_each_once(small: ModuleType) -> None:
     [
         ({"predict.temperature": 0.2}, "predict.temperature does nothing without predict.sample=true"),
         ({"data.prompt": "input =>"}, "data.prompt 'input =>' reads no column, so that every row has the same prompt"),
+        ({"data.prompt": r"{input}\nshort:"}, "data.prompt has a backslash and an n, and no new line"),
+        ({"predict.stop": [r"\n"]}, "predict.stop has a backslash and an n"),
         ({"train.micro_batch": 4, "data.max_tokens": 10**9}, "`sousbatch plan --fit` finds settings"),
     ],
     ids=str,

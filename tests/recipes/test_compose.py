@@ -145,6 +145,7 @@ def test_a_value_is_taken_away_with_a_tilde(tmp_path: Path) -> None:
     [
         ("seed", "seed is not an override"),
         ("data.prompt={input}", "quotes around a value with braces"),
+        (r"data.prompt={a}\n{b}", r"""'data.prompt="{a}\n{b}"'"""),
         ("seed=1,2", "seed=1,2 has several values (a list is written [a,b])"),
         ("adapter=loar", "adapter=loar is unknown; known: full, lora, qlora (did you mean 'lora'?)"),
         ("seed.more=1", "seed.more=1 goes too deep (seed is 5, which has no keys)"),
@@ -314,6 +315,30 @@ def test_site_defaults_have_nothing_of_what_is_computed() -> None:
     Path(path).write_text("resources: [\n")
     with pytest.raises(UsageError, match="cannot be read"):
         compose("hangul-restoration")
+
+
+UNREADABLE = {
+    "a list": ("- task: causal_lm\n", "it is a list; a recipe has keys"),
+    "an unknown base": ("defaults: [hangul-restoraton]\n", "which its defaults list names .*'hangul-restoration'"),
+    "an unknown file of a group": (
+        "defaults: [hangul-restoration, {schedule: cosin}]\n",
+        "'schedule/cosin', which its",
+    ),
+    "an unknown group": ("defaults: [hangul-restoration, {nope: x}]\n", "`sousbatch recipes list`"),
+}
+
+
+@pytest.mark.parametrize(("text", "words"), UNREADABLE.values(), ids=UNREADABLE)
+def test_what_no_recipe_can_begin_with_is_told_in_words_of_recipes(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(UsageError, match=words):
+        compose(str(tmp_path / "mine.yaml"))
+
+
+def test_a_folder_called_like_a_recipe_is_told_as_one(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").mkdir()
+    with pytest.raises(NotFoundError, match="is a folder"):
+        compose(str(tmp_path / "mine.yaml"))
 
 
 PASSWORD = "sesame-1234"

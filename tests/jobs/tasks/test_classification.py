@@ -11,13 +11,15 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import (
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     FNetConfig,
-    FNetForSequenceClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
+    MobileBertConfig,
     XLNetConfig,
     XLNetForSequenceClassification,
+    YosoConfig,
 )
 
 import sousbatch.recipes
@@ -28,6 +30,7 @@ from sousbatch.recipes.schema import Model, Recipe, StageSettings, Train
 
 TINY = Path(sousbatch.recipes.__file__).parent / "library/models/tiny-hangul"
 SETTINGS: StageSettings = with_labels(Recipe(task="classification", model=Model(path="x")), ("no", "yes"))
+SMALL: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16}
 LOGITS = {"logits": torch.tensor([[2.0, 1.0], [0.0, 3.0], [1.0, 1.0]])}
 LABELS = torch.tensor([0, 1, 0])
 
@@ -71,10 +74,28 @@ def test_an_answer_is_the_likeliest_label_with_the_probability_of_each(model: An
         assert sum(answer["probabilities"]) == pytest.approx(1, abs=1e-5)
 
 
-def test_a_model_that_reads_padding_answers_each_row_alone() -> None:
+@pytest.mark.parametrize(
+    "config",
+    [
+        FNetConfig(vocab_size=512, **SMALL),
+        MobileBertConfig(
+            vocab_size=512,
+            **SMALL,
+            num_attention_heads=2,
+            intra_bottleneck_size=16,
+            embedding_size=16,
+            classifier_activation=False,
+        ),
+        YosoConfig(vocab_size=512, **SMALL, num_attention_heads=2),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_a_model_that_reads_padding_answers_each_row_alone(config: Any) -> None:
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16, "initializer_range": 1.0}
-    model = FNetForSequenceClassification(FNetConfig(vocab_size=512, **sizes, **SETTINGS.model.config)).eval()
+    config.update(SETTINGS.model.config)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.5)
     answerer = RUNTIME.answerer(SETTINGS, model, AutoTokenizer.from_pretrained(TINY))
     short, long = (0, {"input": "가"}), (1, {"input": "나다라마바사"})
     assert answerer.answer([short, long])[0] == answerer.answer([short])[0]

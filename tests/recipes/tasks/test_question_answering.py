@@ -57,7 +57,7 @@ def test_a_long_passage_gives_windows_that_overlap(tokenizer: LightTokenizer) ->
     places = [[place for place in one.offsets if place is not None] for one in windows]
     assert places[0][-1] == places[1][0]  # one token is in both
     assert [PASSAGE[begin:end] for begin, end in (*places[0], *places[1][1:])] == PASSAGE.replace(",", " ,").split()
-    assert windows[0].type_ids == (0,) * 5 + (1,) * (len(windows[0].ids) - 5)
+    assert [one.type_ids for one in windows] == [(0,) * 5 + (1,) * (len(one.ids) - 5) for one in windows]
 
 
 def test_a_window_holds_the_answer_or_points_to_cls(tokenizer: LightTokenizer) -> None:
