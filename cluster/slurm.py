@@ -338,7 +338,7 @@ def first_failure(text: str) -> tuple[str, int | None]:
 
 
 def is_over_its_time(text: str) -> bool:
-    """Return whether Slurm says in *text* that the time limit ended the job or its step."""
+    """Return whether Slurm says in *text* that the time limit ended the job."""
     return re.search(r"^slurmstepd\S*: error: \*\*\* .* DUE TO TIME LIMIT \*\*\*$", text, re.MULTILINE) is not None
 
 

@@ -241,6 +241,11 @@ def test_a_recipe_that_makes_no_sense_is_refused(tmp_path: Path, text: str, faul
     assert fault in found
 
 
+def test_a_fault_in_what_a_stage_sets_hides_none_in_the_resources(tmp_path: Path) -> None:
+    text = "stages: {train: {set: {train: {stesp: 1}}}}\nresources: {tran: {nodes: 2}}\n"
+    assert len(_faults(_write(tmp_path, BASE + text))) == 2
+
+
 STAGES = """\
 stages:
   train: {}
