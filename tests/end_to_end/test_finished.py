@@ -27,6 +27,7 @@ _LABELS = {
 }
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {"config": "LlamaConfig", "class": "LlamaForCausalLM", "sizes": _SIZES},
+    "own code": {"config": "LlamaConfig", "class": "LlamaForCausalLM", "sizes": _SIZES, "has_code": True},
     "tied": {"config": "LlamaConfig", "class": "LlamaForCausalLM", "sizes": _SIZES | {"tie_word_embeddings": True}},
     "olmoe": {
         "config": "OlmoeConfig",
@@ -136,6 +137,7 @@ CASES: dict[str, tuple[tuple[int, ...], str, tuple[str, ...], dict[str, Any]]] =
     "noise on embeddings of new tokens": ((0,), "tied", (*LORA, *ADDED, "train.neftune_alpha=5"), {}),
     "rows of like length together": ((0, 2), "llama", ("train.group_by_length=true",), {}),
     "the best by its answers": (SHARDED, "llama", ("checkpoints.metric=exact_match",), {}),
+    "code of the model's own": (SHARDED, "own code", ("model.trust_remote_code=true",), {}),
     "several files": ((0,), "llama", ("consolidate.max_shard_gb=0.0001", "consolidate.dtype=bfloat16"), {}),
 }
 CELLS = [(case, stage) for case, (stages, *_) in CASES.items() for stage in stages]
