@@ -30,6 +30,11 @@ def add_rows(model: Any, tokenizer: Any) -> list[int]:
     _keep_own_head(model)
     num_rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > num_rows:
+        if getattr(model.config, "tgt_vocab_size", None) is not None:  # output layer and config would not grow
+            raise UsageError(
+                f"model.add_tokens: {type(model).__name__} has a vocabulary for each of its languages, and "
+                "transformers adds rows to neither as a whole; leave model.add_tokens out, or take another model"
+            )
         try:
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         except RuntimeError as error:  # Marian's resizes in a way of its own, which fails before there are weights

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import torch
 import transformers
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from ...errors import RunError
 from ...recipes.data.encode import pad_id
@@ -190,6 +190,7 @@ class TransformersEngine:
                 generation_config=config,
                 logits_processor=LogitsProcessorList([choice]),
                 stopping_criteria=StoppingCriteriaList([limits, *([record] if record else [])]),
+                **self._memory(),
                 **self._options,
             )
         finally:
@@ -201,6 +202,16 @@ class TransformersEngine:
         ]
         _check(prompts, answers, choice.first_bad.tolist())
         return record.add_to(answers) if record is not None else answers
+
+    def _memory(self) -> dict[str, Any]:
+        """Return what a decoder with more layers than its encoder remembers into.
+
+        Some T5s have one, and transformers 5.23 counts the layers of the encoder.
+        """
+        config = self._model.config
+        if not (getattr(config, "num_decoder_layers", None) or 0) > getattr(config, "num_hidden_layers", 0):
+            return {}
+        return {"past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache())}
 
     def _ended(self, ids: list[int], most: int) -> Generation:
         """Return the answer in *ids*.

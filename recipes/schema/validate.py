@@ -233,7 +233,9 @@ def _mapping(inner: Any, value: Any, key: str, faults: list[Fault]) -> Any:
     if not isinstance(value, Mapping):
         faults.append(Fault(key=key, problem=f"is {value!r}", hint="a mapping of names to values is expected"))
         return None
-    return {str(name): _value(inner, item, _join(key, name), faults) for name, item in value.items()}
+    # a label may be true or false, and the data's are called so, as JSON does
+    names = {str(name).lower() if isinstance(name, bool) else str(name): item for name, item in value.items()}
+    return {name: _value(inner, item, _join(key, name), faults) for name, item in names.items()}
 
 
 def _sequence(inner: Any, value: Any, key: str, faults: list[Fault]) -> Any:

@@ -39,7 +39,7 @@ def _faults(settings: StageSettings, uses: Sequence[RowUse]) -> Iterator[Fault]:
     yield from plain_prompt_faults(settings.data, "classification")
     weights = settings.train.class_weights
     if isinstance(weights, dict) and not all(value > 0 for value in weights.values()):
-        hint = "balanced, or a positive number for each label, such as {yes: 1, no: 3}"
+        hint = "balanced, or a positive number for each label, such as {good: 1, bad: 3}"
         yield Fault(key="train.class_weights", problem=f"is {weights!r}", hint=hint)
     if "num_labels" in settings.model.config:
         hint = "leave it out: the labels are those of the rows that train"
@@ -61,9 +61,10 @@ def _refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
     yield from framed_refusals(stage, inputs)
     weights = stage.settings.train.class_weights
     if stage.batch is not None and isinstance(weights, Mapping) and (unknown := weights.keys() - set(inputs.labels)):
+        quotes = "; YAML reads yes, no, on and off as true or false: write them in quotes"
         yield (
             f"train.class_weights names {', '.join(map(repr, sorted(unknown)))}, which is no label of the rows that "
-            f"train; known: {', '.join(map(repr, inputs.labels))}"
+            f"train; known: {', '.join(map(repr, inputs.labels))}{quotes if unknown <= {'true', 'false'} else ''}"
         )
 
 

@@ -104,6 +104,19 @@ def test_an_answer_is_what_the_decoder_writes_whole(model: Any, monkeypatch: pyt
     assert AutoTokenizer.from_pretrained(TINY).decode(made.ids, skip_special_tokens=True) == expected
 
 
+@pytest.mark.parametrize("beams", [1, 2])
+def test_a_decoder_may_have_more_layers_than_its_encoder(beams: int) -> None:
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_decoder_layers": 3, "num_heads": 2}
+    model = T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0, **IDS)).eval()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.5)
+    options = {"max_new_tokens": 6, "do_sample": False, "num_beams": beams, "use_cache": False}
+    expected = model.generate(torch.tensor([[5, 6, 2]]), **options)[0, 1:]
+    (made,) = engine(model, num_beams=beams).generate([Prompt(ids=[5, 6, 2], row=0, max_new_tokens=6)])
+    assert made.ids == [token for token in expected.tolist() if token not in (0, 2)] != []
+
+
 def test_an_encoder_decoder_keeps_its_own_way_to_generate_where_the_recipe_is_silent() -> None:
     model = make("bart")
     model.generation_config = GenerationConfig(

@@ -560,10 +560,19 @@ def test_a_decoder_without_a_token_to_begin_with_is_refused(tokenizer_folder: Pa
     assert "problem" not in found["trained"]["one"]
 
 
-def test_a_class_that_cannot_be_given_tokens_is_named(tokenizer_folder: Path, tmp_path: Path) -> None:
-    """Marian resizes in a way of its own."""
+@pytest.mark.parametrize(
+    ("kind", "name", "own"),
+    [
+        ("marian", "MarianMTModel", {}),
+        ("fsmt", "FSMTForConditionalGeneration", {"src_vocab_size": 64, "tgt_vocab_size": 64}),
+    ],
+)
+def test_a_class_that_cannot_be_given_tokens_is_named(
+    tokenizer_folder: Path, tmp_path: Path, kind: str, name: str, own: dict[str, Any]
+) -> None:
+    """Marian resizes in a way of its own, and FSMT not all that has a row for each token."""
     sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "pad_token_id": 0, "decoder_start_token_id": 0}
     settings = StageSettings(task="seq2seq", model=Model(add_tokens=("[A]", "[B]")))
-    with pytest.raises(UsageError, match=r"model.add_tokens: MarianMTModel .* leave model.add_tokens out"):
-        ask(("marian", {**sizes, **heads}), tokenizer_folder, tmp_path, task="seq2seq", settings=settings)
+    with pytest.raises(UsageError, match=rf"model.add_tokens: {name} .* leave model.add_tokens out"):
+        ask((kind, {**sizes, **heads, **own}), tokenizer_folder, tmp_path, task="seq2seq", settings=settings)

@@ -154,6 +154,20 @@ def test_class_weights_are_balanced_or_a_number_for_each_label(weights: str) -> 
     assert "train.class_weights names '그저'" in said(plan, "train.class_weights={그저: 2}")
 
 
+def test_class_weights_of_labels_that_yaml_reads_as_truths() -> None:
+    for split in ("train", "validation", "test"):
+        write(split, [True, False])
+    assert plan("train.class_weights={true: 1, false: 3}").stage("train").settings.train.class_weights == {
+        "true": 1.0,
+        "false": 3.0,
+    }
+    for split in ("train", "validation", "test"):
+        write(split, ["yes", "no"])
+    text = Path("small.yaml").read_text()
+    Path("small.yaml").write_text(text.replace("train: {", "train: {class_weights: {yes: 1, no: 3}, "))
+    assert "known: 'no', 'yes'; YAML reads yes, no, on and off as true or false: write them in quotes" in said(plan)
+
+
 def test_class_weights_of_a_task_without_labels_are_refused(project: Path) -> None:
     with pytest.raises(RecipeError, match="train.class_weights has no effect on causal_lm"):
         compose("./small.yaml", ["train.class_weights=balanced"])
