@@ -337,6 +337,11 @@ def first_failure(text: str) -> tuple[str, int | None]:
     return found[1], int(code[1]) if code else names.get(word)
 
 
+def is_over_its_time(text: str) -> bool:
+    """Return whether Slurm says in *text* that the time limit ended the job."""
+    return re.search(r"^slurmstepd\S*: error: \*\*\* .* DUE TO TIME LIMIT \*\*\*$", text, re.MULTILINE) is not None
+
+
 def srun(
     command: Sequence[str], *, nodes: int, tasks_per_node: int, cpus_per_task: int, options: Sequence[str] = ()
 ) -> list[str]:

@@ -181,7 +181,7 @@ class _Task:
         """Return the exit code of the ranks, and record the error that they did not."""
         events = ledger.read(self._paths.ledger_dir, max_steps=1)
         is_over = is_finished(events, self._stage.name, self._task, writer.number)
-        log = "" if code in (0, EXIT_STOPPED) else _log_since(begins)
+        log = "" if is_over or code == EXIT_STOPPED else _log_since(begins)
         code, message = self._where.explain(self._stage, code, log, is_finished=is_over)
         if message:
             writer.write(Error(message=message))

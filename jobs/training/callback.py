@@ -5,6 +5,7 @@ All ranks decide the same.
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any, NoReturn
 
@@ -125,6 +126,8 @@ class StepCallback(TrainerCallback):
             return None
         train = self._job.settings.train
         found = guard.not_finite(values, is_scaled=bool(args.fp16))
+        if found is not None and not any(math.isfinite(one["loss"]) for one in state.log_history if "loss" in one):
+            found += ", and none was a number before: the weights of model.path may hold NaN"  # no rate helps then
         if found is None and train.max_loss_rise is not None:
             found = guard.rising(state.log_history, train.max_loss_rise, train.log_every_steps)
         return found

@@ -218,7 +218,7 @@ class _Job:
         limit = f"its time limit, resources.time_min={self._spec['time_min']}"
         codes = [self._codes[task] for task in self._late]
         if any(code not in (0, EXIT_STOPPED) for code in codes):
-            return JobState(word="failed", reason=f"ended at {limit}, and could not stop before")
+            return JobState(word="failed", reason=f"ended at {limit}, and could not stop before: raise it")
         return JobState(word="stopped", reason=f"stopped before {limit}; `resume` continues")
 
     def _outcome(self) -> JobState:

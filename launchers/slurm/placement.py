@@ -86,8 +86,11 @@ class SlurmPlacement:
         """
         if code in (0, EXIT_STOPPED):
             is_lost = code == 0 and not is_finished and not stage.record.looks_after_itself
-            message = "srun ended before the ranks did: Slurm took the nodes away, or one has failed"
-            return (1, message) if is_lost else (code, "")
+            if not is_lost:
+                return code, ""
+            if slurm.is_over_its_time(log):  # srun then ends with 0, too
+                return 1, f"the time limit ended it before it could save: raise resources.{stage.name}.time_min"
+            return 1, "srun ended before the ranks did: Slurm took the nodes away, or one has failed"
         line, own = slurm.first_failure(log)
         if not line.endswith("Out Of Memory"):
             return own or code, ""

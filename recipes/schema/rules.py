@@ -70,8 +70,9 @@ _SHARED = (
 def faults_of(recipe: Recipe) -> list[Fault]:
     """Return every fault of a recipe whose types are right."""
     faults = [*_secrets(recipe), *_basics(recipe), *_variables(recipe), *_code(recipe), *_stages(recipe)]
+    faults += _resources(recipe)
     if not faults:  # what follows needs stages with kinds
-        faults += [*_resources(recipe), *_sources(recipe), *_views(recipe), *publish_faults(recipe)]
+        faults += [*_sources(recipe), *_views(recipe), *publish_faults(recipe)]
     return faults
 
 

@@ -80,11 +80,11 @@ def test_a_recipe_that_cannot_be_read_is_still_listed(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("- 1\n", "must be a DictConfig"),
+        ("- 1\n", "it is a list; a recipe has keys"),
         ("a: [1\nb: 2", "line 2"),
         ("seed: 1\nseed: 2\n", "duplicate key seed"),
         (BASE + "seed: ${nothing}\n", "Interpolation key 'nothing' not found"),
-        ("defaults: [adapter: nope]\n" + BASE, "Available options in 'adapter': full lora qlora"),
+        ("defaults: [adapter: nope]\n" + BASE, "nothing is called 'adapter/nope'"),
     ],
     ids=str,
 )
@@ -239,6 +239,11 @@ def test_a_recipe_that_makes_no_sense_is_refused(tmp_path: Path, text: str, faul
         text = text.replace("data: {", "data: {splits: {train: t.jsonl}, ")
     (found,) = _faults(_write(tmp_path, kept + text + "\n"))
     assert fault in found
+
+
+def test_a_fault_in_what_a_stage_sets_hides_none_in_the_resources(tmp_path: Path) -> None:
+    text = "stages: {train: {set: {train: {stesp: 1}}}}\nresources: {tran: {nodes: 2}}\n"
+    assert len(_faults(_write(tmp_path, BASE + text))) == 2
 
 
 STAGES = """\

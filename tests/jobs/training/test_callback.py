@@ -94,6 +94,13 @@ def test_a_loss_or_gradient_that_is_no_number_ends_the_training(values: dict[str
         logged(values, [])
 
 
+@pytest.mark.parametrize(("before", "is_suspect"), [([], True), ([math.nan], True), ([3.0], False)])
+def test_the_weights_are_suspected_where_no_loss_was_ever_a_number(before: list[float], is_suspect: bool) -> None:
+    with pytest.raises(DivergedError) as raised:
+        logged({"loss": math.nan}, before)
+    assert ("model.path may hold NaN" in str(raised.value)) is is_suspect
+
+
 def test_an_infinite_gradient_is_nothing_unusual_where_gradients_are_scaled() -> None:
     logged({"loss": 1.0, "grad_norm": math.inf}, [], fp16=True)
 

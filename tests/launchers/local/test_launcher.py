@@ -480,7 +480,7 @@ def test_a_run_folder_that_stays_elsewhere_ends_its_jobs(tmp_path: Path, monkeyp
     ("text", "word", "reason"),
     [
         ("trap 'exit 75' TERM; while :; do sleep 0.01; done", "stopped", "`resume` continues"),
-        ("trap '' TERM; while :; do sleep 0.01; done", "failed", "could not stop before"),
+        ("trap '' TERM; while :; do sleep 0.01; done", "failed", "could not stop before: raise it"),
         ("true", "done", ""),
     ],
 )

@@ -14,6 +14,7 @@ from sousbatch.cluster import slurm
 from sousbatch.cluster.site import NodeKind, Partition, Site
 from sousbatch.cluster.slurm import JobRow
 from sousbatch.errors import SlurmError, UnreachableError
+from sousbatch.job_environment import JobEnvironment
 from sousbatch.launchers.base import FINAL_WORDS, JobRef
 from sousbatch.launchers.slurm import launcher as module
 from sousbatch.launchers.slurm.launcher import STATES, SlurmLauncher, job_state
@@ -381,3 +382,14 @@ def test_the_shells_own_job_does_not_leak_into_a_call(tmp_path: Path, monkeypatc
         monkeypatch.setenv(name, str(conf))
     found = [line for line in slurm.call(["squeue"]).splitlines() if line.endswith(f"={conf}")]
     assert found == [f"SLURM_CONF={conf}"]
+
+
+@pytest.mark.parametrize("name", ["slurmstepd", "slurmstepd-n1"])
+def test_what_the_time_limit_ended_says_so_though_srun_ends_well(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "4")
+    stage = Stage(name="predict", kind="predict", of=None, resources=TRAIN, num_tasks=1, after=())
+    log = f"unit 0\n{name}: error: *** STEP 4.0 ON n1 CANCELLED AT 2026-11-30T11:14:10 DUE TO TIME LIMIT ***\nsrun: x\n"
+    where = SlurmLauncher().placement(JobEnvironment())
+    code, reason = where.explain(stage, 0, log, is_finished=False)
+    assert code == 1 and "raise resources.predict.time_min" in reason
+    assert "took the nodes away" in where.explain(stage, 0, "unit 0\n", is_finished=False)[1]
