@@ -65,7 +65,7 @@ class PairCollator:
             "attention_mask": _padded([torch.ones_like(source) for source in sources], 0),
             "labels": labels,
         }
-        return batch | {"decoder_input_ids": self._shift(labels=labels)}
+        return batch | {"decoder_input_ids": self._shift(labels=labels.clone())}  # FSMT writes into what it shifts
 
     def _shifted(self, labels: torch.Tensor) -> torch.Tensor:
         """Return *labels* shifted, as models do that have no method for it."""

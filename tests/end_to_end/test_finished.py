@@ -158,6 +158,14 @@ def test_what_plans_clean_is_finished(forked: Ask, case: str, stage: int) -> Non
     assert seen["rows"] == (0 if overrides == PLAIN else len(request["rows"]["validation"]))  # which asks for no answer
 
 
+def test_what_balances_experts_is_no_part_of_the_loss_that_is_measured(forked: Ask) -> None:
+    words = ["train.precision=float32", "train.steps=1", "train.learning_rate=1e-9", "consolidate.choose=last"]
+    words += ["+model.config.output_router_logits=true", "+model.config.router_aux_loss_coef=10.0"]
+    seen = forked({"do": "diverge", "task": "causal_lm", "rows": _NUMBERS, "overrides": words} | MODELS["mixtral"])
+    assert "refused" not in seen, seen["refused"]
+    assert seen["losses"]["loss 1"] > 10 > 5 > seen["losses"]["eval_loss 1"]
+
+
 def test_a_training_whose_answers_become_filler_ends_and_leaves_its_best(forked: Ask) -> None:
     """All rows that train have one word as their answer, those that are measured have others."""
     rows = {split: [dict(row) for row in of_split] for split, of_split in _NUMBERS.items()}

@@ -12,6 +12,8 @@ from transformers import (
     AutoTokenizer,
     BartConfig,
     BartForConditionalGeneration,
+    FSMTConfig,
+    FSMTForConditionalGeneration,
     GenerationConfig,
     M2M100Config,
     M2M100ForConditionalGeneration,
@@ -42,6 +44,16 @@ def make(kind: str) -> Any:
     sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "max_position_embeddings": 64}
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "bos_token_id": 1}
     others = {"encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "decoder_start_token_id": 2}
+    if kind == "fsmt":  # it writes into the labels that it shifts
+        both = {
+            "langs": ["en", "de"],
+            "num_beams": 1,
+            "src_vocab_size": 169,
+            "tgt_vocab_size": 169,
+            "pad_token_id": 0,
+            "eos_token_id": 2,
+        }
+        return FSMTForConditionalGeneration(FSMTConfig(**(sizes | heads | others | both))).eval()
     if kind == "m2m_100":
         return M2M100ForConditionalGeneration(M2M100Config(**sizes, **heads, **others, **IDS)).eval()
     return BartForConditionalGeneration(BartConfig(**sizes, **heads, **others, **IDS)).eval()
@@ -49,7 +61,7 @@ def make(kind: str) -> Any:
 
 @pytest.fixture(
     scope="module",
-    params=["bart", "t5", "m2m_100"],  # the last shifts labels in its forward pass alone
+    params=["bart", "t5", "fsmt", "m2m_100"],  # the last shifts labels in its forward pass alone
 )
 def model(request: pytest.FixtureRequest) -> Any:
     return make(request.param)
