@@ -105,7 +105,7 @@ def make_collator(settings: StageSettings, tokenizer: Any, model: Any) -> Collat
 
 
 def span_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
-    """Return the mean over windows of the cross-entropies of both ends of the answer, halved.
+    """Return the mean loss of windows: half the cross-entropies of both ends.
 
     *labels* are as `Collator` writes them; three of a window count in *num_items_in_batch*. The models' own loss lets
     padding share in the probabilities, so that it depends on the batch.
