@@ -373,6 +373,12 @@ WRONG = {
         "seq2seq",
         "is a ProphetNet, whose scores of a token depend on how many follow it",
     ),
+    "rows of one length": (
+        ("reformer", {"num_hidden_layers": None, "is_decoder": False, "hidden_size": 256}),
+        "classification",
+        "is a reformer that trains on rows of 4,096 tokens alone",
+    ),
+    "images before text": (("git", {}), "causal_lm", "is a GIT, whose loss leaves out places of an image"),
     "images and text": (("qwen2_vl", {}), "classification", "take another model"),
     "speech": (
         ("whisper", SPEECH),
