@@ -27,8 +27,8 @@ def add_rows(model: Any, tokenizer: Any) -> list[int]:
     """
     import torch
 
+    num_rows = num_token_rows(model)
     _keep_own_head(model)
-    num_rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > num_rows:
         if getattr(model.config, "tgt_vocab_size", None) is not None:  # output layer and config would not grow
             raise UsageError(
@@ -37,7 +37,7 @@ def add_rows(model: Any, tokenizer: Any) -> list[int]:
             )
         try:
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-        except RuntimeError as error:  # Marian's resizes in a way of its own, which fails before there are weights
+        except (RuntimeError, TypeError) as error:  # I-BERT's cannot, and Marian's fails before there are weights
             raise UsageError(
                 f"model.add_tokens: {type(model).__name__} of transformers cannot be given rows for tokens beyond its "
                 f"{num_rows:,}, and its tokenizer has {len(tokenizer):,} ({error}); leave model.add_tokens out, or "
@@ -49,6 +49,22 @@ def add_rows(model: Any, tokenizer: Any) -> list[int]:
         with _gathered([layer.weight], is_changed=True), torch.no_grad():
             layer.weight[num_old : len(tokenizer)] = layer.weight[:num_old].float().mean(dim=0).to(layer.weight.dtype)
     return new
+
+
+def num_token_rows(model: Any) -> int:
+    """Return how many tokens a model has embeddings for.
+
+    Raises:
+        UsageError: it computes them in another way, as CANINE does of characters.
+    """
+    try:
+        layer = model.get_input_embeddings()
+    except NotImplementedError as error:
+        raise UsageError(
+            f"{type(model).__name__} has no embeddings with a row for each token, which a training here needs; take "
+            "another model"
+        ) from error
+    return int(getattr(layer, "num_embeddings", None) or len(layer.weight))  # I-BERT's has no number
 
 
 def _keep_own_head(model: Any) -> None:

@@ -28,6 +28,7 @@ _COPIED = (
     *("generation_config.json", "preprocessor_config.json", "processor_config.json"),
     *("modeling_*.py", "configuration_*.py", "tokenization_*.py"),
 )
+_RECOVERY_SCRIPT = "zero_to_fp32.py"  # DeepSpeed's, beside its checkpoints
 
 
 def config_dir(checkpoint: Place) -> Place | None:
@@ -68,11 +69,12 @@ def beside(source: Source, copied_from: Sequence[Place], dtype: str) -> Iterator
         if not any(tensor.dtype in ("int8", "uint8") for tensor in source.tensors):
             config.pop("quantization_config", None)  # an adapter was trained on a quantised base; this is plain
         yield CONFIG_NAME, _json(with_dtype(published(config), dtype))
+    patterns = (*_COPIED, "*.py") if config is not None and config.get("auto_map") else _COPIED
     copied = {
         path.name: path
         for origin in copied_from
         for path in list_folder(origin)
-        if any(fnmatchcase(path.name, pattern) for pattern in _COPIED)
+        if any(fnmatchcase(path.name, pattern) for pattern in patterns) and path.name != _RECOVERY_SCRIPT
     }
     for name, path in copied.items():
         if path.is_file():

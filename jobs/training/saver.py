@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -200,6 +201,9 @@ class Saver:
         if is_adapted:
             model.peft_config["default"].save_pretrained(temporary)
         self._tokenizer.save_pretrained(temporary)
+        if self._job.settings.model.trust_remote_code:  # the config names these files, and is read with them
+            for path in self._job.stage.model.dir_in(self._job.paths).glob("*.py"):
+                shutil.copyfile(path, temporary / path.name)
 
     def _dtype(self, trainer: SavableTrainer) -> str:
         """Return the dtype of a weights-only checkpoint, the same on all ranks."""

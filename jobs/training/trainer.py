@@ -175,6 +175,8 @@ class RecipeTrainer(Trainer):
         batch, done = self.args.eval_batch_size, len(self._measured)
         before = (done * self.args.world_size + self.args.process_index) * batch
         inputs = first_rows(self._prepare_inputs(inputs), len(cast("Any", self.eval_dataset)) - before)
+        if getattr(cast("Any", self.model).config, "output_router_logits", False):
+            inputs["output_router_logits"] = False  # what balances experts in training is no loss of a token
         count = num_labels(inputs, is_shifted=self._is_causal)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss = self.compute_loss(model, inputs).detach()

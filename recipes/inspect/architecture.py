@@ -18,7 +18,7 @@ from ...checkpoints.formats.lora import UnmergeableError, as_adapter, merge_adap
 from ...checkpoints.formats.tensors import Segment, Source, SourceTensor
 from ...errors import UsageError, nearest
 from ..building import count_parameters, prepare_model
-from ..new_tokens import add_rows
+from ..new_tokens import add_rows, num_token_rows
 from ..schema import StageSettings
 from ..schema.validate import build
 from ..tasks import TaskSpec, advise_task, misfit, task_of
@@ -149,7 +149,7 @@ def _untie(model: Any, tables: Mapping[str, str]) -> list[str]:
 
 def _check_ids(model: Any, tokenizer: Any) -> None:
     """Refuse a tokenizer with gaps, some of whose ids are beyond the model's rows."""
-    rows, highest = model.get_input_embeddings().num_embeddings, max(tokenizer.get_vocab().values(), default=0)
+    rows, highest = num_token_rows(model), max(tokenizer.get_vocab().values(), default=0)
     if highest >= rows:
         raise UsageError(
             f"its tokenizer gives ids up to {highest:,} for {len(tokenizer):,} tokens, and the model has rows for "

@@ -99,6 +99,12 @@ def write_project(request: dict[str, Any]) -> None:
     model.save_pretrained("model")
     if request.get("is_random"):
         Path("model/model.safetensors").unlink()
+    if request.get("has_code"):
+        Path("model/helpers.py").write_text("BASE = __import__('transformers').LlamaForCausalLM\n")
+        Path("model/modeling_own.py").write_text("from .helpers import BASE\n\n\nclass Own(BASE):\n    pass\n")
+        named = json.loads(Path("model/config.json").read_text())
+        named["auto_map"] = {"AutoModelForCausalLM": "modeling_own.Own"}
+        Path("model/config.json").write_text(json.dumps(named))
     words = {word: number for number, word in enumerate(WORDS)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

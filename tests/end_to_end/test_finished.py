@@ -27,6 +27,7 @@ _LABELS = {
 }
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {"config": "LlamaConfig", "class": "LlamaForCausalLM", "sizes": _SIZES},
+    "own code": {"config": "LlamaConfig", "class": "LlamaForCausalLM", "sizes": _SIZES, "has_code": True},
     "tied": {"config": "LlamaConfig", "class": "LlamaForCausalLM", "sizes": _SIZES | {"tie_word_embeddings": True}},
     "olmoe": {
         "config": "OlmoeConfig",
@@ -136,6 +137,7 @@ CASES: dict[str, tuple[tuple[int, ...], str, tuple[str, ...], dict[str, Any]]] =
     "noise on embeddings of new tokens": ((0,), "tied", (*LORA, *ADDED, "train.neftune_alpha=5"), {}),
     "rows of like length together": ((0, 2), "llama", ("train.group_by_length=true",), {}),
     "the best by its answers": (SHARDED, "llama", ("checkpoints.metric=exact_match",), {}),
+    "code of the model's own": (SHARDED, "own code", ("model.trust_remote_code=true",), {}),
     "several files": ((0,), "llama", ("consolidate.max_shard_gb=0.0001", "consolidate.dtype=bfloat16"), {}),
 }
 CELLS = [(case, stage) for case, (stages, *_) in CASES.items() for stage in stages]
@@ -154,6 +156,14 @@ def test_what_plans_clean_is_finished(forked: Ask, case: str, stage: int) -> Non
     assert seen["unequal"] == seen["missing"] == seen["other names"] == []
     assert seen["changed"]
     assert seen["rows"] == (0 if overrides == PLAIN else len(request["rows"]["validation"]))  # which asks for no answer
+
+
+def test_what_balances_experts_is_no_part_of_the_loss_that_is_measured(forked: Ask) -> None:
+    words = ["train.precision=float32", "train.steps=1", "train.learning_rate=1e-9", "consolidate.choose=last"]
+    words += ["+model.config.output_router_logits=true", "+model.config.router_aux_loss_coef=10.0"]
+    seen = forked({"do": "diverge", "task": "causal_lm", "rows": _NUMBERS, "overrides": words} | MODELS["mixtral"])
+    assert "refused" not in seen, seen["refused"]
+    assert seen["losses"]["loss 1"] > 10 > 5 > seen["losses"]["eval_loss 1"]
 
 
 def test_a_training_whose_answers_become_filler_ends_and_leaves_its_best(forked: Ask) -> None:

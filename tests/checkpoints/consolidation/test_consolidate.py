@@ -112,6 +112,16 @@ def test_what_belongs_beside_the_weights_goes_along_and_nothing_else(
     }
 
 
+def test_code_that_the_configuration_names_goes_along_with_what_it_imports(
+    model_dir: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = model_dir({"a": torch.ones(2)}, {"auto_map": {"AutoModelForCausalLM": "modeling_own.Own"}})
+    for name in ("modeling_own.py", "helpers.py", "zero_to_fp32.py"):
+        (model / name).write_text("")
+    manifest = consolidate(open_source(model), tmp_path / "out", ConsolidateOptions(copy_from=model))
+    assert [file.name for file in manifest.files if file.name.endswith(".py")] == ["helpers.py", "modeling_own.py"]
+
+
 def test_a_folder_to_copy_from_without_a_configuration_is_refused(cases: Path, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="has no config.json"):
         consolidate(open_source(cases / "z3_fp32" / "ck"), tmp_path / "out", ConsolidateOptions(copy_from=tmp_path))

@@ -566,6 +566,17 @@ def test_a_decoder_without_a_token_to_begin_with_is_refused(tokenizer_folder: Pa
     assert "problem" not in found["trained"]["one"]
 
 
+def test_a_model_without_rows_for_tokens_is_named_and_one_that_does_not_count_them_is_taken(
+    tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    asked = {"task": "classification", "settings": StageSettings(task="classification")}
+    with pytest.raises(UsageError, match="CanineForSequenceClassification has no embeddings with a row for each token"):
+        ask(("canine", sizes), tokenizer_folder, tmp_path, **asked)
+    found = ask(("ibert", {**sizes, "pad_token_id": 0}), tokenizer_folder, tmp_path, **asked)
+    assert "problem" not in found["trained"]["one"]
+
+
 @pytest.mark.parametrize(
     ("kind", "name", "own"),
     [
