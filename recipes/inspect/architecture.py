@@ -25,11 +25,14 @@ from ..tasks import TaskSpec, advise_task, misfit, task_of
 from .tokenizer import load_full
 
 _NUM_TOKENS = 8
+_OF_SENSES = "it is a decoder for the text of images or speech, which counts padding among its positions"
 # Classes that read text, and yet cannot be trained on it, or not as they would answer.
 _UNFIT = {
-    "prophetnet": "it is a ProphetNet, whose scores of a token depend on how many follow it, so that it would not answer "
-    "as it was trained",
+    "prophetnet": "it is a ProphetNet, whose scores of a token depend on how many follow it, so that it would not "
+    "answer as it was trained",
     "git": "it is a GIT, whose loss leaves out places of an image before each text",
+    "trocr": _OF_SENSES,
+    "whisper": _OF_SENSES,
 }
 
 
