@@ -388,7 +388,7 @@ def _gb(num_bytes: float) -> str:
 
 def _slurm_only(recipe: Recipe, site: Site) -> Iterator[str]:
     """Warn of what only Slurm keeps."""
-    words = ("memory_gb", "partition", "account", "qos", "constraint", "exclude", "reservation", "sbatch")
+    words = ("partition", "account", "qos", "constraint", "exclude", "reservation", "sbatch")
     asked = {f"resources {word}" for wanted in recipe.resources.values() for word in words if getattr(wanted, word)}
     if recipe.environment.container:
         asked.add("environment.container")

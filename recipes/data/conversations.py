@@ -20,6 +20,7 @@ from .encode import Encoded, Span, fit, fit_prompts
 from .rows import Row
 
 UNANSWERED = "unanswered"  # the remark on a conversation that ends with no answer
+_SHOWN = 20  # signs of a prompt's end
 _MARK = re.compile(r"\{%-?\s*generation\b")
 
 
@@ -134,6 +135,13 @@ def _written_text(tokenizer: Any, turns: Sequence[Turn]) -> tuple[str, list[Span
             raise ValueError(
                 f"cannot be learned turn by turn: the chat template of {name} writes turn {at + 1} in another way "
                 "when it is asked for, or when more turns follow; mark what the assistant says by {% generation %} in "
+                "its chat_template.jinja, or write one answer a row with data.prompt=chat"
+            )
+        if turns[at]["content"].strip() and not text.startswith(before):
+            learned, asked = (one[max(0, len(before) - _SHOWN) : len(before)] for one in (text, before))
+            raise ValueError(
+                f"would be learned after {learned!r} and asked after {asked!r}: so the chat template of "
+                f"{tokenizer.name_or_path or 'the tokenizer'} writes answers, and asks for them; make both alike in "
                 "its chat_template.jinja, or write one answer a row with data.prompt=chat"
             )
         spans.append((len(before), len(upto)))

@@ -367,6 +367,13 @@ def test_ranks_that_share_cores_are_warned_of(small: ModuleType) -> None:
     assert any("asks for 2 cores and this machine has 1" in text for text in plan.warnings)
 
 
+def test_what_only_slurm_keeps_is_warned_of_and_memory_is_not(small: ModuleType) -> None:
+    """Runs of one machine share its memory by `memory_gb`."""
+    asked = {name: replace(one, memory_gb=400.0, qos="high") for name, one in small.RECIPE.resources.items()}
+    (warning,) = compile(replace(small.RECIPE, resources=asked), small.SITE, small.INPUTS).warnings
+    assert warning == "resources qos: only Slurm keeps these; they do nothing on this machine"
+
+
 def test_the_plan_of_the_small_recipe_has_no_warning(small: ModuleType) -> None:
     assert small.plan().warnings == ()
 

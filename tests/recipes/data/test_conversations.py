@@ -172,6 +172,10 @@ def test_a_conversation_may_be_text_in_json_with_texts_in_parts() -> None:
             NO_ENDS.replace("m.content", "m.content if loop.last else m.content | upper"),
             "cannot be learned turn by turn",
         ),
+        (
+            TEMPLATES["an end token a turn"].replace("|>\n{{", "|> {{"),
+            "would be learned after 'b</s>\\n<|assistant|> ' and asked after 'b</s>\\n<|assistant|>\\n'",
+        ),
         ("{{ raise_exception('no system, please') }}", "is refused by the chat template of the tokenizer (no system"),
     ],
 )
