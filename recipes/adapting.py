@@ -182,9 +182,9 @@ def _check_shared(targets: Sequence[str], model: Any) -> None:
 
 
 def _check_merged_once(adapted: Any) -> None:
-    """Refuse adapters of several layers that have one weight, as blocks of a Zamba2 have.
+    """Refuse adapters of several layers that have one weight.
 
-    Each would be merged into it, and into the others' layers with it.
+    Each would be merged into it, and so into the others' layers, as in the shared blocks of a Zamba2.
     """
     from peft.tuners.lora import LoraLayer
 

@@ -298,7 +298,7 @@ def compare(request: dict[str, Any], run: Path, *, base: Path = Path("model"), t
 
 
 def compare_with_rows_alone(request: dict[str, Any]) -> dict[str, Any]:
-    """Train, make a model, predict; return the loss and the answers beside those of plain transformers, row by row."""
+    """Train, make a model, predict; return loss and answers beside those of rows alone."""
     import transformers
     from small_models import plain_answers, plain_labels, plain_spans
 
