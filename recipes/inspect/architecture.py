@@ -25,6 +25,15 @@ from ..tasks import TaskSpec, advise_task, misfit, task_of
 from .tokenizer import load_full
 
 _NUM_TOKENS = 8
+_OF_SENSES = "it is a decoder for the text of images or speech, which counts padding among its positions"
+# Classes that read text, and yet cannot be trained on it, or not as they would answer.
+_UNFIT = {
+    "prophetnet": "it is a ProphetNet, whose scores of a token depend on how many follow it, so that it would not "
+    "answer as it was trained",
+    "git": "it is a GIT, whose loss leaves out places of an image before each text",
+    "trocr": _OF_SENSES,
+    "whisper": _OF_SENSES,
+}
 
 
 def main() -> None:
@@ -101,10 +110,12 @@ def _empty_model(question: Mapping[str, Any]) -> Any:
             f"it takes texts of {width} tokens alone, to sum them up in {plain['num_landmarks']}; set "
             f"model.config.num_landmarks={width}, so that it attends to all tokens of any text"
         )
-    if config.model_type == "prophetnet":
+    if config.model_type in _UNFIT:
+        raise UsageError(f"{_UNFIT[config.model_type]} (transformers 5.23); take another model")
+    if plain.get("axial_pos_embds"):  # a Reformer
         raise UsageError(
-            "it is a ProphetNet, whose scores of a token depend on how many follow it (transformers 5.23), so that it "
-            "would not answer as it was trained; take another model"
+            f"it is a {config.model_type} that trains on rows of {math.prod(plain['axial_pos_shape']):,} tokens alone, "
+            "to which no row is padded here; take another model"
         )
     model = kind.from_config(config, **options)
     if model.main_input_name != "input_ids":
