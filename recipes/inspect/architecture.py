@@ -7,6 +7,7 @@ class to its adapter it is built as the jobs build it, and what they would refus
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import sys
@@ -38,6 +39,7 @@ _UNFIT = {
 
 def main() -> None:
     """Read a question from stdin and print the answer as the last line."""
+    gc.disable()  # takes a fifth off what is imported here, and the process ends soon
     question = json.load(sys.stdin)
     for name in () if question["trusts"] else ("bitsandbytes", "datasets"):  # which transformers and peft would import
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # for seconds, and need only to load values
