@@ -89,7 +89,7 @@ def _stage(found: ResolvedStage, above: Sequence[ResolvedStage], site: Site, inp
 
 
 def _settings(settings: StageSettings, model: ModelFacts) -> StageSettings:
-    """Return *settings* without what the model cannot give up when a device runs out of memory."""
+    """Return *settings* without the fallback that the model cannot do."""
     trained, left = model.trained.get(training_key(settings)), settings.train.on_out_of_memory
     if trained is None or trained.recomputes:
         return settings
