@@ -228,7 +228,9 @@ def _trained(values: Mapping[str, Any], model: Any, tokenizer: Any, stored: Mapp
         ready = prepare_model(settings, model, tokenizer)
         if hasattr(ready, "peft_config"):
             _check_called(ready, takes_all_linear="all-linear" in settings.adapter.target_modules)
-        return {**count_parameters(ready), "merges_in_memory": _merges_in_memory(ready, stored)}
+        recomputes = bool(getattr(model, "supports_gradient_checkpointing", True))
+        merges_in_memory = _merges_in_memory(ready, stored)
+        return {**count_parameters(ready), "merges_in_memory": merges_in_memory, "recomputes": recomputes}
     except UsageError as error:
         return {"problem": str(error)}
     except Exception as error:  # whatever a library raises here, it would raise in the job

@@ -390,6 +390,15 @@ def test_an_adapter_that_peft_must_merge_needs_the_models_memory_and_space(small
 
 
 @pytest.mark.parametrize(
+    ("recomputes", "left"), [(True, ("micro_batch", "gradient_checkpointing")), (False, ("micro_batch",))]
+)
+def test_what_the_model_cannot_give_up_is_no_fallback(small: ModuleType, recomputes: bool, left: Any) -> None:
+    facts = TrainedFacts(trainable=904, frozen=0, quantisable=0, num_tensors=7, recomputes=recomputes)
+    inputs = _changed(small.INPUTS, {"model.trained": {training_key(small.RECIPE): facts}})
+    assert compile(small.RECIPE, small.SITE, inputs).stage("train").settings.train.on_out_of_memory == left
+
+
+@pytest.mark.parametrize(
     ("card", "is_refused"), [("v100", True), ("nvidia_t4", True), ("rtx2080ti", True), ("a100", False), ("", False)]
 )
 def test_bfloat16_is_refused_where_the_partition_tells_of_older_cards(

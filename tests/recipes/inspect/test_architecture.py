@@ -480,6 +480,12 @@ def test_peft_merges_where_new_tokens_lack_their_bias(tokenizer_folder: Path, tm
         assert found["merges_in_memory"] is expected
 
 
+def test_a_model_that_cannot_compute_its_activations_again_is_known(tokenizer_folder: Path, tmp_path: Path) -> None:
+    asked = {"task": "question_answering", "settings": StageSettings(task="question_answering")}
+    for kind, expected in ((("albert", {"embedding_size": 8}), False), (("bert", {}), True)):
+        assert ask(kind, tokenizer_folder, tmp_path, **asked)["trained"]["one"]["recomputes"] is expected
+
+
 @pytest.mark.parametrize("saved", ["embed_tokens", "lm_head"])
 def test_a_tied_layer_that_trains_in_full_stays_tied(saved: str, tokenizer_folder: Path, tmp_path: Path) -> None:
     settings = lora(target_modules=("q_proj",), modules_to_save=(saved,))
