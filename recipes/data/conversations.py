@@ -130,6 +130,8 @@ def _written_text(tokenizer: Any, turns: Sequence[Turn]) -> tuple[str, list[Span
     text, spans = render(tokenizer, turns), []
     for at in (at for at, turn in enumerate(turns) if turn["role"] == ASSISTANT):
         before, upto = render(tokenizer, turns[:at], asks=True), render(tokenizer, turns[: at + 1]).rstrip()
+        if not text.startswith(upto):  # a Phi-3 ends the whole by its end token
+            upto = upto.removesuffix(str(tokenizer.eos_token)).rstrip()
         if not (upto.startswith(before.rstrip()) and text.startswith(upto)):
             name = tokenizer.name_or_path or "the tokenizer"
             raise ValueError(
