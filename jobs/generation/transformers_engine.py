@@ -17,6 +17,7 @@ from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, Lo
 from ...errors import RunError
 from ...recipes.data.encode import pad_id
 from ...recipes.generation import WEIGHTS_SHARE
+from ...recipes.model_kinds import reads_padding
 from ...recipes.schema import Predict, StageSettings
 from ..training.model import quantised_in, round_nothing
 from . import Generation, LoadRequest, Prompt, not_finite
@@ -112,7 +113,8 @@ class TransformersEngine:
         self._pad = pad_id(tokenizer)
         self._generation = _generation_config(settings.predict, model, tokenizer, self._pad)
         self._ends: frozenset[int] = frozenset(self._generation.eos_token_id or ())
-        self._batches = Batches(settings.predict.batch_rows, settings.predict.batch_tokens)
+        batch_rows = 1 if reads_padding(model.config.to_dict()) else settings.predict.batch_rows
+        self._batches = Batches(batch_rows, settings.predict.batch_tokens)
         self._is_probed = self._is_encoder_decoder
         # a mixture of experts would compute what balances them in training, which fails beside what it remembers
         has_balance = getattr(model.config, "output_router_logits", False)

@@ -53,9 +53,10 @@ def test_what_is_learned_and_answered_in_batches_is_what_a_row_alone_gives(
         pytest.skip(OTHER[kind])
     rows = {"train": _rows(task, 16), "validation": _rows(task, 9)}
     overrides = ["train.steps=2", "train.micro_batch=2", "train.precision=float32", "consolidate.dtype=float32"]
-    overrides += ["predict.max_new_tokens=6", "predict.num_beams=1", "data.max_tokens=24", *METHODS[method]]
+    overrides += ["predict.max_new_tokens=6", "predict.num_beams=1", *METHODS[method]]
     if task == "question_answering":
-        overrides += ["question_answering.max_question_tokens=6", "question_answering.stride_tokens=4"]
+        overrides += ["data.max_tokens=24", "question_answering.max_question_tokens=6"]
+        overrides += ["question_answering.stride_tokens=4"]
     request = {"do": "compare_with_rows_alone", "task": task, "kind": kind, "rows": rows, "overrides": overrides}
     seen = forked(request)
     for why in ("no small model", "refused"):

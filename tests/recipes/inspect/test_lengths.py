@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -182,6 +183,20 @@ def test_the_light_tokenizer_encodes_as_that_of_the_jobs(bpe: Path, policy: Any)
         plain = replace(spec, prompt="")
         texts = [{"text": row["input"]} for row in rows]
         assert encode_rows(plain, texts, small) == encode_rows(plain, texts, full)
+
+
+def test_a_model_whose_own_tokenizer_class_is_taken_has_no_light_one(bpe: Path, tmp_path: Path) -> None:
+    """transformers knows for which models it passes over what tokenizer_config.json says."""
+    from transformers.models.auto import tokenization_auto as auto
+
+    usual = {"TokenizersBackend", "PreTrainedTokenizerFast", "PythonBackend", "MistralCommonBackend", None}
+    wrong = auto.MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS
+    own = [kind for kind in wrong if auto.TOKENIZER_MAPPING_NAMES[kind] not in usual]
+    assert "qwen2" in own
+    folder = Path(shutil.copytree(bpe, tmp_path / "model"))
+    for kind in [*own, "llama"]:
+        (folder / "config.json").write_text(json.dumps({"model_type": kind}))
+        assert (load_light(folder, ()) is None) == (kind != "llama"), kind
 
 
 def test_a_begin_token_survives_a_cut_on_the_left_and_stays_masked(bpe: Path) -> None:
