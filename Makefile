@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := $(shell git ls-files '*.py' '*.yaml' '*.json' setup.cfg pyproject.toml 2>/dev/null)
 
-.PHONY: demo test test-faults test-matrix test-gpu test-slurm test-slurm-as slurm check types install clean
+.PHONY: demo test test-faults test-matrix test-architectures test-gpu test-slurm test-slurm-as slurm check types install clean
 
 # Runs the library's demo recipe through every stage on this machine's CPU.
 demo: $(STAMP)
@@ -27,6 +27,10 @@ test-faults: $(STAMP)
 # Every task, method, sharding and precision together, on tiny models: at most 25 minutes.
 test-matrix: $(STAMP)
 	$(PYTEST) -m "matrix or cell" $(TESTS)
+
+# Every architecture of transformers that a task takes, beside plain transformers: about an hour.
+test-architectures: $(STAMP)
+	$(PYTEST) -m architectures $(TESTS)
 
 # What needs a GPU, with the Python whose torch knows the card, and the other packages, test tools too: PYTHON=python3
 GPU_PYTHON = PYTHONPATH=$(abspath build/as) OMP_NUM_THREADS=1 $(PYTHON)

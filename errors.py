@@ -153,8 +153,7 @@ class DivergedError(RunError):
 
     exit_code = EXIT_DIVERGED
     advice = (
-        "`resume` would diverge in the same way: lower train.learning_rate, or lengthen the warm-up, and submit again; "
-        "`checkpoints consolidate` makes a model of the last good checkpoint"
+        "`resume` would diverge in the same way: lower train.learning_rate, or lengthen the warm-up, and submit again"
     )
 
 

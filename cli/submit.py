@@ -101,8 +101,9 @@ def _submit(arguments: Namespace) -> int:
     if done.ended:
         name, word = next(iter(done.ended.items()))
         print(f"sousbatch: run {done.paths.run_id} exists already ({name} {word}); it resumes", file=sys.stderr)
+    limits = [[stage.resources.time_min for stage in one.stages] for one in (done.plan, plan)]
     for key, before, wanted in differences(done.plan.recipe, plan.recipe):
-        if key == "description":
+        if key == "description" or (key.endswith(".time_min") and limits[0] == limits[1]):
             continue
         kept = f"no {key}" if before is None else f"{key}={before}"
         print(

@@ -99,7 +99,7 @@ def next_batch(attempt: Attempt, settings: StageSettings) -> Batch | None | Stop
         following = smaller(attempt.batch, settings) if attempt.batch else None
         return following or Stop(exit_code=code, reason=_out_of_memory(attempt.batch))
     if code == EXIT_DIVERGED:
-        return Stop(exit_code=code, reason="the training diverged; its last good checkpoint is kept")
+        return Stop(exit_code=code, reason="the training diverged")  # it said itself what is kept
     if attempt.progress == 0:
         return Stop(exit_code=code or 1, reason=f"exit code {code} without progress")
     return attempt.batch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def verify(paths: RunPaths, plan: Plan, stage: Stage, *, is_point: bool = False)
     events = ledger.read(paths.ledger_dir, max_steps=1)
     frozen = [event.plan for event in of(events, Frozen)]
     text = paths.plan.read_text(encoding="utf-8")
-    if frozen and files.digest_of(text) != frozen[-1]:
+    if frozen and files.digest_of(text) not in frozen:  # a client may have died between record and file
         raise RunError(f"{paths.plan} was changed after submission", advice=_AGAIN)
     if not paths.run_id.startswith(plan.run_id):
         raise RunError(
@@ -213,6 +214,24 @@ def accept_environment(plan: Plan, launcher: Launcher, paths: RunPaths) -> None:
     requests = _write_requests(launcher.prepare(plan, paths), paths)
     client.write(Frozen(plan=files.digest_of(paths.plan.read_text(encoding="utf-8")), requests=requests))
     client.close()
+
+
+def take_time_limits(plan: Plan, wanted: Plan, launcher: Launcher, paths: RunPaths) -> Plan:
+    """Return *plan* with the time limits of *wanted*, which its next jobs get.
+
+    A unit of a prediction that is longer than the limit could never be committed else.
+    """
+    limits = {stage.name: stage.resources.time_min for stage in wanted.stages}
+    stages = tuple(replace(one, resources=replace(one.resources, time_min=limits[one.name])) for one in plan.stages)
+    if stages == plan.stages:
+        return plan
+    plan = replace(plan, stages=stages)
+    requests, text = _write_requests(launcher.prepare(plan, paths), paths), plan.to_json()
+    client = ledger.open_client(paths.ledger_dir)
+    client.write(Frozen(plan=files.digest_of(text), requests=requests))
+    client.close()
+    files.write_text(paths.plan, text)
+    return plan
 
 
 def read_requests(plan: Plan, paths: RunPaths) -> dict[str, Request]:

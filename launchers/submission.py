@@ -20,7 +20,7 @@ from ..recipes.search import require_optuna
 from ..run_folder import RunPaths, is_point, points_in
 from ..run_index import forget_run, remember_run
 from .base import FINAL_WORDS, JobRef, Launcher, Request, StateWord
-from .freeze import accept_environment, freeze, read_requests
+from .freeze import accept_environment, freeze, read_requests, take_time_limits
 from .overview import jobs_left, many_states
 from .registry import watcher
 from .reservations import hold_by_jobs, reserve
@@ -52,7 +52,7 @@ def submit(plan: Plan, launcher: Launcher, runs: Path, *, again: bool = False) -
     """Freeze *plan* into its run folder and send what is not under way yet.
 
     The same plan finds its run: a finished or running one is left alone, one that was interrupted, stopped or has
-    failed resumes.
+    failed resumes, with the time limits of *plan*.
 
     Raises:
         UnreachableError: the run is there, and it is unknown whether its jobs run.
@@ -67,7 +67,10 @@ def submit(plan: Plan, launcher: Launcher, runs: Path, *, again: bool = False) -
         frozen = plan if is_new else read_plan(paths.plan)
         _adopt(launcher, paths)
         try:
-            return _send(frozen, launcher, paths, run_states(frozen, paths, launcher), is_new=is_new)
+            found = run_states(frozen, paths, launcher)
+            if not is_new and _pending(frozen, found):
+                frozen = take_time_limits(frozen, plan, launcher, paths)
+            return _send(frozen, launcher, paths, found, is_new=is_new)
         except PlanError:
             if is_new and not job_refs(ledger.read(paths.ledger_dir)):  # nothing was sent, so it never was a run
                 forget_run(paths)

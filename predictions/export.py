@@ -232,4 +232,6 @@ def _distinct(ids: Iterable[Any], where: str) -> dict[str, None]:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, float) and value.is_integer():  # pandas writes whole numbers so, where one of them is missing
+        value = int(value)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -88,5 +88,8 @@ def predictions_of(
             raise UsageError(f"row {position + 1} of {path} has {problem}")
         found = PredictionRow.from_json(values, position=position, field=field)
         if type(found.index) is not int or found.index != position:
-            raise DamagedError(f"{path} is not in row order; `sousbatch predictions merge` puts it in order")
+            raise DamagedError(
+                f"{path} is not in row order, or lacks rows: it has {found.index!r} in the place of {position}; "
+                "`sousbatch predictions merge` puts it in order, or names what is missing"
+            )
         yield found

@@ -68,6 +68,7 @@ def with_adapter(settings: StageSettings, task: TaskSpec, model: Any, options: d
             "peft adapts and cannot train in full; leave them out"
         ) from error
     _check_targets(spec.target_modules, layers, adapted)
+    _check_merged_once(adapted)
     _check_copies(adapted)
     _check_ties(adapted)
     _check_embeddings(adapted)
@@ -178,6 +179,30 @@ def _check_shared(targets: Sequence[str], model: Any) -> None:
                 f"adapter.target_modules: {name} has one weight with {others}, which its adapter would be merged into, "
                 f"too; {' or '.join(['leave it out', *advice])}"
             )
+
+
+def _check_merged_once(adapted: Any) -> None:
+    """Refuse adapters of several layers that have one weight.
+
+    Each would be merged into it, and so into the others' layers, as in the shared blocks of a Zamba2.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    layers = {name: one.get_base_layer() for name, one in adapted.named_modules() if isinstance(one, LoraLayer)}
+    groups: dict[int, list[str]] = {}
+    for name, layer in layers.items():
+        if hasattr(layer, "weight"):
+            groups.setdefault(id(layer.weight), []).append(name.removeprefix("base_model.model."))
+    shared = [group for group in groups.values() if len(group) > 1]
+    if shared:
+        last = {name: name.rstrip(".0123456789").rpartition(".")[2] for group in groups.values() for name in group}
+        wrong = {last[name] for group in shared for name in group}
+        others = sorted({*last.values()} - wrong)
+        raise UsageError(
+            f"adapter.target_modules: {' and '.join(shared[0][:2])} have one weight, into which the adapters of both "
+            f"would be merged; leave out {', '.join(sorted(wrong))}"
+            + (f", as in adapter.target_modules=[{','.join(others)}]" if others else "")
+        )
 
 
 def _name_of_both(group: Iterable[str]) -> list[str]:

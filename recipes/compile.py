@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from ..cluster.site import Site
 from ..errors import PlanError
@@ -15,7 +16,7 @@ from .decodings import decoded
 from .engines import engine_of
 from .facts import Inputs, ModelFacts
 from .forecast.memory import forecast, host_memory
-from .forecast.parameters import merge_bytes
+from .forecast.parameters import merge_bytes, training_key
 from .forecast.prediction import memory_refusals
 from .forecast.storage import is_own_limit, model_of, with_dtype
 from .generation import engine_refusals
@@ -76,7 +77,7 @@ def _stage(found: ResolvedStage, above: Sequence[ResolvedStage], site: Site, inp
         kind=found.kind.name,
         of=found.of,
         resources=found.resources,
-        settings=found.settings,
+        settings=_settings(found.settings, inputs.model),
         model=stage_model(inputs.model, found.model_stage),
         train_stage=found.train_stage,
         predict_stage=found.predict_stage,
@@ -85,6 +86,15 @@ def _stage(found: ResolvedStage, above: Sequence[ResolvedStage], site: Site, inp
         after=_after(found, above),
         batch=_batch(found, splits["train"].num_examples) if found.kind.leaves == "checkpoints" else None,
     )
+
+
+def _settings(settings: StageSettings, model: ModelFacts) -> StageSettings:
+    """Return *settings* without the fallback that the model cannot do."""
+    trained, left = model.trained.get(training_key(settings)), settings.train.on_out_of_memory
+    if trained is None or trained.recomputes:
+        return settings
+    left = tuple(name for name in left if name != "gradient_checkpointing")
+    return replace(settings, train=replace(settings.train, on_out_of_memory=left))
 
 
 def _after(found: ResolvedStage, above: Sequence[ResolvedStage]) -> tuple[After, ...]:
@@ -388,7 +398,7 @@ def _gb(num_bytes: float) -> str:
 
 def _slurm_only(recipe: Recipe, site: Site) -> Iterator[str]:
     """Warn of what only Slurm keeps."""
-    words = ("memory_gb", "partition", "account", "qos", "constraint", "exclude", "reservation", "sbatch")
+    words = ("partition", "account", "qos", "constraint", "exclude", "reservation", "sbatch")
     asked = {f"resources {word}" for wanted in recipe.resources.values() for word in words if getattr(wanted, word)}
     if recipe.environment.container:
         asked.add("environment.container")

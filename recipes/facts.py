@@ -26,7 +26,8 @@ class TrainedFacts:
     """Numbers of parameters of a model that was made ready to train.
 
     Adapters are included. QLoRA holds *quantisable* of the frozen ones in four bits. A checkpoint holds *num_tensors*.
-    Where only peft can merge the adapter, it *merges_in_memory*.
+    Where only peft can merge the adapter, it *merges_in_memory*. A model that cannot compute its activations again
+    does not *recompute*.
     """
 
     trainable: int
@@ -34,6 +35,7 @@ class TrainedFacts:
     quantisable: int
     num_tensors: int
     merges_in_memory: bool = False
+    recomputes: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

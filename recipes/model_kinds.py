@@ -54,13 +54,13 @@ def overflows_in_float16(config: Mapping[str, Any]) -> bool:
 
 
 def reads_padding(config: Mapping[str, Any]) -> bool:
-    """Say whether an encoder mixes the padding of a batch into its texts.
+    """Say whether a model mixes the padding of a batch into its texts.
 
     Whatever the mask says, FNet transforms all places together, the convolutions of ConvBERT and Nystromformer and
     MobileBERT's embeddings of three tokens reach into the padding, Funnel pools it with its neighbours, and YOSO
-    attends to it (transformers 5.23).
+    attends to it, as CPM-Ant does, a decoder (transformers 5.23).
     """
-    return config.get("model_type") in ("fnet", "convbert", "nystromformer", "mobilebert", "funnel", "yoso")
+    return config.get("model_type") in ("fnet", "convbert", "nystromformer", "mobilebert", "funnel", "yoso", "cpmant")
 
 
 def mixes_beams(config: Mapping[str, Any]) -> bool:

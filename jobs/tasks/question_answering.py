@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset
 
 from ...predictions.rows import PREDICTION
@@ -24,7 +25,7 @@ from ...recipes.tasks.question_answering import TASK, Window
 from ..generation import not_finite
 from ..generation.batches import Batches
 from ..generation.transformers_engine import input_device
-from . import TaskRuntime
+from . import IGNORED_LABEL, TaskRuntime
 
 _DIGITS = 4  # of scores: rows are computed in batches, and the rest is noise
 
@@ -49,12 +50,11 @@ class WindowRows(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         place = slice(int(self._ends[index - 1]) if index else 0, int(self._ends[index]))
-        start, end = self._spans[index]
+        ids = self._ids[place].tolist()
         return {
-            "input_ids": self._ids[place].tolist(),
+            "input_ids": ids,
             "token_type_ids": self._types[place].tolist(),
-            "start_positions": start,
-            "end_positions": end,
+            "labels": [*self._spans[index], len(ids)],
         }
 
 
@@ -79,7 +79,8 @@ class Collator:
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Return int64 tensors of shape (rows, longest).
 
-        Positions are of shape (rows,), where they are given.
+        Labels are of shape (rows, 3), where they are given: the first and the last token of the answer, and how many
+        tokens the window has.
         """
         lengths = [len(row["input_ids"]) for row in rows]
         longest = max(lengths)
@@ -93,15 +94,29 @@ class Collator:
         }
         if self._has_types:
             batch["token_type_ids"] = padded("token_type_ids", 0)
-        for name in ("start_positions", "end_positions"):
-            if name in rows[0]:
-                batch[name] = torch.tensor([row[name] for row in rows])
+        if "labels" in rows[0]:
+            batch["labels"] = torch.tensor([row["labels"] for row in rows])
         return batch
 
 
 def make_collator(settings: StageSettings, tokenizer: Any, model: Any) -> Collator:
     """Return the collator of the windows that *model* reads."""
     return Collator(pad_id(tokenizer), has_types=(getattr(model.config, "type_vocab_size", None) or 0) > 1)
+
+
+def span_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+    """Return the mean loss of windows: half the cross-entropies of both ends.
+
+    *labels* are as `Collator` writes them; three of a window count in *num_items_in_batch*. The models' own loss lets
+    padding share in the probabilities, so that it depends on the batch.
+    """
+    logits = torch.stack((outputs["start_logits"], outputs["end_logits"]), -1).float()  # (rows, tokens, 2)
+    places, lengths = labels[:, :2], labels[:, 2].where(labels[:, 2] > 0, logits.shape[1])
+    is_padding = torch.arange(logits.shape[1], device=logits.device) >= lengths[:, None]
+    logits = logits.masked_fill(is_padding[..., None], -torch.inf)
+    # a place behind the window counts nothing, as in the models' own loss
+    summed = cross_entropy(logits, places.where(places < lengths[:, None], IGNORED_LABEL), reduction="sum") / 2
+    return summed * 3 / (num_items_in_batch if num_items_in_batch is not None else (labels != IGNORED_LABEL).sum())
 
 
 class SpanAnswerer:
@@ -204,4 +219,9 @@ def _span(passage: str, start: int, end: int, score: float) -> dict[str, Any]:
     return {"text": text.strip(), "score": round(score, _DIGITS), "start": start}
 
 
-RUNTIME = TaskRuntime(examples=load_examples, collator=make_collator, answerer=SpanAnswerer)
+RUNTIME = TaskRuntime(
+    examples=load_examples,
+    collator=make_collator,
+    answerer=SpanAnswerer,
+    loss=lambda settings, examples: span_loss,
+)

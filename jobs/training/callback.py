@@ -144,7 +144,11 @@ class StepCallback(TrainerCallback):
         saved = commit.committed(self._job.paths.checkpoints(self._job.stage.name))
         measured = [(sign * one.metric, one.step) for one in saved if one.metric is not None]
         good = min(measured)[1] if measured else saved[-1].step if saved else None
-        kept = "there is no checkpoint yet" if good is None else f"the checkpoint of step {good} is kept"
+        kept = (
+            "there is no checkpoint yet"
+            if good is None
+            else f"the checkpoint of step {good} is kept, and `checkpoints consolidate` makes a model of it"
+        )
         message = f"the training diverged at step {step}: {problem}; {kept}"
         if self.ledger is not None:
             self.ledger.write(Diverged(step=step, message=message))

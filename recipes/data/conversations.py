@@ -20,6 +20,7 @@ from .encode import Encoded, Span, fit, fit_prompts
 from .rows import Row
 
 UNANSWERED = "unanswered"  # the remark on a conversation that ends with no answer
+_SHOWN = 20  # signs of a prompt's end
 _MARK = re.compile(r"\{%-?\s*generation\b")
 
 
@@ -129,11 +130,20 @@ def _written_text(tokenizer: Any, turns: Sequence[Turn]) -> tuple[str, list[Span
     text, spans = render(tokenizer, turns), []
     for at in (at for at, turn in enumerate(turns) if turn["role"] == ASSISTANT):
         before, upto = render(tokenizer, turns[:at], asks=True), render(tokenizer, turns[: at + 1]).rstrip()
+        if not text.startswith(upto):  # a Phi-3 ends the whole by its end token
+            upto = upto.removesuffix(str(tokenizer.eos_token)).rstrip()
         if not (upto.startswith(before.rstrip()) and text.startswith(upto)):
             name = tokenizer.name_or_path or "the tokenizer"
             raise ValueError(
                 f"cannot be learned turn by turn: the chat template of {name} writes turn {at + 1} in another way "
                 "when it is asked for, or when more turns follow; mark what the assistant says by {% generation %} in "
+                "its chat_template.jinja, or write one answer a row with data.prompt=chat"
+            )
+        if turns[at]["content"].strip() and not text.startswith(before):
+            learned, asked = (one[max(0, len(before) - _SHOWN) : len(before)] for one in (text, before))
+            raise ValueError(
+                f"would be learned after {learned!r} and asked after {asked!r}: so the chat template of "
+                f"{tokenizer.name_or_path or 'the tokenizer'} writes answers, and asks for them; make both alike in "
                 "its chat_template.jinja, or write one answer a row with data.prompt=chat"
             )
         spans.append((len(before), len(upto)))

@@ -7,6 +7,7 @@ class to its adapter it is built as the jobs build it, and what they would refus
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import sys
@@ -25,10 +26,20 @@ from ..tasks import TaskSpec, advise_task, misfit, task_of
 from .tokenizer import load_full
 
 _NUM_TOKENS = 8
+_OF_SENSES = "it is a decoder for the text of images or speech, which counts padding among its positions"
+# Classes that read text, and yet cannot be trained on it, or not as they would answer.
+_UNFIT = {
+    "prophetnet": "it is a ProphetNet, whose scores of a token depend on how many follow it, so that it would not "
+    "answer as it was trained",
+    "git": "it is a GIT, whose loss leaves out places of an image before each text",
+    "trocr": _OF_SENSES,
+    "whisper": _OF_SENSES,
+}
 
 
 def main() -> None:
     """Read a question from stdin and print the answer as the last line."""
+    gc.disable()  # takes a fifth off what is imported here, and the process ends soon
     question = json.load(sys.stdin)
     for name in () if question["trusts"] else ("bitsandbytes", "datasets"):  # which transformers and peft would import
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # for seconds, and need only to load values
@@ -101,10 +112,12 @@ def _empty_model(question: Mapping[str, Any]) -> Any:
             f"it takes texts of {width} tokens alone, to sum them up in {plain['num_landmarks']}; set "
             f"model.config.num_landmarks={width}, so that it attends to all tokens of any text"
         )
-    if config.model_type == "prophetnet":
+    if config.model_type in _UNFIT:
+        raise UsageError(f"{_UNFIT[config.model_type]} (transformers 5.23); take another model")
+    if plain.get("axial_pos_embds"):  # a Reformer
         raise UsageError(
-            "it is a ProphetNet, whose scores of a token depend on how many follow it (transformers 5.23), so that it "
-            "would not answer as it was trained; take another model"
+            f"it is a {config.model_type} that trains on rows of {math.prod(plain['axial_pos_shape']):,} tokens alone, "
+            "to which no row is padded here; take another model"
         )
     model = kind.from_config(config, **options)
     if model.main_input_name != "input_ids":
@@ -215,7 +228,9 @@ def _trained(values: Mapping[str, Any], model: Any, tokenizer: Any, stored: Mapp
         ready = prepare_model(settings, model, tokenizer)
         if hasattr(ready, "peft_config"):
             _check_called(ready, takes_all_linear="all-linear" in settings.adapter.target_modules)
-        return {**count_parameters(ready), "merges_in_memory": _merges_in_memory(ready, stored)}
+        recomputes = bool(getattr(model, "supports_gradient_checkpointing", True))
+        merges_in_memory = _merges_in_memory(ready, stored)
+        return {**count_parameters(ready), "merges_in_memory": merges_in_memory, "recomputes": recomputes}
     except UsageError as error:
         return {"problem": str(error)}
     except Exception as error:  # whatever a library raises here, it would raise in the job

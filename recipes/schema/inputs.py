@@ -59,7 +59,10 @@ class Adapter:
         "layers that get an adapter: ends of their names, patterns of whole names such as '.*(q_proj|v_proj)', or "
         "all-linear",
     )
-    modules_to_save: tuple[str, ...] = key((), "layers that train in full beside the adapters")
+    modules_to_save: tuple[str, ...] = key(
+        (),
+        "layers that train in full beside the adapters: names or their last parts, so that norm is no input_layernorm",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

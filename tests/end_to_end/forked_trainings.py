@@ -75,7 +75,8 @@ def prepare() -> None:
 
     from sousbatch.recipes.inspect import architecture, model
 
-    for name in PREPARED:
+    sys.path.append(str(Path(__file__).parent))
+    for name in (*PREPARED, "small_models"):
         import_module(name)
     AutoModelForCausalLM._model_mapping.keys()  # 300 modules of configs
     torch.set_num_threads(1)
@@ -89,11 +90,19 @@ def write_project(request: dict[str, Any]) -> None:
     """Write model, tokenizer, rows and recipe into the working directory."""
     import torch
     import transformers
+    from small_models import small_model
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+    from sousbatch.recipes.tasks import task_of
+
     torch.manual_seed(0)
-    config = getattr(transformers, request["config"])(**{"vocab_size": len(WORDS)} | request["sizes"])
-    model = getattr(transformers, request.get("base", request["class"]))(config)
+    if "kind" in request:
+        model = small_model(request["kind"], getattr(transformers, task_of(request["task"]).model_class), len(WORDS))
+        if isinstance(model, str):
+            raise NoSmallModelError(model)
+    else:
+        config = getattr(transformers, request["config"])(**{"vocab_size": len(WORDS)} | request["sizes"])
+        model = getattr(transformers, request.get("base", request["class"]))(config)
     if request.get("has_own_head"):
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight * 0.5)
     model.save_pretrained("model")
@@ -109,7 +118,7 @@ def write_project(request: dict[str, Any]) -> None:
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     options = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    if request["config"] == "BertConfig":  # an encoder reads <s> question </s> passage </s>
+    if request["task"] in ("question_answering", "classification"):  # an encoder reads <s> question </s> passage </s>
         options |= {"cls_token": "<s>", "sep_token": "</s>"}
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=[("<s>", 1), ("</s>", 2)]
@@ -127,6 +136,10 @@ def command(*arguments: str) -> tuple[int, str, str]:
     with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
         code = main(arguments)
     return code, out.getvalue(), err.getvalue()
+
+
+class NoSmallModelError(Exception):
+    """No sizes were found that an architecture takes."""
 
 
 class Refused(Exception):
@@ -284,6 +297,52 @@ def compare(request: dict[str, Any], run: Path, *, base: Path = Path("model"), t
     }
 
 
+def compare_with_rows_alone(request: dict[str, Any]) -> dict[str, Any]:
+    """Train, make a model, predict; return loss and answers beside those of rows alone."""
+    import transformers
+    from small_models import plain_answers, plain_labels, plain_spans
+
+    from sousbatch.recipes.plan import read_plan
+    from sousbatch.recipes.tasks import task_of
+
+    run = start_run(Path("runs").absolute(), request)
+    expect(train_on_two_ranks(run), [0, 0], "the training")
+    plan = read_plan(run / "plan.json")
+    for stage in plan.stages[1:]:
+        expect(do_job(run, stage.kind, stage.name), 0, stage.name)
+    task, settings, rows = task_of(request["task"]), plan.stages[0].settings, request["rows"]["validation"]
+    model, told = getattr(transformers, task.model_class).from_pretrained(
+        run / "model/consolidate", output_loading_info=True
+    )
+    model, tokenizer = model.eval(), transformers.AutoTokenizer.from_pretrained("model")
+    (path,) = run.glob("predictions/*/predictions.jsonl")
+    made = [json.loads(line) for line in path.read_text().splitlines()]
+    loss = None
+    if task.name == "classification":
+        answers: list[Any] = [value for one in made for value in one["probabilities"]]
+        found, loss = plain_labels(model, tokenizer, rows)
+        alone: list[Any] = [*chain(*found)]
+    elif task.name == "question_answering":
+        answers = [one["score"] for one in made]
+        stride = settings.question_answering.stride_tokens
+        alone = plain_spans(model, tokenizer, rows, settings.data.max_tokens, stride)
+    else:
+        answers = [one["prediction"] for one in made]
+        encoded = task.encode(settings, "predict", rows, tokenizer, settings.data.max_tokens)
+        prompts = [list(one.ids) for one in encoded]
+        targets = [[*tokenizer(row["target"], add_special_tokens=False)["input_ids"], 2] for row in rows]
+        ids, loss = plain_answers(model, prompts, targets, settings.predict.max_new_tokens)
+        alone = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return {
+        "answers": answers,
+        "alone": alone,
+        "eval_loss": losses(run)["eval_loss 2"],
+        "loss alone": loss,
+        "missing": sorted({*told["missing_keys"], *told["unexpected_keys"]}),
+        "warnings": plan.warnings,
+    }
+
+
 def num_predicted(run: Path) -> int:
     return sum(len(path.read_text().splitlines()) for path in run.glob("predictions/*/predictions.jsonl"))
 
@@ -392,6 +451,8 @@ def answer(request: dict[str, Any], folder: Path) -> dict[str, Any]:
             Path("seen.json").write_text(json.dumps(seen))
         except Refused as refusal:
             Path("seen.json").write_text(json.dumps({"refused": str(refusal)}))
+        except NoSmallModelError as fault:
+            Path("seen.json").write_text(json.dumps({"no small model": str(fault)}))
         except BaseException:
             traceback.print_exc()
         finally:

@@ -21,6 +21,7 @@ from sousbatch import ledger
 from sousbatch.errors import NoRoomError, NotFoundError, UsageError
 from sousbatch.launchers import submission
 from sousbatch.launchers.base import FINAL_WORDS, JobRef, Request
+from sousbatch.launchers.freeze import verify
 from sousbatch.launchers.local.launcher import LocalLauncher
 from sousbatch.launchers.overview import many_states
 from sousbatch.launchers.status import job_refs, run_states
@@ -207,6 +208,19 @@ def test_a_request_that_was_changed_is_not_sent_but_written_again_at_a_persons_w
     launcher.sent.clear()
     desk.resume()
     assert tuple(launcher.sent) == launcher.prepare(desk.plan, desk.paths), "those are the frozen ones from here on"
+
+
+def test_submitting_an_interrupted_run_with_another_time_limit_takes_the_limit_alone(
+    frozen: tuple[Desk, Recording, tuple[Request, ...]],
+) -> None:
+    desk, launcher, _ = frozen
+    more = Resources(device="cpu", time_min=90, cpus_per_device=2)
+    desk.plan = replace(desk.plan, stages=tuple(replace(stage, resources=more) for stage in desk.plan.stages))
+    assert desk.submit().plan.stages[0].resources == replace(CPU, time_min=90)
+    desk.resume()
+    submission.resume(desk.paths, launcher, accepts_environment=True)
+    assert [request.resources for request in launcher.sent] == [replace(CPU, time_min=90)] * 6
+    verify(desk.paths, read_plan(desk.paths.plan), desk.plan.stages[0])
 
 
 def test_requests_that_name_another_folder_are_not_sent(

@@ -168,6 +168,11 @@ REFUSED: dict[str, tuple[list[list[dict[str, Any]]], tuple[str, ...], str]] = {
     "a file of another format": ([[{"prediction": "a"}]] * 2, ("--out", "out.csv"), "out.csv would hold lines of JSON"),
     "a folder": ([[{"prediction": "a"}]] * 2, ("--out", "."), "is a folder; name the joined file"),
     "an index that is no whole number": ([[{"prediction": "a", "index": 0.0}]] * 2, (), "not in row order"),
+    "a row in the middle that is missing": (
+        [[{"prediction": "a", "index": index} for index in (0, 2)]] * 2,
+        (),
+        "not in row order, or lacks rows: it has 2 in the place of 1; .* names what is missing",
+    ),
     "one model": ([[{"prediction": "가"}]], (), "needs two models or more"),
 }
 
@@ -176,7 +181,7 @@ REFUSED: dict[str, tuple[list[list[dict[str, Any]]], tuple[str, ...], str]] = {
 def test_what_does_not_fit_is_refused_and_leaves_no_file(join: Any, case: str) -> None:
     models, options, words = REFUSED[case]
     code, rows, err = join(*models, options=options)
-    assert (code, rows) == (1 if "order;" in err else 2, []) and re.search(words, err), err
+    assert (code, rows) == (1 if "row order" in err else 2, []) and re.search(words, err), err
 
 
 def test_a_model_that_is_named_twice_is_refused(sousbatch: Run, tmp_path: Path) -> None:

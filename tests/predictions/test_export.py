@@ -11,7 +11,7 @@ import pytest
 
 from sousbatch.errors import UsageError
 from sousbatch.predictions import export
-from sousbatch.predictions.export import merged_rows
+from sousbatch.predictions.export import check_ids, merged_rows
 
 MakeRows = Callable[[int, int], list[dict[str, Any]]]
 JsonLine = Callable[[dict[str, Any]], bytes]
@@ -110,3 +110,9 @@ def test_answers_are_one_object_by_id_and_ids_are_checked(tmp_path: Path, json_l
         (tmp_path / "b.jsonl").write_bytes(b"".join(map(json_line, [*rows, bad])))
         with pytest.raises(UsageError, match=message):
             write(tmp_path / "b.jsonl", tmp_path / "b.json")
+
+
+def test_whole_numbers_as_pandas_writes_them_are_the_same_ids() -> None:
+    check_ids([2, 10], [10.0, 2.0], "template.parquet")
+    with pytest.raises(UsageError, match="'2.5'"):
+        check_ids([2], [2.5], "template.parquet")

@@ -367,6 +367,13 @@ def test_ranks_that_share_cores_are_warned_of(small: ModuleType) -> None:
     assert any("asks for 2 cores and this machine has 1" in text for text in plan.warnings)
 
 
+def test_what_only_slurm_keeps_is_warned_of_and_memory_is_not(small: ModuleType) -> None:
+    """Runs of one machine share its memory by `memory_gb`."""
+    asked = {name: replace(one, memory_gb=400.0, qos="high") for name, one in small.RECIPE.resources.items()}
+    (warning,) = compile(replace(small.RECIPE, resources=asked), small.SITE, small.INPUTS).warnings
+    assert warning == "resources qos: only Slurm keeps these; they do nothing on this machine"
+
+
 def test_the_plan_of_the_small_recipe_has_no_warning(small: ModuleType) -> None:
     assert small.plan().warnings == ()
 
@@ -380,6 +387,15 @@ def test_an_adapter_that_peft_must_merge_needs_the_models_memory_and_space(small
     site = replace(small.SITE, memory_bytes=4 * 904 - 1)
     with pytest.raises(PlanError, match="stage 'consolidate': this adapter can be merged in memory only"):
         compile(recipe, site, inputs)
+
+
+@pytest.mark.parametrize(
+    ("recomputes", "left"), [(True, ("micro_batch", "gradient_checkpointing")), (False, ("micro_batch",))]
+)
+def test_what_the_model_cannot_give_up_is_no_fallback(small: ModuleType, recomputes: bool, left: Any) -> None:
+    facts = TrainedFacts(trainable=904, frozen=0, quantisable=0, num_tensors=7, recomputes=recomputes)
+    inputs = _changed(small.INPUTS, {"model.trained": {training_key(small.RECIPE): facts}})
+    assert compile(small.RECIPE, small.SITE, inputs).stage("train").settings.train.on_out_of_memory == left
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from sousbatch.errors import RunError
-from sousbatch.jobs.tasks.question_answering import RUNTIME, Collator, best_spans
+from sousbatch.jobs.tasks.question_answering import RUNTIME, Collator, best_spans, span_loss
 from sousbatch.recipes.schema import Data, Predict, QuestionAnswering, StageSettings
 from sousbatch.recipes.tasks.question_answering import TASK, Window
 
@@ -121,5 +121,38 @@ def test_batches_have_what_the_model_takes(tokenizer: Any, model: Any, tmp_path:
     assert batch["input_ids"].tolist() == [[2, 4, 3, 5, 6, 7, 3, 0], [2, 4, 5, 3, 5, 6, 7, 3]]
     assert batch["attention_mask"].tolist() == [[1] * 7 + [0], [1] * 8]
     assert batch["token_type_ids"].tolist() == [[0] * 3 + [1] * 4 + [0], [0] * 4 + [1] * 4]
-    assert batch["start_positions"].tolist() == batch["end_positions"].tolist() == [4, 5]
+    assert batch["labels"].tolist() == [[4, 4, 7], [5, 5, 8]]
     assert "token_type_ids" not in Collator(0, has_types=False)([examples[0]])
+
+
+def test_the_loss_is_the_models_own_where_nothing_is_padded_and_does_not_depend_on_padding(model: Any) -> None:
+    rows = [[2, 4, 3, 5, 6, 3], [2, 4, 5, 3, 6, 7, 8, 3], [2, 4, 3, 5, 3]]
+    examples = [{"input_ids": ids, "token_type_ids": [0] * len(ids), "labels": [3, 4, len(ids)]} for ids in rows]
+    collate = Collator(0, has_types=True)
+
+    def loss(*places: int, num_items: int | None = None) -> float:
+        batch = collate([examples[place] for place in places])
+        labels = batch.pop("labels")
+        return float(span_loss(model(**batch), labels, num_items).detach())
+
+    def own(place: int) -> float:
+        batch = collate([examples[place]])
+        start, end, _ = batch.pop("labels").T
+        return float(model(**batch, start_positions=start, end_positions=end).loss.detach())
+
+    owns = [own(place) for place in range(3)]
+    assert [loss(place) for place in range(3)] == pytest.approx(owns)
+    assert loss(0, 1, 2) == pytest.approx(sum(owns) / 3)
+    assert loss(0, 1, num_items=9) + loss(2, num_items=9) == pytest.approx(sum(owns) / 3)
+
+
+def test_a_row_without_labels_and_a_place_behind_its_window_count_nothing() -> None:
+    logits = torch.randn(2, 4, requires_grad=True)
+    outputs = {"start_logits": logits, "end_logits": logits}
+    alone = span_loss({"start_logits": logits[:1], "end_logits": logits[:1]}, torch.tensor([[1, 9, 3]]))
+    both = span_loss(outputs, torch.tensor([[1, 9, 3], [-100, -100, -100]]))
+    both.backward()
+    assert (
+        both.tolist() == pytest.approx(alone.tolist()) == pytest.approx((-logits[0, :3].log_softmax(0)[1] / 2).tolist())
+    )
+    assert logits.grad is not None and torch.isfinite(logits.grad).all() and not logits.grad[1].any()

@@ -76,6 +76,13 @@ def test_the_end_token_follows_the_end_of_a_turn_that_is_another(bytes_tokenizer
     assert _learned(SPEC, bytes_tokenizer, SHARED) == [["yes<|end|>", "</s>"]]
 
 
+def test_a_template_may_end_the_whole_by_the_end_token(bytes_tokenizer: Any) -> None:
+    """As that of Phi-3, which has it in place of what asks for an answer."""
+    asks = "{% if add_generation_prompt %}<|assistant|>\n{% else %}</s>{% endif %}"
+    bytes_tokenizer.chat_template = HEAD + "{{ m.content }}<|end|>\n{% endfor %}" + asks
+    assert _learned(SPEC, bytes_tokenizer, KOREAN) == [["네, 끝<|end|>", "그럼<|end|>\n</s>"]]
+
+
 def test_a_prompt_is_what_precedes_the_last_answer_and_training_begins_with_it(bytes_tokenizer: Any) -> None:
     bytes_tokenizer.chat_template = TEMPLATES["marks"]
     row = {"messages": [{"role": "system", "content": "own"}, *KOREAN]}
@@ -171,6 +178,10 @@ def test_a_conversation_may_be_text_in_json_with_texts_in_parts() -> None:
         (
             NO_ENDS.replace("m.content", "m.content if loop.last else m.content | upper"),
             "cannot be learned turn by turn",
+        ),
+        (
+            TEMPLATES["an end token a turn"].replace("|>\n{{", "|> {{"),
+            "would be learned after 'b</s>\\n<|assistant|> ' and asked after 'b</s>\\n<|assistant|>\\n'",
         ),
         ("{{ raise_exception('no system, please') }}", "is refused by the chat template of the tokenizer (no system"),
     ],

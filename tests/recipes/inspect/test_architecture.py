@@ -136,6 +136,15 @@ PROBLEMS: dict[str, tuple[tuple[str, dict[str, Any]], StageSettings, str]] = {
         "model.freeze: 'layers:4-9' names layer 9, and the model's layers are 0 to 1",
     ),
     "nothing left": (LLAMA, StageSettings(model=Model(freeze=("*",))), "leaves nothing to train"),
+    "a block that several layers are": (
+        (
+            "zamba2",
+            {"num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid"] * 2, "num_mem_blocks": 1}
+            | {"num_attention_heads": 2, "num_key_value_heads": 2, "mamba_headdim": 4, "n_mamba_heads": 8},
+        ),
+        lora(target_modules=("all-linear",)),
+        "would be merged; leave out down_proj, gate_up_proj, gate_up_proj_adapter_list, k_proj, o_proj, q_proj,",
+    ),
     "experts with dropout": (
         MIXTRAL,
         lora(dropout=0.1),
@@ -373,6 +382,17 @@ WRONG = {
         "seq2seq",
         "is a ProphetNet, whose scores of a token depend on how many follow it",
     ),
+    "rows of one length": (
+        ("reformer", {"num_hidden_layers": None, "is_decoder": False, "hidden_size": 256}),
+        "classification",
+        "is a reformer that trains on rows of 4,096 tokens alone",
+    ),
+    "positions of padding": (
+        ("trocr", {"num_hidden_layers": None, "is_encoder_decoder": False}),
+        "causal_lm",
+        "is a decoder for the text of images or speech, which counts padding among its positions",
+    ),
+    "images before text": (("git", {}), "causal_lm", "is a GIT, whose loss leaves out places of an image"),
     "images and text": (("qwen2_vl", {}), "classification", "take another model"),
     "speech": (
         ("whisper", SPEECH),
@@ -458,6 +478,12 @@ def test_peft_merges_where_new_tokens_lack_their_bias(tokenizer_folder: Path, tm
         asked = {"task": "seq2seq", "settings": settings, "stored": stored}
         found = ask(kind, tokenizer_folder, tmp_path, **asked)["trained"]["one"]
         assert found["merges_in_memory"] is expected
+
+
+def test_a_model_that_cannot_compute_its_activations_again_is_known(tokenizer_folder: Path, tmp_path: Path) -> None:
+    asked = {"task": "question_answering", "settings": StageSettings(task="question_answering")}
+    for kind, expected in ((("albert", {"embedding_size": 8}), False), (("bert", {}), True)):
+        assert ask(kind, tokenizer_folder, tmp_path, **asked)["trained"]["one"]["recomputes"] is expected
 
 
 @pytest.mark.parametrize("saved", ["embed_tokens", "lm_head"])
