@@ -291,9 +291,12 @@ def _check_copies(adapted: Any) -> None:
 def _check_ties(adapted: Any) -> None:
     """Refuse to train a layer apart from others that have one weight with it."""
     from peft.utils import ModulesToSaveWrapper
+    from peft.utils.other import TrainableTokensWrapper
 
     groups: dict[int, dict[str, Any]] = {}  # by the weight of the base: the layers that hold it, and what each trains
     for name, module in adapted.named_modules():
+        if isinstance(module, TrainableTokensWrapper):  # it computes its weight, which ZeRO-3 has in shards
+            continue
         inner = getattr(module, "original_module", None) if isinstance(module, ModulesToSaveWrapper) else None
         weight = getattr(inner or module, "weight", None)
         if weight is None or name.endswith(".original_module") or ".modules_to_save." in name:

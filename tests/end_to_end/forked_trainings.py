@@ -101,7 +101,7 @@ def write_project(request: dict[str, Any]) -> None:
         if isinstance(model, str):
             raise NoSmallModelError(model)
     else:
-        config = getattr(transformers, request["config"])(vocab_size=len(WORDS), **request["sizes"])
+        config = getattr(transformers, request["config"])(**{"vocab_size": len(WORDS)} | request["sizes"])
         model = getattr(transformers, request.get("base", request["class"]))(config)
     if request.get("has_own_head"):
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight * 0.5)

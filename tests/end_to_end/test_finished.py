@@ -29,6 +29,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "llama": {"config": "LlamaConfig", "class": "LlamaForCausalLM", "sizes": _SIZES},
     "own code": {"config": "LlamaConfig", "class": "LlamaForCausalLM", "sizes": _SIZES, "has_code": True},
     "tied": {"config": "LlamaConfig", "class": "LlamaForCausalLM", "sizes": _SIZES | {"tie_word_embeddings": True}},
+    "spare rows": {"config": "LlamaConfig", "class": "LlamaForCausalLM", "sizes": _SIZES | {"vocab_size": 48}},
     "olmoe": {
         "config": "OlmoeConfig",
         "class": "OlmoeForCausalLM",
@@ -93,6 +94,7 @@ CASES: dict[str, tuple[tuple[int, ...], str, tuple[str, ...], dict[str, Any]]] =
     "quantised experts": ((0, 2), "mixtral", QLORA, {}),
     "rows of new tokens": (SHARDED, "tied", (*LORA, *ADDED), {}),
     "rows of new tokens beside a head of its own": (SHARDED, "llama", (*LORA, *ADDED), {}),
+    "new tokens in rows that the model has to spare": ((3,), "spare rows", (*LORA, *ADDED), {}),
     "rows of new tokens, quantised": (SHARDED, "tied", (*QLORA, *ADDED), {}),
     "rows of new tokens beside a head, quantised": (SHARDED, "llama", (*QLORA, *ADDED), {}),
     "new tokens in a layer that trains in full": (
