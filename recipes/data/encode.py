@@ -142,7 +142,7 @@ def encode_rows(spec: DataSpec, rows: Sequence[Row], tokenizer: Any) -> list[Enc
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     if not spec.prompt:
         texts = [str(row[spec.columns.text]) for row in rows]
-        found = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        found = _begun(texts, tokenizer)  # as models were trained: many read a text without its begin token poorly
         uncut = [Encoded([*ids, *end], ((0, len(ids) + len(end)),), len(ids) + len(end), False) for ids in found]
     else:
         texts = [str(row[spec.columns.target]) for row in rows]
@@ -194,17 +194,24 @@ def _has_begin(ids: Sequence[int], tokenizer: Any) -> bool:
 
 
 def _prompts(spec: DataSpec, rows: Sequence[Row], tokenizer: Any) -> list[list[int]]:
-    adds_specials = not has_turns(spec.prompt)  # a chat template writes its own
     texts = []
     for number, row in enumerate(rows, 1):
         try:
             texts.append(render_prompt(spec, row, tokenizer))
         except ValueError as error:
             raise RowFault(number, str(error)) from error
-    found: list[list[int]] = tokenizer(texts, add_special_tokens=adds_specials)["input_ids"] if texts else []
-    if adds_specials and tokenizer.eos_token_id is not None:
-        found = [ids[:-1] if ids[-1:] == [tokenizer.eos_token_id] else ids for ids in found]
-    return found
+    if not has_turns(spec.prompt):
+        return _begun(texts, tokenizer)
+    # a chat template writes its own begin token
+    return list(tokenizer(texts, add_special_tokens=False)["input_ids"]) if texts else []
+
+
+def _begun(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
+    """Return the ids of *texts* with what the tokenizer puts before them, and no end token."""
+    found: list[list[int]] = tokenizer(texts)["input_ids"] if texts else []
+    if tokenizer.eos_token_id is None:
+        return found
+    return [ids[:-1] if ids[-1:] == [tokenizer.eos_token_id] else ids for ids in found]
 
 
 def _separator(spec: DataSpec, tokenizer: Any) -> list[int]:

@@ -143,7 +143,7 @@ def row_bytes(settings: StageSettings) -> tuple[int, str]:
 
 TASK = TaskSpec(
     name="causal_lm",
-    version=2,
+    version=3,
     runtime="sousbatch.jobs.tasks.causal_lm",
     model_class="AutoModelForCausalLM",
     kinds=("decoder",),

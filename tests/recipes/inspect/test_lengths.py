@@ -208,6 +208,13 @@ def test_a_begin_token_survives_a_cut_on_the_left_and_stays_masked(bpe: Path) ->
     assert [tokenizer.decode(ids) for learned, ids in row.parts if learned] == ["the</s>"] and is_kept(spec, row)
 
 
+def test_plain_text_begins_and_ends_as_a_prompt_with_its_target_does(bpe: Path) -> None:
+    tokenizer = load_light(bpe, ())
+    assert tokenizer is not None
+    (row,) = encode_rows(Data(prompt="", packing="blocks"), [{"text": "the cat"}], tokenizer)
+    assert tokenizer.decode(row.ids) == "<s>the cat</s>"
+
+
 def test_several_learned_spans_are_cut_on_either_side() -> None:
     def part(policy: Literal["cut_left", "cut_right"], learned: tuple[Span, ...]) -> list[tuple[bool, list[int]]]:
         row = Encoded([10, 11, 12, 13, 14, 15, 16, 17, 18, 19], learned, 10, False)
