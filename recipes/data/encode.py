@@ -207,7 +207,7 @@ def _prompts(spec: DataSpec, rows: Sequence[Row], tokenizer: Any) -> list[list[i
 
 
 def _begun(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
-    """Return the ids of *texts* with what the tokenizer puts before them, and no end token."""
+    """Return the ids of *texts*, behind what the tokenizer begins a text with."""
     found: list[list[int]] = tokenizer(texts)["input_ids"] if texts else []
     if tokenizer.eos_token_id is None:
         return found
