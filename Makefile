@@ -28,7 +28,7 @@ test-faults: $(STAMP)
 test-matrix: $(STAMP)
 	$(PYTEST) -m "matrix or cell" $(TESTS)
 
-# Every architecture of transformers that a task takes, beside plain transformers: about an hour.
+# Every architecture of transformers that a task takes, beside plain transformers: some 15 minutes.
 test-architectures: $(STAMP)
 	$(PYTEST) -m architectures $(TESTS)
 

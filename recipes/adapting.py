@@ -26,7 +26,7 @@ def with_adapter(settings: StageSettings, task: TaskSpec, model: Any, options: d
         UsageError: a key of `adapter` asks for what this model or peft cannot do.
     """
     import torch
-    from peft import LoraConfig, TaskType, get_peft_model
+    from peft import LoraConfig, get_peft_model
 
     spec = settings.adapter
     if task.has_new_head:
@@ -38,7 +38,7 @@ def with_adapter(settings: StageSettings, task: TaskSpec, model: Any, options: d
         use_rslora=spec.rslora,
         use_dora=spec.dora,
         target_modules=_targets(spec.target_modules),
-        task_type=TaskType[task.peft_type],
+        task_type=_peft_type(task, model),
         **options,
     )
     _check_saved(spec.modules_to_save, model)
@@ -78,6 +78,19 @@ def with_adapter(settings: StageSettings, task: TaskSpec, model: Any, options: d
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
     return adapted
+
+
+def _peft_type(task: TaskSpec, model: Any) -> Any:
+    """Return peft's type of the task, or None where it would copy a part of a head again.
+
+    peft trains `qa_outputs` in full by itself, which a BigBird has within its head.
+    """
+    from peft import TaskType
+
+    heads = _new_heads(model) if task.peft_type == "QUESTION_ANS" else []
+    parts = [name for name, _ in model.named_modules() if name.endswith(".qa_outputs")]
+    is_within = any(name.startswith(f"{head}.") for head in heads for name in parts)
+    return None if is_within else TaskType[task.peft_type]
 
 
 def _head_options(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -256,6 +256,23 @@ def test_embeddings_of_one_weight_do_not_train_apart(name: str, tokenizer_folder
     assert ask(tied, tokenizer_folder, tmp_path, settings=settings)["trained"]["one"]["num_tensors"] in (5, 6)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_new_head_trains_as_a_whole_once(tokenizer_folder: Path) -> None:
+    """peft would train the last layer of a BigBird's head again, in its copy of the head."""
+    from transformers import AutoTokenizer, BigBirdConfig, BigBirdForQuestionAnswering
+
+    from sousbatch.recipes.building import prepare_model
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    model = BigBirdForQuestionAnswering(BigBirdConfig(vocab_size=400, attention_type="original_full", **sizes))
+    settings = replace(lora(target_modules=("query",)), task="question_answering")
+    ready = prepare_model(settings, model, AutoTokenizer.from_pretrained(tokenizer_folder))
+    trained = [name for name, weight in ready.named_parameters() if weight.requires_grad and "qa_outputs" in name]
+    assert trained == [
+        f"base_model.model.qa_classifier.modules_to_save.default.qa_outputs.{one}" for one in ("weight", "bias")
+    ]
+
+
 @pytest.mark.parametrize("targets", [("classifier",), ("query", "classifier"), ("pooler.dense",)], ids=str)
 def test_a_target_in_a_new_head_is_told_that_it_trains_in_full(
     targets: tuple[str, ...], tokenizer_folder: Path, tmp_path: Path
