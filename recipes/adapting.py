@@ -81,9 +81,9 @@ def with_adapter(settings: StageSettings, task: TaskSpec, model: Any, options: d
 
 
 def _peft_type(task: TaskSpec, model: Any) -> Any:
-    """Return peft's type of the task, or None where it would copy a part of a head again.
+    """Return peft's type of the task, or None where peft would copy a copy.
 
-    peft trains `qa_outputs` in full by itself, which a BigBird has within its head.
+    It trains `qa_outputs` in full by itself, which a BigBird has within a head that trains in full.
     """
     from peft import TaskType
 
