@@ -204,8 +204,9 @@ def _check_merged_once(adapted: Any) -> None:
     layers = {name: one.get_base_layer() for name, one in adapted.named_modules() if isinstance(one, LoraLayer)}
     groups: dict[int, list[str]] = {}
     for name, layer in layers.items():
-        if hasattr(layer, "weight"):
-            groups.setdefault(id(layer.weight), []).append(name.removeprefix("base_model.model."))
+        own = dict(layer.named_parameters(recurse=False))  # one that computes its weight needs all of ZeRO-3's shards
+        if "weight" in own:
+            groups.setdefault(id(own["weight"]), []).append(name.removeprefix("base_model.model."))
     shared = [group for group in groups.values() if len(group) > 1]
     if shared:
         last = {name: name.rstrip(".0123456789").rpartition(".")[2] for group in groups.values() for name in group}

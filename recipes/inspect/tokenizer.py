@@ -94,14 +94,14 @@ def load_light(folder: Path, add_tokens: Sequence[str]) -> LightTokenizer | None
             files.read_json(folder / "tokenizer_config.json"),
             files.read_json(folder / "tokenizer.json"),
         )
-        model = files.read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+        kind = files.read_json(path).get("model_type") if (path := folder / "config.json").is_file() else None
         known = {token["content"] for token in described.get("added_tokens") or []}
         specials = {name: _text(config.get(name)) for name in _SPECIALS}
         others = [_text(token) for token in (config.get("added_tokens_decoder") or {}).values()]
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     is_plain = config.get("tokenizer_class") in _PLAIN_CLASSES and not any(config.get(name) for name in _CHANGING)
-    is_plain = is_plain and model.get("model_type") not in _OF_THEIR_OWN
+    is_plain = is_plain and kind not in _OF_THEIR_OWN
     has_more = config.get("extra_special_tokens") or config.get("additional_special_tokens")
     is_complete = {text for text in (*specials.values(), *others) if text is not None} <= known
     if add_tokens or has_more or not is_plain or not is_complete or (folder / "special_tokens_map.json").exists():
