@@ -7,6 +7,7 @@ processes change a score.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from array import array
 from collections import Counter, deque
@@ -173,9 +174,11 @@ def _in_processes(blocks: Iterable[Sequence[Case]], call: _Call, workers: int) -
                 yield _finished(waiting.popleft())
         except BrokenProcessPool as error:
             # Before Python 3.11.5 the thread that sends blocks waits for ever for a reader that was killed
-            # (python/cpython#94777); with the last reader closed it ends.
-            with suppress(AttributeError, OSError):
-                pool._call_queue._reader.close()  # type: ignore[attr-defined]
+            # (python/cpython#94777); with the last reader closed it ends. Later ones close it themselves, and
+            # two threads that close one descriptor at once could close one that somebody else has just opened.
+            if sys.version_info < (3, 11, 5):
+                with suppress(AttributeError, OSError):
+                    pool._call_queue._reader.close()  # type: ignore[attr-defined]
             advice = "start it again with fewer --workers"
             raise RunError("a process that scores was killed, by lack of memory perhaps", advice=advice) from error
         finally:
