@@ -347,7 +347,7 @@ def _warnings(recipe: Recipe, site: Site, inputs: Inputs, stage: Stage, found: F
     if stage.batch is None:
         return
     yield from train_warnings(stage, inputs)
-    if reads_padding(inputs.model.config) and stage.batch.micro_batch > 1:
+    if reads_padding(inputs.model.config, stage.settings.data.max_tokens) and stage.batch.micro_batch > 1:
         yield (
             f"stage {stage.name!r}: a {inputs.model.config['model_type']} reads the padding of the rows beside a row, "
             "and answers each row alone; train.micro_batch=1 trains it as it will be asked"

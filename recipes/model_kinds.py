@@ -53,14 +53,31 @@ def overflows_in_float16(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") in _WITHOUT_POSITIONS
 
 
-def reads_padding(config: Mapping[str, Any]) -> bool:
+def reads_padding(config: Mapping[str, Any], max_tokens: int) -> bool:
     """Say whether a model mixes the padding of a batch into its texts.
 
-    Whatever the mask says, FNet transforms all places together, the convolutions of ConvBERT and Nystromformer and
-    MobileBERT's embeddings of three tokens reach into the padding, Funnel pools it with its neighbours, and YOSO
-    attends to it, as CPM-Ant does, a decoder (transformers 5.23).
+    None of these has more than *max_tokens*. Whatever the mask says, FNet transforms all places together, the
+    convolutions of ConvBERT and Nystromformer and MobileBERT's embeddings of three tokens reach into it, Funnel
+    pools it with its neighbours, and YOSO attends to it, as CPM-Ant does, a decoder. The blocks of a BigBird, which
+    long texts have, are counted from the end of the padding (transformers 5.23).
     """
+    most_in_full = most_in_full_attention(config)
+    if most_in_full is not None:
+        return max_tokens > most_in_full
     return config.get("model_type") in ("fnet", "convbert", "nystromformer", "mobilebert", "funnel", "yoso", "cpmant")
+
+
+def most_in_full_attention(config: Mapping[str, Any]) -> int | None:
+    """Return how many tokens a text has at most that a BigBird attends to in full.
+
+    Of longer ones it attends to blocks. Return None for other models, and for one without blocks.
+    """
+    if config.get("model_type") not in ("big_bird", "bigbird_pegasus"):
+        return None
+    if config.get("attention_type", "block_sparse") != "block_sparse":
+        return None
+    most: int = (5 + 2 * config.get("num_random_blocks", 3)) * config.get("block_size", 64)
+    return most
 
 
 def mixes_beams(config: Mapping[str, Any]) -> bool:

@@ -19,7 +19,7 @@ from ...recipes.data.encode import pad_id
 from ...recipes.generation import WEIGHTS_SHARE
 from ...recipes.model_kinds import reads_padding
 from ...recipes.schema import Predict, StageSettings
-from ..training.model import quantised_in, round_nothing
+from ..training.model import attend_by_length, quantised_in, round_nothing
 from . import Generation, LoadRequest, Prompt, not_finite
 from .batches import Batches
 from .steps import Choice, Limits, Record
@@ -61,6 +61,7 @@ def load_model(request: LoadRequest) -> Any:
     if placement.get("device_map") == "auto" and unwanted & set(getattr(model, "hf_device_map", {}).values()):
         raise _no_place(request)
     round_nothing(model)
+    attend_by_length(model)
     return (model if placement else model.to(request.device)).eval()
 
 
@@ -113,7 +114,8 @@ class TransformersEngine:
         self._pad = pad_id(tokenizer)
         self._generation = _generation_config(settings.predict, model, tokenizer, self._pad)
         self._ends: frozenset[int] = frozenset(self._generation.eos_token_id or ())
-        batch_rows = 1 if reads_padding(model.config.to_dict()) else settings.predict.batch_rows
+        is_alone = reads_padding(model.config.to_dict(), settings.data.max_tokens)
+        batch_rows = 1 if is_alone else settings.predict.batch_rows
         self._batches = Batches(batch_rows, settings.predict.batch_tokens)
         self._is_probed = self._is_encoder_decoder
         # a mixture of experts would compute what balances them in training, which fails beside what it remembers

@@ -130,7 +130,8 @@ class LabelAnswerer:
 
     def __init__(self, settings: StageSettings, model: Any, tokenizer: Any) -> None:
         self._settings, self._model, self._tokenizer, self._pad = settings, model, tokenizer, pad_id(tokenizer)
-        batch_rows = 1 if reads_padding(model.config.to_dict()) else settings.predict.batch_rows
+        is_alone = reads_padding(model.config.to_dict(), settings.data.max_tokens)
+        batch_rows = 1 if is_alone else settings.predict.batch_rows
         self._batches = Batches(batch_rows, settings.predict.batch_tokens)
         config = model.config.to_dict()
         self._side = padding_side(config)

@@ -125,7 +125,8 @@ class SpanAnswerer:
     def __init__(self, settings: StageSettings, model: Any, tokenizer: Any) -> None:
         self._settings, self._model, self._tokenizer = settings, model, tokenizer
         self._collate = make_collator(settings, tokenizer, model)
-        batch_rows = 1 if reads_padding(model.config.to_dict()) else settings.predict.batch_rows
+        is_alone = reads_padding(model.config.to_dict(), settings.data.max_tokens)
+        batch_rows = 1 if is_alone else settings.predict.batch_rows
         self._batches = Batches(batch_rows, settings.predict.batch_tokens)
 
     def answer(self, rows: Sequence[tuple[int, Row]]) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from ...recipes.adapting import full_layers
 from ...recipes.building import prepare_model
 from ...recipes.engines import engine_of
 from ...recipes.inspect.tokenizer import load_full
+from ...recipes.model_kinds import most_in_full_attention
 from ...recipes.schema import StageSettings
 from ...recipes.tasks import TaskSpec, task_of
 
@@ -37,6 +38,7 @@ def build_model(settings: StageSettings, folder: Path, tokenizer: Any, *, has_we
     model = _load(settings, task_of(settings.task), folder, has_weights=has_weights)
     if not getattr(model, "supports_gradient_checkpointing", True):  # only an attempt that gives up memory asks for it
         settings = replace(settings, train=replace(settings.train, gradient_checkpointing=False))
+    attend_by_length(model)
     return prepare_model(settings, model, tokenizer)
 
 
@@ -68,6 +70,26 @@ def _load(settings: StageSettings, task: TaskSpec, folder: Path, *, has_weights:
     _keep_frozen(model)
     round_nothing(model)
     return model
+
+
+def attend_by_length(model: Any) -> None:
+    """Let a BigBird choose its attention by the length of each batch.
+
+    By itself it attends in full for good after the first short one (transformers 5.23).
+    """
+    from transformers import PreTrainedModel
+
+    most_in_full = most_in_full_attention(model.config.to_dict())
+
+    def choose(part: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
+        given = [*args[:1], inputs.get("input_ids"), inputs.get("inputs_embeds")]
+        num_tokens = next(one.shape[1] for one in given if one is not None)
+        with torch.device("meta"):  # where layers are made, which take over the weights of the others
+            part.set_attention_type("original_full" if num_tokens <= most_in_full else "block_sparse")
+
+    for part in model.modules() if most_in_full is not None else ():
+        if isinstance(part, PreTrainedModel) and hasattr(part, "set_attention_type"):
+            part.register_forward_pre_hook(choose, with_kwargs=True)
 
 
 def round_nothing(model: Any) -> None:

@@ -19,6 +19,7 @@ from ...checkpoints.formats.lora import UnmergeableError, as_adapter, merge_adap
 from ...checkpoints.formats.tensors import Segment, Source, SourceTensor
 from ...errors import UsageError, nearest
 from ..building import count_parameters, prepare_model
+from ..model_kinds import most_in_full_attention
 from ..new_tokens import add_rows, num_token_rows
 from ..schema import StageSettings
 from ..schema.validate import build
@@ -111,6 +112,10 @@ def _empty_model(question: Mapping[str, Any]) -> Any:
         raise UsageError(
             f"it takes texts of {width} tokens alone, to sum them up in {plain['num_landmarks']}; set "
             f"model.config.num_landmarks={width}, so that it attends to all tokens of any text"
+        )
+    if plain.get("is_decoder") and most_in_full_attention(plain) is not None:  # a BigBird, which would see the end
+        raise UsageError(
+            "it is a decoder whose blocks attend to later tokens; set model.config.attention_type=original_full"
         )
     if config.model_type in _UNFIT:
         raise UsageError(f"{_UNFIT[config.model_type]} (transformers 5.23); take another model")

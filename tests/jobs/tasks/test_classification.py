@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BigBirdConfig,
     FNetConfig,
     GPT2Config,
     GPT2ForSequenceClassification,
@@ -25,6 +27,7 @@ from transformers import (
 import sousbatch.recipes
 from sousbatch.errors import RunError
 from sousbatch.jobs.tasks.classification import RUNTIME, balanced_weights
+from sousbatch.jobs.training.model import attend_by_length
 from sousbatch.recipes.labels import with_labels
 from sousbatch.recipes.schema import Model, Recipe, StageSettings, Train
 
@@ -99,6 +102,26 @@ def test_a_model_that_reads_padding_answers_each_row_alone(config: Any) -> None:
     answerer = RUNTIME.answerer(SETTINGS, model, AutoTokenizer.from_pretrained(TINY))
     short, long = (0, {"input": "가"}), (1, {"input": "나다라마바사"})
     assert answerer.answer([short, long])[0] == answerer.answer([short])[0]
+
+
+def test_a_bigbird_answers_alike_in_every_order_and_beside_every_row() -> None:
+    torch.manual_seed(0)
+    sizes = SMALL | {"num_hidden_layers": 2, "num_attention_heads": 2, "block_size": 2, "num_random_blocks": 1}
+    config = BigBirdConfig(vocab_size=512, **sizes, **SETTINGS.model.config)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.5)
+    alone = []
+    for row in (short := {"input": "가"}), (long := {"input": "나다라마바사" * 5}), (longest := {"input": "나" * 32}):
+        ids = torch.tensor([AutoTokenizer.from_pretrained(TINY)(row["input"])["input_ids"]])
+        with torch.no_grad():  # a model of its own for each row: a BigBird has no way back from full attention
+            alone.append(copy.deepcopy(model)(input_ids=ids).logits[0].softmax(-1).tolist())
+    attend_by_length(model)
+    answerer = RUNTIME.answerer(SETTINGS, model, AutoTokenizer.from_pretrained(TINY))
+    answers = [one for row in (short, long, longest) for one in answerer.answer([(0, row)])]
+    together = answerer.answer([(0, short), (1, long), (2, longest)])
+    for found in (answers, together):
+        assert [one["probabilities"] for one in found] == [pytest.approx(values, abs=1e-5) for values in alone]
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])

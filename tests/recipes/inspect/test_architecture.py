@@ -389,6 +389,7 @@ WRONG = {
         "classification",
         "set model.config.num_landmarks=32",
     ),
+    "blocks ahead": (("big_bird", {"is_decoder": True}), "causal_lm", "set model.config.attention_type=original_full"),
     "no language": (
         ("xmod", {"languages": ["en_XX", "ko_KR"]}),
         "classification",
