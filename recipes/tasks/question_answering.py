@@ -89,6 +89,8 @@ def _encode(
         raise UsageError(
             "question answering needs a fast tokenizer, one with a tokenizer.json; name one with model.tokenizer"
         )
+    inner.no_truncation()  # a tokenizer.json may keep those of the script that wrote it
+    inner.no_padding()
     texts = list(dict.fromkeys(str(row[columns.context]) for row in rows))
     passages = dict(zip(texts, _encode_texts(inner, texts), strict=True))
     questions = _encode_texts(inner, [str(row[columns.question]) for row in rows])

@@ -60,6 +60,13 @@ def test_a_long_passage_gives_windows_that_overlap(tokenizer: LightTokenizer) ->
     assert [one.type_ids for one in windows] == [(0,) * 5 + (1,) * (len(one.ids) - 5) for one in windows]
 
 
+def test_what_a_tokenizer_file_cuts_and_pads_changes_no_window(tokenizer: LightTokenizer) -> None:
+    inner = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    inner.enable_truncation(4)
+    inner.enable_padding(length=20)
+    assert encoded(SimpleNamespace(backend_tokenizer=inner, cls_token_id=1), ROW) == encoded(tokenizer, ROW)
+
+
 def test_a_window_holds_the_answer_or_points_to_cls(tokenizer: LightTokenizer) -> None:
     windows = encoded(
         tokenizer, ROW | {"question": "무엇 인가 ?", "answers": {"text": ["자차 카타"], "answer_start": [13]}}
