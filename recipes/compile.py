@@ -59,6 +59,7 @@ def compile(recipe: Recipe, site: Site, inputs: Inputs) -> Plan:
     if reasons:
         raise PlanError(reasons)
     warnings = [*by_stage(stages, doubts, site), *_token_warnings(inputs), *unpublished(recipe, stages)]
+    warnings += _unused(stages)
     warnings += [warning for stage in stages for warning in _warnings(recipe, site, inputs, stage, found)]
     return Plan(
         recipe=recipe,
@@ -308,6 +309,18 @@ def _token_warnings(inputs: Inputs) -> Iterator[str]:
             f"model.add_tokens_from {tokens.source!r} makes no row shorter: {tokens.before:g} tokens a row before and "
             f"{tokens.after:g} after; this tokenizer has words that the new tokens cut"
         )
+
+
+def _unused(stages: Sequence[Stage]) -> Iterator[str]:
+    """Yield each train stage that begins anew below a model that no stage takes."""
+    taken = {stage.of for stage in stages}
+    for number, stage in enumerate(stages):
+        above = [one.name for one in stages[:number] if one.record.leaves == "model"]
+        if stage.record.leaves == "checkpoints" and stage.of is None and above and above[-1] not in taken:
+            yield (
+                f"stage {stage.name!r} starts from model.path, and no stage takes the model of {above[-1]!r}: to go on "
+                f"from that, set stages.{stage.name}.of={above[-1]}"
+            )
 
 
 def _storage_warnings(stage: Stage, found: Forecast) -> Iterator[str]:

@@ -53,7 +53,11 @@ class StageSpec:
     """One step of the run, when the five usual ones are not enough."""
 
     kind: str | None = key(None, f"what it does: {', '.join(RECIPE_KINDS)}; its own name when that is a kind")
-    of: str | None = key(None, "the stage whose output it takes; the nearest fitting one above when not given")
+    of: str | None = key(
+        None,
+        "the stage whose output it takes; the nearest fitting one above when not given, but for train, which starts "
+        "from model.path unless this names a consolidate stage",
+    )
     set: dict[str, Any] = key(dict, "sections of the recipe as this stage sees them")
 
 

@@ -21,6 +21,7 @@ from sousbatch.recipes.facts import Inputs, Prepared, StepCount, TrainedFacts
 from sousbatch.recipes.forecast.parameters import training_key
 from sousbatch.recipes.plan import Plan, read_plan
 from sousbatch.recipes.schema import Recipe, Resources, StageSpec
+from sousbatch.recipes.stages import stages_of
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -372,6 +373,16 @@ def test_what_only_slurm_keeps_is_warned_of_and_memory_is_not(small: ModuleType)
     asked = {name: replace(one, memory_gb=400.0, qos="high") for name, one in small.RECIPE.resources.items()}
     (warning,) = compile(replace(small.RECIPE, resources=asked), small.SITE, small.INPUTS).warnings
     assert warning == "resources qos: only Slurm keeps these; they do nothing on this machine"
+
+
+@pytest.mark.parametrize(("of", "is_warned"), [(None, True), ("base", False)])
+def test_a_training_below_a_model_that_no_stage_takes_is_warned_of(
+    small: ModuleType, of: str | None, is_warned: bool
+) -> None:
+    first = {"pretrain": StageSpec(kind="train"), "base": StageSpec(kind="consolidate")}
+    stages = {**first, **stages_of(small.RECIPE), "train": StageSpec(of=of)}
+    warnings = compile(replace(small.RECIPE, stages=stages), small.SITE, small.INPUTS).warnings
+    assert any("set stages.train.of=base" in text for text in warnings) is is_warned
 
 
 def test_the_plan_of_the_small_recipe_has_no_warning(small: ModuleType) -> None:
