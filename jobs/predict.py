@@ -73,7 +73,10 @@ def _answer(job: JobContext, works: Sequence[_Work], ledger: Ledger) -> int:
     device = "cpu" if job.stage.resources.device == "cpu" else "cuda"
     dtype = dtype_of(job.stage, model_dir)
     tokenizer_dir, num_devices = job.stage.model.tokenizer_dir_in(job.paths), job.stage.resources.devices_per_node
-    loaded = load_model(job.settings, model_dir, tokenizer_dir, device, dtype, num_devices)
+    settings = job.settings
+    if job.stage.model.made_by is not None:  # its config has them, and what training made of them
+        settings = replace(settings, model=replace(settings.model, config={}))
+    loaded = load_model(settings, model_dir, tokenizer_dir, device, dtype, num_devices)
     tracker = job.open_trackers(beside_others=True)
     watchdog = Watchdog(job.stage.resources.stall_min, tell=job.tell_stalled)
     code = count = 0

@@ -44,14 +44,13 @@ def load_model(request: LoadRequest) -> Any:
         RunError: there is no place for some layers.
     """
     spec, placement = request.settings.model, _placement(request)
-    options: dict[str, Any] = {"attn_implementation": spec.attention} if spec.attention else {}
+    options: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code}
+    config = transformers.AutoConfig.from_pretrained(request.model_dir, **options, **spec.config)
+    if spec.attention:
+        options["attn_implementation"] = spec.attention
     try:
         model = getattr(transformers, request.model_class).from_pretrained(
-            request.model_dir,
-            dtype=getattr(torch, request.dtype),
-            trust_remote_code=spec.trust_remote_code,
-            **options,
-            **placement,
+            request.model_dir, config=config, dtype=getattr(torch, request.dtype), **options, **placement
         )
     except ValueError as error:
         if "dispatched on the CPU or the disk" not in str(error):  # bitsandbytes says it before anything is loaded

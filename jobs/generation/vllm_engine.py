@@ -42,6 +42,7 @@ def load(request: LoadRequest) -> VllmEngine:
             model=str(request.model_dir),
             tokenizer=str(request.tokenizer.name_or_path),  # it finds the texts at which an answer ends
             trust_remote_code=settings.model.trust_remote_code,
+            hf_overrides=dict(settings.model.config),
             dtype=request.dtype,
             seed=settings.seed,
             tensor_parallel_size=request.num_devices,

@@ -75,12 +75,13 @@ def _load(asked: Mapping[str, Any]) -> tuple[TransformersEngine, InStep]:
         deepspeed.init_distributed("nccl", auto_mpi_discovery=False)
     config = _config(settings, asked["dtype"], dist.get_world_size())
     kept = HfDeepSpeedConfig(config)  # while it lives, transformers loads a model in parts
-    options: dict[str, Any] = {"attn_implementation": settings.model.attention} if settings.model.attention else {}
+    spec, folder = settings.model, asked["model_dir"]
+    options: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code}
+    own = transformers.AutoConfig.from_pretrained(folder, **options, **spec.config)
+    if spec.attention:
+        options["attn_implementation"] = spec.attention
     model = getattr(transformers, asked["model_class"]).from_pretrained(
-        asked["model_dir"],
-        dtype=getattr(torch, asked["dtype"]),
-        trust_remote_code=settings.model.trust_remote_code,
-        **options,
+        folder, config=own, dtype=getattr(torch, asked["dtype"]), **options
     )
     sharded = deepspeed.initialize(model=model.eval(), config=config)[0]
     model = sharded.module.eval()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -23,6 +25,7 @@ from sousbatch.recipes.stages import settings_of
 TINY = Path(sousbatch.recipes.__file__).parent / "library/models/tiny-hangul"
 STAND_IN = Path(__file__).parents[2] / "toys/stand_in_vllm"
 DAMAGED = 160  # a token whose embedding is no numbers
+CONFIG = {"hidden_act": "silu"}  # in the recipe, in place of what the model's folder says
 PREDICT = Predict(max_new_tokens=6, batch_rows=2)
 PROMPTS = [Prompt(ids=list(range(20, 20 + size)), row=row, max_new_tokens=6) for row, size in enumerate([3, 12, 1, 7])]
 pytestmark = pytest.mark.xdist_group("engines")  # one start of the ranks
@@ -44,8 +47,19 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def other_dir(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same weights, beside a config that says something else than `CONFIG`."""
+    folder = shutil.copytree(model_dir, tmp_path_factory.mktemp("other") / "model")
+    own = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(own | {"hidden_act": "relu"}))
+    return folder
+
+
 def settings_with(**changes: Any) -> StageSettings:
-    return settings_of(Recipe(model=Model(path="x"), data=Data(prompt="{input}"), predict=replace(PREDICT, **changes)))
+    return settings_of(
+        Recipe(model=Model(path="x", config=CONFIG), data=Data(prompt="{input}"), predict=replace(PREDICT, **changes))
+    )
 
 
 def load(name: str, model_dir: Path, device: str = "cpu", num_devices: int = 2) -> Engine:
@@ -71,17 +85,17 @@ def load(name: str, model_dir: Path, device: str = "cpu", num_devices: int = 2) 
         *(pytest.param(f"{name} on GPUs", marks=pytest.mark.gpu) for name in ("transformers", "vllm", "zero3")),
     ],
 )
-def engine(request: pytest.FixtureRequest, model_dir: Path) -> Iterator[Engine]:
+def engine(request: pytest.FixtureRequest, other_dir: Path) -> Iterator[Engine]:
     if request.param.endswith(" on GPUs"):
         name = request.param.partition(" ")[0]
         if not visible_gpus():
             pytest.skip("no NVIDIA GPU is visible to this process: nvidia-smi shows none")
         pytest.importorskip("vllm" if name == "vllm" else "torch")
-        yield load(name, model_dir, "cuda", 1 if name == "vllm" else len(visible_gpus()))
+        yield load(name, other_dir, "cuda", 1 if name == "vllm" else len(visible_gpus()))
         return
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(STAND_IN))
-        yield load(request.param, model_dir)
+        yield load(request.param, other_dir)
         for name in [one for one in sys.modules if one.partition(".")[0] == "vllm"]:
             del sys.modules[name]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from .v1.engine.exceptions import EngineDeadError
 
@@ -108,13 +108,15 @@ class LLM:
         dtype: str = "auto",
         seed: int = 0,
         gpu_memory_utilization: float = 0.9,
+        hf_overrides: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         self.given = {"tensor_parallel_size": tensor_parallel_size, "seed": seed, **kwargs}
         self._args = _EngineArgs(**kwargs)
         if not 0 < gpu_memory_utilization <= 1:
             raise ValueError("gpu_memory_utilization must be in (0, 1]")
-        self._model = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
+        config = AutoConfig.from_pretrained(model, **(hf_overrides or {}))
+        self._model = AutoModelForCausalLM.from_pretrained(model, config=config, dtype=getattr(torch, dtype)).eval()
         self._tokenizer = AutoTokenizer.from_pretrained(tokenizer)
         most, positions = self._args.max_model_len, self._model.config.max_position_embeddings
         if most is not None and most > positions:
