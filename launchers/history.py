@@ -98,9 +98,9 @@ def read_history(runs: Sequence[RunPaths], launcher_of: Callable[[str], Launcher
 
 
 def _state(facts: Mapping[str, Any], states: Mapping[str, StageState] | None, *, is_point: bool) -> str:
-    """Return the state of a run by its facts, and by the *states* of its stages; those of its sweep when it *is_point*.
+    """Return the state of a run by its facts and the *states* of its stages.
 
-    What runs by its ledger is lost when the sweep is over.
+    Those of a point are its sweep's; what runs by its ledger is lost when the sweep is over.
     """
     if facts["is_done"]:
         return "done"
