@@ -15,6 +15,7 @@ from pathlib import Path
 from .. import files, ledger
 from ..errors import NoRoomError, NotFoundError, PlanError, UnreachableError, UsageError, no_room_named
 from ..events import Adopted, CancelAsked, Intent, Sent
+from ..publishing.send import refuse_taken
 from ..recipes.plan import Plan, read_plan
 from ..recipes.search import require_optuna
 from ..run_folder import RunPaths, is_point, points_in
@@ -57,9 +58,13 @@ def submit(plan: Plan, launcher: Launcher, runs: Path, *, again: bool = False) -
     Raises:
         UnreachableError: the run is there, and it is unknown whether its jobs run.
         PlanError: what other runs are promised leaves no space for its final weights; nothing was sent.
+        UsageError: the folder that a stage publishes to holds something else; nothing was sent.
         NoRoomError: the disk is full; nothing was sent that is not on record.
     """
     paths = _run_paths(plan, runs, again)
+    for stage in plan.stages if not paths.plan.is_file() else ():
+        if stage.record.leaves == "publication" and stage.settings.publish.url is not None:
+            refuse_taken(stage.settings.publish.url, paths.run_id)
     with no_room_named(f"the run {paths.root}"), files.locked(files.make_private_dir(paths.root) / paths.lock.name):
         is_new = not paths.plan.is_file()
         if is_new:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from .store import LocalFile, Store, read_file
+from .store import FileStore, LocalFile, Store, read_file
 
 PUBLICATION_NAME = "publication.json"
 PART_NAME = "publication.part.json"
@@ -49,11 +49,7 @@ def send(
     listed = [{"name": file.name, "num_bytes": file.num_bytes, "sha256": file.sha256} for file in found]
     manifest = _written(work, PUBLICATION_NAME, {**about, "files": listed})
     takes_more = store.open()
-    done, begun = store.read(PUBLICATION_NAME), store.read(PART_NAME)
-    for text in (done, begun):
-        _refuse_other(store, text, str(about["run"]))
-    if done is None and begun is None and not takes_more and not store.is_empty():
-        raise UsageError(f"{store}: holds files and no publication; name an empty folder, or a new one")
+    done, begun = _lists(store, str(about["run"]), takes_more=takes_more)
     left = [file for file in found if not store.holds(file)]
     if left or done is None or not store.holds(manifest):
         if begun is None:
@@ -76,6 +72,31 @@ def _written(work: Path, name: str, value: Mapping[str, Any]) -> LocalFile:
     path = work / name
     path.write_text(json.dumps(dict(value), indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
     return read_file(name, path)
+
+
+def refuse_taken(url: str, run: str) -> None:
+    """Refuse a folder that cannot take the publication of *run*.
+
+    What lies behind a URL is not asked.
+
+    Raises:
+        UsageError: it holds another run's publication, or files that are none.
+    """
+    if "://" not in url and (place := Path(url)).is_dir():
+        _lists(FileStore(place), run)
+
+
+def _lists(store: Store, run: str, *, takes_more: bool = False) -> tuple[bytes | None, bytes | None]:
+    """Return the lists of a complete and of an unfinished publication.
+
+    Both are those of *run*; a place that holds anything else is refused.
+    """
+    done, begun = store.read(PUBLICATION_NAME), store.read(PART_NAME)
+    for text in (done, begun):
+        _refuse_other(store, text, run)
+    if done is None and begun is None and not takes_more and not store.is_empty():
+        raise UsageError(f"{store}: holds files and no publication; name an empty folder, or a new one")
+    return done, begun
 
 
 def _refuse_other(store: Store, text: bytes | None, run: str) -> None:

@@ -93,3 +93,17 @@ def test_the_points_of_a_sweep_do_not_publish_to_one_place(project: Path) -> Non
         "/data/small-1",
         "/data/small-2",
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("publication.json", "holds the publication of run aaa; name another place"), ("other", "holds files and no")],
+)
+def test_a_folder_that_holds_something_else_is_refused_before_anything_runs(
+    project: Path, sousbatch: Run, tmp_path: Path, name: str, said: str
+) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / name).write_text('{"run": "aaa"}')
+    code, _, err = sousbatch("submit", "small.yaml", "--detach", f"publish.url={place}", "stages.publish={}")
+    assert code == 2 and said in err and not list(project.rglob("plan.json"))
