@@ -7,13 +7,16 @@ It is quantised at load, as one that answers may be, and no device map spreads i
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from ...checkpoints.formats.safetensors_file import read_header
 from ...recipes.adapting import full_layers
 from ...recipes.building import prepare_model
 from ...recipes.engines import engine_of
@@ -66,6 +69,8 @@ def _load(settings: StageSettings, task: TaskSpec, folder: Path, *, has_weights:
         dtype = getattr(torch, train.precision)
     if task.has_new_head:  # a model that was trained on other labels has a head of another size
         options["ignore_mismatched_sizes"] = True
+        if transformers.integrations.is_deepspeed_zero3_enabled():
+            options["key_mapping"] = _misfits(folder, model_class, config)
     model = model_class.from_pretrained(folder, config=config, dtype=dtype, **options)
     _keep_frozen(model)
     round_nothing(model)
@@ -92,6 +97,30 @@ def attend_by_length(model: Any) -> None:
             part.register_forward_pre_hook(choose, with_kwargs=True)
 
 
+def _misfits(folder: Path, model_class: Any, config: Any) -> dict[str, str]:
+    """Give stored tensors of another shape than the model's names that nothing has.
+
+    Under ZeRO-3 transformers (5.23) refuses them, whatever `ignore_mismatched_sizes` says.
+    """
+    shapes = {
+        name: list(value.shape) for name, value in _empty(lambda: model_class.from_config(config)).named_parameters()
+    }
+    stored = chain.from_iterable(read_header(path)[0].items() for path in folder.glob("*.safetensors"))
+    return {
+        f"^{re.escape(name)}$": f"misfit.{name}"
+        for name, entry in stored
+        if name in shapes and shapes[name] != entry["shape"]
+    }
+
+
+def _empty(build: Callable[[], Any]) -> Any:
+    """Return a model without values, which ZeRO-3 would cut or fill."""
+    from transformers.modeling_utils import set_quantized_state
+
+    with torch.device("meta"), set_quantized_state():
+        return build()
+
+
 def round_nothing(model: Any) -> None:
     """Keep bitsandbytes from rounding 4-bit weights.
 
@@ -107,10 +136,7 @@ def _keep_frozen(model: Any) -> None:
 
     transformers makes every parameter that it loads trainable (5.23).
     """
-    from transformers.modeling_utils import set_quantized_state
-
-    with torch.device("meta"), set_quantized_state():  # else ZeRO-3 would fill it
-        own = dict(type(model)(model.config).named_parameters())
+    own = dict(_empty(lambda: type(model)(model.config)).named_parameters())
     for name, parameter in model.named_parameters():
         if name in own and not own[name].requires_grad:
             parameter.requires_grad_(False)
@@ -121,11 +147,9 @@ def _kept_whole(settings: StageSettings, model_class: Any, config: Any, options:
 
     These are those that transformers leaves, and those that train in full.
     """
-    from transformers.modeling_utils import set_quantized_state
     from transformers.quantizers.base import get_keys_to_not_convert
 
-    with torch.device("meta"), set_quantized_state():  # else ZeRO-3 would cut it
-        empty = model_class.from_config(config, **options)
+    empty = _empty(lambda: model_class.from_config(config, **options))
     return [*get_keys_to_not_convert(empty), *full_layers(settings, empty)]
 
 

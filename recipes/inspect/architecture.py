@@ -70,6 +70,7 @@ def answer(question: Mapping[str, Any]) -> dict[str, Any]:
     with torch.device("meta"):
         add_rows(model, tokenizer)
     _check_ids(model, tokenizer)
+    _check_separators(model, tokenizer)
     config = json.loads(model.config.to_json_string(use_diff=False))
     config.pop("_name_or_path", None)  # the same model may lie elsewhere
     found = {
@@ -165,6 +166,21 @@ def _check_ids(model: Any, tokenizer: Any) -> None:
             f"its tokenizer gives ids up to {highest:,} for {len(tokenizer):,} tokens, and the model has rows for "
             f"{rows:,} ids; take the tokenizer that it was trained with, or number the tokens without gaps; a model "
             f"from scratch takes model.config.vocab_size={highest + 1}"
+        )
+
+
+def _check_separators(model: Any, tokenizer: Any) -> None:
+    """Refuse a Longformer that would not find where a question ends.
+
+    It looks for the three separators of a RoBERTa's pair.
+    """
+    if type(model).__name__ != "LongformerForQuestionAnswering":
+        return
+    found = tokenizer("a", "b")["input_ids"].count(model.config.sep_token_id)
+    if found != 3:
+        raise UsageError(
+            f"its tokenizer puts {found} separators (id {model.config.sep_token_id}) into a question with its passage, "
+            "and a Longformer finds the end of the question by three; take the tokenizer that it was trained with"
         )
 
 
