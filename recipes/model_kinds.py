@@ -88,14 +88,14 @@ def reads_padding(config: Mapping[str, Any], max_tokens: int) -> bool:
     """Say whether a model mixes the padding of a batch into its texts.
 
     None of these has more than *max_tokens*. Whatever the mask says, FNet transforms all places together, the
-    convolutions of ConvBERT and Nystromformer and MobileBERT's embeddings of three tokens reach into it, Funnel
-    pools it with its neighbours, and YOSO attends to it, as CPM-Ant does, a decoder. The blocks of a BigBird, which
-    long texts have, are counted from the end of the padding (transformers 5.23).
+    convolutions of ConvBERT and Nystromformer and MobileBERT's embeddings of three tokens reach into it, and YOSO
+    attends to it, as CPM-Ant does, a decoder. The blocks of a BigBird, which long texts have, are counted from the end
+    of the padding (transformers 5.23).
     """
     most_in_full = most_in_full_attention(config)
     if most_in_full is not None:
         return max_tokens > most_in_full
-    return config.get("model_type") in ("fnet", "convbert", "nystromformer", "mobilebert", "funnel", "yoso", "cpmant")
+    return config.get("model_type") in ("fnet", "convbert", "nystromformer", "mobilebert", "yoso", "cpmant")
 
 
 def most_in_full_attention(config: Mapping[str, Any]) -> int | None:

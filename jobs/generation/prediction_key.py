@@ -61,8 +61,10 @@ def dtype_of(stage: Stage, model_dir: Path) -> str:
     """
     if stage.settings.predict.dtype is not None:
         return stage.settings.predict.dtype
+    if stage.resources.device == "cpu":
+        return "float32"
     config = read_json(model_dir / "config.json")
-    if stage.resources.device == "cpu" or fails_with_half_weights(config):
+    if fails_with_half_weights(config):
         return "float32"
     return str(config.get("dtype") or config.get("torch_dtype") or "float32")
 

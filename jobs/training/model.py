@@ -59,6 +59,7 @@ def _load(settings: StageSettings, task: TaskSpec, folder: Path, *, has_weights:
         if settings.adapter.method == "full"
         else torch.float32
     )
+    misfits = _misfits(folder, _empty(lambda: model_class.from_config(config, **options))) if task.has_new_head else {}
     transformers.set_seed(settings.seed)
     if not has_weights:
         return model_class.from_config(config, dtype=dtype, **options)
@@ -67,10 +68,8 @@ def _load(settings: StageSettings, task: TaskSpec, folder: Path, *, has_weights:
         options["quantization_config"] = quantised_in("4bit", train.precision, kept_whole)
     if settings.adapter.method != "full":
         dtype = getattr(torch, train.precision)
-    if task.has_new_head:  # a model that was trained on other labels has a head of another size
-        options["ignore_mismatched_sizes"] = True
-        if transformers.integrations.is_deepspeed_zero3_enabled():
-            options["key_mapping"] = _misfits(folder, model_class, config)
+    if misfits:
+        options["key_mapping"] = misfits
     model = model_class.from_pretrained(folder, config=config, dtype=dtype, **options)
     _keep_frozen(model)
     round_nothing(model)
@@ -97,14 +96,13 @@ def attend_by_length(model: Any) -> None:
             part.register_forward_pre_hook(choose, with_kwargs=True)
 
 
-def _misfits(folder: Path, model_class: Any, config: Any) -> dict[str, str]:
+def _misfits(folder: Path, model: Any) -> dict[str, str]:
     """Give stored tensors of another shape than the model's names that nothing has.
 
-    Under ZeRO-3 transformers (5.23) refuses them, whatever `ignore_mismatched_sizes` says.
+    A model that was trained on other labels has a head of another size. Under ZeRO-3 transformers (5.23) refuses it,
+    whatever `ignore_mismatched_sizes` says.
     """
-    shapes = {
-        name: list(value.shape) for name, value in _empty(lambda: model_class.from_config(config)).named_parameters()
-    }
+    shapes = {name: list(value.shape) for name, value in model.named_parameters()}
     stored = chain.from_iterable(read_header(path)[0].items() for path in folder.glob("*.safetensors"))
     return {
         f"^{re.escape(name)}$": f"misfit.{name}"

@@ -32,6 +32,7 @@ _OF_SENSES = "it is a decoder for the text of images or speech, which counts pad
 _UNFIT = {
     "prophetnet": "it is a ProphetNet, whose scores of a token depend on how many follow it, so that it would not "
     "answer as it was trained",
+    "funnel": "it is a Funnel, which fails with texts of fewer than five tokens",
     "git": "it is a GIT, whose loss leaves out places of an image before each text",
     "trocr": _OF_SENSES,
     "whisper": _OF_SENSES,

@@ -18,7 +18,7 @@ KINDS = {
     "question_answering": """bert roberta electra albert distilbert deberta deberta-v2 xlm-roberta modernbert mpnet
     camembert xlnet big_bird roformer squeezebert layoutlm bart gpt2""".split(),
     "classification": """bert roberta electra albert distilbert deberta deberta-v2 xlm-roberta modernbert mpnet convbert
-    xlnet fnet funnel llama gpt2 qwen2 gemma2 opt bart t5 mixtral""".split(),
+    xlnet fnet llama gpt2 qwen2 gemma2 opt bart t5 mixtral""".split(),
 }
 # What each key may be, for every task; `{}` of one is a name of the data.
 _ANY: dict[str, Sequence[Any]] = {

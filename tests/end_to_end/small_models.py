@@ -43,7 +43,6 @@ _CHANGES: tuple[dict[str, Any], ...] = (
     dict.fromkeys(name for name, value in _SIZES.items() if value not in (0, 1, 2)),
 )
 _OWN: dict[str, dict[str, Any]] = {
-    "funnel": {"n_head": 4, "d_head": 8, "d_inner": 64, "block_sizes": [1, 1, 1], "num_decoder_layers": 1},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "luke": {"entity_vocab_size": 10, "entity_emb_size": 16},
