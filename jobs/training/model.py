@@ -69,11 +69,23 @@ def _load(settings: StageSettings, task: TaskSpec, folder: Path, *, has_weights:
     if settings.adapter.method != "full":
         dtype = getattr(torch, train.precision)
     if misfits:
-        options["key_mapping"] = misfits
+        options |= {"ignore_mismatched_sizes": True, "key_mapping": misfits}
     model = model_class.from_pretrained(folder, config=config, dtype=dtype, **options)
+    if settings.adapter.method == "lora" and engine_of(settings).working_dtype(settings) == "float32":
+        _norms_in_float32(model)
     _keep_frozen(model)
     round_nothing(model)
     return model
+
+
+def _norms_in_float32(model: Any) -> None:
+    """Let layer norms take float32 from embeddings that train in full.
+
+    Autocast does so on a GPU, and on a CPU not.
+    """
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.LayerNorm):
+            layer.float()
 
 
 def attend_by_length(model: Any) -> None:
@@ -100,7 +112,7 @@ def _misfits(folder: Path, model: Any) -> dict[str, str]:
     """Give stored tensors of another shape than the model's names that nothing has.
 
     A model that was trained on other labels has a head of another size. Under ZeRO-3 transformers (5.23) refuses it,
-    whatever `ignore_mismatched_sizes` says.
+    whatever `ignore_mismatched_sizes` says; without, it takes no such names.
     """
     shapes = {name: list(value.shape) for name, value in model.named_parameters()}
     stored = chain.from_iterable(read_header(path)[0].items() for path in folder.glob("*.safetensors"))

@@ -86,7 +86,7 @@ _ANY: dict[str, Sequence[Any]] = {
     "consolidate.overflow": ["clamp", "bfloat16"],
     "predict.split": ["validation"],
     "predict.rows": [1, 5],
-    "predict.dtype": ["bfloat16", "float32"],
+    "predict.dtype": ["float32"],  # in bfloat16 answers depend on the rows beside them
     "predict.unit_rows": [1, 4],
     "predict.batch_rows": [1, 3],
     "predict.batch_tokens": [1, 60],
