@@ -96,7 +96,7 @@ def describe_results(plan: Plan, paths: RunPaths) -> str:
 
     if plan.sweep is not None:
         places = describe_places(paths, is_over=True)
-        return describe_points(plan, paths) + (f"\n\n{format_table(places)}" if places else "")
+        return describe_points(plan, paths, is_over=True) + (f"\n\n{format_table(places)}" if places else "")
     rows: list[tuple[str, object]] = [*result_files(plan, paths)]
     text = ""
     if paths.metrics.is_file():
@@ -112,14 +112,15 @@ def describe_results(plan: Plan, paths: RunPaths) -> str:
     return format_table(rows) + text
 
 
-def describe_points(plan: Plan, paths: RunPaths) -> str:
+def describe_points(plan: Plan, paths: RunPaths, *, is_over: bool) -> str:
     """Return one line a point of a sweep that has begun.
 
     A line has the point's first score. Say also how many points have not begun.
     """
     from ..launchers.status import point_states
 
-    found, search = point_states(plan, paths), plan.sweep.search if plan.sweep is not None else None
+    found = point_states(plan, paths, is_over=is_over)
+    search = plan.sweep.search if plan.sweep is not None else None
     rows: list[list[object]] = []
     for point in found:
         if point.folder is None:

@@ -135,7 +135,7 @@ def describe_run(plan: PlanSummary, paths: RunPaths, states: Mapping[str, StageS
     if plan.is_sweep and not plan.problem:
         from ..recipes.plan import read_plan
 
-        points = describe_points(read_plan(paths.plan), paths)
+        points = describe_points(read_plan(paths.plan), paths, is_over=is_final(states))
     if points:
         text += f"\n\n{points}"
     elif failed:  # also of a sweep, none of whose points could begin

@@ -26,7 +26,7 @@ from ..run_folder import RunPaths, points_in
 from ..user_folders import recall, remember
 from .base import Launcher
 from .overview import many_states
-from .states import word_of
+from .states import StageState, is_final, word_of
 
 _FORMAT = 3  # raised when the same files are read as other facts
 # Keys of a recipe that say nothing of what was tried.
@@ -71,21 +71,23 @@ def read_history(runs: Sequence[RunPaths], launcher_of: Callable[[str], Launcher
 
     A sweep has those of its points that have begun.
 
-    Launchers are asked about the runs alone that the ledger does not know to be done.
+    Launchers are asked about the runs alone that the ledger does not know to be done, and about sweeps with points that
+    it does not know to have ended.
     """
     found = [(paths, sweep, _facts(paths)) for run in runs for paths, sweep in _with_points(run)]
-    open_runs = [paths for paths, sweep, facts in found if not facts["is_done"] and not sweep]
-    words = {
-        paths.root: word_of(state.word for state in states.values())
-        for _, paths, states in many_states(open_runs, launcher_of)
-    }
+    asked = dict.fromkeys(
+        RunPaths(root=paths.runs_dir) if sweep else paths
+        for paths, sweep, facts in found
+        if not facts["is_done"] and (not sweep or facts["word"] == "running")
+    )
+    states = {paths.root: looked for _, paths, looked in many_states(list(asked), launcher_of)}
     return [
         RunRow(
             run=paths.run_id,
             recipe=paths.recipe_name,
             folder=paths.root,
             sweep=sweep,
-            state="done" if facts["is_done"] else words.get(paths.root, facts["word"]),
+            state=_state(facts, states.get(paths.runs_dir if sweep else paths.root), is_point=bool(sweep)),
             model=_there(paths.model(facts["model"])) if facts["model"] else None,
             held_bytes=sum(size for name, size in facts["held"].items() if (paths.root / name).is_dir()),
             **facts["numbers"] | decoding,
@@ -93,6 +95,18 @@ def read_history(runs: Sequence[RunPaths], launcher_of: Callable[[str], Launcher
         for paths, sweep, facts in found
         for decoding in facts["decodings"]
     ]
+
+
+def _state(facts: Mapping[str, Any], states: Mapping[str, StageState] | None, *, is_point: bool) -> str:
+    """Return the state of a run by its facts and the *states* of its stages.
+
+    Those of a point are its sweep's; what runs by its ledger is lost when the sweep is over.
+    """
+    if facts["is_done"]:
+        return "done"
+    if states is None or (is_point and not (facts["word"] == "running" and is_final(states))):
+        return str(facts["word"])
+    return "lost" if is_point else word_of(state.word for state in states.values())
 
 
 def _there(model: Path) -> Path | None:

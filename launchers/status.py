@@ -97,10 +97,10 @@ class PointState:
     value: float | None = None
 
 
-def point_states(plan: Plan, paths: RunPaths) -> list[PointState]:
+def point_states(plan: Plan, paths: RunPaths, *, is_over: bool = False) -> list[PointState]:
     """Return the states of a sweep's points, from the ledgers alone.
 
-    A point that did not begin is waiting.
+    A point that did not begin is waiting. One whose end nobody recorded is lost when the sweep *is_over*.
     """
     assert plan.sweep is not None, "only a sweep has points"
     ends = {one.task: one.exit_code for one in of(ledger.read(paths.ledger_dir), Ended)}
@@ -108,7 +108,7 @@ def point_states(plan: Plan, paths: RunPaths) -> list[PointState]:
     for folder in paths.root.glob("*/*/ledger"):
         events = ledger.read(folder, max_steps=1)
         begun |= {event.point: (folder.parent, events) for event in of(events, Frozen) if event.point is not None}
-    words: dict[int | None, StateWord] = {None: "running", 0: "done", EXIT_STOPPED: "stopped"}
+    words: dict[int | None, StateWord] = {None: "lost" if is_over else "running", 0: "done", EXIT_STOPPED: "stopped"}
     found = []
     for index, point in enumerate(plan.sweep.points):
         own, written = begun.get(index, (None, ()))

@@ -243,8 +243,10 @@ def _spans(
             for span in (None, *spans)
         }
     else:
+        # a model's score of no answer may be far below its spans
+        lasts = [min((scores[span] for span in scores if span is not None), default=scores[None]) for scores in found]
         joined = {
-            span: _mean([scores.get(span, min(scores.values())) for scores in found], weights)
+            span: _mean([scores.get(span, last) for scores, last in zip(found, lasts, strict=True)], weights)
             for span in (None, *spans)
         }
     null_score = joined.pop(None)

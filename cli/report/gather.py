@@ -19,7 +19,7 @@ from ...launchers.base import FINAL_WORDS, JobState
 from ...launchers.history import RunRow, differing, read_history
 from ...launchers.overview import many_states
 from ...launchers.registry import LOOK_S, launcher_named
-from ...launchers.states import StageState, stage_states, word_of
+from ...launchers.states import StageState, is_final, stage_states, word_of
 from ...launchers.status import point_states
 from ...ledger_queries import CheckpointLifetime, by_stage, checkpoint_lifetimes, timed
 from ...predictions.rows import predictions_of
@@ -99,6 +99,8 @@ def _points_of(paths: RunPaths) -> tuple[list[_Point], int]:
     if not summary.is_sweep or summary.problem:
         return [], 0
     points = point_states(read_plan(paths.plan), paths)
+    if any(point.word == "running" for point in points) and is_final(_states(paths)):
+        points = point_states(read_plan(paths.plan), paths, is_over=True)
     begun = {point.folder: point for point in points if point.folder is not None}  # of two alike one is enough
     waiting = sum(point.word == "waiting" for point in points)
     return [(RunPaths(root=folder), point.label, point.word) for folder, point in begun.items()], waiting

@@ -221,7 +221,7 @@ def test_span_scores_are_averaged_over_the_spans_of_all_models(join: Any) -> Non
     models = ([spans(0.0, a=5.0, b=4.0)], [spans(2.0, b=6.0, c=1.0)])
     _, rows, _ = join(*models, options=("--of", "logits"))
     assert (rows[0]["prediction"], rows[0]["null_score"]) == ("b", 1.0)
-    assert [(one["text"], one["score"]) for one in rows[0]["n_best"]] == [("b", 5.0), ("a", 3.0), ("c", 0.5)]
+    assert [(one["text"], one["score"]) for one in rows[0]["n_best"]] == [("b", 5.0), ("a", 3.0), ("c", 2.5)]
     _, rows, _ = join(*models)
     total = [math.fsum(math.exp(value) for value in values) for values in ((0, 5, 4), (2, 6, 1))]
     share = (math.exp(4) / total[0] + math.exp(6) / total[1]) / 2
