@@ -18,8 +18,8 @@ class Answers:
     """The tokens that a model chooses for the evaluation split.
 
     Each is chosen after the right ones. A model that has only begun to learn may well choose one token everywhere, and
-    its loss falls all the same. So answers are filler only where they are one token in two measurements in a row, and
-    the loss is above that of the last varied ones.
+    its loss falls all the same, or wavers. So answers are filler only where they are one token in two measurements in a
+    row, and the loss is well above that of the last varied ones.
     """
 
     is_text: bool
@@ -48,7 +48,8 @@ class Answers:
             self._num_filler, self._varied_loss = 0, loss
             return False
         self._num_filler += 1
-        return self._num_filler >= _TIMES and self._varied_loss is not None and not loss <= self._varied_loss
+        is_worse = self._varied_loss is not None and not loss <= self._varied_loss + _LEAST_RISE
+        return self._num_filler >= _TIMES and is_worse
 
 
 def not_finite(values: Mapping[str, float], *, is_scaled: bool) -> str | None:

@@ -148,7 +148,7 @@ class Train:
     )
     class_weights: Literal["balanced"] | dict[str, float] | None = key(
         None,
-        "weights of the labels in the loss of a classification: balanced, or {label: weight}",
+        "weights of the labels in the loss of a classification: balanced, or {label: weight}, 1 where one is left out",
         also=("class_weight", "label_weights"),
     )
     neftune_alpha: float | None = key(

@@ -19,6 +19,7 @@ from sousbatch.jobs.training.guard import Answers
         ([(True, 3.0), (False, 5.0), (True, 4.0), (False, 5.0)], False),
         # the most frequent token is what a model learns first: its answers were chance before
         ([(True, 9.0), (False, 6.0), (False, 5.0)], False),
+        ([(True, 5.745), (False, 5.858), (False, 5.773)], False),  # went on to 5.66
         ([(False, 6.0), (False, 7.0), (False, 8.0)], False),
     ],
 )
