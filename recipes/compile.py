@@ -188,7 +188,7 @@ def _refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
     yield from engine_refusals(stage, inputs)
     if stage.batch is not None:
         yield from _batch_refusals(settings, stage, stage.batch)
-        yield from train_refusals(stage)
+        yield from train_refusals(stage, inputs.model)
         yield from optimizer_refusals(stage, inputs.versions)
         yield from engine_of(settings).refusals(settings, inputs.model)
         yield from _parameter_refusals(settings, stage)

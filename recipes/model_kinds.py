@@ -53,18 +53,49 @@ def overflows_in_float16(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") in _WITHOUT_POSITIONS
 
 
+def fails_with_half_weights(config: Mapping[str, Any]) -> bool:
+    """Say whether it computes with float32 weights alone.
+
+    FNet's Fourier transform knows neither bfloat16 nor most lengths in float16; XLNet and MRA make some of their
+    values in float32 whatever is asked (transformers 5.23). Mixed precision keeps float32 weights.
+    """
+    return config.get("model_type") in ("fnet", "xlnet", "mra")
+
+
+def fails_in_mixed_precision(config: Mapping[str, Any]) -> bool:
+    """Say whether it fails where half precision and float32 are mixed.
+
+    The first DeBERTa masks scores in half precision by a number of float32's range (transformers 5.23).
+    """
+    return config.get("model_type") == "deberta"
+
+
+def is_unshardable(config: Mapping[str, Any]) -> bool:
+    """Say whether it fails under ZeRO-3.
+
+    Pegasus, RoFormer and RWKV compute values from the shape of a weight that is cut by then; the ranks of an LED
+    gather other weights where one pads its texts and another need not (transformers 5.23).
+    """
+    return config.get("model_type") in ("pegasus", "roformer", "rwkv", "led")
+
+
+def layer_drops(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the keys of a config that leave out layers at random (LayerDrop)."""
+    return tuple(key for key in ("encoder_layerdrop", "decoder_layerdrop", "layerdrop") if config.get(key))
+
+
 def reads_padding(config: Mapping[str, Any], max_tokens: int) -> bool:
     """Say whether a model mixes the padding of a batch into its texts.
 
     None of these has more than *max_tokens*. Whatever the mask says, FNet transforms all places together, the
-    convolutions of ConvBERT and Nystromformer and MobileBERT's embeddings of three tokens reach into it, Funnel
-    pools it with its neighbours, and YOSO attends to it, as CPM-Ant does, a decoder. The blocks of a BigBird, which
-    long texts have, are counted from the end of the padding (transformers 5.23).
+    convolutions of ConvBERT and Nystromformer and MobileBERT's embeddings of three tokens reach into it, and YOSO
+    attends to it, as CPM-Ant does, a decoder. The blocks of a BigBird, which long texts have, are counted from the end
+    of the padding (transformers 5.23).
     """
     most_in_full = most_in_full_attention(config)
     if most_in_full is not None:
         return max_tokens > most_in_full
-    return config.get("model_type") in ("fnet", "convbert", "nystromformer", "mobilebert", "funnel", "yoso", "cpmant")
+    return config.get("model_type") in ("fnet", "convbert", "nystromformer", "mobilebert", "yoso", "cpmant")
 
 
 def most_in_full_attention(config: Mapping[str, Any]) -> int | None:

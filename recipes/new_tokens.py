@@ -64,7 +64,8 @@ def num_token_rows(model: Any) -> int:
             f"{type(model).__name__} has no embeddings with a row for each token, which a training here needs; take "
             "another model"
         ) from error
-    return int(getattr(layer, "num_embeddings", None) or len(layer.weight))  # I-BERT's has no number
+    shape = getattr(layer.weight, "ds_shape", layer.weight.shape)  # the whole one under ZeRO-3
+    return int(getattr(layer, "num_embeddings", None) or shape[0])  # I-BERT's has no number
 
 
 def _keep_own_head(model: Any) -> None:

@@ -5,21 +5,37 @@ Pure. Each reason says what to set instead. What an engine or a task refuses is 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from .facts import Inputs, ModelFacts
 from .fallbacks import fallback_refusals
 from .forecast.parameters import is_frozen
+from .model_kinds import fails_in_mixed_precision, fails_with_half_weights, layer_drops
 from .plan import Stage
 from .schema import StageSettings
 from .tasks import task_of
 
+_OF_ONE_EXPERT = re.compile(r"\bexperts\.(expert_)?\d+\.")
 _LEAST_FLOAT16 = 6e-8  # smaller numbers round to 0
 
 
-def train_refusals(stage: Stage) -> Iterator[str]:
-    """Yield each reason why the settings of a train stage do not work together."""
-    train = stage.settings.train
+def train_refusals(stage: Stage, model: ModelFacts) -> Iterator[str]:
+    """Yield why a train stage's settings do not work together, or with its model."""
+    train, model_type = stage.settings.train, model.config.get("model_type")
+    if train.precision != "float32":
+        has_half_weights = train.zero.stage > 0 or not train.master_weights
+        if has_half_weights and fails_with_half_weights(model.config):
+            yield (
+                f"train.precision {train.precision} fails on a {model_type} whose weights are in it (transformers "
+                "5.23), as under train.zero or with train.master_weights=false; set train.precision=float32"
+            )
+        if not has_half_weights and fails_in_mixed_precision(model.config):
+            yield (
+                f"train.precision {train.precision} fails on a {model_type} (transformers 5.23); set "
+                "train.precision=float32"
+            )
+    yield from _uneven_refusals(stage, model)
     if train.tf32 and stage.resources.device == "cpu":
         yield "train.tf32 has no effect on a CPU; set train.tf32=false"
     if train.label_smoothing and task_of(stage.settings.task).model_class.endswith("QuestionAnswering"):
@@ -38,6 +54,27 @@ def train_refusals(stage: Stage) -> Iterator[str]:
     yield from fallback_refusals(stage)
     if not train.master_weights:
         yield from _pure_refusals(stage.settings)
+
+
+def _uneven_refusals(stage: Stage, model: ModelFacts) -> Iterator[str]:
+    """Refuse ZeRO for a model of which each rank calls other parts in a step.
+
+    DeepSpeed exchanges the weights and gradients that a rank has, in the order in which they come: those of others
+    would be mixed with them, or waited for.
+    """
+    zero = stage.settings.train.zero
+    if zero.stage == 0 or stage.batch is None or stage.batch.world_size == 1:
+        return
+    if drops := layer_drops(model.config):
+        yield (
+            f"train.zero.stage {zero.stage} fails on a model that leaves out layers at random, as each rank leaves out "
+            f"others; set {' '.join(f'model.config.{key}=0' for key in drops)}, or train.zero.stage=0"
+        )
+    if zero.stage < 3 and any(_OF_ONE_EXPERT.search(tensor.name) for tensor in model.tensors):
+        yield (
+            f"train.zero.stage {zero.stage} fails on a model whose experts are modules of their own, of which each "
+            "rank calls others; set train.zero.stage=3, or train.zero.stage=0"
+        )
 
 
 def _unlearned(stage: Stage, model: ModelFacts) -> Iterator[str]:

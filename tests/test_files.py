@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,11 @@ def test_a_kill_frees_the_lock(tmp_path: Path) -> None:
         assert mine
 
 
+def _opened(path: Path) -> list[Path]:
+    """Return the descriptors of this process that *path* is open by."""
+    return [one for one in Path("/proc/self/fd").iterdir() if os.path.realpath(one) == str(path)]
+
+
 def test_whoever_waited_for_a_lock_in_a_removed_folder_gets_the_new_one(tmp_path: Path) -> None:
     folder, is_held = tmp_path / "run", threading.Event()
     folder.mkdir()
@@ -134,6 +140,8 @@ def test_whoever_waited_for_a_lock_in_a_removed_folder_gets_the_new_one(tmp_path
         done = threading.Event()
         thread = threading.Thread(target=wait_for_it)
         thread.start()
+        while len(_opened(folder / "lock")) < 2:  # the thread's, too
+            time.sleep(0.01)
         files.remove_tree(folder)
         folder.mkdir()
     assert is_held.wait(10)

@@ -288,7 +288,7 @@ def _answer(config: dict[str, Any], names: _Shapes) -> dict[str, Any]:
     found = _model_class(config)
     if isinstance(found, str):
         return {"unknown": found}
-    settings = found.config_class.from_dict(config)
+    settings = found.config_class.from_dict(json.loads(json.dumps(config), object_hook=_number))
     with torch.device("meta"):
         model = found(settings)
     buffers = {name for name, _ in model.named_buffers()}
@@ -361,6 +361,14 @@ def _prefixes(names: _Shapes, expected: set[str], base_prefix: str) -> list[str]
     )
     ranked = sorted(counts, key=lambda prefix: (-counts[prefix], len(prefix), prefix))
     return ranked[:_MAX_PREFIXES]
+
+
+def _number(value: dict[str, Any]) -> Any:
+    """Return a number that transformers writes as an object, such as infinity.
+
+    Other objects stay.
+    """
+    return float(value["__float__"]) if value.keys() == {"__float__"} else value
 
 
 def _model_class(config: Mapping[str, Any]) -> Any:

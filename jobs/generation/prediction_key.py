@@ -11,6 +11,7 @@ from ...errors import NotFoundError
 from ...files import digest_of, read_json
 from ...recipes.generation import ENGINES, EngineSpec
 from ...recipes.inspect.cache import file_digest, weights_digest
+from ...recipes.model_kinds import fails_with_half_weights
 from ...recipes.plan import Stage
 from ...recipes.schema.validate import to_plain
 from ...recipes.tasks import TaskSpec, task_of
@@ -56,13 +57,15 @@ def prediction_key(paths: RunPaths, stage: Stage) -> str:
 def dtype_of(stage: Stage, model_dir: Path) -> str:
     """Return the arithmetic of a predict stage.
 
-    A CPU computes 16-bit weights in float32.
+    A CPU computes 16-bit weights in float32, as does a model that fails with them.
     """
     if stage.settings.predict.dtype is not None:
         return stage.settings.predict.dtype
     if stage.resources.device == "cpu":
         return "float32"
     config = read_json(model_dir / "config.json")
+    if fails_with_half_weights(config):
+        return "float32"
     return str(config.get("dtype") or config.get("torch_dtype") or "float32")
 
 

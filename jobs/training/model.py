@@ -7,13 +7,16 @@ It is quantised at load, as one that answers may be, and no device map spreads i
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from ...checkpoints.formats.safetensors_file import read_header
 from ...recipes.adapting import full_layers
 from ...recipes.building import prepare_model
 from ...recipes.engines import engine_of
@@ -56,6 +59,7 @@ def _load(settings: StageSettings, task: TaskSpec, folder: Path, *, has_weights:
         if settings.adapter.method == "full"
         else torch.float32
     )
+    misfits = _misfits(folder, _empty(lambda: model_class.from_config(config, **options))) if task.has_new_head else {}
     transformers.set_seed(settings.seed)
     if not has_weights:
         return model_class.from_config(config, dtype=dtype, **options)
@@ -64,12 +68,24 @@ def _load(settings: StageSettings, task: TaskSpec, folder: Path, *, has_weights:
         options["quantization_config"] = quantised_in("4bit", train.precision, kept_whole)
     if settings.adapter.method != "full":
         dtype = getattr(torch, train.precision)
-    if task.has_new_head:  # a model that was trained on other labels has a head of another size
-        options["ignore_mismatched_sizes"] = True
+    if misfits:
+        options |= {"ignore_mismatched_sizes": True, "key_mapping": misfits}
     model = model_class.from_pretrained(folder, config=config, dtype=dtype, **options)
+    if settings.adapter.method == "lora" and engine_of(settings).working_dtype(settings) == "float32":
+        _norms_in_float32(model)
     _keep_frozen(model)
     round_nothing(model)
     return model
+
+
+def _norms_in_float32(model: Any) -> None:
+    """Let layer norms take float32 from embeddings that train in full.
+
+    Autocast does so on a GPU, and on a CPU not.
+    """
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.LayerNorm):
+            layer.float()
 
 
 def attend_by_length(model: Any) -> None:
@@ -92,6 +108,29 @@ def attend_by_length(model: Any) -> None:
             part.register_forward_pre_hook(choose, with_kwargs=True)
 
 
+def _misfits(folder: Path, model: Any) -> dict[str, str]:
+    """Give stored tensors of another shape than the model's names that nothing has.
+
+    A model that was trained on other labels has a head of another size. Under ZeRO-3 transformers (5.23) refuses it,
+    whatever `ignore_mismatched_sizes` says; without, it takes no such names.
+    """
+    shapes = {name: list(value.shape) for name, value in model.named_parameters()}
+    stored = chain.from_iterable(read_header(path)[0].items() for path in folder.glob("*.safetensors"))
+    return {
+        f"^{re.escape(name)}$": f"misfit.{name}"
+        for name, entry in stored
+        if name in shapes and shapes[name] != entry["shape"]
+    }
+
+
+def _empty(build: Callable[[], Any]) -> Any:
+    """Return a model without values, which ZeRO-3 would cut or fill."""
+    from transformers.modeling_utils import set_quantized_state
+
+    with torch.device("meta"), set_quantized_state():
+        return build()
+
+
 def round_nothing(model: Any) -> None:
     """Keep bitsandbytes from rounding 4-bit weights.
 
@@ -107,10 +146,7 @@ def _keep_frozen(model: Any) -> None:
 
     transformers makes every parameter that it loads trainable (5.23).
     """
-    from transformers.modeling_utils import set_quantized_state
-
-    with torch.device("meta"), set_quantized_state():  # else ZeRO-3 would fill it
-        own = dict(type(model)(model.config).named_parameters())
+    own = dict(_empty(lambda: type(model)(model.config)).named_parameters())
     for name, parameter in model.named_parameters():
         if name in own and not own[name].requires_grad:
             parameter.requires_grad_(False)
@@ -121,11 +157,9 @@ def _kept_whole(settings: StageSettings, model_class: Any, config: Any, options:
 
     These are those that transformers leaves, and those that train in full.
     """
-    from transformers.modeling_utils import set_quantized_state
     from transformers.quantizers.base import get_keys_to_not_convert
 
-    with torch.device("meta"), set_quantized_state():  # else ZeRO-3 would cut it
-        empty = model_class.from_config(config, **options)
+    empty = _empty(lambda: model_class.from_config(config, **options))
     return [*get_keys_to_not_convert(empty), *full_layers(settings, empty)]
 
 

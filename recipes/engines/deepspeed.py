@@ -13,6 +13,7 @@ from ...checkpoints.formats.tensors import DTYPES, FloatDtype
 from ...checkpoints.sizes import StateBytes
 from ..facts import ModelFacts
 from ..forecast.parameters import Params
+from ..model_kinds import is_unshardable
 from ..optimizers import takes_roots
 from ..plan import Batch, ForecastLine
 from ..schema import StageSettings
@@ -96,6 +97,10 @@ def refusals(settings: StageSettings, model: ModelFacts) -> Iterator[str]:
         yield (
             f"adapter qlora with train.zero.stage 3 fails on a mixture of {experts} experts: ZeRO-3 waits for "
             "experts that got no token; set train.zero.stage=2, or adapter=lora"
+        )
+    if zero.stage == 3 and is_unshardable(model.config):
+        yield (
+            f"train.zero.stage 3 fails on a {model.config['model_type']} (transformers 5.23); set train.zero.stage=2"
         )
     if settings.adapter.method == "qlora" and settings.adapter.dora and zero.stage == 3:
         yield (

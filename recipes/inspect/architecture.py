@@ -32,6 +32,7 @@ _OF_SENSES = "it is a decoder for the text of images or speech, which counts pad
 _UNFIT = {
     "prophetnet": "it is a ProphetNet, whose scores of a token depend on how many follow it, so that it would not "
     "answer as it was trained",
+    "funnel": "it is a Funnel, which fails with texts of fewer than five tokens",
     "git": "it is a GIT, whose loss leaves out places of an image before each text",
     "trocr": _OF_SENSES,
     "whisper": _OF_SENSES,
@@ -70,6 +71,7 @@ def answer(question: Mapping[str, Any]) -> dict[str, Any]:
     with torch.device("meta"):
         add_rows(model, tokenizer)
     _check_ids(model, tokenizer)
+    _check_separators(model, tokenizer)
     config = json.loads(model.config.to_json_string(use_diff=False))
     config.pop("_name_or_path", None)  # the same model may lie elsewhere
     found = {
@@ -165,6 +167,21 @@ def _check_ids(model: Any, tokenizer: Any) -> None:
             f"its tokenizer gives ids up to {highest:,} for {len(tokenizer):,} tokens, and the model has rows for "
             f"{rows:,} ids; take the tokenizer that it was trained with, or number the tokens without gaps; a model "
             f"from scratch takes model.config.vocab_size={highest + 1}"
+        )
+
+
+def _check_separators(model: Any, tokenizer: Any) -> None:
+    """Refuse a Longformer that would not find where a question ends.
+
+    It looks for the three separators of a RoBERTa's pair.
+    """
+    if type(model).__name__ != "LongformerForQuestionAnswering":
+        return
+    found = tokenizer("a", "b")["input_ids"].count(model.config.sep_token_id)
+    if found != 3:
+        raise UsageError(
+            f"its tokenizer puts {found} separators (id {model.config.sep_token_id}) into a question with its passage, "
+            "and a Longformer finds the end of the question by three; take the tokenizer that it was trained with"
         )
 
 

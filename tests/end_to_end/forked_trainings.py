@@ -11,6 +11,7 @@ import gc
 import io
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -73,6 +74,7 @@ def prepare() -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from sousbatch.checkpoints.consolidation import model_names
     from sousbatch.recipes.inspect import architecture, model
 
     sys.path.append(str(Path(__file__).parent))
@@ -81,8 +83,14 @@ def prepare() -> None:
     AutoModelForCausalLM._model_mapping.keys()  # 300 modules of configs
     torch.set_num_threads(1)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # planning asks this of a process of its own, which would import everything again
+
+    def compare_names(question: dict[str, Any]) -> Any:
+        names = {name: tuple(shape) for name, shape in question["names"].items()}
+        return json.loads(json.dumps(model_names._answer(question["config"], names)))
+
+    # each is asked of a process of its own, which would import everything again
     model._run_architecture = lambda question: json.loads(json.dumps(architecture.answer(question)))
+    model_names._asked = compare_names
     gc.freeze()  # else each collection in a fork would copy the memory of all that was imported
 
 
@@ -123,6 +131,8 @@ def write_project(request: dict[str, Any]) -> None:
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=[("<s>", 1), ("</s>", 2)]
         )
+    if request.get("has_template"):
+        options["chat_template"] = "{% for turn in messages %}{{ turn.content + ' </s> ' }}{% endfor %}"
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options).save_pretrained("model")
     Path("recipe.yaml").write_text(RECIPE.format(task=request["task"], zero=json.dumps(ZERO)))
     for split, rows in request["rows"].items():
@@ -272,7 +282,8 @@ def compare(request: dict[str, Any], run: Path, *, base: Path = Path("model"), t
 
     model_class, weights = getattr(transformers, request["class"]), torch.load(f"{train}.pt")
     settings = read_plan(run / "plan.json").stage(train).settings
-    model, of_base = model_class.from_pretrained(base, output_loading_info=True, **settings.model.config)
+    options = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # a head of other labels is made anew
+    model, of_base = model_class.from_pretrained(base, **options, **settings.model.config)
     before = {name: value.detach().clone() for name, value in model.float().named_parameters()}
     after = weights if settings.adapter.method == "full" else merged_by_peft(settings, model, weights)
     folder = run / "model" / consolidate
@@ -406,6 +417,74 @@ def diverge(request: dict[str, Any]) -> dict[str, Any]:
     events = [json.loads(line) for path in run.glob("ledger/*.jsonl") for line in path.read_text().splitlines()]
     why = [event["message"] for event in events if event["kind"] == "diverged"]
     return {"codes": codes, "why": why, "losses": losses(run), "kept": kept, "step": manifest["step"]}
+
+
+def resume_and_predict_twice(request: dict[str, Any]) -> dict[str, Any]:
+    """Train undisturbed, and with a kill; make a model, predict, merge, score; predict again in other batches.
+
+    Overrides that planning refuses are left out.
+    """
+    from sousbatch.recipes.plan import read_plan
+
+    refusals = leave_out_what_is_refused(request)
+    undisturbed = run = start_run(Path("undisturbed").absolute(), request)
+    codes = train_on_two_ranks(undisturbed)
+    if codes != [0, 0]:
+        return {"codes": codes, "events": told(undisturbed), "overrides": request["overrides"]}
+    if request["killed_at"] is not None:
+        run = start_run(Path("resumed").absolute(), request)
+
+        def at_each_step(rank: int, step: int) -> None:
+            if (rank, step) == (1, request["killed_at"]):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        if train_on_two_ranks(run, at_each_step=at_each_step) != [0, 0]:
+            expect(train_on_two_ranks(run), [0, 0], "the training that was resumed")
+    stages = read_plan(run / "plan.json").stages[1:]
+    again = Path("again/tiny/0123456789ab").absolute()
+    answers: list[Any] = []
+    for stage in stages:
+        expect(do_job(run, stage.kind, stage.name), 0, stage.name)
+        if stage.kind == "consolidate":
+            shutil.copytree(run, again)
+    batches = ["predict.batch_rows=2", "predict.unit_rows=3", "predict.batch_tokens=10000"]
+    code, plan, refusal = command("plan", "recipe.yaml", *request["overrides"], *batches, "--json")
+    expect(code, 0, f"the plan with other batches ({refusal})")
+    (again / "plan.json").write_text(plan)
+    for stage in stages[1:3]:
+        expect(do_job(again, stage.kind, stage.name), 0, f"{stage.name} again")
+    for folder in (run, again):
+        paths = sorted(folder.glob("predictions/*/predictions*.jsonl"))
+        answers.append({path.name: [*map(json.loads, path.read_text().splitlines())] for path in paths})
+    predict = next(stage for stage in stages if stage.kind == "predict")
+    return {
+        "refusals": refusals,
+        "overrides": request["overrides"],
+        "losses": [losses(undisturbed), losses(run)],
+        "answers": answers,
+        "rows": predict.splits["predict"].num_rows,
+        "others": sorted(path.name for path in run.glob("predictions/*/*")),
+        "warnings": read_plan(run / "plan.json").warnings,
+    }
+
+
+def leave_out_what_is_refused(request: dict[str, Any]) -> list[str]:
+    """Take out of the overrides those that a refusal names, else the last one; return the refusals."""
+    refusals = []
+    while request["overrides"]:
+        code, _, refusal = command("plan", "recipe.yaml", *request["overrides"], "--json")
+        if code == 0:
+            break
+        refusals.append(refusal)
+        named = [one for one in request["overrides"] if one.partition("=")[0] in refusal]
+        request["overrides"] = [one for one in request["overrides"] if one not in (named or request["overrides"][-1:])]
+    return refusals
+
+
+def told(run: Path) -> list[Any]:
+    """Return what the ledger of a run has of failures."""
+    events = [json.loads(line) for path in run.glob("ledger/*.jsonl") for line in path.read_text().splitlines()]
+    return [event for event in events if event["kind"] in ("diverged", "error")]
 
 
 def fill_the_disk(request: dict[str, Any]) -> dict[str, Any]:

@@ -43,7 +43,6 @@ _CHANGES: tuple[dict[str, Any], ...] = (
     dict.fromkeys(name for name, value in _SIZES.items() if value not in (0, 1, 2)),
 )
 _OWN: dict[str, dict[str, Any]] = {
-    "funnel": {"n_head": 4, "d_head": 8, "d_inner": 64, "block_sizes": [1, 1, 1], "num_decoder_layers": 1},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "luke": {"entity_vocab_size": 10, "entity_emb_size": 16},
@@ -52,6 +51,8 @@ _OWN: dict[str, dict[str, Any]] = {
     "jamba": {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "mamba_dt_rank": 4},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1},
     "zamba2": {"num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid"] * 2, "num_mem_blocks": 1},
+    "switch_transformers": {"num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1},
+    "nllb-moe": {"encoder_sparse_step": 2, "decoder_sparse_step": 2},
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
 }
 _MOST_PARAMETERS = 150_000_000

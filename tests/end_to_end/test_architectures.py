@@ -26,8 +26,6 @@ METHODS = {"full": (), "lora": ("adapter.method=lora", "adapter.rank=2", "adapte
 CELLS = [(task, kind, method) for task, kinds in KINDS.items() for kind in kinds for method in METHODS]
 # What plain transformers (5.23) does not do twice alike, so that nothing is left to compare.
 OTHER = dict.fromkeys(("cpmant", "fsmt", "moshi"), "it answers otherwise with its cache than without")
-OTHER["funnel"] = "it fails with a batch whose rows have fewer than five tokens"
-OTHER["longformer"] = "it finds a question by three separators, which the tokenizer here does not write"
 OTHER["youtu"] = "it is not loaded as it was saved"
 OTHER["encoder-decoder"] = "its usual config has a decoder that reads later tokens"
 

@@ -142,6 +142,17 @@ def test_what_does_not_fit_together_is_refused_when_planning(
 
 
 @pytest.mark.xdist_group("forked")
+def test_a_head_of_other_labels_is_made_anew_when_it_is_sharded(forked: Ask) -> None:
+    """Those of the base are two, those of the rows three."""
+    row = TASKS["classification"] | {"base": "BertForSequenceClassification"}
+    overrides = ["train.zero.stage=3", "train.precision=float32", "consolidate.dtype=float32"]
+    seen = forked({"do": "stop_and_resume", "task": "classification", "overrides": overrides, **row})
+    assert {"classifier.weight", "classifier.bias"} <= {*seen["changed"]}
+    assert seen["unequal"] == seen["missing"] == []
+    assert seen["rows"] == 6
+
+
+@pytest.mark.xdist_group("forked")
 def test_an_adapter_is_trained_on_an_earlier_stages_model_and_merged_into_it(forked: Ask) -> None:
     """Chained training, of which the second is sharded and the first is not."""
     adapter = "{adapter: {method: lora, rank: 2, alpha: 4}, train: {zero: {stage: 3}}}"

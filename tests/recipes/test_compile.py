@@ -300,6 +300,43 @@ def test_beams_are_refused_where_a_model_mixes_their_states(small: ModuleType, c
         compile(recipe, small.SITE, inputs)
 
 
+HALF = {"train.precision": "bfloat16", "train.zero.stage": 0}
+FAILING = {
+    "float16 masks": ({"model_type": "deberta"}, HALF, "train.precision bfloat16 fails on a deberta .*=float32"),
+    "no FFT": (
+        {"model_type": "fnet"},
+        HALF | {"train.master_weights": False},
+        "bfloat16 fails on a fnet whose .*=float32",
+    ),
+    "its dtype": ({"model_type": "xlnet"}, {"predict.dtype": "bfloat16"}, "predict.dtype bfloat16 fails on a xlnet"),
+    "cut positions": ({"model_type": "pegasus"}, {"train.zero.stage": 3}, "stage 3 fails on a pegasus .*stage=2"),
+    "engine": ({"model_type": "rwkv"}, {"predict.engine": "zero3"}, "zero3 fails on a rwkv .*engine=transformers"),
+    "LayerDrop": (
+        {"encoder_layerdrop": 0.05, "decoder_layerdrop": 0.1},
+        {"train.zero.stage": 1},
+        "leaves out others; set model.config.encoder_layerdrop=0 model.config.decoder_layerdrop=0, or",
+    ),
+    "experts": (
+        {"tensor": "model.layers.0.mlp.experts.expert_1.wi.weight"},
+        {"train.zero.stage": 2},
+        "experts are modules of their own, .*; set train.zero.stage=3, or train.zero.stage=0",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAILING)
+def test_what_an_architecture_fails_at_is_refused(small: ModuleType, name: str) -> None:
+    config, changes, words = FAILING[name]
+    recipe = replace(small.RECIPE, stages={"train": StageSpec(), "consolidate": StageSpec(), "predict": StageSpec()})
+    inputs = _changed(small.INPUTS, {"model.config": {**small.CONFIG, **config}})
+    if "tensor" in config:
+        first, *others = small.MODEL.tensors
+        inputs = _changed(inputs, {"model.tensors": (replace(first, name=config["tensor"]), *others)})
+    assert compile(_changed(recipe, changes), small.SITE, small.INPUTS)
+    with pytest.raises(PlanError, match=words):
+        compile(_changed(recipe, changes), small.SITE, inputs)
+
+
 def test_predicting_needs_a_model(small: ModuleType) -> None:
     with pytest.raises(PlanError, match="stage 'predict' has no model"):
         _stages(small, _changed(small.INPUTS, {"model.has_weights": False}), predict=StageSpec())

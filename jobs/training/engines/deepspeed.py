@@ -88,16 +88,22 @@ def wrap(trainer: Any) -> None:
 
 
 def _gather_together(model: Any) -> None:
-    """Let ZeRO-3 gather as one a block whose parameters peft adapts (experts).
+    """Let ZeRO-3 gather a block of experts as one.
 
-    peft reads such a parameter outside the forward of its module, which DeepSpeed's order of fetching does not expect.
+    Else it gathers what each rank calls, and the tokens of ranks need other experts, or, in a LongCat-Flash, none.
+    peft reads experts that it adapts outside the forward of their module.
     """
     from deepspeed.utils import set_z3_leaf_module
     from peft.tuners.lora.layer import ParamWrapper
 
     for module in model.modules():
-        if any(isinstance(child, ParamWrapper) for child in module.children()):
+        children = dict(module.named_children())
+        if any(isinstance(child, ParamWrapper) for child in children.values()):
             set_z3_leaf_module(module, True)
+        experts = children.get("experts")
+        if experts is not None:
+            is_called = not isinstance(experts, torch.nn.ModuleList) and type(experts) is not torch.nn.ModuleDict
+            set_z3_leaf_module(experts if is_called else module, True)
 
 
 def save_state(trainer: SavableTrainer, folder: Path, *, is_writer: bool) -> None:

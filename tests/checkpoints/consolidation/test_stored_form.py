@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, Qwen3MoeConfig
+from transformers import AutoModelForCausalLM, GraniteMoeHybridConfig, LlamaConfig, MixtralConfig, Qwen3MoeConfig
 
 from sousbatch.checkpoints.consolidation import model_names
 from sousbatch.checkpoints.consolidation.consolidate import consolidate
@@ -28,6 +28,17 @@ SIZES = {
 MODELS = {
     "Mixtral": MixtralConfig(intermediate_size=24, num_local_experts=3, **SIZES),
     "Qwen3-MoE": Qwen3MoeConfig(num_experts=4, moe_intermediate_size=8, head_dim=8, **SIZES),
+    # its config.json has an infinity, as an object
+    "GraniteMoeHybrid": GraniteMoeHybridConfig(
+        **SIZES,
+        intermediate_size=24,
+        num_local_experts=3,
+        shared_intermediate_size=8,
+        mamba_n_heads=4,
+        mamba_d_head=8,
+        mamba_d_state=8,
+        layer_types=["mamba", "attention"],
+    ),
 }
 
 

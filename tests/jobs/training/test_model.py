@@ -12,6 +12,8 @@ from transformers import (
     AlbertForSequenceClassification,
     GPTJConfig,
     GPTJForCausalLM,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MarianConfig,
@@ -195,6 +197,16 @@ def test_an_output_layer_with_a_bias_trains_in_full_for_new_tokens(tmp_path: Pat
         "lm_head.modules_to_save.default.weight",
         "lm_head.modules_to_save.default.bias",
     }
+
+
+def test_embeddings_that_train_in_full_beside_an_adapter_go_into_layer_norms_in_half_precision(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=WORDS + ADDED, **sizes)).save_pretrained(tmp_path)
+    adapter = Adapter(method="lora", rank=4, target_modules=("query_key_value",), modules_to_save=("embed_in",))
+    model = build(tmp_path, adapter=adapter, precision="bfloat16", num_known=WORDS + ADDED)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = trained(model)
+    assert losses[-1] < losses[0]
 
 
 def test_a_head_that_is_tied_to_the_decoders_embeddings_is_saved_with_them(tmp_path: Path) -> None:

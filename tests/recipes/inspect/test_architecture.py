@@ -389,6 +389,11 @@ WRONG = {
         "classification",
         "set model.config.num_landmarks=32",
     ),
+    "no separators": (
+        ("longformer", {"attention_window": [8, 8], "sep_token_id": 2}),
+        "question_answering",
+        "its tokenizer puts 0 separators (id 2) into a question with its passage",
+    ),
     "blocks ahead": (("big_bird", {"is_decoder": True}), "causal_lm", "set model.config.attention_type=original_full"),
     "no language": (
         ("xmod", {"languages": ["en_XX", "ko_KR"]}),
