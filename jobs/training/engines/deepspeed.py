@@ -90,8 +90,8 @@ def wrap(trainer: Any) -> None:
 def _gather_together(model: Any) -> None:
     """Let ZeRO-3 gather a block of experts as one.
 
-    Else it gathers what each rank calls, and the tokens of ranks need other experts, or, in a LongCat-Flash, none.
-    peft reads experts that it adapts outside the forward of their module.
+    Where each expert, or what stands for none (LongCat-Flash), is a module, ranks call others in a step, and would
+    gather others. peft reads experts that it adapts outside the forward of their module.
     """
     from deepspeed.utils import set_z3_leaf_module
     from peft.tuners.lora.layer import ParamWrapper
@@ -100,10 +100,14 @@ def _gather_together(model: Any) -> None:
         children = dict(module.named_children())
         if any(isinstance(child, ParamWrapper) for child in children.values()):
             set_z3_leaf_module(module, True)
-        experts = children.get("experts")
-        if experts is not None:
-            is_called = not isinstance(experts, torch.nn.ModuleList) and type(experts) is not torch.nn.ModuleDict
-            set_z3_leaf_module(experts if is_called else module, True)
+        elif type(experts := children.get("experts")) in (torch.nn.ModuleList, torch.nn.ModuleDict):
+            set_z3_leaf_module(module, True)
+        elif isinstance(experts, torch.nn.ModuleDict) or _skips_some(experts):
+            set_z3_leaf_module(experts, True)
+
+
+def _skips_some(experts: Any) -> bool:
+    return experts is not None and any(isinstance(part, torch.nn.Identity) for part in experts.children())
 
 
 def save_state(trainer: SavableTrainer, folder: Path, *, is_writer: bool) -> None:
