@@ -26,18 +26,28 @@ _DIGITS = 5  # of a log-probability
 class Choice(LogitsProcessor):
     """Keeps rows from ending too soon, and draws where the recipe says so.
 
-    It notes the first step at which a row's scores are no numbers. `first_bad` has that step for each prompt, beyond
-    every step where there is none. It is looked at after the last one: the host would wait for the device at each.
+    The last token of a row is one of *forced*, where there are any: by itself `generate` would force that of the row
+    with the most tokens alone. It notes the first step at which a row's scores are no numbers. `first_bad` has that
+    step for each prompt, beyond every step where there is none. It is looked at after the last one: the host would wait
+    for the device at each.
     """
 
     def __init__(
-        self, settings: StageSettings, prompts: Sequence[Prompt], num_read: int, ends: Sequence[int], device: Any
+        self,
+        settings: StageSettings,
+        prompts: Sequence[Prompt],
+        num_read: int,
+        ends: Sequence[int],
+        device: Any,
+        forced: Sequence[int] = (),
     ) -> None:
         spec = settings.predict
         self._spec, self._num_read, self._uniforms = spec, num_read, None
         least = [max(0, spec.min_new_tokens - prompt.first) for prompt in prompts]
         self._most_least, self._least = max(least), torch.tensor(least, device=device)
         self._ends = torch.tensor(ends, dtype=torch.long, device=device)
+        self._forced = torch.tensor(forced, dtype=torch.long, device=device)
+        self._most = torch.tensor([prompt.max_new_tokens for prompt in prompts], device=device)
         self.first_bad = torch.full((len(prompts),), _NEVER, device=device)
         if spec.sample:
             streams = [(prompt.row, prompt.sample, prompt.first) for prompt in prompts]
@@ -48,13 +58,17 @@ class Choice(LogitsProcessor):
 
         That of a drawn token is the largest.
         """
-        step = input_ids.shape[-1] - self._num_read
+        step, beams = input_ids.shape[-1] - self._num_read, len(scores) // len(self.first_bad)
         best = scores.amax(-1).view(len(self.first_bad), -1)  # of each beam; NaN where any score is
         is_bad = ~best.isfinite().all(-1)
         self.first_bad = torch.where(is_bad, self.first_bad.clamp_max(step), self.first_bad)
         if step < self._most_least:
-            is_early = (step < self._least).repeat_interleave(len(scores) // len(self._least))[:, None]
+            is_early = (step < self._least).repeat_interleave(beams)[:, None]
             scores[:, self._ends] = scores[:, self._ends].masked_fill(is_early, -torch.inf)
+        if len(self._forced):
+            is_last = (self._most == step + 1).repeat_interleave(beams)[:, None]
+            others = torch.full_like(scores[:1], -torch.inf).index_fill(1, self._forced, 0.0)
+            scores = torch.where(is_last, others, scores)  # type: ignore[assignment]
         if self._uniforms is not None:
             spec = self._spec
             tokens = draw(

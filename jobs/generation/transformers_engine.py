@@ -112,6 +112,9 @@ class TransformersEngine:
         self._is_encoder_decoder = bool(model.config.is_encoder_decoder)
         self._pad = pad_id(tokenizer)
         self._generation = _generation_config(settings.predict, model, tokenizer, self._pad)
+        forced = self._generation.forced_eos_token_id  # of each row at its own end, see steps.Choice
+        self._forced: list[int] = forced if isinstance(forced, list) else [] if forced is None else [forced]
+        self._generation.forced_eos_token_id = None
         self._ends: frozenset[int] = frozenset(self._generation.eos_token_id or ())
         is_alone = reads_padding(model.config.to_dict(), settings.data.max_tokens)
         batch_rows = 1 if is_alone else settings.predict.batch_rows
@@ -183,7 +186,7 @@ class TransformersEngine:
         num_read = 1 if self._is_encoder_decoder else ids.shape[1]  # a decoder reads its start token
         config = copy.copy(self._generation)
         config.max_new_tokens = max(prompt.max_new_tokens for prompt in prompts)
-        choice = Choice(self._settings, prompts, num_read, sorted(self._ends), device)
+        choice = Choice(self._settings, prompts, num_read, sorted(self._ends), device, self._forced)
         limits = Limits(predict.stop, prompts, num_read, self._tokenizer, device)
         record = Record(self._model, predict.keep_logprobs) if predict.keep_logprobs else None
         try:

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import Fault, UsageError
+from ...predictions.metrics import METRICS, Answers
 from ...predictions.metrics.question_answering import answer_texts
+from ...predictions.rows import PredictionRow
 from ..data.encode import Encoded
 from ..data.rows import Row
 from ..facts import Inputs, Lengths
@@ -242,6 +244,7 @@ _TOLD = {
 
 
 def _refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
+    yield from _metric_refusals(stage, inputs)
     positions = max_positions(inputs.model.config)
     for lengths in (one for one in inputs.lengths if one.stage == stage.name):
         yield from _said(stage.settings, lengths, _REFUSED)
@@ -253,6 +256,28 @@ def _refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
                 f"{_where(lengths)}: a window has {lengths.longest_kept:,} tokens and the model {positions:,} "
                 f"positions; set data.max_tokens={positions}"
             )
+
+
+def _metric_refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
+    """Refuse a metric of texts where rows have several right answers each."""
+    settings, column = stage.settings, stage.settings.data.columns.answers
+    asked: list[tuple[RowUse, str, str]] = [("score", "score.metrics", name) for name in settings.score.metrics]
+    if settings.measures_answers:
+        asked.append(("eval", "checkpoints.metric", settings.checkpoints.metric))
+    for use, key, name in asked:
+        split = stage.splits.get(use)
+        if split is None or column not in inputs.splits[split.name].nested or METRICS.is_path(name):
+            continue
+        one = PredictionRow(index=0, prediction="a")
+        try:
+            METRICS.load(name).score(Answers(rows=[one], targets=[["a"]], inputs=[""], tokenizer="words"))
+        except UsageError:
+            yield (
+                f"{key} has {name}, which compares texts, and column {column!r} of split {split.name!r} has several "
+                "answers in a row; take squad_em or squad_f1"
+            )
+        except Exception:  # whatever a metric of another package needs besides
+            continue
 
 
 def _warnings(stage: Stage, inputs: Inputs) -> Iterator[str]:

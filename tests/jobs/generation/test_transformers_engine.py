@@ -78,6 +78,34 @@ def test_such_a_model_answers_a_row_in_a_batch_as_alone(kind, tmp_path):
     assert together == [answers(recipe, tmp_path, [row])[0] for row in ROWS]
 
 
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_each_row_ends_with_the_token_that_must_be_its_last_at_its_own_most_tokens(num_beams, tmp_path):
+    """What `generate` does for a row alone; the length of an answer is a share of its input's."""
+    import torch
+    from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration
+
+    torch.manual_seed(1)
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    ends = dict.fromkeys(("eos_token_id", "decoder_start_token_id", "forced_eos_token_id"), tokenizer.eos_token_id)
+    sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "max_position_embeddings": 64}
+    ids = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **ends}
+    model = BartForConditionalGeneration(BartConfig(**sizes, **ids, encoder_ffn_dim=32, decoder_ffn_dim=32)).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    model.save_pretrained(tmp_path)
+    predict = Predict(max_new_tokens=8, batch_rows=5, length_ratio=1.0, num_beams=num_beams)
+    recipe = replace(RECIPE, task="seq2seq", data=Data(prompt="{input}"), predict=predict)
+    together = [one["prediction"] for one in answers(recipe, tmp_path, ROWS)]
+    alone = [answers(recipe, tmp_path, [row])[0]["prediction"] for row in ROWS]
+    assert together == alone and "".join(together)
+    for (_, row), answer in zip(ROWS, together, strict=True):
+        source = tokenizer(row["input"], return_tensors="pt")
+        most = min(8, len(tokenizer(row["input"], add_special_tokens=False)["input_ids"]))
+        options = {"max_new_tokens": most, "num_beams": num_beams, "do_sample": False}
+        own = model.generate(input_ids=source["input_ids"], forced_eos_token_id=tokenizer.eos_token_id, **options)
+        assert answer == tokenizer.decode(own[0], skip_special_tokens=True)
+
+
 def test_another_seed_draws_other_answers(model_dir):
     recipe = replace(RECIPE, predict=replace(RECIPE.predict, sample=True))
     assert answers(recipe, model_dir, ROWS) != answers(replace(recipe, seed=1), model_dir, ROWS)

@@ -200,6 +200,18 @@ def test_rows_are_named_by_their_numbers_when_planned(
     assert "row" in err or "rows have a column 'id' that predictions will not have; set data.columns.id=id" in out
 
 
+def test_a_metric_of_texts_is_refused_where_a_row_has_several_answers(sousbatch: Sousbatch, project: Path) -> None:
+    row = {"question": "무엇", "context": PASSAGE, "answers": {"text": ["사아"], "answer_start": [11]}}
+    metrics = ("checkpoints.metric=exact_match", "score.metrics=[squad_em,cer]")
+    for answers, codes in ((row["answers"], (2, 2)), ("사아", (0, 0))):
+        for split in ("train", "validation", "test"):
+            (project / f"{split}.jsonl").write_text(json.dumps({**row, "answers": answers}) + "\n")
+        found = [sousbatch("plan", *RECIPE, one) for one in metrics]
+        assert tuple(code for code, *_ in found) == codes
+        for (_, _, err), said in zip(found, ("metric has exact_match, which", "metrics has cer, which"), strict=True):
+            assert (said in err) == (answers != "사아") and "squad_em or cer" not in err
+
+
 def test_windows_without_room_for_a_passage_are_refused(sousbatch: Sousbatch, project: Path) -> None:
     code, _, err = sousbatch("plan", *RECIPE, "question_answering.stride_tokens=6")
     assert code == 2 and "data.max_tokens is 16, and a window of so many tokens has 6 for its passage" in err
