@@ -32,7 +32,7 @@ test-matrix: $(STAMP)
 test-architectures: $(STAMP)
 	$(PYTEST) -m architectures $(TESTS)
 
-# Recipes drawn at random, 150 of them or those of other seeds: make test-recipes SEEDS=1000-1999
+# Recipes drawn at random, 150 of them in some 8 minutes, or those of other seeds: make test-recipes SEEDS=1000-1999
 test-recipes: $(STAMP)
 	$(if $(SEEDS),SOUSBATCH_TEST_SEEDS=$(SEEDS) )$(PYTEST) -m recipes $(TESTS)
 

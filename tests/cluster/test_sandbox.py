@@ -118,9 +118,10 @@ def test_what_died_is_told_and_started_again_and_jobs_run_on(slurm: lifecycle.Sa
     running_at = time.time()
     run("scontrol", "update", f"jobid={job}", "comment=is saved again")  # slurmctld forgets what it has not saved
     until(lambda: saved.exists() and saved.stat().st_mtime > running_at)
-    for process in processes(slurm.folder):
-        if process.name().startswith(("munged", "slurmctld", "slurmd")):
-            process.send_signal(signal.SIGKILL)
+    daemons = [one for one in processes(slurm.folder) if one.name().startswith(("munged", "slurmctld", "slurmd"))]
+    for process in daemons:
+        process.send_signal(signal.SIGKILL)
+    psutil.wait_procs(daemons, timeout=30)
     code, out, _ = until(lambda: sousbatch("sandbox", "status", *where))
     assert code == 1 and out.count("  is dead\n") == 4 and "`sousbatch sandbox start` restarts what is dead" in out
     code, out, err = sousbatch("sandbox", "start", *where)

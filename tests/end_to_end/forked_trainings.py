@@ -525,6 +525,10 @@ def answer(request: dict[str, Any], folder: Path) -> dict[str, Any]:
         log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         [os.dup2(log, number) for number in (0, 1, 2)]
         try:
+            if "seed" in request:
+                from random_recipes import draw
+
+                request = draw(request["seed"])
             write_project(request)
             seen = globals()[request["do"]](request)
             Path("seen.json").write_text(json.dumps(seen))

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from random_recipes import draw
 
 Ask = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -20,7 +19,7 @@ _FIRST, _LAST = map(int, os.environ.get("SOUSBATCH_TEST_SEEDS", "0-149").split("
 @pytest.mark.recipes
 @pytest.mark.parametrize("seed", range(_FIRST, _LAST + 1))
 def test_what_planning_takes_runs_to_its_end(forked: Ask, seed: int) -> None:
-    seen = forked(draw(seed))
+    seen = forked({"seed": seed})
     for why in ("no small model", "refused"):
         if why in seen:
             pytest.skip(f"{why}: {seen[why]}")
