@@ -463,7 +463,6 @@ def resume_and_predict_twice(request: dict[str, Any]) -> dict[str, Any]:
         "losses": [losses(undisturbed), losses(run)],
         "answers": answers,
         "rows": predict.splits["predict"].num_rows,
-        "others": sorted(path.name for path in run.glob("predictions/*/*")),
         "warnings": read_plan(run / "plan.json").warnings,
     }
 

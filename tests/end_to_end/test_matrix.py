@@ -153,6 +153,15 @@ def test_a_head_of_other_labels_is_made_anew_when_it_is_sharded(forked: Ask) -> 
 
 
 @pytest.mark.xdist_group("forked")
+def test_ranks_that_need_other_experts_gather_them_all(forked: Ask) -> None:
+    overrides = ["train.zero.stage=3", "train.steps=2", "train.precision=float32", "consolidate.dtype=float32"]
+    request = {"do": "compare_with_rows_alone", "task": "seq2seq", "kind": "switch_transformers", "rows": _NUMBERS}
+    seen = forked(request | {"overrides": [*overrides, "predict.num_beams=1"]})
+    assert seen["answers"] == seen["alone"]
+    assert seen["eval_loss"] == pytest.approx(seen["loss alone"], rel=2e-4)
+
+
+@pytest.mark.xdist_group("forked")
 def test_an_adapter_is_trained_on_an_earlier_stages_model_and_merged_into_it(forked: Ask) -> None:
     """Chained training, of which the second is sharded and the first is not."""
     adapter = "{adapter: {method: lora, rank: 2, alpha: 4}, train: {zero: {stage: 3}}}"
