@@ -118,7 +118,7 @@ def _encode(
 
 
 def _asked(encoding: Any) -> list[tuple[int, tuple[int, int]]]:
-    """Return the tokens of the question in a window, each with its place in the question."""
+    """Return the tokens of a window's question, each with its place there."""
     parts = zip(encoding.sequence_ids, encoding.ids, encoding.offsets, strict=True)
     return [(token, place) for part, token, place in parts if part == 0]
 

@@ -163,7 +163,7 @@ def test_ranks_that_need_other_experts_gather_them_all(forked: Ask) -> None:
 
 @pytest.mark.xdist_group("forked")
 def test_the_loss_of_a_step_is_the_mean_over_all_tokens_that_are_learned(forked: Ask) -> None:
-    """One step of all rows, in micro batches of several lengths, is measured like an evaluation of these rows."""
+    """A step of all rows, in micro batches of several lengths, is measured."""
     rows = [{"input": "1 2 3 4 5"[: 2 * place + 1], "target": "6 7 8"[: 2 * (place % 3) + 1]} for place in range(5)]
     request = {
         "config": "GPT2Config",
