@@ -18,6 +18,7 @@ from .overrides import Change
 from .plan import Stage
 from .schema import Predict, StageSettings, validate
 from .tasks import task_of
+from .tasks.causal_lm import GENERATED
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.=+,-]{0,99}", re.ASCII)
 _SECTION = "predict."
@@ -49,9 +50,6 @@ def _changed(predict: Predict, changes: Mapping[str, Any]) -> tuple[Any, list[Fa
 def decoding_faults(view: StageSettings) -> Iterator[Fault]:
     """Yield what is wrong with the decodings of a stage, before they can be made."""
     predict, key = view.predict, "predict.decodings"
-    if predict.decodings and not task_of(view.task).generates:
-        hint = "leave it out"
-        yield Fault(key=key, problem=f"has no meaning for task {view.task}, which generates no text", hint=hint)
     keys = sorted(decoding_keys(view))
     for name, changes in predict.decodings.items():
         own = f"{key}.{name}"
@@ -67,6 +65,15 @@ def decoding_faults(view: StageSettings) -> Iterator[Fault]:
             problem = f"is {made.max_new_tokens}, above predict.max_new_tokens {predict.max_new_tokens}"
             hint = f"set predict.max_new_tokens={made.max_new_tokens}: prompts leave space for the longest answer"
             yield Fault(key=f"{own}.max_new_tokens", problem=problem, hint=hint)
+
+
+def text_faults(view: StageSettings) -> Iterator[Fault]:
+    """Yield the keys of generated text that a task sets which generates none."""
+    predict, usual = view.predict, Predict()
+    for name in ("decodings", *(key.removeprefix(_SECTION) for key in GENERATED), *sorted(decoding_keys(view))):
+        if getattr(predict, name, None) != getattr(usual, name, None):
+            problem = f"has no meaning for task {view.task}, which generates no text"
+            yield Fault(key=f"{_SECTION}{name}", problem=problem, hint="leave it out")
 
 
 def decoding_keys(view: StageSettings) -> set[str]:

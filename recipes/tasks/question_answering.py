@@ -16,6 +16,7 @@ from ...predictions.metrics import METRICS, Answers
 from ...predictions.metrics.question_answering import answer_texts
 from ...predictions.rows import PredictionRow
 from ..data.encode import Encoded
+from ..data.prompts import unread_faults
 from ..data.rows import Row
 from ..facts import Inputs, Lengths
 from ..model_kinds import max_positions
@@ -24,6 +25,7 @@ from ..schema import StageSettings
 from ..stage_kinds import RowUse
 from . import Column, TaskSpec
 
+_UNREAD = ("prompt", "system", "examples", "separator", "pad_input_to", "loss_on", "max_target_tokens", "long_rows")
 _NUM_SPECIAL_TOKENS = 4  # around question and passage, at most: those of RoBERTa
 
 # What there is to say of a row, as its remarks.
@@ -62,6 +64,8 @@ def _columns(settings: StageSettings, use: RowUse) -> list[Column]:
 
 
 def _faults(settings: StageSettings, uses: Sequence[RowUse]) -> Iterator[Fault]:
+    why = "reads a question and windows of its passage"
+    yield from unread_faults(settings.data, "question_answering", _UNREAD, why)
     spec, longest = settings.question_answering, settings.data.max_tokens
     room = longest - spec.max_question_tokens - _NUM_SPECIAL_TOKENS
     if uses and room <= spec.stride_tokens:

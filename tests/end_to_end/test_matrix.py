@@ -153,10 +153,16 @@ def test_a_head_of_other_labels_is_made_anew_when_it_is_sharded(forked: Ask) -> 
 
 
 @pytest.mark.xdist_group("forked")
-def test_ranks_that_need_other_experts_gather_them_all(forked: Ask) -> None:
+@pytest.mark.parametrize(
+    ("task", "kind", "method"),
+    [("seq2seq", "switch_transformers", "full"), ("causal_lm", "cohere2_moe", "lora")],
+    ids=["each a module", "adapted beside the attention"],
+)
+def test_ranks_that_need_other_experts_gather_them_all(forked: Ask, task: str, kind: str, method: str) -> None:
     overrides = ["train.zero.stage=3", "train.steps=2", "train.precision=float32", "consolidate.dtype=float32"]
-    request = {"do": "compare_with_rows_alone", "task": "seq2seq", "kind": "switch_transformers", "rows": _NUMBERS}
-    seen = forked(request | {"overrides": [*overrides, "predict.num_beams=1"]})
+    overrides += ["predict.num_beams=1", f"adapter.method={method}"]
+    request = {"do": "compare_with_rows_alone", "task": task, "kind": kind, "rows": _NUMBERS}
+    seen = forked(request | {"overrides": overrides})
     assert seen["answers"] == seen["alone"]
     assert seen["eval_loss"] == pytest.approx(seen["loss alone"], rel=2e-4)
 
