@@ -113,10 +113,18 @@ def _encode(
                 answer, said = _answer(settings, row, context)
                 remarks += said
             whole = inner.post_process(question, passages[context], add_special_tokens=True)
-            found += _windows(settings, [whole, *whole.overflowing], answer, remarks, tokenizer.cls_token_id)
+            # what was cut off a question comes back as a question of windows of its own
+            windows = [whole, *(one for one in whole.overflowing if _asked(one) == _asked(whole))]
+            found += _windows(settings, windows, answer, remarks, tokenizer.cls_token_id)
     finally:
         inner.no_truncation()
     return found
+
+
+def _asked(encoding: Any) -> list[tuple[int, tuple[int, int]]]:
+    """Return the tokens of a window's question, each with its place there."""
+    parts = zip(encoding.sequence_ids, encoding.ids, encoding.offsets, strict=True)
+    return [(token, place) for part, token, place in parts if part == 0]
 
 
 def _encode_texts(inner: Any, texts: Sequence[str]) -> list[Any]:
@@ -316,7 +324,7 @@ def _row_bytes(settings: StageSettings) -> tuple[int, str]:
 
 TASK = TaskSpec(
     name="question_answering",
-    version=3,
+    version=4,
     runtime="sousbatch.jobs.tasks.question_answering",
     model_class="AutoModelForQuestionAnswering",
     kinds=("encoder", "decoder"),

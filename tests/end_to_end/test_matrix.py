@@ -168,6 +168,22 @@ def test_ranks_that_need_other_experts_gather_them_all(forked: Ask, task: str, k
 
 
 @pytest.mark.xdist_group("forked")
+def test_the_loss_of_a_step_is_the_mean_over_all_tokens_that_are_learned(forked: Ask) -> None:
+    """A step of all rows, in micro batches of several lengths, is measured."""
+    rows = [{"input": "1 2 3 4 5"[: 2 * place + 1], "target": "6 7 8"[: 2 * (place % 3) + 1]} for place in range(5)]
+    request = {
+        "config": "GPT2Config",
+        "class": "GPT2LMHeadModel",  # no name that says ForCausalLM
+        "sizes": {"n_embd": 32, "n_layer": 2, "n_head": 2, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+        "rows": {"train": rows + rows[:3], "validation": rows},
+    }
+    overrides = ["data.loss_on=all", "train.eval_split=train", "train.eval_every_steps=1", "train.precision=float32"]
+    overrides += ["train.global_batch=8", "train.micro_batch=2", "train.learning_rate=1e-9"]
+    seen = forked({"do": "stop_and_resume", "task": "causal_lm", "overrides": overrides, **request})
+    assert seen["losses"]["loss 1"] == pytest.approx(seen["losses"]["eval_loss 1"], rel=1e-5)
+
+
+@pytest.mark.xdist_group("forked")
 def test_an_adapter_is_trained_on_an_earlier_stages_model_and_merged_into_it(forked: Ask) -> None:
     """Chained training, of which the second is sharded and the first is not."""
     adapter = "{adapter: {method: lora, rank: 2, alpha: 4}, train: {zero: {stage: 3}}}"
