@@ -29,6 +29,14 @@ from .row_order import LengthSampler
 from .saver import Saver
 
 
+def _as_cpu(storage: Any, location: str) -> Any:
+    return storage if location.startswith("cpu:") else None
+
+
+# transformers before 5.18 loads the optimizer of a resumed training to "cpu:1", which torch does not know
+torch.serialization.register_package(0, lambda storage: None, _as_cpu)
+
+
 def training_arguments(job: JobContext, batch: Batch) -> TrainingArguments:
     """Return the Trainer's arguments."""
     train, is_cpu = job.settings.train, job.stage.resources.device == "cpu"

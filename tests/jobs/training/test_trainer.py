@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from transformers import TrainingArguments
 
 from sousbatch.jobs.training import engines, trainer
@@ -101,3 +102,10 @@ def test_a_row_in_the_table_is_enough_to_train_with_an_engine(monkeypatch: pytes
     monkeypatch.setitem(engines.ENGINES, "toy", toy)
     monkeypatch.setattr(engines, "engine_name", lambda settings: "toy")
     assert arguments().ddp_timeout == 77
+
+
+def test_an_optimizer_is_loaded_to_the_cpu_of_a_rank(tmp_path: Path) -> None:
+    """Transformers before 5.18 asks for it so, where several ranks resume on CPUs."""
+    torch.save({"step": torch.ones(3)}, tmp_path / "optimizer.pt")
+    loaded = torch.load(tmp_path / "optimizer.pt", map_location=torch.device("cpu", 1), weights_only=True)
+    assert loaded["step"].tolist() == [1, 1, 1]
