@@ -12,7 +12,7 @@ from dataclasses import replace
 from ..cluster.site import Site
 from ..errors import PlanError
 from .data.row_faults import unknown_warnings
-from .decodings import decoded
+from .decodings import decoded, idle_keys
 from .engines import engine_of
 from .facts import Inputs, ModelFacts
 from .forecast.memory import forecast, host_memory
@@ -356,6 +356,11 @@ def _warnings(recipe: Recipe, site: Site, inputs: Inputs, stage: Stage, found: F
         yield from task_of(stage.settings.task).warnings(one, inputs)
     yield from unknown_warnings(stage, inputs)
     yield from _escape_warnings(stage)
+    if "predict" in stage.splits and (idle := idle_keys(stage.settings)):
+        yield (
+            f"stage {stage.name!r}: task {stage.settings.task} generates no text, so {' and '.join(idle)} "
+            f"{'do' if len(idle) > 1 else 'does'} nothing"
+        )
     if overflows_in_float16(inputs.model.config) and (key := _float16_key(stage)):
         yield (
             f"stage {stage.name!r}: {key}=float16 for a {inputs.model.config.get('model_type')} model, which computes "

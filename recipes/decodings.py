@@ -50,6 +50,9 @@ def _changed(predict: Predict, changes: Mapping[str, Any]) -> tuple[Any, list[Fa
 def decoding_faults(view: StageSettings) -> Iterator[Fault]:
     """Yield what is wrong with the decodings of a stage, before they can be made."""
     predict, key = view.predict, "predict.decodings"
+    if predict.decodings and not task_of(view.task).generates:
+        hint = "leave it out"
+        yield Fault(key=key, problem=f"has no meaning for task {view.task}, which generates no text", hint=hint)
     keys = sorted(decoding_keys(view))
     for name, changes in predict.decodings.items():
         own = f"{key}.{name}"
@@ -67,13 +70,13 @@ def decoding_faults(view: StageSettings) -> Iterator[Fault]:
             yield Fault(key=f"{own}.max_new_tokens", problem=problem, hint=hint)
 
 
-def text_faults(view: StageSettings) -> Iterator[Fault]:
-    """Yield the keys of generated text that a task sets which generates none."""
-    predict, usual = view.predict, Predict()
-    for name in ("decodings", *(key.removeprefix(_SECTION) for key in GENERATED), *sorted(decoding_keys(view))):
-        if getattr(predict, name, None) != getattr(usual, name, None):
-            problem = f"has no meaning for task {view.task}, which generates no text"
-            yield Fault(key=f"{_SECTION}{name}", problem=problem, hint="leave it out")
+def idle_keys(view: StageSettings) -> list[str]:
+    """Return the keys of generated text that are set, where the task generates none."""
+    if task_of(view.task).generates:
+        return []
+    names = sorted({key.removeprefix(_SECTION) for key in GENERATED} | decoding_keys(view))
+    usual = Predict()
+    return [_SECTION + name for name in names if getattr(view.predict, name, None) != getattr(usual, name, None)]
 
 
 def decoding_keys(view: StageSettings) -> set[str]:

@@ -21,7 +21,7 @@ from ...run_folder import NAME_PATTERN
 from ...run_index import RUN_PREFIX
 from ..data.post import problem_of
 from ..data.preparing import step_faults
-from ..decodings import decoding_faults, decodings_of, text_faults
+from ..decodings import decoding_faults, decodings_of
 from ..generation import engine_faults
 from ..publications import publish_faults
 from ..stage_kinds import RECIPE_KINDS, STAGE_KINDS, RowUse, StageKind
@@ -222,14 +222,14 @@ def _views(recipe: Recipe) -> list[Fault]:
 
 def _stage_faults(view: StageSettings, uses: Sequence[RowUse]) -> Iterator[Fault]:
     yield from _sections(view)
-    if "predict" in uses:
-        yield from engine_faults(view) if task_of(view.task).generates else text_faults(view)
+    if "predict" in uses and task_of(view.task).generates:
+        yield from engine_faults(view)
     yield from task_faults(view, uses)
 
 
 def _decodings(view: StageSettings, uses: Sequence[RowUse]) -> Iterator[Fault]:
     """Return what is wrong with each decoding, as it would be alone."""
-    if not view.predict.decodings or not task_of(view.task).generates:
+    if not view.predict.decodings:
         return
     faults = list(decoding_faults(view))
     yield from faults

@@ -403,6 +403,10 @@ def test_all_reasons_come_at_once_and_each_once(small: ModuleType) -> None:
     ("changes", "warning"),
     [
         ({"predict.temperature": 0.2}, "predict.temperature does nothing without predict.sample=true"),
+        (
+            {"task": "classification", "predict.num_beams": 2, "model.config": {}, "score.metrics": ("accuracy",)},
+            "generates no text, so predict.max_new_tokens and predict.num_beams do nothing",
+        ),
         ({"data.prompt": "input =>"}, "data.prompt 'input =>' reads no column, so that every row has the same prompt"),
         ({"data.prompt": r"{input}\nshort:"}, "data.prompt has a backslash and an n, and no new line"),
         ({"predict.stop": [r"\n"]}, "predict.stop has a backslash and an n"),

@@ -211,14 +211,6 @@ SOUND = {
     "shortest above longest": ("predict: {min_new_tokens: 9, max_new_tokens: 8}", "above max_new_tokens 8"),
     "sampling beams": ("predict: {sample: true, num_beams: 4}", "draw tokens or search beams"),
     "answers for another task": ("question_answering: {n_best: 3}", "has no meaning for task causal_lm"),
-    "beams of labels": (
-        "task: classification\npredict: {num_beams: 2}",
-        "predict.num_beams has no meaning for task cl",
-    ),
-    "chunks of spans": (
-        "task: question_answering\npredict: {chunk_tokens: 2}",
-        "predict.chunk_tokens has no meaning for",
-    ),
     "a template of a question": (
         "data: {prompt: '{a}'}\ntask: question_answering",
         "data.prompt has no meaning for task",
