@@ -79,7 +79,7 @@ class Choice(LogitsProcessor):
 
 
 class Unpadded(LogitsProcessor):
-    """Lets a processor of transformers look at the tokens of each row without the padding before them.
+    """Lets a processor of transformers see no padding before a row.
 
     It would count padding as said, so that an answer would depend on the rows beside it. *filler* stands in its place,
     or, where that is None, the first token of the row.

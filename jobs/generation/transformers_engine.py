@@ -254,7 +254,7 @@ def _padded(rows: Sequence[Sequence[int]], value: int, side: str) -> torch.Tenso
 
 
 def _once(config: GenerationConfig, is_padding: torch.Tensor) -> list[Any]:
-    """Move `no_repeat_ngram` out of *config*; return it as a processor that sees no padding."""
+    """Return `no_repeat_ngram` of *config* as a processor without padding."""
     size = config.no_repeat_ngram_size
     if not size:
         return []
