@@ -60,7 +60,7 @@ def _vllm_faults(predict: Predict) -> Iterator[Fault]:
 
 TRANSFORMERS = EngineSpec(
     name="transformers",
-    version=4,  # an encoder-decoder that must end does so at the end of each row
+    version=5,  # padding counts in no n-gram
     decides=(
         *("predict.max_new_tokens", "predict.min_new_tokens", "predict.num_beams"),
         *("predict.sample", "predict.temperature", "predict.top_k", "predict.top_p", "seed"),
