@@ -22,7 +22,7 @@ from ..recipes.optimizers import OPTIMIZERS
 from ..recipes.plan import Batch
 from ..recipes.schema import StageSettings
 from ..recipes.tasks import task_of
-from .context import JobContext, run_job
+from .context import JobContext, importing, run_job
 from .showing import show_checkpoints, show_inputs
 from .tasks import runtime_of
 from .watchdog import Watchdog
@@ -42,7 +42,7 @@ def train(job: JobContext) -> int:
     # torch warns at each collective of DeepSpeed's, on each rank
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed.*")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns of each model that uses all its parameters
-    with _hidden(*_unused_packages(job.settings)):
+    with importing(), _hidden(*_unused_packages(job.settings)):
         from .training import resume
         from .training.callback import StepCallback
         from .training.collectives import Ranks

@@ -12,7 +12,7 @@ from dataclasses import replace
 from ..cluster.site import Site
 from ..errors import PlanError
 from .data.row_faults import unknown_warnings
-from .decodings import decoded
+from .decodings import decoded, idle_keys
 from .engines import engine_of
 from .facts import Inputs, ModelFacts
 from .forecast.memory import forecast, host_memory
@@ -21,7 +21,7 @@ from .forecast.prediction import memory_refusals
 from .forecast.storage import is_own_limit, model_of, with_dtype
 from .generation import engine_refusals
 from .labels import with_labels
-from .model_kinds import reads_padding
+from .model_kinds import overflows_in_float16, reads_padding
 from .optimizers import optimizer_refusals
 from .plan import After, Batch, Forecast, Plan, Stage, StageModel, StageSplit
 from .publications import unpublished
@@ -337,12 +337,35 @@ def _storage_warnings(stage: Stage, found: Forecast) -> Iterator[str]:
         )
 
 
+def _float16_key(stage: Stage) -> str:
+    """Return the key that has the stage compute in, or write, float16.
+
+    Return an empty text where none has.
+    """
+    settings = stage.settings
+    if stage.batch is not None:
+        return "train.precision" if settings.train.precision == "float16" else ""
+    if stage.record.leaves == "model":
+        return "consolidate.dtype" if settings.consolidate.dtype == "float16" else ""
+    return "predict.dtype" if "predict" in stage.splits and settings.predict.dtype == "float16" else ""
+
+
 def _warnings(recipe: Recipe, site: Site, inputs: Inputs, stage: Stage, found: Forecast) -> Iterator[str]:
     yield from _slurm_only(recipe, site)
     for one in decoded(stage).values():
         yield from task_of(stage.settings.task).warnings(one, inputs)
     yield from unknown_warnings(stage, inputs)
     yield from _escape_warnings(stage)
+    if "predict" in stage.splits and (idle := idle_keys(stage.settings)):
+        yield (
+            f"stage {stage.name!r}: task {stage.settings.task} generates no text, so {' and '.join(idle)} "
+            f"{'do' if len(idle) > 1 else 'does'} nothing"
+        )
+    if overflows_in_float16(inputs.model.config) and (key := _float16_key(stage)):
+        yield (
+            f"stage {stage.name!r}: {key}=float16 for a {inputs.model.config.get('model_type')} model, which computes "
+            f"values beyond float16's range; set {key}=bfloat16"
+        )
     yield from _output_warnings(stage, inputs)
     if stage.batch is None:
         return

@@ -18,6 +18,7 @@ from .overrides import Change
 from .plan import Stage
 from .schema import Predict, StageSettings, validate
 from .tasks import task_of
+from .tasks.causal_lm import GENERATED
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.=+,-]{0,99}", re.ASCII)
 _SECTION = "predict."
@@ -67,6 +68,15 @@ def decoding_faults(view: StageSettings) -> Iterator[Fault]:
             problem = f"is {made.max_new_tokens}, above predict.max_new_tokens {predict.max_new_tokens}"
             hint = f"set predict.max_new_tokens={made.max_new_tokens}: prompts leave space for the longest answer"
             yield Fault(key=f"{own}.max_new_tokens", problem=problem, hint=hint)
+
+
+def idle_keys(view: StageSettings) -> list[str]:
+    """Return the keys of generated text that are set, where the task generates none."""
+    if task_of(view.task).generates:
+        return []
+    names = sorted({key.removeprefix(_SECTION) for key in GENERATED} | decoding_keys(view))
+    usual = Predict()
+    return [_SECTION + name for name in names if getattr(view.predict, name, None) != getattr(usual, name, None)]
 
 
 def decoding_keys(view: StageSettings) -> set[str]:

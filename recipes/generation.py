@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import Fault
 from ..plugins import Registry
-from .model_kinds import ModelKind, fails_with_half_weights, is_unshardable, max_positions, mixes_beams
+from .model_kinds import ModelKind, fails_loaded_in_half, is_unshardable, max_positions, mixes_beams
 from .tasks import task_of
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _vllm_faults(predict: Predict) -> Iterator[Fault]:
 
 TRANSFORMERS = EngineSpec(
     name="transformers",
-    version=4,  # an encoder-decoder that must end does so at the end of each row
+    version=5,  # padding counts in no n-gram
     decides=(
         *("predict.max_new_tokens", "predict.min_new_tokens", "predict.num_beams"),
         *("predict.sample", "predict.temperature", "predict.top_k", "predict.top_p", "seed"),
@@ -163,7 +163,7 @@ def engine_refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
             f"predict.engine is {engine.name}, and the Python of the jobs has no package {engine.package}: pip install "
             f"{engine.package} there, name another Python in environment.python, or set predict.engine=transformers"
         )
-    if settings.predict.dtype not in (None, "float32") and fails_with_half_weights(inputs.model.config):
+    if settings.predict.dtype not in (None, "float32") and fails_loaded_in_half(inputs.model.config):
         yield (
             f"predict.dtype {settings.predict.dtype} fails on a {inputs.model.config['model_type']} (transformers "
             "5.23); leave it out"

@@ -49,25 +49,38 @@ def is_known(config: Mapping[str, Any]) -> bool:
 
 
 def overflows_in_float16(config: Mapping[str, Any]) -> bool:
-    """Say whether it computes values beyond float16's range: T5 and its kin."""
-    return config.get("model_type") in _WITHOUT_POSITIONS
+    """Say whether it computes values beyond float16's range.
 
-
-def fails_with_half_weights(config: Mapping[str, Any]) -> bool:
-    """Say whether it computes with float32 weights alone.
-
-    FNet's Fourier transform knows neither bfloat16 nor most lengths in float16; XLNet and MRA make some of their
-    values in float32 whatever is asked (transformers 5.23). Mixed precision keeps float32 weights.
+    T5 and its kin do, and MobileBERT.
     """
-    return config.get("model_type") in ("fnet", "xlnet", "mra")
+    return config.get("model_type") in (*_WITHOUT_POSITIONS, "mobilebert")
+
+
+def fails_loaded_in_half(config: Mapping[str, Any]) -> bool:
+    """Say whether it fails with weights that were loaded in half precision.
+
+    FNet's Fourier transform knows neither bfloat16 nor most lengths in float16; MRA makes some of its values in
+    float32 whatever is asked, as XLNet and the first DeBERTa make some of their weights (transformers 5.23).
+    """
+    return config.get("model_type") in ("fnet", "xlnet", "mra", "deberta")
+
+
+def fails_cast_to_half(config: Mapping[str, Any]) -> bool:
+    """Say whether it fails with all weights in half precision.
+
+    So DeepSpeed has them. Inkling2 chooses its experts in float32, with weights that stay so where they are loaded
+    (transformers 5.23).
+    """
+    return config.get("model_type") in ("fnet", "mra", "inkling2_text")
 
 
 def fails_in_mixed_precision(config: Mapping[str, Any]) -> bool:
     """Say whether it fails where half precision and float32 are mixed.
 
-    The first DeBERTa masks scores in half precision by a number of float32's range (transformers 5.23).
+    The first DeBERTa masks scores in half precision by a number of float32's range, and X-MOD puts what its adapters
+    give among values of another dtype (transformers 5.23).
     """
-    return config.get("model_type") == "deberta"
+    return config.get("model_type") in ("deberta", "xmod")
 
 
 def is_unshardable(config: Mapping[str, Any]) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from .facts import Inputs, ModelFacts
 from .fallbacks import fallback_refusals
 from .forecast.parameters import is_frozen
-from .model_kinds import fails_in_mixed_precision, fails_with_half_weights, layer_drops
+from .model_kinds import fails_cast_to_half, fails_in_mixed_precision, fails_loaded_in_half, layer_drops
 from .plan import Stage
 from .schema import StageSettings
 from .tasks import task_of
@@ -24,15 +24,14 @@ def train_refusals(stage: Stage, model: ModelFacts) -> Iterator[str]:
     """Yield why a train stage's settings do not work together, or with its model."""
     train, model_type = stage.settings.train, model.config.get("model_type")
     if train.precision != "float32":
-        has_half_weights = train.zero.stage > 0 or not train.master_weights
-        if has_half_weights and fails_with_half_weights(model.config):
+        is_sharded, is_mixed = train.zero.stage > 0, train.zero.stage == 0 and train.master_weights
+        fails = (is_sharded and fails_cast_to_half(model.config)) or (
+            is_mixed and fails_in_mixed_precision(model.config)
+        )
+        if fails or (not train.master_weights and fails_loaded_in_half(model.config)):
+            how = "" if is_mixed else ", with train.zero" if is_sharded else ", with train.master_weights=false"
             yield (
-                f"train.precision {train.precision} fails on a {model_type} whose weights are in it (transformers "
-                "5.23), as under train.zero or with train.master_weights=false; set train.precision=float32"
-            )
-        if not has_half_weights and fails_in_mixed_precision(model.config):
-            yield (
-                f"train.precision {train.precision} fails on a {model_type} (transformers 5.23); set "
+                f"train.precision {train.precision} fails on a {model_type}{how} (transformers 5.23); set "
                 "train.precision=float32"
             )
     yield from _uneven_refusals(stage, model)

@@ -11,7 +11,7 @@ from ...errors import NotFoundError
 from ...files import digest_of, read_json
 from ...recipes.generation import ENGINES, EngineSpec
 from ...recipes.inspect.cache import file_digest, weights_digest
-from ...recipes.model_kinds import fails_with_half_weights
+from ...recipes.model_kinds import fails_loaded_in_half
 from ...recipes.plan import Stage
 from ...recipes.schema.validate import to_plain
 from ...recipes.tasks import TaskSpec, task_of
@@ -64,7 +64,7 @@ def dtype_of(stage: Stage, model_dir: Path) -> str:
     if stage.resources.device == "cpu":
         return "float32"
     config = read_json(model_dir / "config.json")
-    if fails_with_half_weights(config):
+    if fails_loaded_in_half(config):
         return "float32"
     return str(config.get("dtype") or config.get("torch_dtype") or "float32")
 

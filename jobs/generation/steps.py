@@ -78,6 +78,27 @@ class Choice(LogitsProcessor):
         return scores
 
 
+class Unpadded(LogitsProcessor):
+    """Lets a processor of transformers see no padding before a row.
+
+    It would count padding as said, so that an answer would depend on the rows beside it. *filler* stands in its place,
+    or, where that is None, the first token of the row.
+    """
+
+    def __init__(self, inner: LogitsProcessor, is_padding: torch.Tensor, filler: int | None) -> None:
+        self._inner, self._is_padding, self._filler = inner, is_padding, filler
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """Return scores of shape (rows, vocabulary)."""
+        is_padding = self._is_padding.repeat_interleave(len(input_ids) // len(self._is_padding), dim=0)
+        num_read = is_padding.shape[1]
+        first = input_ids.gather(1, is_padding.long().sum(1, keepdim=True))
+        others = first if self._filler is None else torch.full_like(first, self._filler)
+        prompts = torch.where(is_padding, others, input_ids[:, :num_read])
+        ids: Any = torch.cat((prompts, input_ids[:, num_read:]), dim=1)
+        return self._inner(ids, scores)  # type: ignore[no-any-return]
+
+
 class Limits(StoppingCriteria):
     """Ends a row, or a beam of it, at its own limits.
 

@@ -12,7 +12,14 @@ from typing import Any
 import psutil
 import torch
 import transformers
-from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import (
+    DynamicCache,
+    EncoderDecoderCache,
+    GenerationConfig,
+    LogitsProcessorList,
+    NoRepeatNGramLogitsProcessor,
+    StoppingCriteriaList,
+)
 
 from ...errors import RunError
 from ...recipes.data.encode import pad_id
@@ -22,7 +29,7 @@ from ...recipes.schema import Predict, StageSettings
 from ..training.model import attend_by_length, quantised_in, round_nothing
 from . import Generation, LoadRequest, Prompt, not_finite
 from .batches import Batches
-from .steps import Choice, Limits, Record
+from .steps import Choice, Limits, Record, Unpadded
 from .texts import end_ids
 
 _NUM_HIDDEN = 8  # tokens of padding that are looked at
@@ -186,6 +193,8 @@ class TransformersEngine:
         num_read = 1 if self._is_encoder_decoder else ids.shape[1]  # a decoder reads its start token
         config = copy.copy(self._generation)
         config.max_new_tokens = max(prompt.max_new_tokens for prompt in prompts)
+        is_padding = None if self._is_encoder_decoder else mask.to(device) == 0
+        once = [] if is_padding is None else _once(config, is_padding)
         choice = Choice(self._settings, prompts, num_read, sorted(self._ends), device, self._forced)
         limits = Limits(predict.stop, prompts, num_read, self._tokenizer, device)
         record = Record(self._model, predict.keep_logprobs) if predict.keep_logprobs else None
@@ -194,7 +203,7 @@ class TransformersEngine:
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
                 generation_config=config,
-                logits_processor=LogitsProcessorList([choice]),
+                logits_processor=LogitsProcessorList([*once, choice]),
                 stopping_criteria=StoppingCriteriaList([limits, *([record] if record else [])]),
                 **self._memory(),
                 **self._options,
@@ -242,6 +251,16 @@ def _check(prompts: Sequence[Prompt], answers: Sequence[Generation], first_bad: 
 def _padded(rows: Sequence[Sequence[int]], value: int, side: str) -> torch.Tensor:
     tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
     return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=side)
+
+
+def _once(config: GenerationConfig, is_padding: torch.Tensor) -> list[Any]:
+    """Return `no_repeat_ngram` of *config* as a processor without padding."""
+    size = config.no_repeat_ngram_size
+    if not size:
+        return []
+    config.no_repeat_ngram_size = 0
+    # no token is -1, so that no n-gram reaches into the padding; one token alone would be taken away by it
+    return [Unpadded(NoRepeatNGramLogitsProcessor(size), is_padding, None if size == 1 else -1)]
 
 
 def _generation_config(spec: Predict, model: Any, tokenizer: Any, pad: int) -> GenerationConfig:

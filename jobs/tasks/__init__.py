@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ...errors import UsageError
 from ...recipes.data.rows import Row
 from ...recipes.tasks import TaskSpec, task_of
+from ..context import importing
 
 if TYPE_CHECKING:
     from ...recipes.schema import StageSettings
@@ -91,8 +92,9 @@ def load_model(
     settings: StageSettings, model_dir: Path, tokenizer_dir: Path, device: str, dtype: str, num_devices: int = 1
 ) -> Loaded:
     """Return the model of *model_dir*, in *dtype*, on the devices that its task has."""
-    from ..generation import LoadRequest, load_engine, transformers_engine
-    from ..training.model import load_tokenizer
+    with importing():
+        from ..generation import LoadRequest, load_engine, transformers_engine
+        from ..training.model import load_tokenizer
 
     task, tokenizer = task_of(settings.task), load_tokenizer(settings, tokenizer_dir)
     request = LoadRequest(

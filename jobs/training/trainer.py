@@ -110,6 +110,8 @@ class RecipeTrainer(Trainer):
         self._metric = metric
         self._measured: list[torch.Tensor] = []  # of each batch the sum of its losses, and its labels
         self._is_causal = task_of(job.settings.task).model_class == "AutoModelForCausalLM"
+        # transformers 5.23 goes by the name of the class, and counts the first token of each row of a GPT2LMHeadModel
+        self._loss_shifts_labels = self._is_causal
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Return the recipe's schedule over optimizer steps."""

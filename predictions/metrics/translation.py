@@ -54,7 +54,10 @@ def _joined(text: str) -> str:
 def _bleu(sums: Mapping[str, float]) -> dict[str, float]:
     right, every = ([int(sums[f"{what}_{order}"]) for order in _ORDERS] for what in ("right", "all"))
     lengths = {"sys_len": int(sums["length"]), "ref_len": int(sums["target_length"])}
-    return {"bleu": _sacrebleu("bleu").compute_bleu(right, every, **lengths).score / 100}
+    scorer = _sacrebleu("bleu")
+    # by itself this smooths nothing, and a file in which no four words are right would have 0
+    found = scorer.compute_bleu(right, every, **lengths, smooth_method=scorer.smooth_method)
+    return {"bleu": found.score / 100}
 
 
 def _chrf_counts(answers: Answers) -> dict[str, list[float]]:

@@ -67,7 +67,18 @@ def _turn(number: int, one: Any) -> Turn:
     if not isinstance(content, str):
         what = "an image or other data" if isinstance(content, list) else f"{content!r} and no text"
         raise ValueError(f"has {what} in turn {number}; only text is read")
+    if (weight := one.get("weight")) not in (None, 0, 1):
+        raise ValueError(f"has weight {weight!r} in turn {number}; what a turn says is learned (1) or not (0)")
     return {"role": _ROLES[role], "content": content}
+
+
+def learned_answers(value: Any) -> list[int]:
+    """Return the places of the turns whose answers are learned.
+
+    They are what the assistant says, but for turns of `weight` 0, as OpenAI's format has them.
+    """
+    asked = zip(turns_of(value), out_of_json(value), strict=True)
+    return [at for at, (turn, one) in enumerate(asked) if turn["role"] == ASSISTANT and one.get("weight") in (None, 1)]
 
 
 def target_of(spec: Data, row: Row, column: str) -> Any:

@@ -11,11 +11,12 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import compress
 from typing import Any
 
 from ...errors import UsageError
 from ..schema import Data
-from .chat import ASSISTANT, RowFault, Turn, question_of, refusal, render, turns_of, with_context
+from .chat import ASSISTANT, RowFault, Turn, learned_answers, question_of, refusal, render, turns_of, with_context
 from .encode import Encoded, Span, fit, fit_prompts
 from .rows import Row
 
@@ -37,9 +38,13 @@ def encode_conversations(spec: Data, rows: Sequence[Row], tokenizer: Any) -> lis
     for number, row in enumerate(rows, 1):
         try:
             turns = turns_of(row[spec.columns.messages])
-            last = max((at for at, turn in enumerate(turns) if turn["role"] == ASSISTANT), default=-1)
-            is_empty = not any(turn["content"].strip() for turn in turns if turn["role"] == ASSISTANT)
-            ids, learned = _with_spans(tokenizer, with_context(spec, turns[: last + 1] or turns), len(spec.examples))
+            answers = learned_answers(row[spec.columns.messages])
+            last = max(answers, default=-1)
+            is_empty = not any(turns[at]["content"].strip() for at in answers)
+            read = turns[: last + 1] or turns
+            is_learned = [at in answers for at, turn in enumerate(read) if turn["role"] == ASSISTANT]
+            is_learned = [False] * len(spec.examples) + is_learned
+            ids, learned = _with_spans(tokenizer, with_context(spec, read), is_learned)
         except ValueError as error:
             raise RowFault(number, str(error)) from error
         if last < 0:
@@ -53,16 +58,21 @@ def encode_conversations(spec: Data, rows: Sequence[Row], tokenizer: Any) -> lis
     return found
 
 
-def _with_spans(tokenizer: Any, turns: Sequence[Turn], num_shown: int) -> tuple[list[int], list[Span]]:
-    """Return the ids of turns, and the spans that the assistant says.
+def _with_spans(tokenizer: Any, turns: Sequence[Turn], is_learned: Sequence[bool]) -> tuple[list[int], list[Span]]:
+    """Return the ids of turns, and the spans that are learned.
 
-    Its first *num_shown* answers are examples, and not learned. A token counts where it holds a sign of an answer: that
-    of the mask of transformers leaves out the last bytes of a Korean syllable.
+    They are the assistant's answers of which *is_learned* says so. A token counts where it holds a sign of an answer:
+    that of the mask of transformers leaves out the last bytes of a Korean syllable.
     """
     text, said = _said(tokenizer, turns)
+    if len(said) != len(is_learned) and not all(is_learned):
+        raise ValueError(
+            f"has {len(is_learned)} answers, of which not all are learned, and the tokenizer's chat template marks "
+            f"{len(said)} by {{% generation %}}; let it mark each answer once"
+        )
     ids, places = _tokenised(tokenizer, text, [begin for begin, _ in said])
     spans = []
-    for begin, end in said[num_shown:]:
+    for begin, end in compress(said, is_learned) if len(said) == len(is_learned) else said:
         inside = [at for at, (first, last) in enumerate(places) if last > begin and first < end]
         if inside:
             spans.append((inside[0], inside[-1] + 1))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ...errors import Fault, nearest
 from ..schema import Data
 
 CHAT, MESSAGES = "chat", "messages"
+_OF_ONE_TEXT = ("separator", "pad_input_to", "loss_on", "system", "examples")  # of a prompt that its answer follows
 _ALPACA = (
     "Below is an instruction that describes a task{}. Write a response that appropriately completes the request.\n\n"
 )
@@ -105,8 +106,13 @@ def plain_prompt_faults(data: Data, task: str) -> Iterator[Fault]:
         yield Fault(key="data.prompt", problem=problem, hint=f"write a template, {example}")
     else:
         yield from prompt_faults(data)
-    unused = {"separator": "", "pad_input_to": None, "loss_on": "response", "system": None, "examples": ()}
-    for name, usual in unused.items():
-        if getattr(data, name) != usual:
-            problem = f"has no meaning for task {task}, which reads the prompt apart from the answer"
+    yield from unread_faults(data, task, _OF_ONE_TEXT, "reads the prompt apart from the answer")
+
+
+def unread_faults(data: Data, task: str, names: Sequence[str], why: str) -> Iterator[Fault]:
+    """Yield which of the keys *names* are set, which the task does not read."""
+    usual = Data()
+    for name in names:
+        if getattr(data, name) != getattr(usual, name):
+            problem = f"has no meaning for task {task}, which {why}"
             yield Fault(key=f"data.{name}", problem=problem, hint="leave it out")

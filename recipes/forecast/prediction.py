@@ -13,7 +13,7 @@ from ...checkpoints.formats.tensors import DTYPES
 from ...cluster.site import Site
 from ..facts import Inputs, ModelFacts
 from ..generation import TRANSFORMERS, VLLM, WEIGHTS_SHARE, engine_of
-from ..model_kinds import fails_with_half_weights, kind_of
+from ..model_kinds import fails_loaded_in_half, kind_of
 from ..plan import ForecastLine, Stage
 from ..refusals import node_memory, rank_memory
 from ..retention import model_dtype
@@ -66,7 +66,7 @@ def _dtype(stage: Stage, model: ModelFacts) -> str:
     """
     if stage.settings.predict.dtype is not None:
         return stage.settings.predict.dtype
-    if stage.resources.device == "cpu" or fails_with_half_weights(model.config):
+    if stage.resources.device == "cpu" or fails_loaded_in_half(model.config):
         return "float32"
     if stage.model.made_by is not None:
         return model_dtype(stage.settings)

@@ -14,7 +14,7 @@ from ...predictions.metrics import DEFAULT_METRICS
 from ..data.conversations import UNANSWERED, encode_conversations, encode_questions
 from ..data.encode import Encoded, encode_prompts, encode_rows
 from ..data.packing import pack_refusal
-from ..data.prompts import MESSAGES, prompt_columns, prompt_faults
+from ..data.prompts import MESSAGES, prompt_columns, prompt_faults, unread_faults
 from ..data.row_faults import name_rows, row_refusals, row_warnings
 from ..data.rows import Row
 from ..facts import Inputs
@@ -55,6 +55,7 @@ def _faults(settings: StageSettings, uses: Sequence[RowUse]) -> Iterator[Fault]:
             hint = "set checkpoints.metric=eval_loss"
         yield Fault(key="data.prompt", problem=problem, hint=f"write a template, or {hint}")
     yield from prompt_faults(data)
+    yield from unread_faults(data, "causal_lm", ["max_target_tokens"], "counts prompt and answer in data.max_tokens")
 
 
 def _longest(settings: StageSettings, use: RowUse, config: Mapping[str, Any]) -> int | None:

@@ -16,7 +16,7 @@ from ...predictions.metrics.labels import label_text
 from ..data.encode import Encoded
 from ..data.framed import encode_sources, longest_source
 from ..data.framed_faults import framed_refusals, framed_warnings
-from ..data.prompts import plain_prompt_faults, prompt_columns
+from ..data.prompts import plain_prompt_faults, prompt_columns, unread_faults
 from ..data.rows import Row
 from ..facts import Inputs
 from ..labels import labels_in
@@ -37,6 +37,7 @@ def _columns(settings: StageSettings, use: RowUse) -> list[Column]:
 
 def _faults(settings: StageSettings, uses: Sequence[RowUse]) -> Iterator[Fault]:
     yield from plain_prompt_faults(settings.data, "classification")
+    yield from unread_faults(settings.data, "classification", ["max_target_tokens"], "answers with labels")
     weights = settings.train.class_weights
     if isinstance(weights, dict) and not all(value > 0 for value in weights.values()):
         hint = "balanced, or a positive number for each label, such as {good: 1, bad: 3}"

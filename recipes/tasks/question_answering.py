@@ -16,6 +16,7 @@ from ...predictions.metrics import METRICS, Answers
 from ...predictions.metrics.question_answering import answer_texts
 from ...predictions.rows import PredictionRow
 from ..data.encode import Encoded
+from ..data.prompts import unread_faults
 from ..data.rows import Row
 from ..facts import Inputs, Lengths
 from ..model_kinds import max_positions
@@ -24,6 +25,7 @@ from ..schema import StageSettings
 from ..stage_kinds import RowUse
 from . import Column, TaskSpec
 
+_UNREAD = ("prompt", "system", "examples", "separator", "pad_input_to", "loss_on", "max_target_tokens", "long_rows")
 _NUM_SPECIAL_TOKENS = 4  # around question and passage, at most: those of RoBERTa
 
 # What there is to say of a row, as its remarks.
@@ -62,6 +64,8 @@ def _columns(settings: StageSettings, use: RowUse) -> list[Column]:
 
 
 def _faults(settings: StageSettings, uses: Sequence[RowUse]) -> Iterator[Fault]:
+    why = "reads a question and windows of its passage"
+    yield from unread_faults(settings.data, "question_answering", _UNREAD, why)
     spec, longest = settings.question_answering, settings.data.max_tokens
     room = longest - spec.max_question_tokens - _NUM_SPECIAL_TOKENS
     if uses and room <= spec.stride_tokens:
@@ -109,10 +113,18 @@ def _encode(
                 answer, said = _answer(settings, row, context)
                 remarks += said
             whole = inner.post_process(question, passages[context], add_special_tokens=True)
-            found += _windows(settings, [whole, *whole.overflowing], answer, remarks, tokenizer.cls_token_id)
+            # what was cut off a question comes back as a question of windows of its own
+            windows = [whole, *(one for one in whole.overflowing if _asked(one) == _asked(whole))]
+            found += _windows(settings, windows, answer, remarks, tokenizer.cls_token_id)
     finally:
         inner.no_truncation()
     return found
+
+
+def _asked(encoding: Any) -> list[tuple[int, tuple[int, int]]]:
+    """Return the tokens of a window's question, each with its place there."""
+    parts = zip(encoding.sequence_ids, encoding.ids, encoding.offsets, strict=True)
+    return [(token, place) for part, token, place in parts if part == 0]
 
 
 def _encode_texts(inner: Any, texts: Sequence[str]) -> list[Any]:
@@ -312,7 +324,7 @@ def _row_bytes(settings: StageSettings) -> tuple[int, str]:
 
 TASK = TaskSpec(
     name="question_answering",
-    version=3,
+    version=4,
     runtime="sousbatch.jobs.tasks.question_answering",
     model_class="AutoModelForQuestionAnswering",
     kinds=("encoder", "decoder"),

@@ -17,7 +17,7 @@ from ..data.framed_faults import framed_refusals, framed_warnings
 from ..data.prompts import plain_prompt_faults, prompt_columns
 from ..data.rows import Row
 from ..facts import Inputs
-from ..model_kinds import max_positions, overflows_in_float16
+from ..model_kinds import max_positions
 from ..plan import Stage
 from ..schema import StageSettings
 from ..stage_kinds import RowUse
@@ -60,24 +60,6 @@ def _refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
 def _warnings(stage: Stage, inputs: Inputs) -> Iterator[str]:
     yield from framed_warnings(stage, inputs, empty="target")
     yield from drawing_warnings(stage)
-    if overflows_in_float16(inputs.model.config) and (key := _float16_key(stage)):
-        yield (
-            f"stage {stage.name!r}: {key}=float16 for a {inputs.model.config.get('model_type')} model, which computes "
-            f"values beyond float16's range; set {key}=bfloat16"
-        )
-
-
-def _float16_key(stage: Stage) -> str:
-    """Return the key that has the stage compute in, or write, float16.
-
-    Return an empty text where none has.
-    """
-    settings = stage.settings
-    if stage.batch is not None:
-        return "train.precision" if settings.train.precision == "float16" else ""
-    if stage.record.leaves == "model":
-        return "consolidate.dtype" if settings.consolidate.dtype == "float16" else ""
-    return "predict.dtype" if "predict" in stage.splits and settings.predict.dtype == "float16" else ""
 
 
 TASK = TaskSpec(

@@ -153,12 +153,34 @@ def test_a_head_of_other_labels_is_made_anew_when_it_is_sharded(forked: Ask) -> 
 
 
 @pytest.mark.xdist_group("forked")
-def test_ranks_that_need_other_experts_gather_them_all(forked: Ask) -> None:
+@pytest.mark.parametrize(
+    ("task", "kind", "method"),
+    [("seq2seq", "switch_transformers", "full"), ("causal_lm", "cohere2_moe", "lora")],
+    ids=["each a module", "adapted beside the attention"],
+)
+def test_ranks_that_need_other_experts_gather_them_all(forked: Ask, task: str, kind: str, method: str) -> None:
     overrides = ["train.zero.stage=3", "train.steps=2", "train.precision=float32", "consolidate.dtype=float32"]
-    request = {"do": "compare_with_rows_alone", "task": "seq2seq", "kind": "switch_transformers", "rows": _NUMBERS}
-    seen = forked(request | {"overrides": [*overrides, "predict.num_beams=1"]})
+    overrides += ["predict.num_beams=1", f"adapter.method={method}"]
+    request = {"do": "compare_with_rows_alone", "task": task, "kind": kind, "rows": _NUMBERS}
+    seen = forked(request | {"overrides": overrides})
     assert seen["answers"] == seen["alone"]
     assert seen["eval_loss"] == pytest.approx(seen["loss alone"], rel=2e-4)
+
+
+@pytest.mark.xdist_group("forked")
+def test_the_loss_of_a_step_is_the_mean_over_all_tokens_that_are_learned(forked: Ask) -> None:
+    """A step of all rows, in micro batches of several lengths, is measured."""
+    rows = [{"input": "1 2 3 4 5"[: 2 * place + 1], "target": "6 7 8"[: 2 * (place % 3) + 1]} for place in range(5)]
+    request = {
+        "config": "GPT2Config",
+        "class": "GPT2LMHeadModel",  # no name that says ForCausalLM
+        "sizes": {"n_embd": 32, "n_layer": 2, "n_head": 2, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+        "rows": {"train": rows + rows[:3], "validation": rows},
+    }
+    overrides = ["data.loss_on=all", "train.eval_split=train", "train.eval_every_steps=1", "train.precision=float32"]
+    overrides += ["train.global_batch=8", "train.micro_batch=2", "train.learning_rate=1e-9"]
+    seen = forked({"do": "stop_and_resume", "task": "causal_lm", "overrides": overrides, **request})
+    assert seen["losses"]["loss 1"] == pytest.approx(seen["losses"]["eval_loss 1"], rel=1e-5)
 
 
 @pytest.mark.xdist_group("forked")

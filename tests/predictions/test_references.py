@@ -59,3 +59,6 @@ def test_bleu_and_chrf_are_those_of_sacrebleu() -> None:
     by_character = BLEU(tokenize="char").corpus_score(TEXTS, [TARGETS]).score / 100
     characters = score_texts(TEXTS, TARGETS, metrics=["bleu"], tokenizer="characters")
     assert characters["bleu"] == pytest.approx(by_character, abs=1e-9)
+    texts, targets = ["one two three five", "six"], ["one two three four", "six seven"]  # no four words are right
+    (found,) = score_texts(texts, targets, metrics=["bleu"]).values()
+    assert found == pytest.approx(BLEU().corpus_score(texts, [targets]).score / 100, abs=1e-9) != 0

@@ -306,9 +306,25 @@ FAILING = {
     "no FFT": (
         {"model_type": "fnet"},
         HALF | {"train.master_weights": False},
-        "bfloat16 fails on a fnet whose .*=float32",
+        "bfloat16 fails on a fnet, with train.master_weights=false .*=float32",
+    ),
+    "loaded masks": (
+        {"model_type": "deberta"},
+        HALF | {"train.master_weights": False},
+        "bfloat16 fails on a deberta, with train.master_weights=false .*=float32",
+    ),
+    "its adapters": ({"model_type": "xmod"}, HALF, "train.precision bfloat16 fails on a xmod .*=float32"),
+    "its router": (
+        {"model_type": "inkling2_text"},
+        {"train.precision": "bfloat16", "train.zero.stage": 2},
+        "train.precision bfloat16 fails on a inkling2_text, with train.zero .*=float32",
     ),
     "its dtype": ({"model_type": "xlnet"}, {"predict.dtype": "bfloat16"}, "predict.dtype bfloat16 fails on a xlnet"),
+    "its weights": (
+        {"model_type": "deberta"},
+        {"predict.dtype": "float16"},
+        "predict.dtype float16 fails on a deberta",
+    ),
     "cut positions": ({"model_type": "pegasus"}, {"train.zero.stage": 3}, "stage 3 fails on a pegasus .*stage=2"),
     "engine": ({"model_type": "rwkv"}, {"predict.engine": "zero3"}, "zero3 fails on a rwkv .*engine=transformers"),
     "LayerDrop": (
@@ -387,6 +403,10 @@ def test_all_reasons_come_at_once_and_each_once(small: ModuleType) -> None:
     ("changes", "warning"),
     [
         ({"predict.temperature": 0.2}, "predict.temperature does nothing without predict.sample=true"),
+        (
+            {"task": "classification", "predict.num_beams": 2, "model.config": {}, "score.metrics": ("accuracy",)},
+            "generates no text, so predict.max_new_tokens and predict.num_beams do nothing",
+        ),
         ({"data.prompt": "input =>"}, "data.prompt 'input =>' reads no column, so that every row has the same prompt"),
         ({"data.prompt": r"{input}\nshort:"}, "data.prompt has a backslash and an n, and no new line"),
         ({"predict.stop": [r"\n"]}, "predict.stop has a backslash and an n"),
@@ -398,6 +418,15 @@ def test_what_may_be_meant_is_only_warned_of(small: ModuleType, changes: dict[st
     inputs = _changed(small.INPUTS, {"model.config": small.CONFIG | {"max_position_embeddings": 64}})
     plan = compile(_changed(small.RECIPE, changes), small.SITE, inputs)
     assert any(warning in text for text in plan.warnings)
+
+
+@pytest.mark.parametrize("kind", ["t5", "mobilebert"])
+def test_float16_is_warned_of_where_a_model_exceeds_it(small: ModuleType, kind: str) -> None:
+    inputs = _changed(small.INPUTS, {"model.config": {**small.CONFIG, "model_type": kind}})
+    recipe = _changed(small.RECIPE, {"consolidate.dtype": None})
+    assert compile(recipe, small.SITE, inputs).stage("consolidate").settings.consolidate.dtype == "bfloat16"
+    plan = compile(_changed(recipe, {"consolidate.dtype": "float16"}), small.SITE, inputs)
+    assert any(f"consolidate.dtype=float16 for a {kind} model" in text for text in plan.warnings)
 
 
 def test_ranks_that_share_cores_are_warned_of(small: ModuleType) -> None:

@@ -211,6 +211,14 @@ SOUND = {
     "shortest above longest": ("predict: {min_new_tokens: 9, max_new_tokens: 8}", "above max_new_tokens 8"),
     "sampling beams": ("predict: {sample: true, num_beams: 4}", "draw tokens or search beams"),
     "answers for another task": ("question_answering: {n_best: 3}", "has no meaning for task causal_lm"),
+    "a template of a question": (
+        "data: {prompt: '{a}'}\ntask: question_answering",
+        "data.prompt has no meaning for task",
+    ),
+    "two limits of one text": (
+        "data: {max_target_tokens: 9}",
+        "data.max_target_tokens has no meaning for task causal_lm",
+    ),
     "resources of no stage": ("resources: {tran: {nodes: 2}}", "resources.tran is no stage and no kind; known: train"),
     "stage without a kind": ("stages: {tune: {}}", "stages.tune.kind is missing; known: train, consolidate"),
     "stage that is no name": ("stages: {Tune: {kind: train}}", "stages.Tune is no name for a stage"),

@@ -91,7 +91,8 @@ def _gather_together(model: Any) -> None:
     """Let ZeRO-3 gather a block of experts as one.
 
     Where each expert, or what stands for none (LongCat-Flash), is a module, ranks call others in a step, and would
-    gather others. peft reads experts that it adapts outside the forward of their module.
+    gather others. peft reads experts that it adapts outside the forward of their module; a block that gets no gradient
+    for its input, as Cohere2-MoE's first, which stands beside the attention, would let their adapters go too early.
     """
     from deepspeed.utils import set_z3_leaf_module
     from peft.tuners.lora.layer import ParamWrapper
@@ -100,6 +101,7 @@ def _gather_together(model: Any) -> None:
         children = dict(module.named_children())
         if any(isinstance(child, ParamWrapper) for child in children.values()):
             set_z3_leaf_module(module, True)
+            model.enable_input_require_grads()
         elif type(experts := children.get("experts")) in (torch.nn.ModuleList, torch.nn.ModuleDict):
             set_z3_leaf_module(module, True)
         elif isinstance(experts, torch.nn.ModuleDict) or _skips_some(experts):

@@ -155,6 +155,19 @@ def test_a_model_without_a_place_for_some_layers_is_refused(model_dir, monkeypat
         loaded(model_dir)
 
 
+@pytest.mark.parametrize("num_beams", [1, 2])
+@pytest.mark.parametrize("changes", [{"repetition_penalty": 9.0}, {"no_repeat_ngram": 1}, {"no_repeat_ngram": 2}])
+def test_what_is_said_once_is_counted_without_the_padding_before_a_row(engine, model_dir, num_beams, changes):
+    from sousbatch.jobs.generation.transformers_engine import TransformersEngine
+
+    said = answered(engine, keep_logprobs=1)[0]["logprobs"]["tokens"]
+    tokenizer = loaded(model_dir)[1]
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(said[0])  # the first row is short, and begins with it
+    other = TransformersEngine(RECIPE, engine[0]._model, tokenizer), tokenizer
+    together = answered(other, num_beams=num_beams, **changes)
+    assert together == [answered(other, rows=[row], num_beams=num_beams, **changes)[0] for row in ROWS]
+
+
 @pytest.mark.parametrize(("width", "is_alike"), [("4bit", 1 - 1e-5), ("8bit", 0.98)])
 def test_quantised_weights_are_small_and_compute_in_full(engine, model_dir, width, is_alike):
     import torch

@@ -63,6 +63,16 @@ def test_all_that_the_assistant_says_is_learned_with_the_end_of_its_turns(bytes_
     )
 
 
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_an_answer_of_weight_0_is_read_and_not_learned(bytes_tokenizer: Any, template: str) -> None:
+    bytes_tokenizer.chat_template = TEMPLATES[template]
+    first, last, none = ([dict(turn) for turn in KOREAN] for _ in range(3))
+    first[1]["weight"] = last[3]["weight"] = none[1]["weight"] = none[3]["weight"] = 0
+    shown = replace(SPEC, examples=({"input": "q", "target": "a"},))
+    for spec in (SPEC, shown):
+        assert _learned(spec, bytes_tokenizer, first, last, none) == [["그럼</s>"], ["네, 끝</s>"], []]
+
+
 def test_a_template_without_ends_gets_one_behind_the_last_answer(bytes_tokenizer: Any) -> None:
     bytes_tokenizer.chat_template = NO_ENDS
     assert _learned(SPEC, bytes_tokenizer, KOREAN) == [["네, 끝", "그럼", "</s>"]]
@@ -147,6 +157,10 @@ WRONG: dict[str, tuple[Any, str]] = {
     "a role": ([{"role": "bot", "content": "a"}], "has role 'bot' in turn 1; known: system, user, human, assistant"),
     "a tool": ([{"role": "assistant", "content": None, "tool_calls": [{}]}], "has a tool call in turn 1"),
     "an image": ([{"role": "user", "content": [{"type": "image"}]}], "has an image or other data in turn 1"),
+    "a share": (
+        [{"role": "assistant", "content": "a", "weight": 0.5}],
+        "has weight 0.5 in turn 1; what a turn says is",
+    ),
     "nothing": ([{"role": "user"}], "has None and no text in turn 1"),
 }
 

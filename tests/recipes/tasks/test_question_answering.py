@@ -50,6 +50,11 @@ def encoded(tokenizer: Any, row: Any, use: Any = "train", settings: StageSetting
     return TASK.encode(settings, use, [row], tokenizer, settings.data.max_tokens)
 
 
+def test_all_windows_of_a_question_that_is_cut_begin_with_its_first_tokens(tokenizer: LightTokenizer) -> None:
+    short, long = (encoded(tokenizer, ROW | {"question": f"무엇 인가 ?{more}"}) for more in ("", " 무엇 인가 ? 가나"))
+    assert [(one.ids, one.start, one.end) for one in long] == [(one.ids, one.start, one.end) for one in short]
+
+
 def test_a_long_passage_gives_windows_that_overlap(tokenizer: LightTokenizer) -> None:
     windows = encoded(tokenizer, ROW | {"question": "무엇 인가 ?"})
     assert [one.is_first for one in windows] == [True, False]
