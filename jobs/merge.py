@@ -55,7 +55,7 @@ def merge(job: JobContext) -> int:
 
 
 def _reopen(job: JobContext) -> None:
-    """Note which tasks of the predict stage are not done, so that a resume sends them again.
+    """Note the predict tasks that are not done, so that a resume sends them again.
 
     Units may be gone, or set aside as damaged, after their task had ended well. A task that has all of its own is
     done, whatever another lacks.
