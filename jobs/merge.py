@@ -72,7 +72,7 @@ def _reopen(job: JobContext) -> None:
 
 
 def _has_units(job: JobContext, source: Stage, task: int) -> bool:
-    """Return whether all units of a task of *source*, in one decoding, are there and intact."""
+    """Say whether a task of *source* has all its units, in one decoding."""
     try:
         folder = job.paths.predictions(source.name) / prediction_key(job.paths, source)
         key, layout = read_layout(folder)
