@@ -63,7 +63,8 @@ def define_ensemble(ensemble: Parser) -> None:
         "--null-threshold",
         type=_number,
         metavar="X",
-        help="of spans: no answer where its score is above the best span's by more than this (default: never)",
+        help="of spans: no answer where its score is above the best span's by more than this (default: that of the "
+        "runs, never for files)",
     )
 
 
@@ -107,24 +108,36 @@ def _ensemble(arguments: Namespace) -> int:
         raise UsageError(f"--weights has {len(weights)} numbers for {len(arguments.paths)} models")
     members = _members(arguments)
     way = arguments.by or _way_of_all(members)
+    threshold = _null_threshold(arguments, members) if way == "spans" else None
     ensemble = Ensemble(
         way=way,
         weights=weights,
         of=arguments.of,
         metric=arguments.metric,
         tokenizer=arguments.tokenizer,
-        null_threshold=arguments.null_threshold,
+        null_threshold=threshold,
     )
     if way == "probabilities":
         members = [one if one.labels else replace(one, labels=labels_told(one)) for one in members]
     num_rows = write_joined(ensemble.joined(members), out)
     print(f"{out}: {num_rows:,} rows of {len(members)} models, by {way}" + f" of {arguments.of}" * (way == "spans"))
+    if way == "spans" and threshold is None:
+        print("  every question gets an answer; --null-threshold=0 lets it be without one")
     for name in (one for one in arguments.paths if Path(one).is_file()):
         if not {INDEX, ID} & next(iter(read_rows(Path(name))), {}).keys():
             print(
                 f"  {name} says neither index nor id of its rows: that they are in the order of the others is assumed"
             )
     return 0
+
+
+def _null_threshold(arguments: Namespace, members: Sequence[Member]) -> float | None:
+    """Return the threshold that was given, else that of the runs, else None."""
+    told = {member.null_threshold: member.name for member in members}
+    if arguments.null_threshold is not None or len(told) == 1:
+        return arguments.null_threshold if arguments.null_threshold is not None else members[0].null_threshold
+    shown = ", ".join(f"{name}: {'none' if value is None else f'{value:g}'}" for value, name in told.items())
+    raise UsageError(f"the models have different thresholds of no answer ({shown}); give --null-threshold")
 
 
 def _way_of_all(members: Sequence[Member]) -> Way:
@@ -174,7 +187,7 @@ def _member(named: str, labels: tuple[str, ...]) -> tuple[Member, Path, str]:
             f"{paths.run_id} is a sweep; name the folders of its points, which `sousbatch status {paths.run_id}` lists"
         )
     merged = {
-        paths.predictions_file(stage.name, way): stage.splits["predict"].digest
+        paths.predictions_file(stage.name, way): (stage.splits["predict"].digest, stage.settings)
         for stage in plan.stages
         if "predict" in stage.splits
         for way in decodings_of(stage.settings)
@@ -186,7 +199,14 @@ def _member(named: str, labels: tuple[str, ...]) -> tuple[Member, Path, str]:
         )
         raise UsageError(f"run {paths.run_id} has {has}")
     read = partial(_rows, there[0])
-    return Member(name=paths.run_id, read=read, labels=labels or plan.inputs.labels), there[0], merged[there[0]]
+    digest, settings = merged[there[0]]
+    member = Member(
+        name=paths.run_id,
+        read=read,
+        labels=labels or plan.inputs.labels,
+        null_threshold=settings.question_answering.null_threshold,
+    )
+    return member, there[0], digest
 
 
 def _rows(path: Path) -> Iterator[PredictionRow]:

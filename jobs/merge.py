@@ -19,6 +19,7 @@ from ..ledger import open_job, read
 from ..ledger_queries import done_tasks, newest_attempt
 from ..predictions.export import SUFFIXES
 from ..predictions.merge import Change, MergeReport, merge_units
+from ..predictions.units import committed_units, read_layout, units_of_task
 from ..recipes.data.output import fields_of, table_of, write_output
 from ..recipes.data.post import change_of
 from ..recipes.data.rows import read_rows
@@ -54,16 +55,30 @@ def merge(job: JobContext) -> int:
 
 
 def _reopen(job: JobContext) -> None:
-    """Note that the predict stage is not done, so that a resume sends it again.
+    """Note the predict tasks that are not done, so that a resume sends them again.
 
-    Units may be gone, or set aside as damaged, after all of its tasks had ended well.
+    Units may be gone, or set aside as damaged, after their task had ended well. A task that has all of its own is
+    done, whatever another lacks.
     """
     assert job.stage.predict_stage is not None, "a merge stage works on a predict stage"
     events, source = read(job.paths.ledger_dir), job.plan.stage(job.stage.predict_stage)
+    ways = list(decoded(source).values())
     for task in done_tasks(events, source.name):
+        if all(_has_units(job, way, task) for way in ways):
+            continue
         attempt = newest_attempt(events, source.name, task)
         with closing(open_job(job.paths.ledger_dir, source.name, task, attempt)) as ledger:
             ledger.write(UnitsLost())
+
+
+def _has_units(job: JobContext, source: Stage, task: int) -> bool:
+    """Say whether a task of *source* has all its units, in one decoding."""
+    try:
+        folder = job.paths.predictions(source.name) / prediction_key(job.paths, source)
+        key, layout = read_layout(folder)
+    except NotFoundError:
+        return False
+    return set(units_of_task(layout, task, source.num_tasks)) <= set(committed_units(folder, layout, key))
 
 
 def _merged(job: JobContext, source: Stage, decoding: str) -> tuple[str, MergeReport]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..errors import EXIT_DEVICE_MEMORY, EXIT_DIVERGED, EXIT_NO_ROOM, EXIT_STOPPED
-from ..events import Ended, Event, Saved, Started, UnitCommitted
+from ..events import Ended, Event, Saved, Started, UnitCommitted, UnitsLost, of
 from ..recipes.fallbacks import smaller
 from ..recipes.plan import Batch, Stage
 from ..recipes.schema import StageSettings
@@ -39,11 +39,14 @@ class Stop:
 
 
 def read_attempts(events: Sequence[Event], stage: str, task: int, batch: Batch | None) -> list[Attempt]:
-    """Return the attempts of a stage's task in order, from the run's ledger."""
+    """Return the attempts of a stage's task in order, from the run's ledger.
+
+    One whose units were lost since has no exit code, as one that was killed.
+    """
     found: dict[int, Attempt] = {}
-    for event in events:
-        if event.stage != stage or event.task != task or event.role == "client":
-            continue
+    mine = [event for event in events if event.stage == stage and event.task == task and event.role != "client"]
+    lost = {event.number for event in of(mine, UnitsLost)}
+    for event in mine:
         known = found.get(event.number, Attempt(number=event.number, batch=batch))
         if isinstance(event, Started):
             known = replace(known, batch=_batch_of(event, batch), job=event.job or "")
@@ -51,7 +54,7 @@ def read_attempts(events: Sequence[Event], stage: str, task: int, batch: Batch |
             # no training resumes from weights alone: saving them again and again is no progress
             known = replace(known, progress=known.progress + 1)
         elif isinstance(event, Ended):
-            known = replace(known, exit_code=event.exit_code)
+            known = replace(known, exit_code=None if event.number in lost else event.exit_code)
         found[event.number] = known
     return [found[number] for number in sorted(found)]
 

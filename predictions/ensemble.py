@@ -45,11 +45,13 @@ class Member:
     """The predictions of one model, which *read* yields from the first one on.
 
     *labels* are in the order of its probabilities; without them each row names them, as {label: probability}.
+    *null_threshold* is that of its recipe.
     """
 
     name: str
     read: Callable[[], Iterable[PredictionRow]]
     labels: tuple[str, ...] = ()
+    null_threshold: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -100,6 +100,32 @@ def test_a_merge_that_lacks_units_has_a_resume_send_their_stage_again(run: tuple
     assert _merge(paths) == ""
 
 
+def test_a_merge_that_lacks_the_units_of_one_task_leaves_the_others_done(
+    sousbatch: Callable[..., tuple[int, str, str]], project: Path, tmp_path: Path
+) -> None:
+    """Such as that of a task that was cancelled; the others have lost nothing."""
+    code, out, err = sousbatch("plan", "small.yaml", OWN_ROWS, "+resources.predict.tasks=3", "--json")
+    assert code == 0, err
+    paths = RunPaths(root=tmp_path / "runs" / "small" / "0123456789ab")
+    paths.root.mkdir(parents=True)
+    paths.plan.write_text(out)
+    ledger.open_attempt(paths.ledger_dir, "merge", 0).close()
+    key = prediction_key(paths, read_plan(paths.plan).stage("predict"))
+    folder = paths.predictions("predict") / key
+    layout = open_layout(folder, key, 7, 3)
+    for task in (0, 1, 2):  # the second one commits nothing
+        with closing(ledger.open_attempt(paths.ledger_dir, "predict", task)) as attempt:
+            rows = [PredictionRow(index=index, prediction="답") for index in layout.rows_of(task)]
+            if task != 1:
+                write_unit(folder, layout, task, rows, key, attempt.number, task)
+            attempt.write(Ended(exit_code=1 if task == 1 else 0))
+    assert "missing rows: 3-5" in _merge(paths)
+    assert done_tasks(ledger.read(paths.ledger_dir), "predict") == {0, 2}
+    unit_path(folder, 2).unlink()
+    assert "missing rows: 3-6" in _merge(paths)
+    assert done_tasks(ledger.read(paths.ledger_dir), "predict") == {0}
+
+
 @pytest.fixture
 def repaired(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[RunPaths, Callable[[], None]]:
     """A submitted run whose merge repairs texts and writes a contest's file, and what commits its units."""

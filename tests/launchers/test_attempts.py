@@ -174,3 +174,13 @@ def test_attempts_are_read_from_the_events_of_their_own_task() -> None:
     ]
     assert read_attempts(events, "train", 1, None) == [Attempt(number=1, exit_code=0)]
     assert read_attempts(events, "merge", 0, None) == []
+
+
+def test_an_attempt_whose_units_were_lost_since_is_not_done() -> None:
+    """Else a job that a resume sends for them on Slurm ends at once, and the merge fails again and again."""
+    events = [
+        event("units_lost", role="job"),
+        event("unit", role="job", unit=0, num_rows=1),
+        event("ended", exit_code=0),
+    ]
+    assert read_attempts(events, "train", 0, None) == [Attempt(number=1, exit_code=None, progress=1)]

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from sousbatch.run_folder import RunPaths
+
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -228,6 +230,32 @@ def test_span_scores_are_averaged_over_the_spans_of_all_models(join: Any) -> Non
     assert rows[0]["score"] == pytest.approx(math.log(share))
     _, rows, _ = join(*models, options=("--of", "logits", "--null-threshold", "-5"))
     assert (rows[0]["prediction"], rows[0]["start"]) == ("", None)
+
+
+def test_runs_leave_questions_without_answer_by_the_threshold_of_their_recipe(
+    sousbatch: Run, frozen: Callable[..., RunPaths], tmp_path: Path
+) -> None:
+    def run(seed: int, threshold: float) -> str:
+        paths = frozen(f"seed={seed}")
+        plan = paths.plan.read_text()
+        assert '"null_threshold": null' in plan
+        paths.plan.write_text(plan.replace('"null_threshold": null', f'"null_threshold": {threshold}'))
+        paths.predictions("predict").mkdir(parents=True)
+        paths.predictions_file("predict").write_text(json.dumps({"index": 0, **spans(2.0, a=1.0)}) + "\n")
+        return str(paths.root)
+
+    def join(*runs: str) -> tuple[int, str, str]:
+        return sousbatch("predictions", "ensemble", *runs, "--out", str(tmp_path / "out.jsonl"))
+
+    first, *others = run(1, 0.5), run(2, 0.5), run(3, 1.5)
+    assert join(first, others[0])[0] == 0
+    assert json.loads((tmp_path / "out.jsonl").read_text())["prediction"] == ""
+    code, _, err = join(first, others[1])
+    assert code == 2 and "different thresholds of no answer" in err and "give --null-threshold" in err
+    assert join(first, others[1], "--null-threshold=1.2")[0] == 0
+    assert json.loads((tmp_path / "out.jsonl").read_text())["prediction"] == "a"
+    files = [str(next(Path(root).rglob("predictions.jsonl"))) for root in (first, others[0])]
+    assert "every question gets an answer" in join(*files)[1]
 
 
 def test_probabilities_and_spans_in_the_cells_of_a_csv_file_are_read(sousbatch: Run, tmp_path: Path) -> None:
