@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -57,6 +58,17 @@ class JobContext:
     def settings(self) -> StageSettings:
         """The recipe as this stage sees it, less what the attempt gives up."""
         return with_fallbacks(self.stage.settings, self.batch.fallbacks if self.batch else ())
+
+    def used_file(self, name: str) -> Path:
+        """Return the copy of a file that the recipe names, as it was at submit."""
+        used = self.plan.inputs.used_files[name]
+        return self.paths.used_file(used.path, used.digest)
+
+    def reach_functions(self, names: Iterable[str]) -> None:
+        """Let the own functions among *names* be imported as they were at submit."""
+        for name in names:
+            if name in self.plan.inputs.used_files:  # one of the working folder
+                sys.path.insert(0, str(self.used_file(name).parent))
 
     def open_ledger(self, rank: int = 0) -> ledger.Ledger:
         """Open the ledger file of one rank of this job."""

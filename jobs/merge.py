@@ -105,18 +105,10 @@ def _change(job: JobContext, source: Stage) -> Change | None:
     post, split = source.settings.predict.post, source.splits["predict"]
     if not post:
         return None
-    used = job.plan.inputs.used_files
-    for name in post:
-        if name in used:  # an own function of the working folder
-            sys.path.insert(0, str(_place(job, name).parent))
-    digests = {name: one.digest for name, one in used.items()} | {"code": job.plan.inputs.code_digest}
-    rows = read_rows(Path(split.path))
-    return change_of(post, split.name, digests, lambda name: _place(job, name), rows)
-
-
-def _place(job: JobContext, name: str) -> Path:
-    used = job.plan.inputs.used_files[name]
-    return job.paths.used_file(used.path, used.digest)
+    job.reach_functions(post)
+    digests = {name: one.digest for name, one in job.plan.inputs.used_files.items()}
+    digests["code"] = job.plan.inputs.code_digest
+    return change_of(post, split.name, digests, job.used_file, read_rows(Path(split.path)))
 
 
 def _write_output(job: JobContext, source: Stage, decoding: str) -> Path:
@@ -129,7 +121,7 @@ def _write_output(job: JobContext, source: Stage, decoding: str) -> Path:
         inputs=facts.columns,
         columns=output.columns,
         template=output.template,
-        place=_place(job, output.template) if output.template is not None else None,
+        place=job.used_file(output.template) if output.template is not None else None,
         format=output.format,
         identity=columns.id,
         target=columns.target,

@@ -214,7 +214,7 @@ class Inputs:
 
     *versions* are those of the packages that jobs will import. *settings_digest* stands for the settings that decided
     what was read: they are facts of no other recipe. The *labels* of a classification are in the order of the model's
-    outputs. The *used_files* are those that the merge of predictions reads, by the names that the recipe gives them.
+    outputs. The *used_files* are those that change and write predictions, by the names that the recipe gives them.
     """
 
     model: ModelFacts

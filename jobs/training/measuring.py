@@ -8,8 +8,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ...errors import UsageError
 from ...predictions.rows import PredictionRow
 from ...predictions.scoring import score_rows
+from ...recipes.data.chat import input_of, target_of
+from ...recipes.data.post import Post
 from ...recipes.data.rows import Row, read_rows
 from ...recipes.engines import engine_of
 from ...recipes.tasks import task_of
@@ -33,6 +36,8 @@ class AnswerMetric:
         self._ranks, self._tokenizer, self._progress = ranks, tokenizer, progress
         self._task = task_of(settings.task)
         self._rows: list[tuple[int, Row]] = list(enumerate(islice(read_rows(Path(split.path)), split.num_rows)))
+        job.reach_functions(settings.predict.post)
+        self._post = Post(settings.predict.post, split.name, job.used_file)
         (self._target,) = (column.name for column in self._task.columns(settings, "score"))
 
     def measure(self, model: Any) -> dict[str, float]:
@@ -54,15 +59,24 @@ class AnswerMetric:
 
         ranks.do("answering rows to measure them", answer)
         found = dict(pair for part in ranks.gather(answered) for pair in part)
-        predictions = [PredictionRow.from_json(found[place], position=place) for place, _ in rows]
+        data = self._settings.data
         value = score_rows(
-            predictions,
-            [row[self._target] for _, row in rows],
-            [row.get(self._settings.data.columns.input) for _, row in rows],
+            [self._repaired(PredictionRow.from_json(found[place], position=place), row) for place, row in rows],
+            [target_of(data, row, self._target) for _, row in rows],
+            [input_of(data, row) for _, row in rows],
             metric=self._settings.checkpoints.metric,
             tokenizer=self._settings.score.tokenizer,
         )
         return {self._settings.metric_in_logs: value}
+
+    def _repaired(self, found: PredictionRow, row: Row) -> PredictionRow:
+        """Return a prediction as the merge would write it."""
+        if not isinstance(found.prediction, str):
+            return found
+        try:
+            return replace(found, prediction=self._post(found.prediction, found.index + 1, row))
+        except UsageError:  # an own function need not take what a model says that has not learned yet
+            return found
 
     def _answered(self, model: Any, rows: Sequence[tuple[int, Row]]) -> list[tuple[int, dict[str, Any]]]:
         states = engine_of(self._settings).model_states(self._settings, self._ranks.size, 0)

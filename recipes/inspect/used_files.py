@@ -1,4 +1,4 @@
-"""Read the user's files that the merge works with, before anything is queued.
+"""Read the files that change and write predictions, before anything is queued.
 
 These are the template of `predict.output`, and the regular expressions and own functions of `predict.post`. Run as
 `python -m sousbatch.recipes.inspect.used_files`, it imports the functions of a JSON list on stdin: that is done in the
@@ -39,7 +39,7 @@ def read_used_files(recipe: Recipe, splits: dict[str, SplitFacts], prepared: Seq
     reasons: list[str] = []
     found: dict[str, UsedFile] = {}
     for stage in resolve_stages(recipe).values():
-        if stage.kind.leaves != "predictions":
+        if not any(rows.use == "predict" for rows in stage.rows):  # a training may measure answers
             continue
         for name in files_in(stage.settings.predict.post):
             collect(reasons, partial(_use, found, name, KEY))
@@ -47,7 +47,8 @@ def read_used_files(recipe: Recipe, splits: dict[str, SplitFacts], prepared: Seq
                 collect(reasons, partial(read_rules, Path(found[name].path), name))
         functions = [name for name in stage.settings.predict.post if is_own(name)]
         collect(reasons, partial(_use_functions, found, recipe, functions))
-        collect(reasons, partial(_use_output, found, stage, splits, prepared))
+        if stage.kind.leaves == "predictions":
+            collect(reasons, partial(_use_output, found, stage, splits, prepared))
     if reasons:
         raise PlanError(list(dict.fromkeys(reasons)))
     return found

@@ -81,14 +81,16 @@ def _refusals(stage: Stage, inputs: Inputs) -> Iterator[str]:
     yield from stop_refusals(stage, inputs)
     if "train" in stage.splits and (reason := pack_refusal(stage.settings, inputs.model.config)):
         yield reason
-    scored = stage.splits.get("score")
+    is_training = "train" in stage.splits
+    scored = stage.splits.get("predict" if is_training else "score")  # a training measures what it predicts
     asked = [one for one in inputs.lengths if scored and one.use == "predict" and one.split == scored.name]
     for lengths in asked[:1]:
         if rows := lengths.remarks.get(UNANSWERED):
             split = inputs.splits[lengths.split]
             yield (
                 f"{name_rows(split, lengths, rows, 'without an answer at their end', 'conversations')}, and nothing to "
-                f"compare a prediction with; leave stage {stage.name!r} out, or end them with what the assistant says"
+                "compare a prediction with; end them with what the assistant says, or "
+                + ("set checkpoints.metric=eval_loss" if is_training else f"leave stage {stage.name!r} out")
             )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from threading import Barrier
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from sousbatch.recipes.schema import Checkpoints, Data, Predict, QuestionAnsweri
 from sousbatch.recipes.tasks import task_of
 
 TINY = Path(sousbatch.recipes.__file__).parent / "library/models/tiny-hangul"
+CHAT = TINY.parent / "tiny-hangul-chat"
 TEXTS = ["가", "나다라 마바사 아자차카 타파하 거너더 러머버", "다", "라", "가나다라마바사아자차카타파하" * 3]
 
 
@@ -92,8 +94,11 @@ def test_two_ranks_measure_what_one_process_would(
     torch.manual_seed(0)
     model_class = getattr(transformers, task_of(task).model_class)
     model = model_class.from_config(transformers.AutoConfig.from_pretrained(TINY))
-    split = SimpleNamespace(path=str(tmp_path / "rows.jsonl"), num_rows=num_rows)
-    job: Any = SimpleNamespace(settings=settings, stage=SimpleNamespace(splits={"predict": split}))
+    split = SimpleNamespace(path=str(tmp_path / "rows.jsonl"), num_rows=num_rows, name="validation")
+    stage_of_all = SimpleNamespace(splits={"predict": split})
+    job: Any = SimpleNamespace(
+        settings=settings, stage=stage_of_all, used_file=Path, reach_functions=lambda names: None
+    )
     shared, barrier = dict[int, Any](), Barrier(2)
     models = [Counting(model) if task == "question_answering" else model for _ in range(2)]
 
@@ -121,3 +126,36 @@ def _alone(settings: StageSettings, model: Any, num_rows: int) -> float:
     name = settings.checkpoints.metric
     (score,) = score_with_baseline(predictions, targets, [None] * num_rows, metrics=[name])["model"].values()
     return score
+
+
+class Alone:
+    rank, size = 0, 1
+
+    def do(self, what: str, work: Callable[[], None]) -> None:
+        work()
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+
+@pytest.mark.parametrize("post", [(), ("cut_chars:1", "replace:rules")])
+def test_conversations_are_measured_by_their_answers_and_after_post(tmp_path: Path, post: tuple[str, ...]) -> None:
+    """As their predictions are merged and scored."""
+    texts = [("가", "나다"), ("나다라 마바사", "가나다라")]
+    rows = [[{"role": "user", "content": asked}, {"role": "assistant", "content": said}] for asked, said in texts]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    (tmp_path / "rules").write_text("^.?$\t가나다라")
+    settings = _settings("causal_lm", "exact_match", 0)
+    settings = replace(
+        settings, data=Data(prompt="messages", max_tokens=64), predict=replace(settings.predict, post=post)
+    )
+    split = SimpleNamespace(path=str(tmp_path / "rows.jsonl"), num_rows=2, name="validation")
+    stage = SimpleNamespace(splits={"predict": split})
+    job: Any = SimpleNamespace(
+        settings=settings, stage=stage, used_file=lambda name: tmp_path / name, reach_functions=lambda names: None
+    )
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(CHAT))
+    ranks: Any = Alone()
+    measured = AnswerMetric(job, ranks, load_full(CHAT, (), trusts_code=False), lambda: None).measure(model)
+    assert measured == {"eval_exact_match": 0.5 if post else 0.0}

@@ -225,3 +225,11 @@ def test_conversations_without_an_answer_to_compare_with_are_refused_where_they_
     assert "4 of 4 conversations (row 1, 2, 3, 4) come without an answer at their end" in capsys.readouterr().err
     stages = "stages={train: {}, consolidate: {}, predict: {}, merge: {}}"
     assert main(["plan", "r.yaml", stages, "--launcher", "local"]) == 0
+    measured = ["checkpoints.metric=cer", "data.splits.validation=b.jsonl", "train.metric_rows=2"]
+    assert main(["plan", "r.yaml", stages, *measured, "--launcher", "local"]) == 2
+    said = (
+        "2 of 2 conversations (row 1, 2) come without an answer at their end, and nothing to compare a prediction with"
+    )
+    assert (
+        f"{said}; end them with what the assistant says, or set checkpoints.metric=eval_loss" in capsys.readouterr().err
+    )
