@@ -216,8 +216,8 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[int | None]:
     """Hold the lock file *path* and yield its descriptor.
 
     Yield None at once when *wait* is off and another process holds it. The kernel frees the lock when its holder dies,
-    however it dies, so there is no stale lock to break. A child does not inherit it, unless it is handed the
-    descriptor: then the lock is held until both are gone.
+    however it dies, so there is no stale lock to break. A child that is handed the descriptor holds the lock on where
+    its parent is killed.
     """
     while True:
         with path.open("a") as stream:
@@ -227,7 +227,10 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[int | None]:
                 yield None
                 return
             if _is_named(stream, path):
-                yield stream.fileno()
+                try:
+                    yield stream.fileno()
+                finally:  # closing it would not do: a child that was forked meanwhile, as those that load rows, has it
+                    fcntl.flock(stream, fcntl.LOCK_UN)
                 return
 
 

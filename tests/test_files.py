@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -105,6 +106,21 @@ def test_a_held_lock_is_seen_and_freed(tmp_path: Path) -> None:
             assert not second
     with files.locked(tmp_path / "lock", wait=False) as third:
         assert third
+
+
+def test_a_lock_is_freed_while_a_child_lives_that_was_forked_meanwhile(tmp_path: Path) -> None:
+    """As those are that load rows of a training, while a thread of it holds the lock."""
+    with files.locked(tmp_path / "lock"):
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+    try:
+        with files.locked(tmp_path / "lock", wait=False) as mine:
+            assert mine
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def test_a_kill_frees_the_lock(tmp_path: Path) -> None:
