@@ -31,7 +31,7 @@ def test_what_planning_takes_runs_to_its_end(forked: Ask, seed: int) -> None:
     for name, rows in first.items():
         assert [row["index"] for row in rows] == list(range(seen["rows"])), seen["overrides"]
         for row, again in zip(rows, second[name], strict=True):
-            assert _flat(row) == pytest.approx(_flat(again), rel=2e-3, abs=1e-4), seen["overrides"]
+            assert _flat(row) == pytest.approx(_flat(again), rel=2e-3, abs=2e-4), seen["overrides"]
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
