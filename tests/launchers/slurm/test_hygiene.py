@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -103,8 +104,11 @@ def test_secrets_and_spaced_values_reach_ranks_and_are_written_nowhere(
     (desk.paths.root / "enough").touch()
     assert desk.end() == {"train": "done"}
     if accounting:
-        said.append(desk.slurm("sacct", "-P", "-a", "-o", "JobID,JobName,SubmitLine,Comment"))
-        assert desk.job() in said[-1]
+        deadline = time.monotonic() + 30  # the database may hear of the job later than its end is known
+        while desk.job() not in (told := desk.slurm("sacct", "-P", "-a", "-o", "JobID,JobName,SubmitLine,Comment")):
+            assert time.monotonic() < deadline, told
+            time.sleep(0.2)
+        said.append(told)
     assert not any("sesame" in text for text in said)
     files = [path for place in (tmp_path, folder / "log") for path in place.rglob("*") if path.is_file()]
     found = [path for path in files if b"sesame-42" in path.read_bytes()]
