@@ -6,6 +6,7 @@ weights or its copy in the archive, is committed before it goes.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from . import commit
 from .archive import upload
 from .commit import Checkpoint
 from .consolidation.options import ConsolidateOptions, Overflow
+from .formats.companion_files import CONFIG_NAME
 from .formats.tensors import FloatDtype
 from .retention.decisions import RetentionDecision, decide
 from .retention.policies import RetentionRules
@@ -184,6 +186,9 @@ def strip_to_weights(checkpoint: Checkpoint, options: RemovalOptions) -> Checkpo
             temporary,
             ConsolidateOptions(dtype=options.dtype, overflow=options.overflow, copy_from=checkpoint.path),
         )
+        config = checkpoint.path / CONFIG_NAME
+        if config.is_file() and not (temporary / CONFIG_NAME).exists():  # an adapter's: its labels, its vocabulary
+            shutil.copyfile(config, temporary / CONFIG_NAME)
         files.write_json(temporary / STATE_NAME, {"global_step": step})  # what a model made of it says it is
         return commit.commit(
             temporary,

@@ -137,6 +137,22 @@ def test_thinning_leaves_weights_that_consolidate_to_the_same_numbers(tmp_path: 
     assert (tensor.name, tensor.shape, tensor.dtype) == ("a.weight", (2, 3), "float16")
 
 
+def test_a_thinned_adapter_keeps_the_configuration_of_the_model_that_it_was_trained_in(tmp_path: Path) -> None:
+    """Its base's knows neither the labels of the training data nor the tokens that were added."""
+    trained = {"model_type": "electra", "id2label": {"0": "bad", "1": "fair", "2": "good"}, "vocab_size": 103}
+
+    def write_adapter(folder: Path) -> None:
+        write_model(folder)
+        (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+        (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}))
+        (folder / "config.json").write_text(json.dumps(trained))
+
+    full, _ = make(tmp_path, [1, 2], write_adapter)
+    light = strip_to_weights(full, RemovalOptions(check_fence=no_fence, dtype="float32"))
+    assert json.loads((light.path / "config.json").read_text()) == trained
+    assert open_source(light.path).content == "adapter"
+
+
 def test_what_cannot_be_thinned_stays_whole(tmp_path: Path) -> None:
     (full, _) = make(tmp_path, [1, 2])
     decisions = [RetentionDecision(checkpoint=full, action="strip", reason="")]
