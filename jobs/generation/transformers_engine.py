@@ -26,7 +26,8 @@ from ...recipes.data.encode import pad_id
 from ...recipes.generation import WEIGHTS_SHARE
 from ...recipes.model_kinds import reads_padding
 from ...recipes.schema import Predict, StageSettings
-from ..training.model import attend_by_length, quantised_in, round_nothing
+from ..quantisation import empty_model, mend_quantised, quantised_in
+from ..training.model import attend_by_length
 from . import Generation, LoadRequest, Prompt, not_finite
 from .batches import Batches
 from .steps import Choice, Limits, Record, Unpadded
@@ -50,13 +51,17 @@ def load_model(request: LoadRequest) -> Any:
     Raises:
         RunError: there is no place for some layers.
     """
-    spec, placement = request.settings.model, _placement(request)
+    spec, model_class = request.settings.model, getattr(transformers, request.model_class)
     options: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code}
     config = transformers.AutoConfig.from_pretrained(request.model_dir, **options, **spec.config)
     if spec.attention:
         options["attn_implementation"] = spec.attention
+    placement = _placement(request)
+    if width := request.settings.predict.load_in:
+        empty = empty_model(lambda: model_class.from_config(config, **options))
+        options["quantization_config"] = quantised_in(width, request.dtype, empty)
     try:
-        model = getattr(transformers, request.model_class).from_pretrained(
+        model = model_class.from_pretrained(
             request.model_dir, config=config, dtype=getattr(torch, request.dtype), **options, **placement
         )
     except ValueError as error:
@@ -66,19 +71,18 @@ def load_model(request: LoadRequest) -> Any:
     unwanted = {"disk"} | ({"cpu"} if not request.settings.predict.offload else set())
     if placement.get("device_map") == "auto" and unwanted & set(getattr(model, "hf_device_map", {}).values()):
         raise _no_place(request)
-    round_nothing(model)
+    mend_quantised(model)
     attend_by_length(model)
     return (model if placement else model.to(request.device)).eval()
 
 
 def _placement(request: LoadRequest) -> dict[str, Any]:
-    """Return how transformers quantises a model and deals it out.
+    """Return how transformers deals a model out.
 
-    Return nothing where it is to be loaded as it is, on one device.
+    Return nothing where it is to be loaded on one device, and not quantised.
     """
-    predict, found = request.settings.predict, dict[str, Any]()
-    if predict.load_in is not None:
-        found = {"quantization_config": quantised_in(predict.load_in, request.dtype), "device_map": request.device}
+    predict = request.settings.predict
+    found = {"device_map": request.device} if predict.load_in is not None else dict[str, Any]()
     if request.device == "cpu" or (request.num_devices == 1 and not predict.offload):
         return found
     most: dict[int | str, int] = {
@@ -86,7 +90,7 @@ def _placement(request: LoadRequest) -> dict[str, Any]:
     }
     if predict.offload:
         most["cpu"] = psutil.virtual_memory().available
-    return found | {"device_map": "auto", "max_memory": most}
+    return {"device_map": "auto", "max_memory": most}
 
 
 def _no_place(request: LoadRequest) -> RunError:

@@ -6,13 +6,11 @@ It is quantised at load, as one that answers may be, and no device map spreads i
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -24,8 +22,7 @@ from ...recipes.inspect.tokenizer import load_full
 from ...recipes.model_kinds import most_in_full_attention
 from ...recipes.schema import StageSettings
 from ...recipes.tasks import TaskSpec, task_of
-
-_REPACKS = "support_avx512bf16_for_cpu"
+from ..quantisation import empty_model, mend_quantised, quantised_in
 
 
 def load_tokenizer(settings: StageSettings, folder: Path) -> Any:
@@ -59,13 +56,13 @@ def _load(settings: StageSettings, task: TaskSpec, folder: Path, *, has_weights:
         if settings.adapter.method == "full"
         else torch.float32
     )
-    misfits = _misfits(folder, _empty(lambda: model_class.from_config(config, **options))) if task.has_new_head else {}
+    empty = empty_model(lambda: model_class.from_config(config, **options))
+    misfits = _misfits(folder, empty) if task.has_new_head else {}
     transformers.set_seed(settings.seed)
     if not has_weights:
         return model_class.from_config(config, dtype=dtype, **options)
     if settings.adapter.method == "qlora":
-        kept_whole = _kept_whole(settings, model_class, config, options)
-        options["quantization_config"] = quantised_in("4bit", train.precision, kept_whole)
+        options["quantization_config"] = quantised_in("4bit", train.precision, empty, full_layers(settings, empty))
     if settings.adapter.method != "full":
         dtype = getattr(torch, train.precision)
     if misfits:
@@ -74,7 +71,7 @@ def _load(settings: StageSettings, task: TaskSpec, folder: Path, *, has_weights:
     if settings.adapter.method == "lora" and engine_of(settings).working_dtype(settings) == "float32":
         _norms_in_float32(model)
     _keep_frozen(model)
-    round_nothing(model)
+    mend_quantised(model)
     return model
 
 
@@ -123,63 +120,12 @@ def _misfits(folder: Path, model: Any) -> dict[str, str]:
     }
 
 
-def _empty(build: Callable[[], Any]) -> Any:
-    """Return a model without values, which ZeRO-3 would cut or fill."""
-    from transformers.modeling_utils import set_quantized_state
-
-    with torch.device("meta"), set_quantized_state():
-        return build()
-
-
-def round_nothing(model: Any) -> None:
-    """Keep bitsandbytes from rounding 4-bit weights.
-
-    It would repack them when they are evaluated on a CPU.
-    """
-    for layer in model.modules():
-        if hasattr(layer, _REPACKS):
-            setattr(layer, _REPACKS, False)
-
-
 def _keep_frozen(model: Any) -> None:
     """Freeze what the class itself does not train, such as computed positions.
 
     transformers makes every parameter that it loads trainable (5.23).
     """
-    own = dict(_empty(lambda: type(model)(model.config)).named_parameters())
+    own = dict(empty_model(lambda: type(model)(model.config)).named_parameters())
     for name, parameter in model.named_parameters():
         if name in own and not own[name].requires_grad:
             parameter.requires_grad_(False)
-
-
-def _kept_whole(settings: StageSettings, model_class: Any, config: Any, options: dict[str, Any]) -> list[str]:
-    """Return the layers that are not quantised.
-
-    These are those that transformers leaves, and those that train in full.
-    """
-    from transformers.quantizers.base import get_keys_to_not_convert
-
-    empty = _empty(lambda: model_class.from_config(config, **options))
-    return [*get_keys_to_not_convert(empty), *full_layers(settings, empty)]
-
-
-def quantised_in(width: Literal["4bit", "8bit"], dtype: str, kept_whole: Sequence[str] | None = None) -> Any:
-    """Return how the linear layers are quantised at load.
-
-    They compute in *dtype*. The layers *kept_whole* are left, or those that transformers leaves, such as the head.
-    """
-    from transformers import BitsAndBytesConfig
-
-    skipped = None if kept_whole is None else list(kept_whole)
-    if width == "8bit":
-        # it says at each product that it computes in float16
-        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        llm_int8_skip_modules=skipped,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=getattr(torch, dtype),
-        bnb_4bit_quant_storage=getattr(torch, dtype),
-    )
