@@ -62,7 +62,6 @@ ZERO = {
         "stage3_max_reuse_distance": 0,
     }
 }
-WORDS = ["<pad>", "<s>", "</s>", "<unk>", *map(str, range(28))]
 
 
 def prepare() -> None:
@@ -99,17 +98,21 @@ def write_project(request: dict[str, Any]) -> None:
     import torch
     import transformers
     from small_models import small_model
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from small_tokenizers import small_tokenizer
+    from tokenizers import processors
 
     from sousbatch.recipes.tasks import task_of
 
     torch.manual_seed(0)
+    texts = [value for rows in request["rows"].values() for row in rows for value in row.values()]
+    tokenizer = small_tokenizer(request.get("tokenizer", "words"), [one for one in texts if isinstance(one, str)])
+    num_words = tokenizer.get_vocab_size()
     if "kind" in request:
-        model = small_model(request["kind"], getattr(transformers, task_of(request["task"]).model_class), len(WORDS))
+        model = small_model(request["kind"], getattr(transformers, task_of(request["task"]).model_class), num_words)
         if isinstance(model, str):
             raise NoSmallModelError(model)
     else:
-        config = getattr(transformers, request["config"])(**{"vocab_size": len(WORDS)} | request["sizes"])
+        config = getattr(transformers, request["config"])(**{"vocab_size": num_words} | request["sizes"])
         model = getattr(transformers, request.get("base", request["class"]))(config)
     if request.get("has_own_head"):
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight * 0.5)
@@ -122,9 +125,6 @@ def write_project(request: dict[str, Any]) -> None:
         named = json.loads(Path("model/config.json").read_text())
         named["auto_map"] = {"AutoModelForCausalLM": "modeling_own.Own"}
         Path("model/config.json").write_text(json.dumps(named))
-    words = {word: number for number, word in enumerate(WORDS)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     options = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     if request["task"] in ("question_answering", "classification"):  # an encoder reads <s> question </s> passage </s>
         options |= {"cls_token": "<s>", "sep_token": "</s>"}

@@ -10,6 +10,9 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from small_tokenizers import KINDS as TOKENIZERS
+
+_SPLITS = {"train": 16, "validation": 7, "test": 9}
 KINDS = {
     "causal_lm": """llama gpt2 gpt_neox opt bloom falcon mistral qwen2 qwen3 gemma gemma2 gemma3_text phi phi3 olmo2
     stablelm mixtral qwen2_moe qwen3_moe granite mamba mamba2 codegen gptj gpt_neo mpt gpt_bigcode starcoder2 cohere
@@ -152,6 +155,10 @@ _OF_TASK: dict[str, dict[str, Sequence[Any]]] = {
         "score.metrics": ["[accuracy,label_f1]", "[macro_f1]"],
     },
 }
+# What rows are made of where the tokenizer cuts words; "words" has the numbers alone.
+_NUMBERS = [*map(str, range(28))]
+_WORDS = """0 1 2 3 4 5 7 8 9 28 77 사과 배를 데이터가 학습합니다 naïve Straße ﬁne 🍏 👩‍🔬 don't e.g. x=1; 日本語 re-use
+foo_bar 100% New""".split()
 # Without these most tiny models would be refused or be no test.
 _ALWAYS = {
     "causal_lm": ["data.long_rows=cut_left"],
@@ -172,14 +179,18 @@ def draw(seed: int) -> dict[str, Any]:
             chosen.setdefault(longer, "null")
     if any(key.startswith("adapter.") for key in chosen):
         chosen.setdefault("adapter.method", "lora")
-    rows = {split: _rows(chance, task, count) for split, count in (("train", 16), ("validation", 7), ("test", 9))}
+    tokenizer = random.Random(f"tokenizer {seed}").choice(["words", *TOKENIZERS])
+    words = _NUMBERS if tokenizer == "words" else _WORDS
+    rows = {split: _rows(chance, task, count, words) for split, count in _SPLITS.items()}
     return {
         "do": "resume_and_predict_twice",
         "task": task,
         "kind": chance.choice(KINDS[task]),
+        "tokenizer": tokenizer,
         "rows": rows,
         "overrides": [
             "data.splits.test=test.jsonl",
+            *(["data.max_tokens=64"] if tokenizer != "words" else []),
             *_ALWAYS[task],
             *(f"{key}={value}" for key, value in chosen.items()),
         ],
@@ -188,22 +199,22 @@ def draw(seed: int) -> dict[str, Any]:
     }
 
 
-def _rows(chance: random.Random, task: str, count: int) -> list[Mapping[str, Any]]:
-    def numbers(low: int, high: int) -> str:
-        return " ".join(str(chance.randrange(28)) for _ in range(chance.randrange(low, high)))
+def _rows(chance: random.Random, task: str, count: int, words: Sequence[str]) -> list[Mapping[str, Any]]:
+    def some(low: int, high: int) -> str:
+        return " ".join(words[chance.randrange(28)] for _ in range(chance.randrange(low, high)))
 
     is_odd = chance.random() < 0.3
     rows = []
     for place in range(count):
-        row: dict[str, Any] = {"key": f"row-{place}", "input": numbers(1, 14), "target": numbers(1, 8)}
-        row |= {"question": numbers(1, 9), "context": numbers(3, 40), "text": numbers(1, 40), "grade": place % 2}
+        row: dict[str, Any] = {"key": f"row-{place}", "input": some(1, 14), "target": some(1, 8)}
+        row |= {"question": some(1, 9), "context": some(3, 40), "text": some(1, 40), "grade": place % 2}
         if is_odd and chance.random() < 0.2:
-            row["input"] = chance.choice(["한글 3 😀", '3,"4"\n5', numbers(60, 90), "  1 ", "unseen words only"])
+            row["input"] = chance.choice(["한글 3 😀", '3,"4"\n5', some(60, 90), "  1 ", "unseen words only"])
         turns = [("user", row["input"]), ("assistant", row["target"])] * chance.randrange(1, 3)
         row["messages"] = [{"role": role, "content": text} for role, text in turns]
-        words = row["context"].split()
-        first = chance.randrange(len(words))
-        text, start = " ".join(words[first : first + 2]), len(" ".join([*words[:first], ""]))
+        parts = row["context"].split()
+        first = chance.randrange(len(parts))
+        text, start = " ".join(parts[first : first + 2]), len(" ".join([*parts[:first], ""]))
         has_answer = not is_odd or chance.random() < 0.7
         row["answers"] = {"text": [text] * has_answer, "answer_start": [start] * has_answer}
         row["target"] = ("low", "middle", "high")[place % 3] if task == "classification" else row["target"]
