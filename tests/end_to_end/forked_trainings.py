@@ -405,6 +405,33 @@ def train_in_a_chain(request: dict[str, Any]) -> dict[str, Any]:
     return found | {"rows": num_predicted(run)}
 
 
+def do_every_stage(request: dict[str, Any]) -> dict[str, Any]:
+    """Do the stages of a recipe one after another; each model is compared with what was trained for it."""
+    from sousbatch.recipes.plan import read_plan
+    from sousbatch.recipes.tasks import task_of
+
+    run = start_run(Path("runs").absolute(), request)
+    plan = read_plan(run / "plan.json")
+    request["class"] = task_of(request["task"]).model_class
+    models: dict[str, Any] = {}
+    for stage in plan.stages:
+        if stage.kind == "train":
+            expect(train_on_two_ranks(run, stage.name), [0, 0], stage.name)
+            continue
+        expect(do_job(run, stage.kind, stage.name), 0, stage.name)
+        if stage.kind == "consolidate":
+            trained = plan.stage(stage.of)
+            base = run / "model" / trained.of if trained.of else Path("model")
+            models[stage.name] = compare(request, run, base=base, train=trained.name, consolidate=stage.name)
+    rows = {
+        stage.name: [stage.splits["predict"].num_rows, len(path.read_text().splitlines())]
+        for stage in plan.stages
+        if stage.kind == "predict"
+        for path in (run / "predictions" / stage.name).glob("predictions.jsonl")
+    }
+    return {"models": models, "rows": rows}
+
+
 def diverge(request: dict[str, Any]) -> dict[str, Any]:
     """Train until the training ends itself, and make a model of what it kept."""
     from sousbatch.checkpoints import commit
