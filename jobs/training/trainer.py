@@ -203,7 +203,8 @@ class RecipeTrainer(Trainer):
         summed, count = self.accelerator.reduce(torch.stack(self._measured).sum(0))
         output.metrics["eval_loss"] = float(summed / count)
         if self._metric is not None:
-            output.metrics.update(self._metric.measure(self.model))
+            with self.accelerator.autocast():  # peft's `generate` goes past the forward pass that has it
+                output.metrics.update(self._metric.measure(self.model))
         return output
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

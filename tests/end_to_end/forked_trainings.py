@@ -254,7 +254,7 @@ def losses(run: Path) -> dict[str, float]:
     return found
 
 
-def merged_by_peft(settings: Any, model: Any, weights: dict[str, Any]) -> dict[str, Any]:
+def merged_by_peft(settings: Any, model: Any, base: Path, weights: dict[str, Any]) -> dict[str, Any]:
     """Return the parameters of *model* after an adapter with the trained *weights* is merged into it by peft itself."""
     from sousbatch.jobs.training.model import load_tokenizer
     from sousbatch.recipes.building import prepare_model
@@ -262,7 +262,7 @@ def merged_by_peft(settings: Any, model: Any, weights: dict[str, Any]) -> dict[s
     # into the base as it was before it was quantised, and all in float32
     adapter, train = replace(settings.adapter, method="lora"), replace(settings.train, precision="float32")
     settings = replace(settings, adapter=adapter, train=train)
-    adapted = prepare_model(settings, model, load_tokenizer(settings, Path("model")))
+    adapted = prepare_model(settings, model, load_tokenizer(settings, base))
     for name, value in adapted.named_parameters():
         if value.requires_grad:
             value.data.copy_(weights.pop(name))
@@ -285,7 +285,7 @@ def compare(request: dict[str, Any], run: Path, *, base: Path = Path("model"), t
     options = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # a head of other labels is made anew
     model, of_base = model_class.from_pretrained(base, **options, **settings.model.config)
     before = {name: value.detach().clone() for name, value in model.float().named_parameters()}
-    after = weights if settings.adapter.method == "full" else merged_by_peft(settings, model, weights)
+    after = weights if settings.adapter.method == "full" else merged_by_peft(settings, model, base, weights)
     folder = run / "model" / consolidate
     found, told = model_class.from_pretrained(folder, output_loading_info=True)
     unequal = [

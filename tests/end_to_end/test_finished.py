@@ -139,6 +139,12 @@ CASES: dict[str, tuple[tuple[int, ...], str, tuple[str, ...], dict[str, Any]]] =
     "noise on embeddings of new tokens": ((0,), "tied", (*LORA, *ADDED, "train.neftune_alpha=5"), {}),
     "rows of like length together": ((0, 2), "llama", ("train.group_by_length=true",), {}),
     "the best by its answers": (SHARDED, "llama", ("checkpoints.metric=exact_match",), {}),
+    "the best by its answers, from a head that trains in full": (
+        (0,),
+        "llama",
+        (*LORA, "adapter.modules_to_save=[lm_head]", "checkpoints.metric=exact_match", "train.precision=bfloat16"),
+        {},
+    ),
     "code of the model's own": (SHARDED, "own code", ("model.trust_remote_code=true",), {}),
     "several files": ((0,), "llama", ("consolidate.max_shard_gb=0.0001", "consolidate.dtype=bfloat16"), {}),
 }
