@@ -128,9 +128,12 @@ def write_project(request: dict[str, Any]) -> None:
     options = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     if request["task"] in ("question_answering", "classification"):  # an encoder reads <s> question </s> passage </s>
         options |= {"cls_token": "<s>", "sep_token": "</s>"}
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=[("<s>", 1), ("</s>", 2)]
-        )
+        request["frame"] = "<s> $A </s>"
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=request.get("frame", "$A"),
+        pair="<s> $A </s> $B:1 </s>:1",
+        special_tokens=[("<s>", 1), ("</s>", 2)],
+    )
     if request.get("has_template"):
         options["chat_template"] = "{% for turn in messages %}{{ turn.content + ' </s> ' }}{% endfor %}"
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options).save_pretrained("model")
@@ -596,7 +599,7 @@ def answer(request: dict[str, Any], folder: Path) -> dict[str, Any]:
             if "seed" in request:
                 from random_recipes import draw
 
-                request = draw(request["seed"]) | request
+                request = draw(request["seed"], *request.get("num_keys", ())) | request
             write_project(request)
             seen = globals()[request["do"]](request)
             Path("seen.json").write_text(json.dumps(seen))

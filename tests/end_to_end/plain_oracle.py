@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import plain_predictions as predictions
@@ -28,7 +29,7 @@ _LEFT_OUT = (
         "train.optimizer=adamw_8bit",
     ),
     *("train.optimizer=paged", "predict.load_in", "predict.sample", "predict.temperature", "predict.top_"),
-    *("predict.decodings", "predict.chunk_tokens", "adapter.method=qlora"),
+    *("adapter.method=qlora", "predict.decodings={one"),
 )
 # Adam's first steps are signs of gradients; with so large an epsilon rounding does not turn them.
 _ALWAYS = ["train.precision=float32", "train.epsilon=1e-4"]
@@ -88,6 +89,7 @@ class Oracle:
         steps = self._examples_of_steps()
         if not self.found:  # else nothing that follows can be equal
             model = self._model()
+        if not self.found:
             self._train(model, steps)
             self._choose(max(steps) + 1)
             self._consolidate(model)
@@ -100,7 +102,7 @@ class Oracle:
         if select is None:
             return rows
         chosen = [*map(json.loads, Path(self.train.splits["train"].path).read_text().splitlines())]
-        if select.sample:
+        if select.sample and not select.bm25:
             self.found.expect("rows of the sample", len(chosen), min(select.sample, len(rows)))
         left = iter(rows)
         keys = [json.dumps(row, sort_keys=True) for row in left]
@@ -155,7 +157,8 @@ class Oracle:
         old = model.get_input_embeddings().weight.shape[0]
         model = training.prepared(settings, model, self.reader.tokenizer, first["trained"])
         trained = sorted(name for name, weight in model.named_parameters() if weight.requires_grad)
-        self.found.expect("what trains", sorted(first["trained"]), trained)
+        unequal = sorted({*first["trained"]} ^ {*trained})
+        self.found.expect("what trains on one side alone", unequal, [])
         other = training.take_values(model, first["values"])
         if not settings.model.from_scratch:
             size = len(self.reader.tokenizer)
@@ -285,19 +288,24 @@ class Oracle:
         model = training.load(settings, self.run / "model/consolidate")[0].eval()
         if reader.labels:
             self.found.expect("labels", model.config.id2label, dict(enumerate(reader.labels)))
-        (path,) = self.run.glob("predictions/*/predictions.jsonl")
+        for name, values in (predict.decodings or {"": {}}).items():
+            decoded = SimpleNamespace(**vars(predict) | values)
+            (path,) = self.run.glob(f"predictions/*/predictions{name and '.'}{name}.jsonl")
+            self._compare_answers(path, model, reader, rows, decoded)
+
+    def _compare_answers(self, path: Path, model: Any, reader: Reader, rows: Sequence[Row], predict: Any) -> None:
         made = [*map(json.loads, path.read_text().splitlines())]
         self.found.expect("rows that are predicted", [one["index"] for one in made], [*range(len(rows))])
-        if settings.data.columns.id:
-            ids = [str(row[settings.data.columns.id]) for row in rows]
-            self.found.expect("ids", [str(one["id"]) for one in made], ids)
+        if identity := reader.data.columns.id:
+            self.found.expect("ids", [str(one["id"]) for one in made], [str(row[identity]) for row in rows])
         for row, one in zip(rows, made, strict=True):
             self._compare_answer(one, predictions.answer(model, reader, row, predict), reader)
             if predict.keep_logprobs and one["logprobs"]["tokens"]:
                 self._compare_log_probabilities(one["logprobs"], model, reader, row)
         scores = json.loads((self.run / "metrics/score.json").read_text())
         scores = scores.get("scores", scores)
-        self._expect_scores("score ", scores.get("model", scores), rows, [one["prediction"] for one in made])
+        name = path.stem.partition(".")[2] or "model"
+        self._expect_scores("score ", scores.get(name, scores), rows, [one["prediction"] for one in made])
 
     def _compare_answer(self, one: Mapping[str, Any], plain: Mapping[str, Any], reader: Reader) -> None:
         what, predict = f"answer to row {one['index']}", reader.settings.predict

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import transformers
 from plain_rows import Reader, Row
 from plain_training import token_types
 
@@ -82,29 +83,75 @@ def limits(reader: Reader, row: Row, predict: Any) -> tuple[int, float]:
     return max(1, predict.min_new_tokens, min(tokens, share)), characters
 
 
+class Ends(transformers.StoppingCriteria):
+    """Ends a beam whose text has a stop, or is too long."""
+
+    def __init__(self, reader: Reader, num_read: int, stops: Sequence[str], characters: float) -> None:
+        self._reader, self._num_read, self._stops, self._characters = reader, num_read, stops, characters
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:  # type: ignore[override]
+        texts = [text_of(self._reader, ids[self._num_read :].tolist()) for ids in input_ids]
+        is_done = [len(one) > self._characters or any(stop in one for stop in self._stops) for one in texts]
+        return torch.tensor(is_done)
+
+
+def text_of(reader: Reader, ids: Sequence[int]) -> str:
+    return nfc(reader.tokenizer.decode(ids, skip_special_tokens=True))
+
+
 def generated(model: Any, reader: Reader, row: Row, predict: Any) -> str:
-    ids, (most, characters) = source_ids(model, reader, row, predict), limits(reader, row, predict)
-    is_encoder, own = model.config.is_encoder_decoder, model.generation_config.eos_token_id
-    ends = {reader.tokenizer.eos_token_id, *predict.stop_ids, *([own] if isinstance(own, int) else own or [])}
+    """Return the answer to a row: of one `generate`, or of one for each chunk."""
+    source, (most, characters) = source_ids(model, reader, row, predict), limits(reader, row, predict)
+    stops, size = [nfc(one) for one in predict.stop], predict.chunk_tokens or most
+    new, is_ended = list[int](), False
+    while len(new) < most and not is_ended:
+        kept = _last_sentences(reader, new, predict.chunk_sentences)[-size:] if new else []
+        num_read = 1 if model.config.is_encoder_decoder else len(source) + len(kept)
+        ends = Ends(reader, num_read, stops, characters) if (predict.num_beams or 1) > 1 else None
+        some = min(size, most - len(new))
+        part, is_ended = continued(
+            model, reader, [*source, *kept], predict, some, predict.min_new_tokens - len(new), ends
+        )
+        new += part
+        text = text_of(reader, new)
+        is_ended = is_ended or len(text) > characters or any(stop in text for stop in stops)
+    text = text_of(reader, new)
+    for stop in stops:
+        text = text.split(stop)[0]
+    return text if characters == math.inf else text[: int(characters)]
+
+
+def _last_sentences(reader: Reader, ids: Sequence[int], count: int) -> list[int]:
+    """Return the tokens of the last sentences."""
+    parts = re.split(r"(?<=[.!?。])\s+", text_of(reader, ids))
+    before = " ".join(parts[:-count]) if len(parts) > count else ""
+    first = next(place for place in range(len(ids) + 1) if len(text_of(reader, ids[:place])) >= len(before))
+    return [*ids[first:]]
+
+
+def continued(
+    model: Any, reader: Reader, ids: Sequence[int], predict: Any, most: int, least: int, ends: Any
+) -> tuple[list[int], bool]:
+    """Return what a plain `generate` continues *ids* with, and whether an end token came."""
+    own = model.generation_config.eos_token_id
+    stops = {reader.tokenizer.eos_token_id, *predict.stop_ids, *([own] if isinstance(own, int) else own or [])}
     options = {
         "max_new_tokens": most,
+        "min_new_tokens": least if least > 0 else None,
         "do_sample": False,
         "num_beams": predict.num_beams or 1,
         "pad_token_id": reader.tokenizer.pad_token_id,
-        "eos_token_id": sorted(ends),
-        "min_new_tokens": predict.min_new_tokens or None,
+        "eos_token_id": sorted(stops),
         "repetition_penalty": predict.repetition_penalty and float(predict.repetition_penalty),
         "no_repeat_ngram_size": predict.no_repeat_ngram,
+        "stopping_criteria": ends and transformers.StoppingCriteriaList([ends]),
     }
     options = {name: value for name, value in options.items() if value is not None}
-    source = torch.tensor([ids])
+    source = torch.tensor([[*ids]])
     made = model.generate(input_ids=source, attention_mask=torch.ones_like(source), **options)[0]
-    new = made[1 if is_encoder else len(ids) :].tolist()
-    new = new[: next((place for place, token in enumerate(new) if token in ends), len(new))]
-    text = nfc(reader.tokenizer.decode(new, skip_special_tokens=True))
-    for stop in predict.stop:
-        text = text.split(nfc(stop))[0]
-    return text if characters == math.inf else text[: int(characters)]
+    new = made[1 if model.config.is_encoder_decoder else len(ids) :].tolist()
+    first = next((place for place, token in enumerate(new) if token in stops), len(new))
+    return new[:first], first < len(new)
 
 
 @torch.no_grad()

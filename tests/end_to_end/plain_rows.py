@@ -24,7 +24,7 @@ Write a response that appropriately completes the request.
 {context}### Response:
 """
 _PAIRED = ", paired with an input that provides further context"
-_IS_SYMBOL = re.compile(r"[\U0001F000-\U0001FAFF\u2190-\u21FF\u2460-\u27BF\u2B00-\u2BFF\u200d\ufe0f]")
+_IS_SYMBOL = re.compile(r"[\U0001F000-\U0001FAFF\u200d\ufe0f]")  # of those that the rows have
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +173,7 @@ class Reader:
         ids = ids or [end]
         if len(ids) <= longest or self.data.long_rows == "drop":
             return ids, len(ids) > longest
-        before = 1 if len(frame) > 1 and ids[0] == frame[0] else 0
+        before = 1 if frame and frame[0] != end and ids[0] == frame[0] else 0
         after, room = len(frame) - before, longest - len(frame)
         inner = ids[before : len(ids) - after]
         inner = inner[:room] if self.data.long_rows == "cut_right" else inner[len(inner) - room :]
@@ -256,21 +256,22 @@ class Reader:
         question = self.bare(row[self.column("question")])[: options.max_question_tokens]
         passage = tokenizer(row[self.column("context")], add_special_tokens=False, return_offsets_mapping=True)
         ids, offsets = passage["input_ids"], passage["offset_mapping"]
-        answers, answer = row[self.column("answers")], list[int]()
+        answers, begins, stops = row[self.column("answers")], -1, -1
         if answers["text"]:
-            start = answers["answer_start"][0]
-            stop = start + len(answers["text"][0])
-            answer = [place for place, (a, b) in enumerate(offsets) if a < stop and b > start]
+            begins = answers["answer_start"][0]
+            stops = begins + len(answers["text"][0])
         room, start, found = self.data.max_tokens - len(question) - 3, 0, list[Window]()
         while True:
             part, first = ids[start : start + room], len(question) + 2
-            is_inside = bool(answer) and start <= answer[0] and answer[-1] < start + room
-            shift = first - start
+            seen = offsets[start : start + room]
+            answer = [place for place, (a, b) in enumerate(seen, first) if a < stops and b > begins]
+            # as run_qa.py: by characters, some of which have several tokens
+            is_inside = bool(answer) and seen[0][0] <= begins and seen[-1][1] >= stops
             window = Window(
                 ids=[begin, *question, end, *part, end],
                 types=[0] * first + [1] * (len(part) + 1),
-                span=(answer[0] + shift, answer[-1] + shift) if is_inside else (0, 0),
-                offsets=offsets[start : start + room],
+                span=(answer[0], answer[-1]) if is_inside else (0, 0),
+                offsets=seen,
                 first=first,
             )
             found.append(window)

@@ -27,12 +27,6 @@ CLASSES = {
     "question_answering": "AutoModelForQuestionAnswering",
     "classification": "AutoModelForSequenceClassification",
 }
-_PEFT_TASKS = {
-    "causal_lm": "CAUSAL_LM",
-    "seq2seq": "SEQ_2_SEQ_LM",
-    "question_answering": "QUESTION_ANS",
-    "classification": "SEQ_CLS",
-}
 
 
 def load(settings: Any, folder: Path, **options: Any) -> tuple[Any, dict[str, Any]]:
@@ -91,11 +85,12 @@ def prepared(settings: Any, model: Any, tokenizer: Any, trained: Sequence[str]) 
     named = {
         name for name, _ in model.named_modules() for one in adapter.modules_to_save if f".{name}".endswith(f".{one}")
     }
+    head = [name for name, module in model.named_modules() if module is model.get_output_embeddings()]
+    is_tied = model.config.tie_word_embeddings and bool(named & {*head})
     ids = sorted({tokenizer.convert_tokens_to_ids(one) for one in settings.model.add_tokens})
     deltas = {name for name in trained if "trainable_tokens" in name}
     rows = {re.sub(r"^base_model\.model\.|\.token_adapter.*$", "", name): ids for name in deltas}
     config = peft.LoraConfig(
-        task_type=_PEFT_TASKS[settings.task],
         r=adapter.rank,
         lora_alpha=adapter.alpha,
         use_rslora=adapter.rslora,
@@ -103,6 +98,7 @@ def prepared(settings: Any, model: Any, tokenizer: Any, trained: Sequence[str]) 
         target_modules=targets,
         modules_to_save=sorted(in_full | named) or None,
         trainable_token_indices=rows or None,
+        ensure_weight_tying=is_tied,
     )
     return peft.get_peft_model(model, config)
 

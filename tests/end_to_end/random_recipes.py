@@ -168,18 +168,19 @@ _ALWAYS = {
 }
 
 
-def draw(seed: int) -> dict[str, Any]:
-    """Return the request of *seed*."""
+def draw(seed: int, least: int = 2, most: int = 9) -> dict[str, Any]:
+    """Return the request of *seed*, with *least* to *most* keys."""
     chance = random.Random(seed)
     task = chance.choice([*KINDS, "causal_lm"])
     values = _ANY | _OF_TASK[task]
-    chosen = {key: chance.choice(values[key]) for key in chance.sample(sorted(values), chance.randrange(2, 10))}
+    chosen = {key: chance.choice(values[key]) for key in chance.sample(sorted(values), chance.randint(least, most))}
     for shorter, longer in (("train.epochs", "train.steps"), ("checkpoints.every_epochs", "checkpoints.every_steps")):
         if shorter in chosen:
             chosen.setdefault(longer, "null")
     if any(key.startswith("adapter.") for key in chosen):
         chosen.setdefault("adapter.method", "lora")
     tokenizer = random.Random(f"tokenizer {seed}").choice(["words", *TOKENIZERS])
+    frame = random.Random(f"frame {seed}").choice(["$A", "$A", "<s> $A", "<s> $A </s>", "$A </s>"])
     words = _NUMBERS if tokenizer == "words" else _WORDS
     rows = {split: _rows(chance, task, count, words) for split, count in _SPLITS.items()}
     return {
@@ -187,6 +188,7 @@ def draw(seed: int) -> dict[str, Any]:
         "task": task,
         "kind": chance.choice(KINDS[task]),
         "tokenizer": tokenizer,
+        "frame": frame,
         "rows": rows,
         "overrides": [
             "data.splits.test=test.jsonl",
