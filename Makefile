@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := $(shell git ls-files '*.py' '*.yaml' '*.json' setup.cfg pyproject.toml 2>/dev/null)
 
-.PHONY: demo test test-faults test-matrix test-architectures test-recipes test-gpu test-slurm test-slurm-as slurm check types install clean
+.PHONY: demo test test-faults test-matrix test-architectures test-recipes test-plain test-gpu test-slurm test-slurm-as slurm check types install clean
 
 # Runs the library's demo recipe through every stage on this machine's CPU.
 demo: $(STAMP)
@@ -33,8 +33,11 @@ test-architectures: $(STAMP)
 	$(PYTEST) -m architectures $(TESTS)
 
 # Recipes drawn at random, 150 of them in some 8 minutes, or those of other seeds: make test-recipes SEEDS=1000-1999
+# The same beside plain torch, transformers and peft: make test-plain, or make test-plain SEEDS=1000-1999
 test-recipes: $(STAMP)
-	$(if $(SEEDS),SOUSBATCH_TEST_SEEDS=$(SEEDS) )$(PYTEST) -m recipes $(TESTS)
+	$(if $(SEEDS),SOUSBATCH_TEST_SEEDS=$(SEEDS) )$(PYTEST) -m recipes $(or $(TESTS),tests/end_to_end/test_random_recipes.py)
+test-plain: $(STAMP)
+	$(if $(SEEDS),SOUSBATCH_TEST_SEEDS=$(SEEDS) )$(PYTEST) -m recipes tests/end_to_end/test_plain_training.py
 
 # What needs a GPU, with the Python whose torch knows the card, and the other packages, test tools too: PYTHON=python3
 GPU_PYTHON = PYTHONPATH=$(abspath build/as) OMP_NUM_THREADS=1 $(PYTHON)

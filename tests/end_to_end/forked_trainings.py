@@ -168,11 +168,16 @@ def start_run(folder: Path, request: dict[str, Any]) -> Path:
 
 
 def train_on_two_ranks(
-    run: Path, stage: str = "train", *, at_each_step: Callable[[int, int], None] | None = None
+    run: Path,
+    stage: str = "train",
+    *,
+    at_each_step: Callable[[int, int], None] | None = None,
+    is_recorded: bool = False,
 ) -> list[int]:
     """Make the next attempt of a training and return how each rank ended.
 
-    *at_each_step* is called with rank and step before each micro batch.
+    *at_each_step* is called with rank and step before each micro batch. Where it *is_recorded*, each rank leaves what
+    it takes, and rank 0 the first weights and those of every saved step.
     """
     from sousbatch import ledger
     from sousbatch.cluster.ports import free_port
@@ -189,7 +194,7 @@ def train_on_two_ranks(
             try:
                 own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "SOUSBATCH_ATTEMPT": str(attempt.number)}
                 os.environ |= place | own
-                code = work_as_rank(run, stage, rank, at_each_step)
+                code = work_as_rank(run, stage, rank, at_each_step, is_recorded=is_recorded)
             except BaseException:
                 traceback.print_exc()
             finally:
@@ -205,7 +210,9 @@ def train_on_two_ranks(
     return [codes[pid] for pid in pids]
 
 
-def work_as_rank(run: Path, stage: str, rank: int, at_each_step: Callable[[int, int], None] | None) -> int:
+def work_as_rank(
+    run: Path, stage: str, rank: int, at_each_step: Callable[[int, int], None] | None, *, is_recorded: bool
+) -> int:
     """Train as one rank; rank 0 keeps the weights of the last step as the engine gathers them."""
     import torch
 
@@ -215,19 +222,37 @@ def work_as_rank(run: Path, stage: str, rank: int, at_each_step: Callable[[int, 
 
     save, step = RecipeTrainer._save_checkpoint, RecipeTrainer.training_step
 
+    def gathered(self: Any) -> dict[str, torch.Tensor]:
+        named = dict(self.accelerator.unwrap_model(self.model).named_parameters())
+        found = self._saver._engine.gathered(self, named)
+        return {name: value.detach().float().clone() for name, value in found if value.is_floating_point()}
+
     def save_and_gather(self: Any, model: Any, trial: Any) -> None:
         save(self, model, trial)
-        if self.state.global_step == self._batch.steps:
-            named = dict(self.accelerator.unwrap_model(self.model).named_parameters())
-            gathered = self._saver._engine.gathered(self, named)
-            full = {name: value.detach().float().clone() for name, value in gathered if value.is_floating_point()}
+        if is_recorded or self.state.global_step == self._batch.steps:
+            full = gathered(self)
             if rank == 0:
-                torch.save(full, f"{stage}.pt")
+                torch.save(full, f"{stage}-{self.state.global_step}.pt" if is_recorded else f"{stage}.pt")
 
-    def look_and_step(self: Any, *arguments: Any, **options: Any) -> Any:
+    def record(self: Any, inputs: dict[str, Any]) -> None:
+        path = Path(f"{stage}-rank{rank}.jsonl")
+        if not path.exists():
+            values = gathered(self)
+            named = self.accelerator.unwrap_model(self.model).named_parameters()
+            if rank == 0:
+                trained = [name for name, value in named if value.requires_grad]
+                torch.save({"values": values, "trained": trained}, f"{stage}-first.pt")
+        taken = {name: value.tolist() for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+        with path.open("a") as lines:
+            line = {"step": self.state.global_step, "rate": self.optimizer.param_groups[0]["lr"], "inputs": taken}
+            print(json.dumps(line), file=lines)
+
+    def look_and_step(self: Any, model: Any, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
         if at_each_step is not None:
             at_each_step(rank, self.state.global_step)
-        return step(self, *arguments, **options)
+        if is_recorded:
+            record(self, inputs)
+        return step(self, model, inputs, *arguments, **options)
 
     RecipeTrainer._save_checkpoint, RecipeTrainer.training_step = save_and_gather, look_and_step
     return run_job("train", train, [str(run), stage])
@@ -494,6 +519,23 @@ def resume_and_predict_twice(request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def compare_with_plain_training(request: dict[str, Any]) -> dict[str, Any]:
+    """Do every stage of a recipe, then all of it again in plain torch; return in what they differ."""
+    from plain_oracle import differences, followed
+
+    from sousbatch.recipes.plan import read_plan
+
+    followed(request)
+    refusals = leave_out_what_is_refused(request)
+    run = start_run(Path("run").absolute(), request)
+    codes = train_on_two_ranks(run, is_recorded=True)
+    if codes != [0, 0]:
+        return {"codes": codes, "events": told(run), "overrides": request["overrides"]}
+    for stage in read_plan(run / "plan.json").stages[1:]:
+        expect(do_job(run, stage.kind, stage.name), 0, stage.name)
+    return {"refusals": refusals, "overrides": request["overrides"], "differences": differences(run)}
+
+
 def leave_out_what_is_refused(request: dict[str, Any]) -> list[str]:
     """Take out of the overrides those that a refusal names, else the last one; return the refusals."""
     refusals = []
@@ -554,7 +596,7 @@ def answer(request: dict[str, Any], folder: Path) -> dict[str, Any]:
             if "seed" in request:
                 from random_recipes import draw
 
-                request = draw(request["seed"])
+                request = draw(request["seed"]) | request
             write_project(request)
             seen = globals()[request["do"]](request)
             Path("seen.json").write_text(json.dumps(seen))

@@ -1,0 +1,37 @@
+"""Recipes drawn at random: plain torch, transformers and peft come to the same numbers, answers and scores.
+
+`make test-plain` compares 150 of them, `make test-plain SEEDS=1000-1999` those of other seeds.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+Ask = Callable[[dict[str, Any]], dict[str, Any]]
+
+_FIRST, _LAST = map(int, os.environ.get("SOUSBATCH_TEST_SEEDS", "0-149").split("-"))
+# Quick ones for `make test`: a decoder with LoRA, and spans.
+_QUICK = (5, 7)
+
+
+def expect_no_difference(seen: dict[str, Any]) -> None:
+    for why in ("no small model", "refused"):
+        if why in seen:
+            pytest.skip(f"{why}: {seen[why]}")
+    assert "codes" not in seen, seen
+    assert seen["differences"] == [], seen["overrides"]
+
+
+@pytest.mark.recipes
+@pytest.mark.parametrize("seed", range(_FIRST, _LAST + 1))
+def test_a_recipe_does_what_plain_torch_does(forked: Ask, seed: int) -> None:
+    expect_no_difference(forked({"seed": seed, "do": "compare_with_plain_training"}))
+
+
+@pytest.mark.parametrize("seed", _QUICK)
+def test_some_recipes_do_what_plain_torch_does(forked: Ask, seed: int) -> None:
+    expect_no_difference(forked({"seed": seed, "do": "compare_with_plain_training"}))
