@@ -103,6 +103,13 @@ def test_blanks_at_the_ends_of_a_token_are_no_answer(tokenizer: Any) -> None:
     assert best_spans(replace(window, offsets=(None, None)), logits, 5, 5) == []
 
 
+def test_a_character_of_several_tokens_takes_one_place_among_the_best_spans(tokenizer: Any) -> None:
+    offsets = (None, (0, 1), (0, 1), (2, 3))
+    window = Window(ids=[1] * 4, learned=(), num_tokens=4, is_long=False, offsets=offsets, type_ids=(0, 1, 1, 1))
+    logits = np.asarray([[0.0, 3.0, 2.0, 0.0], [0.0, 3.0, 2.0, 0.5]], np.float32)
+    assert best_spans(window, logits, 5, 3) == [((0, 1), 6.0), ((0, 3), 3.5), ((2, 3), 0.5)]
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_scores_that_are_no_numbers_are_no_answer_and_name_the_row(tokenizer: Any, model: Any, bad: float) -> None:
     damaged = copy.deepcopy(model)
