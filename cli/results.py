@@ -135,7 +135,8 @@ def describe_points(plan: Plan, paths: RunPaths, *, is_over: bool) -> str:
         rows.append([point.index, point.word, point.label, score, point.folder])
     waiting = sum(point.word == "waiting" for point in found)
     text = format_table(rows, header=("point", "state", "values", "score", "folder")) if rows else ""
-    lines = [text] * bool(text) + [f"{waiting} of {len(found)} points have not begun"] * bool(waiting)
+    lines = [text] * bool(text) + [f"point {point.index}: {point.problem}" for point in found if point.problem]
+    lines += [f"{waiting} of {len(found)} points have not begun"] * bool(waiting)
     sign = -1 if search is not None and search.goal == "highest" else 1
     if ended := [(sign * point.value, point.index) for point in found if point.value is not None]:
         lines += [f"best: trial {min(ended)[1]}; the override best={paths.run_id} lays its values over a recipe"]

@@ -10,7 +10,7 @@ from typing import Literal
 
 from .. import ledger
 from ..errors import EXIT_STOPPED, SlurmError, UnreachableError, UsageError
-from ..events import Ended, Event, Frozen, Intent, Sent, Trial, TrialEnded, of
+from ..events import Ended, Error, Event, Frozen, Intent, Sent, Trial, TrialEnded, of
 from ..ledger_queries import by_stage, done_tasks, jobs_started, last_sent, unsettled
 from ..recipes.plan import Plan
 from ..recipes.plan_summary import PlanSummary
@@ -87,7 +87,8 @@ def asking(paths: RunPaths) -> Iterator[None]:
 class PointState:
     """The state of a point of a sweep.
 
-    *folder* is that of its run, once it has begun; *value* is what a trial of a search came to.
+    *folder* is that of its run, once it has begun; *value* is what a trial of a search came to; *problem* is why it
+    failed, as its jobs said last.
     """
 
     index: int
@@ -95,6 +96,7 @@ class PointState:
     word: StateWord | Literal["pruned"]
     folder: Path | None = None
     value: float | None = None
+    problem: str = ""
 
 
 def point_states(plan: Plan, paths: RunPaths, *, is_over: bool = False) -> list[PointState]:
@@ -116,6 +118,7 @@ def point_states(plan: Plan, paths: RunPaths, *, is_over: bool = False) -> list[
         word = words.get(ends.get(index), "failed") if own or index in ends else "waiting"
         ended = next(reversed(of(written, TrialEnded)), None)
         is_pruned = word == "done" and ended is not None and ended.word == "pruned"
+        problems = [error.message for error in of(written, Error)] if word == "failed" else []
         found.append(
             PointState(
                 index=index,
@@ -123,6 +126,7 @@ def point_states(plan: Plan, paths: RunPaths, *, is_over: bool = False) -> list[
                 word="pruned" if is_pruned else word,
                 folder=own,
                 value=ended.value if ended is not None else None,
+                problem=problems[-1] if problems else "",
             )
         )
     return found

@@ -191,7 +191,7 @@ def best_spans(
 ) -> list[tuple[tuple[int, int], float]]:
     """Return the *count* best spans of at most *max_tokens* tokens.
 
-    Each is ((start, end) in characters, score).
+    Each is ((start, end) in characters, score), and none comes twice: several tokens may be of one character.
     The score is that of BERT (Devlin et al. 2019): the start logit of the first token plus the end logit of the last.
     All spans within the passage are compared.
     """
@@ -201,16 +201,16 @@ def best_spans(
     starts, ends = logits[0, inside], np.full(len(inside) + max_tokens - 1, -np.inf, np.float32)
     ends[: len(inside)] = logits[1, inside]
     table = starts[:, None] + np.lib.stride_tricks.sliding_window_view(ends, max_tokens)
-    order = np.argsort(-table, axis=None, kind="stable")[:count]
-    found = []
+    order = np.argsort(-table, axis=None, kind="stable")
+    found: dict[tuple[int, int], float] = {}
     for first, width in zip(*np.unravel_index(order, table.shape), strict=True):
         score = float(table[first, width])
-        if score == -np.inf:
+        if score == -np.inf or len(found) == count:
             break
         begin, end = window.offsets[inside[first]], window.offsets[inside[first + width]]
         assert begin is not None and end is not None
-        found.append(((begin[0], end[1]), score))
-    return found
+        found.setdefault((begin[0], end[1]), score)
+    return [*found.items()]
 
 
 def _span(passage: str, start: int, end: int, score: float) -> dict[str, Any]:

@@ -32,11 +32,12 @@ _MARKUP = re.compile(r"<!--.*?-->|<(script|style)\b.*?</\1\s*>|</?[A-Za-z][^<>]*
 _URL = re.compile(r"(?:https?://|www\.)[!-~]+", re.IGNORECASE)
 _EMAIL = re.compile(r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+")
 # Arrows, technical signs, frames, shapes, dingbats, emoji, private use and the sign of a broken character. Units, money
-# and punctuation stay.
-_SYMBOL = re.compile(
-    "[\u2190-\u21ff\u2300-\u23ff\u2400-\u243f\u2500-\u27bf\u2b00-\u2bff\u3012\u3013\u3020"
-    "\ue000-\uf8ff\ufe0e\ufe0f\ufffd\U0001f000-\U0001faff]"
+# and punctuation stay. So do joiners between letters; one between two emoji, and the tags of a flag, go with these.
+_SYMBOLS = (
+    "[\u20e3\u2190-\u21ff\u2300-\u23ff\u2400-\u243f\u2500-\u27bf\u2b00-\u2bff\u3012\u3013\u3020"
+    "\ue000-\uf8ff\ufe0e\ufe0f\ufffd\U0001f000-\U0001faff\U000e0020-\U000e007f]+"
 )
+_SYMBOL = re.compile(f"{_SYMBOLS}(?:\u200d{_SYMBOLS})*")
 _REPEAT = re.compile(r"([^\d\s])\1{3,}")
 _BLANK = re.compile(r"[^\S\n]+")
 _AROUND_BREAK = re.compile(r" ?\n ?")

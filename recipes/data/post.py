@@ -20,7 +20,7 @@ from .own_functions import OwnFunction
 from .rows import Row
 
 KEY = "predict.post"
-_VERSION = 1  # raised when a step makes something else of the same text
+_VERSION = 2  # raised when a step makes something else of the same text
 # Marks that tokenizers write for their special tokens: <|im_end|>, </s>, <pad>, <extra_id_0>, [SEP].
 _SPECIAL = re.compile(
     r"<\|[^<>|\s]{1,40}\|>|</?s>|<(?:pad|unk|bos|eos|cls|sep|mask|start_of_turn|end_of_turn|extra_id_\d+)>"

@@ -31,6 +31,11 @@ def test_a_step_leaves_what_only_looks_alike(name: str, text: str) -> None:
     assert TEXT_STEPS[name].change(text) == text
 
 
+@pytest.mark.parametrize("emoji", ["👩‍🔬", "❤️‍🔥", "🏳️‍🌈", "1️⃣"[1:], "🏴\U000e0067\U000e0062\U000e007f", "👨‍👩‍👧"])
+def test_nothing_of_an_emoji_is_left(emoji: str) -> None:
+    assert TEXT_STEPS["symbols"].change(f"a{emoji}b") == "ab"
+
+
 def test_filters_keep_the_first_of_equal_rows_and_count_characters_together() -> None:
     first = filter_of("drop_duplicates")
     assert [first(row) for row in (["a", "b"], ["ab", ""], ["a", "b"], ["b", "a"])] == [True, True, False, True]
