@@ -14,8 +14,6 @@ import pytest
 Ask = Callable[[dict[str, Any]], dict[str, Any]]
 
 _FIRST, _LAST = map(int, os.environ.get("SOUSBATCH_TEST_SEEDS", "0-149").split("-"))
-# Quick ones for `make test`: a decoder with LoRA, and spans.
-_QUICK = (5, 7)
 
 
 def expect_no_difference(seen: dict[str, Any]) -> None:
@@ -32,6 +30,5 @@ def test_a_recipe_does_what_plain_torch_does(forked: Ask, seed: int) -> None:
     expect_no_difference(forked({"seed": seed, "num_keys": [4, 14], "do": "compare_with_plain_training"}))
 
 
-@pytest.mark.parametrize("seed", _QUICK)
-def test_some_recipes_do_what_plain_torch_does(forked: Ask, seed: int) -> None:
-    expect_no_difference(forked({"seed": seed, "num_keys": [4, 14], "do": "compare_with_plain_training"}))
+def test_a_quick_recipe_does_what_plain_torch_does(forked: Ask) -> None:
+    expect_no_difference(forked({"seed": 5, "do": "compare_with_plain_training"}))
