@@ -85,8 +85,10 @@ def prepared(settings: Any, model: Any, tokenizer: Any, trained: Sequence[str]) 
     named = {
         name for name, _ in model.named_modules() for one in adapter.modules_to_save if f".{name}".endswith(f".{one}")
     }
-    head = [name for name, module in model.named_modules() if module is model.get_output_embeddings()]
-    is_tied = model.config.tie_word_embeddings and bool(named & {*head})
+    outer = (model.get_input_embeddings(), model.get_output_embeddings())
+    ends = {name for name, module in model.named_modules() if any(module is one for one in outer)}
+    # else peft would train two copies of what the model holds once
+    is_tied = model.config.tie_word_embeddings and bool(named & ends)
     ids = sorted({tokenizer.convert_tokens_to_ids(one) for one in settings.model.add_tokens})
     deltas = {name for name in trained if "trainable_tokens" in name}
     rows = {re.sub(r"^base_model\.model\.|\.token_adapter.*$", "", name): ids for name in deltas}
