@@ -38,7 +38,7 @@ def with_adapter(settings: StageSettings, task: TaskSpec, model: Any, options: d
         use_rslora=spec.rslora,
         use_dora=spec.dora,
         target_modules=_targets(spec.target_modules),
-        task_type=_peft_type(task, model),
+        task_type=_peft_type(task),
         **options,
     )
     _check_saved(spec.modules_to_save, model)
@@ -67,6 +67,7 @@ def with_adapter(settings: StageSettings, task: TaskSpec, model: Any, options: d
             f"adapter.modules_to_save {list(spec.modules_to_save)} has the experts of {type(model).__name__}, which "
             "peft adapts and cannot train in full; leave them out"
         ) from error
+    adapted.peft_config["default"].task_type = task.peft_type  # by which a merge knows a head that the base lacks
     _check_targets(spec.target_modules, layers, adapted)
     _check_merged_once(adapted)
     _check_copies(adapted)
@@ -80,17 +81,15 @@ def with_adapter(settings: StageSettings, task: TaskSpec, model: Any, options: d
     return adapted
 
 
-def _peft_type(task: TaskSpec, model: Any) -> Any:
-    """Return peft's type of the task, or None where peft would copy a copy.
+def _peft_type(task: TaskSpec) -> Any:
+    """Return peft's type of the task, or None where peft's own class does harm.
 
-    It trains `qa_outputs` in full by itself, which a BigBird has within a head that trains in full.
+    That of questions hands no token types on to the model (peft 0.21), so that question and passage look alike, and
+    trains `qa_outputs` in full by itself, which a BigBird has within a head that trains in full.
     """
     from peft import TaskType
 
-    heads = _new_heads(model) if task.peft_type == "QUESTION_ANS" else []
-    parts = [name for name, _ in model.named_modules() if name.endswith(".qa_outputs")]
-    is_within = any(name.startswith(f"{head}.") for head in heads for name in parts)
-    return None if is_within else TaskType[task.peft_type]
+    return None if task.peft_type == "QUESTION_ANS" else TaskType[task.peft_type]
 
 
 def _head_options(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from sousbatch.errors import RunError
 from sousbatch.jobs.tasks.question_answering import RUNTIME, Collator, best_spans, span_loss
-from sousbatch.recipes.schema import Data, Predict, QuestionAnswering, StageSettings
+from sousbatch.recipes.building import prepare_model
+from sousbatch.recipes.schema import Adapter, Data, Predict, QuestionAnswering, StageSettings, Train
 from sousbatch.recipes.tasks.question_answering import TASK, Window
 
 WORDS = "가나 다라 마바 사아 자차 카타 파하 거너 더러 머버".split()
@@ -101,6 +102,15 @@ def test_blanks_at_the_ends_of_a_token_are_no_answer(tokenizer: Any) -> None:
     logits = np.asarray([[0.0, 1.0], [0.0, 2.0]], np.float32)
     assert best_spans(window, logits, 5, 5) == [((0, 3), 3.0)]
     assert best_spans(replace(window, offsets=(None, None)), logits, 5, 5) == []
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's own
+@torch.no_grad()
+def test_a_model_beside_an_adapter_reads_question_and_passage_apart(tokenizer: Any, model: Any) -> None:
+    settings = replace(SETTINGS, adapter=Adapter(method="lora"), train=Train(precision="float32"))
+    adapted = prepare_model(settings, copy.deepcopy(model), tokenizer).eval()
+    inputs = {"input_ids": torch.tensor([[2, 4, 3, 5, 6, 3]]), "token_type_ids": torch.tensor([[0, 0, 0, 1, 1, 1]])}
+    assert torch.equal(adapted(**inputs).start_logits, model.eval()(**inputs).start_logits)
 
 
 def test_a_character_of_several_tokens_takes_one_place_among_the_best_spans(tokenizer: Any) -> None:
