@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -155,11 +156,11 @@ def model_digest(folder: Path, tokenizer_folder: Path, changes: Mapping[str, Any
 
 
 def _read_config(name: str, folder: Path) -> dict[str, Any]:
+    if (folder / "adapter_config.json").is_file() and not any(folder.glob("model*.safetensors")):
+        raise UsageError(_adapter_advice(name, folder))
     try:
         return dict(files.read_json(folder / "config.json"))
     except FileNotFoundError as error:
-        if (folder / "adapter_config.json").is_file():
-            raise UsageError(_adapter_advice(name, folder)) from error
         raise UsageError(
             f"model.path {name!r} has no config.json; give the folder that save_pretrained wrote"
         ) from error
@@ -174,9 +175,8 @@ def _adapter_advice(name: str, folder: Path) -> str:
         which = f" for {base!r}" if base else ""
         return (
             f"model.path {name!r} is an adapter{which} and no model; give the base model to train a new adapter, or "
-            'merge this one first: python -c "from peft import AutoPeftModelForCausalLM as M; '
-            f"M.from_pretrained('{folder}').merge_and_unload().save_pretrained('{folder}-merged')\"; copy the "
-            "tokenizer into it"
+            f"merge this one first: sousbatch checkpoints consolidate {shlex.quote(str(folder))} "
+            f"{shlex.quote(f'{folder}-merged')} --adapter merge --base FOLDER, the folder of its base"
         )
     return f"model.path {name!r} is an adapter whose adapter_config.json cannot be read; give the base model"
 

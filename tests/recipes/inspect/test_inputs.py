@@ -166,12 +166,19 @@ def test_a_chat_prompt_needs_a_template(project: Path) -> None:
     ("name", "content", "reason"),
     [
         ("adapter_config.json", '{"base_model_name_or_path": "org/base"}', "is an adapter"),
+        (
+            "config.json",
+            '{"model_type": "llama"}',
+            "is an adapter.*consolidate .* --adapter merge",
+        ),
         ("adapter_config.json", "[", "is an adapter whose adapter_config.json cannot be read"),
         ("model.gguf", "GGUF", "cannot be dequantised: it is damaged, or no GGUF file"),
     ],
 )
 def test_a_folder_that_is_no_model_says_what_it_is(project: Path, name: str, content: str, reason: str) -> None:
     (project / "other").mkdir()
+    if name == "config.json":  # as beside the adapters of our own checkpoints
+        (project / "other" / "adapter_config.json").write_text("{}")
     (project / "other" / name).write_text(content)
     with pytest.raises(PlanError, match=reason):
         inspect(compose("./small.yaml", ["model.path=./other"]), project / "runs")
